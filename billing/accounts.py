@@ -1,0 +1,105 @@
+"""Whose money is where."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from django.db.models import Sum
+
+from billing.models import Account
+from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
+
+
+class Organization(Protocol):
+    """All that the till knows of a tenant."""
+
+    @property
+    def pk(self) -> int: ...
+
+    @property
+    def currency(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """What an organization has and owes, in micro-units of its currency."""
+
+    currency: str
+    promo_micros: int
+    cash_micros: int
+    held_micros: int
+    owed_micros: int
+
+    @property
+    def available_micros(self) -> int:
+        """What can be spent or held now: neither held nor owed."""
+        return max(0, self.promo_micros + self.cash_micros - self.held_micros - self.owed_micros)
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerAccounts:
+    """The three accounts that a customer pays from, in the order of paying."""
+
+    promo: Account
+    cash: Account
+    receivable: Account
+
+    @property
+    def owed_micros(self) -> int:
+        return max(0, -self.receivable.balance_micros)
+
+    @property
+    def wallet(self) -> Wallet:
+        return Wallet(
+            currency=self.cash.currency,
+            promo_micros=self.promo.balance_micros,
+            cash_micros=self.cash.balance_micros,
+            held_micros=self.promo.held_micros + self.cash.held_micros,
+            owed_micros=self.owed_micros,
+        )
+
+
+def open_for(*, organization: Organization, is_supplier: bool = False) -> None:
+    """Open an organization's accounts. Those that are open stay as they are."""
+    _open(organization.pk, organization.currency, CUSTOMER_KINDS + (SUPPLIER_KINDS if is_supplier else ()))
+
+
+def wallet(*, organization: Organization) -> Wallet:
+    """Return what the organization has, holds and owes, as charged so far."""
+    return customer(organization_id=organization.pk, currency=organization.currency).wallet
+
+
+def customer(*, organization_id: int, currency: str, lock: bool = False) -> CustomerAccounts:
+    """Return the accounts that an organization pays from, opened if they were not yet.
+
+    With `lock` their rows are locked in id order until the transaction ends.
+    """
+    rows = Account.objects.filter(organization_id=organization_id, currency=currency, kind__in=CUSTOMER_KINDS)
+    rows = rows.order_by("pk")
+    if lock:
+        rows = rows.select_for_update(no_key=True)
+    by_kind = {account.kind: account for account in rows.all()}
+    if len(by_kind) < len(CUSTOMER_KINDS):
+        _open(organization_id, currency, CUSTOMER_KINDS)
+        by_kind = {account.kind: account for account in rows.all()}
+    return CustomerAccounts(**by_kind)
+
+
+def platform(kind: Account.Kind, currency: str) -> Account:
+    """Return the platform's account of this kind."""
+    return Account.objects.get_or_create(organization=None, kind=kind, currency=currency)[0]
+
+
+def balance_micros(account: Account) -> int:
+    """Return what came in minus what went out; for the platform's accounts, the sum of their transfers."""
+    if not account.is_platform:
+        return account.balance_micros
+    came_in = account.incoming.aggregate(total=Sum("amount_micros"))["total"] or 0
+    went_out = account.outgoing.aggregate(total=Sum("amount_micros"))["total"] or 0
+    return int(came_in - went_out)
+
+
+def _open(organization_id: int, currency: str, kinds: tuple[str, ...]) -> None:
+    Account.objects.bulk_create(
+        [Account(organization_id=organization_id, kind=kind, currency=currency) for kind in kinds],
+        ignore_conflicts=True,
+    )

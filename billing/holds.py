@@ -1,0 +1,151 @@
+"""Money set aside before it is spent."""
+
+from datetime import datetime
+
+from django.db import connection, transaction
+from django.db.models import F, QuerySet
+
+from billing import accounts, ledger, rating, receivables
+from billing.errors import HoldClosed, InsufficientFunds, KeyReused
+from billing.models import Account, Hold, Transfer
+
+SET_ASIDE = """
+WITH wanted (public_id, key, account_id, amount_micros) AS (
+    SELECT * FROM unnest(%(public_ids)s::text[], %(keys)s::text[], %(account_ids)s::bigint[], %(amounts)s::bigint[])
+), placed AS (
+    INSERT INTO billing_hold
+        (public_id, key, account_id, amount_micros, posted_micros, state, purpose, resource_id, expires_at)
+    SELECT public_id, key, account_id, amount_micros, 0, 'pending', %(purpose)s, %(resource_id)s, %(expires_at)s
+    FROM wanted
+    WHERE NOT EXISTS (SELECT FROM billing_hold WHERE key = ANY (%(all_keys)s))
+    RETURNING id, key, account_id, amount_micros
+), kept AS (
+    UPDATE billing_account SET held_micros = held_micros + placed.amount_micros
+    FROM placed WHERE billing_account.id = placed.account_id
+)
+SELECT key, id FROM placed
+"""
+
+
+def place(
+    *,
+    key: str,
+    organization: accounts.Organization,
+    amount_micros: int,
+    purpose: str,
+    resource_id: str,
+    expires_at: datetime,
+) -> list[Hold]:
+    """Set money aside for a resource: promotional credit first, then cash, one hold for each.
+
+    Raises `InsufficientFunds` and sets nothing aside if both together have less.
+    Repeating the call changes nothing; the same key for another amount or
+    organization is `KeyReused`. Two statements, since every launch waits here.
+    """
+    # Without a savepoint: refusals are raised outside, so that the caller's transaction stays usable.
+    with transaction.atomic(savepoint=False):
+        customer = accounts.customer(organization_id=organization.pk, currency=organization.currency, lock=True)
+        sources = (customer.promo, customer.cash)
+        keys = [f"{key}/{source.kind}" for source in sources]
+        available_micros = customer.wallet.available_micros
+        holds: list[Hold] = []
+        if 0 < amount_micros <= available_micros:
+            shares, _ = rating.take_in_turn(amount_micros, [source.free_micros for source in sources])
+            wanted = [
+                Hold(key=key, account=source, amount_micros=share, purpose=purpose, resource_id=resource_id)
+                for key, source, share in zip(keys, sources, shares, strict=True)
+                if share
+            ]
+            holds = _set_aside(wanted, keys=keys, expires_at=expires_at)
+        if not holds:
+            holds = list(Hold.objects.filter(key__in=keys).select_related("account"))
+    if not holds and amount_micros > 0:
+        raise InsufficientFunds(
+            needed_micros=amount_micros, available_micros=available_micros, currency=organization.currency
+        )
+    if sum(hold.amount_micros for hold in holds) != amount_micros or any(
+        hold.account.organization_id != organization.pk for hold in holds
+    ):
+        raise KeyReused(key)
+    return holds
+
+
+def _set_aside(holds: list[Hold], *, keys: list[str], expires_at: datetime) -> list[Hold]:
+    """Write the holds and what their accounts keep, in one statement; nothing if one of the keys is taken."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            SET_ASIDE,
+            {
+                "public_ids": [hold.public_id for hold in holds],
+                "keys": [hold.key for hold in holds],
+                "account_ids": [hold.account_id for hold in holds],
+                "amounts": [hold.amount_micros for hold in holds],
+                "purpose": holds[0].purpose,
+                "resource_id": holds[0].resource_id,
+                "expires_at": expires_at,
+                "all_keys": keys,
+            },
+        )
+        ids = dict(cursor.fetchall())
+    for hold in holds:
+        hold.pk = ids.get(hold.key)
+        hold.expires_at = expires_at
+        hold._state.adding = False
+    return [hold for hold in holds if hold.pk]
+
+
+@transaction.atomic
+def post(*, key: str, hold: Hold, target: Account, amount_micros: int, reason: str, at: datetime) -> Transfer:
+    """Take money out of a hold. Several posts may follow each other until nothing is left.
+
+    Raises `HoldClosed` if less is left. Repeating the call with the same key
+    returns the first transfer.
+    """
+    # Everybody who changes a hold has its account's lock, so what is read below cannot change.
+    ledger.lock(hold.account, target)
+    if not Transfer.objects.filter(key=key).exists():
+        hold.refresh_from_db(fields=["state", "posted_micros"])
+        if amount_micros > hold.left_micros:
+            raise HoldClosed(key=hold.key, needed_micros=amount_micros, left_micros=hold.left_micros)
+        hold.posted_micros += amount_micros
+        if hold.posted_micros == hold.amount_micros:
+            hold.state = Hold.State.POSTED
+        hold.save(update_fields=["posted_micros", "state"])
+        Account.objects.filter(pk=hold.account_id).update(held_micros=F("held_micros") - amount_micros)
+    return ledger.transfer(
+        key=key, source=hold.account, target=target, amount_micros=amount_micros, reason=reason, at=at, hold=hold
+    )
+
+
+def void(*, hold: Hold, at: datetime) -> None:
+    """Give back what is left of a hold. Voiding a closed hold changes nothing."""
+    _close(Hold.objects.filter(pk=hold.pk), Hold.State.VOIDED, at)
+
+
+def void_for(*, resource_id: str, at: datetime) -> int:
+    """Give back what is left of all holds of a resource; return how many there were."""
+    return _close(Hold.objects.filter(resource_id=resource_id), Hold.State.VOIDED, at)
+
+
+def expire(*, at: datetime, limit: int = 200) -> int:
+    """Give back holds whose time is over, oldest first; return how many."""
+    due = Hold.objects.filter(state=Hold.State.PENDING, expires_at__lte=at).order_by("expires_at")
+    return sum(
+        _close(Hold.objects.filter(pk=hold_id), Hold.State.EXPIRED, at)
+        for hold_id in list(due.values_list("pk", flat=True)[:limit])
+    )
+
+
+@transaction.atomic
+def _close(holds: QuerySet[Hold], state: Hold.State, at: datetime) -> int:
+    """Close the pending ones among these holds, which belong to one organization."""
+    pending = holds.filter(state=Hold.State.PENDING).select_related("account").order_by("pk")
+    accounts_held = {hold.account_id: hold.account for hold in pending.all()}
+    ledger.lock(*accounts_held.values())
+    closed = list(pending.all())  # again, now that nobody else can change them
+    for hold in closed:
+        Hold.objects.filter(pk=hold.pk).update(state=state)
+        Account.objects.filter(pk=hold.account_id).update(held_micros=F("held_micros") - hold.left_micros)
+    if closed:
+        receivables.settle(payer=closed[0].account, cause=closed[0].public_id, at=at)
+    return len(closed)

@@ -1,0 +1,180 @@
+"""What was used, at which price, what was taken for it, and how long the money lasts."""
+
+from django.contrib.postgres.constraints import ExclusionConstraint
+from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
+from django.db import models
+from django.db.models import F, Func, Q, Value
+from django.db.models.functions import Now
+
+from billing.public_ids import PublicIdField
+
+
+def to_the_millisecond(column: str) -> Func:
+    """The column's time without its microseconds."""
+    return Func(Value("milliseconds"), F(column), function="date_trunc", output_field=models.DateTimeField())
+
+
+def one_resource_and_meter() -> Func:
+    """A range of one number that stands for resource and meter, so that && can compare them.
+
+    Plain PostgreSQL has no GiST operator class for text (that is btree_gist).
+    Two resources whose 64-bit hashes collide could not be metered at the same
+    time; with a million of them running the odds are one in forty million.
+    """
+    meter = Func(F("meter"), Value(0), function="hashtextextended", output_field=models.BigIntegerField())
+    both = Func(F("resource_id"), meter, function="hashtextextended", output_field=models.BigIntegerField())
+    return Func(both, both, Value("[]"), function="int8range", output_field=models.TextField())
+
+
+class PriceVersion(models.Model):
+    """What a GPU-hour of a thing for sale costs from a moment on. Immutable: a new price is a new version."""
+
+    public_id = PublicIdField(prefix="prc")
+    sku = models.CharField(max_length=100)
+    currency = models.CharField(max_length=3)
+    micros_per_gpu_hour = models.BigIntegerField()
+    effective_from = models.DateTimeField()
+    published_at = models.DateTimeField()
+    published_by = models.CharField(max_length=254)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["sku", "currency", "effective_from"], name="price_one_per_moment"),
+            models.CheckConstraint(condition=Q(micros_per_gpu_hour__gt=0), name="price_is_positive"),
+            models.CheckConstraint(
+                condition=Q(effective_from__gte=F("published_at")), name="price_is_never_published_for_the_past"
+            ),
+            models.CheckConstraint(condition=Q(currency__regex="^[A-Z]{3}$"), name="price_currency_is_an_iso_code"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.sku}: {self.micros_per_gpu_hour} micros {self.currency} per GPU-hour"
+
+
+class UsageSpan(models.Model):
+    """Use of a resource from a moment to another, in whole milliseconds: open while it runs, closed once.
+
+    `started_at` and `ended_at` are what is written; `during` is the half-open
+    range that PostgreSQL makes of them. A span that ended where it began has an
+    empty range, which overlaps nothing and costs nothing, and still tells when.
+    """
+
+    class Meter(models.TextChoices):
+        GPU = "gpu", "GPU"
+
+    public_id = PublicIdField(prefix="spn")
+    organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="usage_spans")
+    resource_id = models.CharField(max_length=64)
+    resource_name = models.CharField(max_length=200)
+    labels = models.JSONField(default=dict)
+    meter = models.CharField(max_length=16, choices=Meter.choices, default=Meter.GPU)
+    quantity = models.PositiveIntegerField()
+    price_version = models.ForeignKey(PriceVersion, models.PROTECT, related_name="usage_spans")
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    during = models.GeneratedField(
+        expression=Func(F("started_at"), F("ended_at"), function="tstzrange"),
+        output_field=DateTimeRangeField(),
+        db_persist=True,
+    )
+    charged_micros = models.BigIntegerField(default=0)
+    charged_through = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            ExclusionConstraint(
+                name="usage_span_no_overlap",
+                expressions=[
+                    (one_resource_and_meter(), RangeOperators.OVERLAPS),
+                    ("during", RangeOperators.OVERLAPS),
+                ],
+            ),
+            models.UniqueConstraint(
+                fields=["resource_id", "meter"], condition=Q(ended_at=None), name="usage_span_one_open_per_meter"
+            ),
+            models.CheckConstraint(condition=Q(quantity__gt=0), name="usage_span_measures_something"),
+            models.CheckConstraint(
+                condition=Q(ended_at=None) | Q(ended_at__gte=F("started_at")), name="usage_span_ends_after_it_starts"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    started_at=to_the_millisecond("started_at"), charged_through=to_the_millisecond("charged_through")
+                )
+                & (Q(ended_at=None) | Q(ended_at=to_the_millisecond("ended_at"))),
+                name="usage_span_in_whole_milliseconds",
+            ),
+            models.CheckConstraint(
+                condition=Q(charged_micros__gte=0, charged_through__gte=F("started_at")),
+                name="usage_span_charged_from_its_start",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_at=None) | Q(charged_through__lte=F("ended_at")),
+                name="usage_span_not_charged_beyond_its_end",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-started_at"], name="usage_span_newest_first"),
+            models.Index(fields=["resource_id", "-started_at"], name="usage_span_by_resource"),
+            models.Index(fields=["organization"], condition=Q(ended_at=None), name="usage_span_open"),
+            models.Index(
+                fields=["charged_through"],
+                condition=Q(ended_at=None) | Q(charged_through__lt=F("ended_at")),
+                name="usage_span_to_charge",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.resource_id} {self.meter} from {self.started_at:%Y-%m-%d %H:%M:%S}"
+
+    @property
+    def is_open(self) -> bool:
+        return self.ended_at is None
+
+
+class Charge(models.Model):
+    """Money taken for a span up to a moment. The keys of its transfers are its own key, a colon and one part more.
+
+    A negative amount gives back what was taken for time after the span's end:
+    a meter may close at a last proof of life that lies before the last charge.
+    """
+
+    public_id = PublicIdField(prefix="chg")
+    key = models.CharField(max_length=120, unique=True)
+    span = models.ForeignKey(UsageSpan, models.PROTECT, related_name="charges")
+    through = models.DateTimeField()
+    amount_micros = models.BigIntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["span", "through"], condition=Q(amount_micros__gt=0), name="charge_once_per_moment"
+            ),
+            models.UniqueConstraint(fields=["span"], condition=Q(amount_micros__lt=0), name="charge_corrected_once"),
+            models.CheckConstraint(condition=~Q(amount_micros=0), name="charge_moves_something"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.amount_micros} micros"
+
+
+class Runway(models.Model):
+    """How long an organization's money lasts if nothing changes; null where nothing burns.
+
+    Written when a span opens or closes and when money comes in: between those
+    moments funds fall in a straight line, so nobody has to look at the spans.
+    """
+
+    organization = models.OneToOneField("marketplace.Organization", models.PROTECT, related_name="runway")
+    burn_micros_per_hour = models.BigIntegerField(default=0)
+    funds_micros = models.BigIntegerField(default=0)
+    as_of = models.DateTimeField()
+    exhausts_at = models.DateTimeField(null=True, blank=True, db_index=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(burn_micros_per_hour__gte=0), name="runway_burns_forward"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.burn_micros_per_hour} micros per hour until {self.exhausts_at}"

@@ -1,0 +1,95 @@
+"""How long the money lasts."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from billing import accounts, rating
+from billing.models import Runway
+
+LOW = timedelta(hours=1)
+CRITICAL = timedelta(minutes=10)
+HORIZON = timedelta(days=36500)  # what lasts longer lasts for ever, and would not fit a date
+
+# Per open span: what it burns in an hour, and what it burned until a moment without having been charged.
+BURN_SQL = """
+SELECT coalesce(sum(span.quantity::numeric * price.micros_per_gpu_hour), 0)::bigint,
+       coalesce(sum(
+           span.quantity::numeric * price.micros_per_gpu_hour * extract(epoch FROM %s - span.started_at) / 3600
+           - span.charged_micros
+       ), 0)::bigint
+FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
+WHERE span.organization_id = %s AND span.ended_at IS NULL
+"""
+
+
+class Level(StrEnum):
+    """How worried an organization should be."""
+
+    ENOUGH = "enough"
+    LOW = "low"
+    CRITICAL = "critical"
+    EXHAUSTED = "exhausted"
+
+
+@transaction.atomic
+def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
+    """Work out anew when the money runs out, from all open spans and all money, held or not.
+
+    Held money counts: it is the organization's own, and what a hold keeps from
+    one span it saves another. Called by whatever opens or closes a span or
+    brings money in; charging moves money along the same line and need not.
+    """
+    Runway.objects.bulk_create([Runway(organization_id=organization.pk, as_of=at)], ignore_conflicts=True)
+    # Two refreshes at once must not each miss the other's span: the second waits here and then sees it.
+    runway = Runway.objects.select_for_update(no_key=True).get(organization_id=organization.pk)
+    wallet = accounts.wallet(organization=organization)
+    burn_micros_per_hour, uncharged_micros = _burn(organization.pk, at)
+    runway.burn_micros_per_hour = burn_micros_per_hour
+    runway.funds_micros = wallet.promo_micros + wallet.cash_micros - wallet.owed_micros - uncharged_micros
+    runway.as_of = at
+    runway.exhausts_at = exhausts_at(
+        funds_micros=runway.funds_micros, burn_micros_per_hour=runway.burn_micros_per_hour, at=at
+    )
+    runway.save()
+    return runway
+
+
+def exhausts_at(*, funds_micros: int, burn_micros_per_hour: int, at: datetime) -> datetime | None:
+    """Return the millisecond in which the money is used up; None if nothing burns or it takes a century."""
+    if not burn_micros_per_hour:
+        return None
+    lasts_ms = max(0, funds_micros) * rating.MILLISECONDS_PER_HOUR // burn_micros_per_hour
+    if lasts_ms > HORIZON // rating.MILLISECOND:
+        return None
+    return at + lasts_ms * rating.MILLISECOND
+
+
+def exhausted(*, at: datetime) -> QuerySet[Runway, int]:
+    """Return the ids of the organizations whose money is used up while they still burn it."""
+    return Runway.objects.filter(exhausts_at__lte=at).order_by("exhausts_at").values_list("organization_id", flat=True)
+
+
+def running_low(*, at: datetime, within: timedelta = LOW) -> QuerySet[Runway, int]:
+    """Return the ids of the organizations whose money lasts, but not for as long as `within`."""
+    soon = Runway.objects.filter(exhausts_at__gt=at, exhausts_at__lte=at + within)
+    return soon.order_by("exhausts_at").values_list("organization_id", flat=True)
+
+
+def level(*, organization: accounts.Organization, at: datetime) -> Level:
+    """Return how long the money lasts, as a word."""
+    runway = Runway.objects.filter(organization_id=organization.pk).first()
+    if runway is None or runway.exhausts_at is None or runway.exhausts_at > at + LOW:
+        return Level.ENOUGH
+    if runway.exhausts_at > at + CRITICAL:
+        return Level.LOW
+    return Level.CRITICAL if runway.exhausts_at > at else Level.EXHAUSTED
+
+
+def _burn(organization_id: int, at: datetime) -> tuple[int, int]:
+    with connection.cursor() as cursor:
+        cursor.execute(BURN_SQL, [at, organization_id])
+        burn_micros_per_hour, uncharged_micros = cursor.fetchone()
+    return burn_micros_per_hour, uncharged_micros

@@ -1,0 +1,90 @@
+"""The meters."""
+
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+
+from billing import accounts, charging, holds, rating, runway
+from billing.errors import CurrencyMismatch
+from billing.models import PriceVersion, UsageSpan
+
+
+@transaction.atomic
+def start(
+    *,
+    organization: accounts.Organization,
+    resource_id: str,
+    resource_name: str,
+    labels: dict[str, Any],
+    quantity: int,
+    price_version: PriceVersion,
+    at: datetime,
+    meter: str = UsageSpan.Meter.GPU,
+) -> UsageSpan:
+    """Open the meter for a resource. Starting an open meter again changes nothing.
+
+    A span never begins before the one before it ended: clocks of two machines
+    may differ by more than the time between a stop and a start.
+    """
+    if price_version.currency != organization.currency:
+        raise CurrencyMismatch(expected=organization.currency, found=price_version.currency)
+    latest = UsageSpan.objects.filter(resource_id=resource_id, meter=meter).order_by("-started_at", "-pk").first()
+    if latest is not None and latest.is_open:
+        return latest
+    started_at = rating.whole_millisecond(at)
+    if latest is not None and latest.ended_at is not None:
+        started_at = max(started_at, latest.ended_at)
+    span, is_new = UsageSpan.objects.get_or_create(
+        resource_id=resource_id,
+        meter=meter,
+        ended_at=None,
+        defaults={
+            "organization_id": organization.pk,
+            "resource_name": resource_name,
+            "labels": labels,
+            "quantity": quantity,
+            "price_version": price_version,
+            "started_at": started_at,
+            "charged_through": started_at,
+        },
+    )
+    if is_new:
+        runway.refresh(organization=organization, at=at)
+    return span
+
+
+@transaction.atomic
+def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) -> UsageSpan | None:
+    """Close the meter of a resource, charge its whole span and give back what is left of its holds.
+
+    Returns None where no meter is open, so stopping twice changes nothing. `at`
+    may lie before the last charge (the meter closes at the last proof of life):
+    what was taken for the time after it is given back. It counts as the start
+    if it lies before even that: an empty span, which costs nothing.
+    """
+    open_spans = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
+    span = (
+        open_spans.select_for_update(no_key=True, of=("self",)).select_related("price_version", "organization").first()
+    )
+    if span is None:
+        return None
+    span.ended_at = max(span.started_at, rating.whole_millisecond(at))
+    charging.charge_locked(span, through=span.ended_at)
+    holds.void_for(resource_id=resource_id, at=span.ended_at)
+    runway.refresh(organization=span.organization, at=at)
+    return span
+
+
+def gpu_milliseconds(*, span: UsageSpan, at: datetime) -> int:
+    """Return what the span measured until `at`, or until its end where that came before."""
+    end = at if span.ended_at is None else min(at, span.ended_at)
+    return rating.gpu_milliseconds(gpus=span.quantity, start=span.started_at, end=end)
+
+
+def amount_micros(*, span: UsageSpan, at: datetime) -> int:
+    """Return what the span costs until `at`, charged or not."""
+    return rating.amount_micros(
+        micros_per_gpu_hour=span.price_version.micros_per_gpu_hour,
+        gpu_milliseconds=gpu_milliseconds(span=span, at=at),
+    )
