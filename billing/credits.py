@@ -22,6 +22,6 @@ def grant(
         reason=f"{reason} (granted by {by})",
         at=at,
     )
-    receivables.settle(organization_id=organization.pk, currency=promo.currency, cause=granted.key, at=at)
+    receivables.settle(freed=promo, cause=granted.key, at=at)
     runway.refresh(organization=organization, at=at)
     return granted

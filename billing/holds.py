@@ -147,5 +147,5 @@ def _close(holds: QuerySet[Hold], state: Hold.State, at: datetime) -> int:
         Hold.objects.filter(pk=hold.pk).update(state=state)
         Account.objects.filter(pk=hold.account_id).update(held_micros=F("held_micros") - hold.left_micros)
     if closed:
-        receivables.settle(payer=closed[0].account, cause=closed[0].public_id, at=at)
+        receivables.settle(freed=closed[0].account, cause=closed[0].public_id, at=at)
     return len(closed)

@@ -5,15 +5,17 @@ from datetime import datetime
 from django.db import transaction
 
 from billing import accounts, ledger, rating
+from billing.models import Account
 
 
 @transaction.atomic
-def settle(*, organization_id: int, currency: str, cause: str, at: datetime) -> int:
+def settle(*, freed: Account, cause: str, at: datetime) -> int:
     """Pay what is owed from promotional credit, then from cash, as far as they reach; return what was paid.
 
-    Called by whatever made money free; `cause` is the key of that event.
+    Called by whatever made money free on an account; `cause` is the key of that event.
     """
-    customer = accounts.customer(organization_id=organization_id, currency=currency, lock=True)
+    assert freed.organization_id is not None
+    customer = accounts.customer(organization_id=freed.organization_id, currency=freed.currency, lock=True)
     if not customer.owed_micros:
         return 0
     sources = (customer.promo, customer.cash)
