@@ -1,0 +1,135 @@
+"""Who we are, what was used and what money is left."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from marketplace.cli import words
+from marketplace.cli.connection import Connection, clean_url, login_path, save_login
+from marketplace.cli.instances import find_instance
+from marketplace.cli.problems import usage as wrong_usage
+from marketplace.cli.session import AsJson, Explain, open_session
+
+UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+Since = Annotated[str, typer.Option(metavar="WHEN", help="From when: 24h, 7d, 4w, or a date such as 2026-11-01.")]
+Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Until when, in the same way.", show_default=False)]
+
+
+def login(
+    url: Annotated[str | None, typer.Argument(help="Address of the marketplace.", show_default=False)] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GPUMARKET_TOKEN",
+            help="API token; without it, asked for or read from stdin, where nobody sees it.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    explain: Explain = False,
+) -> None:
+    """Save an address and a token for later calls, once the marketplace has confirmed them."""
+    asks = sys.stdin.isatty()
+    if not url and not asks:
+        raise wrong_usage("login needs an address.", suggestion="For example: gpumarket login https://gpu.example.com")
+    address = clean_url(url or typer.prompt("Address of the marketplace", err=True))
+    if not token:
+        token = typer.prompt("API token", hide_input=True, err=True) if asks else sys.stdin.readline()
+    connection = Connection(url=address, token=token.strip(), source="the login you just gave")
+    if not connection.token or not connection.token.isascii() or not connection.token.isprintable():
+        raise wrong_usage(
+            "This is not an API token.", suggestion="Make one in the portal, under Tokens; it begins with gm_."
+        )
+    session = open_session(as_json=as_json, explain=explain, connection=connection)
+    if not connection.is_private:
+        session.terminal.say("Beware: this address is not https, so others on the way can read your token.")
+    me = session.client.get("/me")
+    path = login_path()
+    save_login(connection, path=path)
+    session.terminal.say(f"Signed in to {address} as {me['user']['email']} of {me['organization']['name']}.")
+    session.terminal.say(f"Saved in {path}. Next: gpumarket offers")
+    if as_json:
+        session.terminal.document(me)
+
+
+def usage(
+    since: Since = "30d",
+    until: Until = None,
+    instance: Annotated[
+        str | None, typer.Option(metavar="INSTANCE", help="Only of this instance.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    explain: Explain = False,
+) -> None:
+    """List what was used, line by line: GPU-milliseconds x price = amount."""
+    begin, end = moment(since), moment(until) if until else None
+    session = open_session(as_json=as_json, explain=explain)
+    instance_id = find_instance(session, instance)["id"] if instance else None
+    rows = list(session.client.rows("/usage", since=begin, until=end, instance=instance_id))
+    if as_json:
+        session.terminal.document({"data": rows, "next_cursor": None})
+        return
+    if not rows:
+        session.terminal.say(f"Nothing was used since {words.local_time(begin)}, so nothing was charged.")
+        return
+    session.terminal.table(
+        ["STARTED", "NAME", "RESOURCE", ">GPUS", ">LASTED", ">GPU-MS", ">PRICE", ">AMOUNT"],
+        [
+            [
+                words.local_time(row["started_at"]),
+                row["name"],
+                row["resource"],
+                str(row["gpus"]),
+                words.duration(words.ms_between(row["started_at"], row["ended_at"]))
+                + ("" if row["ended_at"] else " ..."),
+                f"{row['gpu_milliseconds']:,}",
+                words.price(row["price"]),
+                words.money(row["amount"]["amount"], row["amount"]["currency"]),
+            ]
+            for row in rows
+        ],
+    )
+    sums = ", ".join(words.money(amount, currency) for currency, amount in words.total(rows).items())
+    session.terminal.say(f"Together {sums} since {words.local_time(begin)}.")
+
+
+def balance(as_json: AsJson = False, explain: Explain = False) -> None:
+    """Show what money is left, and how long it lasts at the present rate."""
+    session = open_session(as_json=as_json, explain=explain)
+    found = session.client.get("/balance")
+    if as_json:
+        session.terminal.document(found)
+        return
+    parts = {"available": "to spend", "cash": "paid in", "promo": "promotional", "held": "held back", "owed": "owed"}
+    session.terminal.table(
+        ["", ">AMOUNT"], [[said, words.money(found[name], found["currency"])] for name, said in parts.items()]
+    )
+    session.terminal.say(words.runway(found))
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed  # noqa: PLC0415 - nothing else needs it
+
+    from marketplace.cli.terminal import Terminal  # noqa: PLC0415
+
+    terminal = Terminal(as_json=as_json)
+    if as_json:
+        terminal.document({"name": "gpumarket", "version": installed("gpumarket")})
+    else:
+        terminal.data(f"gpumarket {installed('gpumarket')}")
+
+
+def moment(text: str) -> str:
+    """Return the RFC 3339 moment that "7d" or "2026-11-01" means; a date begins in the zone of this machine."""
+    number, unit = text[:-1], text[-1:]
+    if number.isdigit() and unit in UNITS and len(number) < 6:
+        start = datetime.now(UTC) - timedelta(**{UNITS[unit]: int(number)})
+    else:
+        try:
+            start = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+        except ValueError as error:
+            raise wrong_usage(f"{text!r} is not a time.", suggestion="Write 24h, 7d, 4w or 2026-11-01.") from error
+    return start.isoformat(timespec="seconds").replace("+00:00", "Z")

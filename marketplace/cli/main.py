@@ -1,0 +1,71 @@
+"""gpumarket: rent GPUs from the command line."""
+
+import sys
+
+import typer
+
+from marketplace.cli import account, instances, launch, logs, offers, orders
+from marketplace.cli import run as run_command
+from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
+from marketplace.cli.terminal import Terminal
+
+EPILOG = "\n".join(
+    [
+        "\b",
+        "Connection: GPUMARKET_URL and GPUMARKET_TOKEN, then gpumarket login, then",
+        "connection.json in GPUMARKET_HOME or .gpumarket (a marketplace of this folder).",
+        "",
+        "\b",
+        "Exit codes:",
+        *(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()),
+        "gpumarket run exits with the exit code of its command.",
+    ]
+)
+
+# Plain help: the decorated one takes three times as long to start and is the same to a pipe.
+app = typer.Typer(
+    help="Rent GPUs: see offers, run commands on them, and know what they cost.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(account.login)
+app.command()(offers.offers)
+app.command(cls=orders.TakesCommand)(launch.launch)
+app.command(cls=orders.TakesCommand)(run_command.run)
+app.command()(instances.ls)
+app.command()(instances.show)
+app.command()(logs.logs)
+app.command()(instances.stop)
+app.command()(instances.start)
+app.command()(instances.terminate)
+app.command()(instances.rename)
+app.command()(account.usage)
+app.command()(account.balance)
+app.command()(account.version)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run one command line and exit by the table of exit codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(exit_code_of(arguments))
+
+
+def exit_code_of(arguments: list[str]) -> int:
+    """Run one command line; say what goes wrong, in JSON too if that was asked for."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    terminal = Terminal(as_json="--json" in own)
+    try:
+        return app(arguments, prog_name="gpumarket", standalone_mode=False) or 0
+    except Problem as problem:
+        terminal.complain(problem)
+        return problem.exit_code
+    except typer.Abort:
+        terminal.say("Nothing was done.")
+        return INTERRUPTED
+    except typer.TyperException as refusal:
+        refusal.show()  # type: ignore[attr-defined]  # the class that has it is not public
+        if terminal.as_json:
+            terminal.record(usage(refusal.format_message()).document)
+        return USAGE

@@ -1,0 +1,120 @@
+"""What is for sale, and which offer to take when the customer leaves the choice to us."""
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marketplace.cli import words
+from marketplace.cli.problems import problem, usage
+from marketplace.cli.session import AsJson, Explain, open_session
+
+if TYPE_CHECKING:
+    from marketplace.cli.client import Client
+
+GpuModel = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Only this GPU, for example H200.", show_default=False)
+]
+Country = Annotated[
+    str | None, typer.Option(metavar="CODE", help="Only in this country, for example NO.", show_default=False)
+]
+
+
+def offers(
+    *,
+    gpu_model: GpuModel = None,
+    country: Country = None,
+    min_gpus: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At least so many free GPUs.", show_default=False)
+    ] = None,
+    available: Annotated[bool, typer.Option("--available", help="Only where GPUs are free now.")] = False,
+    as_json: AsJson = False,
+    explain: Explain = False,
+) -> None:
+    """List what is for sale: GPUs, sites, prices and what is free now."""
+    session = open_session(as_json=as_json, explain=explain)
+    found = list_offers(session.client, gpu_model=gpu_model, country=country, min_gpus=min_gpus, available=available)
+    if as_json:
+        session.terminal.document({"data": found, "next_cursor": None})
+    elif found:
+        session.terminal.table(
+            ["OFFER", "GPU", "MEMORY", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
+            [offer_cells(offer) for offer in sorted(found, key=by_price)],
+        )
+        session.terminal.say(
+            "LARGEST: the most free GPUs on one node. Next: gpumarket launch OFFER --gpus 1 -- COMMAND"
+        )
+    else:
+        session.terminal.say("No offer is like that. See them all: gpumarket offers")
+
+
+def offer_cells(offer: dict[str, Any]) -> list[str]:
+    site, price = offer["site"], offer["price"]
+    return [
+        offer["slug"],
+        offer["gpu_model"],
+        f"{offer['gpu_memory_gib']} GiB",
+        site["name"],
+        site["country"],
+        words.money(price["amount"], price["currency"]),
+        str(offer["available_gpus"]),
+        str(offer["largest_replica"]),
+    ]
+
+
+def list_offers(
+    client: "Client", *, gpu_model: str | None, country: str | None, min_gpus: int | None, available: bool
+) -> list[dict[str, Any]]:
+    return list(
+        client.rows(
+            "/offers",
+            gpu_model=gpu_model,
+            country=country.upper() if country else None,
+            min_gpus=min_gpus,
+            available="true" if available else None,
+        )
+    )
+
+
+def cheapest_first(
+    client: "Client", *, gpu_model: str | None, country: str | None, gpus: int, replicas: int
+) -> list[dict[str, Any]]:
+    """Return the offers that can take the order now, cheapest first; refuse if there is none."""
+    found = list_offers(client, gpu_model=gpu_model, country=country, min_gpus=None, available=False)
+    if not found:
+        raise usage(
+            f"Nothing for sale is {describe_wish(gpu_model, country)}.",
+            suggestion="See what there is: gpumarket offers",
+        )
+    fitting = [offer for offer in found if can_take(offer, gpus=gpus, replicas=replicas)]
+    if not fitting:
+        best = max(found, key=lambda offer: (offer["largest_replica"], offer["available_gpus"]))
+        raise problem(
+            code="no_capacity",
+            title=f"No offer has {describe_size(gpus, replicas)} free now.",
+            detail=f"Looked at {describe_wish(gpu_model, country)}. The most is at {best['slug']}: "
+            f"{best['available_gpus']} GPUs free, {best['largest_replica']} of them on one node.",
+            suggestion="Ask for fewer GPUs, another model or country, or try again later.",
+        )
+    return sorted(fitting, key=by_price)
+
+
+def by_price(offer: dict[str, Any]) -> tuple[Decimal, str]:
+    return Decimal(offer["price"]["amount"]), offer["slug"]
+
+
+def can_take(offer: dict[str, Any], *, gpus: int, replicas: int) -> bool:
+    wanted = gpus * replicas
+    return bool(
+        offer["min_gpus"] <= wanted <= offer["max_gpus"]
+        and offer["largest_replica"] >= gpus
+        and offer["available_gpus"] >= wanted
+    )
+
+
+def describe_size(gpus: int, replicas: int) -> str:
+    return f"{replicas} x {gpus} GPUs" if replicas > 1 else f"{gpus} {'GPU' if gpus == 1 else 'GPUs'}"
+
+
+def describe_wish(gpu_model: str | None, country: str | None) -> str:
+    return (gpu_model or "any GPU") + (f" in {country.upper()}" if country else " in any country")

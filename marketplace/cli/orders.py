@@ -1,0 +1,192 @@
+"""An order for an instance: read from the command line, placed once, and never twice."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from typer.core import TyperCommand
+
+from marketplace.cli import words
+from marketplace.cli.offers import cheapest_first, describe_size
+from marketplace.cli.problems import Problem, problem, usage
+from marketplace.cli.session import Session
+
+COMMAND = "gpumarket.command"
+
+OfferName = Annotated[
+    str | None,
+    typer.Argument(metavar="OFFER", help="Slug or id; without it, the cheapest that fits.", show_default=False),
+]
+Gpus = Annotated[int, typer.Option(metavar="N", min=1, help="GPUs of each replica.")]
+Replicas = Annotated[int, typer.Option(metavar="N", min=1, help="Replicas, started together or not at all.")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="A name for the instance.", show_default=False)]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(metavar="K=V", help="Set a variable; K alone passes on yours. Repeat as needed.", show_default=False),
+]
+EnvFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Read variables from a file of K=V lines.", show_default=False)
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="Idempotency key of an earlier try: asking again never launches twice.", show_default=False
+    ),
+]
+
+
+class TakesCommand(TyperCommand):
+    """A command line that ends in `-- COMMAND...`: what stands behind the dashes is the customer's, unread."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = args[: args.index("--")] if "--" in args else args
+        ctx.meta[COMMAND] = args[len(own) + 1 :]
+        if not ctx.meta[COMMAND] and "--help" not in own:
+            raise usage(
+                "There is no command to run.",
+                detail="The command of the instance stands last, behind two dashes.",
+                suggestion=f"For example: gpumarket {self.name} --gpus 1 -- python3 train.py",
+            )
+        return super().parse_args(ctx, own)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
+
+
+class Order:
+    """One wish for an instance and the offers that may fulfil it, the best first.
+
+    Each offer has its own Idempotency-Key, made before the first call: `place` may be repeated after an
+    interrupt or a lost answer, and finds the instance that the first call made.
+    """
+
+    def __init__(
+        self, session: Session, *, offers: Sequence[dict[str, Any]], body: dict[str, Any], key: str | None, chosen: bool
+    ) -> None:
+        self._session = session
+        self._body = body
+        self._tries = [(offer, key or str(uuid.uuid4())) for offer in offers]
+        self._chosen = chosen
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """The offer that is asked now."""
+        return self._tries[0][0]
+
+    def place(self) -> dict[str, Any]:
+        """Launch, and return the instance. An offer of our choice that was just sold out makes way for the next."""
+        while True:
+            offer, key = self._tries[0]
+            try:
+                return self._session.client.post("/instances", {"offer": offer["slug"], **self._body}, key=key)
+            except Problem as refusal:
+                if refusal.code != "no_capacity" or len(self._tries) == 1:
+                    raise
+                self._tries.pop(0)
+                self._session.terminal.say(f"{offer['slug']} was sold out meanwhile; taking {self.offer['slug']}.")
+
+    def rehearse(self) -> dict[str, Any]:
+        """Ask whether the order would be accepted; nothing is done."""
+        offer, key = self._tries[0]
+        return self._session.client.post("/instances", {"offer": offer["slug"], **self._body}, key=key, dry_run="true")
+
+    def say(self) -> None:
+        """Say what is ordered, at what price, and if the choice was ours, why this one."""
+        offer, price = self.offer, self.offer["price"]
+        gpus = self._body["gpus"] * self._body["replicas"]
+        per_hour = words.money(Decimal(price["amount"]) * gpus, price["currency"])
+        if self._chosen:
+            others = len(self._tries) - 1
+            why = f"the cheapest of {others + 1} that fit" if others else "the only one that fits"
+            self._session.terminal.say(f"Offer: {offer['slug']}, {why}.")
+        size = describe_size(self._body["gpus"], self._body["replicas"])
+        self._session.terminal.say(
+            f"{size} of {offer['gpu_model']} in {offer['site']['name']} ({offer['site']['country']}) "
+            f"for {per_hour} per hour; billing starts when ready."
+        )
+
+
+def make_order(
+    session: Session,
+    *,
+    offer: str | None,
+    gpu_model: str | None,
+    country: str | None,
+    gpus: int,
+    replicas: int,
+    name: str | None,
+    env: dict[str, str],
+    project: str | None,
+    key: str | None,
+    command: list[str],
+) -> Order:
+    """Return the order that a command line means; refuse what can be refused before asking for it."""
+    if key and not offer:
+        raise usage(
+            "--key needs the offer of the first try.",
+            suggestion="Name the OFFER; an order is repeated exactly or not at all.",
+        )
+    if offer and (gpu_model or country):
+        raise usage(
+            "An OFFER leaves nothing to choose.",
+            detail="--gpu-model and --country choose the cheapest offer; here one is named.",
+            suggestion="Leave out the OFFER or those options.",
+        )
+    if offer:
+        offers = [session.client.get(f"/offers/{quote(offer, safe='')}")]
+    else:
+        offers = cheapest_first(session.client, gpu_model=gpu_model, country=country, gpus=gpus, replicas=replicas)
+    body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command}
+    if name:
+        body["name"] = name
+    if env:
+        body["env"] = env
+    if project:
+        body["project"] = project_id(session, project)
+    return Order(session, offers=offers, body=body, key=key, chosen=not offer)
+
+
+def project_id(session: Session, name: str) -> str:
+    """Return the id of the project with this name or id."""
+    if name.startswith("prj_"):
+        return name
+    projects = session.client.get("/me")["projects"]
+    found = [str(project["id"]) for project in projects if project["name"].casefold() == name.casefold()]
+    if len(found) == 1:
+        return found[0]
+    yours = ", ".join(project["name"] for project in projects) or "none"
+    if found:
+        raise problem(
+            code="ambiguous_name",
+            title=f"{len(found)} projects have the name {name}.",
+            suggestion=f"Give the id instead: {', '.join(found)}",
+        )
+    raise problem(
+        code="not_found", title=f"There is no project with the name {name}.", suggestion=f"Your projects: {yours}"
+    )
+
+
+def read_env(pairs: Sequence[str], file: Path | None) -> dict[str, str]:
+    """Return the variables of a file and of the command line; the command line has the last word."""
+    env: dict[str, str] = {}
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise usage(f"The variables of {file} cannot be read.", detail=str(error)) from error
+        pairs = [*(line.strip() for line in lines if line.strip() and not line.strip().startswith("#")), *pairs]
+    for pair in pairs:
+        name, has_value, value = pair.partition("=")
+        if not has_value and name not in os.environ:
+            raise usage(
+                f"{name} has no value.", suggestion=f"Write --env {name}=VALUE, or set {name} here to pass it on."
+            )
+        if not name.strip():
+            raise usage(f"{pair!r} does not set a variable.", suggestion="Write --env NAME=VALUE.")
+        env[name] = value if has_value else os.environ[name]
+    return env

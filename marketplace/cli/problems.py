@@ -1,0 +1,122 @@
+"""What can go wrong, said the same way everywhere: what happened, why, is it charged, what to do, reference."""
+
+from collections.abc import Mapping
+from typing import Any
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+AUTHENTICATION = 3
+NOT_FOUND = 4
+CONFLICT = 5
+NO_CAPACITY = 6
+PAYMENT = 7
+STILL_RUNNING = 8
+INTERRUPTED = 130
+
+EXIT_CODES = {
+    DONE: "done",
+    FAILED: "failed",
+    USAGE: "wrong usage or input",
+    AUTHENTICATION: "not signed in, or not allowed",
+    NOT_FOUND: "not found",
+    CONFLICT: "conflict: not possible in this state",
+    NO_CAPACITY: "no capacity",
+    PAYMENT: "payment: not enough credit",
+    STILL_RUNNING: "time-out while it still runs",
+    INTERRUPTED: "interrupted",
+}
+
+EXIT_BY_CODE = {
+    "no_capacity": NO_CAPACITY,
+    "insufficient_funds": PAYMENT,
+    "idempotency_key_reused": CONFLICT,
+    "still_running": STILL_RUNNING,
+    "usage": USAGE,
+    "not_connected": AUTHENTICATION,
+    "ambiguous_name": CONFLICT,
+    "not_found": NOT_FOUND,
+    "interrupted": INTERRUPTED,
+}
+
+EXIT_BY_STATUS = {
+    400: USAGE,
+    401: AUTHENTICATION,
+    402: PAYMENT,
+    403: AUTHENTICATION,
+    404: NOT_FOUND,
+    405: USAGE,
+    409: CONFLICT,
+    422: USAGE,
+}
+
+
+class Problem(Exception):
+    """A refusal or a failure, with the problem document (RFC 9457) that describes it."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        super().__init__(document.get("title", "failed"))
+        self.document = dict(document)
+
+    @property
+    def code(self) -> str:
+        return str(self.document.get("code", ""))
+
+    @property
+    def exit_code(self) -> int:
+        if self.code in EXIT_BY_CODE:
+            return EXIT_BY_CODE[self.code]
+        return EXIT_BY_STATUS.get(self.document.get("status") or 0, FAILED)
+
+    def lines(self) -> list[str]:
+        """Return the five parts, one a line; parts that nobody knows are left out."""
+        document = self.document
+        lines = [str(document.get("title") or "It failed.")]
+        if document.get("detail"):
+            lines.append(f"  Why: {document['detail']}")
+        lines += [f"       {option_for(error)}: {error.get('detail', '')}" for error in document.get("errors") or []]
+        lines.append(f"  Charged: {CHARGED[document.get('charged')]}")
+        if document.get("suggestion"):
+            lines.append(f"  What to do: {document['suggestion']}")
+        reference = [str(document[part]) for part in ("code", "request_id", "instance_id") if document.get(part)]
+        if reference:
+            lines.append(f"  Reference: {', '.join(reference)}")
+        return lines
+
+
+CHARGED = {
+    True: "yes; see gpumarket usage.",
+    False: "nothing was charged.",
+    None: "not known from here; see gpumarket ls and gpumarket usage.",
+}
+
+
+class NoAnswer(Problem):
+    """The server could not be reached for as long as we were willing to try."""
+
+
+def option_for(error: Mapping[str, Any]) -> str:
+    """Return the option that a JSON pointer of the API means: "/gpus" is --gpus."""
+    name = str(error.get("pointer", "")).strip("/").split("/")[0]
+    if name in {"gpus", "replicas", "name", "env", "project"}:
+        return f"--{name}"
+    return name.upper() if name in {"offer", "command"} else str(error.get("pointer", ""))
+
+
+def problem(
+    *,
+    code: str,
+    title: str,
+    detail: str = "",
+    suggestion: str = "",
+    charged: bool | None = False,
+    **more: Any,
+) -> Problem:
+    """Return a problem that was found here and not by the server."""
+    document = {"type": "about:blank", "title": title, "status": None, "detail": detail, "code": code}
+    return Problem({**document, "charged": charged, "suggestion": suggestion, **more})
+
+
+def usage(title: str, *, detail: str = "", suggestion: str = "") -> Problem:
+    """Return the refusal of a command line that cannot mean anything."""
+    return problem(code="usage", title=title, detail=detail, suggestion=suggestion)

@@ -1,0 +1,106 @@
+"""Numbers and moments in words that people read; money is decimal strings and never floats."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+MS_PER_HOUR = 3_600_000
+WHOLE_CURRENCIES = {"JPY", "KRW", "ISK"}
+
+
+def money(amount: str | Decimal, currency: str) -> str:
+    """Return "1,234.50 USD": the currency's usual places, and more only where they say something."""
+    exact = Decimal(amount)
+    places = 0 if currency in WHOLE_CURRENCIES else 2
+    said = -int(exact.normalize().as_tuple().exponent)
+    return f"{exact:,.{max(places, said)}f} {currency}"
+
+
+def price(value: Mapping[str, Any]) -> str:
+    """Return "2.49 USD per GPU-hour"."""
+    unit = value["unit"].replace("gpu", "GPU").replace("_", "-")
+    return f"{money(value['amount'], value['currency'])} per {unit}"
+
+
+def duration(ms: float) -> str:
+    """Return "0.4 s", "12 s", "3 min 20 s", "5 h 2 min" or "3 d 4 h"."""
+    seconds = max(0.0, ms / 1000)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for big, small, size, part in (("d", "h", 86400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def parse_time(value: str) -> datetime:
+    """Return the moment of an RFC 3339 text; without a zone it is UTC."""
+    moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def ms_between(start: str, end: str | None) -> float:
+    """Return the milliseconds from `start` to `end`, or to now."""
+    until = parse_time(end) if end else datetime.now(UTC)
+    return (until - parse_time(start)) / timedelta(milliseconds=1)
+
+
+def local_time(value: str | None) -> str:
+    """Return a moment in the zone of this machine, yyyy-mm-dd hh:mm."""
+    return parse_time(value).astimezone().strftime("%Y-%m-%d %H:%M") if value else ""
+
+
+def gpus(instance: Mapping[str, Any]) -> str:
+    """Return "2 H200", or "3 x 2 H200" for three replicas."""
+    model = instance["offer"]["gpu_model"]
+    if instance["replicas"] > 1:
+        return f"{instance['replicas']} x {instance['gpus_per_replica']} {model}"
+    return f"{instance['gpus']} {model}"
+
+
+def phase(instance: Mapping[str, Any]) -> str:
+    """Return the phase with what matters most about it: how it ended, or that nobody sees it."""
+    word = str(instance["phase"])
+    if word == "stopped" and instance.get("exit_code") is not None:
+        return f"stopped (exited {instance['exit_code']})"
+    if word == "failed" and instance.get("reason"):
+        return f"failed ({instance['reason']})"
+    if word == "running" and instance.get("health") in {"degraded", "unreachable"}:
+        return f"running ({instance['health']})"
+    return word
+
+
+def cost_so_far(instance: Mapping[str, Any]) -> str:
+    return money(instance["cost"]["so_far"], instance["cost"]["currency"])
+
+
+def usage_sum(row: Mapping[str, Any]) -> str:
+    """Return one line of a bill: GPU-milliseconds x price = amount."""
+    amount = money(row["amount"]["amount"], row["amount"]["currency"])
+    return f"{row['gpu_milliseconds']:,} GPU-milliseconds x {price(row['price'])} = {amount}"
+
+
+def total(rows: list[dict[str, Any]]) -> dict[str, Decimal]:
+    """Return what rows of usage cost together, by currency."""
+    sums: dict[str, Decimal] = {}
+    for row in rows:
+        currency = row["amount"]["currency"]
+        sums[currency] = sums.get(currency, Decimal(0)) + Decimal(row["amount"]["amount"])
+    return sums
+
+
+def runway(balance: Mapping[str, Any]) -> str:
+    """Return in a sentence how long the credit lasts."""
+    burn = Decimal(balance["burn_per_hour"])
+    if burn <= 0:
+        return "Nothing is running that costs money."
+    rate = money(burn, balance["currency"])
+    if not balance.get("exhausts_at"):
+        return f"Spending {rate} per hour."
+    left = -ms_between(balance["exhausts_at"], None)
+    if left <= 0:
+        return f"Spending {rate} per hour, and the credit is used up."
+    return f"Spending {rate} per hour: the credit lasts {duration(left)}, until {local_time(balance['exhausts_at'])}."
