@@ -1,0 +1,65 @@
+"""Files that are whole or absent, whatever happens to the machine while they are written."""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put `data` at `path`, readable by the owner alone. Readers see the old file or the new one, never a part.
+
+    `durable` waits for the disk, so that the file also survives a power cut.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # made with mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """`write_whole` for JSON."""
+    write_whole(path, json.dumps(value).encode(), durable=durable)
+
+
+def read_json(path: Path) -> Any:
+    """Return what the file holds, or None where there is no file."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until names made or removed in the folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all that is in it. Raises OSError if something stays."""
+    try:
+        shutil.rmtree(folder)
+    except PermissionError:
+        # A program may take its own folders' permissions away; their owner may give them back.
+        folder.chmod(stat.S_IRWXU)
+        for parent, names, _ in os.walk(folder):
+            for inner in (Path(parent, name) for name in names):
+                if not inner.is_symlink():
+                    inner.chmod(stat.S_IRWXU)
+        shutil.rmtree(folder)

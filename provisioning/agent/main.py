@@ -1,0 +1,232 @@
+"""`gpumarket-agent`: makes this machine a node of a gpumarket control plane."""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from provisioning.agent.control import ControlPlane, Refused
+from provisioning.agent.gpus import GpuSourceError, open_source
+from provisioning.agent.monitor import GpuMonitor
+from provisioning.agent.runtime import Runtime
+from provisioning.agent.state import Home, HomeError, Lease
+from provisioning.agent.sync import Introduction, SyncLoop
+
+log = logging.getLogger("gpumarket.agent")
+
+EXIT_REFUSED, EXIT_USAGE = 1, 2
+END_GRACE_S = 2.0
+END_LIMIT_S = 2.6
+QUIT_LIMIT_S = 1.0
+PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+DESCRIPTION = """\
+Makes this machine a node of a gpumarket control plane: reports its GPUs, runs what is assigned to it, ships the
+output. It calls the control plane; nothing calls it. All it must remember is in --home: keep that folder.
+
+The first start needs a join token (shown once in the console, under the node). Give it as a file or in the
+environment: a command line can be read by everybody on the machine. Later starts need none.
+"""
+EPILOG = """\
+examples:
+  gpumarket-agent --url https://gpu.example.org --home /var/lib/gpumarket-agent --join-token-file /run/token
+  gpumarket-agent --url http://127.0.0.1:8000 --home ./node1 --gpus simulated:H200:8:144384
+
+signals:
+  TERM and INT end the agent within 3 seconds. Workloads go on and are found again at the next start, unless
+  --end-workloads-on-exit was given. kill -9 harms no workload either.
+
+exit codes:
+  0 ended by a signal   1 the control plane refused the join   2 wrong use: arguments, home or GPUs
+
+The process runtime runs commands as the user of this agent and does not isolate tenants: it is for development.
+"""
+
+
+class Fields(logging.Formatter):
+    """Writes a record with its extra fields: as JSON for machines, as name=value for people."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line (and, for people, a traceback below it)."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {name: value for name, value in vars(record).items() if name not in PLAIN_FIELDS}
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._as_json:
+            head = {"time": at, "level": record.levelname.lower(), "event": record.getMessage()}
+            return json.dumps(head | fields | ({"exception": trace} if trace else {}), default=str)
+        words = "".join(f" {name}={value}" for name, value in fields.items())
+        return f"{at[11:23]} {record.levelname:<7} {record.getMessage()}{words}" + (f"\n{trace}" if trace else "")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    made = argparse.ArgumentParser(
+        "gpumarket-agent",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--url", required=True, help="address of the control plane, e.g. https://gpu.example.org")
+    made.add_argument(
+        "--home", required=True, type=Path, help="folder for the agent's key, state and workloads; one agent each"
+    )
+    token = made.add_mutually_exclusive_group()
+    token.add_argument("--join-token", metavar="TOKEN", help="one-time token; or set GPUMARKET_JOIN_TOKEN")
+    token.add_argument("--join-token-file", metavar="FILE", type=Path, help="file that holds the one-time token")
+    made.add_argument(
+        "--gpus",
+        default="nvml",
+        metavar="SOURCE",
+        help="nvml (default: this machine's NVIDIA GPUs) or simulated:MODEL:COUNT:MEMORY_MIB",
+    )
+    made.add_argument(
+        "--hostname",
+        default=socket.gethostname(),
+        help="name by which other nodes reach this one (default: %(default)s)",
+    )
+    made.add_argument(
+        "--end-workloads-on-exit",
+        action="store_true",
+        help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
+    )
+    made.add_argument(
+        "--log-format",
+        choices=("console", "json"),
+        default="console",
+        help="how to write the log, to standard error (default: console)",
+    )
+    made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
+    return made
+
+
+def join_token(options: argparse.Namespace) -> str | None:
+    """Return the one-time token, from wherever it was given. Raises HomeError where its file cannot be read."""
+    if options.join_token_file is None:
+        return options.join_token or os.environ.get("GPUMARKET_JOIN_TOKEN") or None
+    try:
+        return str(options.join_token_file.read_text()).strip()
+    except OSError as error:
+        raise HomeError(f"cannot read the join token in {options.join_token_file}: {error.strerror}") from error
+
+
+def start_log(log_format: str) -> None:
+    """Write the log to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Fields(as_json=log_format == "json"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+class Agent:
+    """The threads of an agent: one looks at GPUs, one steps the workloads, one speaks with the control plane."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.introduction = Introduction(join_token(options), options.hostname, importlib.metadata.version("gpumarket"))
+        self.home = Home(options.home)
+        if self.home.identity() is None and not self.introduction.token:
+            raise HomeError("this node has not joined yet: give it a join token (see --help)")
+        source = open_source(options.gpus, seed=self.home.seed(), home=self.home.path)
+        epoch = self.home.begin_epoch()
+        lease = Lease(self.home)
+        news = threading.Event()  # Set whenever the control plane should hear something now.
+        self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
+        self.runtime = Runtime(home=self.home, lease=lease, inventory=self.monitor.inventory, changed=news.set)
+        self.sync = SyncLoop(
+            control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
+            home=self.home,
+            lease=lease,
+            runtime=self.runtime,
+            monitor=self.monitor,
+            epoch=epoch,
+            news=news,
+        )
+        self.stopping = threading.Event()
+        self.exit_code = 0
+
+    def start(self, *, on_refusal: int) -> None:
+        """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
+        self.threads = [
+            threading.Thread(target=self.monitor.run, args=(self.stopping,), name="gpus", daemon=True),
+            threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
+            threading.Thread(target=self._speak, args=(on_refusal,), name="sync", daemon=True),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _speak(self, on_refusal: int) -> None:
+        try:
+            identity = self.sync.join(self.introduction)
+        except Refused as refusal:
+            log.error(
+                "the control plane refused the join; nothing is to be tried again", extra={"reason": str(refusal)}
+            )
+            self.exit_code = EXIT_REFUSED
+            os.write(on_refusal, b"!")
+            return
+        if identity is not None:
+            self.sync.run(identity)
+
+    def end_workloads(self) -> None:
+        """End all that runs; speak on meanwhile, so that the control plane hears of it."""
+        self.runtime.end_all(grace_s=END_GRACE_S)
+        limit = time.monotonic() + END_LIMIT_S
+        while not self.runtime.is_quiet and time.monotonic() < limit:
+            time.sleep(0.02)
+        time.sleep(0.15)
+
+    def stop(self) -> None:
+        """End the threads, or leave behind the one that is stuck: all they keep is whole at any time."""
+        self.stopping.set()
+        self.runtime.poke()
+        self.sync.stop()
+        limit = time.monotonic() + QUIT_LIMIT_S
+        for thread in self.threads[1:]:
+            thread.join(timeout=max(0, limit - time.monotonic()))
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the agent until a signal ends it; the process exits."""
+    options = parser().parse_args(arguments)
+    start_log(options.log_format)
+    told, tell = os.pipe()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        os.write(tell, b"!")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        agent = Agent(options)
+    except (HomeError, GpuSourceError) as error:
+        sys.stderr.write(f"gpumarket-agent: {error}\n")
+        sys.exit(EXIT_USAGE)
+    log.warning("the process runtime runs commands as this user and does not isolate tenants: for development only")
+    if options.url.startswith("http://") and "127.0.0.1" not in options.url and "localhost" not in options.url:
+        log.warning("--url is not https: the node's key crosses the network in the clear")
+    agent.start(on_refusal=tell)
+    os.read(told, 1)
+    if options.end_workloads_on_exit and agent.exit_code == 0:
+        agent.end_workloads()
+    agent.stop()
+    log.info("the agent has ended")
+    logging.shutdown()
+    os._exit(agent.exit_code)  # A thread that waits for a server or a driver is not waited for.
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,246 @@
+"""Compares what this node should run with what it runs, and takes one step. It never relies on having seen an event."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioning.agent.clock import boottime
+from provisioning.agent.environment import command_environment
+from provisioning.agent.monitor import Inventory
+from provisioning.agent.protocol import Assignment
+from provisioning.agent.state import Home, Lease
+from provisioning.agent.workload import Look, Origin, Workload, find_workloads, make_workload
+
+log = logging.getLogger("gpumarket.agent")
+
+LEASE_RAN_OUT = "the node heard nothing from its control plane for longer than its lease"
+AGENT_ENDS = "the node agent was told to end its workloads"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is reported of one assignment, and where its log is."""
+
+    id: str
+    fence: int
+    state: str  # preparing | prepared | running | exited | failed | gone
+    gpus: tuple[str, ...]
+    exit_code: int | None = None
+    exited_at: float | None = None
+    message: str = ""
+    output: Path | None = None
+
+
+class Runtime:
+    """The workloads of this node. `step` belongs to one thread; `observed` and `orphans` may be read by any."""
+
+    TICK_S = 0.05
+    REST_S = 1.0
+    LOG_WAIT_S = 5.0
+
+    def __init__(
+        self, *, home: Home, lease: Lease, inventory: Callable[[], Inventory], changed: Callable[[], None]
+    ) -> None:
+        self._home = home
+        self._lease = lease
+        self._inventory = inventory
+        self._changed = changed
+        self._workloads: dict[str, Workload] = find_workloads(home.workloads)
+        self._refused: dict[tuple[str, int], str] = {}
+        self._ended_at: dict[str, float] = {}
+        self._poke = threading.Event()
+        self._ending_all: float | None = None
+        self.shipped: dict[str, int] = {}  # Bytes of log that the server has, by assignment; the sync loop sets it.
+        self.observed: tuple[Observed, ...] = ()
+        self.orphans: frozenset[str] = frozenset()
+
+    def run(self, stopping: threading.Event) -> None:
+        """Step until told to stop: often while there is work, seldom while there is none."""
+        while not stopping.is_set():
+            self._poke.wait(self.TICK_S if self._workloads else self.REST_S)
+            self._poke.clear()
+            try:
+                self.step()
+            except Exception:
+                log.exception("a step failed; trying again")
+                stopping.wait(1.0)
+
+    def poke(self) -> None:
+        """Step now: there is a new document."""
+        self._poke.set()
+
+    def end_all(self, *, grace_s: float) -> None:
+        """From now on start nothing and end what runs. Its end stays on record, to be reported."""
+        self._ending_all = grace_s
+        self.poke()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Return whether nothing runs here."""
+        return not any(workload.look().state == "running" for workload in tuple(self._workloads.values()))
+
+    def busy_gpus(self) -> frozenset[str]:
+        """Return the GPUs on which something runs."""
+        return frozenset(gpu for one in self.observed if one.state == "running" for gpu in one.gpus)
+
+    def forget_orphans(self, reported: frozenset[str]) -> None:
+        """Note that the server knows of these orphans; those that are removed need no more mention."""
+        self.orphans = self.orphans - (reported - self._workloads.keys())
+
+    def step(self) -> None:
+        """Look at every workload and every assignment once, and move each by one step."""
+        document = self._home.document()
+        wanted = {one.id for one in document.assignments}
+        self._refused = {key: why for key, why in self._refused.items() if key[0] in wanted}
+        if document.generation:
+            self._remove_orphans(wanted)
+        self._end_what_may_not_run()
+        observed = tuple(self._step_safely(one) for one in document.assignments)
+        before = {one.id: one for one in self.observed}
+        moved = [one for one in observed if one.id not in before or before[one.id].state != one.state]
+        self.observed = observed
+        for one in moved:
+            old = before[one.id].state if one.id in before else None
+            extra = {"assignment": one.id, "fence": one.fence, "from": old, "to": one.state}
+            log.info("moved", extra=extra | {"exit_code": one.exit_code, "reason": one.message})
+        if moved:
+            self._changed()
+
+    def _remove_orphans(self, wanted: set[str]) -> None:
+        for name, workload in tuple(self._workloads.items()):
+            if name in wanted:
+                continue
+            if name not in self.orphans:
+                self.orphans |= {name}
+                log.warning("removing a workload that nobody wants here", extra={"assignment": name})
+                self._changed()
+            if workload.end(grace_s=workload.origin.stop_grace_s, reason="orphan"):
+                self._remove(workload)
+
+    def _end_what_may_not_run(self) -> None:
+        has_run_out = self._lease.has_run_out()
+        if self._ending_all is None and not has_run_out:
+            return
+        for workload in self._workloads.values():
+            grace_s = workload.origin.stop_grace_s
+            if self._ending_all is not None:
+                workload.end(grace_s=min(grace_s, self._ending_all), reason=AGENT_ENDS)
+            elif workload.look().state == "running":
+                workload.end(grace_s=grace_s, reason=LEASE_RAN_OUT)
+
+    def _step_safely(self, wanted: Assignment) -> Observed:
+        """Step one assignment; what its files refuse (a full disk, say) must not hold up the others."""
+        try:
+            return self._step_one(wanted)
+        except OSError as error:
+            log.exception("a step failed; trying again", extra={"assignment": wanted.id})
+            known = next((one for one in self.observed if one.id == wanted.id), None)
+            return known or Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=str(error))
+
+    def _step_one(self, wanted: Assignment) -> Observed:
+        workload = self._workloads.get(wanted.id)
+        if workload is None:
+            return self._step_absent(wanted)
+        if wanted.fence > workload.origin.fence:
+            if workload.end(grace_s=workload.origin.stop_grace_s, reason="a later assignment replaces it"):
+                self._remove(workload)
+            return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message="an earlier run is being ended")
+        if wanted.desired == "gone":
+            return self._step_towards_gone(workload)
+        look = workload.look()
+        if look.state == "prepared" and wanted.desired == "running" and self._may_start():
+            self._start(wanted, workload)
+            look = workload.look()
+        return observe(workload, look)
+
+    def _step_absent(self, wanted: Assignment) -> Observed:
+        gone = Observed(wanted.id, wanted.fence, "gone", wanted.gpus)
+        if wanted.fence <= self._home.removed_fence(wanted.id):
+            return gone
+        if wanted.desired == "gone":
+            # Never seen here. Written down, so that no later word can start it.
+            self._home.remember_removed(wanted.id, wanted.fence)
+            return gone
+        refusal = self._refused.get((wanted.id, wanted.fence)) or self._why_not(wanted)
+        if refusal:
+            self._refused[wanted.id, wanted.fence] = refusal
+            return Observed(wanted.id, wanted.fence, "failed", wanted.gpus, message=refusal)
+        if self._ending_all is not None:
+            return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message="the node agent is ending")
+        holders = [
+            one.origin.id for one in self._workloads.values() if not set(one.origin.gpus).isdisjoint(wanted.gpus)
+        ]
+        if holders:
+            message = f"waiting for GPUs that {', '.join(holders)} still holds"
+            return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=message)
+        origin = Origin(wanted.id, wanted.fence, wanted.instance, wanted.gpus, wanted.stop_grace_s)
+        workload = self._workloads[wanted.id] = make_workload(self._home.workloads, origin)
+        return observe(workload, workload.look())
+
+    def _why_not(self, wanted: Assignment) -> str:
+        """Return why this node cannot do this, or nothing."""
+        inventory = self._inventory()
+        for name in wanted.gpus:
+            gpu = inventory.find(name)
+            if gpu is None:
+                return f"{name} is not in this node"
+            if not gpu.healthy:
+                return f"{name} is not healthy"
+        return "" if wanted.command else "there is no command to run"
+
+    def _may_start(self) -> bool:
+        return self._ending_all is None and not self._lease.has_run_out()
+
+    def _start(self, wanted: Assignment, workload: Workload) -> None:
+        refusal = self._why_not(wanted)
+        if refusal:
+            workload.cancel(refusal)
+            return
+        inventory = self._inventory()
+        indices = sorted(gpu.index for gpu in map(inventory.find, wanted.gpus) if gpu is not None)
+        env = command_environment(wanted, gpu_indices=indices, workdir=workload.folder / "work")
+        workload.start(command=wanted.command, env=env)
+
+    def _step_towards_gone(self, workload: Workload) -> Observed:
+        origin = workload.origin
+        if not workload.end(grace_s=origin.stop_grace_s, reason=""):
+            return observe(workload, workload.look())
+        seen = observe(workload, workload.look())
+        if self._is_log_shipped(workload) and self._remove(workload):
+            return Observed(origin.id, origin.fence, "gone", origin.gpus)
+        return seen
+
+    def _is_log_shipped(self, workload: Workload) -> bool:
+        """Return whether the server has the whole log, or had its time to take it."""
+        name = workload.origin.id
+        began = self._ended_at.setdefault(name, boottime())
+        size = workload.output.stat().st_size if workload.output.exists() else 0
+        return self.shipped.get(name, 0) >= size or boottime() - began > self.LOG_WAIT_S
+
+    def _remove(self, workload: Workload) -> bool:
+        """Take a step towards nothing being left; forget the workload when that is so."""
+        name, fence = workload.origin.id, workload.origin.fence
+        if self._home.removed_fence(name) < fence:
+            self._home.remember_removed(name, fence)
+        if not workload.remove():
+            return False
+        self._workloads.pop(name, None)
+        self._ended_at.pop(name, None)
+        return True
+
+
+def observe(workload: Workload, look: Look) -> Observed:
+    """Return what is reported of a workload that looks like this."""
+    origin = workload.origin
+    return Observed(
+        id=origin.id,
+        fence=origin.fence,
+        state=look.state,
+        gpus=origin.gpus,
+        exit_code=look.exit_code,
+        exited_at=look.exited_at,
+        message=look.message,
+        output=workload.output,
+    )

@@ -1,0 +1,197 @@
+"""What an agent keeps in its home, and keeps through kill -9 and power cuts.
+
+lock            held by the one agent that uses this home
+key             the node's own secret, 256 bits in hex, mode 0600; made here, never sent but to our server
+node.json       who we are: written once, when the server accepted us
+state.json      counters that only grow, and the last document of what we should run
+lease.json      until when we may run it without hearing from the server
+seed            of the names of simulated GPUs
+workloads/      one folder per assignment, see `workload`
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from provisioning.agent.clock import boot_id, boottime
+from provisioning.agent.files import read_json, write_json, write_whole
+from provisioning.agent.protocol import Document, Joined, ProtocolError, parse_document
+
+
+class HomeError(Exception):
+    """This home cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class State:
+    """The content of state.json."""
+
+    agent_epoch: int = 0
+    driver_epoch: int = 0
+    boot_id: str = ""
+    inventory_generation: int = 0
+    inventory_digest: str = ""
+    desired_generation: int = 0
+    desired: list[Any] = field(default_factory=list)
+    removed: dict[str, int] = field(default_factory=dict)
+
+
+class Home:
+    """One agent's folder. Every change is on the disk before the call returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.workloads = self.path / "workloads"
+        self._guard = threading.RLock()
+        try:
+            self.workloads.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.chmod(0o700)
+            self._lock = self._take_lock()
+            self._state = State(**(read_json(self.path / "state.json") or {}))
+            self._document = parse_document(generation=self._state.desired_generation, entries=self._state.desired)
+        except OSError as error:
+            raise HomeError(f"cannot use {self.path}: {error.strerror}") from error
+        except (ValueError, TypeError, ProtocolError) as error:
+            raise HomeError(
+                f"{self.path / 'state.json'} is damaged ({error}); restore it or join as a new node"
+            ) from error
+
+    def _take_lock(self) -> int:
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode().strip()
+            os.close(lock)
+            raise HomeError(
+                f"another agent (pid {holder}) already uses {self.path}; each needs its own --home"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+        return lock
+
+    def close(self) -> None:
+        """Let another agent use this home."""
+        os.close(self._lock)
+
+    def key(self) -> str:
+        """Return the node's key. It is made before the first join, so that a lost answer can be asked for again."""
+        path = self.path / "key"
+        if not path.exists():
+            write_whole(path, secrets.token_hex(32).encode())
+        return path.read_text()
+
+    def seed(self) -> str:
+        """Return what the names of simulated GPUs are derived from."""
+        path = self.path / "seed"
+        if not path.exists():
+            write_whole(path, secrets.token_hex(16).encode())
+        return path.read_text()
+
+    def identity(self) -> Joined | None:
+        """Return who we are, or None before the first join."""
+        found = read_json(self.path / "node.json")
+        return Joined(**found) if found else None
+
+    def remember_identity(self, joined: Joined) -> None:
+        """Keep who we are."""
+        write_json(self.path / "node.json", asdict(joined))
+
+    def _save(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self._state, name, value)
+        write_json(self.path / "state.json", asdict(self._state))
+
+    def begin_epoch(self) -> int:
+        """Count this start of the agent, and note if the machine, and with it the GPUs' counters, started anew."""
+        with self._guard:
+            is_new_boot = self._state.boot_id != boot_id()
+            self._save(
+                agent_epoch=self._state.agent_epoch + 1,
+                driver_epoch=self._state.driver_epoch + is_new_boot,
+                boot_id=boot_id(),
+            )
+            return self._state.agent_epoch
+
+    def driver_epoch(self) -> int:
+        """Return the number under which energy counters compare."""
+        return self._state.driver_epoch
+
+    def begin_driver_epoch(self) -> int:
+        """Count a fresh start of the GPUs' energy counters."""
+        with self._guard:
+            self._save(driver_epoch=self._state.driver_epoch + 1)
+            return self._state.driver_epoch
+
+    def inventory_generation(self, content: str) -> int:
+        """Return the generation of this inventory: one more than the last if its content differs."""
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        with self._guard:
+            if digest != self._state.inventory_digest:
+                self._save(inventory_digest=digest, inventory_generation=self._state.inventory_generation + 1)
+            return self._state.inventory_generation
+
+    def document(self) -> Document:
+        """Return what this node should run, as far as it knows."""
+        return self._document
+
+    def adopt_document(self, *, generation: int, entries: list[Any]) -> bool:
+        """Make this the document, unless it is not newer than the one held. Raises ProtocolError, changing nothing.
+
+        An entry with a lower fence than the one held for the same assignment is old news: the held one stays.
+        """
+        with self._guard:
+            if generation <= self._document.generation:
+                return False
+            new = parse_document(generation=generation, entries=entries)
+            held = {
+                one.id: (one, source)
+                for one, source in zip(self._document.assignments, self._state.desired, strict=True)
+            }
+            kept = []
+            for one, source in zip(new.assignments, entries, strict=True):
+                old = held.get(one.id)
+                kept.append(old[1] if old and one.fence < old[0].fence else source)
+            known = {one.id for one in new.assignments}
+            removed = {name: fence for name, fence in self._state.removed.items() if name in known}
+            self._save(desired_generation=generation, desired=kept, removed=removed)
+            self._document = parse_document(generation=generation, entries=kept)
+            return True
+
+    def removed_fence(self, assignment_id: str) -> int:
+        """Return the highest fence under which this assignment ended here for good, or -1."""
+        return self._state.removed.get(assignment_id, -1)
+
+    def remember_removed(self, assignment_id: str, fence: int) -> None:
+        """Keep that an assignment ended here for good, so that its command can never start again."""
+        with self._guard:
+            self._save(removed=self._state.removed | {assignment_id: fence})
+
+
+class Lease:
+    """How long this node may run its workloads without hearing from the server."""
+
+    RESTART_GRACE_S = 5.0
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.path / "lease.json"
+        kept = read_json(self._path) or {}
+        self._deadline: float | None = None
+        if kept.get("boot_id") == boot_id():
+            # The agent was away, perhaps for longer than the lease: one chance to hear that all is still well.
+            self._deadline = max(kept["deadline"], boottime() + self.RESTART_GRACE_S)
+
+    def renew(self, *, asked_at: float, lease_ms: int) -> None:
+        """Note that the server confirmed us; the time counts from when we asked, the earliest it can have meant."""
+        self._deadline = asked_at + lease_ms / 1000
+        # Not durable: after a crash of the machine nothing runs that a lease could end.
+        write_json(self._path, {"boot_id": boot_id(), "deadline": self._deadline}, durable=False)
+
+    def has_run_out(self) -> bool:
+        """Return whether the workloads must end. A node that never heard from a server has no lease to lose."""
+        return self._deadline is not None and boottime() > self._deadline

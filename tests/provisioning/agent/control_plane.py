@@ -1,0 +1,187 @@
+"""A control plane in one file: it keeps the agent protocol's promise, remembers everything, and fails on request."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "jt_one_time"
+NODE = "nod_narvik1"
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class ControlPlane:
+    """Speaks /agent/v1 on a free port of 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        self.key_sha256: str | None = None
+        self.joins: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
+        self.generation = 0
+        self.desired: dict[str, dict[str, Any]] = {}
+        self.logs: dict[str, bytearray] = {}
+        self.chunks: list[dict[str, Any]] = []
+        self.poll_after_ms = 200
+        self.lease_ms = 60_000
+        self.forced: Callable[[str], Answer | None] = lambda path: None
+        self.lose_answers = 0
+        self.server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.listen()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def listen(self) -> None:
+        """Answer at the same port as before."""
+        plane = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, headers, content = plane.answer(self.path, self.headers, body)
+                with plane.guard:
+                    is_lost = plane.lose_answers > 0
+                    plane.lose_answers -= is_lost
+                if is_lost:
+                    self.close_connection = True
+                    return
+                self.send_response(status)
+                for name, value in (headers | {"Content-Length": str(len(content))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # Agents are killed in the middle of their words here.
+
+        self.server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        """Answer nobody."""
+        if self.server is not None:
+            self.forced = lambda path: (503, {"Connection": "close"}, b"")  # Also on connections that are open.
+            self.server.shutdown()
+            self.server.server_close()
+            self.server = None
+
+    def reopen(self) -> None:
+        """Answer again."""
+        self.forced = lambda path: None
+        self.listen()
+
+    def answer(self, path: str, headers: Any, body: dict[str, Any]) -> Answer:
+        with self.guard:
+            forced = self.forced(path)
+            if forced is not None:
+                return forced
+            if path == "/agent/v1/join":
+                status, content = self.join(headers.get("Authorization"), body)
+            elif path == "/agent/v1/sync":
+                status, content = 200, {"results": [self.sync(report) for report in body["reports"]]}
+            else:
+                status, content = 404, {"detail": "no such door"}
+            return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+
+    def join(self, authorization: str | None, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.joins.append(body)
+        if authorization != f"Bearer {TOKEN}":
+            return 401, {"detail": "unknown or expired token"}
+        if self.key_sha256 not in {None, body["key_sha256"]}:
+            return 409, {"detail": "this token was used with another key"}
+        is_new = self.key_sha256 is None
+        self.key_sha256 = body["key_sha256"]
+        return 201 if is_new else 200, {"node": NODE, "name": "narvik-1", "poll_after_ms": self.poll_after_ms}
+
+    def sync(self, report: dict[str, Any]) -> dict[str, Any]:
+        if hashlib.sha256(report["key"].encode()).hexdigest() != self.key_sha256:
+            return {"node": report["node"], "status": "unauthorized", "poll_after_ms": self.poll_after_ms}
+        last = self.reports[-1] if self.reports else {"agent_epoch": 0, "seq": 0}
+        if (report["agent_epoch"], report["seq"]) <= (last["agent_epoch"], last["seq"]):
+            return {"node": report["node"], "status": "stale", "poll_after_ms": self.poll_after_ms}
+        self.reports.append(report)
+        for chunk in report["logs"]:
+            kept = self.logs.setdefault(chunk["assignment"], bytearray())
+            self.chunks.append(chunk)
+            if chunk["offset"] <= len(kept):
+                kept[chunk["offset"] :] = base64.b64decode(chunk["data"])
+        for one in report["assignments"]:
+            self.logs.setdefault(one["id"], bytearray())
+        result = {
+            "node": report["node"],
+            "status": "ok",
+            "poll_after_ms": self.poll_after_ms,
+            "desired_generation": self.generation,
+            "log_cursors": {name: len(kept) for name, kept in self.logs.items()},
+            "lease_ms": self.lease_ms,
+        }
+        if report["desired_seen"] != self.generation:
+            result["desired"] = list(self.desired.values())
+        return result
+
+    def want(self, name: str, desired: str, **changes: Any) -> None:
+        """Change one assignment of the document; everything ordinary comes from here."""
+        with self.guard:
+            ordinary = {
+                "id": name,
+                "fence": 1,
+                "instance": "ins_demo",
+                "gpus": [],
+                "command": ["sleep", "600"],
+                "env": {},
+                "replica": 0,
+                "replicas": 1,
+                "peers": ["localhost"],
+                "stop_grace_s": 5,
+            }
+            self.desired[name] = self.desired.get(name, ordinary) | {"desired": desired} | changes
+            self.generation += 1
+
+    def unwant(self, name: str) -> None:
+        """Take an assignment out of the document."""
+        with self.guard:
+            del self.desired[name]
+            self.generation += 1
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The latest report, or one that says nothing."""
+        return self.reports[-1] if self.reports else {"assignments": [], "orphans": []}
+
+    def view(self, name: str) -> dict[str, Any]:
+        """What was last reported of an assignment."""
+        return next((one for one in self.last["assignments"] if one["id"] == name), {"state": "unheard of"})
+
+    def states(self, name: str) -> list[str]:
+        """The states reported of an assignment, each once per stay."""
+        states: list[str] = []
+        for report in list(self.reports):
+            for one in report["assignments"]:
+                if one["id"] == name and states[-1:] != [one["state"]]:
+                    states.append(one["state"])
+        return states
+
+    def inventory(self) -> dict[str, Any]:
+        """The inventory that was last reported."""
+        return next(report["inventory"] for report in reversed(self.reports) if "inventory" in report)
+
+    def log(self, name: str) -> str:
+        """What arrived of an assignment's log."""
+        return bytes(self.logs.get(name, b"")).decode()
