@@ -1,0 +1,123 @@
+"""Plain makers for the till: each states only what is ordinary."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+from django.apps import apps
+from django.db import connections
+
+from billing import accounts, credits, holds, ledger, prices, usage
+
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+USD = 1_000_000
+PRICE = 2_500_000  # micros per GPU-hour
+
+numbers = count(1)
+
+
+def make_organization(*, promo=0, cash=0, currency="USD"):
+    organization = apps.get_model("marketplace", "Organization").objects.create(
+        name=f"Organization {next(numbers)}", currency=currency
+    )
+    accounts.open_for(organization=organization)
+    if promo:
+        grant(organization, promo)
+    if cash:
+        pay_in(organization, cash)
+    return organization
+
+
+def grant(organization, amount_micros, *, key=None, at=NOON):
+    return credits.grant(
+        organization=organization,
+        amount_micros=amount_micros,
+        key=key or f"grant-{next(numbers)}",
+        reason="Welcome",
+        by="operator@example.com",
+        at=at,
+    )
+
+
+def pay_in(organization, amount_micros, *, key=None):
+    return move("processor", account(organization, "cash"), amount_micros, key=key)
+
+
+def move(source, target, amount_micros, *, key=None):
+    if isinstance(source, str):
+        source = accounts.platform(source, target.currency)
+    if isinstance(target, str):
+        target = accounts.platform(target, source.currency)
+    return ledger.transfer(
+        key=key or f"move-{next(numbers)}",
+        source=source,
+        target=target,
+        amount_micros=amount_micros,
+        reason="Test",
+        at=NOON,
+    )
+
+
+def account(organization, kind):
+    return organization.accounts.get(kind=kind)
+
+
+def hold_money(organization, amount_micros, *, key=None, resource_id="ins_1", expires_at=NOON + HOUR):
+    return holds.place(
+        key=key or f"first-hour:{resource_id}:{next(numbers)}",
+        organization=organization,
+        amount_micros=amount_micros,
+        purpose="first hour",
+        resource_id=resource_id,
+        expires_at=expires_at,
+    )
+
+
+def make_price(*, micros_per_gpu_hour=PRICE, sku="ofr_1/on_demand", currency="USD"):
+    return prices.publish(
+        sku=sku,
+        currency=currency,
+        micros_per_gpu_hour=micros_per_gpu_hour,
+        effective_from=NOON - HOUR,
+        by="operator@example.com",
+        at=NOON - HOUR,
+    )
+
+
+def start(organization, *, resource_id="ins_1", at=NOON, **overrides):
+    ordinary = {
+        "resource_name": "trainer",
+        "labels": {"project": "prj_1"},
+        "quantity": 2,
+        "price_version": overrides.pop("price_version", None) or make_price(),
+    }
+    return usage.start(organization=organization, resource_id=resource_id, at=at, **(ordinary | overrides))
+
+
+def wallet(organization):
+    return accounts.wallet(organization=organization)
+
+
+def at_the_same_moment(*calls: Callable[[], object]) -> list[str]:
+    """Run each call in a thread and a connection of its own; return the sorted names of what came out."""
+    barrier = threading.Barrier(len(calls))
+    outcomes = []
+
+    def run(call):
+        try:
+            barrier.wait(timeout=10)
+            call()
+            outcomes.append("done")
+        except Exception as error:
+            outcomes.append(type(error).__name__)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    return sorted(outcomes)
