@@ -1,0 +1,43 @@
+"""Celery carries nudges and runs sweeps; every unit of work is a row that a sweep finds again."""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "marketplace.settings")
+
+TASK_TIME_LIMIT_S = 60
+
+app = Celery("gpumarket")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.conf.update(
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    task_ignore_result=True,
+    task_time_limit=TASK_TIME_LIMIT_S,
+    task_soft_time_limit=TASK_TIME_LIMIT_S - 10,
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+    worker_cancel_long_running_tasks_on_connection_loss=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    # A message is only a nudge: give up at once when Redis is away, the sweep finds the row.
+    broker_transport_options={
+        "visibility_timeout": 5 * TASK_TIME_LIMIT_S,
+        "socket_connect_timeout": 1,
+        "socket_timeout": 5,
+    },
+    task_publish_retry=False,
+    # Old sweeps are worthless: a worker that was away must not work through a backlog of them.
+    beat_schedule={
+        name: {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
+        for name, task, seconds in (
+            ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
+            ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
+            ("usage to charge", "billing.tasks.charge_due", 20.0),
+            ("holds that ran out", "billing.tasks.expire_holds", 60.0),
+            ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
+        )
+    },
+)
+app.autodiscover_tasks()
