@@ -1,0 +1,208 @@
+"""The only door to tenant rows: who is asking, and may they.
+
+Everything here answers NotFound for what the actor may not know exists, and
+Forbidden for what they may see but not do. There is no other way to a row of a
+tenant for a view.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from django.db.models import QuerySet
+
+from marketplace.errors import Forbidden, NotFound
+from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
+from marketplace.permissions import allows, scope_of
+from provisioning.models import Instance
+
+LAST_USED_GRAIN = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks: a person in the portal, or a token of a person."""
+
+    user: User
+    token: ApiToken | None = None
+    request_id: str = ""
+
+    is_authenticated = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.user.email} ({self.token.name})" if self.token else self.user.email
+
+
+class TokenExpired(Exception):
+    """The token was good once."""
+
+
+def secret_hash(secret: str) -> str:
+    """Return the form in which a token's secret rests: SHA-256, since the secret itself is 256 random bits."""
+    return sha256(secret.encode()).hexdigest()
+
+
+def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | None:
+    """Return who a token speaks for, or None when it is unknown. Raises TokenExpired. One query."""
+    token = (
+        ApiToken.objects.select_related("membership__user", "membership__organization", "project__organization")
+        .filter(secret_hash=secret_hash(secret), revoked_at=None, membership__user__is_active=True)
+        .first()
+    )
+    if token is None:
+        return None
+    if token.expires_at <= at:
+        raise TokenExpired(f"The token {token.name} expired on {token.expires_at:%Y-%m-%d}.")
+    if token.last_used_at is None or at - token.last_used_at > LAST_USED_GRAIN:
+        ApiToken.objects.filter(pk=token.pk).update(last_used_at=at)
+    return Actor(user=token.membership.user, token=token, request_id=request_id)
+
+
+def memberships(actor: Actor) -> QuerySet[Membership]:
+    """Return the memberships through which this actor sees anything; a token has exactly its own."""
+    found = Membership.objects.filter(user=actor.user).select_related("organization")
+    return found.filter(pk=actor.token.membership_id) if actor.token else found
+
+
+def _membership(actor: Actor, organization_id: int) -> Membership:
+    if actor.token is not None:
+        # The token came with its membership: no query.
+        if actor.token.membership.organization_id != organization_id:
+            raise NotFound
+        return actor.token.membership
+    membership = memberships(actor).filter(organization_id=organization_id).first()
+    if membership is None:
+        raise NotFound
+    return membership
+
+
+def _check(actor: Actor, organization_id: int, verb: str) -> Membership:
+    membership = _membership(actor, organization_id)
+    if not allows(Role(membership.role), verb):
+        raise Forbidden(f"Your role {membership.get_role_display()} may not do this; ask an owner or admin.")
+    if actor.token is not None and scope_of(verb) not in actor.token.scopes:
+        raise Forbidden(f"The token {actor.token.name} lacks the scope “{scope_of(verb)}”.")
+    return membership
+
+
+def may(actor: Actor, organization: Organization, verb: str) -> bool:
+    """Return whether this actor may do this verb there; pages use it to leave out what would be refused."""
+    try:
+        _check(actor, organization.pk, verb)
+    except (NotFound, Forbidden):
+        return False
+    return True
+
+
+def organization_for(actor: Actor, organization_id: str | None, *, verb: str) -> Organization:
+    """Return an organization, the actor's own one if no id is given."""
+    if organization_id is None:
+        membership = actor.token.membership if actor.token else memberships(actor).order_by("pk").first()
+        if membership is None:
+            raise NotFound
+        organization = membership.organization
+    else:
+        found = Organization.objects.filter(public_id=organization_id).first()
+        if found is None:
+            raise NotFound
+        organization = found
+    _check(actor, organization.pk, verb)
+    return organization
+
+
+def projects(actor: Actor) -> QuerySet[Project]:
+    """Return the projects that this actor may see."""
+    if actor.token is not None and actor.token.project_id is not None:
+        return Project.objects.filter(pk=actor.token.project_id).select_related("organization")
+    own = memberships(actor).values("organization")
+    return Project.objects.filter(organization__in=own).select_related("organization")
+
+
+def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
+    """Return a project; without an id the token's own, or the only one that the actor has."""
+    if project_id is None and actor.token is not None and actor.token.project is not None:
+        project = actor.token.project
+    else:
+        chosen = projects(actor)
+        if project_id is not None:
+            chosen = chosen.filter(public_id=project_id)
+        found = chosen.order_by("pk").first()
+        if found is None:
+            raise NotFound
+        project = found
+    _check(actor, project.organization_id, verb)
+    return project
+
+
+def instances(actor: Actor) -> QuerySet[Instance]:
+    """Return the instances that this actor may see, with what their pages show."""
+    found = Instance.objects.select_related("project__organization", "offer__site", "price_version")
+    return found.filter(project__in=projects(actor).values("pk"))
+
+
+def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
+    """Return an instance by its id."""
+    instance = instances(actor).filter(public_id=instance_id).first()
+    if instance is None:
+        raise NotFound
+    _check(actor, instance.project.organization_id, verb)
+    return instance
+
+
+def member_for(actor: Actor, membership_id: str, *, verb: str) -> Membership:
+    """Return somebody's membership in one of the actor's organizations."""
+    member = Membership.objects.filter(public_id=membership_id).select_related("organization", "user").first()
+    if member is None:
+        raise NotFound
+    _check(actor, member.organization_id, verb)
+    return member
+
+
+def invitation_for(actor: Actor, invitation_id: str, *, verb: str) -> Invitation:
+    """Return an invitation to one of the actor's organizations."""
+    invitation = Invitation.objects.filter(public_id=invitation_id).select_related("organization").first()
+    if invitation is None:
+        raise NotFound
+    _check(actor, invitation.organization_id, verb)
+    return invitation
+
+
+def tokens(actor: Actor, organization: Organization) -> QuerySet[ApiToken]:
+    """Return the tokens that this actor may manage: their own; everybody's for those who change members."""
+    found = ApiToken.objects.filter(membership__organization=organization, revoked_at=None)
+    found = found.select_related("membership__user", "project")
+    if may(actor, organization, "member.change"):
+        return found
+    return found.filter(membership__user=actor.user)
+
+
+def token_for(actor: Actor, token_id: str, *, verb: str) -> ApiToken:
+    """Return a token that this actor may manage."""
+    token = ApiToken.objects.filter(public_id=token_id).select_related("membership__organization").first()
+    if token is None:
+        raise NotFound
+    _check(actor, token.membership.organization_id, verb)
+    found = tokens(actor, token.membership.organization).filter(pk=token.pk).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def ssh_key_for(actor: Actor, key_id: str, *, verb: str) -> SshKey:
+    """Return an SSH key of a project that this actor may see."""
+    key = SshKey.objects.filter(public_id=key_id, project__in=projects(actor).values("pk")).first()
+    if key is None:
+        raise NotFound
+    _check(actor, key.project.organization_id, verb)
+    return key
+
+
+def audit_entries(organization: Organization) -> QuerySet[AuditEntry]:
+    """Return what was changed in an organization, newest first; the caller came through `organization_for`."""
+    return AuditEntry.objects.filter(organization=organization).order_by("-pk")
+
+
+def person(user: User, request_id: str = "") -> Actor:
+    """Return the actor that a signed-in person is."""
+    return Actor(user=user, request_id=request_id)

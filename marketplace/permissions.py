@@ -1,0 +1,42 @@
+"""Who may do what: one literal table of verbs and roles. `access` asks it, and a test walks every route against it."""
+
+from marketplace.models import Role
+
+OWNER, ADMIN, BILLING, DEVELOPER, VIEWER = Role.OWNER, Role.ADMIN, Role.BILLING, Role.DEVELOPER, Role.VIEWER
+
+EVERYBODY = frozenset(Role)
+
+# verb -> the roles that may, and the scope that a token needs for it.
+VERBS: dict[str, tuple[frozenset[Role], str]] = {
+    "organization.view": (EVERYBODY, "read"),
+    "organization.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "project.view": (EVERYBODY, "read"),
+    "project.create": (frozenset({OWNER, ADMIN}), "manage"),
+    "project.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "member.view": (EVERYBODY, "read"),
+    "member.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "invitation.view": (frozenset({OWNER, ADMIN}), "manage"),
+    "invitation.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "token.view": (EVERYBODY, "read"),
+    "token.change": (EVERYBODY, "manage"),
+    "ssh_key.view": (EVERYBODY, "read"),
+    "ssh_key.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "instance.view": (EVERYBODY, "read"),
+    "instance.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "usage.view": (EVERYBODY, "read"),
+    "balance.view": (EVERYBODY, "read"),
+    "quota.view": (EVERYBODY, "read"),
+    "audit.view": (frozenset({OWNER, ADMIN}), "manage"),
+}
+
+SCOPES = ("read", "rent", "manage")
+
+
+def allows(role: Role, verb: str) -> bool:
+    """Return whether a member with this role may do this verb."""
+    return role in VERBS[verb][0]
+
+
+def scope_of(verb: str) -> str:
+    """Return the scope that a token needs for this verb."""
+    return VERBS[verb][1]

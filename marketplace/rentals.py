@@ -1,0 +1,249 @@
+"""Renting on demand: what a customer can ask, from every door alike."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db import IntegrityError, transaction
+
+from billing import holds, prices, rating, runway
+from billing.models import PriceVersion
+from billing.public_ids import new_public_id
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.errors import BadOrder, Conflict, ProjectSuspended
+from marketplace.models import Offer, Project
+from provisioning import instances, quotas
+from provisioning.errors import IllegalMove, StaleInstance
+from provisioning.models import CHARGED_PHASES, Instance, Reason
+
+HOUR_MS = 3_600_000
+FIRST_HOUR_LIFE = timedelta(days=7)
+NAME_SHAPE = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+ENV_NAME_SHAPE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+COMMAND_BYTES_MAX = 64 * 1024
+ENV_BYTES_MAX = 64 * 1024
+REPLICAS_MAX = 10_000
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be rented: `replicas` x `gpus` GPUs of an offer, running a command. Checked by `check`."""
+
+    offer: Offer
+    command: Sequence[str]
+    gpus: int = 1
+    replicas: int = 1
+    name: str = ""
+    env: Mapping[str, str] | None = None
+
+
+def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
+    """Return today's price of an offer, or raise BadOrder when it is not sold in this currency."""
+    price = prices.current(skus=[offer.sku], currency=currency, at=at).get(offer.sku)
+    if price is None or not offer.is_listed:
+        raise BadOrder("offer", f"{offer.name} is not for sale in {currency} now.")
+    return price
+
+
+def hourly_micros(*, price: PriceVersion, gpus: int) -> int:
+    """Return what `gpus` GPUs cost for an hour, in micros of the price's currency."""
+    return rating.amount_micros(micros_per_gpu_hour=price.micros_per_gpu_hour, gpu_milliseconds=gpus * HOUR_MS)
+
+
+def check(order: Order) -> None:
+    """Raise BadOrder for the first thing that does not make sense, naming the field."""
+    offer, gpus = order.offer, order.gpus * order.replicas
+    if order.gpus < 1:
+        raise BadOrder("gpus", "Ask for at least 1 GPU per replica.")
+    if order.replicas < 1 or order.replicas > REPLICAS_MAX:
+        raise BadOrder("replicas", f"Ask for 1 to {REPLICAS_MAX} replicas.")
+    if order.gpus > offer.gpus_per_node:
+        raise BadOrder(
+            "gpus",
+            f"A replica runs on one node, and a node of {offer.name} has {offer.gpus_per_node} GPUs; ask for replicas.",
+        )
+    if not offer.min_gpus <= gpus <= offer.max_gpus:
+        raise BadOrder(
+            "gpus", f"{offer.name} is sold from {offer.min_gpus} to {offer.max_gpus} GPUs; you asked for {gpus}."
+        )
+    if order.name:
+        _check_name(order.name)
+    _check_command(order.command)
+    _check_env(order.env or {})
+
+
+def _check_name(name: str) -> None:
+    if not NAME_SHAPE.match(name):
+        message = "Use 1 to 63 lower-case letters, digits and hyphens; begin and end with a letter or digit."
+        raise BadOrder("name", message)
+
+
+def _check_command(command: Sequence[str]) -> None:
+    if not command or not command[0]:
+        raise BadOrder("command", "Say what to run, as a list of the program and its arguments.")
+    if any("\x00" in part for part in command):
+        raise BadOrder("command", "A command cannot contain NUL bytes.")
+    if sum(len(part.encode()) for part in command) > COMMAND_BYTES_MAX:
+        raise BadOrder("command", f"A command has at most {COMMAND_BYTES_MAX} bytes.")
+
+
+def _check_env(env: Mapping[str, str]) -> None:
+    for name, value in env.items():
+        if not ENV_NAME_SHAPE.match(name):
+            raise BadOrder(
+                "env", "A variable's name has letters, digits and underscores and does not begin with a digit."
+            )
+        if "\x00" in value:
+            raise BadOrder("env", f"The value of {name} cannot contain NUL bytes.")
+    if sum(len(name) + len(value.encode()) for name, value in env.items()) > ENV_BYTES_MAX:
+        raise BadOrder("env", f"All variables together have at most {ENV_BYTES_MAX} bytes.")
+
+
+@transaction.atomic
+def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
+    """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
+
+    Takes quota, holds the first hour's price, then claims the GPUs (last, so
+    that nodes are locked for the shortest time). Raises BadOrder, QuotaExceeded,
+    ProjectSuspended, InsufficientFunds, NoCapacity or Conflict (name in use).
+    """
+    _check_open(project)
+    check(order)
+    price = price_of(order.offer, currency=project.organization.currency, at=at)
+    gpus = order.gpus * order.replicas
+    quotas.take(project_id=project.pk, gpus=gpus)
+    instance_id = new_public_id("ins")
+    _hold_first_hour(project=project, resource_id=instance_id, run=1, price=price, gpus=gpus, at=at)
+    name = order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}"
+    with _name_in_use(name):
+        instance = instances.create(
+            public_id=instance_id,
+            project_id=project.pk,
+            offer_id=order.offer.pk,
+            price_version=price,
+            name=name,
+            replicas=order.replicas,
+            gpus_per_replica=order.gpus,
+            command=order.command,
+            env=order.env or {},
+            at=at,
+        )
+    after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
+    _record(actor, instance, "instance.rent", after=after)
+    return instance
+
+
+@transaction.atomic
+def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
+    """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free."""
+    _check_open(instance.project)
+    price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
+    instances.start(instance=instance, price_version=price, at=at)
+    quotas.take(project_id=instance.project_id, gpus=instance.gpus)
+    _hold_first_hour(
+        project=instance.project,
+        resource_id=instance.public_id,
+        run=instance.run,
+        price=price,
+        gpus=instance.gpus,
+        at=at,
+    )
+    _record(actor, instance, "instance.start")
+
+
+@transaction.atomic
+def stop(*, actor: Actor, instance: Instance, at: datetime) -> None:
+    """Give the GPUs back and keep the instance. Stopping what is stopped changes nothing."""
+    was = instance.phase
+    instances.stop(instance=instance, at=at, message=f"Stopped by {actor.name}.")
+    if instance.phase != was:
+        _record(actor, instance, "instance.stop", before={"phase": was})
+
+
+@transaction.atomic
+def terminate(*, actor: Actor, instance: Instance, at: datetime) -> None:
+    """End the instance for good. Terminating what is terminated changes nothing."""
+    was = instance.phase
+    instances.terminate(instance=instance, at=at, message=f"Terminated by {actor.name}.")
+    if instance.phase != was:
+        _record(actor, instance, "instance.terminate", before={"phase": was})
+
+
+@transaction.atomic
+def rename(*, actor: Actor, instance: Instance, name: str) -> None:
+    """Give an instance another name, unique among the living ones of its project."""
+    was = instance.name
+    if name == was:
+        return
+    _check_name(name)
+    if instances.actions(instance)["rename"]:
+        raise IllegalMove(f"{instance.name} has ended and keeps its name.")
+    with _name_in_use(name):
+        instances.rename(instance=instance, name=name)
+    _record(actor, instance, "instance.rename", before={"name": was}, after={"name": name})
+
+
+def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
+    """Stop instances of organizations whose funds are used up; return how many were asked to stop."""
+    unpaid = Instance.objects.filter(phase__in=CHARGED_PHASES, project__organization__in=runway.exhausted(at=at))
+    stopped = 0
+    for instance in unpaid.order_by("pk")[:limit]:
+        message = "The organization's funds are used up; add credit and start it again."
+        try:
+            instances.stop(instance=instance, at=at, reason=Reason.NO_FUNDS, message=message)
+        except StaleInstance:
+            continue
+        stopped += 1
+    return stopped
+
+
+def _check_open(project: Project) -> None:
+    if project.is_suspended:
+        raise ProjectSuspended(f"{project.name} is suspended, so nothing can start there; ask the operator why.")
+
+
+def _hold_first_hour(
+    *, project: Project, resource_id: str, run: int, price: PriceVersion, gpus: int, at: datetime
+) -> None:
+    holds.place(
+        key=f"first-hour:{resource_id}:{run}",
+        organization=project.organization,
+        amount_micros=hourly_micros(price=price, gpus=gpus),
+        purpose="first hour",
+        resource_id=resource_id,
+        expires_at=at + FIRST_HOUR_LIFE,
+    )
+
+
+@contextmanager
+def _name_in_use(name: str) -> Iterator[None]:
+    """Turn the refusal of the constraint on names into a Conflict; the savepoint keeps the transaction usable."""
+    try:
+        with transaction.atomic():
+            yield
+    except IntegrityError as error:
+        if "instance_name_once_per_project" not in str(error):
+            raise
+        message = f"The project has an instance named {name} already; choose another name or terminate it."
+        raise Conflict(message) from error
+
+
+def _record(
+    actor: Actor,
+    instance: Instance,
+    verb: str,
+    *,
+    before: dict[str, object] | None = None,
+    after: dict[str, object] | None = None,
+) -> None:
+    audit.record(
+        actor=actor,
+        organization=instance.project.organization,
+        verb=verb,
+        subject_id=instance.public_id,
+        before=before,
+        after=after,
+    )

@@ -1,0 +1,123 @@
+"""Tokens and SSH keys: what lets programs and shells in."""
+
+import base64
+import binascii
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from django.db import IntegrityError, transaction
+
+from marketplace import audit
+from marketplace.access import Actor, secret_hash
+from marketplace.errors import BadOrder, Conflict, NotFound
+from marketplace.models import ApiToken, Membership, Organization, Project, SshKey
+from marketplace.permissions import SCOPES
+from marketplace.tenants import checked_name
+
+LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX = 90, 365
+PREFIX = "gm_"
+KEY_KINDS = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+             "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")  # fmt: skip
+KEY_LENGTH_MAX = 16_384
+
+
+@transaction.atomic
+def create_token(
+    *,
+    actor: Actor,
+    organization: Organization,
+    name: str,
+    scopes: Sequence[str],
+    at: datetime,
+    days: int = LIFE_DAYS_DEFAULT,
+    project: Project | None = None,
+) -> tuple[ApiToken, str]:
+    """Make a token of the actor's own membership; return it and its secret, which is shown only now.
+
+    A token cannot give what it does not have: made by a token, it may not have
+    more scopes than that one.
+    """
+    membership = Membership.objects.filter(organization=organization, user=actor.user).first()
+    if membership is None:
+        raise NotFound
+    unknown = sorted(set(scopes) - set(SCOPES))
+    if unknown or not scopes:
+        raise BadOrder("scopes", f"Choose one or more of {', '.join(SCOPES)}.")
+    if actor.token is not None and not set(scopes) <= set(actor.token.scopes):
+        raise BadOrder("scopes", "A token cannot make one with more scopes than its own.")
+    if not 1 <= days <= LIFE_DAYS_MAX:
+        raise BadOrder("days", f"A token lives 1 to {LIFE_DAYS_MAX} days.")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    token = ApiToken.objects.create(
+        membership=membership,
+        project=project or (actor.token.project if actor.token else None),
+        name=checked_name(name),
+        prefix=secret[:10],
+        secret_hash=secret_hash(secret),
+        scopes=sorted(set(scopes)),
+        created_at=at,
+        expires_at=at + timedelta(days=days),
+    )
+    after = {"name": token.name, "scopes": token.scopes, "expires_at": token.expires_at.isoformat()}
+    audit.record(actor=actor, organization=organization, verb="token.create", subject_id=token.public_id, after=after)
+    return token, secret
+
+
+@transaction.atomic
+def revoke_token(*, actor: Actor, token: ApiToken, at: datetime) -> None:
+    """Make a token useless at once. Revoking twice changes nothing."""
+    if ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=at):
+        organization = token.membership.organization
+        audit.record(actor=actor, organization=organization, verb="token.revoke", subject_id=token.public_id)
+
+
+@transaction.atomic
+def add_ssh_key(*, actor: Actor, project: Project, name: str, public_key: str) -> SshKey:
+    """Let a public key into a project's instances, or raise BadOrder for what is no public key."""
+    kind, blob = _parsed(public_key)
+    fingerprint = "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    normal = f"{kind} {base64.b64encode(blob).decode()}"
+    try:
+        with transaction.atomic():
+            key = SshKey.objects.create(
+                project=project,
+                name=checked_name(name),
+                public_key=normal,
+                fingerprint=fingerprint,
+                added_by=actor.user,
+            )
+    except IntegrityError as error:
+        raise Conflict("The project has this key already.") from error
+    after = {"name": key.name, "fingerprint": fingerprint}
+    audit.record(
+        actor=actor, organization=project.organization, verb="ssh_key.add", subject_id=key.public_id, after=after
+    )
+    return key
+
+
+@transaction.atomic
+def remove_ssh_key(*, actor: Actor, key: SshKey) -> None:
+    """Shut a public key out."""
+    organization = key.project.organization
+    before = {"name": key.name, "fingerprint": key.fingerprint}
+    audit.record(actor=actor, organization=organization, verb="ssh_key.remove", subject_id=key.public_id, before=before)
+    key.delete()
+
+
+def _parsed(public_key: str) -> tuple[str, bytes]:
+    """Return kind and blob of an OpenSSH public key; the blob names its own kind first (RFC 4253, section 6.6)."""
+    if "PRIVATE KEY" in public_key:
+        raise BadOrder("public_key", "This is a private key. Keep it secret, and give the .pub file instead.")
+    parts = public_key.split()
+    if len(public_key) > KEY_LENGTH_MAX or len(parts) < 2 or parts[0] not in KEY_KINDS:
+        raise BadOrder("public_key", "Give one OpenSSH public key, as in a .pub file: ssh-ed25519 AAAA... name")
+    try:
+        blob = base64.b64decode(parts[1], validate=True)
+    except binascii.Error as error:
+        raise BadOrder("public_key", "The key's second part is not base64; copy the whole line.") from error
+    kind = parts[0].encode()
+    if not blob.startswith(len(kind).to_bytes(4, "big") + kind):
+        raise BadOrder("public_key", "The key does not match its kind; copy the whole line.")
+    return parts[0], blob

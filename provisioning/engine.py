@@ -1,0 +1,169 @@
+"""The workflow engine: leases one row, runs one step, applies its outcome only if the row is still ours.
+
+A step is an idempotent function of an instance. It may talk to the outside
+and returns an outcome; the outcome's `commit` runs in the transaction that
+records the move. Killed before or after, a step is simply run again when its
+lease runs out. The shape follows Ubicloud's strands and Omicron's sagas.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from uuid import uuid4
+
+import structlog
+from django.db import transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from provisioning.models import Instance, Reason, Workflow
+
+log = structlog.get_logger("provisioning.engine")
+
+# Longer than the hard limit of a task would be wasteful: steps are short, and a killed worker's row waits this long.
+LEASE = timedelta(seconds=20)
+BACK_OFF_S = (1, 2, 4, 8, 15, 30)
+
+Commit = Callable[[Instance], None]
+
+
+@dataclass(frozen=True)
+class Next:
+    """Go on with `step` at once."""
+
+    step: str
+    commit: Commit | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Look again in `seconds`; None: only when somebody wakes the row."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Give up: `steps.py` says what follows. The customer reads the message."""
+
+    reason: Reason
+    message: str
+    retryable: bool = True
+
+
+Outcome = Next | Wait | Failed
+Step = Callable[[Instance], Outcome]
+
+
+class NotYet(Exception):
+    """Raised by a commit that cannot be done now; everything in it is rolled back and tried again later."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps, how long each may take as a whole, and the step that follows a failure."""
+
+    steps: Mapping[str, Step]
+    deadlines: Mapping[str, timedelta]
+    on_failure: str
+    fail: Callable[[Instance, Failed], None]
+
+
+def run_one(workflow_id: int, plan: Plan) -> bool:
+    """Run one step of a workflow that is due. Return whether another turn may follow at once."""
+    now = timezone.now()
+    token = uuid4()
+    due = Workflow.objects.filter(Q(lease_until=None) | Q(lease_until__lt=now), pk=workflow_id, due_at__lte=now)
+    if not due.update(lease_token=token, lease_until=now + LEASE):
+        return False
+    workflow = Workflow.objects.select_related(
+        "instance__offer", "instance__project__organization", "instance__price_version"
+    ).get(pk=workflow_id)
+    began = monotonic()
+    with structlog.contextvars.bound_contextvars(instance=workflow.instance.public_id, step=workflow.step):
+        try:
+            outcome = _outcome(workflow, plan, now)
+            goes_on = _apply(workflow, outcome, plan)
+        except NotYet as later:
+            goes_on = _apply(workflow, Wait(later.seconds), plan)
+        except Exception as error:
+            # The one place that catches all: the row stays, is tried again later, and tells what happened.
+            log.exception("step failed")
+            _back_off(workflow, error)
+            return False
+        log.debug("step", outcome=type(outcome).__name__, milliseconds=round((monotonic() - began) * 1000))
+    return goes_on
+
+
+def _outcome(workflow: Workflow, plan: Plan, now: datetime) -> Outcome:
+    deadline = plan.deadlines.get(workflow.step)
+    if deadline is not None and now > workflow.step_since + deadline:
+        return Failed(Reason.TIMED_OUT, f"“{workflow.step}” took longer than {deadline.total_seconds():.0f} s.")
+    return plan.steps[workflow.step](workflow.instance)
+
+
+@transaction.atomic
+def _apply(workflow: Workflow, outcome: Outcome, plan: Plan) -> bool:
+    """Record the outcome if the lease and the step are still ours; else only let go of the lease."""
+    now = timezone.now()
+    changes: dict[str, object] = {"lease_until": None, "lease_token": None, "failures": 0, "last_error": ""}
+    match outcome:
+        case Next(step):
+            changes |= {"step": step, "step_since": now, "due_at": now}
+        case Failed():
+            changes |= {"step": plan.on_failure, "step_since": now, "due_at": now}
+        case Wait(seconds):
+            changes |= {"due_at": None if seconds is None else now + timedelta(seconds=seconds)}
+    leased = Workflow.objects.filter(pk=workflow.pk, lease_token=workflow.lease_token)
+    mine = leased.filter(step=workflow.step)
+    if isinstance(outcome, Wait):
+        # A wake-up while we worked has moved `due_at`; it must not be slept through.
+        mine = mine.filter(due_at=workflow.due_at)
+    if not mine.update(**changes):
+        leased.update(lease_until=None, lease_token=None)
+        return True
+    if isinstance(outcome, Failed):
+        plan.fail(workflow.instance, outcome)
+    elif isinstance(outcome, Next) and outcome.commit is not None:
+        outcome.commit(workflow.instance)
+    return not isinstance(outcome, Wait)
+
+
+def _back_off(workflow: Workflow, error: Exception) -> None:
+    seconds = BACK_OFF_S[min(workflow.failures, len(BACK_OFF_S) - 1)]
+    Workflow.objects.filter(pk=workflow.pk, lease_token=workflow.lease_token).update(
+        failures=F("failures") + 1,
+        last_error=f"{type(error).__name__}: {error}",
+        due_at=timezone.now() + timedelta(seconds=seconds),
+        lease_until=None,
+        lease_token=None,
+    )
+
+
+def due(*, limit: int) -> list[int]:
+    """Return the workflows that a sweep should nudge: due, and in nobody's hands."""
+    now = timezone.now()
+    waiting = Workflow.objects.filter(Q(lease_until=None) | Q(lease_until__lt=now), due_at__lte=now)
+    return list(waiting.order_by("due_at").values_list("pk", flat=True)[:limit])
+
+
+def wake(instance_id: int, *, step: str | None = None) -> None:
+    """Make a workflow due now, at `step` if one is named (whoever holds the lease then loses its outcome)."""
+    now = timezone.now()
+    changes: dict[str, object] = {"due_at": now}
+    if step is not None:
+        changes |= {"step": step, "step_since": now, "failures": 0}
+    Workflow.objects.filter(pk=instance_id).update(**changes)
+    nudge(instance_id)
+
+
+def nudge(workflow_id: int) -> None:
+    """Send a message once this transaction is committed; if it is lost, the sweep finds the row."""
+    from provisioning.tasks import run_workflow  # noqa: PLC0415  tasks import the engine
+
+    transaction.on_commit(lambda: run_workflow.apply_async([workflow_id], retry=False), robust=True)

@@ -1,0 +1,131 @@
+"""What can be asked of an instance. Each verb is safe to repeat; the workflow does the work.
+
+Lock order everywhere: workflow, instance, quota, account, node, assignment.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from django.db import transaction
+
+from billing import holds, usage
+from billing.models import PriceVersion
+from provisioning import engine, placement
+from provisioning.errors import IllegalMove
+from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
+
+
+@transaction.atomic
+def create(
+    *,
+    public_id: str,
+    project_id: int,
+    offer_id: int,
+    price_version: PriceVersion,
+    name: str,
+    replicas: int,
+    gpus_per_replica: int,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    at: datetime,
+) -> Instance:
+    """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
+
+    The caller holds quota and funds for it under `public_id` already, and rolls everything back on a refusal.
+    """
+    instance = Instance.objects.create(
+        public_id=public_id,
+        project_id=project_id,
+        offer_id=offer_id,
+        price_version=price_version,
+        name=name,
+        replicas=replicas,
+        gpus_per_replica=gpus_per_replica,
+        command=list(command),
+        env=dict(env),
+        quota_held=replicas * gpus_per_replica,
+        created_at=at,
+        phase_since=at,
+    )
+    InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
+    Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at)
+    placement.claim(instance=instance, at=at)
+    engine.nudge(instance.pk)
+    return instance
+
+
+@transaction.atomic
+def start(*, instance: Instance, price_version: PriceVersion, at: datetime) -> None:
+    """Queue a stopped or failed instance for a new run at today's price. The caller holds quota for it."""
+    if Phase(instance.phase) not in {Phase.STOPPED, Phase.FAILED}:
+        raise IllegalMove(f"{instance.name} is {instance.get_phase_display()} and cannot be started.")
+    if instance.quota_held:
+        raise IllegalMove(f"{instance.name} still gives back the GPUs of its last run; try again in a moment.")
+    engine.wake(instance.pk, step="place")
+    instance.move_to(
+        Phase.QUEUED,
+        at=at,
+        desired=Instance.Desired.RUNNING,
+        health=Instance.Health.UNKNOWN,
+        price_version=price_version,
+        quota_held=instance.gpus,
+        run=instance.run + 1,
+        generation=instance.generation + 1,
+        exit_code=None,
+        retryable=False,
+        ready_at=None,
+    )
+
+
+def stop(*, instance: Instance, at: datetime, reason: Reason = Reason.USER, message: str = "") -> None:
+    """Ask for the GPUs to be given back; the instance can be started again. Charges end now."""
+    if Phase(instance.phase) in {Phase.STOPPING, Phase.STOPPED}:
+        return
+    _take_down(instance, Phase.STOPPING, desired=Instance.Desired.STOPPED, at=at, reason=reason, message=message)
+
+
+def terminate(*, instance: Instance, at: datetime, reason: Reason = Reason.USER, message: str = "") -> None:
+    """Ask for the instance to end for good. Charges end now."""
+    if Phase(instance.phase) in {Phase.TERMINATING, Phase.TERMINATED}:
+        return
+    _take_down(instance, Phase.TERMINATING, desired=Instance.Desired.TERMINATED, at=at, reason=reason, message=message)
+
+
+def rename(*, instance: Instance, name: str) -> None:
+    """Give it another name; usage that is already measured keeps the old one."""
+    Instance.objects.filter(pk=instance.pk).update(name=name)
+    instance.name = name
+
+
+@transaction.atomic
+def _take_down(
+    instance: Instance, phase: Phase, *, desired: Instance.Desired, at: datetime, reason: Reason, message: str
+) -> None:
+    engine.wake(instance.pk, step="tear_down")
+    instance.move_to(
+        phase,
+        at=max(at, instance.phase_since),
+        reason=reason,
+        message=message,
+        desired=desired,
+        generation=instance.generation + 1,
+    )
+    usage.stop(resource_id=instance.public_id, at=instance.phase_since)
+    holds.void_for(resource_id=instance.public_id, at=instance.phase_since)
+
+
+def actions(instance: Instance) -> dict[str, str]:
+    """Return what may be asked now: each verb with the reason why not, empty when it may."""
+    phase = Phase(instance.phase)
+    shown = instance.get_phase_display()
+    can_start = phase in {Phase.STOPPED, Phase.FAILED}
+    can_stop = phase not in AT_REST | {Phase.STOPPING, Phase.TERMINATING}
+    can_end = phase not in {Phase.TERMINATING, Phase.TERMINATED}
+    refusal = f"wrong_state: it is {shown}"
+    releasing = "wrong_state: its last run still gives its GPUs back" if instance.quota_held else ""
+    return {
+        "start": (releasing if can_start else refusal),
+        "stop": "" if can_stop else refusal,
+        "terminate": "" if can_end else refusal,
+        "rename": "" if can_end else refusal,
+    }

@@ -1,0 +1,37 @@
+from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, Site
+from provisioning.models.instances import (
+    AT_REST,
+    CHARGED_PHASES,
+    MOVES,
+    STARTING,
+    Assignment,
+    Instance,
+    InstanceEvent,
+    LogChunk,
+    Phase,
+    Quota,
+    Reason,
+    Workflow,
+)
+
+__all__ = [
+    "AT_REST",
+    "CHARGED_PHASES",
+    "MOVES",
+    "STARTING",
+    "Assignment",
+    "Fabric",
+    "Gpu",
+    "GpuHold",
+    "Heartbeat",
+    "Instance",
+    "InstanceEvent",
+    "JoinToken",
+    "LogChunk",
+    "Node",
+    "Phase",
+    "Quota",
+    "Reason",
+    "Site",
+    "Workflow",
+]

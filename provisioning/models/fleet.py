@@ -1,0 +1,180 @@
+"""The fleet: sites, fabrics, nodes, GPUs, and how a node is known to be alive."""
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from billing.public_ids import PublicIdField
+
+
+class Site(models.Model):
+    """A data centre or an edge location. Policy reads these columns, so they are facts and not labels."""
+
+    class Kind(models.TextChoices):
+        CORE = "core", _("Data centre")
+        EDGE = "edge", _("Edge site")
+
+    public_id = PublicIdField(prefix="sit")
+    slug = models.SlugField(unique=True)
+    name = models.CharField(max_length=100)
+    kind = models.CharField(max_length=4, choices=Kind.choices, default=Kind.CORE)
+    city = models.CharField(max_length=100)
+    country = models.CharField(max_length=2, help_text="ISO 3166-1 alpha-2 of the ground it stands on")
+    jurisdiction = models.CharField(max_length=2, help_text="ISO 3166-1 alpha-2 of the law its operator answers to")
+    latitude = models.DecimalField(max_digits=8, decimal_places=5)
+    longitude = models.DecimalField(max_digits=8, decimal_places=5)
+    grid_zone = models.CharField(max_length=20)
+    power_source = models.CharField(max_length=40)
+    pue = models.DecimalField(
+        max_digits=4, decimal_places=2, help_text="power usage effectiveness: total over IT power"
+    )
+    certifications = models.JSONField(default=list, blank=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(pue__gte=1), name="site_pue_is_at_least_one")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Fabric(models.Model):
+    """A fast-network domain inside a site: the outermost level at which a gang still talks at full speed."""
+
+    class Kind(models.TextChoices):
+        INFINIBAND = "infiniband", "InfiniBand"
+        ROCE = "roce", "RoCE"
+        NVLINK = "nvlink", "NVLink"
+        ETHERNET = "ethernet", "Ethernet"
+
+    public_id = PublicIdField(prefix="fab")
+    site = models.ForeignKey(Site, models.PROTECT, related_name="fabrics")
+    name = models.CharField(max_length=100)
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["site", "name"], name="fabric_name_once_per_site")]
+
+    def __str__(self) -> str:
+        return f"{self.site} · {self.name}"
+
+
+class Node(models.Model):
+    """One GPU host. `free_gpus` is kept beside the holds, so that a claim finds a node through one index."""
+
+    class State(models.TextChoices):
+        NEW = "new", _("Waiting to join")
+        AVAILABLE = "available", _("Available")
+        CORDONED = "cordoned", _("Cordoned")
+        DRAINING = "draining", _("Draining")
+        RETIRED = "retired", _("Retired")
+
+    class Reachability(models.TextChoices):
+        UNKNOWN = "unknown", _("Never seen")
+        ONLINE = "online", _("Online")
+        SUSPECT = "suspect", _("Suspect")
+        UNREACHABLE = "unreachable", _("Unreachable")
+        LOST = "lost", _("Lost")
+
+    public_id = PublicIdField(prefix="nod")
+    name = models.SlugField(max_length=63, unique=True)
+    fabric = models.ForeignKey(Fabric, models.PROTECT, related_name="nodes")
+    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="nodes")
+    rack = models.CharField(max_length=40)
+    gpu_model = models.CharField(max_length=40)
+    gpu_count = models.PositiveSmallIntegerField()
+    gpu_memory_mib = models.PositiveIntegerField()
+    free_gpus = models.PositiveSmallIntegerField(default=0)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.NEW)
+    state_reason = models.CharField(max_length=200, blank=True)
+    reachability = models.CharField(max_length=12, choices=Reachability.choices, default=Reachability.UNKNOWN)
+    driver = models.CharField(max_length=10, default="agent")
+    key_hash = models.CharField(max_length=64, blank=True)
+    desired_generation = models.BigIntegerField(default=1)
+    created_at = models.DateTimeField(default=timezone.now)
+    joined_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(free_gpus__lte=F("gpu_count")), name="node_never_has_more_free_than_it_has"
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["offer", "free_gpus", "id"],
+                name="node_best_fit",
+                condition=Q(state="available", reachability="online"),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Heartbeat(models.Model):
+    """When a node last called. Apart from Node and without an index on `last_seen`, so that each update stays cheap."""
+
+    node = models.OneToOneField(Node, models.CASCADE, primary_key=True)
+    boot_id = models.CharField(max_length=64)
+    agent_epoch = models.BigIntegerField()
+    seq = models.BigIntegerField()
+    last_seen = models.DateTimeField()
+    hostname = models.CharField(max_length=255)
+    agent_version = models.CharField(max_length=40)
+    runtime = models.CharField(max_length=20)
+    gpu_source = models.CharField(max_length=20)
+    inventory_generation = models.BigIntegerField(default=0)
+    telemetry = models.JSONField(default=list)
+    energy = models.JSONField(default=list)
+
+    def __str__(self) -> str:
+        return f"{self.node} at {self.last_seen}"
+
+
+class JoinToken(models.Model):
+    """Lets one announced node in, once; kept as a hash."""
+
+    node = models.ForeignKey(Node, models.CASCADE, related_name="join_tokens")
+    secret_hash = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField()
+    used_at = models.DateTimeField(null=True, blank=True)
+    key_hash = models.CharField(max_length=64, blank=True)
+
+    def __str__(self) -> str:
+        return f"join token of {self.node}"
+
+
+class Gpu(models.Model):
+    """One physical GPU. It is free when it is healthy and no live hold names it."""
+
+    public_id = PublicIdField(prefix="gpu")
+    node = models.ForeignKey(Node, models.PROTECT, related_name="gpus")
+    uuid = models.CharField(max_length=64, unique=True)
+    index = models.PositiveSmallIntegerField()
+    memory_mib = models.PositiveIntegerField()
+    healthy = models.BooleanField(default=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["node", "index"], name="gpu_index_once_per_node")]
+
+    def __str__(self) -> str:
+        return self.uuid
+
+
+class GpuHold(models.Model):
+    """An instance's claim on one GPU, from placement until the node confirmed that nothing is left."""
+
+    gpu = models.ForeignKey(Gpu, models.PROTECT, related_name="holds")
+    assignment = models.ForeignKey("provisioning.Assignment", models.PROTECT, related_name="holds")
+    taken_at = models.DateTimeField()
+    released_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["gpu"], condition=Q(released_at=None), name="gpu_held_by_one_at_a_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.gpu} for {self.assignment}"

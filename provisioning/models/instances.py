@@ -1,0 +1,291 @@
+"""An instance, its life on three axes, and the rows that carry it out."""
+
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from billing.public_ids import PublicIdField
+from provisioning.errors import IllegalMove, StaleInstance
+
+log = structlog.get_logger("provisioning.instances")
+
+
+class Phase(models.TextChoices):
+    """Where an instance stands. What each phase costs is a table of its own, `CHARGED_PHASES`."""
+
+    QUEUED = "queued", _("Queued")
+    PLACING = "placing", _("Placing")
+    PROVISIONING = "provisioning", _("Preparing")
+    VERIFYING = "verifying", _("Verifying")
+    RUNNING = "running", _("Running")
+    STOPPING = "stopping", _("Stopping")
+    STOPPED = "stopped", _("Stopped")
+    NOTIFIED = "notified", _("Interruption announced")
+    DRAINING = "draining", _("Draining")
+    INTERRUPTED = "interrupted", _("Interrupted")
+    TERMINATING = "terminating", _("Terminating")
+    TERMINATED = "terminated", _("Terminated")
+    FAILED = "failed", _("Failed")
+
+
+STARTING = {Phase.QUEUED, Phase.PLACING, Phase.PROVISIONING, Phase.VERIFYING}
+CHARGED_PHASES = {Phase.RUNNING, Phase.NOTIFIED, Phase.DRAINING}
+# In these the customer has no GPUs and nothing is on the way.
+AT_REST = {Phase.STOPPED, Phase.INTERRUPTED, Phase.TERMINATED, Phase.FAILED}
+
+MOVES: dict[Phase, set[Phase]] = {
+    Phase.QUEUED: {Phase.PLACING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.PLACING: {Phase.PROVISIONING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.PROVISIONING: {Phase.VERIFYING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.VERIFYING: {Phase.RUNNING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.RUNNING: {Phase.STOPPING, Phase.NOTIFIED, Phase.TERMINATING, Phase.FAILED},
+    Phase.STOPPING: {Phase.STOPPED, Phase.TERMINATING, Phase.FAILED},
+    Phase.STOPPED: {Phase.QUEUED, Phase.TERMINATING},
+    Phase.NOTIFIED: {Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.DRAINING: {Phase.INTERRUPTED, Phase.TERMINATING, Phase.FAILED},
+    Phase.INTERRUPTED: {Phase.QUEUED, Phase.TERMINATING},
+    Phase.TERMINATING: {Phase.TERMINATED},
+    Phase.FAILED: {Phase.QUEUED, Phase.TERMINATING},
+    Phase.TERMINATED: set(),
+}
+
+
+class Reason(models.TextChoices):
+    """Why an instance is where it is: a closed list, so that programs may rely on it."""
+
+    NONE = "", ""
+    EXITED = "exited", _("Its command ended")
+    USER = "user", _("Asked by a user")
+    OPERATOR = "operator", _("Asked by the operator")
+    NO_FUNDS = "no_funds", _("The organization could not pay any more")
+    NO_CAPACITY = "no_capacity", _("No GPUs became free in time")
+    NODE_FAILED = "node_failed", _("The node could not prepare it")
+    NODE_LOST = "node_lost", _("The node was lost")
+    TIMED_OUT = "timed_out", _("A step took too long")
+    INTERNAL = "internal", _("An error of ours")
+
+
+class Instance(models.Model):
+    """What a customer rents: `replicas` x `gpus_per_replica` GPUs running a command, all or nothing."""
+
+    class Desired(models.TextChoices):
+        RUNNING = "running", _("Running")
+        STOPPED = "stopped", _("Stopped")
+        TERMINATED = "terminated", _("Terminated")
+
+    class Health(models.TextChoices):
+        UNKNOWN = "unknown", _("Unknown")
+        HEALTHY = "healthy", _("Healthy")
+        DEGRADED = "degraded", _("Degraded")
+        UNREACHABLE = "unreachable", _("Unreachable")
+
+    class Market(models.TextChoices):
+        ON_DEMAND = "on_demand", _("On demand")
+        SPOT = "spot", _("Spot")
+        RESERVED = "reserved", _("Reserved")
+
+    public_id = PublicIdField(prefix="ins")
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="instances")
+    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="instances")
+    price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+")
+    name = models.CharField(max_length=63)
+    market = models.CharField(max_length=10, choices=Market.choices, default=Market.ON_DEMAND)
+    replicas = models.PositiveIntegerField()
+    gpus_per_replica = models.PositiveSmallIntegerField()
+    command = models.JSONField()
+    env = models.JSONField(default=dict)
+
+    desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
+    phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)
+    phase_since = models.DateTimeField(default=timezone.now)
+    health = models.CharField(max_length=12, choices=Health.choices, default=Health.UNKNOWN)
+    reason = models.CharField(max_length=20, choices=Reason.choices, default=Reason.NONE, blank=True)
+    message = models.TextField(blank=True)
+    retryable = models.BooleanField(default=False)
+    exit_code = models.IntegerField(null=True)
+    # Each start is a run of its own; its number is the fence that nodes compare.
+    run = models.PositiveIntegerField(default=1)
+    quota_held = models.PositiveIntegerField(default=0)
+    generation = models.PositiveIntegerField(default=1)
+    observed_generation = models.PositiveIntegerField(default=0)
+
+    created_at = models.DateTimeField(default=timezone.now)
+    ready_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(replicas__gte=1, gpus_per_replica__gte=1), name="instance_has_gpus"),
+            models.UniqueConstraint(
+                fields=["project", "name"], condition=~Q(phase="terminated"), name="instance_name_once_per_project"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["project", "-id"], name="instance_newest_first"),
+            models.Index(fields=["phase", "id"], name="instance_alive", condition=~Q(phase="terminated")),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def gpus(self) -> int:
+        return self.replicas * self.gpus_per_replica
+
+    @property
+    def is_starting(self) -> bool:
+        return Phase(self.phase) in STARTING
+
+    @property
+    def is_charged(self) -> bool:
+        return Phase(self.phase) in CHARGED_PHASES
+
+    @transaction.atomic
+    def move_to(self, phase: Phase, *, at: datetime, reason: str = "", message: str = "", **changes: object) -> None:
+        """Change phase if the map allows it, and write down that it happened.
+
+        Raises IllegalMove when the map forbids it and StaleInstance when
+        somebody else moved first. `changes` are columns set by the same update.
+        """
+        old = Phase(self.phase)
+        if phase not in MOVES[old]:
+            raise IllegalMove(f"{self.public_id}: {old} cannot become {phase}")
+        changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
+        if not Instance.objects.filter(pk=self.pk, phase=old).update(**changes):
+            raise StaleInstance(f"{self.public_id} is no longer {old}")
+        spent = max(timedelta(0), at - self.phase_since)
+        milliseconds = spent // timedelta(milliseconds=1)
+        InstanceEvent.objects.create(
+            instance=self,
+            at=at,
+            run=self.run,
+            old_phase=old,
+            new_phase=phase,
+            reason=reason,
+            message=message,
+            milliseconds=milliseconds,
+        )
+        for name, value in changes.items():
+            setattr(self, name, value)
+        log.info(
+            "moved",
+            instance=self.public_id,
+            project=self.project_id,
+            old=old,
+            new=phase,
+            reason=reason,
+            milliseconds=milliseconds,
+        )
+
+
+class InstanceEvent(models.Model):
+    """One move of an instance; `milliseconds` is how long it stood in the old phase."""
+
+    instance = models.ForeignKey(Instance, models.CASCADE, related_name="events")
+    at = models.DateTimeField()
+    run = models.PositiveIntegerField()
+    old_phase = models.CharField(max_length=12, choices=Phase.choices, blank=True)
+    new_phase = models.CharField(max_length=12, choices=Phase.choices)
+    reason = models.CharField(max_length=20, choices=Reason.choices, blank=True)
+    message = models.TextField(blank=True)
+    milliseconds = models.BigIntegerField(default=0)
+
+    class Meta:
+        indexes = [models.Index(fields=["old_phase", "-id"], name="event_recent_by_phase")]
+
+    def __str__(self) -> str:
+        return f"{self.instance}: {self.old_phase} -> {self.new_phase}"
+
+
+class Workflow(models.Model):
+    """The leased row that walks one instance through life; `step` names a function of `steps.STEPS`."""
+
+    instance = models.OneToOneField(Instance, models.CASCADE, primary_key=True)
+    step = models.CharField(max_length=30)
+    step_since = models.DateTimeField()
+    due_at = models.DateTimeField(null=True)
+    lease_token = models.UUIDField(null=True)
+    lease_until = models.DateTimeField(null=True)
+    failures = models.PositiveIntegerField(default=0)
+    last_error = models.TextField(blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["due_at"], name="workflow_due", condition=Q(due_at__isnull=False))]
+
+    def __str__(self) -> str:
+        return f"{self.instance} at {self.step}"
+
+
+class Assignment(models.Model):
+    """One replica of one run of an instance on one node: what we want there and what the node says."""
+
+    class Desired(models.TextChoices):
+        PREPARED = "prepared"
+        RUNNING = "running"
+        GONE = "gone"
+
+    class Observed(models.TextChoices):
+        PENDING = "pending"
+        PREPARING = "preparing"
+        PREPARED = "prepared"
+        RUNNING = "running"
+        EXITED = "exited"
+        FAILED = "failed"
+        GONE = "gone"
+
+    public_id = PublicIdField(prefix="asg")
+    instance = models.ForeignKey(Instance, models.PROTECT, related_name="assignments")
+    node = models.ForeignKey("provisioning.Node", models.PROTECT, related_name="assignments")
+    replica = models.PositiveIntegerField()
+    fence = models.PositiveIntegerField()
+    gpu_uuids = models.JSONField()
+    desired = models.CharField(max_length=8, choices=Desired.choices, default=Desired.PREPARED)
+    observed = models.CharField(max_length=9, choices=Observed.choices, default=Observed.PENDING)
+    exit_code = models.IntegerField(null=True)
+    exited_at = models.DateTimeField(null=True)
+    message = models.TextField(blank=True)
+    log_bytes = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["instance", "fence", "replica"], name="assignment_once_per_replica_and_run"
+            ),
+        ]
+        indexes = [
+            # What a node is told: all that is not gone yet.
+            models.Index(fields=["node"], name="assignment_live_on_node", condition=~Q(observed="gone")),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.instance} [{self.replica}]"
+
+
+class LogChunk(models.Model):
+    """A piece of a replica's output, as the node shipped it; offsets count bytes from the start of the run."""
+
+    assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="log_chunks")
+    offset = models.BigIntegerField()
+    data = models.BinaryField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["assignment", "offset"], name="log_chunk_once_per_offset")]
+
+    def __str__(self) -> str:
+        return f"{self.assignment} from {self.offset}"
+
+
+class Quota(models.Model):
+    """How many GPUs a project may hold at once; `held` counts from the request until the confirmed release."""
+
+    project = models.OneToOneField("marketplace.Project", models.CASCADE, primary_key=True, related_name="quota")
+    limit = models.PositiveIntegerField()
+    held = models.PositiveIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.held}/{self.limit} GPUs of {self.project}"

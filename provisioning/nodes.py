@@ -1,0 +1,220 @@
+"""Nodes: announcing one, letting it in, cordoning, draining, and noticing when it falls silent."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Q, QuerySet
+
+from billing import usage
+from provisioning import engine, instances, placement
+from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
+from provisioning.models import (
+    CHARGED_PHASES,
+    STARTING,
+    Assignment,
+    Gpu,
+    Heartbeat,
+    Instance,
+    JoinToken,
+    Node,
+    Phase,
+    Reason,
+)
+from provisioning.steps import open_meter
+
+log = structlog.get_logger("provisioning.nodes")
+
+JOIN_TOKEN_LIFE = timedelta(hours=24)
+SUSPECT_AFTER = timedelta(seconds=25)
+UNREACHABLE_AFTER = timedelta(seconds=40)
+# The agent ends its workloads by itself when it could not reach us for this long ...
+ASSIGNMENT_LEASE = timedelta(seconds=900)
+# ... so after its lease, its grace and a drift of clocks nothing of ours runs there any more.
+LOST_AFTER = ASSIGNMENT_LEASE + timedelta(seconds=40)
+
+
+@dataclass(frozen=True)
+class GpuFact:
+    """One GPU as its node reports it."""
+
+    uuid: str
+    index: int
+    model: str
+    memory_mib: int
+    healthy: bool
+
+
+def digest(secret: str) -> str:
+    """Return the form in which a node's secret rests: SHA-256, since the secret itself is 256 random bits."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def issue_join_token(*, node: Node, at: datetime) -> str:
+    """Return a new one-time token for this node, to be shown once. Earlier unused ones stop working."""
+    secret = f"gmj_{secrets.token_urlsafe(32)}"
+    node.join_tokens.filter(used_at=None).delete()
+    JoinToken.objects.create(node=node, secret_hash=digest(secret), created_at=at, expires_at=at + JOIN_TOKEN_LIFE)
+    return secret
+
+
+@transaction.atomic
+def join(
+    *, secret: str, key_hash: str, boot_id: str, facts: Mapping[str, str], gpus: Sequence[GpuFact], at: datetime
+) -> Node:
+    """Let an announced node in and write down its GPUs. Repeating it with the same key changes nothing.
+
+    Raises NodeUnknown, JoinTokenUsed (another key came with this token) or
+    InventoryMismatch (not the GPUs that were announced).
+    """
+    token = JoinToken.objects.select_for_update().filter(secret_hash=digest(secret)).first()
+    if token is None or (token.used_at is None and token.expires_at <= at):
+        raise NodeUnknown("The join token is unknown or has expired; ask a capacity manager for a new one.")
+    if token.used_at is not None:
+        if hmac.compare_digest(token.key_hash, key_hash):
+            return token.node
+        raise JoinTokenUsed("Another key has joined with this token; ask for a new one.")
+    node = placement.lock([token.node_id])[0]
+    _check_inventory(node, gpus)
+    JoinToken.objects.filter(pk=token.pk).update(used_at=at, key_hash=key_hash)
+    node.key_hash = key_hash
+    node.state = Node.State.AVAILABLE
+    node.reachability = Node.Reachability.ONLINE
+    node.joined_at = at
+    node.save(update_fields=["key_hash", "state", "reachability", "joined_at"])
+    Heartbeat.objects.update_or_create(
+        node=node, defaults={"boot_id": boot_id, "agent_epoch": 0, "seq": 0, "last_seen": at, **facts}
+    )
+    take_inventory(node=node, gpus=gpus)
+    log.info("node joined", node=node.public_id, name=node.name, gpus=len(gpus))
+    return node
+
+
+def _check_inventory(node: Node, gpus: Sequence[GpuFact]) -> None:
+    models = {gpu.model for gpu in gpus}
+    if len(gpus) != node.gpu_count or models != {node.gpu_model}:
+        found = f"{len(gpus)} × {', '.join(sorted(models)) or 'none'}"
+        raise InventoryMismatch(f"{node.name} was announced with {node.gpu_count} × {node.gpu_model}, it has {found}.")
+
+
+def take_inventory(*, node: Node, gpus: Sequence[GpuFact]) -> None:
+    """Write down a node's GPUs. One that is missing now is unhealthy, and so is a node's stranger. Locks the node."""
+    placement.lock([node.pk])
+    known = {gpu.uuid: gpu for gpu in node.gpus.all()}
+    new = [fact for fact in gpus if fact.uuid not in known]
+    if known and (new or len(gpus) != len(known)):
+        log.warning("inventory changed", node=node.public_id, new=[fact.uuid for fact in new], known=len(known))
+    if not known:
+        Gpu.objects.bulk_create(
+            Gpu(node=node, uuid=fact.uuid, index=fact.index, memory_mib=fact.memory_mib, healthy=fact.healthy)
+            for fact in new
+        )
+    else:
+        healthy = {fact.uuid for fact in gpus if fact.healthy}
+        node.gpus.filter(uuid__in=healthy, healthy=False).update(healthy=True)
+        node.gpus.filter(healthy=True).exclude(uuid__in=healthy).update(healthy=False)
+    placement.recount([node.pk])
+
+
+@transaction.atomic
+def cordon(*, node: Node, reason: str) -> None:
+    """Place nothing new there; what runs goes on."""
+    _set_state(node, Node.State.CORDONED, reason, allowed=(Node.State.AVAILABLE, Node.State.DRAINING))
+
+
+@transaction.atomic
+def uncordon(*, node: Node) -> None:
+    """Let placement use it again."""
+    _set_state(node, Node.State.AVAILABLE, "", allowed=(Node.State.CORDONED, Node.State.DRAINING))
+
+
+@transaction.atomic
+def drain(*, node: Node, reason: str, at: datetime) -> int:
+    """Place nothing new there and stop what runs; return how many instances were asked to stop."""
+    _set_state(node, Node.State.DRAINING, reason, allowed=(Node.State.AVAILABLE, Node.State.CORDONED))
+    stopped = 0
+    for instance in living_on(node).order_by("pk"):
+        message = f"Node {node.name} is being drained: {reason}"
+        instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
+        stopped += 1
+    return stopped
+
+
+def _set_state(node: Node, state: Node.State, reason: str, *, allowed: Sequence[str]) -> None:
+    changed = Node.objects.filter(Q(state__in=allowed) | Q(state=state), pk=node.pk).update(
+        state=state, state_reason=reason
+    )
+    if not changed:
+        raise ProvisioningError(f"{node.name} is {node.get_state_display()} and cannot become {state.label}.")
+    node.state, node.state_reason = state, reason
+
+
+def living_on(node: Node) -> QuerySet[Instance]:
+    """Return the instances that have something on this node, or soon will."""
+    live = Assignment.objects.filter(node=node).exclude(observed=Assignment.Observed.GONE)
+    return Instance.objects.filter(pk__in=live.values("instance"), phase__in=[*STARTING, *CHARGED_PHASES])
+
+
+def notice_silence(*, at: datetime, limit: int) -> int:
+    """Mark nodes that stopped calling: suspect, unreachable (meters close at the last sign of life), lost.
+
+    Reads every heartbeat once; there is no index on `last_seen` on purpose.
+    """
+    silent = Heartbeat.objects.filter(last_seen__lt=at - SUSPECT_AFTER).exclude(
+        node__reachability=Node.Reachability.LOST
+    )
+    changed = 0
+    for heartbeat in silent.select_related("node").order_by("node_id")[:limit]:
+        changed += _mark(heartbeat, at)
+    return changed
+
+
+@transaction.atomic
+def _mark(heartbeat: Heartbeat, at: datetime) -> int:
+    silence = at - heartbeat.last_seen
+    if silence > LOST_AFTER:
+        reachability = Node.Reachability.LOST
+    elif silence > UNREACHABLE_AFTER:
+        reachability = Node.Reachability.UNREACHABLE
+    else:
+        reachability = Node.Reachability.SUSPECT
+    node = heartbeat.node
+    if node.reachability == reachability:
+        return 0
+    log.warning("node silent", node=node.public_id, reachability=reachability, seconds=silence.total_seconds())
+    if reachability == Node.Reachability.UNREACHABLE:
+        for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by("pk"):
+            usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
+            Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
+    if reachability == Node.Reachability.LOST:
+        _give_up(node)
+    Node.objects.filter(pk=node.pk).update(reachability=reachability)
+    return 1
+
+
+def _give_up(node: Node) -> None:
+    """Take what was there as gone: its own lease has ended it. Its workflows then fail or finish."""
+    live = Assignment.objects.filter(node=node).exclude(observed=Assignment.Observed.GONE)
+    for instance_id in sorted(set(live.values_list("instance_id", flat=True))):
+        engine.wake(instance_id)
+    message = f"Node {node.name} did not answer for {LOST_AFTER.total_seconds() / 60:.0f} minutes."
+    live.update(observed=Assignment.Observed.GONE, message=message)
+
+
+@transaction.atomic
+def come_back(*, node: Node, at: datetime) -> None:
+    """Note that a silent node calls again; meters of what still runs there open from now on."""
+    unreachable = living_on(node).filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by("pk"):
+        nodes = Node.objects.filter(assignments__instance=instance, assignments__fence=instance.run)
+        if nodes.exclude(pk=node.pk).exclude(reachability=Node.Reachability.ONLINE).exists():
+            continue
+        Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.HEALTHY)
+        open_meter(instance, at=at)
+    Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.ONLINE)
+    node.reachability = Node.Reachability.ONLINE

@@ -1,0 +1,198 @@
+"""The steps that walk an instance through life. Each may be killed before or after, and run again.
+
+    place -> create -> prepare -> verify -> begin -> watch -> tear_down -> rest -> (place)
+
+A stop or terminate request moves the instance and sends its workflow to
+`tear_down`; whoever is at work on another step then loses its outcome.
+"""
+
+from datetime import datetime, timedelta
+from functools import partial
+
+from django.utils import timezone
+
+from billing import holds, usage
+from provisioning import placement, quotas
+from provisioning.drivers.protocol import Observation
+from provisioning.drivers.registry import driver_for
+from provisioning.engine import Failed, Next, NotYet, Outcome, Plan, Step, Wait
+from provisioning.errors import NoCapacity
+from provisioning.models import Assignment, Instance, Node, Phase, Reason
+
+QUEUE_LOOK_S = 5
+# Nodes that report wake the workflow; these looks are for reports that never come.
+LOOK_S = 10
+WATCH_LOOK_S = 300
+
+State = Assignment.Observed
+
+
+def place(instance: Instance) -> Outcome:
+    """Make sure that GPUs are held; a start without free GPUs waits in the queue."""
+    return Next("create", commit=claim_gpus)
+
+
+def claim_gpus(instance: Instance) -> None:
+    at = timezone.now()
+    if not _assignments(instance):
+        try:
+            placement.claim(instance=instance, at=at)
+        except NoCapacity as refusal:
+            raise NotYet(seconds=QUEUE_LOOK_S) from refusal
+    instance.move_to(Phase.PLACING, at=at)
+
+
+def create(instance: Instance) -> Outcome:
+    """Ask each node to get ready."""
+    for assignment in _assignments(instance):
+        driver_for(assignment).create(assignment)
+    return Next("prepare", commit=lambda instance: instance.move_to(Phase.PROVISIONING, at=timezone.now()))
+
+
+def prepare(instance: Instance) -> Outcome:
+    """Wait until every replica is ready to start: a gang starts together or not at all."""
+    seen = _look(instance)
+    if broken := [look for look in seen if look.state in {State.FAILED, State.GONE, State.EXITED}]:
+        return Failed(Reason.NODE_FAILED, broken[0].message or "The node could not prepare the instance.")
+    if any(look.state != State.PREPARED for look in seen):
+        return Wait(LOOK_S)
+    return Next("verify", commit=lambda instance: instance.move_to(Phase.VERIFYING, at=timezone.now()))
+
+
+def verify(instance: Instance) -> Outcome:
+    """Check from our side that the customer gets what they pay for: these GPUs, healthy, on nodes that answer."""
+    for assignment in _assignments(instance):
+        holds_of = assignment.holds.filter(released_at=None, gpu__healthy=True, gpu__uuid__in=assignment.gpu_uuids)
+        if holds_of.count() != instance.gpus_per_replica:
+            return Failed(Reason.NODE_FAILED, f"A GPU of node {assignment.node} is not healthy any more.")
+        if assignment.node.reachability != Node.Reachability.ONLINE:
+            return Failed(Reason.NODE_LOST, f"Node {assignment.node} stopped answering.")
+    return Next("begin", commit=begin_running)
+
+
+def begin_running(instance: Instance) -> None:
+    """The customer has their GPUs from here on, so the meter opens in this very transaction."""
+    at = timezone.now()
+    instance.move_to(
+        Phase.RUNNING,
+        at=at,
+        ready_at=at,
+        health=Instance.Health.HEALTHY,
+        observed_generation=instance.generation,
+    )
+    open_meter(instance, at=at)
+
+
+def open_meter(instance: Instance, *, at: datetime) -> None:
+    """Count this instance's GPUs from `at` on; opening an open meter changes nothing."""
+    usage.start(
+        organization=instance.project.organization,
+        resource_id=instance.public_id,
+        resource_name=instance.name,
+        labels={"project": instance.project.public_id, "offer": instance.offer.public_id, "market": instance.market},
+        quantity=instance.gpus,
+        price_version=instance.price_version,
+        at=at,
+    )
+
+
+def begin(instance: Instance) -> Outcome:
+    """Let the command start on every replica at once."""
+    for assignment in _assignments(instance):
+        driver_for(assignment).start(assignment)
+    return Next("watch")
+
+
+def watch(instance: Instance) -> Outcome:
+    """Wait until the command has ended everywhere, or one replica ended badly: a gang ends together."""
+    seen = _look(instance)
+    if lost := [look for look in seen if look.state in {State.FAILED, State.GONE}]:
+        return Failed(Reason.NODE_LOST, lost[0].message or "The node lost the instance.")
+    ended = [look for look in seen if look.state == State.EXITED]
+    bad = [look for look in ended if look.exit_code != 0]
+    if bad or len(ended) == len(seen):
+        exit_code = bad[0].exit_code if bad else 0
+        at = max(look.exited_at or instance.phase_since for look in ended)
+        return Next("tear_down", commit=partial(stop_after_exit, exit_code=exit_code, at=at))
+    return Wait(WATCH_LOOK_S)
+
+
+def stop_after_exit(instance: Instance, *, exit_code: int | None, at: datetime) -> None:
+    """Stop an instance whose command ended; what is charged ends when the command did."""
+    at = max(at, instance.phase_since)
+    instance.move_to(
+        Phase.STOPPING,
+        at=at,
+        reason=Reason.EXITED,
+        message=f"Its command ended with exit code {exit_code}.",
+        desired=Instance.Desired.STOPPED,
+        exit_code=exit_code,
+    )
+    usage.stop(resource_id=instance.public_id, at=at)
+
+
+def tear_down(instance: Instance) -> Outcome:
+    """Ask each node to remove the instance until each has confirmed that nothing is left."""
+    # Every replica is asked before any answer is looked at.
+    gone = [driver_for(assignment).destroy(assignment) for assignment in _assignments(instance)]
+    if not all(gone):
+        return Wait(LOOK_S)
+    return Next("rest", commit=finish)
+
+
+ENDINGS = {Phase.STOPPING: Phase.STOPPED, Phase.TERMINATING: Phase.TERMINATED}
+
+
+def finish(instance: Instance) -> None:
+    """Give GPUs and quota back: the nodes confirmed that nothing is left."""
+    at = timezone.now()
+    if (ending := ENDINGS.get(Phase(instance.phase))) is not None:
+        ended = {"ended_at": at} if ending == Phase.TERMINATED else {}
+        instance.move_to(ending, at=at, reason=instance.reason, message=instance.message, **ended)
+    if instance.quota_held:
+        quotas.give_back(project_id=instance.project_id, gpus=instance.quota_held)
+        Instance.objects.filter(pk=instance.pk).update(quota_held=0)
+    placement.release(instance=instance, at=at)
+
+
+def rest(instance: Instance) -> Outcome:
+    """Nothing to do until somebody starts or terminates it."""
+    return Wait(None)
+
+
+def fail(instance: Instance, failure: Failed) -> None:
+    """Write down why; the GPUs stay held until the nodes confirm. What never ran is never charged."""
+    at = timezone.now()
+    instance.move_to(
+        Phase.FAILED,
+        at=at,
+        reason=failure.reason,
+        message=failure.message,
+        retryable=failure.retryable,
+        health=Instance.Health.UNKNOWN,
+    )
+    usage.stop(resource_id=instance.public_id, at=at)
+    holds.void_for(resource_id=instance.public_id, at=at)
+
+
+def _assignments(instance: Instance) -> list[Assignment]:
+    """Return this run's assignments; those of earlier runs are confirmed gone."""
+    rows = Assignment.objects.filter(instance=instance, fence=instance.run).select_related("node")
+    return list(rows.order_by("replica"))
+
+
+def _look(instance: Instance) -> list[Observation]:
+    return [driver_for(assignment).observe(assignment) for assignment in _assignments(instance)]
+
+
+STEPS: dict[str, Step] = {
+    step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
+}
+DEADLINES = {
+    "place": timedelta(minutes=30),
+    "create": timedelta(seconds=30),
+    "prepare": timedelta(seconds=40),
+    "verify": timedelta(seconds=20),
+    "begin": timedelta(seconds=30),
+}
+PLAN = Plan(steps=STEPS, deadlines=DEADLINES, on_failure="tear_down", fail=fail)

@@ -1,0 +1,32 @@
+"""Nudges and sweeps. A nudge carries an id and may be lost; what it would have done is found by a sweep."""
+
+from celery import shared_task
+from django.utils import timezone
+
+from provisioning import engine, nodes
+from provisioning.steps import PLAN
+
+TURNS_MAX = 20
+DUE_MAX = 200
+SILENT_MAX = 200
+
+
+@shared_task
+def run_workflow(workflow_id: int) -> None:
+    """Run the steps of one workflow that can run now. If this message is lost, `run_due_workflows` finds the row."""
+    for _ in range(TURNS_MAX):
+        if not engine.run_one(workflow_id, PLAN):
+            return
+
+
+@shared_task
+def run_due_workflows() -> None:
+    """Nudge every workflow that is due and in nobody's hands."""
+    for workflow_id in engine.due(limit=DUE_MAX):
+        run_workflow.delay(workflow_id)
+
+
+@shared_task
+def notice_silent_nodes() -> None:
+    """Mark nodes that stopped calling, and close the meters of what runs on them."""
+    nodes.notice_silence(at=timezone.now(), limit=SILENT_MAX)
