@@ -34,7 +34,7 @@ class Level(StrEnum):
     EXHAUSTED = "exhausted"
 
 
-@transaction.atomic
+@transaction.atomic(savepoint=False)
 def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
     """Work out anew when the money runs out, from all open spans and all money, held or not.
 

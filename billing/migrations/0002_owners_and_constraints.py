@@ -319,13 +319,6 @@ class Migration(migrations.Migration):
         migrations.AddConstraint(
             model_name="usagespan",
             constraint=models.CheckConstraint(
-                condition=models.Q(("ended_at", None), ("ended_at__gte", models.F("started_at")), _connector="OR"),
-                name="usage_span_ends_after_it_starts",
-            ),
-        ),
-        migrations.AddConstraint(
-            model_name="usagespan",
-            constraint=models.CheckConstraint(
                 condition=models.Q(
                     (
                         "charged_through",

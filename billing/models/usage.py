@@ -55,7 +55,7 @@ class UsageSpan(models.Model):
     """Use of a resource from a moment to another, in whole milliseconds: open while it runs, closed once.
 
     `started_at` and `ended_at` are what is written; `during` is the half-open
-    range that PostgreSQL makes of them. A span that ended where it began has an
+    range that PostgreSQL makes of them, which refuses an end before the start. A span that ended where it began has an
     empty range, which overlaps nothing and costs nothing, and still tells when.
     """
 
@@ -93,9 +93,6 @@ class UsageSpan(models.Model):
                 fields=["resource_id", "meter"], condition=Q(ended_at=None), name="usage_span_one_open_per_meter"
             ),
             models.CheckConstraint(condition=Q(quantity__gt=0), name="usage_span_measures_something"),
-            models.CheckConstraint(
-                condition=Q(ended_at=None) | Q(ended_at__gte=F("started_at")), name="usage_span_ends_after_it_starts"
-            ),
             models.CheckConstraint(
                 condition=Q(
                     started_at=to_the_millisecond("started_at"), charged_through=to_the_millisecond("charged_through")
