@@ -2,17 +2,20 @@
 
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from marketplace.cli import words
-from marketplace.cli.connection import Connection, clean_url, login_path, save_login
+from marketplace.cli.connection import Connection, clean_token, clean_url, login_path, save_login
 from marketplace.cli.instances import find_instance
+from marketplace.cli.problems import problem
 from marketplace.cli.problems import usage as wrong_usage
 from marketplace.cli.session import AsJson, Explain, open_session
+from marketplace.cli.terminal import Terminal
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+BALANCE = {"available": "to spend", "cash": "paid in", "promo": "promotional", "held": "held back", "owed": "owed"}
 Since = Annotated[str, typer.Option(metavar="WHEN", help="From when: 24h, 7d, 4w, or a date such as 2026-11-01.")]
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Until when, in the same way.", show_default=False)]
 
@@ -37,21 +40,22 @@ def login(
     address = clean_url(url or typer.prompt("Address of the marketplace", err=True))
     if not token:
         token = typer.prompt("API token", hide_input=True, err=True) if asks else sys.stdin.readline()
-    connection = Connection(url=address, token=token.strip(), source="the login you just gave")
-    if not connection.token or not connection.token.isascii() or not connection.token.isprintable():
-        raise wrong_usage(
-            "This is not an API token.", suggestion="Make one in the portal, under Tokens; it begins with gm_."
-        )
-    session = open_session(as_json=as_json, explain=explain, connection=connection)
-    if not connection.is_private:
-        session.terminal.say("Beware: this address is not https, so others on the way can read your token.")
-    me = session.client.get("/me")
-    path = login_path()
-    save_login(connection, path=path)
-    session.terminal.say(f"Signed in to {address} as {me['user']['email']} of {me['organization']['name']}.")
-    session.terminal.say(f"Saved in {path}. Next: gpumarket offers")
-    if as_json:
-        session.terminal.document(me)
+    connection = Connection(url=address, token=clean_token(token), source="the login you just gave")
+    with open_session(as_json=as_json, explain=explain, connection=connection) as session:
+        if not connection.is_private:
+            session.terminal.say("Beware: this address is not https, so others on the way can read your token.")
+        me = session.client.get("/me")
+        path = login_path()
+        try:
+            save_login(connection, path=path)
+        except OSError as error:
+            raise problem(
+                code="not_saved", title="The login could not be saved.", detail=f"{path}: {error.strerror}."
+            ) from error
+        session.terminal.say(f"Signed in to {address} as {me['user']['email']} of {me['organization']['name']}.")
+        session.terminal.say(f"Saved in {path}. Next: gpumarket offers")
+        if as_json:
+            session.terminal.document(me)
 
 
 def usage(
@@ -65,55 +69,53 @@ def usage(
 ) -> None:
     """List what was used, line by line: GPU-milliseconds x price = amount."""
     begin, end = moment(since), moment(until) if until else None
-    session = open_session(as_json=as_json, explain=explain)
-    instance_id = find_instance(session, instance)["id"] if instance else None
-    rows = list(session.client.rows("/usage", since=begin, until=end, instance=instance_id))
-    if as_json:
-        session.terminal.document({"data": rows, "next_cursor": None})
-        return
-    if not rows:
-        session.terminal.say(f"Nothing was used since {words.local_time(begin)}, so nothing was charged.")
-        return
-    session.terminal.table(
-        ["STARTED", "NAME", "RESOURCE", ">GPUS", ">LASTED", ">GPU-MS", ">PRICE", ">AMOUNT"],
-        [
-            [
-                words.local_time(row["started_at"]),
-                row["name"],
-                row["resource"],
-                str(row["gpus"]),
-                words.duration(words.ms_between(row["started_at"], row["ended_at"]))
-                + ("" if row["ended_at"] else " ..."),
-                f"{row['gpu_milliseconds']:,}",
-                words.price(row["price"]),
-                words.money(row["amount"]["amount"], row["amount"]["currency"]),
-            ]
-            for row in rows
-        ],
-    )
-    sums = ", ".join(words.money(amount, currency) for currency, amount in words.total(rows).items())
-    session.terminal.say(f"Together {sums} since {words.local_time(begin)}.")
+    with open_session(as_json=as_json, explain=explain) as session:
+        instance_id = find_instance(session, instance)["id"] if instance else None
+        rows = list(session.client.rows("/usage", since=begin, until=end, instance=instance_id))
+        if as_json:
+            session.terminal.document({"data": rows, "next_cursor": None})
+            return
+        if not rows:
+            session.terminal.say(f"Nothing was used since {words.local_time(begin)}, so nothing was charged.")
+            return
+        session.terminal.table(
+            ["STARTED", "NAME", "RESOURCE", ">GPUS", ">LASTED", ">GPU-MS", ">PRICE", ">AMOUNT"],
+            [usage_cells(row) for row in rows],
+        )
+        sums = ", ".join(words.money(amount, currency) for currency, amount in words.total(rows).items())
+        session.terminal.say(f"Together {sums} since {words.local_time(begin)}.")
+
+
+def usage_cells(row: dict[str, Any]) -> list[str]:
+    lasted = words.duration(words.ms_between(row["started_at"], row["ended_at"]))
+    return [
+        words.local_time(row["started_at"]),
+        row["name"],
+        row["resource"],
+        str(row["gpus"]),
+        lasted if row["ended_at"] else f"{lasted} so far",
+        f"{row['gpu_milliseconds']:,}",
+        words.price(row["price"]),
+        words.money(row["amount"]["amount"], row["amount"]["currency"]),
+    ]
 
 
 def balance(as_json: AsJson = False, explain: Explain = False) -> None:
     """Show what money is left, and how long it lasts at the present rate."""
-    session = open_session(as_json=as_json, explain=explain)
-    found = session.client.get("/balance")
-    if as_json:
-        session.terminal.document(found)
-        return
-    parts = {"available": "to spend", "cash": "paid in", "promo": "promotional", "held": "held back", "owed": "owed"}
-    session.terminal.table(
-        ["", ">AMOUNT"], [[said, words.money(found[name], found["currency"])] for name, said in parts.items()]
-    )
-    session.terminal.say(words.runway(found))
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = session.client.get("/balance")
+        if as_json:
+            session.terminal.document(found)
+            return
+        session.terminal.table(
+            ["", ">AMOUNT"], [[said, words.money(found[name], found["currency"])] for name, said in BALANCE.items()]
+        )
+        session.terminal.say(words.runway(found))
 
 
 def version(as_json: AsJson = False) -> None:
     """Print the version."""
     from importlib.metadata import version as installed  # noqa: PLC0415 - nothing else needs it
-
-    from marketplace.cli.terminal import Terminal  # noqa: PLC0415
 
     terminal = Terminal(as_json=as_json)
     if as_json:

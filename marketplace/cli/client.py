@@ -63,6 +63,9 @@ class Client:
             transport=transport,
         )
 
+    def close(self) -> None:
+        self._http.close()
+
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._ask("GET", path, params=params)
 
@@ -165,7 +168,11 @@ class Client:
                 return dict(answer.json()) if answer.content else {}
             except (ValueError, TypeError):
                 pass
-        raise Problem(problem_document(answer) or self._strange(answer))
+        document = problem_document(answer) or self._strange(answer)
+        if answer.status_code == 401:
+            # With three places for a token, the wrong one is found only if it is named.
+            document["connection"] = f"{self.connection.url}, with the token from {self.connection.source}"
+        raise Problem(document)
 
     def _strange(self, answer: httpx.Response) -> dict[str, Any]:
         location = answer.headers.get("location")

@@ -35,7 +35,7 @@ def find_connection(environ: Mapping[str, str] = os.environ) -> Connection:
     """Return the first connection there is, in the order that this module's first line names."""
     url, token = environ.get("GPUMARKET_URL"), environ.get("GPUMARKET_TOKEN")
     if url and token:
-        return Connection(url=clean_url(url), token=token.strip(), source="GPUMARKET_URL and GPUMARKET_TOKEN")
+        return Connection(url=clean_url(url), token=clean_token(token), source="GPUMARKET_URL and GPUMARKET_TOKEN")
     if url or token:
         # Sending this token to a saved address, or a saved token to this address, would be a guess.
         raise not_connected(
@@ -51,7 +51,7 @@ def read_connection(path: Path) -> Connection | None:
     """Return what a file says, None if there is no such file; refuse one that cannot be read."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return Connection(url=clean_url(stored["url"]), token=str(stored["token"]), source=str(path))
+        return Connection(url=clean_url(str(stored["url"])), token=clean_token(str(stored["token"])), source=str(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -82,14 +82,32 @@ def save_login(connection: Connection, *, path: Path) -> None:
 def clean_url(url: str) -> str:
     """Return the address of the marketplace without path; refuse what is not an address."""
     text = url.strip().rstrip("/").removesuffix("/api/v1")
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(text)
+        # Reading the port is what checks it.
+        is_address = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or True)
+    except ValueError:
+        is_address = False
+    if not is_address or not is_one_word(text):
         raise usage(
             "This is not the address of a marketplace.",
             detail=f"{url!r} does not begin with http:// or https:// and a name.",
             suggestion="Give it like this: https://gpu.example.com",
         )
     return text
+
+
+def clean_token(token: str) -> str:
+    """Return the token without the space around it; refuse what cannot be one."""
+    text = token.strip()
+    if not is_one_word(text):
+        raise usage("This is not an API token.", suggestion="Make one in the portal, under Tokens; it begins with gm_.")
+    return text
+
+
+def is_one_word(text: str) -> bool:
+    """True if the text can stand in a header or an address: ASCII without spaces or control characters."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def not_connected(detail: str) -> Problem:

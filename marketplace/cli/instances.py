@@ -10,7 +10,7 @@ import typer
 from marketplace.cli import words
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import problem
-from marketplace.cli.progress import Steps, is_billing_over, is_settled, not_started, wait_until
+from marketplace.cli.progress import Steps, interruptible, is_billing_over, is_settled, not_started, wait_until
 from marketplace.cli.session import (
     AsJson,
     Explain,
@@ -59,24 +59,26 @@ def ls(
     explain: Explain = False,
 ) -> None:
     """List instances: phase, GPUs, cost so far and age."""
-    session = open_session(as_json=as_json, explain=explain)
-    wanted = project_id(session, project) if project else None
-    shown: list[dict[str, Any]] = []
-    for looked_at, instance in enumerate(session.client.rows("/instances", project=wanted, phase=phase), start=1):
-        if everything or phase or instance["phase"] not in OVER:
-            shown.append(instance)
-        if looked_at == LISTED_MAX:
-            session.terminal.say(f"Only the newest {LISTED_MAX:,} were looked at; narrow it with --project or --phase.")
-            break
-    if as_json:
-        session.terminal.document({"data": shown, "next_cursor": None})
-    elif shown:
-        session.terminal.table(
-            ["NAME", "ID", "PROJECT", "PHASE", "GPUS", ">COST SO FAR", ">AGE"], [list_cells(row) for row in shown]
-        )
-    else:
-        session.terminal.say("No instance is here now. See past ones: gpumarket ls --all")
-        session.terminal.say("Start one: gpumarket launch --gpus 1 -- COMMAND")
+    with open_session(as_json=as_json, explain=explain) as session:
+        wanted = project_id(session, project) if project else None
+        shown: list[dict[str, Any]] = []
+        for looked_at, instance in enumerate(session.client.rows("/instances", project=wanted, phase=phase), start=1):
+            if everything or phase or instance["phase"] not in OVER:
+                shown.append(instance)
+            if looked_at == LISTED_MAX:
+                session.terminal.say(
+                    f"Only the newest {LISTED_MAX:,} were looked at; narrow it with --project or --phase."
+                )
+                break
+        if as_json:
+            session.terminal.document({"data": shown, "next_cursor": None})
+        elif shown:
+            session.terminal.table(
+                ["NAME", "ID", "PROJECT", "PHASE", "GPUS", ">COST SO FAR", ">AGE"], [list_cells(row) for row in shown]
+            )
+        else:
+            session.terminal.say("No instance is here now. See past ones: gpumarket ls --all")
+            session.terminal.say("Start one: gpumarket launch --gpus 1 -- COMMAND")
 
 
 def list_cells(instance: dict[str, Any]) -> list[str]:
@@ -93,13 +95,13 @@ def list_cells(instance: dict[str, Any]) -> list[str]:
 
 def show(instance: InstanceName, as_json: AsJson = False, explain: Explain = False) -> None:
     """Show one instance: steps, cost, nodes, what can be done now."""
-    session = open_session(as_json=as_json, explain=explain)
-    found = find_instance(session, instance)
-    if as_json:
-        session.terminal.document(found)
-    else:
-        session.terminal.data(printable("\n".join(describe(found))))
-        session.terminal.say(next_hint(found))
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = find_instance(session, instance)
+        if as_json:
+            session.terminal.document(found)
+        else:
+            session.terminal.data(printable("\n".join(describe(found))))
+            session.terminal.say(next_hint(found))
 
 
 def describe(instance: dict[str, Any]) -> list[str]:
@@ -151,10 +153,10 @@ def next_hint(instance: dict[str, Any]) -> str:
 
 def rename(instance: InstanceName, name: str, as_json: AsJson = False, explain: Explain = False) -> None:
     """Give an instance another name."""
-    session = open_session(as_json=as_json, explain=explain)
-    found = find_instance(session, instance)
-    renamed = session.client.patch(f"/instances/{found['id']}", {"name": name})
-    conclude(session, renamed, f"{found['name']} is now {renamed['name']}.")
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = find_instance(session, instance)
+        renamed = session.client.patch(f"/instances/{found['id']}", {"name": name})
+        conclude(session, renamed, f"{found['name']} is now {renamed['name']}.")
 
 
 def start(
@@ -165,12 +167,12 @@ def start(
     explain: Explain = False,
 ) -> None:
     """Start a stopped instance again; its GPUs are looked for anew."""
-    session = open_session(as_json=as_json, explain=explain, at_work=True)
-    found = ask_for(session, instance, "start")
-    if not wait:
-        conclude(session, found, f"{found['name']} is {words.phase(found)}; billing starts when ready.")
-        return
-    conclude_start(session, wait_until_started(session, found, timeout_s=timeout_s))
+    with open_session(as_json=as_json, explain=explain, at_work=True) as session:
+        found = ask_for(session, instance, "start")
+        if not wait:
+            conclude(session, found, f"{found['name']} is {words.phase(found)}; billing starts when ready.")
+            return
+        conclude_start(session, wait_until_started(session, found, timeout_s=timeout_s))
 
 
 def stop(
@@ -181,11 +183,11 @@ def stop(
     explain: Explain = False,
 ) -> None:
     """Stop an instance: its GPUs go back, charging ends, and it can be started again."""
-    session = open_session(as_json=as_json, explain=explain, at_work=True)
-    found = ask_for(session, instance, "stop")
-    if wait:
-        found = wait_for_phase(session, found, timeout_s, lambda row: row["phase"] in {"stopped", *OVER})
-    conclude(session, found, f"{verdict(found)} Its GPUs are given back; a start looks for new ones.")
+    with open_session(as_json=as_json, explain=explain, at_work=True) as session:
+        found = ask_for(session, instance, "stop")
+        if wait:
+            found = wait_for_phase(session, found, timeout_s, lambda row: row["phase"] in {"stopped", *OVER})
+        conclude(session, found, f"{verdict(found)} Its GPUs are given back; a start looks for new ones.")
 
 
 def terminate(
@@ -198,14 +200,14 @@ def terminate(
     explain: Explain = False,
 ) -> None:
     """End an instance for good: its GPUs go back and its files are deleted. Asks first at a terminal."""
-    session = open_session(as_json=as_json, explain=explain, at_work=True)
-    found = find_instance(session, instance)
-    if session.terminal.can_ask and not yes:
-        typer.confirm(f"End {found['name']} for good and delete its files?", abort=True, err=True)
-    found = ask_for(session, found["id"], "terminate")
-    if wait:
-        found = wait_for_phase(session, found, timeout_s, is_billing_over)
-    conclude(session, found, verdict(found))
+    with open_session(as_json=as_json, explain=explain, at_work=True) as session:
+        found = find_instance(session, instance)
+        if session.terminal.can_ask and not yes:
+            typer.confirm(f"End {found['name']} for good and delete its files?", abort=True, err=True)
+        found = ask_for(session, found["id"], "terminate")
+        if wait:
+            found = wait_for_phase(session, found, timeout_s, is_billing_over)
+        conclude(session, found, verdict(found))
 
 
 def ask_for(session: Session, name: str, verb: str) -> dict[str, Any]:
@@ -216,7 +218,8 @@ def ask_for(session: Session, name: str, verb: str) -> dict[str, Any]:
 
 def wait_until_started(session: Session, instance: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
     """Wait with numbered steps until the instance runs or has run; raise the problem of one that never will."""
-    instance = wait_until(session, instance, is_so=is_settled, timeout_s=timeout_s, on_look=Steps(session).look)
+    with interruptible(session, f"{instance['name']} goes on starting. Look: gpumarket show {instance['id']}"):
+        instance = wait_until(session, instance, is_so=is_settled, timeout_s=timeout_s, on_look=Steps(session).look)
     if instance["ready_at"] is None:
         raise not_started(instance)
     return instance
@@ -228,7 +231,8 @@ def wait_for_phase(
     def look(row: dict[str, Any]) -> None:
         session.terminal.status(f"{row['name']} is {words.phase(row)}")
 
-    return wait_until(session, instance, is_so=is_so, timeout_s=timeout_s, on_look=look)
+    with interruptible(session, f"It is asked for and goes on. Look: gpumarket show {instance['id']}"):
+        return wait_until(session, instance, is_so=is_so, timeout_s=timeout_s, on_look=look)
 
 
 def verdict(instance: dict[str, Any]) -> str:

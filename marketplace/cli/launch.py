@@ -7,6 +7,7 @@ import typer
 from marketplace.cli import orders
 from marketplace.cli.instances import conclude_start, next_hint, wait_until_started
 from marketplace.cli.offers import Country, GpuModel
+from marketplace.cli.progress import interruptible
 from marketplace.cli.session import AsJson, Explain, Project, TimeoutS, Wait, open_session
 
 
@@ -34,35 +35,36 @@ def launch(
     Without an OFFER the cheapest one that has the GPUs free is taken, and it says which and why.
     The instance runs until its command ends or somebody stops it.
     """
-    session = open_session(as_json=as_json, explain=explain, at_work=True)
-    terminal = session.terminal
-    order = orders.make_order(
-        session,
-        offer=offer,
-        gpu_model=gpu_model,
-        country=country,
-        gpus=gpus,
-        replicas=replicas,
-        name=name,
-        env=orders.read_env(env or [], env_file),
-        project=project,
-        key=key,
-        command=ctx.meta[orders.COMMAND],
-    )
-    order.say()
-    if dry_run:
-        answer = order.rehearse()
-        terminal.say("The order would be accepted. Nothing was launched or charged.")
+    with open_session(as_json=as_json, explain=explain, at_work=True) as session:
+        terminal = session.terminal
+        order = orders.make_order(
+            session,
+            offer=offer,
+            gpu_model=gpu_model,
+            country=country,
+            gpus=gpus,
+            replicas=replicas,
+            name=name,
+            env=orders.read_env(env or [], env_file),
+            project=project,
+            key=key,
+            command=ctx.meta[orders.COMMAND],
+        )
+        order.say()
+        if dry_run:
+            answer = order.rehearse()
+            terminal.say("The order would be accepted. Nothing was launched or charged.")
+            if as_json:
+                terminal.document(answer)
+            return
+        with interruptible(session, "The order may have been accepted. Look: gpumarket ls"):
+            instance = order.place()
+        if not as_json:
+            terminal.data(instance["id"])
+        if wait:
+            conclude_start(session, wait_until_started(session, instance, timeout_s=timeout_s))
+            return
+        terminal.say(next_hint(instance))
+        terminal.say(f"{instance['name']} is {instance['phase']}; billing starts when ready.")
         if as_json:
-            terminal.document(answer)
-        return
-    instance = order.place()
-    if not as_json:
-        terminal.data(instance["id"])
-    if wait:
-        conclude_start(session, wait_until_started(session, instance, timeout_s=timeout_s))
-        return
-    terminal.say(next_hint(instance))
-    terminal.say(f"{instance['name']} is {instance['phase']}; billing starts when ready.")
-    if as_json:
-        terminal.document(instance)
+            terminal.document(instance)

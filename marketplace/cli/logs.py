@@ -83,7 +83,7 @@ class ByRank:
 def make_writer(session: Session, *, ranks: bool) -> tuple[Writer, Callable[[], None]]:
     """Return what writes pieces of output, and what to call at the end."""
     if session.terminal.as_json:
-        return session.terminal.record, lambda: None
+        return lambda piece: session.terminal.event("log", **piece), lambda: None
     if ranks:
         by_rank = ByRank(session)
         return by_rank, by_rank.finish
@@ -99,20 +99,20 @@ def logs(
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """Print the output of an instance; with --json one line of JSON for each piece."""
-    session = open_session(as_json=as_json, explain=explain, at_work=follow)
-    found = find_instance(session, instance)
-    write, finish = make_writer(session, ranks=found["replicas"] > 1 and replica is None)
+    """Print the output of an instance; with --json one line of JSON for each event."""
+    with open_session(as_json=as_json, explain=explain, at_work=follow) as session:
+        found = find_instance(session, instance)
+        write, finish = make_writer(session, ranks=found["replicas"] > 1 and replica is None)
 
-    def write_wanted(piece: dict[str, Any]) -> None:
-        if replica is None or piece["replica"] == replica:
-            write(piece)
+        def write_wanted(piece: dict[str, Any]) -> None:
+            if replica is None or piece["replica"] == replica:
+                write(piece)
 
-    reader = LogReader(session, found["id"], write=write_wanted)
-    try:
-        reader.read_all()
-        pause = Pause()
-        while follow and not reader.complete:
-            pause.take(was_quiet=not reader.read())
-    finally:
-        finish()
+        reader = LogReader(session, found["id"], write=write_wanted)
+        try:
+            reader.read_all()
+            pause = Pause()
+            while follow and not reader.complete:
+                pause.take(was_quiet=not reader.read())
+        finally:
+            finish()

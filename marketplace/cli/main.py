@@ -67,5 +67,5 @@ def exit_code_of(arguments: list[str]) -> int:
     except typer.TyperException as refusal:
         refusal.show()  # type: ignore[attr-defined]  # the class that has it is not public
         if terminal.as_json:
-            terminal.record(usage(refusal.format_message()).document)
+            terminal.event("problem", **usage(refusal.format_message()).document)
         return USAGE

@@ -32,20 +32,22 @@ def offers(
     explain: Explain = False,
 ) -> None:
     """List what is for sale: GPUs, sites, prices and what is free now."""
-    session = open_session(as_json=as_json, explain=explain)
-    found = list_offers(session.client, gpu_model=gpu_model, country=country, min_gpus=min_gpus, available=available)
-    if as_json:
-        session.terminal.document({"data": found, "next_cursor": None})
-    elif found:
-        session.terminal.table(
-            ["OFFER", "GPU", "MEMORY", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
-            [offer_cells(offer) for offer in sorted(found, key=by_price)],
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = list_offers(
+            session.client, gpu_model=gpu_model, country=country, min_gpus=min_gpus, available=available
         )
-        session.terminal.say(
-            "LARGEST: the most free GPUs on one node. Next: gpumarket launch OFFER --gpus 1 -- COMMAND"
-        )
-    else:
-        session.terminal.say("No offer is like that. See them all: gpumarket offers")
+        if as_json:
+            session.terminal.document({"data": found, "next_cursor": None})
+        elif found:
+            session.terminal.table(
+                ["OFFER", "GPU", "MEMORY", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
+                [offer_cells(offer) for offer in sorted(found, key=by_price)],
+            )
+            session.terminal.say(
+                "LARGEST: the most free GPUs on one node. Next: gpumarket launch OFFER --gpus 1 -- COMMAND"
+            )
+        else:
+            session.terminal.say("No offer is like that. See them all: gpumarket offers")
 
 
 def offer_cells(offer: dict[str, Any]) -> list[str]:

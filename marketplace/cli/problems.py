@@ -78,6 +78,8 @@ class Problem(Exception):
         lines.append(f"  Charged: {CHARGED[document.get('charged')]}")
         if document.get("suggestion"):
             lines.append(f"  What to do: {document['suggestion']}")
+        if document.get("connection"):
+            lines.append(f"  Connection: {document['connection']}")
         reference = [str(document[part]) for part in ("code", "request_id", "instance_id") if document.get(part)]
         if reference:
             lines.append(f"  Reference: {', '.join(reference)}")

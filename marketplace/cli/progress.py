@@ -1,7 +1,8 @@
 """Waits for an instance and shows its numbered steps while it does."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from marketplace.cli import words
@@ -41,6 +42,16 @@ def wait_until(
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.2, SLOWEST_LOOK_S)
         instance = session.client.get(f"/instances/{instance['id']}")
+
+
+@contextmanager
+def interruptible(session: Session, text: str) -> Iterator[None]:
+    """Say what goes on by itself when the waiting for it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        session.terminal.say(f"Interrupted. {text}")
+        raise
 
 
 def is_settled(instance: dict[str, Any]) -> bool:

@@ -55,8 +55,7 @@ def run(
     stdout is the output of the command and nothing else; with --json it is one line of JSON for each event.
     Ctrl-C ends the instance; a second Ctrl-C gives up and says what is left.
     """
-    session = open_session(as_json=as_json, explain=explain, at_work=True)
-    with every_end_as_interrupt():
+    with open_session(as_json=as_json, explain=explain, at_work=True) as session, every_end_as_interrupt():
         order = orders.make_order(
             session,
             offer=offer,
@@ -149,8 +148,6 @@ class Run:
                 raise
             raise TimeUp from late
         write, finish = make_writer(self._session, ranks=instance["replicas"] > 1)
-        if self._terminal.as_json:
-            write = self._record_log
         reader = LogReader(self._session, instance["id"], write=write)
         try:
             instance = self._read_until_over(instance, reader)
@@ -265,12 +262,9 @@ class Run:
             f"End it: gpumarket terminate {self._instance['id']}"
         )
 
-    def _record_log(self, piece: dict[str, Any]) -> None:
-        self._record("log", **piece)
-
     def _record(self, event: str, **more: Any) -> None:
         if self._terminal.as_json:
-            self._terminal.record({"event": event, **more})
+            self._terminal.event(event, **more)
 
 
 def is_over(instance: dict[str, Any]) -> bool:

@@ -23,8 +23,16 @@ TimeoutS = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0, 
 
 @dataclass(frozen=True)
 class Session:
+    """Both outputs and the connection of one command; leaving it hangs up."""
+
     terminal: Terminal
     client: "Client"
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
 
 
 def open_session(

@@ -57,15 +57,15 @@ class Terminal:
         for line in problem.lines():
             self.say(line)
         if self.as_json:
-            self.record(problem.document)
+            self.event("problem", **problem.document)
 
     def document(self, value: Any) -> None:
         """Print one JSON document."""
         self.data(json.dumps(value, indent=2, ensure_ascii=False))
 
-    def record(self, value: Any) -> None:
+    def event(self, name: str, **more: Any) -> None:
         """Print one line of JSON, of many."""
-        self.data(json.dumps(value, ensure_ascii=False))
+        self.data(json.dumps({"event": name, **more}, ensure_ascii=False))
 
     def data(self, text: str) -> None:
         self.raw(text + "\n")
