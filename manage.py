@@ -7,7 +7,11 @@ import sys
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "marketplace.settings")
-    from django.core.management import execute_from_command_line  # noqa: PLC0415 - it reads the line above
+    if sys.argv[1:2] == ["up"]:
+        from marketplace.embedded import up  # noqa: PLC0415 - it decides on the home before settings are read
+
+        sys.exit(up.main(sys.argv[2:]))
+    from django.core.management import execute_from_command_line  # noqa: PLC0415 - `up` does without Django
 
     execute_from_command_line(sys.argv)
 

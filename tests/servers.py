@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from marketplace.embedded import postgres, redis
-from marketplace.embedded.programs import Program, end, start, wait_until_ready
+from marketplace.embedded.supervisor import Supervisor
 
 START_WITHIN_S = 30
 FORGETFUL = postgres.SERVE | {
@@ -59,10 +58,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def _start(config: pytest.Config) -> None:
     home = Path(tempfile.mkdtemp(prefix="gpumarket-tests-"))
     home.chmod(0o711)
-    started: list[tuple[Program, subprocess.Popen[bytes]]] = []
+    supervisor = Supervisor(home, say=print)
 
     def clean_up() -> None:
-        end(started, within_s=5)
+        supervisor.end_all(within_s=5)
         shutil.rmtree(home, ignore_errors=True)
 
     config.add_cleanup(clean_up)
@@ -74,10 +73,9 @@ def _start(config: pytest.Config) -> None:
     if "TEST_REDIS_URL" not in os.environ:
         servers["TEST_REDIS_URL"] = redis.server(home / "redis", databases=64)
     for server in servers.values():
-        process = start(server.program, log=home / f"{server.program.name}.log")
-        started.append((server.program, process))
-    for server, (program, process) in zip(servers.values(), started, strict=True):
-        wait_until_ready(server, process, log=home / f"{program.name}.log", within_s=START_WITHIN_S)
+        supervisor.start(server.program, stage=0)
+    for server in servers.values():
+        supervisor.wait_for_server(server, within_s=START_WITHIN_S)
 
     urls = os.environ | {name: server.url for name, server in servers.items()}
     os.environ.update(

@@ -6,9 +6,7 @@ in the way, they are put below SHELTER; permissions of folders are not loosened.
 """
 
 import importlib.util
-import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -18,7 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from marketplace.embedded.programs import CannotStart, Program, Server, free_port, is_free, kill
+from marketplace.embedded.addresses import kept_address
+from marketplace.embedded.programs import CannotStart, Program, Server, kill
 
 VERSION = "18"
 NAME = "gpumarket"  # of the database and of its owner
@@ -39,19 +38,15 @@ def server(folder: Path, *, settings: Mapping[str, str] = SERVE) -> Server:
     """Return a PostgreSQL whose data, port and password are kept in `folder`; make them if they do not exist."""
     uid = UNPRIVILEGED if os.geteuid() == 0 else None
     install = _install(uid)
-    kept_file = folder / "server.json"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
-    kept = json.loads(kept_file.read_text()) if kept_file.exists() else {"password": secrets.token_urlsafe(24)}
+    address = kept_address(folder)
     if not (folder / "data" / "PG_VERSION").exists():
-        _make_data(folder, install=install, uid=uid, password=kept["password"])
+        _make_data(folder, install=install, uid=uid, password=address.password)
     data = (folder / "data").resolve()
     _refuse_foreign(data, uid=os.geteuid() if uid is None else uid)
 
-    if not is_free(kept.setdefault("port", free_port())):
-        kept["port"] = free_port()
-    write_private(kept_file, json.dumps(kept))
-    always = {"listen_addresses": "127.0.0.1", "port": str(kept["port"]), "unix_socket_directories": ""}
+    always = {"listen_addresses": "127.0.0.1", "port": str(address.port), "unix_socket_directories": ""}
     return Server(
         program=Program(
             name="postgres",
@@ -66,7 +61,7 @@ def server(folder: Path, *, settings: Mapping[str, str] = SERVE) -> Server:
             stop_signal=signal.SIGINT,  # "fast shutdown": it does not wait for clients to leave
             before_start=lambda: _clear_after_a_kill(data),
         ),
-        url=f"postgresql://{NAME}:{kept['password']}@127.0.0.1:{kept['port']}/{NAME}",
+        url=f"postgresql://{NAME}:{address.password}@127.0.0.1:{address.port}/{NAME}",
         is_ready=lambda pid: _is_ready(data, pid),
     )
 
@@ -82,13 +77,6 @@ def _remove_data(folder: Path) -> None:
     shutil.rmtree(data.resolve(), ignore_errors=True)
     if data.is_symlink():
         data.unlink()
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file, readable by its owner only from its first byte on, in one step."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
 
 
 def _environ(home: Path) -> dict[str, str]:
@@ -181,7 +169,7 @@ def _run(argv: list[str], data: Path, uid: int | None, stdin: str = "") -> None:
         check=False,
     )
     if done.returncode:
-        raise CannotStart(f"{Path(argv[0]).name} failed:\n{done.stdout}")
+        raise CannotStart(f"{Path(argv[0]).name} failed; with DATABASE_URL it is not needed.\n{done.stdout}")
 
 
 def _install(uid: int | None) -> Path:

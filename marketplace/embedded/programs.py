@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -64,15 +62,6 @@ def start(program: Program, *, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def wait_until_ready(server: Server, process: subprocess.Popen[bytes], *, log: Path, within_s: float) -> None:
-    """Return when the server answers; raise CannotStart with its last words when it does not."""
-    deadline = time.monotonic() + within_s
-    while not server.is_ready(process.pid):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise CannotStart(f"{server.program.name} did not start. {log} ends with:\n{last_lines(log)}")
-        time.sleep(LOOK_AGAIN_S)
-
-
 def end(running: Iterable[tuple[Program, subprocess.Popen[bytes]]], *, within_s: float) -> None:
     """End programs and everything they started: ask first, and kill what is left when the time is over."""
     deadline = time.monotonic() + within_s
@@ -105,31 +94,25 @@ def kill(processes: Iterable[psutil.Process], *, within_s: float = 2) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
             killed.append(process)
-    psutil.wait_procs(killed, timeout=within_s)
+    wait_until_gone(killed, within_s=within_s)
 
 
-def free_port() -> int:
-    """Return a port on 127.0.0.1 that nobody listens on.
-
-    It lies below the range from which kernels draw the ports of outgoing
-    connections: a server that is restarted must find its port free again.
-    """
-    for _ in range(200):
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - not a secret
-        if is_free(port):
-            return port
-    raise CannotStart("No port between 20000 and 32000 is free on 127.0.0.1.")
+def wait_until_gone(processes: Iterable[psutil.Process], *, within_s: float) -> list[psutil.Process]:
+    """Wait until processes have ended; return those that have not."""
+    deadline = time.monotonic() + within_s
+    while alive := [process for process in processes if _is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(LOOK_AGAIN_S)
+    return alive
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Like the servers themselves: connections that just ended do not keep the port taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+def _is_alive(process: psutil.Process) -> bool:
+    # In a container the first process may never collect the orphans that it inherits: they stay as zombies.
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def last_lines(log: Path, *, count: int = 12) -> str:

@@ -1,29 +1,23 @@
 """Redis for machines without one. It carries nudges only, so nothing of it is kept on disk."""
 
 import importlib.util
-import json
 import os
-import secrets
 import shutil
 import socket
 from pathlib import Path
 
-from marketplace.embedded.postgres import write_private
-from marketplace.embedded.programs import CannotStart, Program, Server, free_port, is_free
+from marketplace.embedded.addresses import Address, kept_address, write_private
+from marketplace.embedded.programs import CannotStart, Program, Server
 
 
 def server(folder: Path, *, databases: int = 16) -> Server:
     """Return a Redis whose port and password are kept in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept_file = folder / "server.json"
-    kept = json.loads(kept_file.read_text()) if kept_file.exists() else {"password": secrets.token_urlsafe(24)}
-    if not is_free(kept.setdefault("port", free_port())):
-        kept["port"] = free_port()
-    write_private(kept_file, json.dumps(kept))
+    address = kept_address(folder)
     settings = {
         "bind": "127.0.0.1",
-        "port": kept["port"],
-        "requirepass": kept["password"],
+        "port": address.port,
+        "requirepass": address.password,
         "databases": databases,
         "save": '""',
         "appendonly": "no",
@@ -38,15 +32,15 @@ def server(folder: Path, *, databases: int = 16) -> Server:
             folder=folder,
             environ={"PATH": os.defpath, "LC_ALL": "C"},
         ),
-        url=f"redis://:{kept['password']}@127.0.0.1:{kept['port']}/0",
-        is_ready=lambda _pid: _answers(kept["port"], kept["password"]),
+        url=f"redis://:{address.password}@127.0.0.1:{address.port}/0",
+        is_ready=lambda _pid: _answers(address),
     )
 
 
-def _answers(port: int, password: str) -> bool:
+def _answers(address: Address) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(f"AUTH {password}\r\nPING\r\nQUIT\r\n".encode())
+        with socket.create_connection(("127.0.0.1", address.port), timeout=1) as connection:
+            connection.sendall(f"AUTH {address.password}\r\nPING\r\nQUIT\r\n".encode())
             return b"+PONG" in connection.makefile("rb").read()
     except OSError:
         return False
