@@ -1,9 +1,9 @@
 """Instances: list them, look at one, and change what it should be."""
 
+import re
 import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -29,8 +29,8 @@ OVER = {"terminated", "failed"}
 
 def find_instance(session: Session, name: str) -> dict[str, Any]:
     """Return the instance with this id or name. Of several with one name, the one that is not over."""
-    if name.startswith("ins_"):
-        return session.client.get(f"/instances/{quote(name, safe='')}")
+    if re.fullmatch("ins_[a-z0-9_]+", name):
+        return session.client.get(f"/instances/{name}")
     found = list(session.client.rows("/instances", name=name))
     living = [instance for instance in found if instance["phase"] not in OVER] or found
     if len(living) == 1:

@@ -1,18 +1,18 @@
 """An order for an instance: read from the command line, placed once, and never twice."""
 
 import os
+import re
 import uuid
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from typer.core import TyperCommand
 
 from marketplace.cli import words
-from marketplace.cli.offers import cheapest_first, describe_size
+from marketplace.cli.offers import cheapest_first
 from marketplace.cli.problems import Problem, problem, usage
 from marketplace.cli.session import Session
 
@@ -104,9 +104,9 @@ class Order:
             others = len(self._tries) - 1
             why = f"the cheapest of {others + 1} that fit" if others else "the only one that fits"
             self._session.terminal.say(f"Offer: {offer['slug']}, {why}.")
-        size = describe_size(self._body["gpus"], self._body["replicas"])
+        size = f"{self._body['replicas']} x {self._body['gpus']}" if self._body["replicas"] > 1 else str(gpus)
         self._session.terminal.say(
-            f"{size} of {offer['gpu_model']} in {offer['site']['name']} ({offer['site']['country']}) "
+            f"{size} {offer['gpu_model']} in {offer['site']['name']} ({offer['site']['country']}) "
             f"for {per_hour} per hour; billing starts when ready."
         )
 
@@ -138,7 +138,11 @@ def make_order(
             suggestion="Leave out the OFFER or those options.",
         )
     if offer:
-        offers = [session.client.get(f"/offers/{quote(offer, safe='')}")]
+        if not re.fullmatch("[A-Za-z0-9_-]+", offer):
+            raise usage(
+                f"{offer!r} is not the slug or id of an offer.", suggestion="See what there is: gpumarket offers"
+            )
+        offers = [session.client.get(f"/offers/{offer}")]
     else:
         offers = cheapest_first(session.client, gpu_model=gpu_model, country=country, gpus=gpus, replicas=replicas)
     body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command}

@@ -56,6 +56,7 @@ class Shop:
         self.output = [(0, "hello\n")]
         self.exit_code = 0
         self.runs_on = False  # the command never ends by itself
+        self.is_quick = False  # the command has ended before anybody sees it run
         self.stays_in = None  # a phase in which every start gets stuck
         self.fails_with = None  # (reason, message): the start fails instead of running
         self.instances = {}
@@ -187,6 +188,9 @@ class Shop:
         row["phase"] = MOVES[row["phase"]]
         if row["phase"] == "running":
             row |= {"ready_at": "2026-11-23T12:00:01Z", "gpu_milliseconds": 1500 * row["gpus"]}
+            if self.is_quick:
+                self.end(row, "stopped")
+                row |= {"exit_code": self.exit_code, "reason": "exited"}
 
     def log_page(self, row, cursor):
         ready = row["ready_at"] is not None

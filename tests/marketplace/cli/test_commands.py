@@ -40,6 +40,13 @@ def test_launch_prints_the_id_and_ends_with_a_verdict_and_the_cost(gpumarket, sh
     }
 
 
+def test_a_launch_whose_command_is_already_over_is_no_failure(gpumarket, shop):
+    shop.is_quick = True
+    said = gpumarket("launch", "--name", "quick", "--", "true")
+    assert said.code == 0
+    assert said.err.splitlines()[-1].startswith("quick is stopped (exited 0) on 1 H200")
+
+
 def test_launch_without_waiting_returns_at_once(gpumarket, shop):
     shop.stays_in = "queued"
     said = gpumarket("launch", "--no-wait", "--", "true")
@@ -151,6 +158,12 @@ def test_rename_gives_the_new_name(renter):
 def test_an_unknown_name_or_id_is_not_found(gpumarket):
     assert gpumarket("show", "nobody").code == 4
     assert gpumarket("show", "ins_nobody").code == 4
+
+
+@pytest.mark.parametrize("name", ["ins_1/logs", "ins_1/../../me", "ins_1?x=1", "ins_1#"])
+def test_an_id_is_one_part_of_a_path(renter, name):
+    assert renter("show", name).code == 4
+    assert renter("launch", f"h200-narvik{name}", "--", "true").code == 2
 
 
 def test_a_name_of_two_lists_both_and_changes_neither(renter, shop):
@@ -305,6 +318,24 @@ def test_output_that_is_no_terminal_has_no_colour_and_nothing_that_moves(renter,
 def test_long_rows_are_not_broken_where_nobody_reads(renter, shop):
     shop.instances["ins_1"]["name"] = "n" * 300
     assert len(renter("ls").out.splitlines()) == 2
+
+
+def test_this_very_machine_is_not_asked_for_through_a_proxy(gpumarket, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    assert gpumarket("balance").code == 0
+
+
+def test_a_refused_token_is_named_by_where_it_came_from(gpumarket, monkeypatch):
+    monkeypatch.setenv("GPUMARKET_TOKEN", "gm_old")
+    assert "with the token from GPUMARKET_URL and GPUMARKET_TOKEN" in gpumarket("ls").err
+
+
+@pytest.mark.parametrize("token", ["gm a", "gm_\x07", "gm_\u00e9", "gm\r\nX: y"])
+def test_what_cannot_be_a_token_is_refused_before_it_is_sent(gpumarket, shop, monkeypatch, token):
+    monkeypatch.setenv("GPUMARKET_TOKEN", token)
+    assert gpumarket("ls").code == 2
+    assert not shop.requests
 
 
 def test_an_address_where_nobody_answers_is_said_soon(gpumarket, shop, monkeypatch):

@@ -33,6 +33,12 @@ def test_the_command_arrives_word_by_word_and_its_dashes_are_not_ours(gpumarket,
     assert shop.asked("POST", "/api/v1/instances")[0]["body"]["command"] == command
 
 
+def test_a_command_that_is_over_before_anybody_looks_still_gives_its_output_and_code(gpumarket, shop):
+    shop.is_quick, shop.exit_code = True, 3
+    said = gpumarket("run", "--", "true")
+    assert (said.code, said.out) == (3, "hello\n")
+
+
 def test_the_bill_is_gpu_milliseconds_times_price_on_stderr(gpumarket):
     said = gpumarket("run", "--gpus", "2", "--", "true")
     assert "3,000 GPU-milliseconds x 2.49 USD per GPU-hour = 0.002075 USD" in said.err
