@@ -116,6 +116,6 @@ class Backoff:
 
     def next_s(self) -> float:
         """Return how long to wait after one more failure."""
-        longest = min(self.LAST_S, self.FIRST_S * 2 ** min(self._failures, 16))
+        longest = min(self.LAST_S, self.FIRST_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         return longest * random.uniform(0.5, 1)  # noqa: S311  spreads load, guards nothing

@@ -11,6 +11,7 @@ and may not replace, because they say what was rented and who is who:
     CUDA_VISIBLE_DEVICES (indices, as in "0,1"), CUDA_DEVICE_ORDER (PCI_BUS_ID, the order of these indices),
     NVIDIA_VISIBLE_DEVICES (the same GPUs by UUID),
     GPUMARKET_INSTANCE_ID, GPUMARKET_ASSIGNMENT_ID, GPUMARKET_PEERS (host names by replica, comma-separated),
+    GPUMARKET_MARK (random; by it the agent knows again what belongs to this run),
     RANK and NODE_RANK (the replica), WORLD_SIZE and NNODES (the replicas), LOCAL_RANK (0), LOCAL_WORLD_SIZE (1):
     one process per replica, until a launcher such as torchrun starts more and sets its own,
     PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (the same for torchrun, as its options)
@@ -27,7 +28,9 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PORT_FIRST, PORT_COUNT = 20_000, 10_000  # Below the ports that Linux gives to outgoing connections.
 
 
-def command_environment(assignment: Assignment, *, gpu_indices: Sequence[int], workdir: Path) -> dict[str, str]:
+def command_environment(
+    assignment: Assignment, *, gpu_indices: Sequence[int], workdir: Path, mark: str
+) -> dict[str, str]:
     """Return the whole environment of the command; see above."""
     is_gang = assignment.replicas > 1 and len(assignment.peers) > 0
     given = {
@@ -48,6 +51,7 @@ def command_environment(assignment: Assignment, *, gpu_indices: Sequence[int], w
         "GPUMARKET_INSTANCE_ID": assignment.instance,
         "GPUMARKET_ASSIGNMENT_ID": assignment.id,
         "GPUMARKET_PEERS": ",".join(assignment.peers),
+        "GPUMARKET_MARK": mark,
         "RANK": replica,
         "NODE_RANK": replica,
         "WORLD_SIZE": replicas,

@@ -68,13 +68,16 @@ class NvmlGpus:
             ) from error
         self._seen: dict[str, Gpu] = {}
 
-    def read(self, *, busy: frozenset[str]) -> list[tuple[Gpu, Reading]]:  # noqa: ARG002  real GPUs know by themselves
+    def read(self, *, busy: frozenset[str]) -> list[tuple[Gpu, Reading]]:
         """Return what NVML says of each GPU, by index."""
         answers = [self._read_one(index) for index in range(self._count())]
         found = {gpu.uuid: (gpu, reading) for gpu, reading in filter(None, answers)}
         self._seen |= {name: gpu for name, (gpu, _) in found.items()}
-        lost = {name: (replace(gpu, healthy=False), Reading(name)) for name, gpu in self._seen.items()}
-        return sorted((lost | found).values(), key=lambda one: (one[0].index, one[0].uuid))
+        lost = [gpu for name, gpu in self._seen.items() if name not in found]
+        # NVML moves the others up when a GPU falls off the bus; two must not claim one index.
+        free = max((gpu.index for gpu, _ in found.values()), default=-1) + 1
+        moved = [replace(gpu, index=index, healthy=False) for index, gpu in enumerate(lost, start=free)]
+        return [*found.values(), *((gpu, Reading(gpu.uuid)) for gpu in moved)]
 
     def _count(self) -> int:
         try:
@@ -90,7 +93,8 @@ class NvmlGpus:
     def _read_one(self, index: int) -> tuple[Gpu, Reading] | None:
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            name, model = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+            name = pynvml.nvmlDeviceGetUUID(handle)
+            model = pynvml.nvmlDeviceGetName(handle).removeprefix("NVIDIA ")  # Offers say H200, not NVIDIA H200.
         except pynvml.NVMLError:
             return None
         ask = NvmlQuestions(handle)

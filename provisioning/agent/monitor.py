@@ -34,7 +34,7 @@ class Inventory:
 class GpuMonitor:
     """Reads a source again and again; `inventory` and `take_meters` never wait for it."""
 
-    INTERVAL_S = 5.0
+    INTERVAL_S = 2.0
     SILENT_AFTER_S = 60.0
 
     def __init__(self, *, source: GpuSource, home: Home, changed: Callable[[], None]) -> None:

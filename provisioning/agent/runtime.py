@@ -200,7 +200,8 @@ class Runtime:
             return
         inventory = self._inventory()
         indices = sorted(gpu.index for gpu in map(inventory.find, wanted.gpus) if gpu is not None)
-        env = command_environment(wanted, gpu_indices=indices, workdir=workload.folder / "work")
+        workdir = workload.folder / "work"
+        env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=workload.origin.mark)
         workload.start(command=wanted.command, env=env)
 
     def _step_towards_gone(self, workload: Workload) -> Observed:

@@ -22,7 +22,17 @@ CHUNK_BYTES_MAX = 256 << 10
 CHUNKS_MAX = 4  # 1 MiB of log in one sync.
 GAP_S = 0.1
 SLOW_S = 30.0
+MESSAGE_MAX = 1000
 POLL_MS_MIN, POLL_MS_MAX = 100, 60_000
+
+STALE = (
+    "the control plane has heard a later report of this node; does another agent use a copy of this home, "
+    "or is this home an old copy?"
+)
+UNAUTHORIZED = (
+    "the control plane does not accept this node's key; has the node been removed? "
+    "To join as a new node, use an empty --home and a new join token"
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,8 @@ class SyncLoop:
             return self._after(trouble, doing="sync"), False
         except Refused as refusal:
             return self._refused(str(refusal)), False
+        if result.status == "stale":
+            return self._after(Trouble(STALE), doing="sync"), False
         if result.status != "ok":
             return self._refused(result.status), False
         self._backoff.reset()
@@ -138,12 +150,7 @@ class SyncLoop:
         return poll_ms / 1000 * random.uniform(0.9, 1.1), True  # noqa: S311  spreads load, guards nothing
 
     def _refused(self, said: str) -> float:
-        meaning = {
-            "unauthorized": "the control plane does not accept this node's key; has the node been removed? "
-            "To join as a new node, use an empty --home and a new join token",
-            "stale": "the control plane has heard a later report of this node; does another agent use a copy of "
-            "this home, or is this home an old copy?",
-        }.get(said, f"the control plane refuses this node: {said}")
+        meaning = UNAUTHORIZED if said == "unauthorized" else f"the control plane refuses this node: {said}"
         pause_s = SLOW_S * random.uniform(0.8, 1.2)  # noqa: S311  spreads load, guards nothing
         log.error(meaning, extra={"again_in_s": round(pause_s, 1)})
         return pause_s
@@ -240,5 +247,5 @@ def assignment_report(one: Observed) -> dict[str, Any]:
         "gpus": list(one.gpus),
         "exit_code": one.exit_code,
         "exited_ago_ms": ago_ms,
-        "message": one.message,
+        "message": one.message[:MESSAGE_MAX],
     }

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from provisioning.agent.protocol import ID
 
 log = logging.getLogger("gpumarket.agent")
 
-OUTPUT_LIMIT_BYTES = 64 << 20
+OUTPUT_LIMIT_BYTES = 60 << 20  # Below the 64 MiB of a log that the control plane keeps, so that our notice arrives.
 PACKAGE_ROOT = Path(__file__).parents[2]
 SHIM_TRIES = 3
 KILLED = 137
@@ -43,6 +44,7 @@ class Origin:
     instance: str
     gpus: tuple[str, ...]
     stop_grace_s: float
+    mark: str = field(default_factory=partial(secrets.token_hex, 8))  # In the environment of all that runs for it.
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Workload:
         return Look(
             state=end["state"],
             exit_code=end["exit_code"],
-            exited_at=end["at"] if is_this_boot else None,
+            exited_at=end["at"] if is_this_boot and end["state"] == "exited" else None,
             message="; ".join(filter(None, why)),
         )
 
@@ -176,7 +178,9 @@ class Workload:
         return self._is_removed
 
     def _remove(self) -> None:
-        kill_marked(self.origin.id)
+        if self._shim is not None:
+            self._shim.wait()  # It has written the end and is leaving; let no zombie stay.
+        kill_marked(self.origin.mark)
         doomed = self.folder.with_name(f".old-{self.folder.name}")
         try:
             if self.folder.exists():
@@ -201,7 +205,7 @@ class Workload:
         return end
 
     def _write_lost_end(self) -> dict[str, Any]:
-        kill_marked(self.origin.id)
+        kill_marked(self.origin.mark)
         if not (self.folder / "started").exists():
             return self._write_end("failed", "never started: its supervisor was killed")
         end = {
@@ -280,11 +284,11 @@ def read_origin(folder: Path) -> Origin:
         return Origin(id=folder.name, fence=-1, instance="", gpus=(), stop_grace_s=0)
 
 
-def kill_marked(assignment_id: str) -> None:
-    """Kill what carries an assignment's mark in its environment: what a killed shim left, or what it cannot hold."""
+def kill_marked(mark: str) -> None:
+    """Kill what carries a workload's mark in its environment: what a killed shim left, or what it cannot hold."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get("GPUMARKET_ASSIGNMENT_ID") == assignment_id:
+            if process.environ().get("GPUMARKET_MARK") == mark:
                 kill(process)
         except psutil.Error:
             continue  # It ended, or is not ours to look at.

@@ -14,6 +14,23 @@ NODE = "nod_narvik1"
 Answer = tuple[int, dict[str, str], bytes]
 
 
+def make_assignment(name: str, **changes: Any) -> dict[str, Any]:
+    """An entry of `desired` as the protocol spells it: one replica without GPUs that sleeps."""
+    return {
+        "id": name,
+        "fence": 1,
+        "instance": "ins_demo",
+        "desired": "prepared",
+        "gpus": [],
+        "command": ["sleep", "600"],
+        "env": {},
+        "replica": 0,
+        "replicas": 1,
+        "peers": ["localhost"],
+        "stop_grace_s": 5,
+    } | changes
+
+
 class ControlPlane:
     """Speaks /agent/v1 on a free port of 127.0.0.1."""
 
@@ -26,10 +43,10 @@ class ControlPlane:
         self.desired: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, bytearray] = {}
         self.chunks: list[dict[str, Any]] = []
-        self.poll_after_ms = 200
+        self.poll_after_ms = 100
         self.lease_ms = 60_000
         self.forced: Callable[[str], Answer | None] = lambda path: None
-        self.lose_answers = 0
+        self.lose_answers: dict[str, int] = {}  # How many of the next answers are lost on their way, by path.
         self.server: ThreadingHTTPServer | None = None
         self.port = 0
         self.listen()
@@ -49,8 +66,8 @@ class ControlPlane:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 status, headers, content = plane.answer(self.path, self.headers, body)
                 with plane.guard:
-                    is_lost = plane.lose_answers > 0
-                    plane.lose_answers -= is_lost
+                    is_lost = plane.lose_answers.get(self.path, 0) > 0
+                    plane.lose_answers[self.path] = plane.lose_answers.get(self.path, 0) - is_lost
                 if is_lost:
                     self.close_connection = True
                     return
@@ -137,21 +154,9 @@ class ControlPlane:
         return result
 
     def want(self, name: str, desired: str, **changes: Any) -> None:
-        """Change one assignment of the document; everything ordinary comes from here."""
+        """Change one assignment of the document."""
         with self.guard:
-            ordinary = {
-                "id": name,
-                "fence": 1,
-                "instance": "ins_demo",
-                "gpus": [],
-                "command": ["sleep", "600"],
-                "env": {},
-                "replica": 0,
-                "replicas": 1,
-                "peers": ["localhost"],
-                "stop_grace_s": 5,
-            }
-            self.desired[name] = self.desired.get(name, ordinary) | {"desired": desired} | changes
+            self.desired[name] = self.desired.get(name, make_assignment(name)) | {"desired": desired} | changes
             self.generation += 1
 
     def unwant(self, name: str) -> None:
