@@ -9,12 +9,15 @@ from collections.abc import Generator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from marketplace.embedded import postgres, redis
-from marketplace.embedded.supervisor import Supervisor
+from marketplace.embedded.programs import is_alive
+from marketplace.embedded.supervisor import Supervisor, end_leftovers
 
 START_WITHIN_S = 30
+PREFIX = "gpumarket-tests-"
 FORGETFUL = postgres.SERVE | {
     "fsync": "off",
     "full_page_writes": "off",
@@ -56,8 +59,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _start(config: pytest.Config) -> None:
-    home = Path(tempfile.mkdtemp(prefix="gpumarket-tests-"))
+    _clear_after_killed_runs()
+    home = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     home.chmod(0o711)
+    (home / "static").mkdir()
     supervisor = Supervisor(home, say=print)
 
     def clean_up() -> None:
@@ -85,6 +90,21 @@ def _start(config: pytest.Config) -> None:
         GPUMARKET_HOME=str(home),
         GPUMARKET_SECRET_KEY=secrets.token_urlsafe(48),
     )
+
+
+def _clear_after_killed_runs() -> None:
+    """End the servers of test runs that were killed. The folder's name says whose they were."""
+    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*"):
+        if os.access(home, os.W_OK) and not _runs(int(home.name.removeprefix(PREFIX).partition("-")[0])):
+            end_leftovers(home)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _database_of(worker: str, url: str) -> str:

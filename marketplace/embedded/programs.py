@@ -100,15 +100,19 @@ def kill(processes: Iterable[psutil.Process], *, within_s: float = 2) -> None:
 def wait_until_gone(processes: Iterable[psutil.Process], *, within_s: float) -> list[psutil.Process]:
     """Wait until processes have ended; return those that have not."""
     deadline = time.monotonic() + within_s
-    while alive := [process for process in processes if _is_alive(process)]:
+    while alive := [process for process in processes if is_alive(process)]:
         if time.monotonic() > deadline:
             break
         time.sleep(LOOK_AGAIN_S)
     return alive
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    # In a container the first process may never collect the orphans that it inherits: they stay as zombies.
+def is_alive(process: psutil.Process) -> bool:
+    """Say whether a process still runs.
+
+    A zombie does not: in a container the first process may never collect the
+    orphans that it inherits.
+    """
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from marketplace.embedded import supervisor as supervising
-from marketplace.embedded.programs import MARK, CannotStart, start
+from marketplace.embedded.programs import MARK, CannotStart, is_alive, start
 from marketplace.embedded.supervisor import Supervisor, ToldToStop, end_leftovers
 from tests.marketplace.embedded.conftest import SLEEP, make_program, wait_until
 
@@ -35,7 +35,7 @@ def child_pid(folder: Path) -> int:
 
 
 def is_running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return psutil.pid_exists(pid) and is_alive(psutil.Process(pid))
 
 
 def look_until(supervisor: Supervisor, condition) -> None:
