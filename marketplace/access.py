@@ -11,10 +11,11 @@ from hashlib import sha256
 
 from django.db.models import QuerySet
 
+from billing.models import Runway, UsageSpan
 from marketplace.errors import Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import allows, scope_of
-from provisioning.models import Instance
+from provisioning.models import Instance, Quota
 
 LAST_USED_GRAIN = timedelta(minutes=1)
 
@@ -111,6 +112,11 @@ def organization_for(actor: Actor, organization_id: str | None, *, verb: str) ->
     return organization
 
 
+def organizations(actor: Actor) -> QuerySet[Organization]:
+    """Return the organizations that this actor may see."""
+    return Organization.objects.filter(pk__in=memberships(actor).values("organization"))
+
+
 def projects(actor: Actor) -> QuerySet[Project]:
     """Return the projects that this actor may see."""
     if actor.token is not None and actor.token.project_id is not None:
@@ -198,9 +204,42 @@ def ssh_key_for(actor: Actor, key_id: str, *, verb: str) -> SshKey:
     return key
 
 
+def members(organization: Organization) -> QuerySet[Membership]:
+    """Return the people of an organization; the caller came through `organization_for`."""
+    return Membership.objects.filter(organization=organization).select_related("user")
+
+
+def invitations(organization: Organization) -> QuerySet[Invitation]:
+    """Return an organization's invitations; the caller came through `organization_for`."""
+    return Invitation.objects.filter(organization=organization)
+
+
+def ssh_keys(project: Project) -> QuerySet[SshKey]:
+    """Return a project's SSH keys; the caller came through `project_for`."""
+    return SshKey.objects.filter(project=project).select_related("project")
+
+
+def quotas(actor: Actor) -> QuerySet[Quota]:
+    """Return the quotas of the projects that this actor may see."""
+    return Quota.objects.filter(project__in=projects(actor).values("pk")).select_related("project")
+
+
+def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]:
+    """Return what was measured for an organization; a token of one project sees that project's."""
+    spans = UsageSpan.objects.filter(organization=organization).select_related("price_version")
+    if actor.token is not None and actor.token.project is not None:
+        spans = spans.filter(labels__project=actor.token.project.public_id)
+    return spans
+
+
+def runway_of(organization: Organization) -> Runway | None:
+    """Return how long an organization's funds last, if it ever used anything."""
+    return Runway.objects.filter(organization=organization).first()
+
+
 def audit_entries(organization: Organization) -> QuerySet[AuditEntry]:
     """Return what was changed in an organization, newest first; the caller came through `organization_for`."""
-    return AuditEntry.objects.filter(organization=organization).order_by("-pk")
+    return AuditEntry.objects.filter(organization=organization)
 
 
 def person(user: User, request_id: str = "") -> Actor:

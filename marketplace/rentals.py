@@ -136,6 +136,23 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Insta
     return instance
 
 
+@dataclass(frozen=True)
+class Quote:
+    """What an order would cost: the price per GPU-hour, and micros per hour for all of it."""
+
+    price: PriceVersion
+    hourly_micros: int
+
+
+def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Quote:
+    """Do everything that `rent` does, then undo it: the same checks, price, quota, funds and capacity, no effects."""
+    with transaction.atomic():
+        instance = rent(actor=actor, project=project, order=order, at=at)
+        transaction.set_rollback(True)
+    price = instance.price_version
+    return Quote(price=price, hourly_micros=hourly_micros(price=price, gpus=instance.gpus))
+
+
 @transaction.atomic
 def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free."""

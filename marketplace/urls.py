@@ -1,8 +1,9 @@
 """Every route of the marketplace."""
 
-from django.urls import URLPattern, URLResolver, path
+from django.urls import URLPattern, URLResolver, include, path, re_path
 
 from marketplace import health
+from marketplace.api import docs, errors
 from provisioning import gateway
 
 urlpatterns: list[URLPattern | URLResolver] = [
@@ -10,4 +11,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("readyz", health.readyz, name="readyz"),
     path("agent/v1/join", gateway.join, name="agent-join"),
     path("agent/v1/sync", gateway.sync, name="agent-sync"),
+    path("api/v1/", include("marketplace.api.urls")),
+    path("api/schema", docs.Schema.as_view(), name="api-schema"),
+    path("api/docs", docs.SwaggerPage.as_view(), name="api-docs"),
+    path("api/problems", docs.problems, name="api-problems"),
+    re_path("^api/", errors.not_found),
 ]

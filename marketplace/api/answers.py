@@ -1,0 +1,300 @@
+"""Rows as the API shows them: public ids, money as exact decimal strings, times as RFC 3339."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from billing import accounts, usage
+from billing.models import PriceVersion, Runway, UsageSpan
+from marketplace import costs, rentals
+from marketplace.models import (
+    ApiToken,
+    AuditEntry,
+    Invitation,
+    Membership,
+    Offer,
+    Organization,
+    Project,
+    SshKey,
+)
+from marketplace.money import decimal_string
+from marketplace.offers import Listing
+from provisioning import instances as verbs
+from provisioning import progress
+from provisioning.models import Assignment, Instance, InstanceEvent, Quota, Site
+
+Answer = dict[str, Any]
+
+
+def amount(micros: int, currency: str) -> Answer:
+    return {"amount": decimal_string(micros), "currency": currency}
+
+
+def price(version: PriceVersion) -> Answer:
+    return {**amount(version.micros_per_gpu_hour, version.currency), "unit": "gpu_hour"}
+
+
+def site(row: Site) -> Answer:
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "slug": row.slug,
+        "kind": row.kind,
+        "city": row.city,
+        "country": row.country,
+        "jurisdiction": row.jurisdiction,
+        "latitude": str(row.latitude),
+        "longitude": str(row.longitude),
+        "grid_zone": row.grid_zone,
+        "power_source": row.power_source,
+        "pue": str(row.pue),
+        "certifications": row.certifications,
+    }
+
+
+def listing(found: Listing) -> Answer:
+    row = found.offer
+    return {
+        "id": row.public_id,
+        "slug": row.slug,
+        "name": row.name,
+        "gpu_model": row.gpu_model,
+        "gpu_memory_gib": row.gpu_memory_gib,
+        "gpus_per_node": row.gpus_per_node,
+        "min_gpus": row.min_gpus,
+        "max_gpus": row.max_gpus,
+        "interconnect": row.interconnect,
+        "site": site(row.site),
+        "supplier": {"name": row.supplier.name},
+        "price": price(found.price),
+        "available_gpus": found.available_gpus,
+        "largest_replica": found.largest_replica,
+        "as_of": found.as_of,
+    }
+
+
+def offer_ref(row: Offer) -> Answer:
+    return {
+        "id": row.public_id,
+        "slug": row.slug,
+        "name": row.name,
+        "gpu_model": row.gpu_model,
+        "site": {"name": row.site.name, "country": row.site.country},
+    }
+
+
+def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
+    """Return instances with cost, steps and places: four queries for any number of them."""
+    cost_of = costs.of(rows, at=at)
+    steps_of = progress.of(rows, at=at)
+    places = _places(rows)
+    return [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
+
+
+def instance(row: Instance, *, at: datetime) -> Answer:
+    return instances([row], at=at)[0]
+
+
+def _places(rows: Sequence[Instance]) -> dict[int, list[Answer]]:
+    places: dict[int, list[Answer]] = {row.pk: [] for row in rows}
+    runs = {row.pk: row.run for row in rows}
+    live = Assignment.objects.filter(instance__in=list(runs)).select_related("node")
+    for assignment in live.order_by("instance", "replica"):
+        if assignment.fence == runs[assignment.instance_id]:
+            places[assignment.instance_id].append(
+                {"replica": assignment.replica, "node": assignment.node.name, "gpus": assignment.gpu_uuids}
+            )
+    return places
+
+
+def _instance(
+    row: Instance, cost: costs.Cost, stages: Iterable[progress.Stage], places: list[Answer], at: datetime
+) -> Answer:
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "project": {"id": row.project.public_id, "name": row.project.name},
+        "offer": offer_ref(row.offer),
+        "market": row.market,
+        "replicas": row.replicas,
+        "gpus_per_replica": row.gpus_per_replica,
+        "gpus": row.gpus,
+        "command": row.command,
+        "env_names": sorted(row.env),
+        "desired": row.desired,
+        "phase": row.phase,
+        "health": row.health,
+        "reason": row.reason,
+        "message": row.message,
+        "retryable": row.retryable,
+        "generation": row.generation,
+        "observed_generation": row.observed_generation,
+        "exit_code": row.exit_code,
+        "steps": [step(stage) for stage in stages],
+        "cost": {
+            "billing": cost.billing,
+            "currency": cost.currency,
+            "per_second": decimal_string(cost.per_second_micros),
+            "per_hour": decimal_string(cost.per_hour_micros),
+            "per_day": decimal_string(cost.per_day_micros),
+            "so_far": decimal_string(cost.so_far_micros),
+            "gpu_milliseconds": cost.gpu_milliseconds,
+        },
+        "actions": {
+            verb: {"available": not refusal, "reason": refusal or None} for verb, refusal in verbs.actions(row).items()
+        },
+        "nodes": places,
+        "created_at": row.created_at,
+        "ready_at": row.ready_at,
+        "ended_at": row.ended_at,
+        "as_of": at,
+    }
+
+
+def step(stage: progress.Stage) -> Answer:
+    return {
+        "name": stage.name,
+        "title": stage.title,
+        "state": stage.state,
+        "started_at": stage.started_at,
+        "finished_at": stage.finished_at,
+        "elapsed_ms": stage.elapsed_ms,
+        "typical_ms": stage.typical_ms,
+    }
+
+
+def quote(order: rentals.Order, found: rentals.Quote) -> Answer:
+    currency = found.price.currency
+    return {
+        "would_rent": True,
+        "offer": offer_ref(order.offer),
+        "gpus": order.gpus * order.replicas,
+        "price": price(found.price),
+        "per_hour": amount(found.hourly_micros, currency),
+        "first_hour_hold": amount(found.hourly_micros, currency),
+    }
+
+
+def event(row: InstanceEvent) -> Answer:
+    return {
+        "at": row.at,
+        "kind": "phase",
+        "run": row.run,
+        "old_phase": row.old_phase,
+        "new_phase": row.new_phase,
+        "reason": row.reason,
+        "message": row.message,
+    }
+
+
+def span(row: UsageSpan, *, at: datetime) -> Answer:
+    return {
+        "id": row.public_id,
+        "resource": row.resource_id,
+        "name": row.resource_name,
+        "meter": row.meter,
+        "gpus": row.quantity,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+        "gpu_milliseconds": usage.gpu_milliseconds(span=row, at=at),
+        "price": price(row.price_version),
+        "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
+    }
+
+
+def balance(organization: Organization, wallet: accounts.Wallet, runway: Runway | None, *, at: datetime) -> Answer:
+    return {
+        "organization": {"id": organization.public_id, "name": organization.name},
+        "currency": wallet.currency,
+        "available": decimal_string(wallet.available_micros),
+        "promo": decimal_string(wallet.promo_micros),
+        "cash": decimal_string(wallet.cash_micros),
+        "held": decimal_string(wallet.held_micros),
+        "owed": decimal_string(wallet.owed_micros),
+        "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),
+        "exhausts_at": runway.exhausts_at if runway else None,
+        "as_of": at,
+    }
+
+
+def organization(row: Organization) -> Answer:
+    return {"id": row.public_id, "name": row.name, "currency": row.currency}
+
+
+def project(row: Project) -> Answer:
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "organization": row.organization.public_id,
+        "suspended": row.is_suspended,
+    }
+
+
+def quota(row: Quota) -> Answer:
+    return {
+        "project": {"id": row.project.public_id, "name": row.project.name},
+        "limit": row.limit,
+        "held": row.held,
+        "free": max(0, row.limit - row.held),
+    }
+
+
+def member(row: Membership) -> Answer:
+    return {
+        "id": row.public_id,
+        "email": row.user.email,
+        "name": row.user.display_name,
+        "role": row.role,
+        "created_at": row.created_at,
+    }
+
+
+def invitation(row: Invitation) -> Answer:
+    return {
+        "id": row.public_id,
+        "email": row.email,
+        "role": row.role,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
+        "accepted_at": row.accepted_at,
+        "revoked_at": row.revoked_at,
+    }
+
+
+def token(row: ApiToken) -> Answer:
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "prefix": row.prefix,
+        "owner": row.membership.user.email,
+        "project": row.project.public_id if row.project else None,
+        "scopes": row.scopes,
+        "created_at": row.created_at,
+        "expires_at": row.expires_at,
+        "last_used_at": row.last_used_at,
+    }
+
+
+def ssh_key(row: SshKey) -> Answer:
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "project": row.project.public_id,
+        "fingerprint": row.fingerprint,
+        "public_key": row.public_key,
+        "created_at": row.created_at,
+    }
+
+
+def audit_entry(row: AuditEntry) -> Answer:
+    return {
+        "id": row.public_id,
+        "at": row.at,
+        "actor": row.actor_name,
+        "token": row.token_id_used or None,
+        "verb": row.verb,
+        "subject": row.subject_id,
+        "before": row.before,
+        "after": row.after,
+        "request_id": row.request_id,
+    }

@@ -1,0 +1,64 @@
+"""What is for sale, and where."""
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from marketplace import access, offers
+from marketplace.api import answers, shapes
+from marketplace.api.pages import PageQuery, checked, paged
+from marketplace.api.views import actor_of
+from marketplace.errors import NotFound
+from provisioning.models import Site
+
+
+class OfferList(APIView):
+    """The shop window."""
+
+    @extend_schema(
+        operation_id="list_offers",
+        parameters=[shapes.OfferQuery],
+        responses={200: shapes.page_of(shapes.OfferAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List all offers with price and free GPUs, cheapest first, both as of `as_of`."""
+        query = checked(shapes.OfferQuery, request.query_params)
+        organization = access.organization_for(actor_of(request), None, verb="organization.view")
+        rows = offers.listed(gpu_model=query.get("gpu_model", ""), country=query.get("country", ""))
+        least = max(query.get("min_gpus", 0), int(query["available"]))
+        found = [
+            listing
+            for listing in offers.listings(rows, currency=organization.currency, at=timezone.now())
+            if listing.available_gpus >= least
+        ]
+        found.sort(key=lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.pk))
+        return Response({"data": [answers.listing(listing) for listing in found], "next_cursor": None})
+
+
+class OfferDetail(APIView):
+    """One offer."""
+
+    @extend_schema(operation_id="show_offer", responses={200: shapes.OfferAnswer, "default": shapes.Problem})
+    def get(self, request: Request, offer_id: str) -> Response:
+        """Show an offer by its id or slug."""
+        organization = access.organization_for(actor_of(request), None, verb="organization.view")
+        offer = offers.offer_for(offer_id)
+        found = offers.listings([offer], currency=organization.currency, at=timezone.now())
+        if not found:
+            raise NotFound
+        return Response(answers.listing(found[0]))
+
+
+class SiteList(APIView):
+    """Where the nodes stand."""
+
+    @extend_schema(
+        operation_id="list_sites",
+        parameters=[PageQuery],
+        responses={200: shapes.page_of(shapes.SiteAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List the sites."""
+        return paged(Site.objects.all(), request, lambda rows: [answers.site(row) for row in rows])

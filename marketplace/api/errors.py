@@ -1,0 +1,204 @@
+"""Every refusal as a problem document (RFC 9457): one table from error to status, code and what to do next."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.core.exceptions import PermissionDenied
+from django.db import OperationalError
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.response import Response
+
+from billing.errors import InsufficientFunds
+from marketplace import errors, idempotency
+from marketplace.access import TokenExpired
+from marketplace.money import shown
+from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
+from provisioning.output import BadCursor
+
+log = structlog.get_logger("marketplace.api")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of problem. `retry`: none, same_request (it is safe), new_request (change it first), after (wait)."""
+
+    status: int
+    code: str
+    title: str
+    retry: str
+    suggestion: str
+
+
+KINDS: dict[type[Exception], Kind] = {
+    exceptions.NotAuthenticated: Kind(
+        401, "not_authenticated", "You are not signed in", "new_request",
+        "Send “Authorization: Bearer gm_...” with a token from the portal's Tokens page.",
+    ),
+    exceptions.AuthenticationFailed: Kind(
+        401, "not_authenticated", "The token is not good", "new_request",
+        "Make a new token on the portal's Tokens page, or run “gpumarket login”.",
+    ),
+    TokenExpired: Kind(
+        401, "token_expired", "The token has expired", "new_request",
+        "Make a new token on the portal's Tokens page, or run “gpumarket login”.",
+    ),
+    errors.Forbidden: Kind(
+        403, "permission_denied", "You may not do this", "none", "Ask an owner or admin of the organization."
+    ),
+    errors.ProjectSuspended: Kind(
+        403, "project_suspended", "The project is suspended", "none", "Ask the operator why it is suspended."
+    ),
+    errors.NotFound: Kind(
+        404, "not_found", "There is no such thing", "none",
+        "Check the id. What belongs to another organization looks as if it did not exist.",
+    ),
+    exceptions.MethodNotAllowed: Kind(
+        405, "method_not_allowed", "This method does not work here", "none", "See the API's description at /api/docs."
+    ),
+    exceptions.UnsupportedMediaType: Kind(
+        415, "unsupported_media_type", "The body is not JSON", "new_request", "Send “Content-Type: application/json”."
+    ),
+    exceptions.NotAcceptable: Kind(
+        406, "not_acceptable", "We only answer in JSON", "new_request", "Send “Accept: application/json”."
+    ),
+    exceptions.ParseError: Kind(
+        400, "malformed_json", "The body is not valid JSON", "new_request", "Correct the JSON and send it again."
+    ),
+    exceptions.ValidationError: Kind(
+        422, "invalid_request", "The request does not make sense", "new_request", "Correct the fields named in errors."
+    ),
+    errors.BadOrder: Kind(
+        422, "invalid_request", "The request does not make sense", "new_request", "Correct the fields named in errors."
+    ),
+    BadCursor: Kind(
+        422, "invalid_request", "The cursor is not one of ours", "new_request", "Leave the cursor out to start anew."
+    ),
+    idempotency.KeyMissing: Kind(
+        400, "idempotency_key_required", "An Idempotency-Key is missing", "new_request",
+        "Send the header Idempotency-Key with a new random value for each order, and the same one when you retry.",
+    ),
+    idempotency.KeyOfAnotherOrder: Kind(
+        422, "idempotency_key_reused", "The key was used for another order", "new_request",
+        "Use a new Idempotency-Key for a new order.",
+    ),
+    InsufficientFunds: Kind(
+        402, "insufficient_funds", "Not enough credit", "new_request", "Add credit, or choose fewer GPUs."
+    ),
+    NoCapacity: Kind(
+        409, "no_capacity", "Not enough free GPUs", "after",
+        "Try again later, ask for fewer GPUs, or choose another offer (GET /api/v1/offers?available=true).",
+    ),
+    QuotaExceeded: Kind(
+        409, "quota_exceeded", "The project's quota is used up", "new_request",
+        "Terminate what you do not need, or ask the operator for more quota.",
+    ),
+    IllegalMove: Kind(
+        409, "wrong_state", "Its state does not allow this", "none", "See the instance’s “actions” for what may be done."
+    ),
+    StaleInstance: Kind(
+        409, "wrong_state", "It changed at the same moment", "same_request", "Look again, then repeat the request."
+    ),
+    errors.Conflict: Kind(
+        409, "conflict", "It contradicts what is there already", "new_request", "Change the request as the detail says."
+    ),
+    errors.LastOwner: Kind(
+        409, "conflict", "An organization needs an owner", "new_request", "Make somebody else an owner first."
+    ),
+    OperationalError: Kind(
+        503, "unavailable", "We cannot answer now", "same_request", "Repeat the request in a few seconds, same key."
+    ),
+}  # fmt: skip
+INTERNAL = Kind(
+    500, "internal_error", "Something went wrong on our side", "same_request",
+    "Repeat the request with the same Idempotency-Key; if it fails again, tell us the request id.",
+)  # fmt: skip
+SUBSTITUTES: dict[type[Exception], type[Exception]] = {
+    Http404: errors.NotFound,
+    PermissionDenied: errors.Forbidden,
+    exceptions.NotFound: errors.NotFound,
+    exceptions.PermissionDenied: errors.Forbidden,
+}
+
+
+def handle(error: Exception, context: dict[str, Any]) -> Response:
+    """Turn any error of a view into a problem document. What is not in the table is a bug of ours: 500, and logged."""
+    request: HttpRequest = context["request"]._request
+    kind = kind_of(error)
+    if kind is INTERNAL:
+        log.exception("unexpected error", path=request.path, exc_info=error)
+    response = Response(problem(kind, request=request, detail=_detail(error, kind), errors=list(_fields(error))))
+    response.status_code = kind.status
+    response.content_type = "application/problem+json"
+    if kind.status == 401:
+        response["WWW-Authenticate"] = 'Bearer realm="gpumarket"'
+    if kind.status == 503 or kind.retry == "after":
+        response["Retry-After"] = "5"
+    return response
+
+
+def kind_of(error: Exception) -> Kind:
+    """Return the entry of the table for an error, through its substitutes and base classes."""
+    wanted = SUBSTITUTES.get(type(error), type(error))
+    return next((KINDS[ancestor] for ancestor in wanted.__mro__ if ancestor in KINDS), INTERNAL)
+
+
+def problem(kind: Kind, *, request: HttpRequest, detail: str, errors: list[dict[str, str]]) -> dict[str, Any]:
+    """Return the document. Nothing is ever charged by a request that was refused: it was rolled back whole."""
+    return {
+        "type": f"{settings.PUBLIC_URL}/api/problems#{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": request.path,
+        "code": kind.code,
+        "charged": False,
+        "retry": kind.retry,
+        "suggestion": kind.suggestion,
+        "errors": errors,
+        "request_id": getattr(request, "id", ""),
+    }
+
+
+def not_found(request: HttpRequest) -> JsonResponse:
+    """Answer for a path under /api that is no route."""
+    kind = KINDS[errors.NotFound]
+    body = problem(kind, request=request, detail=f"There is nothing at {request.path}.", errors=[])
+    return JsonResponse(body, status=404, content_type="application/problem+json")
+
+
+def _detail(error: Exception, kind: Kind) -> str:
+    if kind is INTERNAL:
+        return "The request was rolled back; nothing was started and nothing was charged."
+    if isinstance(error, InsufficientFunds):
+        needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
+        return f"This needs {needed} of free credit for its first hour; {available} is free."
+    if isinstance(error, exceptions.ValidationError):
+        return "; ".join(f"{field['pointer'][1:] or 'body'}: {field['detail']}" for field in _fields(error))
+    if isinstance(error, exceptions.APIException):
+        return str(error.detail)
+    return str(error) or kind.title
+
+
+def _fields(error: Exception) -> Iterator[dict[str, str]]:
+    if isinstance(error, errors.BadOrder):
+        yield {"pointer": f"/{error.field}", "detail": str(error)}
+    elif isinstance(error, BadCursor):
+        yield {"pointer": "/cursor", "detail": str(error)}
+    elif isinstance(error, exceptions.ValidationError):
+        yield from _walk(error.detail, "")
+
+
+def _walk(detail: Any, pointer: str) -> Iterator[dict[str, str]]:
+    """Name each faulty field by a JSON pointer (RFC 6901)."""
+    if isinstance(detail, dict):
+        for name, inner in detail.items():
+            yield from _walk(inner, pointer if name == "non_field_errors" else f"{pointer}/{name}")
+    elif isinstance(detail, list):
+        for inner in detail:
+            yield from _walk(inner, pointer)
+    else:
+        yield {"pointer": pointer, "detail": str(detail)}

@@ -1,0 +1,257 @@
+"""Instances: rent, look, start, stop, terminate, rename, and what they print."""
+
+import json
+from collections.abc import Callable, Iterator
+from time import monotonic, sleep
+from typing import Any
+
+from django.db import connection
+from django.http import HttpResponseBase, StreamingHttpResponse
+from django.utils import timezone
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from marketplace import access, rentals
+from marketplace.access import Actor
+from marketplace.api import answers, shapes
+from marketplace.api.pages import PageQuery, checked, paged
+from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once
+from marketplace.offers import offer_for
+from provisioning import output
+from provisioning.models import InstanceEvent
+
+STREAM_S = 50
+STREAM_LOOK_S = 0.5
+
+
+class InstanceList(APIView):
+    """All instances that the token may see, and renting a new one."""
+
+    @extend_schema(
+        operation_id="list_instances",
+        parameters=[shapes.InstanceQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.InstanceAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List instances, newest first."""
+        actor, query = actor_of(request), checked(shapes.InstanceQuery, request.query_params)
+        rows = access.instances(actor)
+        if "project" in query:
+            rows = rows.filter(project=access.project_for(actor, query["project"], verb="instance.view"))
+        if "phase" in query:
+            rows = rows.filter(phase=query["phase"])
+        if "name" in query:
+            rows = rows.filter(name=query["name"])
+        at = timezone.now()
+        return paged(rows, request, lambda found: answers.instances(found, at=at))
+
+    @extend_schema(
+        operation_id="rent_instance",
+        parameters=[shapes.DryRunQuery, KEY_REQUIRED],
+        request=shapes.RentInstance,
+        responses={202: shapes.InstanceAnswer, 200: shapes.DryRunAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request) -> Response:
+        """Rent GPUs: all of them now, or a refusal with nothing made and nothing charged."""
+        actor = actor_of(request)
+        asked = checked(shapes.RentInstance, request.data)
+        project = access.project_for(actor, asked.get("project"), verb="instance.change")
+        at = timezone.now()
+        order = rentals.Order(
+            offer=offer_for(asked["offer"]),
+            command=asked["command"],
+            gpus=asked["gpus"],
+            replicas=asked["replicas"],
+            name=asked.get("name", ""),
+            env=asked.get("env", {}),
+        )
+        if checked(shapes.DryRunQuery, request.query_params)["dry_run"]:
+            quote = rentals.rehearse(actor=actor, project=project, order=order, at=at)
+            return Response(answers.quote(order, quote))
+
+        def effect() -> tuple[int, Any]:
+            instance = rentals.rent(actor=actor, project=project, order=order, at=at)
+            return 202, answers.instance(instance, at=at)
+
+        return answered_once(request, organization=project.organization, order=asked, effect=effect)
+
+
+class InstanceDetail(APIView):
+    """One instance."""
+
+    @extend_schema(operation_id="show_instance", responses={200: shapes.InstanceAnswer, "default": shapes.Problem})
+    def get(self, request: Request, instance_id: str) -> Response:
+        """Show an instance with its steps, cost and what may be done."""
+        instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
+        return Response(answers.instance(instance, at=timezone.now()))
+
+    @extend_schema(
+        operation_id="rename_instance",
+        request=shapes.RenameInstance,
+        responses={200: shapes.InstanceAnswer, "default": shapes.Problem},
+    )
+    def patch(self, request: Request, instance_id: str) -> Response:
+        """Give an instance another name."""
+        actor = actor_of(request)
+        instance = access.instance_for(actor, instance_id, verb="instance.change")
+        rentals.rename(actor=actor, instance=instance, name=checked(shapes.RenameInstance, request.data)["name"])
+        return Response(answers.instance(instance, at=timezone.now()))
+
+
+Verb = Callable[..., None]
+
+
+class _InstanceVerb(APIView):
+    """A verb on one instance; the three below differ in the verb alone."""
+
+    verb: Verb
+    needs_key = False
+
+    def answer(self, request: Request, instance_id: str) -> Response:
+        actor, at = actor_of(request), timezone.now()
+        instance = access.instance_for(actor, instance_id, verb="instance.change")
+
+        def effect() -> tuple[int, Any]:
+            type(self).verb(actor=actor, instance=instance, at=at)
+            return 202, answers.instance(instance, at=at)
+
+        organization = instance.project.organization
+        return answered_once(request, organization=organization, order={}, effect=effect, required=self.needs_key)
+
+
+class InstanceStart(_InstanceVerb):
+    verb = rentals.start
+    needs_key = True
+
+    @extend_schema(
+        operation_id="start_instance",
+        request=None,
+        parameters=[KEY_REQUIRED],
+        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request, instance_id: str) -> Response:
+        """Start a stopped or failed instance at today's price; it queues while no GPUs are free."""
+        return self.answer(request, instance_id)
+
+
+class InstanceStop(_InstanceVerb):
+    verb = rentals.stop
+
+    @extend_schema(
+        operation_id="stop_instance",
+        request=None,
+        parameters=[KEY_ACCEPTED],
+        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request, instance_id: str) -> Response:
+        """Give the GPUs back and keep the instance. Charges end now."""
+        return self.answer(request, instance_id)
+
+
+class InstanceTerminate(_InstanceVerb):
+    verb = rentals.terminate
+
+    @extend_schema(
+        operation_id="terminate_instance",
+        request=None,
+        parameters=[KEY_ACCEPTED],
+        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request, instance_id: str) -> Response:
+        """End the instance for good. Charges end now."""
+        return self.answer(request, instance_id)
+
+
+class InstanceEvents(APIView):
+    """What happened to an instance."""
+
+    @extend_schema(
+        operation_id="list_instance_events",
+        parameters=[PageQuery],
+        responses={200: shapes.page_of(shapes.EventAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request, instance_id: str) -> Response:
+        """List the moves of an instance, newest first."""
+        instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
+        rows = InstanceEvent.objects.filter(instance=instance)
+        return paged(rows, request, lambda found: [answers.event(row) for row in found])
+
+
+class InstanceLogs(APIView):
+    """What an instance prints."""
+
+    @extend_schema(
+        operation_id="read_instance_logs",
+        parameters=[shapes.LogQuery],
+        responses={200: shapes.LogAnswer, "default": shapes.Problem},
+    )
+    def get(self, request: Request, instance_id: str) -> Response:
+        """Read what the current run printed after the cursor."""
+        instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
+        query = checked(shapes.LogQuery, request.query_params)
+        page = output.page(instance, cursor=query["cursor"], most_bytes=query["limit"])
+        pieces = [{"replica": piece.replica, "offset": piece.offset, "text": piece.text} for piece in page.pieces]
+        return Response({"data": pieces, "next_cursor": page.cursor, "complete": page.complete})
+
+
+class _AnyAccepted(BaseContentNegotiation):
+    """A stream of events is not one of our renderers; problems before it begins are JSON."""
+
+    def select_parser(self, request: Request, parsers: Any) -> Any:
+        return parsers[0]
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: Any = None) -> tuple[BaseRenderer, str]:
+        return JSONRenderer(), "application/json"
+
+
+class InstanceLogStream(APIView):
+    """What an instance prints, as it comes."""
+
+    content_negotiation_class = _AnyAccepted
+
+    @extend_schema(
+        operation_id="stream_instance_logs",
+        parameters=[shapes.LogQuery],
+        responses={(200, "text/event-stream"): OpenApiTypes.STR, "default": shapes.Problem},
+    )
+    def get(self, request: Request, instance_id: str) -> HttpResponseBase:
+        """Stream the output as server-sent events; resume with Last-Event-ID after the server closed."""
+        actor = actor_of(request)
+        instance = access.instance_for(actor, instance_id, verb="instance.view")
+        query = checked(shapes.LogQuery, request.query_params)
+        cursor = request.headers.get("Last-Event-ID") or query["cursor"]
+        output.page(instance, cursor=cursor, most_bytes=1)
+        stream = StreamingHttpResponse(_events(actor, instance_id, cursor), content_type="text/event-stream")
+        stream["Cache-Control"] = "no-store"
+        stream["X-Accel-Buffering"] = "no"
+        return stream
+
+
+def _events(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
+    """Yield events until the output is complete or the time for one connection is over.
+
+    Each look goes through the door again, so that a right that was taken away
+    ends the stream; the database connection is given back between looks.
+    """
+    until = monotonic() + STREAM_S
+    while monotonic() < until:
+        try:
+            instance = access.instance_for(actor, instance_id, verb="instance.view")
+            page = output.page(instance, cursor=cursor)
+        finally:
+            connection.close()
+        cursor = page.cursor
+        for piece in page.pieces:
+            data = json.dumps({"replica": piece.replica, "offset": piece.offset, "text": piece.text})
+            yield f"id: {cursor}\nevent: log\ndata: {data}\n\n"
+        if page.complete:
+            yield f"event: end\ndata: {json.dumps({'exit_code': instance.exit_code, 'phase': instance.phase})}\n\n"
+            return
+        if not page.pieces:
+            yield ": waiting\n\n"
+            sleep(STREAM_LOOK_S)

@@ -1,0 +1,422 @@
+"""The shapes of requests and answers: requests are checked by them, answers are tested against them."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from marketplace.models import Role
+from marketplace.permissions import SCOPES
+from marketplace.tokens import LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX
+from provisioning.models import Instance, Phase, Reason
+
+
+class Shape(serializers.Serializer[Any]):
+    """A request body refuses names that it does not know, so that a typing error is not ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, dict) and (unknown := sorted(set(data) - set(self.fields))):
+            raise serializers.ValidationError({name: ["There is no such field."] for name in unknown})
+        return super().to_internal_value(data)
+
+
+# Requests
+
+
+class RentInstance(Shape):
+    offer = serializers.CharField(max_length=64, help_text="an offer's id or slug")
+    project = serializers.CharField(max_length=32, required=False, help_text="default: the token's or the first one")
+    name = serializers.CharField(max_length=63, required=False, help_text="default: made from the GPU model")
+    replicas = serializers.IntegerField(min_value=1, max_value=10_000, default=1)
+    gpus = serializers.IntegerField(min_value=1, max_value=1024, default=1, help_text="GPUs of each replica")
+    command = serializers.ListField(
+        child=serializers.CharField(max_length=65_536, allow_blank=True, trim_whitespace=False),
+        min_length=1,
+        max_length=1000,
+        help_text="the program and its arguments",
+    )
+    env = serializers.DictField(
+        child=serializers.CharField(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False
+    )
+
+
+class RenameInstance(Shape):
+    name = serializers.CharField(max_length=63)
+
+
+class NameOnly(Shape):
+    name = serializers.CharField(max_length=100)
+
+
+class CreateProject(Shape):
+    name = serializers.CharField(max_length=100)
+    organization = serializers.CharField(max_length=32, required=False)
+
+
+class ChangeRole(Shape):
+    role = serializers.ChoiceField(choices=Role.choices)
+
+
+class CreateInvitation(Shape):
+    email = serializers.EmailField()
+    role = serializers.ChoiceField(choices=Role.choices)
+    organization = serializers.CharField(max_length=32, required=False)
+
+
+class CreateToken(Shape):
+    name = serializers.CharField(max_length=100)
+    scopes = serializers.ListField(child=serializers.ChoiceField(choices=SCOPES), min_length=1)
+    days = serializers.IntegerField(min_value=1, max_value=LIFE_DAYS_MAX, default=LIFE_DAYS_DEFAULT)
+    project = serializers.CharField(max_length=32, required=False)
+    organization = serializers.CharField(max_length=32, required=False)
+
+
+class AddSshKey(Shape):
+    name = serializers.CharField(max_length=100)
+    public_key = serializers.CharField(max_length=16_384)
+    project = serializers.CharField(max_length=32, required=False)
+
+
+class DryRunQuery(serializers.Serializer[Any]):
+    dry_run = serializers.BooleanField(default=False, help_text="check and price it, but do nothing")
+
+
+class OfferQuery(serializers.Serializer[Any]):
+    gpu_model = serializers.CharField(max_length=40, required=False)
+    country = serializers.CharField(max_length=2, required=False)
+    min_gpus = serializers.IntegerField(min_value=1, required=False, help_text="at least so many free now")
+    available = serializers.BooleanField(required=False, default=False, help_text="only what has a free GPU now")
+
+
+class InstanceQuery(serializers.Serializer[Any]):
+    project = serializers.CharField(max_length=32, required=False)
+    phase = serializers.ChoiceField(choices=Phase.choices, required=False)
+    name = serializers.CharField(max_length=63, required=False)
+
+
+class LogQuery(serializers.Serializer[Any]):
+    cursor = serializers.CharField(max_length=100_000, required=False, default="")
+    limit = serializers.IntegerField(
+        min_value=1, max_value=1_048_576, default=262_144, help_text="stop after about so many bytes"
+    )
+
+
+class UsageQuery(serializers.Serializer[Any]):
+    since = serializers.DateTimeField(required=False)
+    until = serializers.DateTimeField(required=False)
+    instance = serializers.CharField(max_length=32, required=False)
+
+
+class OrganizationQuery(serializers.Serializer[Any]):
+    organization = serializers.CharField(max_length=32, required=False, help_text="default: the token's own")
+
+
+class ProjectQuery(serializers.Serializer[Any]):
+    project = serializers.CharField(max_length=32, required=False)
+
+
+# Answers
+
+
+class Field(serializers.Serializer[Any]):
+    pointer = serializers.CharField(help_text="JSON pointer to the field")
+    detail = serializers.CharField()
+
+
+class Problem(serializers.Serializer[Any]):
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField()
+    instance = serializers.CharField()
+    code = serializers.CharField(help_text="stable; documented under /api/problems")
+    charged = serializers.BooleanField(help_text="whether anything was charged; a refusal never is")
+    retry = serializers.ChoiceField(choices=["none", "same_request", "new_request", "after"])
+    suggestion = serializers.CharField()
+    errors = Field(many=True)
+    request_id = serializers.CharField()
+
+
+class Amount(serializers.Serializer[Any]):
+    amount = serializers.CharField(help_text="exact decimal")
+    currency = serializers.CharField()
+
+
+class Price(Amount):
+    unit = serializers.ChoiceField(choices=["gpu_hour"])
+
+
+class NamedRef(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    name = serializers.CharField()
+
+
+class SiteAnswer(NamedRef):
+    slug = serializers.CharField()
+    kind = serializers.ChoiceField(choices=["core", "edge"])
+    city = serializers.CharField()
+    country = serializers.CharField()
+    jurisdiction = serializers.CharField()
+    latitude = serializers.CharField()
+    longitude = serializers.CharField()
+    grid_zone = serializers.CharField()
+    power_source = serializers.CharField()
+    pue = serializers.CharField()
+    certifications = serializers.ListField(child=serializers.CharField())
+
+
+class SupplierAnswer(serializers.Serializer[Any]):
+    name = serializers.CharField()
+
+
+class OfferAnswer(NamedRef):
+    slug = serializers.CharField()
+    gpu_model = serializers.CharField()
+    gpu_memory_gib = serializers.IntegerField()
+    gpus_per_node = serializers.IntegerField()
+    min_gpus = serializers.IntegerField()
+    max_gpus = serializers.IntegerField()
+    interconnect = serializers.CharField()
+    site = SiteAnswer()
+    supplier = SupplierAnswer()
+    price = Price()
+    available_gpus = serializers.IntegerField()
+    largest_replica = serializers.IntegerField(help_text="the most free GPUs on one node")
+    as_of = serializers.DateTimeField()
+
+
+class SiteRef(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    country = serializers.CharField()
+
+
+class OfferRef(NamedRef):
+    slug = serializers.CharField()
+    gpu_model = serializers.CharField()
+    site = SiteRef()
+
+
+class StepAnswer(serializers.Serializer[Any]):
+    name = serializers.ChoiceField(choices=["reserve", "prepare", "verify", "run"])
+    title = serializers.CharField()
+    state = serializers.ChoiceField(choices=["waiting", "active", "done", "failed"])
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    elapsed_ms = serializers.IntegerField(allow_null=True)
+    typical_ms = serializers.IntegerField(allow_null=True)
+
+
+class CostAnswer(serializers.Serializer[Any]):
+    billing = serializers.ChoiceField(choices=["not_started", "running", "paused", "ended"])
+    currency = serializers.CharField()
+    per_second = serializers.CharField()
+    per_hour = serializers.CharField()
+    per_day = serializers.CharField()
+    so_far = serializers.CharField()
+    gpu_milliseconds = serializers.IntegerField()
+
+
+class ActionAnswer(serializers.Serializer[Any]):
+    available = serializers.BooleanField()
+    reason = serializers.CharField(allow_null=True)
+
+
+class ActionsAnswer(serializers.Serializer[Any]):
+    start = ActionAnswer()
+    stop = ActionAnswer()
+    terminate = ActionAnswer()
+    rename = ActionAnswer()
+
+
+class PlaceAnswer(serializers.Serializer[Any]):
+    replica = serializers.IntegerField()
+    node = serializers.CharField()
+    gpus = serializers.ListField(child=serializers.CharField())
+
+
+class InstanceAnswer(NamedRef):
+    project = NamedRef()
+    offer = OfferRef()
+    market = serializers.ChoiceField(choices=Instance.Market.choices)
+    replicas = serializers.IntegerField()
+    gpus_per_replica = serializers.IntegerField()
+    gpus = serializers.IntegerField()
+    command = serializers.ListField(child=serializers.CharField())
+    env_names = serializers.ListField(child=serializers.CharField(), help_text="values are not shown again")
+    desired = serializers.ChoiceField(choices=Instance.Desired.choices)
+    phase = serializers.ChoiceField(choices=Phase.choices)
+    health = serializers.ChoiceField(choices=Instance.Health.choices)
+    reason = serializers.ChoiceField(choices=Reason.choices)
+    message = serializers.CharField()
+    retryable = serializers.BooleanField()
+    generation = serializers.IntegerField()
+    observed_generation = serializers.IntegerField()
+    exit_code = serializers.IntegerField(allow_null=True)
+    steps = StepAnswer(many=True)
+    cost = CostAnswer()
+    actions = ActionsAnswer()
+    nodes = PlaceAnswer(many=True)
+    created_at = serializers.DateTimeField()
+    ready_at = serializers.DateTimeField(allow_null=True)
+    ended_at = serializers.DateTimeField(allow_null=True)
+    as_of = serializers.DateTimeField()
+
+
+class DryRunAnswer(serializers.Serializer[Any]):
+    would_rent = serializers.BooleanField()
+    offer = OfferRef()
+    gpus = serializers.IntegerField()
+    price = Price()
+    per_hour = Amount()
+    first_hour_hold = Amount()
+
+
+class LogPiece(serializers.Serializer[Any]):
+    replica = serializers.IntegerField()
+    offset = serializers.IntegerField()
+    text = serializers.CharField()
+
+
+class LogAnswer(serializers.Serializer[Any]):
+    data = LogPiece(many=True)
+    next_cursor = serializers.CharField()
+    complete = serializers.BooleanField(help_text="no more will ever come")
+
+
+class EventAnswer(serializers.Serializer[Any]):
+    at = serializers.DateTimeField()
+    kind = serializers.CharField()
+    run = serializers.IntegerField()
+    old_phase = serializers.CharField()
+    new_phase = serializers.CharField()
+    reason = serializers.CharField()
+    message = serializers.CharField()
+
+
+class UsageAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    resource = serializers.CharField()
+    name = serializers.CharField()
+    meter = serializers.CharField()
+    gpus = serializers.IntegerField()
+    started_at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True)
+    gpu_milliseconds = serializers.IntegerField()
+    price = Price()
+    amount = Amount()
+
+
+class BalanceAnswer(serializers.Serializer[Any]):
+    organization = NamedRef()
+    currency = serializers.CharField()
+    available = serializers.CharField()
+    promo = serializers.CharField()
+    cash = serializers.CharField()
+    held = serializers.CharField()
+    owed = serializers.CharField()
+    burn_per_hour = serializers.CharField()
+    exhausts_at = serializers.DateTimeField(allow_null=True)
+    as_of = serializers.DateTimeField()
+
+
+class OrganizationAnswer(NamedRef):
+    currency = serializers.CharField()
+
+
+class ProjectAnswer(NamedRef):
+    organization = serializers.CharField()
+    suspended = serializers.BooleanField()
+
+
+class QuotaAnswer(serializers.Serializer[Any]):
+    project = NamedRef()
+    limit = serializers.IntegerField()
+    held = serializers.IntegerField()
+    free = serializers.IntegerField()
+
+
+class MemberAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    email = serializers.CharField()
+    name = serializers.CharField()
+    role = serializers.ChoiceField(choices=Role.choices)
+    created_at = serializers.DateTimeField()
+
+
+class InvitationAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    email = serializers.CharField()
+    role = serializers.ChoiceField(choices=Role.choices)
+    created_at = serializers.DateTimeField()
+    expires_at = serializers.DateTimeField()
+    accepted_at = serializers.DateTimeField(allow_null=True)
+    revoked_at = serializers.DateTimeField(allow_null=True)
+
+
+class NewInvitationAnswer(InvitationAnswer):
+    link = serializers.CharField(help_text="shown only now")
+
+
+class TokenAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    name = serializers.CharField()
+    prefix = serializers.CharField()
+    owner = serializers.CharField()
+    project = serializers.CharField(allow_null=True)
+    scopes = serializers.ListField(child=serializers.CharField())
+    created_at = serializers.DateTimeField()
+    expires_at = serializers.DateTimeField()
+    last_used_at = serializers.DateTimeField(allow_null=True)
+
+
+class NewTokenAnswer(TokenAnswer):
+    secret = serializers.CharField(help_text="shown only now")
+
+
+class SshKeyAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    name = serializers.CharField()
+    project = serializers.CharField()
+    fingerprint = serializers.CharField()
+    public_key = serializers.CharField()
+    created_at = serializers.DateTimeField()
+
+
+class AuditAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    at = serializers.DateTimeField()
+    actor = serializers.CharField()
+    token = serializers.CharField(allow_null=True)
+    verb = serializers.CharField()
+    subject = serializers.CharField()
+    before = serializers.JSONField(allow_null=True)
+    after = serializers.JSONField(allow_null=True)
+    request_id = serializers.CharField()
+
+
+class PersonAnswer(serializers.Serializer[Any]):
+    email = serializers.CharField()
+    name = serializers.CharField()
+
+
+class MyTokenAnswer(NamedRef):
+    scopes = serializers.ListField(child=serializers.CharField())
+    expires_at = serializers.DateTimeField()
+
+
+class MyProjectAnswer(NamedRef):
+    role = serializers.CharField()
+    suspended = serializers.BooleanField()
+
+
+class MeAnswer(serializers.Serializer[Any]):
+    user = PersonAnswer()
+    organization = OrganizationAnswer()
+    token = MyTokenAnswer()
+    projects = MyProjectAnswer(many=True)
+
+
+def page_of(answer: type[serializers.Serializer[Any]]) -> type[serializers.Serializer[Any]]:
+    """Return the shape of a page of these answers."""
+    name = answer.__name__.removesuffix("Answer") + "Page"
+    fields = {"data": answer(many=True), "next_cursor": serializers.CharField(allow_null=True)}
+    return type(name, (serializers.Serializer,), fields)

@@ -1,0 +1,308 @@
+"""Organizations, projects, people, tokens, keys, and the record of changes."""
+
+from django.conf import settings
+from django.urls import reverse
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from marketplace import access, tenants, tokens
+from marketplace.api import answers, shapes
+from marketplace.api.pages import PageQuery, checked, paged
+from marketplace.api.views import actor_of
+from marketplace.models import Role
+
+
+class Me(APIView):
+    """Who the token speaks for."""
+
+    @extend_schema(operation_id="show_me", responses={200: shapes.MeAnswer, "default": shapes.Problem})
+    def get(self, request: Request) -> Response:
+        """Show the person, organization, token and projects behind this request."""
+        actor = actor_of(request)
+        organization = access.organization_for(actor, None, verb="organization.view")
+        role_of = {membership.organization_id: membership.role for membership in access.memberships(actor)}
+        token = actor.token
+        assert token is not None
+        return Response(
+            {
+                "user": {"email": actor.user.email, "name": actor.user.display_name},
+                "organization": answers.organization(organization),
+                "token": {
+                    "id": token.public_id, "name": token.name, "scopes": token.scopes, "expires_at": token.expires_at
+                },
+                "projects": [
+                    {
+                        "id": project.public_id,
+                        "name": project.name,
+                        "role": role_of[project.organization_id],
+                        "suspended": project.is_suspended,
+                    }
+                    for project in access.projects(actor).order_by("pk")
+                ],
+            }
+        )  # fmt: skip
+
+
+class OrganizationList(APIView):
+    @extend_schema(
+        operation_id="list_organizations",
+        parameters=[PageQuery],
+        responses={200: shapes.page_of(shapes.OrganizationAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List the organizations that the token may see."""
+        rows = access.organizations(actor_of(request))
+        return paged(rows, request, lambda found: [answers.organization(row) for row in found])
+
+
+class OrganizationDetail(APIView):
+    @extend_schema(
+        operation_id="show_organization", responses={200: shapes.OrganizationAnswer, "default": shapes.Problem}
+    )
+    def get(self, request: Request, organization_id: str) -> Response:
+        """Show an organization."""
+        row = access.organization_for(actor_of(request), organization_id, verb="organization.view")
+        return Response(answers.organization(row))
+
+    @extend_schema(
+        operation_id="rename_organization",
+        request=shapes.NameOnly,
+        responses={200: shapes.OrganizationAnswer, "default": shapes.Problem},
+    )
+    def patch(self, request: Request, organization_id: str) -> Response:
+        """Give an organization another name."""
+        actor = actor_of(request)
+        row = access.organization_for(actor, organization_id, verb="organization.change")
+        tenants.rename_organization(actor=actor, organization=row, name=checked(shapes.NameOnly, request.data)["name"])
+        return Response(answers.organization(row))
+
+
+class ProjectList(APIView):
+    @extend_schema(
+        operation_id="list_projects",
+        parameters=[PageQuery],
+        responses={200: shapes.page_of(shapes.ProjectAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List the projects that the token may see."""
+        rows = access.projects(actor_of(request))
+        return paged(rows, request, lambda found: [answers.project(row) for row in found])
+
+    @extend_schema(
+        operation_id="create_project",
+        request=shapes.CreateProject,
+        responses={201: shapes.ProjectAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request) -> Response:
+        """Make a project."""
+        actor, asked = actor_of(request), checked(shapes.CreateProject, request.data)
+        organization = access.organization_for(actor, asked.get("organization"), verb="project.create")
+        row = tenants.create_project(actor=actor, organization=organization, name=asked["name"])
+        return Response(answers.project(row), status=201)
+
+
+class ProjectDetail(APIView):
+    @extend_schema(operation_id="show_project", responses={200: shapes.ProjectAnswer, "default": shapes.Problem})
+    def get(self, request: Request, project_id: str) -> Response:
+        """Show a project."""
+        return Response(answers.project(access.project_for(actor_of(request), project_id, verb="project.view")))
+
+    @extend_schema(
+        operation_id="rename_project",
+        request=shapes.NameOnly,
+        responses={200: shapes.ProjectAnswer, "default": shapes.Problem},
+    )
+    def patch(self, request: Request, project_id: str) -> Response:
+        """Give a project another name."""
+        actor = actor_of(request)
+        row = access.project_for(actor, project_id, verb="project.change")
+        tenants.rename_project(actor=actor, project=row, name=checked(shapes.NameOnly, request.data)["name"])
+        return Response(answers.project(row))
+
+
+class QuotaList(APIView):
+    @extend_schema(
+        operation_id="list_quotas",
+        parameters=[PageQuery],
+        responses={200: shapes.page_of(shapes.QuotaAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List how many GPUs each project may hold, and holds."""
+        rows = access.quotas(actor_of(request))
+        return paged(rows, request, lambda found: [answers.quota(row) for row in found])
+
+
+class MemberList(APIView):
+    @extend_schema(
+        operation_id="list_members",
+        parameters=[shapes.OrganizationQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.MemberAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List the people of an organization."""
+        asked = checked(shapes.OrganizationQuery, request.query_params)
+        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="member.view")
+        return paged(access.members(organization), request, lambda found: [answers.member(row) for row in found])
+
+
+class MemberDetail(APIView):
+    @extend_schema(operation_id="show_member", responses={200: shapes.MemberAnswer, "default": shapes.Problem})
+    def get(self, request: Request, membership_id: str) -> Response:
+        """Show a member."""
+        return Response(answers.member(access.member_for(actor_of(request), membership_id, verb="member.view")))
+
+    @extend_schema(
+        operation_id="change_role",
+        request=shapes.ChangeRole,
+        responses={200: shapes.MemberAnswer, "default": shapes.Problem},
+    )
+    def patch(self, request: Request, membership_id: str) -> Response:
+        """Give a member another role."""
+        actor = actor_of(request)
+        row = access.member_for(actor, membership_id, verb="member.change")
+        tenants.change_role(actor=actor, member=row, role=Role(checked(shapes.ChangeRole, request.data)["role"]))
+        return Response(answers.member(row))
+
+    @extend_schema(operation_id="remove_member", responses={204: None, "default": shapes.Problem})
+    def delete(self, request: Request, membership_id: str) -> Response:
+        """Take a person out of the organization; their tokens end with it."""
+        actor = actor_of(request)
+        row = access.member_for(actor, membership_id, verb="member.change")
+        tenants.remove_member(actor=actor, member=row)
+        return Response(status=204)
+
+
+class InvitationList(APIView):
+    @extend_schema(
+        operation_id="list_invitations",
+        parameters=[shapes.OrganizationQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.InvitationAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List invitations, used and revoked ones too."""
+        asked = checked(shapes.OrganizationQuery, request.query_params)
+        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="invitation.view")
+        rows = access.invitations(organization)
+        return paged(rows, request, lambda found: [answers.invitation(row) for row in found])
+
+    @extend_schema(
+        operation_id="invite",
+        request=shapes.CreateInvitation,
+        responses={201: shapes.NewInvitationAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request) -> Response:
+        """Invite an e-mail address; the link is in this answer only."""
+        actor, asked = actor_of(request), checked(shapes.CreateInvitation, request.data)
+        organization = access.organization_for(actor, asked.get("organization"), verb="invitation.change")
+        row, secret = tenants.invite(
+            actor=actor, organization=organization, email=asked["email"], role=Role(asked["role"]), at=timezone.now()
+        )
+        link = settings.PUBLIC_URL + reverse("invitation", args=[secret])
+        return Response({**answers.invitation(row), "link": link}, status=201)
+
+
+class InvitationDetail(APIView):
+    @extend_schema(operation_id="revoke_invitation", responses={204: None, "default": shapes.Problem})
+    def delete(self, request: Request, invitation_id: str) -> Response:
+        """Make an invitation's link useless."""
+        actor = actor_of(request)
+        row = access.invitation_for(actor, invitation_id, verb="invitation.change")
+        tenants.revoke_invitation(actor=actor, invitation=row, at=timezone.now())
+        return Response(status=204)
+
+
+class TokenList(APIView):
+    @extend_schema(
+        operation_id="list_tokens",
+        parameters=[shapes.OrganizationQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.TokenAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List your tokens; owners and admins see everybody's."""
+        asked = checked(shapes.OrganizationQuery, request.query_params)
+        actor = actor_of(request)
+        organization = access.organization_for(actor, asked.get("organization"), verb="token.view")
+        rows = access.tokens(actor, organization)
+        return paged(rows, request, lambda found: [answers.token(row) for row in found])
+
+    @extend_schema(
+        operation_id="create_token",
+        request=shapes.CreateToken,
+        responses={201: shapes.NewTokenAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request) -> Response:
+        """Make a token of your own; its secret is in this answer only."""
+        actor, asked = actor_of(request), checked(shapes.CreateToken, request.data)
+        organization = access.organization_for(actor, asked.get("organization"), verb="token.change")
+        project = access.project_for(actor, asked["project"], verb="project.view") if "project" in asked else None
+        row, secret = tokens.create_token(
+            actor=actor,
+            organization=organization,
+            name=asked["name"],
+            scopes=asked["scopes"],
+            days=asked["days"],
+            project=project,
+            at=timezone.now(),
+        )
+        return Response({**answers.token(row), "secret": secret}, status=201)
+
+
+class TokenDetail(APIView):
+    @extend_schema(operation_id="revoke_token", responses={204: None, "default": shapes.Problem})
+    def delete(self, request: Request, token_id: str) -> Response:
+        """Make a token useless at once."""
+        actor = actor_of(request)
+        row = access.token_for(actor, token_id, verb="token.change")
+        tokens.revoke_token(actor=actor, token=row, at=timezone.now())
+        return Response(status=204)
+
+
+class SshKeyList(APIView):
+    @extend_schema(
+        operation_id="list_ssh_keys",
+        parameters=[shapes.ProjectQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.SshKeyAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List the SSH keys of a project."""
+        asked = checked(shapes.ProjectQuery, request.query_params)
+        project = access.project_for(actor_of(request), asked.get("project"), verb="ssh_key.view")
+        return paged(access.ssh_keys(project), request, lambda found: [answers.ssh_key(row) for row in found])
+
+    @extend_schema(
+        operation_id="add_ssh_key",
+        request=shapes.AddSshKey,
+        responses={201: shapes.SshKeyAnswer, "default": shapes.Problem},
+    )
+    def post(self, request: Request) -> Response:
+        """Let a public key into a project's instances."""
+        actor, asked = actor_of(request), checked(shapes.AddSshKey, request.data)
+        project = access.project_for(actor, asked.get("project"), verb="ssh_key.change")
+        row = tokens.add_ssh_key(actor=actor, project=project, name=asked["name"], public_key=asked["public_key"])
+        return Response(answers.ssh_key(row), status=201)
+
+
+class SshKeyDetail(APIView):
+    @extend_schema(operation_id="remove_ssh_key", responses={204: None, "default": shapes.Problem})
+    def delete(self, request: Request, key_id: str) -> Response:
+        """Shut a public key out."""
+        actor = actor_of(request)
+        tokens.remove_ssh_key(actor=actor, key=access.ssh_key_for(actor, key_id, verb="ssh_key.change"))
+        return Response(status=204)
+
+
+class AuditList(APIView):
+    @extend_schema(
+        operation_id="list_audit",
+        parameters=[shapes.OrganizationQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.AuditAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List who changed what, newest first."""
+        asked = checked(shapes.OrganizationQuery, request.query_params)
+        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="audit.view")
+        rows = access.audit_entries(organization)
+        return paged(rows, request, lambda found: [answers.audit_entry(row) for row in found])

@@ -1,0 +1,53 @@
+"""Balance and usage."""
+
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from billing import accounts
+from marketplace import access
+from marketplace.api import answers, shapes
+from marketplace.api.pages import PageQuery, checked, paged
+from marketplace.api.views import actor_of
+
+
+class Balance(APIView):
+    """What an organization has, and how long it lasts."""
+
+    @extend_schema(
+        operation_id="show_balance",
+        parameters=[shapes.OrganizationQuery],
+        responses={200: shapes.BalanceAnswer, "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """Show the balance, what is spent per hour now, and when it will be used up."""
+        query = checked(shapes.OrganizationQuery, request.query_params)
+        organization = access.organization_for(actor_of(request), query.get("organization"), verb="balance.view")
+        wallet = accounts.wallet(organization=organization)
+        return Response(answers.balance(organization, wallet, access.runway_of(organization), at=timezone.now()))
+
+
+class UsageList(APIView):
+    """What was measured, span by span."""
+
+    @extend_schema(
+        operation_id="list_usage",
+        parameters=[shapes.UsageQuery, shapes.OrganizationQuery, PageQuery],
+        responses={200: shapes.page_of(shapes.UsageAnswer), "default": shapes.Problem},
+    )
+    def get(self, request: Request) -> Response:
+        """List usage, newest first: each span's time, GPU-milliseconds, price and amount."""
+        actor, at = actor_of(request), timezone.now()
+        query = checked(shapes.UsageQuery, request.query_params)
+        asked = checked(shapes.OrganizationQuery, request.query_params)
+        organization = access.organization_for(actor, asked.get("organization"), verb="usage.view")
+        rows = access.usage_spans(actor, organization)
+        if "instance" in query:
+            rows = rows.filter(resource_id=query["instance"])
+        if "since" in query:
+            rows = rows.exclude(ended_at__lt=query["since"])
+        if "until" in query:
+            rows = rows.filter(started_at__lt=query["until"])
+        return paged(rows, request, lambda found: [answers.span(row, at=at) for row in found])

@@ -1,0 +1,51 @@
+"""The routes of /api/v1. Ids have one shape; anything else in their place is no route, so 404."""
+
+from django.urls import path, register_converter
+
+from marketplace.api import catalogue, instances, tenants, till
+
+
+class PublicIdConverter:
+    """`ins_` and 20 lower-case base32 characters; a slug of an offer fits `slug` instead."""
+
+    regex = "[a-z]{3}_[a-z2-7]{20}"
+
+    def to_python(self, value: str) -> str:
+        return value
+
+    def to_url(self, value: str) -> str:
+        return value
+
+
+register_converter(PublicIdConverter, "id")
+
+urlpatterns = [
+    path("me", tenants.Me.as_view()),
+    path("offers", catalogue.OfferList.as_view()),
+    path("offers/<slug:offer_id>", catalogue.OfferDetail.as_view()),
+    path("sites", catalogue.SiteList.as_view()),
+    path("instances", instances.InstanceList.as_view()),
+    path("instances/<id:instance_id>", instances.InstanceDetail.as_view()),
+    path("instances/<id:instance_id>/start", instances.InstanceStart.as_view()),
+    path("instances/<id:instance_id>/stop", instances.InstanceStop.as_view()),
+    path("instances/<id:instance_id>/terminate", instances.InstanceTerminate.as_view()),
+    path("instances/<id:instance_id>/events", instances.InstanceEvents.as_view()),
+    path("instances/<id:instance_id>/logs", instances.InstanceLogs.as_view()),
+    path("instances/<id:instance_id>/logs/stream", instances.InstanceLogStream.as_view()),
+    path("usage", till.UsageList.as_view()),
+    path("balance", till.Balance.as_view()),
+    path("organizations", tenants.OrganizationList.as_view()),
+    path("organizations/<id:organization_id>", tenants.OrganizationDetail.as_view()),
+    path("projects", tenants.ProjectList.as_view()),
+    path("projects/<id:project_id>", tenants.ProjectDetail.as_view()),
+    path("quotas", tenants.QuotaList.as_view()),
+    path("memberships", tenants.MemberList.as_view()),
+    path("memberships/<id:membership_id>", tenants.MemberDetail.as_view()),
+    path("invitations", tenants.InvitationList.as_view()),
+    path("invitations/<id:invitation_id>", tenants.InvitationDetail.as_view()),
+    path("tokens", tenants.TokenList.as_view()),
+    path("tokens/<id:token_id>", tenants.TokenDetail.as_view()),
+    path("ssh-keys", tenants.SshKeyList.as_view()),
+    path("ssh-keys/<id:key_id>", tenants.SshKeyDetail.as_view()),
+    path("audit", tenants.AuditList.as_view()),
+]

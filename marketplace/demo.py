@@ -1,0 +1,199 @@
+"""The demo world: the same believable marketplace each time, for newcomers and for tests.
+
+Three sites that could exist, four nodes with simulated GPUs, one supplier (the
+operator), one customer with promotional credit, and one person per role.
+"""
+
+import hmac
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from allauth.account.models import EmailAddress
+from django.conf import settings
+from django.db import transaction
+
+from billing import credits, prices
+from marketplace import tenants, tokens
+from marketplace.access import person
+from marketplace.models import ApiToken, Membership, Offer, Organization, Project, Role, User
+from marketplace.money import MICROS
+from marketplace.permissions import SCOPES
+from provisioning import nodes, quotas
+from provisioning.models import Fabric, Node, Site
+
+CUSTOMER, OPERATOR = "Example Research", "gpumarket operator"
+CREDIT_MICROS = 500 * MICROS
+QUOTA_GPUS = 32
+TOKEN_NAME = "command line of the demo"  # noqa: S105  a name, not a secret
+
+SITES = (
+    {
+        "slug": "narvik",
+        "name": "Narvik",
+        "kind": Site.Kind.CORE,
+        "city": "Narvik",
+        "country": "NO",
+        "jurisdiction": "NO",
+        "latitude": Decimal("68.43840"),
+        "longitude": Decimal("17.42720"),
+        "grid_zone": "NO4",
+        "power_source": "hydro",
+        "pue": Decimal("1.10"),
+        "certifications": ["ISO 27001", "ISO 50001"],
+    },
+    {
+        "slug": "teesside",
+        "name": "Teesside",
+        "kind": Site.Kind.CORE,
+        "city": "Middlesbrough",
+        "country": "GB",
+        "jurisdiction": "GB",
+        "latitude": Decimal("54.57420"),
+        "longitude": Decimal("-1.23490"),
+        "grid_zone": "GB",
+        "power_source": "wind",
+        "pue": Decimal("1.20"),
+        "certifications": ["ISO 27001"],
+    },
+    {
+        "slug": "osaka-edge",
+        "name": "Osaka edge",
+        "kind": Site.Kind.EDGE,
+        "city": "Osaka",
+        "country": "JP",
+        "jurisdiction": "JP",
+        "latitude": Decimal("34.69370"),
+        "longitude": Decimal("135.50230"),
+        "grid_zone": "JP-KN",
+        "power_source": "grid",
+        "pue": Decimal("1.35"),
+        "certifications": [],
+    },
+)
+
+
+@dataclass(frozen=True)
+class Ware:
+    """One offer of the demo and the nodes that serve it."""
+
+    slug: str
+    site: str
+    gpu_model: str
+    memory_mib: int
+    gpus_per_node: int
+    interconnect: str
+    fabric_kind: str
+    price_micros: int
+    max_gpus: int
+    nodes: tuple[str, ...]
+
+
+WARES = (
+    Ware("gb300-narvik", "narvik", "GB300", 288 * 1024, 4, "NVLink 5, 800G InfiniBand", "nvlink", 6_200_000, 4,
+         ("nar-gb300-01",)),
+    Ware("h200-teesside", "teesside", "H200", 141 * 1024, 8, "NVLink 4, 400G InfiniBand", "infiniband", 2_490_000, 16,
+         ("tee-h200-01", "tee-h200-02")),
+    Ware("l40s-osaka", "osaka-edge", "L40S", 48 * 1024, 8, "PCIe 4, 100G Ethernet", "ethernet", 890_000, 8,
+         ("osa-l40s-01",)),
+)  # fmt: skip
+
+PEOPLE = (
+    ("owner@example.com", CUSTOMER, Role.OWNER, "owns Example Research"),
+    ("developer@example.com", CUSTOMER, Role.DEVELOPER, "rents GPUs for Example Research"),
+    ("viewer@example.com", CUSTOMER, Role.VIEWER, "may look but not rent"),
+    ("manager@example.com", OPERATOR, Role.OWNER, "capacity manager: opens the console"),
+)
+
+
+def password_of(email: str) -> str:
+    """Return a demo person's password: different in each installation, the same in it each time."""
+    return hmac.new(settings.SECRET_KEY.encode(), f"demo {email}".encode(), "sha256").hexdigest()[:12]
+
+
+@transaction.atomic
+def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
+    """Make what is missing of the demo world and return what a newcomer needs to know. Safe to repeat."""
+    people = [_person(email, role, note, organization) for email, organization, role, note in PEOPLE]
+    operator = _organization(OPERATOR, owner="manager@example.com", is_supplier=True)
+    customer = _organization(CUSTOMER, owner="owner@example.com", is_supplier=False)
+    for email, organization, role, _ in PEOPLE:
+        user = User.objects.get(email=email)
+        Membership.objects.get_or_create(
+            organization=operator if organization == OPERATOR else customer, user=user, defaults={"role": role}
+        )
+    User.objects.filter(email="manager@example.com").update(is_staff=True, is_superuser=True)
+    project = Project.objects.get(organization=customer, name="default")
+    if project.quota.limit == quotas.DEFAULT_LIMIT:
+        quotas.set_limit(project_id=project.pk, limit=QUOTA_GPUS)
+    credits.grant(
+        organization=customer, amount_micros=CREDIT_MICROS, key="demo", reason="Welcome to the demo", by=OPERATOR, at=at
+    )
+    sites = {facts["slug"]: Site.objects.get_or_create(slug=facts["slug"], defaults=facts)[0] for facts in SITES}
+    made = [_node(ware, name, operator, sites[ware.site], at) for ware in WARES for name in ware.nodes]
+    return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
+
+
+def _person(email: str, role: Role, note: str, organization: str) -> dict[str, str]:
+    user = User.objects.filter(email=email).first()
+    if user is None:
+        user = User.objects.create_user(email, password_of(email))
+        EmailAddress.objects.create(user=user, email=email, verified=True, primary=True)
+    return {"email": email, "password": password_of(email), "role": role, "note": note, "organization": organization}
+
+
+def _organization(name: str, *, owner: str, is_supplier: bool) -> Organization:
+    found = Organization.objects.filter(name=name).first()
+    if found is not None:
+        return found
+    return tenants.found_organization(owner=User.objects.get(email=owner), name=name, is_supplier=is_supplier)
+
+
+def _node(ware: Ware, name: str, operator: Organization, site: Site, at: datetime) -> dict[str, Any]:
+    offer, is_new = Offer.objects.get_or_create(
+        slug=ware.slug,
+        defaults={
+            "name": f"{ware.gpu_model} in {site.name}",
+            "supplier": operator,
+            "site": site,
+            "gpu_model": ware.gpu_model,
+            "gpu_memory_gib": ware.memory_mib // 1024,
+            "gpus_per_node": ware.gpus_per_node,
+            "interconnect": ware.interconnect,
+            "max_gpus": ware.max_gpus,
+        },
+    )
+    if is_new:
+        prices.publish(
+            sku=offer.sku, currency="USD", micros_per_gpu_hour=ware.price_micros, effective_from=at, by=OPERATOR, at=at
+        )
+    fabric, _ = Fabric.objects.get_or_create(site=site, name="fabric-1", defaults={"kind": ware.fabric_kind})
+    node, _ = Node.objects.get_or_create(
+        name=name,
+        defaults={
+            "fabric": fabric,
+            "offer": offer,
+            "rack": "r1",
+            "gpu_model": ware.gpu_model,
+            "gpu_count": ware.gpus_per_node,
+            "gpu_memory_mib": ware.memory_mib,
+        },
+    )
+    secret = None if node.joined_at else nodes.issue_join_token(node=node, at=at)
+    gpus = f"simulated:{ware.gpu_model}:{ware.gpus_per_node}:{ware.memory_mib}"
+    return {"name": name, "join_token": secret, "gpus": gpus}
+
+
+def _token(customer: Organization, at: datetime, new_token: bool) -> str | None:
+    """Return the secret of a new token for the command line, or None while the one given earlier is good."""
+    developer = User.objects.get(email="developer@example.com")
+    good = ApiToken.objects.filter(
+        membership__user=developer, name=TOKEN_NAME, revoked_at=None, expires_at__gt=at + timedelta(days=1)
+    )
+    if good.exists() and not new_token:
+        return None
+    _, secret = tokens.create_token(
+        actor=person(developer), organization=customer, name=TOKEN_NAME, scopes=SCOPES, at=at
+    )
+    return secret

@@ -1,0 +1,74 @@
+"""A POST that moves money or capacity is done once for its key, however often it is sent.
+
+The record is written in the transaction of the effect, so that a key is never
+used up without its effect nor the effect done without its key. A second
+request with a key that is in flight waits for the first at the unique
+constraint, then sees its answer. A refusal rolls the record back with
+everything else, so that the same key may be tried again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from django.db import IntegrityError, transaction
+
+from marketplace.errors import MarketError
+from marketplace.models import IdempotencyRecord, Organization
+
+KEY_LENGTH_MAX = 255
+
+
+class KeyMissing(MarketError):
+    """The request needs an Idempotency-Key."""
+
+
+class KeyOfAnotherOrder(MarketError):
+    """The key was used for another request."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a request, new or replayed."""
+
+    status: int
+    body: Any
+    is_replay: bool
+
+
+def once(
+    *,
+    organization: Organization,
+    route: str,
+    key: str,
+    order: Any,
+    effect: Callable[[], tuple[int, Any]],
+) -> Answer:
+    """Run `effect` once for this key of this organization and route; later calls get its first answer.
+
+    `order` is what was asked: the same key with another order raises
+    KeyOfAnotherOrder. Costs two statements beside the effect.
+    """
+    if not key or len(key) > KEY_LENGTH_MAX or not key.isprintable():
+        raise KeyMissing(
+            f"Send an Idempotency-Key header of 1 to {KEY_LENGTH_MAX} printable characters, new for each order."
+        )
+    fingerprint = sha256(json.dumps(order, sort_keys=True, default=str).encode()).hexdigest()
+    try:
+        with transaction.atomic():
+            record = IdempotencyRecord.objects.create(
+                organization=organization, route=route, key=key, fingerprint=fingerprint
+            )
+            status, body = effect()
+            IdempotencyRecord.objects.filter(pk=record.pk).update(status=status, body=body)
+    except IntegrityError as error:
+        if "idempotency_key_used_once" not in str(error):
+            raise
+    else:
+        return Answer(status=status, body=body, is_replay=False)
+    first = IdempotencyRecord.objects.get(organization=organization, route=route, key=key)
+    if first.fingerprint != fingerprint:
+        raise KeyOfAnotherOrder("This Idempotency-Key was used for another order; send a new one.")
+    return Answer(status=first.status or 200, body=first.body, is_replay=True)

@@ -1,0 +1,29 @@
+"""How money is written: decimal strings for programs, grouped amounts for people. Never a float."""
+
+from decimal import ROUND_HALF_UP, Decimal
+
+MICROS = 1_000_000
+SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
+MINOR_DIGITS = {"JPY": 0}
+
+
+def decimal_string(micros: int) -> str:
+    """Return an exact decimal with six places, such as `2.490000`."""
+    sign, whole, rest = "-" if micros < 0 else "", *divmod(abs(micros), MICROS)
+    return f"{sign}{whole}.{rest:06d}"
+
+
+def shown(micros: int, currency: str, *, exact: bool = False) -> str:
+    """Return an amount as people read it, such as `$1,234.50`.
+
+    Rounded half up to the currency's minor unit; `exact` keeps as many of the
+    six places as the amount needs, for rates below a cent.
+    """
+    amount = Decimal(micros) / MICROS
+    digits = MINOR_DIGITS.get(currency, 2)
+    if exact:
+        digits = max(digits, -int(amount.normalize().as_tuple().exponent))
+    rounded = abs(amount).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
+    sign = "-" if amount < 0 else ""
+    symbol = SYMBOLS.get(currency, f"{currency} ")
+    return f"{sign}{symbol}{rounded:,.{digits}f}"

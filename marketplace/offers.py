@@ -1,0 +1,66 @@
+"""The shop window: what is for sale, for how much, and how much of it is free now."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Max, Q, QuerySet, Sum
+
+from billing import prices
+from billing.models import PriceVersion
+from marketplace.errors import NotFound
+from marketplace.models import Offer
+from provisioning.models import Node
+
+
+@dataclass(frozen=True)
+class Listing:
+    """An offer with its price and what is free, both as of `as_of`; `largest_replica` is the most on one node."""
+
+    offer: Offer
+    price: PriceVersion
+    available_gpus: int
+    largest_replica: int
+    as_of: datetime
+
+
+def listed(*, gpu_model: str = "", country: str = "") -> QuerySet[Offer]:
+    """Return the offers on the market, narrowed by GPU model (any case) and the site's country."""
+    found = Offer.objects.filter(is_listed=True).select_related("site", "supplier")
+    if gpu_model:
+        found = found.filter(gpu_model__iexact=gpu_model)
+    if country:
+        found = found.filter(site__country__iexact=country)
+    return found.order_by("pk")
+
+
+def offer_for(offer_id: str) -> Offer:
+    """Return a listed offer by its id or slug, or raise NotFound. Offers are public to everybody signed in."""
+    offer = listed().filter(Q(public_id=offer_id) | Q(slug=offer_id)).first()
+    if offer is None:
+        raise NotFound
+    return offer
+
+
+def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Listing]:
+    """Return the offers that are sold in this currency, with price and free GPUs. Two queries."""
+    offers = list(offers)
+    known = prices.current(skus=[offer.sku for offer in offers], currency=currency, at=at)
+    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE)
+    free = {
+        row["pk"]: row
+        for row in Offer.objects.filter(pk__in=[offer.pk for offer in offers])
+        .values("pk")
+        .annotate(total=Sum("nodes__free_gpus", filter=placeable), most=Max("nodes__free_gpus", filter=placeable))
+    }
+    return [
+        Listing(
+            offer=offer,
+            price=known[offer.sku],
+            available_gpus=free[offer.pk]["total"] or 0,
+            largest_replica=free[offer.pk]["most"] or 0,
+            as_of=at,
+        )
+        for offer in offers
+        if offer.sku in known
+    ]
