@@ -65,23 +65,18 @@ def open_for(*, organization: Organization, is_supplier: bool = False) -> None:
 
 def wallet(*, organization: Organization) -> Wallet:
     """Return what the organization has, holds and owes, as charged so far."""
-    return customer(organization_id=organization.pk, currency=organization.currency).wallet
+    return _customer(organization.pk, organization.currency, lock=False).wallet
 
 
-def customer(*, organization_id: int, currency: str, lock: bool = False) -> CustomerAccounts:
-    """Return the accounts that an organization pays from, opened if they were not yet.
+def lock(*, organization_id: int, currency: str) -> CustomerAccounts:
+    """Lock the accounts that an organization pays from until the transaction ends, and return them.
 
-    With `lock` their rows are locked in id order until the transaction ends.
+    They are the gate to everything the till knows of an organization: its
+    holds, spans and runway are read after this and change only behind it. One
+    gate, whose rows are locked in id order, is why verbs for one organization
+    can follow each other in a transaction without a deadlock.
     """
-    rows = Account.objects.filter(organization_id=organization_id, currency=currency, kind__in=CUSTOMER_KINDS)
-    rows = rows.order_by("pk")
-    if lock:
-        rows = rows.select_for_update(no_key=True)
-    by_kind = {account.kind: account for account in rows.all()}
-    if len(by_kind) < len(CUSTOMER_KINDS):
-        _open(organization_id, currency, CUSTOMER_KINDS)
-        by_kind = {account.kind: account for account in rows.all()}
-    return CustomerAccounts(**by_kind)
+    return _customer(organization_id, currency, lock=True)
 
 
 def platform(kind: Account.Kind, currency: str) -> Account:
@@ -96,6 +91,19 @@ def balance_micros(account: Account) -> int:
     came_in = account.incoming.aggregate(total=Sum("amount_micros"))["total"] or 0
     went_out = account.outgoing.aggregate(total=Sum("amount_micros"))["total"] or 0
     return int(came_in - went_out)
+
+
+def _customer(organization_id: int, currency: str, *, lock: bool) -> CustomerAccounts:
+    """The accounts that an organization pays from, opened if they were not yet."""
+    rows = Account.objects.filter(organization_id=organization_id, currency=currency, kind__in=CUSTOMER_KINDS)
+    rows = rows.order_by("pk")
+    if lock:
+        rows = rows.select_for_update(no_key=True)
+    by_kind = {account.kind: account for account in rows.all()}
+    if len(by_kind) < len(CUSTOMER_KINDS):
+        _open(organization_id, currency, CUSTOMER_KINDS)
+        by_kind = {account.kind: account for account in rows.all()}
+    return CustomerAccounts(**by_kind)
 
 
 def _open(organization_id: int, currency: str, kinds: tuple[str, ...]) -> None:

@@ -19,11 +19,12 @@ log = logging.getLogger(__name__)
 def charge_span(*, span: UsageSpan, through: datetime) -> Charge | None:
     """Take what the span cost until `through` and was not taken yet; None where that is nothing.
 
-    Repeated and concurrent calls charge once: the span's row is locked, and the
-    keys are made of the span and the moment.
+    Repeated and concurrent calls charge once: the organization's accounts are
+    locked before the span is read, and the keys are made of span and moment.
     """
-    rows = UsageSpan.objects.select_for_update(no_key=True, of=("self",)).select_related("price_version")
-    return charge_locked(rows.get(pk=span.pk), through=through)
+    payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
+    span = UsageSpan.objects.select_related("price_version").get(pk=span.pk)
+    return charge_locked(span, payer=payer, through=through)
 
 
 def charge_due(*, at: datetime, limit: int = 500) -> int:
@@ -33,7 +34,7 @@ def charge_due(*, at: datetime, limit: int = 500) -> int:
     takes, each is charged a little less often.
     """
     waiting = Q(ended_at=None, charged_through__lte=at - CHARGE_EVERY) | Q(charged_through__lt=F("ended_at"))
-    due = UsageSpan.objects.filter(waiting).order_by("charged_through")[:limit]
+    due = UsageSpan.objects.filter(waiting).select_related("price_version").order_by("charged_through")[:limit]
     charged = 0
     for span in due:
         try:
@@ -43,8 +44,8 @@ def charge_due(*, at: datetime, limit: int = 500) -> int:
     return charged
 
 
-def charge_locked(span: UsageSpan, *, through: datetime) -> Charge | None:
-    """Charge a span whose row the caller has locked, and save it."""
+def charge_locked(span: UsageSpan, *, payer: accounts.CustomerAccounts, through: datetime) -> Charge | None:
+    """Charge and save a span that was read after its payer's accounts were locked."""
     through = rating.whole_millisecond(through)
     if span.ended_at is not None:
         through = min(through, span.ended_at)
@@ -61,37 +62,33 @@ def charge_locked(span: UsageSpan, *, through: datetime) -> Charge | None:
     span.save(update_fields=["ended_at", "charged_micros", "charged_through"])
     if not due_micros:
         return None
+    moment = f"{through:%Y%m%dT%H%M%S}.{through.microsecond // 1000:03}"
     charge = Charge.objects.create(
-        key=f"charge:{span.public_id}:{through:%Y%m%dT%H%M%S}.{through.microsecond // 1000:03}"
-        if due_micros > 0
-        else f"refund:{span.public_id}",
+        key=f"charge:{span.public_id}:{moment}" if due_micros > 0 else f"refund:{span.public_id}",
         span=span,
         through=through,
         amount_micros=due_micros,
     )
     if due_micros > 0:
-        _take(charge)
+        _take(charge, payer)
     else:
-        _give_back(charge)
+        _give_back(charge, payer)
     return charge
 
 
-def _take(charge: Charge) -> None:
+def _take(charge: Charge, payer: accounts.CustomerAccounts) -> None:
     """Take the money: from the resource's own holds, then promotional credit, then cash; the rest is owed."""
     span = charge.span
-    currency = span.price_version.currency
-    customer = accounts.customer(organization_id=span.organization_id, currency=currency, lock=True)
-    revenue = accounts.platform(Account.Kind.REVENUE, currency)
     own = Hold.objects.filter(
-        resource_id=span.resource_id, state=Hold.State.PENDING, account__in=[customer.promo, customer.cash]
+        resource_id=span.resource_id, state=Hold.State.PENDING, account__in=[payer.promo, payer.cash]
     )
     own_holds = list(own.select_related("account").order_by("pk"))
-    free = (customer.promo, customer.cash)
-    shares, missing = rating.take_in_turn(
-        charge.amount_micros, [hold.left_micros for hold in own_holds] + [account.free_micros for account in free]
-    )
+    free = [payer.promo, payer.cash]
+    available = [hold.left_micros for hold in own_holds] + [account.free_micros for account in free]
+    shares, missing = rating.take_in_turn(charge.amount_micros, available)
     reason = f"Use of {span.resource_name}"[:200]
-    for hold, share in zip(own_holds, shares, strict=False):
+    revenue = accounts.platform(Account.Kind.REVENUE, payer.cash.currency)
+    for hold, share in zip(own_holds, shares[: len(own_holds)], strict=True):
         if share:
             holds.post(
                 key=f"{charge.key}:{hold.public_id}",
@@ -101,7 +98,7 @@ def _take(charge: Charge) -> None:
                 reason=reason,
                 at=charge.through,
             )
-    for source, share in zip((*free, customer.receivable), [*shares[len(own_holds) :], missing], strict=True):
+    for source, share in zip([*free, payer.receivable], [*shares[len(own_holds) :], missing], strict=True):
         if share:
             ledger.transfer(
                 key=f"{charge.key}:{source.kind}",
@@ -113,21 +110,21 @@ def _take(charge: Charge) -> None:
             )
 
 
-def _give_back(charge: Charge) -> None:
-    """Give money back: what is owed shrinks first, then cash returns to cash and promotional credit to itself.
+def _give_back(charge: Charge, payer: accounts.CustomerAccounts) -> None:
+    """Give money back in the opposite order, as if it had never been taken: owed, then cash, then credit.
 
     What is left after that was owed once and paid since; it returns as cash.
     """
     span = charge.span
-    currency = span.price_version.currency
-    customer = accounts.customer(organization_id=span.organization_id, currency=currency, lock=True)
-    revenue = accounts.platform(Account.Kind.REVENUE, currency)
     taken = Transfer.objects.filter(key__startswith=f"charge:{span.public_id}:").values_list("source_id")
     taken_micros = dict(taken.annotate(total=Sum("amount_micros")))
-    targets = (customer.receivable, customer.promo, customer.cash)
-    limits = [customer.owed_micros, taken_micros.get(customer.promo.pk, 0)]
-    shares, rest = rating.take_in_turn(-charge.amount_micros, limits)
-    for target, share in zip(targets, [*shares, rest], strict=True):
+    promo_micros = taken_micros.get(payer.promo.pk, 0)
+    cash_micros = taken_micros.get(payer.cash.pk, 0)
+    (owed, cash, promo), rest = rating.take_in_turn(
+        -charge.amount_micros, [payer.owed_micros, cash_micros, promo_micros]
+    )
+    revenue = accounts.platform(Account.Kind.REVENUE, payer.cash.currency)
+    for target, share in ((payer.receivable, owed), (payer.cash, cash + rest), (payer.promo, promo)):
         if share:
             ledger.transfer(
                 key=f"{charge.key}:{target.kind}",

@@ -13,7 +13,7 @@ def grant(
     *, organization: accounts.Organization, amount_micros: int, key: str, reason: str, by: str, at: datetime
 ) -> Transfer:
     """Give an organization promotional credit once per key; what it owes is paid from it at once."""
-    promo = accounts.customer(organization_id=organization.pk, currency=organization.currency).promo
+    promo = accounts.lock(organization_id=organization.pk, currency=organization.currency).promo
     granted = ledger.transfer(
         key=f"credit:{key}",
         source=accounts.platform(Account.Kind.PROMO_EXPENSE, promo.currency),

@@ -15,19 +15,19 @@ def settle(*, freed: Account, cause: str, at: datetime) -> int:
     Called by whatever made money free on an account; `cause` is the key of that event.
     """
     assert freed.organization_id is not None
-    customer = accounts.customer(organization_id=freed.organization_id, currency=freed.currency, lock=True)
-    if not customer.owed_micros:
+    payer = accounts.lock(organization_id=freed.organization_id, currency=freed.currency)
+    if not payer.owed_micros:
         return 0
-    sources = (customer.promo, customer.cash)
-    shares, missing = rating.take_in_turn(customer.owed_micros, [source.free_micros for source in sources])
+    sources = (payer.promo, payer.cash)
+    shares, missing = rating.take_in_turn(payer.owed_micros, [source.free_micros for source in sources])
     for source, share in zip(sources, shares, strict=True):
         if share:
             ledger.transfer(
                 key=f"settle:{cause}:{source.kind}",
                 source=source,
-                target=customer.receivable,
+                target=payer.receivable,
                 amount_micros=share,
                 reason="Payment of what was owed",
                 at=at,
             )
-    return customer.owed_micros - missing
+    return payer.owed_micros - missing

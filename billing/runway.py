@@ -42,18 +42,23 @@ def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
     one span it saves another. Called by whatever opens or closes a span or
     brings money in; charging moves money along the same line and need not.
     """
-    Runway.objects.bulk_create([Runway(organization_id=organization.pk, as_of=at)], ignore_conflicts=True)
-    # Two refreshes at once must not each miss the other's span: the second waits here and then sees it.
-    runway = Runway.objects.select_for_update(no_key=True).get(organization_id=organization.pk)
-    wallet = accounts.wallet(organization=organization)
+    # Behind the gate: of two refreshes at once the second sees the span that the first was called for.
+    wallet = accounts.lock(organization_id=organization.pk, currency=organization.currency).wallet
     burn_micros_per_hour, uncharged_micros = _burn(organization.pk, at)
-    runway.burn_micros_per_hour = burn_micros_per_hour
-    runway.funds_micros = wallet.promo_micros + wallet.cash_micros - wallet.owed_micros - uncharged_micros
-    runway.as_of = at
-    runway.exhausts_at = exhausts_at(
-        funds_micros=runway.funds_micros, burn_micros_per_hour=runway.burn_micros_per_hour, at=at
+    funds_micros = wallet.promo_micros + wallet.cash_micros - wallet.owed_micros - uncharged_micros
+    runway = Runway(
+        organization_id=organization.pk,
+        burn_micros_per_hour=burn_micros_per_hour,
+        funds_micros=funds_micros,
+        as_of=at,
+        exhausts_at=exhausts_at(funds_micros=funds_micros, burn_micros_per_hour=burn_micros_per_hour, at=at),
     )
-    runway.save()
+    Runway.objects.bulk_create(
+        [runway],
+        update_conflicts=True,
+        unique_fields=["organization"],
+        update_fields=["burn_micros_per_hour", "funds_micros", "as_of", "exhausts_at"],
+    )
     return runway
 
 

@@ -29,28 +29,25 @@ def start(
     """
     if price_version.currency != organization.currency:
         raise CurrencyMismatch(expected=organization.currency, found=price_version.currency)
+    accounts.lock(organization_id=organization.pk, currency=organization.currency)
     latest = UsageSpan.objects.filter(resource_id=resource_id, meter=meter).order_by("-started_at", "-pk").first()
-    if latest is not None and latest.is_open:
-        return latest
     started_at = rating.whole_millisecond(at)
-    if latest is not None and latest.ended_at is not None:
+    if latest is not None:
+        if latest.ended_at is None:
+            return latest
         started_at = max(started_at, latest.ended_at)
-    span, is_new = UsageSpan.objects.get_or_create(
+    span = UsageSpan.objects.create(
+        organization_id=organization.pk,
         resource_id=resource_id,
+        resource_name=resource_name,
+        labels=labels,
         meter=meter,
-        ended_at=None,
-        defaults={
-            "organization_id": organization.pk,
-            "resource_name": resource_name,
-            "labels": labels,
-            "quantity": quantity,
-            "price_version": price_version,
-            "started_at": started_at,
-            "charged_through": started_at,
-        },
+        quantity=quantity,
+        price_version=price_version,
+        started_at=started_at,
+        charged_through=started_at,
     )
-    if is_new:
-        runway.refresh(organization=organization, at=at)
+    runway.refresh(organization=organization, at=at)
     return span
 
 
@@ -63,14 +60,17 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     what was taken for the time after it is given back. It counts as the start
     if it lies before even that: an empty span, which costs nothing.
     """
-    open_spans = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
-    span = (
-        open_spans.select_for_update(no_key=True, of=("self",)).select_related("price_version", "organization").first()
-    )
+    running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
+    running = running.select_related("organization", "price_version")
+    found = running.first()
+    if found is None:
+        return None
+    payer = accounts.lock(organization_id=found.organization_id, currency=found.price_version.currency)
+    span = running.first()  # again, now that nobody else can close it
     if span is None:
         return None
     span.ended_at = max(span.started_at, rating.whole_millisecond(at))
-    charging.charge_locked(span, through=span.ended_at)
+    charging.charge_locked(span, payer=payer, through=span.ended_at)
     holds.void_for(resource_id=resource_id, at=span.ended_at)
     runway.refresh(organization=span.organization, at=at)
     return span

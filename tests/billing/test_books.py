@@ -46,7 +46,7 @@ def run_sql(sql):
 
 
 BREAKS = {
-    "balance_is_the_sum_of_transfers": "UPDATE billing_account SET balance_micros = balance_micros + 1 WHERE kind = 'cash'",
+    "balance_is_the_sum_of_transfers": "UPDATE billing_account SET balance_micros = 5000001 WHERE kind = 'cash'",
     "held_is_the_sum_of_open_holds": "UPDATE billing_account SET held_micros = held_micros + 1 WHERE kind = 'cash'",
     "posted_is_the_sum_of_posts": "UPDATE billing_hold SET amount_micros = 9000000, state = 'voided', posted_micros = "
     "posted_micros + 1 WHERE resource_id = 'ins_1'",

@@ -146,9 +146,7 @@ def test_holds_expire_when_their_time_is_over_and_not_before(acme):
 
 
 def test_a_sweep_expires_no_more_than_its_limit_the_oldest_first(acme):
-    late, early = (
-        hold_money(acme, USD, expires_at=NOON + timedelta(minutes=minutes))[0] for minutes in (30, 10)
-    )
+    late, early = (hold_money(acme, USD, expires_at=NOON + timedelta(minutes=minutes))[0] for minutes in (30, 10))
     assert holds.expire(at=NOON + HOUR, limit=1) == 1
     early.refresh_from_db()
     late.refresh_from_db()
@@ -173,7 +171,13 @@ def test_money_that_becomes_free_pays_what_is_owed(acme):
 
 @pytest.mark.parametrize(
     "change",
-    [{"posted_micros": 5 * USD + 1}, {"posted_micros": -1}, {"amount_micros": 0}, {"state": "posted"}, {"key": "other"}],
+    [
+        {"posted_micros": 5 * USD + 1},
+        {"posted_micros": -1},
+        {"amount_micros": 0},
+        {"state": "posted"},
+        {"key": "other"},
+    ],
 )
 def test_the_database_refuses_a_hold_that_breaks_its_rules(acme, change):
     (hold,) = hold_money(acme, 5 * USD)

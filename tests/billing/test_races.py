@@ -1,6 +1,7 @@
 """Two real connections at the same moment; each guard has a twin test that shows the race without it."""
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -42,10 +43,8 @@ def meet():
     barrier = threading.Barrier(2)
 
     def wait():
-        try:
+        with suppress(threading.BrokenBarrierError):
             barrier.wait(timeout=LONG_ENOUGH_S)
-        except threading.BrokenBarrierError:
-            pass
 
     return wait
 
@@ -83,7 +82,7 @@ def test_two_opposite_transfers_do_not_deadlock(monkeypatch, meet):
 
 def hold_the_last_credit_twice_at_the_same_moment(monkeypatch, meet):
     acme = make_organization(promo=USD)
-    wait_after(monkeypatch, accounts, "customer", meet)
+    wait_after(monkeypatch, accounts, "lock", meet)
     outcomes = at_the_same_moment(
         lambda: hold_money(acme, USD, resource_id="ins_1"), lambda: hold_money(acme, USD, resource_id="ins_2")
     )
@@ -102,7 +101,7 @@ def test_the_last_micro_unit_of_credit_is_held_once(monkeypatch, meet):
 
 def spend_and_hold_at_the_same_moment(monkeypatch, meet):
     acme = make_organization(cash=USD)
-    wait_after(monkeypatch, accounts, "customer", meet)
+    wait_after(monkeypatch, accounts, "lock", meet)
     cash = account(acme, "cash")
     return at_the_same_moment(lambda: hold_money(acme, USD), lambda: move(cash, "revenue", USD))
 
@@ -113,7 +112,7 @@ def test_money_is_either_held_or_spent(monkeypatch, meet):
 
 def test_the_same_hold_asked_for_twice_at_the_same_moment_is_placed_once(monkeypatch, meet):
     acme = make_organization(promo=10 * USD)
-    wait_after(monkeypatch, accounts, "customer", meet)
+    wait_after(monkeypatch, accounts, "lock", meet)
     again = [lambda: hold_money(acme, USD, key="first-hour:ins_1:1")] * 2
     assert at_the_same_moment(*again) == ["done", "done"]
     assert wallet(acme).held_micros == USD
@@ -191,6 +190,7 @@ def post_and_void_at_the_same_moment(monkeypatch, meet):
     (hold,) = hold_money(acme, 4 * USD)
     revenue = accounts.platform(Account.Kind.REVENUE, "USD")
     wait_after(monkeypatch, ledger, "lock", meet)
+    wait_after(monkeypatch, accounts, "lock", meet)
 
     def post():
         holds.post(key="p", hold=hold, target=revenue, amount_micros=4 * USD, reason="Test", at=NOON)
@@ -214,9 +214,40 @@ def test_without_the_lock_a_hold_is_given_back_twice_and_only_the_database_notic
     revenue = accounts.platform(Account.Kind.REVENUE, "USD")
 
     def post(key):
-        holds.post(key=key, hold=Hold.objects.get(pk=hold.pk), target=revenue, amount_micros=4 * USD, reason="x", at=NOON)
+        holds.post(
+            key=key, hold=Hold.objects.get(pk=hold.pk), target=revenue, amount_micros=4 * USD, reason="x", at=NOON
+        )
 
     assert at_the_same_moment(lambda: post("a"), lambda: post("b")) == ["IntegrityError", "done"]
+
+
+def a_cash_hold_to_close_and_one_to_place():
+    """Two calls for one organization; the first needs its cash account alone, the second both."""
+    acme = make_organization(cash=10 * USD)
+    (hold,) = hold_money(acme, 4 * USD)
+    grant(acme, 10 * USD)
+    return lambda: holds.void(hold=hold, at=NOON), lambda: hold_money(acme, 12 * USD, resource_id="ins_2")
+
+
+def test_without_one_order_for_all_closing_a_hold_and_placing_one_deadlock(monkeypatch, meet):
+    close, place = a_cash_hold_to_close_and_one_to_place()
+    gate = accounts.lock
+    kinds = iter(["cash", "promo"])
+
+    def lock_one_account_first(*, organization_id, currency):
+        list(Account.objects.select_for_update().filter(kind=next(kinds), organization_id=organization_id))
+        meet()
+        return gate(organization_id=organization_id, currency=currency)
+
+    monkeypatch.setattr(accounts, "lock", lock_one_account_first)
+    assert at_the_same_moment(close, place) == ["OperationalError", "done"]
+
+
+def test_closing_a_hold_and_placing_one_do_not_deadlock(monkeypatch, meet):
+    close, place = a_cash_hold_to_close_and_one_to_place()
+    wait_after(monkeypatch, ledger, "lock", meet)
+    wait_after(monkeypatch, accounts, "lock", meet)
+    assert at_the_same_moment(close, place) == ["done", "done"]
 
 
 def test_one_customer_s_payment_does_not_wait_for_another_s():

@@ -114,7 +114,7 @@ def test_refreshing_asks_the_same_few_questions_however_much_runs(acme, django_a
     price = make_price()
     for number in range(5):
         start(acme, resource_id=f"ins_{number}", price_version=price)
-    with django_assert_num_queries(5):
+    with django_assert_num_queries(3):
         runway.refresh(organization=acme, at=NOON)
 
 
