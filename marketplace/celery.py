@@ -26,6 +26,9 @@ app.conf.update(
         "visibility_timeout": 5 * TASK_TIME_LIMIT_S,
         "socket_connect_timeout": 1,
         "socket_timeout": 5,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_max": 0.1,
     },
     task_publish_retry=False,
     # Old sweeps are worthless: a worker that was away must not work through a backlog of them.
