@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import F, Q, QuerySet
 
 from billing import usage
 from provisioning import engine, instances, placement
@@ -203,6 +203,7 @@ def _give_up(node: Node) -> None:
     for instance_id in sorted(set(live.values_list("instance_id", flat=True))):
         engine.wake(instance_id)
     message = f"Node {node.name} did not answer for {LOST_AFTER.total_seconds() / 60:.0f} minutes."
+    Node.objects.filter(pk=node.pk).update(desired_generation=F("desired_generation") + 1)
     live.update(observed=Assignment.Observed.GONE, message=message)
 
 

@@ -24,6 +24,7 @@ log = structlog.get_logger("provisioning.reports")
 # Per replica and run; later output is dropped here (the agent keeps its own cap below this).
 LOG_BYTES_MAX = 64 * 1024 * 1024
 STOP_GRACE_S = 10
+ENDING = timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     live = list(_live(node)) if report.assignments or report.logs else []
     _take_states(live, report.assignments, at)
     _take_logs(live, report.logs)
-    return _answer(node, report)
+    return _answer(node, report, at)
 
 
 def _live(node: Node) -> QuerySet[Assignment]:
@@ -106,6 +107,9 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
     with transaction.atomic():
         for instance_id in sorted({row.instance_id for row, _ in changed}):
             engine.wake(instance_id)
+        if any(word.state == Assignment.Observed.GONE for _, word in changed):
+            # What is gone leaves the node's document, so that the node may forget it.
+            Node.objects.filter(pk=changed[0][0].node_id).update(desired_generation=F("desired_generation") + 1)
         for row, word in changed:
             ended = word.exited_ago_ms is not None and row.exited_at is None
             Assignment.objects.filter(pk=row.pk).update(
@@ -133,7 +137,7 @@ def _take_logs(live: Sequence[Assignment], logs: Sequence[tuple[str, int, bytes]
             LogChunk.objects.create(assignment=row, offset=offset, data=data)
 
 
-def _answer(node: Node, report: Report) -> dict[str, Any]:
+def _answer(node: Node, report: Report, at: datetime) -> dict[str, Any]:
     generation = Node.objects.values_list("desired_generation", flat=True).get(pk=node.pk)
     wanted = (
         list(_live(node).select_related("instance")) if generation != report.desired_seen or report.assignments else []
@@ -141,7 +145,7 @@ def _answer(node: Node, report: Report) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "node": report.node,
         "status": "ok",
-        "poll_after_ms": settings.NODE_POLL_MS[_pace(wanted)],
+        "poll_after_ms": settings.NODE_POLL_MS[_pace(wanted, at)],
         "desired_generation": generation,
         "log_cursors": {row.public_id: row.log_bytes for row in wanted},
         "lease_ms": nodes.ASSIGNMENT_LEASE // timedelta(milliseconds=1),
@@ -151,10 +155,20 @@ def _answer(node: Node, report: Report) -> dict[str, Any]:
     return answer
 
 
-def _pace(wanted: Sequence[Assignment]) -> str:
-    if any(row.observed not in {row.desired, Assignment.Observed.EXITED} for row in wanted):
+def _pace(wanted: Sequence[Assignment], at: datetime) -> str:
+    """Return how soon the node should call again: soon while a start or an end is under way there."""
+    if any(not _is_settled(row, at) for row in wanted):
         return "moving"
     return "busy" if wanted else "idle"
+
+
+def _is_settled(row: Assignment, at: datetime) -> bool:
+    """Return whether it just runs, or ended long ago and waits for the rest of its gang."""
+    if row.desired != Assignment.Desired.RUNNING:
+        return False
+    if row.observed == Assignment.Observed.EXITED and row.exited_at is not None:
+        return at - row.exited_at > ENDING
+    return row.observed == Assignment.Observed.RUNNING
 
 
 def _document(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:

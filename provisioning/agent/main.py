@@ -26,8 +26,9 @@ log = logging.getLogger("gpumarket.agent")
 
 EXIT_REFUSED, EXIT_USAGE = 1, 2
 END_GRACE_S = 2.0
-END_LIMIT_S = 2.6
-QUIT_LIMIT_S = 1.0
+END_LIMIT_S = 2.5
+LAST_WORD_S = 0.15
+QUIT_LIMIT_S = 2.8
 PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 DESCRIPTION = """\
@@ -136,10 +137,13 @@ class Agent:
     """The threads of an agent: one looks at GPUs, one steps the workloads, one speaks with the control plane."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.introduction = Introduction(join_token(options), options.hostname, importlib.metadata.version("gpumarket"))
         self.home = Home(options.home)
-        if self.home.identity() is None and not self.introduction.token:
-            raise HomeError("this node has not joined yet: give it a join token (see --help)")
+        token = None
+        if self.home.identity() is None:
+            token = join_token(options)
+            if not token:
+                raise HomeError("this node has not joined yet: give it a join token (see --help)")
+        self.introduction = Introduction(token, options.hostname, importlib.metadata.version("gpumarket"))
         source = open_source(options.gpus, seed=self.home.seed(), home=self.home.path)
         epoch = self.home.begin_epoch()
         lease = Lease(self.home)
@@ -160,6 +164,7 @@ class Agent:
 
     def start(self, *, on_refusal: int) -> None:
         """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
+        self.runtime.step()  # Before the first report, which must not keep quiet about what runs.
         self.threads = [
             threading.Thread(target=self.monitor.run, args=(self.stopping,), name="gpus", daemon=True),
             threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
@@ -187,14 +192,14 @@ class Agent:
         limit = time.monotonic() + END_LIMIT_S
         while not self.runtime.is_quiet and time.monotonic() < limit:
             time.sleep(0.02)
-        time.sleep(0.15)
+        time.sleep(LAST_WORD_S)
 
-    def stop(self) -> None:
+    def stop(self, *, within_s: float) -> None:
         """End the threads, or leave behind the one that is stuck: all they keep is whole at any time."""
         self.stopping.set()
         self.runtime.poke()
         self.sync.stop()
-        limit = time.monotonic() + QUIT_LIMIT_S
+        limit = time.monotonic() + within_s
         for thread in self.threads[1:]:
             thread.join(timeout=max(0, limit - time.monotonic()))
 
@@ -220,9 +225,10 @@ def run(arguments: Sequence[str] | None = None) -> None:
         log.warning("--url is not https: the node's key crosses the network in the clear")
     agent.start(on_refusal=tell)
     os.read(told, 1)
+    limit = time.monotonic() + QUIT_LIMIT_S
     if options.end_workloads_on_exit and agent.exit_code == 0:
         agent.end_workloads()
-    agent.stop()
+    agent.stop(within_s=limit - time.monotonic())
     log.info("the agent has ended")
     logging.shutdown()
     os._exit(agent.exit_code)  # A thread that waits for a server or a driver is not waited for.

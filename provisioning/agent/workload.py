@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from provisioning.agent.clock import boot_id, boottime
-from provisioning.agent.files import read_json, remove_tree, write_json
+from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
 from provisioning.agent.protocol import ID
 
 log = logging.getLogger("gpumarket.agent")
@@ -87,6 +87,10 @@ class Workload:
             return
         if (self.folder / "claim").exists():
             return
+        ordered = read_json(self.folder / "order.json")
+        if ordered is not None and ordered["boot_id"] != boot_id():
+            self.cancel("the machine restarted while it was being started")  # A power cut may have lost the claim.
+            return
         if self._tries == SHIM_TRIES:
             log.error("no supervisor starts; shim.log may say why", extra={"folder": str(self.folder)})
             self.cancel("its supervisor could not be started; see the agent's log")
@@ -98,7 +102,12 @@ class Workload:
             log.warning("cannot start a supervisor", extra={"assignment": self.origin.id, "error": str(error)})
 
     def _launch(self, *, command: Sequence[str], env: dict[str, str]) -> None:
-        order = {"command": list(command), "env": env, "output_limit_bytes": OUTPUT_LIMIT_BYTES}
+        order = {
+            "command": list(command),
+            "env": env,
+            "output_limit_bytes": OUTPUT_LIMIT_BYTES,
+            "boot_id": boot_id(),
+        }
         write_json(self.folder / "order.json", order)
         with (self.folder / "shim.log").open("ab") as complaints:
             self._shim = subprocess.Popen(  # noqa: S603  our own program
@@ -261,6 +270,7 @@ def make_workload(root: Path, origin: Origin) -> Workload:
     write_json(building / "assignment.json", asdict(origin))
     folder = root / origin.id
     building.rename(folder)
+    sync_folder(root)
     return Workload(folder, origin)
 
 
@@ -271,7 +281,10 @@ def find_workloads(root: Path) -> dict[str, Workload]:
         if ID.fullmatch(folder.name):
             found[folder.name] = Workload(folder, read_origin(folder))
         elif folder.name.startswith((".new-", ".old-")):
-            remove_tree(folder)
+            try:
+                remove_tree(folder)
+            except OSError as error:
+                log.warning("cannot remove a folder; the next start tries again", extra={"error": str(error)})
     return found
 
 

@@ -14,7 +14,7 @@ def test_a_node_joins_once_and_later_starts_need_no_token(plane, home, start_age
     agent = start_agent()
     eventually(lambda: plane.reports)
     assert agent.stop() < 3
-    start_agent(env=NO_TOKEN)
+    start_agent("--join-token-file", "/no/such/file", env=NO_TOKEN)
     eventually(lambda: plane.last["agent_epoch"] == 2)
     assert len(plane.joins) == 1
     join = plane.joins[0]
@@ -84,6 +84,13 @@ def test_a_home_belongs_to_one_agent_at_a_time(plane, start_agent):
     second = start_agent()
     assert second.exit_code() == 2
     assert f"another agent (pid {first.process.pid}) already uses" in second.log
+
+
+def test_a_home_may_be_used_again_as_soon_as_its_agent_was_killed(plane, start_agent):
+    for epoch in (1, 2, 3):
+        agent = start_agent()
+        eventually(lambda epoch=epoch: plane.last.get("agent_epoch") == epoch)
+        agent.kill()
 
 
 def test_a_damaged_state_file_is_refused_loudly(home, start_agent):

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from provisioning.agent.clock import boottime
+from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.state import Lease
 from tests.provisioning.agent.cast import eventually, is_running, processes_of
 
@@ -33,6 +33,8 @@ def test_a_workload_goes_on_when_its_agent_is_killed_and_is_found_again(plane, h
     assert ticker_pid(home) == pid
     seen = plane.log("asg_a").count("tick")
     eventually(lambda: plane.log("asg_a").count("tick") > seen + 10)
+    assert all(report["assignments"] for report in plane.reports if report["agent_epoch"] == 2)
+    assert all(chunk["offset"] > 0 for chunk in plane.chunks[1:])  # No byte was sent again.
     ticks = plane.log("asg_a").splitlines()
     assert ticks[:-1] == [f"tick {number}" for number in range(len(ticks) - 1)]
 
@@ -123,6 +125,15 @@ def test_a_killed_supervisor_takes_the_command_with_it_and_the_exit_is_137(node)
     eventually(lambda: not any(is_running(pid) for pid in left))
 
 
+def test_a_killed_supervisor_takes_a_command_with_it_that_cleared_its_environment(node):
+    node.want("asg_a", "running", command=["env", "-i", "sleep", "600"])
+    node.until("asg_a", "running")
+    shim = psutil.Process(node.shim_pid("asg_a"))
+    (command,) = eventually(lambda: [one for one in shim.children() if one.name() == "sleep"])
+    shim.kill()
+    eventually(lambda: not is_running(command.pid))
+
+
 def test_a_folder_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(node, monkeypatch):
     node.run("asg_a", "echo began >> begun; sleep 600")
     psutil.Process(node.shim_pid("asg_a")).kill()
@@ -132,6 +143,16 @@ def test_a_folder_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(node,
     node.wake_up()
     assert node.look("asg_a").exit_code == 137
     assert (node.work("asg_a") / "begun").read_text() == "began\n"
+
+
+def test_a_start_that_a_power_cut_interrupted_is_not_tried_again(node, monkeypatch):
+    node.want("asg_a", "prepared")
+    node.look("asg_a")
+    order = {"command": ["touch", "begun"], "env": {}, "output_limit_bytes": 1, "boot_id": "another-boot"}
+    (node.home.workloads / "asg_a" / "order.json").write_text(json.dumps(order))
+    node.want("asg_a", "running")
+    assert node.look("asg_a").message == "never started: the machine restarted while it was being started"
+    assert list(node.work("asg_a").iterdir()) == []
 
 
 def test_an_exit_of_an_earlier_boot_keeps_its_code_but_has_no_time(node, monkeypatch):
@@ -147,7 +168,9 @@ def test_a_supervisor_killed_before_the_command_began_is_a_failure_and_not_an_ex
     node.want("asg_a", "prepared")
     node.look("asg_a")
     folder = node.home.workloads / "asg_a"
-    (folder / "order.json").write_text(json.dumps({"command": ["true"], "env": {}, "output_limit_bytes": 1}))
+    (folder / "order.json").write_text(
+        json.dumps({"command": ["true"], "env": {}, "output_limit_bytes": 1, "boot_id": boot_id()})
+    )
     (folder / "claim").write_text("1")
     node.want("asg_a", "running")
     assert node.look("asg_a").state == "failed"

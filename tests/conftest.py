@@ -1,0 +1,220 @@
+"""The cast and the stage: who plays in every test, and the fleet that they rent from."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import AbstractUser
+from django.core.cache import cache
+from django.db import connection
+from django.utils import timezone
+
+from billing import credits, prices
+from marketplace import rentals, tenants, tokens
+from marketplace.access import Actor, person
+from marketplace.models import Membership, Offer, Organization, Project, Role, User
+from marketplace.money import MICROS
+from marketplace.permissions import SCOPES
+from provisioning import engine
+from provisioning.models import Fabric, Instance, Site
+from provisioning.steps import PLAN
+from tests.nodes import PlayedNode, announce, join
+
+TURNS_MAX = 200
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+    """Tests that commit are cleaned up by TRUNCATE, which the ledger refuses everywhere else."""
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        for table in ("billing_transfer", "billing_charge"):
+            cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_is_never_emptied")
+
+
+@pytest.fixture(autouse=True)
+def _plain(settings: Any) -> Iterator[None]:
+    """Fast passwords, and no answers remembered from another test."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    cache.clear()
+    yield
+
+
+def make_person(email: str, **extra: Any) -> User:
+    return User.objects.create_user(email, PASSWORD, **extra)
+
+
+def make_member(organization: Organization, email: str, role: Role) -> User:
+    user = make_person(email)
+    Membership.objects.create(organization=organization, user=user, role=role)
+    return user
+
+
+def make_organization(name: str, owner: User, *, credit_micros: int = 1000 * MICROS) -> Organization:
+    organization = tenants.found_organization(owner=owner, name=name)
+    if credit_micros:
+        credits.grant(
+            organization=organization, amount_micros=credit_micros, key=f"test {name}", reason="test", by="test",
+            at=timezone.now(),
+        )  # fmt: skip
+    return organization
+
+
+def make_token(user: AbstractUser, organization: Organization, *, scopes: tuple[str, ...] = SCOPES) -> str:
+    _, secret = tokens.create_token(
+        actor=person(user), organization=organization, name="test", scopes=scopes, at=timezone.now()
+    )
+    return secret
+
+
+@pytest.fixture
+def alice(db: None) -> User:
+    """Owns Acme."""
+    return make_person("alice@acme.example")
+
+
+@pytest.fixture
+def acme(alice: User) -> Organization:
+    """A customer with a thousand dollars of credit."""
+    return make_organization("Acme", alice)
+
+
+@pytest.fixture
+def project(acme: Organization) -> Project:
+    return Project.objects.select_related("organization").get(organization=acme)
+
+
+@pytest.fixture
+def bob(acme: Organization) -> User:
+    """Works at Acme, may look but not rent."""
+    return make_member(acme, "bob@acme.example", Role.VIEWER)
+
+
+@pytest.fixture
+def carol(db: None) -> User:
+    """Manages capacity for the operator."""
+    return make_person("carol@operator.example", is_staff=True)
+
+
+@pytest.fixture
+def charlie(db: None) -> User:
+    """A stranger with an organization of his own."""
+    user = make_person("charlie@other.example")
+    make_organization("Other", user)
+    return user
+
+
+@pytest.fixture
+def actor(alice: User, acme: Organization) -> Actor:
+    return person(alice, "req_test")
+
+
+@dataclass
+class Fleet:
+    """Two H200 nodes in one rack and one L40S node, played by the test."""
+
+    h200: Offer
+    l40s: Offer
+    nodes: dict[str, PlayedNode] = field(default_factory=dict)
+
+    def sync(self) -> None:
+        for node in self.nodes.values():
+            node.sync()
+
+
+def make_offer(operator: Organization, site: Site, *, slug: str, gpu_model: str, price_micros: int) -> Offer:
+    offer = Offer.objects.create(
+        slug=slug,
+        name=f"{gpu_model} in {site.name}",
+        supplier=operator,
+        site=site,
+        gpu_model=gpu_model,
+        gpu_memory_gib=141,
+        gpus_per_node=8,
+        interconnect="NVLink 4",
+        max_gpus=16,
+    )
+    now = timezone.now()
+    prices.publish(
+        sku=offer.sku, currency="USD", micros_per_gpu_hour=price_micros, effective_from=now, by="test", at=now
+    )
+    return offer
+
+
+@pytest.fixture
+def operator(db: None) -> Organization:
+    return make_organization("Operator", make_person("operator@operator.example"), credit_micros=0)
+
+
+@pytest.fixture
+def site(db: None) -> Site:
+    return Site.objects.create(
+        slug="narvik",
+        name="Narvik",
+        city="Narvik",
+        country="NO",
+        jurisdiction="NO",
+        latitude=Decimal("68.43840"),
+        longitude=Decimal("17.42720"),
+        grid_zone="NO4",
+        power_source="hydro",
+        pue=Decimal("1.10"),
+    )
+
+
+@pytest.fixture
+def fleet(operator: Organization, site: Site) -> Fleet:
+    fabric = Fabric.objects.create(site=site, name="fabric-1", kind="infiniband")
+    h200 = make_offer(operator, site, slug="h200-narvik", gpu_model="H200", price_micros=2_490_000)
+    l40s = make_offer(operator, site, slug="l40s-narvik", gpu_model="L40S", price_micros=890_000)
+    nodes = {name: join(announce(h200, fabric, name=name)) for name in ("h200-1", "h200-2")}
+    nodes["l40s-1"] = join(announce(l40s, fabric, name="l40s-1"))
+    return Fleet(h200=h200, l40s=l40s, nodes=nodes)
+
+
+def order(offer: Offer, **overrides: Any) -> rentals.Order:
+    return rentals.Order(**{"offer": offer, "command": ["sleep", "1000"]} | overrides)
+
+
+Rent = Callable[..., Instance]
+
+
+@pytest.fixture
+def rent(actor: Actor, project: Project, fleet: Fleet) -> Rent:
+    """Rent as Alice; what differs from one H200 is named."""
+
+    def rented(**overrides: Any) -> Instance:
+        offer = overrides.pop("offer", fleet.h200)
+        return rentals.rent(actor=actor, project=project, order=order(offer, **overrides), at=timezone.now())
+
+    return rented
+
+
+Run = Callable[[], None]
+
+
+@pytest.fixture
+def run_until_idle(fleet: Fleet) -> Run:
+    """Run every workflow that is due and let every node report, until nothing moves any more."""
+
+    def run() -> None:
+        for _ in range(TURNS_MAX):
+            moved = [engine.run_one(workflow_id, PLAN) for workflow_id in engine.due(limit=1000)]
+            fleet.sync()
+            if not moved and not engine.due(limit=1):
+                return
+        raise AssertionError(f"still moving after {TURNS_MAX} turns")
+
+    return run
+
+
+@pytest.fixture
+def running(rent: Rent, run_until_idle: Run) -> Instance:
+    """An instance of one H200 that runs."""
+    instance = rent()
+    run_until_idle()
+    instance.refresh_from_db()
+    assert instance.phase == "running"
+    return instance

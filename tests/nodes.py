@@ -1,0 +1,115 @@
+"""Nodes that a test plays: they speak the agent protocol from memory, without processes."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+from provisioning import nodes, reports
+from provisioning.models import Node
+
+
+@dataclass
+class PlayedNode:
+    """A node in memory. It does at once what it is told; a test may break it through its fields."""
+
+    node: Node
+    key: str
+    epoch: int = 1
+    seq: int = 0
+    generation: int = 0
+    desired: dict[str, dict[str, Any]] = field(default_factory=dict)
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    output: list[tuple[str, int, bytes]] = field(default_factory=list)
+    # The command of an instance "runs" until a test gives it an exit code here.
+    exit_codes: dict[str, int] = field(default_factory=dict)
+    fails_to_prepare: str = ""
+    is_silent: bool = False
+
+    def sync(self, at: datetime | None = None) -> dict[str, Any]:
+        """Report, hear what is wanted, and do it; the next report says so."""
+        at = at or timezone.now()
+        if self.is_silent:
+            return {}
+        self.seq += 1
+        answer = reports.take(
+            reports.Report(
+                node=self.node.public_id,
+                key=self.key,
+                boot_id="boot",
+                agent_epoch=self.epoch,
+                seq=self.seq,
+                desired_seen=self.generation,
+                assignments=[
+                    reports.Said(
+                        id=assignment_id,
+                        fence=state["fence"],
+                        state=state["state"],
+                        exit_code=state.get("exit_code"),
+                        exited_ago_ms=0 if "exit_code" in state else None,
+                        message=state.get("message", ""),
+                    )
+                    for assignment_id, state in self.states.items()
+                ],
+                logs=self.output,
+            ),
+            at=at,
+        )
+        self.output = []
+        if "desired" in answer:
+            self.generation = answer["desired_generation"]
+            self.desired = {entry["id"]: entry for entry in answer["desired"]}
+            self.states = {name: state for name, state in self.states.items() if name in self.desired}
+        for assignment_id, entry in self.desired.items():
+            self.states[assignment_id] = self._do(entry, self.states.get(assignment_id))
+        return answer
+
+    def _do(self, entry: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
+        fence = entry["fence"]
+        if entry["desired"] == "gone":
+            return {**(state or {}), "fence": fence, "state": "gone"}
+        if self.fails_to_prepare:
+            return {"fence": fence, "state": "failed", "message": self.fails_to_prepare}
+        if entry["desired"] == "prepared" or state is None:
+            return {"fence": fence, "state": "prepared"}
+        if entry["instance"] in self.exit_codes:
+            return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]}
+        return {"fence": fence, "state": "running"}
+
+    def prints(self, text: str, *, offset: int = 0, assignment: str = "") -> None:
+        """Ship output with the next report."""
+        name = assignment or next(iter(self.desired))
+        self.output.append((name, offset, text.encode()))
+
+
+def announce(offer: Any, fabric: Any, *, name: str, gpus: int = 8, rack: str = "r1") -> Node:
+    return Node.objects.create(
+        name=name, fabric=fabric, offer=offer, rack=rack, gpu_model=offer.gpu_model, gpu_count=gpus, gpu_memory_mib=1000
+    )
+
+
+def join(node: Node, *, at: datetime | None = None) -> PlayedNode:
+    """Announce nothing new: let this node in with its GPUs, and return it as one that a test plays."""
+    at = at or timezone.now()
+    key = f"key of {node.name}"
+    secret = nodes.issue_join_token(node=node, at=at)
+    nodes.join(
+        secret=secret,
+        key_hash=nodes.digest(key),
+        boot_id="boot",
+        facts={"hostname": node.name, "agent_version": "1", "runtime": "process", "gpu_source": "simulated"},
+        gpus=facts(node),
+        at=at,
+    )
+    node.refresh_from_db()
+    return PlayedNode(node=node, key=key)
+
+
+def facts(node: Node, *, healthy: bool = True) -> list[nodes.GpuFact]:
+    return [
+        nodes.GpuFact(
+            uuid=f"GPU-{node.name}-{index}", index=index, model=node.gpu_model, memory_mib=1000, healthy=healthy
+        )
+        for index in range(node.gpu_count)
+    ]
