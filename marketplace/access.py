@@ -15,7 +15,7 @@ from billing.models import Runway, UsageSpan
 from marketplace.errors import Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import allows, scope_of
-from provisioning.models import Instance, Quota
+from provisioning.models import Instance, InstanceEvent, Quota
 
 LAST_USED_GRAIN = timedelta(minutes=1)
 
@@ -154,6 +154,11 @@ def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
         raise NotFound
     _check(actor, instance.project.organization_id, verb)
     return instance
+
+
+def events(instance: Instance) -> QuerySet[InstanceEvent]:
+    """Return what happened to an instance; the caller came through `instance_for`."""
+    return InstanceEvent.objects.filter(instance=instance)
 
 
 def member_for(actor: Actor, membership_id: str, *, verb: str) -> Membership:

@@ -10,7 +10,7 @@ from billing import prices
 from billing.models import PriceVersion
 from marketplace.errors import NotFound
 from marketplace.models import Offer
-from provisioning.models import Node
+from provisioning.models import Node, Site
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Listing:
     available_gpus: int
     largest_replica: int
     as_of: datetime
+
+
+def sites() -> QuerySet[Site]:
+    """Return where nodes stand; sites are public to everybody signed in."""
+    return Site.objects.all()
 
 
 def listed(*, gpu_model: str = "", country: str = "") -> QuerySet[Offer]:

@@ -77,6 +77,13 @@ def release(*, instance: Instance, at: datetime) -> None:
     recount(node_ids)
 
 
+def places(instances: Iterable[Instance]) -> list[Assignment]:
+    """Return where the current run of each instance is or was, by replica. One query."""
+    runs = {instance.pk: instance.run for instance in instances}
+    rows = Assignment.objects.filter(instance__in=list(runs)).select_related("node").order_by("instance", "replica")
+    return [row for row in rows if row.fence == runs[row.instance_id]]
+
+
 def lock(node_ids: Iterable[int]) -> list[Node]:
     """Lock node rows in id order, so that two claims and releases cannot deadlock."""
     return list(Node.objects.select_for_update(no_key=True).filter(pk__in=list(node_ids)).order_by("pk"))

@@ -20,8 +20,8 @@ from marketplace.models import (
 from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
-from provisioning import progress
-from provisioning.models import Assignment, Instance, InstanceEvent, Quota, Site
+from provisioning import placement, progress
+from provisioning.models import Instance, InstanceEvent, Quota, Site
 
 Answer = dict[str, Any]
 
@@ -97,13 +97,10 @@ def instance(row: Instance, *, at: datetime) -> Answer:
 
 def _places(rows: Sequence[Instance]) -> dict[int, list[Answer]]:
     places: dict[int, list[Answer]] = {row.pk: [] for row in rows}
-    runs = {row.pk: row.run for row in rows}
-    live = Assignment.objects.filter(instance__in=list(runs)).select_related("node")
-    for assignment in live.order_by("instance", "replica"):
-        if assignment.fence == runs[assignment.instance_id]:
-            places[assignment.instance_id].append(
-                {"replica": assignment.replica, "node": assignment.node.name, "gpus": assignment.gpu_uuids}
-            )
+    for assignment in placement.places(rows):
+        places[assignment.instance_id].append(
+            {"replica": assignment.replica, "node": assignment.node.name, "gpus": assignment.gpu_uuids}
+        )
     return places
 
 

@@ -11,7 +11,6 @@ from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, checked, paged
 from marketplace.api.views import actor_of
 from marketplace.errors import NotFound
-from provisioning.models import Site
 
 
 class OfferList(APIView):
@@ -61,4 +60,4 @@ class SiteList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the sites."""
-        return paged(Site.objects.all(), request, lambda rows: [answers.site(row) for row in rows])
+        return paged(offers.sites(), request, lambda rows: [answers.site(row) for row in rows])

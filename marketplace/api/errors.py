@@ -97,7 +97,7 @@ KINDS: dict[type[Exception], Kind] = {
         "Terminate what you do not need, or ask the operator for more quota.",
     ),
     IllegalMove: Kind(
-        409, "wrong_state", "Its state does not allow this", "none", "See the instance’s “actions” for what may be done."
+        409, "wrong_state", "Its state does not allow this", "none", "Its “actions” say what may be done now."
     ),
     StaleInstance: Kind(
         409, "wrong_state", "It changed at the same moment", "same_request", "Look again, then repeat the request."

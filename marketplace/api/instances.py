@@ -23,7 +23,6 @@ from marketplace.api.pages import PageQuery, checked, paged
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once
 from marketplace.offers import offer_for
 from provisioning import output
-from provisioning.models import InstanceEvent
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
@@ -178,8 +177,7 @@ class InstanceEvents(APIView):
     def get(self, request: Request, instance_id: str) -> Response:
         """List the moves of an instance, newest first."""
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
-        rows = InstanceEvent.objects.filter(instance=instance)
-        return paged(rows, request, lambda found: [answers.event(row) for row in found])
+        return paged(access.events(instance), request, lambda found: [answers.event(row) for row in found])
 
 
 class InstanceLogs(APIView):

@@ -117,7 +117,7 @@ class ProjectQuery(serializers.Serializer[Any]):
 # Answers
 
 
-class Field(serializers.Serializer[Any]):
+class FaultyField(serializers.Serializer[Any]):
     pointer = serializers.CharField(help_text="JSON pointer to the field")
     detail = serializers.CharField()
 
@@ -132,7 +132,7 @@ class Problem(serializers.Serializer[Any]):
     charged = serializers.BooleanField(help_text="whether anything was charged; a refusal never is")
     retry = serializers.ChoiceField(choices=["none", "same_request", "new_request", "after"])
     suggestion = serializers.CharField()
-    errors = Field(many=True)
+    errors = FaultyField(many=True)  # type: ignore[assignment]
     request_id = serializers.CharField()
 
 
@@ -277,7 +277,7 @@ class LogPiece(serializers.Serializer[Any]):
 
 
 class LogAnswer(serializers.Serializer[Any]):
-    data = LogPiece(many=True)
+    data = LogPiece(many=True)  # type: ignore[assignment]
     next_cursor = serializers.CharField()
     complete = serializers.BooleanField(help_text="no more will ever come")
 
