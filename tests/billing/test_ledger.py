@@ -91,6 +91,15 @@ def test_no_transfer_can_be_changed_or_deleted(acme, verb):
         cursor.execute(verb)
 
 
+@pytest.mark.parametrize("table", ["billing_transfer", "billing_charge"])
+def test_the_ledger_cannot_be_emptied(acme, table):
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        cursor.execute(f"ALTER TABLE {table} ENABLE TRIGGER {table}_is_never_emptied")
+        with pytest.raises(IntegrityError, match="append-only: TRUNCATE refused"):
+            cursor.execute(f"TRUNCATE {table}")
+
+
 def test_no_price_can_be_changed_or_deleted(acme):
     make_price()
     with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
