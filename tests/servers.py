@@ -62,7 +62,7 @@ def _start(config: pytest.Config) -> None:
     _clear_after_killed_runs()
     home = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     home.chmod(0o711)
-    (home / "static").mkdir()
+    (home / "static").mkdir()  # WhiteNoise warns where there is none
     supervisor = Supervisor(home, say=print)
 
     def clean_up() -> None:

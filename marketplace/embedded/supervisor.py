@@ -29,6 +29,7 @@ LOOK_AGAIN_S = 0.05
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15
 FORGIVEN_AFTER_S = 30  # a program that ran this long has no earlier deaths held against it
+LOG_MAX_BYTES = 16 * 1024 * 1024  # a longer one makes room at the next start; one such is kept
 CRASH_LOOP = 3  # deaths in a row that are worth the last lines of the log
 STAGE_RESERVE_S = 2  # of the time to end, kept for each stage that is still to come
 
@@ -134,7 +135,10 @@ class Supervisor:
         _record_file(self.home, name).unlink(missing_ok=True)
 
     def _launch(self, program: Program) -> subprocess.Popen[bytes]:
-        process = start(program, log=self.log(program.name))
+        log = self.log(program.name)
+        if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        process = start(program, log=log)
         _record(self.home, program.name, process.pid)
         return process
 

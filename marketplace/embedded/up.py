@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVERS, SERVICES, AGENTS = 0, 1, 2  # stages: what ends last, next and first
 START_WITHIN_S = 60
 END_WITHIN_S = 9
-WEB_WORKERS = 2
-WEB_THREADS = 16  # a follower of a log keeps one busy
+WEB_WORKERS = 1
+WEB_THREADS = 32  # a follower of a log keeps one busy
 CELERY_PROCESSES = 2
 
 
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for data, logs and keys (default: GPUMARKET_HOME, else .gpumarket)",
     )
     parser.add_argument("--fresh", action="store_true", help="delete all that this home keeps, and start over")
-    parser.add_argument("--agents", type=int, default=4, help="how many nodes of the demo world run (default: 4)")
+    parser.add_argument("--agents", type=_count, default=4, help="how many nodes of the demo world run (default: 4)")
 
 
 def main(arguments: list[str]) -> int:
@@ -106,6 +106,7 @@ class Marketplace:
     def run(self) -> None:
         """Start everything, say so, keep it running, and end everything."""
         self._listen_to_signals()
+        (self.home / "static").mkdir(exist_ok=True)  # WhiteNoise warns where there is none
         launcher_is_gone = _watch_launcher()
         say(f"Starting a marketplace in {self.home}")
         try:
@@ -179,26 +180,9 @@ class Marketplace:
 
     def _start_services(self, environ: Mapping[str, str]) -> None:
         celery = ("-m", "celery", "--app", "marketplace.celery:app", "--quiet")
-        web = {
-            "--interface": "wsgi",
-            "--host": "127.0.0.1",
-            "--port": str(self.options.port),
-            "--workers": str(WEB_WORKERS),
-            "--blocking-threads": str(WEB_THREADS),
-            "--workers-kill-timeout": "2",
-            "--respawn-interval": "0.2",
-            "--log-level": "warning",
-        }
-        argv = [word for pair in web.items() for word in pair]
         for program in (
             self._python(
-                "web",
-                "-m",
-                "granian",
-                *argv,
-                "--respawn-failed-workers",
-                "marketplace.wsgi:application",
-                environ=environ,
+                "web", *web_argv("marketplace.wsgi:application", port=self.options.port), environ=environ
             ),
             self._python(
                 "worker",
@@ -262,6 +246,22 @@ class Marketplace:
             signal.signal(number, stop)
 
 
+def web_argv(application: str, *, port: int) -> tuple[str, ...]:
+    """Return Python's arguments that serve a WSGI application as `up` serves the marketplace."""
+    options = {
+        "--interface": "wsgi",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": str(WEB_WORKERS),
+        "--blocking-threads": str(WEB_THREADS),
+        "--workers-kill-timeout": "2",
+        "--respawn-interval": "0.2",
+        "--log-level": "warning",
+    }
+    words = (word for pair in options.items() for word in pair)
+    return ("-m", "granian", *words, "--respawn-failed-workers", application)
+
+
 def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -> str:
     """Return what a person needs to know now: where to go, as whom, and what to try."""
     people = [(one["email"], one["password"], one["role"], one["note"]) for one in world["people"]]
@@ -277,7 +277,7 @@ def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -
         "",
         f"  Portal    {url}/",
         f"  Console   {url}/console/",
-        f"  API       {url}/api/v1/docs",
+        f"  API       {url}/api/docs",
         f"  Logs      {home / 'logs'}",
         "",
         "Sign in as",
@@ -318,7 +318,14 @@ def _is_newer(file: Path, than: float) -> bool:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 65536:
-        raise ValueError
-    return port
+    return _whole_number(text, least=1, most=65535)
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, least=0, most=1000)
+
+
+def _whole_number(text: str, *, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)

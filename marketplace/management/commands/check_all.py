@@ -29,13 +29,22 @@ class Command(BaseCommand):
                 self.stdout.write(f"\n== {name}: {' '.join(argv)}")
                 self.stdout.flush()
                 began = time.monotonic()
-                code = subprocess.run(argv, cwd=ROOT, env=os.environ | environ, check=False).returncode  # noqa: S603
+                code = run(argv, environ)
                 verdict = f"{'ok' if code == 0 else f'FAILED ({code})':<12} {time.monotonic() - began:6.1f} s  {name}"
                 self.stdout.write(f"== {verdict}")
                 verdicts.append(verdict)
         self.stdout.write("\n" + "\n".join(verdicts))
         if any("FAILED" in verdict for verdict in verdicts):
             sys.exit(1)
+
+
+def run(argv: list[str], environ: dict[str, str]) -> int:
+    """Return the exit code of a command, with its output shown; 127 when there is no such command."""
+    try:
+        return subprocess.run(argv, cwd=ROOT, env=os.environ | environ, check=False).returncode  # noqa: S603
+    except FileNotFoundError as error:
+        sys.stderr.write(f"{error}\n")
+        return 127
 
 
 def checks(home: Path) -> list[tuple[str, list[str], dict[str, str]]]:
