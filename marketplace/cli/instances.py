@@ -10,7 +10,7 @@ import typer
 from marketplace.cli import words
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import problem
-from marketplace.cli.progress import Steps, interruptible, is_billing_over, is_settled, not_started, wait_until
+from marketplace.cli.progress import Steps, ended_early, interruptible, is_billing_over, is_settled, wait_until
 from marketplace.cli.session import (
     AsJson,
     Explain,
@@ -24,7 +24,7 @@ from marketplace.cli.session import (
 from marketplace.cli.terminal import printable
 
 LISTED_MAX = 1000
-OVER = {"terminated", "failed"}
+OVER = {"terminated"}
 
 
 def find_instance(session: Session, name: str) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def describe_rate(cost: dict[str, Any]) -> str:
     currency = cost["currency"]
     rate = f"{words.money(cost['per_hour'], currency)} per hour, {words.money(cost['per_day'], currency)} per day"
     return {
-        "not_started": f"billing has not started; {rate} once ready",
+        "ended_early": f"billing has not started; {rate} once ready",
         "running": rate,
         "paused": "nothing is charged now",
         "ended": "billing has ended",
@@ -186,7 +186,9 @@ def stop(
     with open_session(as_json=as_json, explain=explain, at_work=True) as session:
         found = ask_for(session, instance, "stop")
         if wait:
-            found = wait_for_phase(session, found, timeout_s, lambda row: row["phase"] in {"stopped", *OVER})
+            found = wait_for_phase(
+                session, found, timeout_s, lambda row: row["phase"] in {"stopped", "failed", "terminated"}
+            )
         conclude(session, found, f"{verdict(found)} Its GPUs are given back; a start looks for new ones.")
 
 
@@ -221,7 +223,7 @@ def wait_until_started(session: Session, instance: dict[str, Any], *, timeout_s:
     with interruptible(session, f"{instance['name']} goes on starting. Look: gpumarket show {instance['id']}"):
         instance = wait_until(session, instance, is_so=is_settled, timeout_s=timeout_s, on_look=Steps(session).look)
     if instance["ready_at"] is None:
-        raise not_started(instance)
+        raise ended_early(instance)
     return instance
 
 

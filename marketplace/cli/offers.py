@@ -1,12 +1,13 @@
 """What is for sale, and which offer to take when the customer leaves the choice to us."""
 
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marketplace.cli import words
-from marketplace.cli.problems import problem, usage
+from marketplace.cli.problems import Problem, problem, usage
 from marketplace.cli.session import AsJson, Explain, open_session
 
 if TYPE_CHECKING:
@@ -76,6 +77,19 @@ def list_offers(
             available="true" if available else None,
         )
     )
+
+
+def find_offer(client: "Client", name: str) -> dict[str, Any]:
+    """Return the offer with this slug or id."""
+    unknown = problem(
+        code="not_found", title=f"There is no offer {name!r}.", suggestion="See what there is: gpumarket offers"
+    )
+    if not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise unknown
+    try:
+        return client.get(f"/offers/{name}")
+    except Problem as refusal:
+        raise unknown if refusal.code == "not_found" else refusal from refusal
 
 
 def cheapest_first(

@@ -1,7 +1,6 @@
 """An order for an instance: read from the command line, placed once, and never twice."""
 
 import os
-import re
 import uuid
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from marketplace.cli import words
-from marketplace.cli.offers import cheapest_first
+from marketplace.cli.offers import cheapest_first, find_offer
 from marketplace.cli.problems import Problem, problem, usage
 from marketplace.cli.session import Session
 
@@ -138,11 +137,7 @@ def make_order(
             suggestion="Leave out the OFFER or those options.",
         )
     if offer:
-        if not re.fullmatch("[A-Za-z0-9_-]+", offer):
-            raise usage(
-                f"{offer!r} is not the slug or id of an offer.", suggestion="See what there is: gpumarket offers"
-            )
-        offers = [session.client.get(f"/offers/{offer}")]
+        offers = [find_offer(session.client, offer)]
     else:
         offers = cheapest_first(session.client, gpu_model=gpu_model, country=country, gpus=gpus, replicas=replicas)
     body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command}

@@ -68,13 +68,19 @@ class Problem(Exception):
             return EXIT_BY_CODE[self.code]
         return EXIT_BY_STATUS.get(self.document.get("status") or 0, FAILED)
 
+    def reasons(self) -> list[str]:
+        """Return why: each faulty option, and the detail where it says more than those and the title."""
+        faults = self.document.get("errors") or []
+        detail = str(self.document.get("detail") or "")
+        says_more = detail != self.document.get("title") and not any(fault["detail"] in detail for fault in faults)
+        named = [f"{option_for(fault)}: {fault['detail']}" for fault in faults]
+        return ([detail] if detail and says_more else []) + named
+
     def lines(self) -> list[str]:
         """Return the five parts, one a line; parts that nobody knows are left out."""
         document = self.document
         lines = [str(document.get("title") or "It failed.")]
-        if document.get("detail"):
-            lines.append(f"  Why: {document['detail']}")
-        lines += [f"       {option_for(error)}: {error.get('detail', '')}" for error in document.get("errors") or []]
+        lines += [f"  Why: {reason}" for reason in self.reasons()]
         lines.append(f"  Charged: {CHARGED[document.get('charged')]}")
         if document.get("suggestion"):
             lines.append(f"  What to do: {document['suggestion']}")

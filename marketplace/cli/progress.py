@@ -15,7 +15,7 @@ REMINDER_MS = 15_000
 PATIENCE_WITH_END_S = 30.0
 
 ENDED = {"failed", "terminated"}
-EXIT_REASONS = {"no_capacity": "no_capacity", "insufficient_funds": "insufficient_funds"}
+CODES = {"no_funds": "insufficient_funds"}
 
 
 def wait_until(
@@ -56,10 +56,7 @@ def interruptible(session: Session, text: str) -> Iterator[None]:
 
 def is_settled(instance: dict[str, Any]) -> bool:
     """True once a start is over: it runs, it ran, or it never will."""
-    phase = instance["phase"]
-    return phase in {"running", "terminating", *ENDED} or (
-        phase in {"stopping", "stopped"} and (instance["desired"] != "running" or instance["exit_code"] is not None)
-    )
+    return instance["phase"] in {"running", "stopped", "terminating", *ENDED}
 
 
 def is_billing_over(instance: dict[str, Any]) -> bool:
@@ -119,17 +116,18 @@ def still_running(instance: dict[str, Any], waited_s: float) -> Problem:
     )
 
 
-def not_started(instance: dict[str, Any]) -> Problem:
-    """Return the problem of an instance that ended before its command could run."""
-    charged = instance["cost"]["gpu_milliseconds"] > 0
-    reason = instance.get("reason") or instance["phase"]
+def ended_early(instance: dict[str, Any]) -> Problem:
+    """Return the problem of an instance that ended before its command did, or before it could begin."""
+    began = instance["ready_at"] is not None
+    reason = instance["reason"] or instance["phase"]
+    again = "Try again, or take another offer: gpumarket offers --available. " if instance["retryable"] else ""
     return problem(
-        code=EXIT_REASONS.get(reason, reason),
-        title=f"{instance['name']} did not start.",
-        detail=instance.get("message") or reason,
-        charged=charged,
-        suggestion="Try again, or take another offer: gpumarket offers --available"
-        if instance.get("retryable")
-        else f"See what happened: gpumarket show {instance['id']}",
+        code=CODES.get(reason, reason),
+        title=f"{instance['name']} was ended before its command was done."
+        if began
+        else f"{instance['name']} did not start.",
+        detail=instance["message"] or reason,
+        charged=instance["cost"]["gpu_milliseconds"] > 0,
+        suggestion=f"{again}See what happened: gpumarket show {instance['id']}",
         instance_id=instance["id"],
     )

@@ -17,8 +17,8 @@ from marketplace.cli.problems import FAILED, INTERRUPTED, NoAnswer, Problem, pro
 from marketplace.cli.progress import (
     PATIENCE_WITH_END_S,
     Steps,
+    ended_early,
     is_billing_over,
-    not_started,
     wait_until,
 )
 from marketplace.cli.session import AsJson, Explain, Project, Session, open_session
@@ -194,7 +194,7 @@ class Run:
             # The command has ended and with it the charging: its own code is worth more than our last questions.
             self._terminal.complain(silence)
         if instance["exit_code"] is None:
-            raise not_started(instance) if instance["ready_at"] is None else cut_short(instance)
+            raise ended_early(instance)
         return as_exit_status(instance["exit_code"])
 
     def _end(self, instance: dict[str, Any]) -> dict[str, Any]:
@@ -276,19 +276,6 @@ def as_exit_status(code: int) -> int:
     if code < 0:
         return 128 - code
     return code if code <= 255 else FAILED
-
-
-def cut_short(instance: dict[str, Any]) -> Problem:
-    """Return the problem of a command that was ended before it could end itself."""
-    reason = instance.get("reason") or instance["phase"]
-    return problem(
-        code=reason,
-        title=f"{instance['name']} was ended before its command was done.",
-        detail=instance.get("message") or reason,
-        charged=instance["cost"]["gpu_milliseconds"] > 0,
-        suggestion=f"See what happened: gpumarket show {instance['id']}",
-        instance_id=instance["id"],
-    )
 
 
 def time_up(instance: dict[str, Any], timeout_s: float | None) -> Problem:

@@ -10,11 +10,11 @@ WHOLE_CURRENCIES = {"JPY", "KRW", "ISK"}
 
 
 def money(amount: str | Decimal, currency: str) -> str:
-    """Return "1,234.50 USD": the currency's usual places, and more only where they say something."""
+    """Return "1,234.50 USD", or all six places where the amount has more than the currency's usual ones."""
     exact = Decimal(amount)
-    places = 0 if currency in WHOLE_CURRENCIES else 2
-    said = -int(exact.normalize().as_tuple().exponent)
-    return f"{exact:,.{max(places, said)}f} {currency}"
+    usual = 0 if currency in WHOLE_CURRENCIES else 2
+    places = usual if exact == round(exact, usual) else 6
+    return f"{exact:,.{places}f} {currency}"
 
 
 def price(value: Mapping[str, Any]) -> str:
@@ -24,7 +24,9 @@ def price(value: Mapping[str, Any]) -> str:
 
 
 def duration(ms: float) -> str:
-    """Return "0.4 s", "12 s", "3 min 20 s", "5 h 2 min" or "3 d 4 h"."""
+    """Return "13 ms", "0.4 s", "12 s", "3 min 20 s", "5 h 2 min" or "3 d 4 h"."""
+    if 0 < ms < 100:
+        return f"{ms:.0f} ms"
     seconds = max(0.0, ms / 1000)
     if seconds < 9.95:
         return f"{seconds:.1f} s"

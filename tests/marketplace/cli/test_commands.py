@@ -163,7 +163,7 @@ def test_an_unknown_name_or_id_is_not_found(gpumarket):
 @pytest.mark.parametrize("name", ["ins_1/logs", "ins_1/../../me", "ins_1?x=1", "ins_1#"])
 def test_an_id_is_one_part_of_a_path(renter, name):
     assert renter("show", name).code == 4
-    assert renter("launch", f"h200-narvik{name}", "--", "true").code == 2
+    assert renter("launch", f"h200-narvik{name}", "--", "true").code == 4
 
 
 def test_a_name_of_two_lists_both_and_changes_neither(renter, shop):
@@ -317,7 +317,7 @@ def test_output_that_is_no_terminal_has_no_colour_and_nothing_that_moves(renter,
 
 def test_long_rows_are_not_broken_where_nobody_reads(renter, shop):
     shop.instances["ins_1"]["name"] = "n" * 300
-    assert len(renter("ls").out.splitlines()) == 2
+    assert "n" * 300 in renter("ls").out
 
 
 def test_this_very_machine_is_not_asked_for_through_a_proxy(gpumarket, monkeypatch):

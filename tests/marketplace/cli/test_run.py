@@ -121,7 +121,7 @@ def test_a_failure_before_the_start_says_why_and_that_nothing_was_charged(gpumar
     assert said.out == ""
 
 
-@pytest.mark.parametrize(("reason", "code"), [("no_capacity", 6), ("insufficient_funds", 7)])
+@pytest.mark.parametrize(("reason", "code"), [("no_capacity", 6), ("no_funds", 7)])
 def test_a_start_that_fails_for_a_known_reason_exits_by_the_table(gpumarket, shop, reason, code):
     shop.fails_with = (reason, "Why.")
     assert gpumarket("run", "--", "true").code == code
@@ -146,6 +146,12 @@ def test_a_refused_order_exits_by_the_table_in_five_parts(gpumarket, shop, statu
         assert part in said.err
 
 
+def test_a_reason_is_not_said_twice(gpumarket, shop):
+    errors = [{"pointer": "/gpus", "detail": "At most 8."}]
+    shop.faults.append(make_problem(422, "invalid_request", detail="gpus: At most 8.", errors=errors))
+    assert gpumarket("run", "--", "true").err.count("At most 8.") == 1
+
+
 def test_a_command_that_somebody_else_ended_has_no_exit_code_of_its_own(gpumarket, shop):
     shop.runs_on = True
 
@@ -154,7 +160,7 @@ def test_a_command_that_somebody_else_ended_has_no_exit_code_of_its_own(gpumarke
             time.sleep(0.001)
         with shop.lock:
             shop.end(shop.instances["ins_1"], "terminated")
-            shop.instances["ins_1"] |= {"reason": "insufficient_funds", "message": "The credit was used up."}
+            shop.instances["ins_1"] |= {"reason": "no_funds", "message": "The credit was used up."}
 
     ending = threading.Thread(target=end)
     ending.start()
