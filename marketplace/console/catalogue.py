@@ -1,0 +1,217 @@
+"""Sites, fabrics, offers and prices: what capacity managers put up for sale. Every change leaves an audit entry."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Q, QuerySet, Sum
+from django.utils.translation import gettext as _
+
+from billing import prices
+from billing.models import PriceVersion
+from marketplace import audit, costs, money
+from marketplace.access import Actor
+from marketplace.errors import BadOrder, NotFound
+from marketplace.models import Offer, Organization
+from provisioning.models import Fabric, Node, Site
+
+TERMS = ("name", "interconnect", "min_gpus", "max_gpus", "is_listed")
+
+
+def sites() -> QuerySet[Site]:
+    """Return all sites with their fabrics, and how many nodes and GPUs each has."""
+    counted = Site.objects.annotate(nodes=Count("fabrics__nodes"), gpus=Sum("fabrics__nodes__gpu_count", default=0))
+    return counted.prefetch_related("fabrics").order_by("name")
+
+
+def site_for(site_id: str) -> Site:
+    """Return a site, or raise NotFound."""
+    site = Site.objects.filter(public_id=site_id).first()
+    if site is None:
+        raise NotFound
+    return site
+
+
+def fabrics() -> QuerySet[Fabric]:
+    """Return all fabrics, by site."""
+    return Fabric.objects.select_related("site").order_by("site__name", "name")
+
+
+def offers() -> QuerySet[Offer]:
+    """Return all offers, also those not on the market, with the nodes and GPUs that serve them."""
+    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE)
+    return (
+        Offer.objects.select_related("site", "supplier")
+        .annotate(
+            node_count=Count("nodes", filter=~Q(nodes__state=Node.State.RETIRED)),
+            gpus=Sum("nodes__gpu_count", default=0, filter=~Q(nodes__state=Node.State.RETIRED)),
+            free=Sum("nodes__free_gpus", default=0, filter=placeable),
+        )
+        .order_by("site__name", "name")
+    )
+
+
+def suppliers() -> QuerySet[Organization]:
+    """Return the organizations that sell capacity."""
+    return Organization.objects.filter(is_supplier=True).order_by("name")
+
+
+def offer_for(offer_id: str) -> Offer:
+    """Return any offer, or raise NotFound."""
+    offer = offers().filter(public_id=offer_id).first()
+    if offer is None:
+        raise NotFound
+    return offer
+
+
+def prices_now(chosen: Sequence[Offer], *, at: datetime) -> dict[int, list[PriceVersion]]:
+    """Return each offer's price in force, one per currency. One query per currency that we write."""
+    found: dict[int, list[PriceVersion]] = {offer.pk: [] for offer in chosen}
+    skus = [offer.sku for offer in chosen]
+    for currency in money.SYMBOLS:
+        known = prices.current(skus=skus, currency=currency, at=at)
+        for offer in chosen:
+            if offer.sku in known:
+                found[offer.pk].append(known[offer.sku])
+    return found
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What publishing a price would change. `ends_at` is when a version that is published already takes over."""
+
+    currency: str
+    effective_from: datetime
+    before_micros: int | None
+    after_micros: int
+    node_hour_micros: int
+    ends_at: datetime | None
+
+    @property
+    def change_percent(self) -> str:
+        """The change against the price before, with a sign and one digit after the point; empty without one."""
+        if not self.before_micros:
+            return ""
+        return f"{Decimal(100 * (self.after_micros - self.before_micros)) / self.before_micros:+.1f}"
+
+
+def preview(
+    *, offer: Offer, currency: str, amount_micros: int, effective_from: datetime | None, at: datetime
+) -> Preview:
+    """Return what a price would change, with nothing published. Two queries."""
+    begins = effective_from or at
+    before = prices.current(skus=[offer.sku], currency=currency, at=begins).get(offer.sku)
+    later = prices.history(sku=offer.sku).filter(currency=currency, effective_from__gt=begins)
+    following = later.order_by("effective_from").first()
+    __, node_hour_micros, __ = costs.rates(micros_per_gpu_hour=amount_micros, gpus=offer.gpus_per_node)
+    return Preview(
+        currency=currency,
+        effective_from=begins,
+        before_micros=before.micros_per_gpu_hour if before else None,
+        after_micros=amount_micros,
+        node_hour_micros=node_hour_micros,
+        ends_at=following.effective_from if following else None,
+    )
+
+
+@transaction.atomic
+def publish_price(
+    *,
+    actor: Actor,
+    offer: Offer,
+    currency: str,
+    amount_micros: int,
+    effective_from: datetime | None,
+    at: datetime,
+) -> PriceVersion:
+    """Publish an offer's price from a moment on, from now on if none is named. What runs keeps its own price."""
+    price = prices.publish(
+        sku=offer.sku,
+        currency=currency,
+        micros_per_gpu_hour=amount_micros,
+        effective_from=effective_from or at,
+        by=actor.name,
+        at=at,
+    )
+    after = {
+        "amount": money.decimal_string(amount_micros),
+        "currency": currency,
+        "unit": "gpu_hour",
+        "effective_from": price.effective_from.isoformat(),
+    }
+    _record(actor, "price.publish", offer.public_id, after=after)
+    return price
+
+
+@transaction.atomic
+def create_offer(*, actor: Actor, **facts: Any) -> Offer:
+    """Put an offer together; it is sold once it has a price and nodes. Raises BadOrder naming the field."""
+    _check_terms(facts)
+    try:
+        with transaction.atomic():
+            offer = Offer.objects.create(**facts)
+    except IntegrityError as error:
+        raise BadOrder("slug", _("There is an offer with this short name already.")) from error
+    after = {name: str(value) for name, value in facts.items()}
+    _record(actor, "offer.create", offer.public_id, after=after)
+    return offer
+
+
+@transaction.atomic
+def change_offer(*, actor: Actor, offer: Offer, **terms: Any) -> None:
+    """Change the terms on which an offer is sold; what runs is not touched. Raises BadOrder naming the field."""
+    assert set(terms) <= set(TERMS)
+    _check_terms(terms)
+    before = {name: getattr(offer, name) for name in terms}
+    changed = {name: value for name, value in terms.items() if value != before[name]}
+    if not changed:
+        return
+    Offer.objects.filter(pk=offer.pk).update(**changed)
+    for name, value in changed.items():
+        setattr(offer, name, value)
+    _record(actor, "offer.change", offer.public_id, before={name: before[name] for name in changed}, after=changed)
+
+
+def _check_terms(terms: Mapping[str, Any]) -> None:
+    smallest, biggest = terms["min_gpus"], terms["max_gpus"]
+    if biggest < smallest:
+        raise BadOrder("max_gpus", _("The most cannot be less than the fewest, %(fewest)s.") % {"fewest": smallest})
+
+
+@transaction.atomic
+def create_site(*, actor: Actor, **facts: Any) -> Site:
+    """Write down a data centre or an edge location. Raises BadOrder naming the field."""
+    try:
+        with transaction.atomic():
+            site = Site.objects.create(**facts)
+    except IntegrityError as error:
+        raise BadOrder("slug", _("There is a site with this short name already.")) from error
+    after = {name: value if name == "certifications" else str(value) for name, value in facts.items()}
+    _record(actor, "site.create", site.public_id, after=after)
+    return site
+
+
+@transaction.atomic
+def create_fabric(*, actor: Actor, site: Site, name: str, kind: str) -> Fabric:
+    """Write down a fast-network domain of a site. Raises BadOrder naming the field."""
+    try:
+        with transaction.atomic():
+            fabric = Fabric.objects.create(site=site, name=name, kind=kind)
+    except IntegrityError as error:
+        raise BadOrder("name", _("%(site)s has a fabric of this name already.") % {"site": site}) from error
+    _record(actor, "fabric.create", fabric.public_id, after={"site": site.slug, "name": name, "kind": kind})
+    return fabric
+
+
+def _record(
+    actor: Actor,
+    verb: str,
+    subject_id: str,
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    audit.record(actor=actor, organization=None, verb=verb, subject_id=subject_id, before=before, after=after)

@@ -1,0 +1,122 @@
+"""What capacity managers do to nodes and to what runs there. Every change leaves an audit entry in its transaction."""
+
+from datetime import datetime
+
+from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
+
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.errors import BadOrder
+from marketplace.models import Offer
+from provisioning import instances, nodes
+from provisioning.models import Fabric, Instance, Node, Reason
+
+
+@transaction.atomic
+def announce(
+    *,
+    actor: Actor,
+    name: str,
+    offer: Offer,
+    fabric: Fabric,
+    rack: str,
+    gpu_model: str,
+    gpu_count: int | None,
+    gpu_memory_mib: int | None,
+) -> Node:
+    """Say which machine will come; it joins with a token of its own. What is left empty is as the offer says.
+
+    Raises BadOrder where the machine does not fit its offer: nodes of one offer are interchangeable.
+    """
+    model, count = gpu_model or offer.gpu_model, gpu_count or offer.gpus_per_node
+    if fabric.site_id != offer.site_id:
+        raise BadOrder("fabric", _("Choose a fabric in %(site)s, where the offer is sold.") % {"site": offer.site})
+    if model != offer.gpu_model:
+        raise BadOrder("gpu_model", _("The offer is made of %(model)s GPUs.") % {"model": offer.gpu_model})
+    if count != offer.gpus_per_node:
+        raise BadOrder("gpu_count", _("A node of this offer has %(count)s GPUs.") % {"count": offer.gpus_per_node})
+    try:
+        with transaction.atomic():
+            node = Node.objects.create(
+                name=name,
+                offer=offer,
+                fabric=fabric,
+                rack=rack,
+                gpu_model=model,
+                gpu_count=count,
+                gpu_memory_mib=gpu_memory_mib or offer.gpu_memory_gib * 1024,
+            )
+    except IntegrityError as error:
+        raise BadOrder("name", _("There is a node named %(name)s already.") % {"name": name}) from error
+    after = {"name": name, "offer": offer.slug, "fabric": str(fabric), "rack": rack, "gpus": f"{count} × {model}"}
+    audit.record(actor=actor, organization=None, verb="node.announce", subject_id=node.public_id, after=after)
+    return node
+
+
+@transaction.atomic
+def issue_join_token(*, actor: Actor, node: Node, at: datetime) -> str:
+    """Return a new one-time token, to be shown once; earlier unused ones stop working."""
+    secret = nodes.issue_join_token(node=node, at=at)
+    audit.record(actor=actor, organization=None, verb="node.join_token", subject_id=node.public_id)
+    return secret
+
+
+@transaction.atomic
+def cordon(*, actor: Actor, node: Node, reason: str) -> None:
+    """Place nothing new there; what runs goes on."""
+    was = node.state
+    nodes.cordon(node=node, reason=reason)
+    _record(actor, node, "node.cordon", was)
+
+
+@transaction.atomic
+def uncordon(*, actor: Actor, node: Node) -> None:
+    """Let placement use it again."""
+    was = node.state
+    nodes.uncordon(node=node)
+    _record(actor, node, "node.uncordon", was)
+
+
+@transaction.atomic
+def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> None:
+    """Place nothing new there and stop what runs."""
+    was = node.state
+    stopped = nodes.drain(node=node, reason=reason, at=at)
+    _record(actor, node, "node.drain", was, instances_stopped=stopped)
+
+
+def _record(actor: Actor, node: Node, verb: str, was: str, **more: object) -> None:
+    after = {"state": node.state, "reason": node.state_reason, **more}
+    audit.record(
+        actor=actor, organization=None, verb=verb, subject_id=node.public_id, before={"state": was}, after=after
+    )
+
+
+@transaction.atomic
+def stop_instance(*, actor: Actor, instance: Instance, reason: str, at: datetime) -> None:
+    """Take an instance's GPUs back; its customer may start it again. Stopping what is stopped changes nothing."""
+    was = instance.phase
+    instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=f"Stopped by the operator: {reason}")
+    _record_end(actor, instance, "instance.stop", was, reason)
+
+
+@transaction.atomic
+def terminate_instance(*, actor: Actor, instance: Instance, reason: str, at: datetime) -> None:
+    """End an instance for good. Terminating what is terminated changes nothing."""
+    was = instance.phase
+    message = f"Terminated by the operator: {reason}"
+    instances.terminate(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
+    _record_end(actor, instance, "instance.terminate", was, reason)
+
+
+def _record_end(actor: Actor, instance: Instance, verb: str, was: str, reason: str) -> None:
+    if instance.phase != was:
+        audit.record(
+            actor=actor,
+            organization=instance.project.organization,
+            verb=verb,
+            subject_id=instance.public_id,
+            before={"phase": was},
+            after={"phase": instance.phase, "reason": reason},
+        )

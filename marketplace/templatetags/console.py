@@ -1,0 +1,59 @@
+"""How the console writes the states of nodes and what was changed."""
+
+from django import template
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+
+from marketplace.console.troubles import KINDS, RED_KINDS
+from marketplace.portal import words
+from marketplace.templatetags.portal import badge
+from provisioning.models import Heartbeat, Node
+
+register = template.Library()
+
+REACHABILITY = {
+    Node.Reachability.UNKNOWN: ("quiet", "clock"),
+    Node.Reachability.ONLINE: ("good", "check"),
+    Node.Reachability.SUSPECT: ("warn", "alert"),
+    Node.Reachability.UNREACHABLE: ("bad", "cross"),
+    Node.Reachability.LOST: ("bad", "cross"),
+}
+STATES = {
+    Node.State.NEW: ("quiet", "clock"),
+    Node.State.AVAILABLE: ("good", "check"),
+    Node.State.CORDONED: ("warn", "pause"),
+    Node.State.DRAINING: ("warn", "loader"),
+    Node.State.RETIRED: ("quiet", "minus"),
+}
+
+
+@register.simple_tag
+def reachability(node: Node) -> SafeString:
+    """Write whether a node answers."""
+    return badge(node.get_reachability_display(), *REACHABILITY[Node.Reachability(node.reachability)])
+
+
+@register.simple_tag
+def node_state(node: Node) -> SafeString:
+    """Write whether placement may use a node."""
+    return badge(node.get_state_display(), *STATES[Node.State(node.state)])
+
+
+@register.simple_tag
+def trouble(kind: str) -> SafeString:
+    """Write what kind of trouble an instance is in."""
+    tone = "bad" if kind in RED_KINDS or kind == "failed" else "warn"
+    return badge(str(KINDS[kind]), tone, "alert")
+
+
+@register.simple_tag
+def source(heartbeat: Heartbeat) -> SafeString:
+    """Write where readings come from; those of a simulated GPU never pass for real ones."""
+    is_simulated = heartbeat.gpu_source == "simulated"
+    return badge(_("simulated") if is_simulated else heartbeat.gpu_source.upper(), "warn" if is_simulated else "quiet")
+
+
+@register.filter
+def audited(verb: str) -> str:
+    """Write what somebody did."""
+    return str(words.AUDITED.get(verb, verb))
