@@ -1,0 +1,187 @@
+"""A fleet and customers of any size, written by SQL: what years of operation would leave, in seconds.
+
+The rows are what the product's own verbs write, checked by the database's
+constraints as always; customers are few and made by the verbs themselves.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from django.db import connection
+from django.utils import timezone
+
+from billing import books, credits, prices
+from marketplace import tenants, tokens
+from marketplace.access import person
+from marketplace.models import Offer, Organization, Project, User
+from marketplace.permissions import SCOPES
+from provisioning import quotas
+from provisioning.models import Assignment, Fabric, Instance, Node, Site
+
+GPUS_PER_NODE = 8
+NODES_PER_RACK = 8
+NODES_PER_FABRIC = 512
+SITES = ("narvik", "teesside", "osaka", "virginia")
+MODELS = (("GB300", 6_200_000), ("H200", 2_490_000), ("L40S", 890_000))
+CREDIT_MICROS = 10**9 * 10**6
+QUOTA_GPUS = 10**9
+
+NODES = """
+INSERT INTO provisioning_node (public_id, name, fabric_id, offer_id, rack, gpu_model, gpu_count, gpu_memory_mib,
+    free_gpus, state, state_reason, reachability, driver, key_hash, desired_generation, created_at, joined_at)
+SELECT 'nod_' || lpad(to_hex(%(from)s + n), 20, 'a'), 'node-' || (%(from)s + n), %(fabric)s, %(offer)s,
+    'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, 'available', '', 'online', 'agent',
+    md5(n::text), 1, now(), now()
+FROM generate_series(0, %(count)s - 1) AS n
+"""
+GPUS = """
+INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy)
+SELECT 'gpu_' || lpad(to_hex(node.id * 16 + i), 20, 'a'), node.id, 'GPU-' || node.name || '-' || i, i, 144384, true
+FROM provisioning_node node, generate_series(0, %(gpus)s - 1) AS i
+WHERE NOT EXISTS (SELECT FROM provisioning_gpu gpu WHERE gpu.node_id = node.id)
+"""
+HEARTBEATS = """
+INSERT INTO provisioning_heartbeat (node_id, boot_id, agent_epoch, seq, last_seen, hostname, agent_version, runtime,
+    gpu_source, inventory_generation, telemetry, energy)
+SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]' FROM provisioning_node node
+WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = node.id)
+"""
+
+
+@dataclass(frozen=True)
+class Customers:
+    """Who rents: one token for each organization."""
+
+    tokens: list[str]
+    projects: list[int]
+
+
+def make_customers(count: int) -> Customers:
+    """Make organizations that never run out of credit or quota."""
+    at = timezone.now()
+    secrets, projects = [], []
+    for number in range(count):
+        user = User.objects.create(email=f"developer-{number}@example.com")
+        organization = tenants.found_organization(owner=user, name=f"Customer {number}")
+        credits.grant(
+            organization=organization, amount_micros=CREDIT_MICROS, key=f"bench {number}", reason="x", by="x", at=at
+        )
+        project = Project.objects.get(organization=organization)
+        quotas.set_limit(project_id=project.pk, limit=QUOTA_GPUS)
+        _, secret = tokens.create_token(
+            actor=person(user), organization=organization, name="bench", scopes=SCOPES, at=at
+        )
+        secrets.append(secret)
+        projects.append(project.pk)
+    return Customers(tokens=secrets, projects=projects)
+
+
+def make_offers() -> list[Offer]:
+    """Make every model's offer in every site."""
+    at = timezone.now()
+    user = User.objects.create(email="operator@example.com")
+    operator = tenants.found_organization(owner=user, name="Operator", is_supplier=True)
+    sites = [
+        Site.objects.create(
+            slug=slug, name=slug.title(), city=slug.title(), country="NO", jurisdiction="NO", grid_zone="NO4",
+            latitude=Decimal(60), longitude=Decimal(10), power_source="hydro", pue=Decimal("1.1"),
+        )
+        for slug in SITES
+    ]  # fmt: skip
+    return [_offer(operator, site, model, micros, at) for model, micros in MODELS for site in sites]
+
+
+def _offer(operator: Organization, site: Site, model: str, micros: int, at: object) -> Offer:
+    offer = Offer.objects.create(
+        slug=f"{model.lower()}-{site.slug}", name=f"{model} in {site.name}", supplier=operator, site=site,
+        gpu_model=model, gpu_memory_gib=141, gpus_per_node=GPUS_PER_NODE, interconnect="NVLink", max_gpus=4096,
+    )  # fmt: skip
+    prices.publish(sku=offer.sku, currency="USD", micros_per_gpu_hour=micros, effective_from=at, by="x", at=at)
+    return offer
+
+
+def grow(offers: list[Offer], *, gpus: int) -> None:
+    """Add nodes until the fleet has this many GPUs, the same number to each offer, in racks and fabrics."""
+    wanted = gpus // GPUS_PER_NODE
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM provisioning_node")
+        there = cursor.fetchone()[0]
+        for position, offer in enumerate(offers):
+            missing = (wanted - there) // len(offers) + (position < (wanted - there) % len(offers))
+            while missing > 0:
+                count = min(missing, NODES_PER_FABRIC)
+                cursor.execute("SELECT count(*) FROM provisioning_node")
+                start = cursor.fetchone()[0]
+                fabric = Fabric.objects.create(site=offer.site, name=f"fabric-{start}", kind="infiniband")
+                cursor.execute(
+                    NODES,
+                    {
+                        "from": start, "count": count, "fabric": fabric.pk, "offer": offer.pk,
+                        "model": offer.gpu_model, "gpus": GPUS_PER_NODE, "per_rack": NODES_PER_RACK,
+                    },
+                )  # fmt: skip
+                missing -= count
+        cursor.execute(GPUS, {"gpus": GPUS_PER_NODE})
+        cursor.execute(HEARTBEATS)
+        cursor.execute("VACUUM ANALYZE provisioning_node, provisioning_gpu, provisioning_heartbeat")
+
+
+def make_bare_assignments(count: int, offer: Offer, project_id: int) -> tuple[int, int]:
+    """Make assignments for the bare claims to hold GPUs for; return the first's primary key and how many there are."""
+    at = timezone.now()
+    price = prices.current(skus=[offer.sku], currency="USD", at=at)[offer.sku]
+    instance = Instance.objects.create(
+        project_id=project_id, offer=offer, price_version=price, name="bare", replicas=count, gpus_per_replica=1,
+        command=["true"], created_at=at,
+    )  # fmt: skip
+    node = Node.objects.order_by("pk").first()
+    assert node is not None
+    made = Assignment.objects.bulk_create(
+        Assignment(instance=instance, node=node, replica=number, fence=1, gpu_uuids=[]) for number in range(count)
+    )
+    return made[0].pk, count
+
+
+FAULTS = {
+    "GPUs are held twice": """
+        SELECT gpu_id FROM provisioning_gpuhold WHERE released_at IS NULL GROUP BY gpu_id HAVING count(*) > 1
+    """,
+    "nodes miscount their free GPUs": """
+        SELECT node.id FROM provisioning_node node JOIN provisioning_gpu gpu ON gpu.node_id = node.id
+        LEFT JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
+        GROUP BY node.id HAVING node.free_gpus <> count(*) FILTER (WHERE gpu.healthy AND hold.id IS NULL)
+    """,
+    "instances do not hold what they rent": """
+        SELECT instance.id FROM provisioning_instance instance
+        LEFT JOIN provisioning_assignment assignment ON assignment.instance_id = instance.id
+        LEFT JOIN provisioning_gpuhold hold ON hold.assignment_id = assignment.id AND hold.released_at IS NULL
+        WHERE instance.name <> 'bare'
+        GROUP BY instance.id HAVING count(hold.id) <> instance.replicas * instance.gpus_per_replica
+    """,
+    "projects miscount their quota": """
+        SELECT quota.project_id FROM provisioning_quota quota
+        LEFT JOIN provisioning_instance instance ON instance.project_id = quota.project_id
+        GROUP BY quota.project_id, quota.held HAVING quota.held <> coalesce(sum(instance.quota_held), 0)
+    """,
+    "launches lack their audit entry, key, event or workflow": """
+        SELECT instance.id FROM provisioning_instance instance WHERE name <> 'bare' AND NOT (
+            EXISTS (SELECT FROM marketplace_auditentry WHERE subject_id = instance.public_id)
+            AND EXISTS (SELECT FROM marketplace_idempotencyrecord WHERE body ->> 'id' = instance.public_id)
+            AND EXISTS (SELECT FROM provisioning_instanceevent WHERE instance_id = instance.id)
+            AND EXISTS (SELECT FROM provisioning_workflow WHERE instance_id = instance.id))
+    """,
+}
+
+
+def faults(*, accepted: int) -> list[str]:
+    """Return what is wrong with what the launches left behind; an empty list is the expected answer."""
+    found = []
+    with connection.cursor() as cursor:
+        for fault, rows in FAULTS.items():
+            cursor.execute(rows)
+            if broken := cursor.fetchall():
+                found.append(f"{len(broken)} {fault}")
+    instances = Instance.objects.exclude(name="bare").count()
+    if instances != accepted:
+        found.append(f"{accepted} launches were accepted, {instances} instances exist")
+    return found + [f"books: {fault}" for fault in books.check(at=timezone.now())]
