@@ -14,7 +14,7 @@ class StaleInstance(ProvisioningError):
 
 
 class NoCapacity(ProvisioningError):
-    """There are not enough free GPUs now. A node that is being claimed this very moment counts as taken."""
+    """There are not enough free GPUs now."""
 
 
 class QuotaExceeded(ProvisioningError):

@@ -31,8 +31,7 @@ def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
     Runs inside the caller's transaction. Replicas share the tightest domain
-    that has room: one node, else one rack, one fabric, the offer's site. A
-    node that is locked by another claim counts as taken; the caller may retry.
+    that has room: one node, else one rack, one fabric, the offer's site.
     """
     places = _choose(instance)
     counts: dict[int, int] = {}
@@ -105,22 +104,26 @@ def recount(node_ids: Iterable[int]) -> None:
 
 
 def _choose(instance: Instance) -> list[Node]:
-    """Return one locked node per replica."""
+    """Return one locked node per replica, or raise NoCapacity."""
     per_replica, replicas = instance.gpus_per_replica, instance.replicas
     nodes = placeable(instance.offer_id).filter(free_gpus__gte=per_replica)
-    lockable = nodes.select_for_update(no_key=True, skip_locked=True).only("pk", "free_gpus", "fabric_id", "rack")
-    whole = lockable.filter(free_gpus__gte=per_replica * replicas).order_by("free_gpus", "pk").first()
-    if whole is not None:
-        return [whole] * replicas
+    nodes = nodes.only("pk", "free_gpus", "fabric_id", "rack")
+    whole = nodes.filter(free_gpus__gte=per_replica * replicas).order_by("free_gpus", "pk")
+    # Pass over nodes that are being claimed this moment; wait for one only when there is no other.
+    for skip_locked in (True, False):
+        node = whole.select_for_update(no_key=True, skip_locked=skip_locked).first()
+        if node is not None:
+            return [node] * replicas
     for domain in DOMAINS if replicas > 1 else ():
         # Integer division of the column: how many replicas fit on a node.
         fitting = nodes.values(*domain).annotate(room=Sum(F("free_gpus") / per_replica)).filter(room__gte=replicas)
         tightest = fitting.order_by("room", *domain).first()
         if tightest is None:
             continue
-        inside = {name: tightest[name] for name in domain}
-        # Fewest nodes first; a gang of n replicas never needs more than n nodes.
-        locked = lockable.filter(**inside).order_by("-free_gpus", "pk")[:replicas]
+        # Fewest nodes first; a gang of n replicas never needs more than n nodes. Locked in id order.
+        inside = nodes.filter(**{name: tightest[name] for name in domain}).order_by("-free_gpus", "pk")
+        chosen = list(inside.values_list("pk", flat=True)[:replicas])
+        locked = nodes.filter(pk__in=chosen).select_for_update(no_key=True).order_by("pk")
         places = [node for node in locked for _ in range(node.free_gpus // per_replica)][:replicas]
         if len(places) == replicas:
             return places

@@ -1,0 +1,117 @@
+"""Kill any part in the middle of 20 launches: nothing is lost, held twice, left over or wrongly charged."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import psutil
+import pytest
+import redis
+
+from tests.scenarios.conftest import ROOT, Market, plain_environment
+
+LAUNCHES, SETTLED_WITHIN_S = 20, 60
+MARK = "31.4159"  # the command of every launch sleeps so long, which tells its processes from all others
+
+
+def launch(market: Market, number: int) -> str:
+    """Return an instance's id. Twenty single GPUs spread over the three offers of the demo."""
+    offer = ("h200-teesside", "l40s-osaka", "h200-teesside", "gb300-narvik", "l40s-osaka")[number % 5]
+    answer = market.post("/instances", {"offer": offer, "command": ["sleep", f"{MARK}{number:02}"]})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def wait_until(market: Market, phases: set[str], ids: list[str]) -> dict[str, str]:
+    until = time.monotonic() + SETTLED_WITHIN_S
+    while True:
+        found = {row["id"]: row["phase"] for row in market.get("/instances?limit=200")["data"] if row["id"] in ids}
+        if set(found) == set(ids) and set(found.values()) <= phases:
+            return found
+        assert time.monotonic() < until, f"not settled after {SETTLED_WITHIN_S} s: {found}"
+        time.sleep(0.5)
+
+
+def workloads() -> list[str]:
+    """Return the command lines of launched commands that run on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            line = process.cmdline()
+            if line[:1] == ["sleep"] and line[1].startswith(MARK):
+                found.append(line[1])
+    return sorted(found)
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    assert processes, "there is nothing to kill"
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+def kill_worker(market: Market) -> None:
+    kill_all(market.processes("celery", "worker"))
+
+
+def kill_web(market: Market) -> None:
+    kill_all(market.processes("granian"))
+
+
+def kill_agent(market: Market) -> None:
+    kill_all([agent for agent in market.processes("provisioning.agent.main", "tee-h200-01")])
+
+
+def kill_redis(market: Market) -> None:
+    kill_all(market.processes("redis-server"))
+
+
+def flush_redis(market: Market) -> None:
+    url = json.loads((market.home / "environment.json").read_text())["REDIS_URL"]
+    with redis.Redis.from_url(url) as client:
+        for _ in range(10):
+            client.flushall()
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("fault", [kill_worker, kill_web, kill_agent, kill_redis, flush_redis])
+def test_a_fault_in_the_middle_of_twenty_launches_loses_nothing(market: Market, fault: object) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        launches = [pool.submit(launch, market, number) for number in range(LAUNCHES)]
+        while sum(done.done() for done in launches) < LAUNCHES // 3:
+            time.sleep(0.02)
+        fault(market)  # type: ignore[operator]
+        ids = [done.result() for done in launches]
+    assert len(set(ids)) == LAUNCHES
+
+    settled = wait_until(market, {"running", "failed"}, ids)
+    running = [instance for instance, phase in settled.items() if phase == "running"]
+    held = market.query(
+        "SELECT gpu_id FROM provisioning_gpuhold WHERE released_at IS NULL GROUP BY gpu_id HAVING count(*) > 1"
+    )
+    assert held == []
+    until = time.monotonic() + 20
+    while len(workloads()) != len(running) and time.monotonic() < until:
+        time.sleep(0.3)
+    assert len(workloads()) == len(running)
+
+    for instance in ids:
+        assert market.post(f"/instances/{instance}/terminate").status_code == 202
+    wait_until(market, {"terminated"}, ids)
+    assert workloads() == []
+    assert market.query("SELECT count(*) FROM provisioning_gpuhold WHERE released_at IS NULL") == [(0,)]
+    assert market.query("SELECT sum(held) FROM provisioning_quota") == [(0,)]
+    assert market.query("SELECT count(*) FROM billing_usagespan WHERE ended_at IS NULL") == [(0,)]
+    books = subprocess.run(
+        [sys.executable, "manage.py", "check_books"],
+        cwd=ROOT,
+        env={**plain_environment(), "GPUMARKET_HOME": str(market.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert books.returncode == 0, books.stdout
