@@ -3,6 +3,7 @@
 from django.urls import URLPattern, URLResolver, include, path, re_path
 
 from marketplace import health
+from marketplace.admin import back_office
 from marketplace.api import docs, errors
 from provisioning import gateway
 
@@ -15,5 +16,14 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/schema", docs.Schema.as_view(), name="api-schema"),
     path("api/docs", docs.SwaggerPage.as_view(), name="api-docs"),
     path("api/problems", docs.problems, name="api-problems"),
-    re_path("^api/", errors.not_found),
+    re_path("^api(/|$)", errors.not_found),
+    path("accounts/", include("allauth.urls")),
+    path("console/", include("marketplace.console.urls")),
+    path("back-office/", back_office.urls),
+    path("", include("marketplace.portal.urls")),
 ]
+
+handler400 = "marketplace.refusals.bad_request"
+handler403 = "marketplace.portal.errors.forbidden"
+handler404 = "marketplace.refusals.not_found"
+handler500 = "marketplace.refusals.server_error"

@@ -1,0 +1,66 @@
+"""Balance and usage: what there is, how long it lasts, and every interval that was charged."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import HttpResponse
+
+from billing import accounts, usage
+from billing.models import UsageSpan
+from marketplace.models import Organization
+from marketplace.portal import charts, spending
+from marketplace.portal.doors import Visit, page
+
+PAGE = 50
+CHART_DAYS = 30
+
+
+@dataclass(frozen=True)
+class Line:
+    """One span with what it measured and costs until now."""
+
+    span: UsageSpan
+    gpu_milliseconds: int
+    amount_micros: int
+    has_own_page: bool
+
+
+@page()
+def balance(visit: Visit) -> HttpResponse:
+    """Show wallet, burn rate, runway, cost by day and the spans behind them."""
+    organization = visit.organization(verb="balance.view")
+    context = {**_money(visit, organization), **_usage(visit, organization)}
+    return visit.live_page("balance.html", "live", context)
+
+
+def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
+    days = spending.by_day(organization, days=CHART_DAYS, at=visit.at)
+    return {
+        "organization": organization,
+        "wallet": accounts.wallet(organization=organization),
+        "runway": getattr(organization, "runway", None),
+        "spending": spending.of(organization, at=visit.at),
+        "chart": charts.bars(days, currency=organization.currency),
+    }
+
+
+def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
+    spans = organization.usage_spans.select_related("price_version").order_by("-pk")
+    before = visit.query("before")
+    if before:
+        spans = spans.filter(pk__lt=organization.usage_spans.filter(public_id=before).values("pk"))
+    rows = list(spans[: PAGE + 1])
+    more, rows = len(rows) > PAGE, rows[:PAGE]
+    return {
+        "lines": [
+            Line(
+                span=span,
+                gpu_milliseconds=usage.gpu_milliseconds(span=span, at=visit.at),
+                amount_micros=usage.amount_micros(span=span, at=visit.at),
+                has_own_page=span.resource_id.startswith("ins_"),
+            )
+            for span in rows
+        ],
+        "older": rows[-1].public_id if more else "",
+        "before": before,
+    }

@@ -1,0 +1,48 @@
+"""What a page does, as a command line or a curl call that can be copied."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+
+from django.conf import settings
+
+TOKEN = "$GPUMARKET_TOKEN"  # noqa: S105  the name of a variable
+
+
+def offers(gpu_model: str, country: str, min_gpus: int, *, available: bool) -> str:
+    """Return the command that lists these offers."""
+    parts = ["gpumarket", "offers"]
+    parts += ["--gpu-model", gpu_model] if gpu_model else []
+    parts += ["--country", country] if country else []
+    parts += ["--min-gpus", str(min_gpus)] if min_gpus else []
+    parts += ["--available"] if available else []
+    return shlex.join(parts)
+
+
+def launch(
+    *, offer: str, gpus: int, replicas: int, name: str, command: Sequence[str], env: Mapping[str, str], project: str
+) -> tuple[str, str]:
+    """Return an order as a command line and as a curl call."""
+    parts = ["gpumarket", "launch", offer, "--gpus", str(gpus)]
+    parts += ["--replicas", str(replicas)] if replicas != 1 else []
+    parts += ["--name", name] if name else []
+    for variable, value in env.items():
+        parts += ["--env", f"{variable}={value}"]
+    parts += ["--project", project] if project else []
+    parts += ["--", *command]
+    body: dict[str, object] = {"offer": offer, "gpus": gpus, "replicas": replicas, "command": list(command)}
+    body |= {"name": name} if name else {}
+    body |= {"env": dict(env)} if env else {}
+    body |= {"project": project} if project else {}
+    curl = (
+        f'curl -X POST {settings.PUBLIC_URL}/api/v1/instances \\\n  -H "Authorization: Bearer {TOKEN}" \\\n'
+        f'  -H "Idempotency-Key: $(uuidgen)" \\\n  -H "Content-Type: application/json" \\\n'
+        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )
+    return shlex.join(parts), curl
+
+
+def instance(instance_id: str) -> tuple[str, str]:
+    """Return how to see an instance by a command line and by a curl call."""
+    curl = f'curl -H "Authorization: Bearer {TOKEN}" \\\n  {settings.PUBLIC_URL}/api/v1/instances/{instance_id}'
+    return f"gpumarket show {instance_id}\ngpumarket logs -f {instance_id}", curl

@@ -1,0 +1,240 @@
+"""Every refusal in five parts: what happened, why, whether it was charged, what to do, and a reference."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import OperationalError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.template import loader
+from django.urls import reverse_lazy
+from django.utils import translation
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from billing.errors import InsufficientFunds
+from marketplace import idempotency
+from marketplace.errors import BadOrder, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
+from marketplace.money import shown
+from marketplace.portal.preferences import theme_of
+from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
+from provisioning.output import BadCursor
+
+Text = str | Promise
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of refusal. Without a `why` the error's own words say it; `link` leads to where it can be mended."""
+
+    status: int
+    title: Text
+    remedy: Text
+    why: Text = ""
+    link: tuple[Text, Text] | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a person reads. Nothing is ever charged by what was refused: it was rolled back whole."""
+
+    status: int
+    title: str
+    why: str
+    charged: str
+    remedy: str
+    reference: str
+    field: str = ""
+    link: tuple[str, str] | None = None
+
+
+KINDS: dict[type[Exception], Kind] = {
+    NotFound: Kind(
+        404,
+        gettext_lazy("There is no such page"),
+        gettext_lazy("Check the address, or start from the home page."),
+        gettext_lazy("It does not exist, or it belongs to an organization that you are not a member of."),
+    ),
+    Forbidden: Kind(
+        403,
+        gettext_lazy("You may not do this"),
+        gettext_lazy("Ask an owner or admin of the organization, or choose another organization."),
+        link=(gettext_lazy("See who may do what"), reverse_lazy("members")),
+    ),
+    ProjectSuspended: Kind(
+        403,
+        gettext_lazy("The project is suspended"),
+        gettext_lazy("Ask the operator why. What is stored is kept."),
+    ),
+    BadOrder: Kind(422, gettext_lazy("Please correct this"), gettext_lazy("Correct the field and send it again.")),
+    InsufficientFunds: Kind(
+        402,
+        gettext_lazy("Not enough credit"),
+        gettext_lazy("Add credit, or choose fewer GPUs."),
+        link=(gettext_lazy("See the balance"), reverse_lazy("balance")),
+    ),
+    QuotaExceeded: Kind(
+        409,
+        gettext_lazy("The project's quota is used up"),
+        gettext_lazy("Terminate what you do not need, or ask the operator for more quota."),
+        link=(gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    NoCapacity: Kind(
+        409,
+        gettext_lazy("Not enough free GPUs"),
+        gettext_lazy("Ask for fewer GPUs, choose another offer, or try again in a moment."),
+        link=(gettext_lazy("See what is free"), reverse_lazy("market")),
+    ),
+    IllegalMove: Kind(
+        409,
+        gettext_lazy("Its state does not allow this"),
+        gettext_lazy("Look at it again to see what can be done now."),
+        gettext_lazy("It has moved on since you opened the page."),
+        (gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    StaleInstance: Kind(
+        409,
+        gettext_lazy("It changed at the same moment"),
+        gettext_lazy("Look at it again, then repeat what you wanted."),
+        gettext_lazy("Somebody else, or the marketplace itself, was faster."),
+        (gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    Conflict: Kind(409, gettext_lazy("This is there already"), gettext_lazy("Change it as said above and try again.")),
+    LastOwner: Kind(
+        409,
+        gettext_lazy("An organization needs an owner"),
+        gettext_lazy("Make somebody else an owner first."),
+        gettext_lazy("This is the last owner."),
+        (gettext_lazy("See members"), reverse_lazy("members")),
+    ),
+    idempotency.KeyOfAnotherOrder: Kind(
+        409,
+        gettext_lazy("This form was sent before"),
+        gettext_lazy("Look at what it started. To start one more, send the form below again."),
+        gettext_lazy("It has started something already, with other values."),
+        (gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    idempotency.KeyMissing: Kind(
+        400,
+        gettext_lazy("The form was incomplete"),
+        gettext_lazy("Open the form again and send it from there."),
+        gettext_lazy("It lacks the key that keeps it from being done twice."),
+    ),
+    BadCursor: Kind(
+        400,
+        gettext_lazy("This place in the log is not known"),
+        gettext_lazy("Open the instance again."),
+        gettext_lazy("The address was changed or is from another instance."),
+    ),
+    OperationalError: Kind(
+        503,
+        gettext_lazy("We cannot answer now"),
+        gettext_lazy("Try again in a few seconds."),
+        gettext_lazy("The database does not answer."),
+    ),
+}
+
+
+def refusal_of(error: Exception, *, reference: str) -> Refusal:
+    """Return what to tell about an error of the table."""
+    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+    tell = NUMBERS.get(type(error))
+    why = tell(error) if tell else str(kind.why or error)
+    return Refusal(
+        status=kind.status,
+        title=str(kind.title),
+        why=why,
+        charged=_("Nothing was started, changed or charged."),
+        remedy=str(kind.remedy),
+        reference=reference,
+        field=error.field if isinstance(error, BadOrder) else "",
+        link=(str(kind.link[0]), str(kind.link[1])) if kind.link else None,
+    )
+
+
+def _funds(error: InsufficientFunds) -> str:
+    return _("The first hour costs %(needed)s, which is set aside before a start; %(available)s is free.") % {
+        "needed": shown(error.needed_micros, error.currency),
+        "available": shown(error.available_micros, error.currency),
+    }
+
+
+def _quota(error: QuotaExceeded) -> str:
+    return _("You asked for %(wanted)s more GPUs; the project holds %(held)s of %(limit)s.") % {
+        "wanted": error.wanted,
+        "held": error.held,
+        "limit": error.limit,
+    }
+
+
+# These carry numbers that are worth telling.
+NUMBERS: dict[type[Exception], Callable[..., str]] = {InsufficientFunds: _funds, QuotaExceeded: _quota}
+
+
+def refused(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Answer with the page of a refusal."""
+    refusal = refusal_of(error, reference=reference_of(request))
+    return render(request, "refused.html", {"refusal": refusal}, status=refusal.status)
+
+
+def reference_of(request: HttpRequest) -> str:
+    """Return what a person can tell us so that we find their request in our logs."""
+    return str(getattr(request, "id", ""))
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer for what no form of ours sends."""
+    kind = Kind(
+        400,
+        _("We could not read this request"),
+        _("Go back, reload the page and try again."),
+        _("It is not in the form that our pages send."),
+    )
+    return _plain(request, kind)
+
+
+def forbidden(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer for PermissionDenied."""
+    return refused(request, Forbidden(_("This page is not for your account.")))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer for a form that does not belong to this session."""
+    kind = Kind(
+        403,
+        _("This form is out of date"),
+        _("Go back, reload the page and send the form again."),
+        _("You signed in or out since it was opened, or cookies are blocked."),
+    )
+    return _plain(request, kind)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer for an address that is no page of ours."""
+    return refused(request, NotFound())
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer for an error of ours."""
+    kind = Kind(
+        500,
+        _("Something went wrong on our side"),
+        _("Try again in a moment. If it happens again, tell us the reference."),
+        _("We have written down what happened and will look at it."),
+    )
+    return _plain(request, kind)
+
+
+def _plain(request: HttpRequest, kind: Kind) -> HttpResponse:
+    """Answer without asking the database or the session, which may be what is broken."""
+    refusal = Refusal(
+        status=kind.status,
+        title=str(kind.title),
+        why=str(kind.why),
+        charged=_("Nothing was started, changed or charged."),
+        remedy=str(kind.remedy),
+        reference=reference_of(request),
+    )
+    context = {"refusal": refusal, "theme": theme_of(request), "LANGUAGE_CODE": translation.get_language()}
+    return HttpResponse(loader.render_to_string("refused_plainly.html", context), status=kind.status)

@@ -1,0 +1,288 @@
+"""Launching: one form with the price beside it, checked while typing, done once however often it is sent."""
+
+import re
+import secrets
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect
+from django.utils.translation import gettext as _
+
+from billing import accounts
+from marketplace import access, costs, idempotency, offers, rentals
+from marketplace.errors import BadOrder, Conflict, NotFound
+from marketplace.models import Project
+from marketplace.money import shown
+from marketplace.offers import Listing
+from marketplace.portal import commands, errors
+from marketplace.portal.doors import REFUSALS, Visit, page
+from provisioning import quotas
+from provisioning.models import Instance
+
+FIELDS = ("offer", "gpus", "replicas", "name", "command", "env", "project")
+WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
+ROUTE = "portal/launch"
+
+
+@dataclass
+class Draft:
+    """What is typed in the form, as typed, and what is wrong with it by field."""
+
+    typed: dict[str, str]
+    key: str
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, visit: Visit) -> Self:
+        """Return what was sent; what stands in exactly as typed (a command or a variable) is not normalised."""
+        typed = {name: visit.raw(name) if name in {"command", "env"} else visit.text(name) for name in FIELDS}
+        return cls(typed=typed, key=visit.text("key"))
+
+    @classmethod
+    def begin(cls, query: Mapping[str, str]) -> Self:
+        """Return a new form, filled with what its address names."""
+        typed = {name: query.get(name, "") for name in FIELDS}
+        typed |= {name: typed[name] or "1" for name in ("gpus", "replicas")}
+        return cls(typed=typed, key=secrets.token_urlsafe(24))
+
+    def number(self, name: str) -> int:
+        """Return a whole number that was typed, or 0 with an error written beside it."""
+        if WHOLE_NUMBER.match(self.typed[name]):
+            return int(self.typed[name])
+        self.errors[name] = _("Type a whole number, such as 1.")
+        return 0
+
+    def command(self) -> list[str]:
+        """Return the command as a program and its arguments, split as a shell would."""
+        try:
+            return shlex.split(self.typed["command"])
+        except ValueError:
+            self.errors["command"] = _("A quotation mark is not closed.")
+            return []
+
+    def env(self) -> dict[str, str]:
+        """Return the variables, one NAME=VALUE a line."""
+        found = {}
+        for line in self.typed["env"].splitlines():
+            name, sign, value = line.partition("=")
+            if not line.strip():
+                continue
+            if not sign:
+                self.errors["env"] = _("Write one NAME=VALUE a line; this line has no “=”: %(line)s") % {"line": line}
+            found[name.strip()] = value
+        return found
+
+    def order(self, listing: Listing) -> rentals.Order | None:
+        """Return the order, or None with every error written beside its field."""
+        order = rentals.Order(
+            offer=listing.offer,
+            command=self.command(),
+            gpus=self.number("gpus"),
+            replicas=self.number("replicas"),
+            name=self.typed["name"],
+            env=self.env(),
+        )
+        if not self.errors:
+            try:
+                rentals.check(order)
+            except BadOrder as error:
+                self.errors[error.field] = str(error)
+        return None if self.errors else order
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a launch needs, and whether it is there."""
+
+    good: bool
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the draft would cost and whether it could start now. Amounts are micros of `currency`."""
+
+    currency: str
+    gpus: int
+    per_gpu_hour: int
+    per_second: int
+    per_hour: int
+    per_day: int
+    checks: list[Check]
+
+
+@page("GET", "HEAD", "POST")
+def launch(visit: Visit) -> HttpResponse:
+    """Show the form, or launch what it says and go to the new instance."""
+    if visit.request.method != "POST":
+        return _form(visit, Draft.begin(visit.request.GET.dict()))
+    draft = Draft.read(visit)
+    project = access.project_for(visit.actor, draft.typed["project"] or None, verb="instance.change")
+    listing = _chosen(_listings(visit, project.organization.currency), draft)
+    order = draft.order(listing) if listing else None
+    if order is None:
+        return _form(visit, draft, status=422)
+    try:
+        instance_id = _rent_once(visit, project, order, draft)
+    except REFUSALS as error:
+        return _refused(visit, draft, error)
+    messages.success(visit.request, _("Your order is in. Billing starts when the instance is ready."))
+    return redirect("instance", instance_id)
+
+
+def _rent_once(visit: Visit, project: Project, order: rentals.Order, draft: Draft) -> str:
+    """Rent and return the instance's id; the same form sent again returns the same one."""
+
+    def rent() -> tuple[int, Any]:
+        instance: Instance = rentals.rent(actor=visit.actor, project=project, order=order, at=visit.at)
+        return 202, {"id": instance.public_id}
+
+    answer = idempotency.once(
+        organization=project.organization, route=ROUTE, key=draft.key, order=draft.typed, effect=rent
+    )
+    return str(answer.body["id"])
+
+
+def _refused(visit: Visit, draft: Draft, error: Exception) -> HttpResponse:
+    """Show the form again with all that was typed and why it was refused."""
+    refusal = errors.refusal_of(error, reference=visit.actor.request_id)
+    if isinstance(error, idempotency.KeyOfAnotherOrder | idempotency.KeyMissing):
+        draft.key = secrets.token_urlsafe(24)
+    if isinstance(error, BadOrder) and error.field in FIELDS:
+        draft.errors[error.field] = str(error)
+        return _form(visit, draft, status=refusal.status)
+    if isinstance(error, Conflict):
+        draft.errors["name"] = str(error)
+        return _form(visit, draft, status=refusal.status)
+    return _form(visit, draft, status=refusal.status, refusal=refusal)
+
+
+@page("POST")
+def estimate(visit: Visit) -> HttpResponse:
+    """Return the cost box for what is typed so far."""
+    return visit.page("launch.html#cost", _context(visit, Draft.read(visit)))
+
+
+def _form(visit: Visit, draft: Draft, *, status: int = 200, refusal: errors.Refusal | None = None) -> HttpResponse:
+    return visit.page("launch.html", {**_context(visit, draft), "refusal": refusal}, status=status)
+
+
+def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
+    organization = visit.organization(verb="instance.change")
+    projects = visit.projects(organization)
+    project = next((one for one in projects if one.public_id == draft.typed["project"]), projects[0])
+    listings = _listings(visit, organization.currency)
+    listing = _chosen(listings, draft)
+    context: dict[str, Any] = {
+        "draft": draft,
+        "typed": draft.typed,
+        "errors": draft.errors,
+        "listings": listings,
+        "listing": listing,
+        "projects": projects,
+        "project": project,
+    }
+    if listing is None:
+        return context
+    numbers = Draft(typed=draft.typed, key="")
+    gpus, replicas = numbers.number("gpus"), numbers.number("replicas")
+    cli, curl = commands.launch(
+        offer=listing.offer.slug,
+        gpus=gpus or 1,
+        replicas=replicas or 1,
+        name=draft.typed["name"],
+        command=numbers.command() or ["COMMAND"],
+        env=numbers.env(),
+        project=project.public_id if len(projects) > 1 else "",
+    )
+    found = None if numbers.errors.keys() & {"gpus", "replicas"} else _estimate(project, listing, gpus, replicas)
+    return {**context, "estimate": found, "cli": cli, "curl": curl}
+
+
+def _listings(visit: Visit, currency: str) -> list[Listing]:
+    found = offers.listings(offers.listed(), currency=currency, at=visit.at)
+    return sorted(found, key=lambda listing: listing.price.micros_per_gpu_hour)
+
+
+def _chosen(listings: list[Listing], draft: Draft) -> Listing | None:
+    """Return the offer that the form names; without a name the cheapest that is free. Unknown names are NotFound."""
+    wanted = draft.typed["offer"]
+    if not wanted:
+        free = [listing for listing in listings if listing.available_gpus] or listings
+        return free[0] if free else None
+    for listing in listings:
+        if wanted in {listing.offer.slug, listing.offer.public_id}:
+            return listing
+    raise NotFound
+
+
+def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int) -> Estimate:
+    """Price an order and see whether size, quota, credit and free GPUs allow it. Two queries."""
+    gpus, price = gpus_each * replicas, listing.price
+    second, hour, day = costs.rates(micros_per_gpu_hour=price.micros_per_gpu_hour, gpus=gpus)
+    wallet = accounts.wallet(organization=project.organization)
+    return Estimate(
+        currency=price.currency,
+        gpus=gpus,
+        per_gpu_hour=price.micros_per_gpu_hour,
+        per_second=second,
+        per_hour=hour,
+        per_day=day,
+        checks=[
+            _size_check(listing, gpus_each, replicas),
+            _capacity_check(listing, gpus_each, gpus),
+            _quota_check(project, gpus),
+            _credit_check(wallet, hour),
+        ],
+    )
+
+
+def _size_check(listing: Listing, gpus_each: int, replicas: int) -> Check:
+    try:
+        rentals.check(rentals.Order(offer=listing.offer, command=["true"], gpus=gpus_each, replicas=replicas))
+    except BadOrder as error:
+        return Check(False, str(error))
+    return Check(True, _("The offer allows this size."))
+
+
+def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
+    if gpus <= listing.available_gpus and gpus_each <= listing.largest_replica:
+        return Check(True, _("%(free)s GPUs are free now.") % {"free": listing.available_gpus})
+    return Check(
+        False,
+        _("%(free)s GPUs are free now, at most %(most)s of them on one node.")
+        % {"free": listing.available_gpus, "most": listing.largest_replica},
+        _("Ask for fewer GPUs, or choose another offer."),
+    )
+
+
+def _quota_check(project: Project, gpus: int) -> Check:
+    quota = getattr(project, "quota", None)
+    held, limit = (quota.held, quota.limit) if quota else (0, quotas.DEFAULT_LIMIT)
+    text = _("Quota of %(project)s: %(held)s of %(limit)s GPUs are held.") % {
+        "project": project.name,
+        "held": held,
+        "limit": limit,
+    }
+    if held + gpus <= limit:
+        return Check(True, text)
+    return Check(False, text, _("Terminate what you do not need, or ask the operator for more quota."))
+
+
+def _credit_check(wallet: accounts.Wallet, first_hour_micros: int) -> Check:
+    texts = {
+        "free": shown(wallet.available_micros, wallet.currency),
+        "hour": shown(first_hour_micros, wallet.currency),
+    }
+    if first_hour_micros <= wallet.available_micros:
+        return Check(True, _("%(free)s of credit is free; the first hour (%(hour)s) is set aside.") % texts)
+    return Check(
+        False,
+        _("The first hour costs %(hour)s; %(free)s of credit is free.") % texts,
+        _("Add credit, or choose fewer GPUs."),
+    )

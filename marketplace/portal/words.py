@@ -1,0 +1,96 @@
+"""Names that rows keep as codes, in the reader's language."""
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
+
+COUNTRIES: dict[str, Promise] = {
+    "AU": _("Australia"),
+    "CA": _("Canada"),
+    "CH": _("Switzerland"),
+    "DE": _("Germany"),
+    "DK": _("Denmark"),
+    "ES": _("Spain"),
+    "FI": _("Finland"),
+    "FR": _("France"),
+    "GB": _("United Kingdom"),
+    "IE": _("Ireland"),
+    "IN": _("India"),
+    "IS": _("Iceland"),
+    "IT": _("Italy"),
+    "JP": _("Japan"),
+    "KR": _("South Korea"),
+    "NL": _("Netherlands"),
+    "NO": _("Norway"),
+    "PL": _("Poland"),
+    "PT": _("Portugal"),
+    "SE": _("Sweden"),
+    "SG": _("Singapore"),
+    "TW": _("Taiwan"),
+    "US": _("United States"),
+}
+POWER_SOURCES: dict[str, Promise] = {
+    "geothermal": pgettext_lazy("power source", "geothermal power"),
+    "grid": pgettext_lazy("power source", "grid mix"),
+    "hydro": pgettext_lazy("power source", "hydropower"),
+    "nuclear": pgettext_lazy("power source", "nuclear power"),
+    "solar": pgettext_lazy("power source", "solar power"),
+    "wind": pgettext_lazy("power source", "wind power"),
+}
+RENEWABLE = {"geothermal", "hydro", "solar", "wind"}
+SCOPES: dict[str, Promise] = {
+    "read": _("See everything that you see"),
+    "rent": _("Rent, start, stop and terminate instances; change SSH keys"),
+    "manage": _("Change projects, members and tokens"),
+}
+VERBS: dict[str, Promise] = {
+    "organization.view": _("See the organization"),
+    "organization.change": _("Rename the organization"),
+    "project.view": _("See projects"),
+    "project.create": _("Make projects"),
+    "project.change": _("Rename projects"),
+    "member.view": _("See members"),
+    "member.change": _("Change roles and remove members"),
+    "invitation.view": _("See invitations"),
+    "invitation.change": _("Invite people"),
+    "token.view": _("See own tokens"),
+    "token.change": _("Make and revoke own tokens"),
+    "ssh_key.view": _("See SSH keys"),
+    "ssh_key.change": _("Add and remove SSH keys"),
+    "instance.view": _("See instances, their logs and costs"),
+    "instance.change": _("Rent, start, stop and terminate instances"),
+    "usage.view": _("See usage"),
+    "balance.view": _("See the balance"),
+    "quota.view": _("See quotas"),
+    "audit.view": _("See the audit log"),
+}
+AUDITED: dict[str, Promise] = {
+    "instance.rent": _("Rented an instance"),
+    "instance.start": _("Started an instance"),
+    "instance.stop": _("Stopped an instance"),
+    "instance.terminate": _("Terminated an instance"),
+    "instance.rename": _("Renamed an instance"),
+    "organization.found": _("Founded the organization"),
+    "organization.change": _("Renamed the organization"),
+    "project.create": _("Made a project"),
+    "project.change": _("Renamed a project"),
+    "invitation.create": _("Invited somebody"),
+    "invitation.revoke": _("Revoked an invitation"),
+    "invitation.accept": _("Accepted an invitation"),
+    "member.change": _("Changed a role"),
+    "member.remove": _("Removed a member"),
+    "token.create": _("Made a token"),
+    "token.revoke": _("Revoked a token"),
+    "ssh_key.add": _("Added an SSH key"),
+    "ssh_key.remove": _("Removed an SSH key"),
+}
+
+
+def country(code: str) -> str:
+    """Return the country's name, or its code where we know no name."""
+    return str(COUNTRIES.get(code.upper(), code))
+
+
+def power_source(source: str) -> str:
+    """Return what feeds a site, in words."""
+    return str(POWER_SOURCES.get(source, source))

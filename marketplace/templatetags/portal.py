@@ -1,0 +1,155 @@
+"""How pages write states, money and time: one way each."""
+
+from datetime import UTC, datetime
+
+from django import template
+from django.forms import BoundField
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from marketplace import money
+from marketplace.portal import words
+from marketplace.portal.icons import ICONS
+from provisioning.models import Instance, Phase
+
+register = template.Library()
+
+SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
+
+# Each phase has an icon beside its word and its colour, so that none of the three has to be seen.
+PHASES: dict[Phase, tuple[str, str]] = {
+    Phase.QUEUED: ("clock", "moving"),
+    Phase.PLACING: ("loader", "moving"),
+    Phase.PROVISIONING: ("loader", "moving"),
+    Phase.VERIFYING: ("loader", "moving"),
+    Phase.RUNNING: ("play", "good"),
+    Phase.STOPPING: ("loader", "moving"),
+    Phase.STOPPED: ("stop", "quiet"),
+    Phase.NOTIFIED: ("alert", "warn"),
+    Phase.DRAINING: ("alert", "warn"),
+    Phase.INTERRUPTED: ("pause", "warn"),
+    Phase.TERMINATING: ("loader", "moving"),
+    Phase.TERMINATED: ("minus", "quiet"),
+    Phase.FAILED: ("alert", "bad"),
+}
+
+
+@register.simple_tag
+def icon(name: str, *classes: str) -> SafeString:
+    """Draw an icon that stands beside its word, so it is hidden from who listens."""
+    inner = mark_safe(ICONS[name])  # noqa: S308  our own drawings
+    return format_html(
+        '<svg class="icon {}" viewBox="0 0 24 24" aria-hidden="true" focusable="false">{}</svg>',
+        " ".join(classes),
+        inner,
+    )
+
+
+@register.simple_tag
+def badge(text: str, tone: str = "quiet", name: str = "info") -> SafeString:
+    """Write a state as icon, word and colour. Tones: good, moving, warn, bad, quiet."""
+    return format_html('<span class="state state-{}">{}<span>{}</span></span>', tone, icon(name), text)
+
+
+@register.simple_tag
+def phase(instance: Instance) -> SafeString:
+    """Write where an instance stands."""
+    name, tone = PHASES[Phase(instance.phase)]
+    if instance.is_charged and instance.health == Instance.Health.UNREACHABLE:
+        return badge(instance.get_health_display(), "warn", "alert")
+    return badge(instance.get_phase_display(), tone, name)
+
+
+@register.filter
+def phase_name(value: str) -> str:
+    """Return the word of a phase."""
+    return str(Phase(value).label) if value else ""
+
+
+@register.filter
+def amount(micros: int, currency: str) -> str:
+    """Write money to the currency's minor unit."""
+    return money.shown(micros, currency)
+
+
+@register.filter
+def rate(micros: int, currency: str) -> str:
+    """Write money with as many places as it needs, for prices and amounts below a cent."""
+    return money.shown(micros, currency, exact=True)
+
+
+@register.filter
+def duration(milliseconds: int | None) -> str:
+    """Write a time span in at most two units, such as `2 min 5 s`."""
+    if milliseconds is None:
+        return "–"
+    if milliseconds < 10 * SECOND_MS:
+        return _("%(n)s s") % {"n": f"{milliseconds // 100 / 10:.1f}"}
+    if milliseconds < MINUTE_MS:
+        return _("%(n)s s") % {"n": milliseconds // SECOND_MS}
+    if milliseconds < HOUR_MS:
+        minutes, rest = divmod(milliseconds, MINUTE_MS)
+        return _("%(n)s min %(m)s s") % {"n": minutes, "m": rest // SECOND_MS}
+    if milliseconds < DAY_MS:
+        hours, rest = divmod(milliseconds, HOUR_MS)
+        return _("%(n)s h %(m)s min") % {"n": hours, "m": rest // MINUTE_MS}
+    days, rest = divmod(milliseconds, DAY_MS)
+    return _("%(n)s d %(m)s h") % {"n": days, "m": rest // HOUR_MS}
+
+
+@register.simple_tag
+def since(begin: datetime, end: datetime) -> str:
+    """Write how long it is from one moment to another."""
+    return duration(max(0, int((end - begin).total_seconds() * 1000)))
+
+
+@register.simple_tag
+def moment(at: datetime | None, how: str = "minute") -> SafeString:
+    """Write a time in the reader's zone; its title has it in UTC. `how`: minute, second or day."""
+    if at is None:
+        return mark_safe("–")
+    shape = {"minute": "%Y-%m-%d %H:%M", "second": "%Y-%m-%d %H:%M:%S", "day": "%Y-%m-%d"}[how]
+    utc = at.astimezone(UTC)
+    return format_html(
+        '<time datetime="{}" title="{}">{}</time>',
+        utc.isoformat(timespec="milliseconds"),
+        f"{utc:%Y-%m-%d %H:%M:%S} UTC",
+        f"{timezone.localtime(at):{shape}}",
+    )
+
+
+@register.filter
+def gpus(count: int) -> str:
+    """Write a number of GPUs."""
+    return ngettext("%(count)s GPU", "%(count)s GPUs", count) % {"count": count}
+
+
+@register.filter
+def country(code: str) -> str:
+    """Write a country's name."""
+    return words.country(code)
+
+
+@register.filter
+def power_source(source: str) -> str:
+    """Write what feeds a site."""
+    return words.power_source(source)
+
+
+@register.filter
+def is_renewable(source: str) -> bool:
+    """Return whether a site's power is renewable."""
+    return source in words.RENEWABLE
+
+
+@register.filter
+def styled(field: BoundField) -> SafeString:
+    """Draw a form's field in our look; one with errors points to them."""
+    css = "form-check-input" if field.widget_type == "checkbox" else "form-control"
+    attrs: dict[str, str | bool] = {"class": css}
+    if field.errors:
+        attrs |= {"class": f"{css} is-invalid", "aria-describedby": f"{field.id_for_label}-error"}
+    return field.as_widget(attrs=attrs)
