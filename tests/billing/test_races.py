@@ -163,6 +163,17 @@ def test_stopping_and_charging_at_the_same_moment_takes_the_price_of_the_whole(m
     assert (wallet(acme).promo_micros, wallet(acme).held_micros) == (95 * USD, 0)
 
 
+def test_a_meter_closed_by_two_at_the_same_moment_closes_once(monkeypatch, meet):
+    acme = make_organization(promo=100 * USD)
+    start(acme)
+    wait_after(monkeypatch, accounts, "lock", meet)
+    closed = []
+    stop = [lambda: closed.append(usage.stop(resource_id="ins_1", at=NOON + HOUR))]
+    assert at_the_same_moment(*stop * 2) == ["done", "done"]
+    assert closed.count(None) == 1
+    assert wallet(acme).promo_micros == 95 * USD
+
+
 def test_a_meter_opened_by_two_at_the_same_moment_opens_once():
     acme = make_organization(promo=10 * USD)
     price = make_price()
