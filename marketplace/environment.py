@@ -34,6 +34,7 @@ class Environment:
     allowed_hosts: tuple[str, ...]
     log_format: str
     log_level: str
+    email_url: str
 
     @property
     def is_production(self) -> bool:
@@ -59,6 +60,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         allowed_hosts=_listed(values.get("GPUMARKET_ALLOWED_HOSTS", "")) or (urlsplit(public_url).hostname or "",),
         log_format=values.get("GPUMARKET_LOG_FORMAT", "json" if mode == "production" else "console"),
         log_level=values.get("GPUMARKET_LOG_LEVEL", "INFO").upper(),
+        email_url=values.get("GPUMARKET_EMAIL_URL", ""),
     )
     if faults := _faults(environment):
         raise BadEnvironment("The environment cannot be served:\n" + "\n".join(f"  - {fault}" for fault in faults))
@@ -109,6 +111,8 @@ def _weaknesses(environment: Environment) -> list[str]:
         weaknesses.append(
             f"GPUMARKET_SECRET_KEY (or a fallback) is missing or weak; give {WEAKEST_SECRET_KEY} random characters"
         )
+    if urlsplit(environment.email_url).scheme not in {"smtp", "smtps"}:
+        weaknesses.append("GPUMARKET_EMAIL_URL is missing (smtp://... or smtps://...); people could not confirm an address")
     if not environment.database_url:
         weaknesses.append("DATABASE_URL is missing")
     if not environment.redis_url:

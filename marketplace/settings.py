@@ -109,7 +109,14 @@ ACCOUNT_PREVENT_ENUMERATION = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
 
-EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if ENVIRONMENT.is_production else 'console'}.EmailBackend"
+# In local mode messages are printed in the log of the web process.
+_mail = urlsplit(ENVIRONMENT.email_url)
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if _mail.hostname else 'console'}.EmailBackend"
+EMAIL_HOST, EMAIL_PORT = _mail.hostname or "", _mail.port or 587
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = unquote(_mail.username or ""), unquote(_mail.password or "")
+EMAIL_USE_TLS, EMAIL_USE_SSL = _mail.scheme == "smtp", _mail.scheme == "smtps"
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = f"gpumarket <no-reply@{urlsplit(PUBLIC_URL).hostname}>"
 
 # Everything below says how requests are answered and guarded.
 SESSION_COOKIE_SAMESITE = "Lax"

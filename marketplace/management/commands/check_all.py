@@ -61,6 +61,7 @@ def checks(home: Path) -> list[tuple[str, list[str], dict[str, str]]]:
         "GPUMARKET_MODE": "production",
         "GPUMARKET_SECRET_KEY": secrets.token_urlsafe(64),
         "GPUMARKET_PUBLIC_URL": "https://gpu.example.org",
+        "GPUMARKET_EMAIL_URL": "smtp://mail.example.org:587",
     }
     return [
         ("format", [python, "-m", "ruff", "format", "--check"], {}),
@@ -70,5 +71,5 @@ def checks(home: Path) -> list[tuple[str, list[str], dict[str, str]]]:
         ("migrations", [python, manage, "makemigrations", "--check", "--dry-run"], offline),
         ("deployment", [python, manage, "check", "--deploy", "--fail-level", "WARNING"], production),
         ("tests", [shutil.which("uv") or "uv", "run", "pytest"], {}),
-        ("generated files", ["git", "diff", "--exit-code"], {}),
+        ("generated files", ["git", "--no-pager", "diff", "--exit-code"], {}),
     ]
