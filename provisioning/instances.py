@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from django.db import transaction
+from django.utils.translation import gettext as _
 
 from billing import holds, usage
 from billing.models import PriceVersion
@@ -15,7 +16,8 @@ from provisioning.errors import IllegalMove
 from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
 
 
-@transaction.atomic
+# Without a savepoint: on a refusal the caller rolls back everything anyway, and every launch waits here.
+@transaction.atomic(savepoint=False)
 def create(
     *,
     public_id: str,
@@ -115,17 +117,16 @@ def _take_down(
 
 
 def actions(instance: Instance) -> dict[str, str]:
-    """Return what may be asked now: each verb with the reason why not, empty when it may."""
+    """Return what may be asked now: each verb with a sentence why not, empty when it may."""
     phase = Phase(instance.phase)
-    shown = instance.get_phase_display()
-    can_start = phase in {Phase.STOPPED, Phase.FAILED}
-    can_stop = phase not in AT_REST | {Phase.STOPPING, Phase.TERMINATING}
-    can_end = phase not in {Phase.TERMINATING, Phase.TERMINATED}
-    refusal = f"wrong_state: it is {shown}"
-    releasing = "wrong_state: its last run still gives its GPUs back" if instance.quota_held else ""
-    return {
-        "start": (releasing if can_start else refusal),
-        "stop": "" if can_stop else refusal,
-        "terminate": "" if can_end else refusal,
-        "rename": "" if can_end else refusal,
-    }
+    shown = {"phase": instance.get_phase_display()}
+    start = stop = end = ""
+    if phase not in {Phase.STOPPED, Phase.FAILED}:
+        start = _("Only what is stopped or failed can be started; this is: %(phase)s.") % shown
+    elif instance.quota_held:
+        start = _("Its last run still gives its GPUs back; try again in a moment.")
+    if phase in AT_REST | {Phase.STOPPING, Phase.TERMINATING}:
+        stop = _("There is nothing to stop; this is: %(phase)s.") % shown
+    if phase in {Phase.TERMINATING, Phase.TERMINATED}:
+        end = _("It has ended for good; this is: %(phase)s.") % shown
+    return {"start": start, "stop": stop, "terminate": end, "rename": end}

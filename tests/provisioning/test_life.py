@@ -301,5 +301,5 @@ def test_draining_a_node_stops_what_runs_there(running: Instance, fleet: Fleet, 
 def test_what_cannot_be_started_says_why(running: Instance) -> None:
     with pytest.raises(IllegalMove):
         instances.start(instance=running, price_version=running.price_version, at=timezone.now())
-    assert instances.actions(running)["start"].startswith("wrong_state")
+    assert instances.actions(running)["start"] == "Only what is stopped or failed can be started; this is: Running."
     assert instances.actions(running)["stop"] == ""
