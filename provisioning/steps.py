@@ -20,6 +20,7 @@ from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Instance, Node, Phase, Reason
 
 QUEUE_LOOK_S = 5
+QUEUE_MAX = timedelta(minutes=30)
 # Nodes that report wake the workflow; these looks are for reports that never come.
 LOOK_S = 10
 WATCH_LOOK_S = 300
@@ -28,7 +29,10 @@ State = Assignment.Observed
 
 
 def place(instance: Instance) -> Outcome:
-    """Make sure that GPUs are held; a start without free GPUs waits in the queue."""
+    """Make sure that GPUs are held; a start without free GPUs waits in the queue, but not for ever."""
+    if timezone.now() - instance.phase_since > QUEUE_MAX:
+        minutes = QUEUE_MAX // timedelta(minutes=1)
+        return Failed(Reason.NO_CAPACITY, f"No {instance.gpus} GPUs became free within {minutes} minutes.")
     return Next("create", commit=claim_gpus)
 
 
@@ -189,7 +193,6 @@ STEPS: dict[str, Step] = {
     step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
 }
 DEADLINES = {
-    "place": timedelta(minutes=30),
     "create": timedelta(seconds=30),
     "prepare": timedelta(seconds=40),
     "verify": timedelta(seconds=20),

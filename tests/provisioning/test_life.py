@@ -162,6 +162,25 @@ def test_a_start_without_free_gpus_waits_in_the_queue(
         assert running.phase == "running"
 
 
+def test_a_start_that_waited_too_long_gives_up_and_may_be_tried_again(
+    running: Instance, rent: Rent, run_until_idle: Run, actor: Actor
+) -> None:
+    rentals.stop(actor=actor, instance=running, at=timezone.now())
+    run_until_idle()
+    rent(gpus=8)
+    rent(gpus=8)
+    Quota.objects.update(limit=100)
+    running.refresh_from_db()
+    with time_machine.travel(NOON, tick=False) as clock:
+        rentals.start(actor=actor, instance=running, at=timezone.now())
+        run_until_idle()
+        clock.shift(timedelta(minutes=31))
+        run_until_idle()
+        running.refresh_from_db()
+        assert (running.phase, running.reason, running.retryable) == ("failed", "no_capacity", True)
+        assert running.quota_held == 0
+
+
 def test_stop_wins_over_a_start_in_flight(rent: Rent, run_until_idle: Run, actor: Actor, fleet: Fleet) -> None:
     instance = rent()
     workflow = Workflow.objects.get(instance=instance)
