@@ -166,4 +166,4 @@ def nudge(workflow_id: int) -> None:
     """Send a message once this transaction is committed; if it is lost, the sweep finds the row."""
     from provisioning.tasks import run_workflow  # noqa: PLC0415  tasks import the engine
 
-    transaction.on_commit(lambda: run_workflow.apply_async([workflow_id], retry=False), robust=True)
+    transaction.on_commit(lambda: run_workflow.apply_async((workflow_id,), retry=False), robust=True)

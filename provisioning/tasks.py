@@ -8,6 +8,7 @@ from provisioning.steps import PLAN
 
 TURNS_MAX = 20
 DUE_MAX = 200
+NUDGE_LIFE_S = 10
 SILENT_MAX = 200
 
 
@@ -23,7 +24,8 @@ def run_workflow(workflow_id: int) -> None:
 def run_due_workflows() -> None:
     """Nudge every workflow that is due and in nobody's hands."""
     for workflow_id in engine.due(limit=DUE_MAX):
-        run_workflow.delay(workflow_id)
+        # The next sweeps find it again, so a message that waited long is worthless.
+        run_workflow.apply_async((workflow_id,), expires=NUDGE_LIFE_S)
 
 
 @shared_task
