@@ -14,10 +14,11 @@ from django.db.models import QuerySet
 from billing.models import Runway, UsageSpan
 from marketplace.errors import Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
-from marketplace.permissions import allows, scope_of
+from marketplace.permissions import ORGANIZATION_WIDE, allows, scope_of
 from provisioning.models import Instance, InstanceEvent, Quota
 
 LAST_USED_GRAIN = timedelta(minutes=1)
+ACTOR_NAME_LENGTH_MAX = 254
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Actor:
 
     @property
     def name(self) -> str:
-        return f"{self.user.email} ({self.token.name})" if self.token else self.user.email
+        """What the audit shows; as long as its column at most."""
+        name = f"{self.user.email} ({self.token.name})" if self.token else self.user.email
+        return name[:ACTOR_NAME_LENGTH_MAX]
 
 
 class TokenExpired(Exception):
@@ -46,11 +49,7 @@ def secret_hash(secret: str) -> str:
 
 def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | None:
     """Return who a token speaks for, or None when it is unknown. Raises TokenExpired. One query."""
-    token = (
-        ApiToken.objects.select_related("membership__user", "membership__organization", "project__organization")
-        .filter(secret_hash=secret_hash(secret), revoked_at=None, membership__user__is_active=True)
-        .first()
-    )
+    token = _live_tokens().filter(secret_hash=secret_hash(secret)).first()
     if token is None:
         return None
     if token.expires_at <= at:
@@ -58,6 +57,18 @@ def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | Non
     if token.last_used_at is None or at - token.last_used_at > LAST_USED_GRAIN:
         ApiToken.objects.filter(pk=token.pk).update(last_used_at=at)
     return Actor(user=token.membership.user, token=token, request_id=request_id)
+
+
+def renewed(actor: Actor, *, at: datetime) -> Actor | None:
+    """Return a token's actor as things stand now, or None once the token is no longer good: for long answers."""
+    assert actor.token is not None
+    token = _live_tokens().filter(pk=actor.token.pk, expires_at__gt=at).first()
+    return token and Actor(user=token.membership.user, token=token, request_id=actor.request_id)
+
+
+def _live_tokens() -> QuerySet[ApiToken]:
+    found = ApiToken.objects.select_related("membership__user", "membership__organization", "project__organization")
+    return found.filter(revoked_at=None, membership__user__is_active=True)
 
 
 def memberships(actor: Actor) -> QuerySet[Membership]:
@@ -82,8 +93,11 @@ def _check(actor: Actor, organization_id: int, verb: str) -> Membership:
     membership = _membership(actor, organization_id)
     if not allows(Role(membership.role), verb):
         raise Forbidden(f"Your role {membership.get_role_display()} may not do this; ask an owner or admin.")
-    if actor.token is not None and scope_of(verb) not in actor.token.scopes:
-        raise Forbidden(f"The token {actor.token.name} lacks the scope “{scope_of(verb)}”.")
+    if actor.token is not None:
+        if scope_of(verb) not in actor.token.scopes:
+            raise Forbidden(f"The token {actor.token.name} lacks the scope “{scope_of(verb)}”.")
+        if actor.token.project_id is not None and verb in ORGANIZATION_WIDE:
+            raise Forbidden(f"The token {actor.token.name} is for one project; this concerns the whole organization.")
     return membership
 
 
@@ -183,6 +197,8 @@ def tokens(actor: Actor, organization: Organization) -> QuerySet[ApiToken]:
     """Return the tokens that this actor may manage: their own; everybody's for those who change members."""
     found = ApiToken.objects.filter(membership__organization=organization, revoked_at=None)
     found = found.select_related("membership__user", "project")
+    if actor.token is not None and actor.token.project_id is not None:
+        found = found.filter(project=actor.token.project_id)
     if may(actor, organization, "member.change"):
         return found
     return found.filter(membership__user=actor.user)

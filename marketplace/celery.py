@@ -40,6 +40,7 @@ app.conf.update(
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
+            ("answers that are old", "marketplace.tasks.purge_idempotency", 60.0),
         )
     },
 )

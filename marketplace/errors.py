@@ -10,7 +10,11 @@ class Forbidden(MarketError):
 
 
 class NotFound(MarketError):
-    """It does not exist, or the person may not know that it does."""
+    """It does not exist, or the person may not know that it does; `field` names where its id was given, if known."""
+
+    def __init__(self, field: str = "") -> None:
+        super().__init__(f"There is no such {field}." if field else "")
+        self.field = field
 
 
 class ProjectSuspended(MarketError):

@@ -10,6 +10,7 @@ everything else, so that the same key may be tried again.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +20,8 @@ from marketplace.errors import MarketError
 from marketplace.models import IdempotencyRecord, Organization
 
 KEY_LENGTH_MAX = 255
+KEPT = timedelta(hours=72)
+PURGED_AT_ONCE = 10_000
 
 
 class KeyMissing(MarketError):
@@ -62,7 +65,8 @@ def once(
                 organization=organization, route=route, key=key, fingerprint=fingerprint
             )
             status, body = effect()
-            IdempotencyRecord.objects.filter(pk=record.pk).update(status=status, body=body)
+            # As text: jsonb would give the fields back in an order of its own.
+            IdempotencyRecord.objects.filter(pk=record.pk).update(status=status, body=json.dumps(body))
     except IntegrityError as error:
         if "idempotency_key_used_once" not in str(error):
             raise
@@ -71,4 +75,11 @@ def once(
     first = IdempotencyRecord.objects.get(organization=organization, route=route, key=key)
     if first.fingerprint != fingerprint:
         raise KeyOfAnotherOrder("This Idempotency-Key was used for another order; send a new one.")
-    return Answer(status=first.status or 200, body=first.body, is_replay=True)
+    return Answer(status=first.status or 200, body=json.loads(first.body), is_replay=True)
+
+
+def purge(*, at: datetime, limit: int = PURGED_AT_ONCE) -> int:
+    """Forget the oldest answers that were kept for long enough; return how many. A key is new again after that."""
+    # The first rows by key are the oldest: bounded work without an index on the time.
+    oldest = IdempotencyRecord.objects.order_by("pk").values("pk")[:limit]
+    return IdempotencyRecord.objects.filter(pk__in=oldest, created_at__lt=at - KEPT).delete()[0]

@@ -29,6 +29,18 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "audit.view": (frozenset({OWNER, ADMIN}), "manage"),
 }
 
+# What a token of one project may not do, whatever its owner's role.
+ORGANIZATION_WIDE = frozenset(
+    {
+        "organization.change",
+        "project.create",
+        "member.change",
+        "invitation.view",
+        "invitation.change",
+        "audit.view",
+    }
+)
+
 SCOPES = ("read", "rent", "manage")
 
 

@@ -21,8 +21,8 @@ from provisioning.models import CHARGED_PHASES, Instance, Reason
 
 HOUR_MS = 3_600_000
 FIRST_HOUR_LIFE = timedelta(days=7)
-NAME_SHAPE = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-ENV_NAME_SHAPE = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+NAME_SHAPE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+ENV_NAME_SHAPE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 COMMAND_BYTES_MAX = 64 * 1024
 ENV_BYTES_MAX = 64 * 1024
 REPLICAS_MAX = 10_000
@@ -76,7 +76,7 @@ def check(order: Order) -> None:
 
 
 def _check_name(name: str) -> None:
-    if not NAME_SHAPE.match(name):
+    if not NAME_SHAPE.fullmatch(name):
         message = "Use 1 to 63 lower-case letters, digits and hyphens; begin and end with a letter or digit."
         raise BadOrder("name", message)
 
@@ -84,53 +84,65 @@ def _check_name(name: str) -> None:
 def _check_command(command: Sequence[str]) -> None:
     if not command or not command[0]:
         raise BadOrder("command", "Say what to run, as a list of the program and its arguments.")
-    if any("\x00" in part for part in command):
-        raise BadOrder("command", "A command cannot contain NUL bytes.")
-    if sum(len(part.encode()) for part in command) > COMMAND_BYTES_MAX:
+    if sum(_bytes("command", part) for part in command) > COMMAND_BYTES_MAX:
         raise BadOrder("command", f"A command has at most {COMMAND_BYTES_MAX} bytes.")
 
 
 def _check_env(env: Mapping[str, str]) -> None:
-    for name, value in env.items():
-        if not ENV_NAME_SHAPE.match(name):
+    for name in env:
+        if not ENV_NAME_SHAPE.fullmatch(name):
             raise BadOrder(
                 "env", "A variable's name has letters, digits and underscores and does not begin with a digit."
             )
-        if "\x00" in value:
-            raise BadOrder("env", f"The value of {name} cannot contain NUL bytes.")
-    if sum(len(name) + len(value.encode()) for name, value in env.items()) > ENV_BYTES_MAX:
+    if sum(len(name) + _bytes("env", value) for name, value in env.items()) > ENV_BYTES_MAX:
         raise BadOrder("env", f"All variables together have at most {ENV_BYTES_MAX} bytes.")
 
 
-@transaction.atomic
+def _bytes(field: str, text: str) -> int:
+    """Return how long a text is for the node's operating system, which takes neither NUL nor half a character."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadOrder(field, "There is half of a surrogate pair in it, which is no character.") from error
+    if "\x00" in text:
+        raise BadOrder(field, "It cannot contain NUL bytes.")
+    return size
+
+
 def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
     Takes quota, holds the first hour's price, then claims the GPUs (last, so
     that nodes are locked for the shortest time). Raises BadOrder, QuotaExceeded,
     ProjectSuspended, InsufficientFunds, NoCapacity or Conflict (name in use).
+    A caller's transaction ends with the refusal: nothing here has a savepoint.
     """
     _check_open(project)
     check(order)
+    with _name_in_use(order.name), transaction.atomic(savepoint=False):
+        return _rent(actor, project, order, at)
+
+
+def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
     price = price_of(order.offer, currency=project.organization.currency, at=at)
     gpus = order.gpus * order.replicas
     quotas.take(project_id=project.pk, gpus=gpus)
     instance_id = new_public_id("ins")
     _hold_first_hour(project=project, resource_id=instance_id, run=1, price=price, gpus=gpus, at=at)
     name = order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}"
-    with _name_in_use(name):
-        instance = instances.create(
-            public_id=instance_id,
-            project_id=project.pk,
-            offer_id=order.offer.pk,
-            price_version=price,
-            name=name,
-            replicas=order.replicas,
-            gpus_per_replica=order.gpus,
-            command=order.command,
-            env=order.env or {},
-            at=at,
-        )
+    instance = instances.create(
+        public_id=instance_id,
+        project_id=project.pk,
+        offer_id=order.offer.pk,
+        price_version=price,
+        name=name,
+        replicas=order.replicas,
+        gpus_per_replica=order.gpus,
+        command=order.command,
+        env=order.env or {},
+        at=at,
+    )
+    instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
     _record(actor, instance, "instance.rent", after=after)
     return instance
@@ -189,7 +201,6 @@ def terminate(*, actor: Actor, instance: Instance, at: datetime) -> None:
         _record(actor, instance, "instance.terminate", before={"phase": was})
 
 
-@transaction.atomic
 def rename(*, actor: Actor, instance: Instance, name: str) -> None:
     """Give an instance another name, unique among the living ones of its project."""
     was = instance.name
@@ -198,9 +209,9 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
     _check_name(name)
     if instances.actions(instance)["rename"]:
         raise IllegalMove(f"{instance.name} has ended and keeps its name.")
-    with _name_in_use(name):
+    with _name_in_use(name), transaction.atomic():
         instances.rename(instance=instance, name=name)
-    _record(actor, instance, "instance.rename", before={"name": was}, after={"name": name})
+        _record(actor, instance, "instance.rename", before={"name": was}, after={"name": name})
 
 
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
@@ -237,10 +248,9 @@ def _hold_first_hour(
 
 @contextmanager
 def _name_in_use(name: str) -> Iterator[None]:
-    """Turn the refusal of the constraint on names into a Conflict; the savepoint keeps the transaction usable."""
+    """Turn the refusal of the constraint on names into a Conflict."""
     try:
-        with transaction.atomic():
-            yield
+        yield
     except IntegrityError as error:
         if "instance_name_once_per_project" not in str(error):
             raise

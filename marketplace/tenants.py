@@ -2,7 +2,10 @@
 
 import secrets
 from datetime import datetime, timedelta
+from typing import Any
 
+from django.core.exceptions import ValidationError
+from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
 
 from billing import accounts
@@ -14,6 +17,7 @@ from provisioning import quotas
 
 INVITATION_LIFE = timedelta(days=7)
 NAME_LENGTH_MAX = 100
+EMAIL_LENGTH_MAX = 254
 
 
 @transaction.atomic
@@ -83,7 +87,7 @@ def invite(*, actor: Actor, organization: Organization, email: str, role: Role, 
     An open invitation of the same address is replaced. Raises Conflict for
     somebody who is a member already, Forbidden for a role above one's own.
     """
-    email = email.strip().lower()
+    email = _checked_email(email)
     if Membership.objects.filter(organization=organization, user__email=email).exists():
         raise Conflict(f"{email} is a member already.")
     _check_may_give(actor, organization, role)
@@ -91,15 +95,19 @@ def invite(*, actor: Actor, organization: Organization, email: str, role: Role, 
         revoked_at=at
     )
     secret = secrets.token_urlsafe(32)
-    invitation = Invitation.objects.create(
-        organization=organization,
-        email=email,
-        role=role,
-        secret_hash=secret_hash(secret),
-        invited_by=actor.user,
-        created_at=at,
-        expires_at=at + INVITATION_LIFE,
-    )
+    try:
+        with transaction.atomic():
+            invitation = Invitation.objects.create(
+                organization=organization,
+                email=email,
+                role=role,
+                secret_hash=secret_hash(secret),
+                invited_by=actor.user,
+                created_at=at,
+                expires_at=at + INVITATION_LIFE,
+            )
+    except IntegrityError as error:
+        raise Conflict(f"Somebody else invited {email} at the same moment.") from error
     _record(actor, organization, "invitation.create", invitation.public_id, after={"email": email, "role": role})
     return invitation, secret
 
@@ -150,7 +158,8 @@ def change_role(*, actor: Actor, member: Membership, role: Role) -> None:
     _check_may_give(actor, member.organization, role)
     if before == Role.OWNER:
         _check_not_last_owner(member)
-    Membership.objects.filter(pk=member.pk).update(role=role)
+    if not Membership.objects.filter(pk=member.pk, role=before).update(role=role):
+        raise Conflict("Somebody else changed this member at the same moment; look again.")
     member.role = role
     _record(
         actor, member.organization, "member.change", member.public_id, before={"role": before}, after={"role": role}
@@ -176,6 +185,17 @@ def checked_name(name: str) -> str:
     return name
 
 
+def _checked_email(email: str) -> str:
+    email = email.strip().lower()
+    try:
+        validate_email(email)
+    except ValidationError as error:
+        raise BadOrder("email", "This is not an e-mail address.") from error
+    if len(email) > EMAIL_LENGTH_MAX:
+        raise BadOrder("email", f"An e-mail address has at most {EMAIL_LENGTH_MAX} characters.")
+    return email
+
+
 def _check_may_give(actor: Actor, organization: Organization, role: Role) -> None:
     own = Membership.objects.filter(organization=organization, user=actor.user).first()
     if own is None or (role == Role.OWNER and own.role != Role.OWNER):
@@ -189,5 +209,5 @@ def _check_not_last_owner(member: Membership) -> None:
         raise LastOwner("An organization needs an owner; make somebody else an owner first.")
 
 
-def _record(actor: Actor, organization: Organization, verb: str, subject_id: str, **change: dict[str, object]) -> None:
+def _record(actor: Actor, organization: Organization, verb: str, subject_id: str, **change: dict[str, Any]) -> None:
     audit.record(actor=actor, organization=organization, verb=verb, subject_id=subject_id, **change)

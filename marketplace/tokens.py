@@ -1,7 +1,6 @@
 """Tokens and SSH keys: what lets programs and shells in."""
 
 import base64
-import binascii
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ PREFIX = "gm_"
 KEY_KINDS = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
              "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")  # fmt: skip
 KEY_LENGTH_MAX = 16_384
+LENGTH_BYTES = 4
 
 
 @transaction.atomic
@@ -47,6 +47,8 @@ def create_token(
         raise BadOrder("scopes", f"Choose one or more of {', '.join(SCOPES)}.")
     if actor.token is not None and not set(scopes) <= set(actor.token.scopes):
         raise BadOrder("scopes", "A token cannot make one with more scopes than its own.")
+    if project is not None and project.organization_id != organization.pk:
+        raise BadOrder("project", "The project belongs to another organization than the token.")
     if not 1 <= days <= LIFE_DAYS_MAX:
         raise BadOrder("days", f"A token lives 1 to {LIFE_DAYS_MAX} days.")
     secret = PREFIX + secrets.token_urlsafe(32)
@@ -110,14 +112,26 @@ def _parsed(public_key: str) -> tuple[str, bytes]:
     """Return kind and blob of an OpenSSH public key; the blob names its own kind first (RFC 4253, section 6.6)."""
     if "PRIVATE KEY" in public_key:
         raise BadOrder("public_key", "This is a private key. Keep it secret, and give the .pub file instead.")
-    parts = public_key.split()
-    if len(public_key) > KEY_LENGTH_MAX or len(parts) < 2 or parts[0] not in KEY_KINDS:
+    lines, parts = public_key.strip().splitlines(), public_key.split()
+    if len(public_key) > KEY_LENGTH_MAX or len(lines) != 1 or len(parts) < 2 or parts[0] not in KEY_KINDS:
         raise BadOrder("public_key", "Give one OpenSSH public key, as in a .pub file: ssh-ed25519 AAAA... name")
     try:
         blob = base64.b64decode(parts[1], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise BadOrder("public_key", "The key's second part is not base64; copy the whole line.") from error
-    kind = parts[0].encode()
-    if not blob.startswith(len(kind).to_bytes(4, "big") + kind):
-        raise BadOrder("public_key", "The key does not match its kind; copy the whole line.")
+    fields = _fields(blob)
+    if len(fields) < 2 or fields[0] != parts[0].encode():
+        raise BadOrder("public_key", "The key is damaged or does not match its kind; copy the whole line.")
     return parts[0], blob
+
+
+def _fields(blob: bytes) -> list[bytes]:
+    """Return the length-prefixed fields of a blob, none if they do not fill it exactly."""
+    fields = []
+    while blob:
+        end = LENGTH_BYTES + int.from_bytes(blob[:LENGTH_BYTES], "big")
+        if len(blob) < end:
+            return []
+        fields.append(blob[LENGTH_BYTES:end])
+        blob = blob[end:]
+    return fields

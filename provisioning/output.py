@@ -1,7 +1,6 @@
 """What a run printed, page by page. A cursor remembers how far each replica was read: nothing is skipped or doubled."""
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 
@@ -73,5 +72,5 @@ def _read(cursor: str) -> tuple[int, dict[int, int]]:
     try:
         run, pairs = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return int(run), {int(replica): int(offset) for replica, offset in pairs}
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadCursor("This is not a cursor that we gave; leave it out to start at the beginning.") from error

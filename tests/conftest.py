@@ -1,6 +1,6 @@
 """The cast and the stage: who plays in every test, and the fleet that they rent from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import AbstractUser
 from django.core.cache import cache
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from billing import credits, prices
@@ -35,11 +35,10 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _plain(settings: Any) -> Iterator[None]:
+def _plain(settings: Any) -> None:
     """Fast passwords, and no answers remembered from another test."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     cache.clear()
-    yield
 
 
 def make_person(email: str, **extra: Any) -> User:
@@ -187,7 +186,8 @@ def rent(actor: Actor, project: Project, fleet: Fleet) -> Rent:
 
     def rented(**overrides: Any) -> Instance:
         offer = overrides.pop("offer", fleet.h200)
-        return rentals.rent(actor=actor, project=project, order=order(offer, **overrides), at=timezone.now())
+        with transaction.atomic():
+            return rentals.rent(actor=actor, project=project, order=order(offer, **overrides), at=timezone.now())
 
     return rented
 

@@ -8,7 +8,7 @@ from rest_framework.views import APIView
 
 from marketplace import access, offers
 from marketplace.api import answers, shapes
-from marketplace.api.pages import PageQuery, checked, paged
+from marketplace.api.pages import PageQuery, paged, paged_by_key, queried
 from marketplace.api.views import actor_of
 from marketplace.errors import NotFound
 
@@ -18,22 +18,22 @@ class OfferList(APIView):
 
     @extend_schema(
         operation_id="list_offers",
-        parameters=[shapes.OfferQuery],
+        parameters=[shapes.OfferQuery, PageQuery],
         responses={200: shapes.page_of(shapes.OfferAnswer), "default": shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List all offers with price and free GPUs, cheapest first, both as of `as_of`."""
-        query = checked(shapes.OfferQuery, request.query_params)
+        query = queried(request, shapes.OfferQuery, PageQuery)
         organization = access.organization_for(actor_of(request), None, verb="organization.view")
         rows = offers.listed(gpu_model=query.get("gpu_model", ""), country=query.get("country", ""))
         least = max(query.get("min_gpus", 0), int(query["available"]))
-        found = [
-            listing
-            for listing in offers.listings(rows, currency=organization.currency, at=timezone.now())
-            if listing.available_gpus >= least
-        ]
-        found.sort(key=lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.pk))
-        return Response({"data": [answers.listing(listing) for listing in found], "next_cursor": None})
+        listings = offers.listings(rows, currency=organization.currency, at=timezone.now())
+        page, next_cursor = paged_by_key(
+            (listing for listing in listings if listing.available_gpus >= least),
+            query,
+            key=lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.pk),
+        )
+        return Response({"data": [answers.listing(listing) for listing in page], "next_cursor": next_cursor})
 
 
 class OfferDetail(APIView):
@@ -42,6 +42,7 @@ class OfferDetail(APIView):
     @extend_schema(operation_id="show_offer", responses={200: shapes.OfferAnswer, "default": shapes.Problem})
     def get(self, request: Request, offer_id: str) -> Response:
         """Show an offer by its id or slug."""
+        queried(request)
         organization = access.organization_for(actor_of(request), None, verb="organization.view")
         offer = offers.offer_for(offer_id)
         found = offers.listings([offer], currency=organization.currency, at=timezone.now())
@@ -60,4 +61,5 @@ class SiteList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the sites."""
-        return paged(offers.sites(), request, lambda rows: [answers.site(row) for row in rows])
+        query = queried(request, PageQuery)
+        return paged(offers.sites(), query, lambda rows: [answers.site(row) for row in rows])

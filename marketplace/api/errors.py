@@ -2,24 +2,31 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import structlog
 from django.conf import settings
-from django.core.exceptions import PermissionDenied
-from django.db import OperationalError
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.response import Response
 
 from billing.errors import InsufficientFunds
 from marketplace import errors, idempotency
 from marketplace.access import TokenExpired
+from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
 from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 log = structlog.get_logger("marketplace.api")
+
+# What a program sent comes back shortened: an answer is never larger than its question by much.
+TEXT_LENGTH_MAX = 500
+FIELDS_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,12 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     exceptions.ParseError: Kind(
         400, "malformed_json", "The body is not valid JSON", "new_request", "Correct the JSON and send it again."
+    ),
+    SuspiciousOperation: Kind(
+        400, "bad_request", "We could not read this request", "new_request", "Check the address and the headers."
+    ),
+    BodyTooLarge: Kind(
+        413, "body_too_large", "The body is too large", "new_request", "Send less; no request needs that much."
     ),
     exceptions.ValidationError: Kind(
         422, "invalid_request", "The request does not make sense", "new_request", "Correct the fields named in errors."
@@ -121,6 +134,7 @@ SUBSTITUTES: dict[type[Exception], type[Exception]] = {
     PermissionDenied: errors.Forbidden,
     exceptions.NotFound: errors.NotFound,
     exceptions.PermissionDenied: errors.Forbidden,
+    InterfaceError: OperationalError,
 }
 
 
@@ -130,7 +144,7 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
     kind = kind_of(error)
     if kind is INTERNAL:
         log.exception("unexpected error", path=request.path, exc_info=error)
-    response = Response(problem(kind, request=request, detail=_detail(error, kind), errors=list(_fields(error))))
+    response = Response(problem(kind, request=request, detail=_detail(error, kind), errors=_first(error)))
     response.status_code = kind.status
     response.content_type = "application/problem+json"
     if kind.status == 401:
@@ -152,8 +166,8 @@ def problem(kind: Kind, *, request: HttpRequest, detail: str, errors: list[dict[
         "type": f"{settings.PUBLIC_URL}/api/problems#{kind.code}",
         "title": kind.title,
         "status": kind.status,
-        "detail": detail,
-        "instance": request.path,
+        "detail": _plain(detail),
+        "instance": _plain(request.path),
         "code": kind.code,
         "charged": False,
         "retry": kind.retry,
@@ -163,11 +177,25 @@ def problem(kind: Kind, *, request: HttpRequest, detail: str, errors: list[dict[
     }
 
 
+@csrf_exempt  # whatever the method: there is nothing to forge
 def not_found(request: HttpRequest) -> JsonResponse:
     """Answer for a path under /api that is no route."""
-    kind = KINDS[errors.NotFound]
-    body = problem(kind, request=request, detail=f"There is nothing at {request.path}.", errors=[])
-    return JsonResponse(body, status=404, content_type="application/problem+json")
+    return _answer(KINDS[errors.NotFound], request, f"There is nothing at {request.path}.")
+
+
+def bad_request(request: HttpRequest) -> JsonResponse:
+    """Answer for what Django refused before any view, such as a host that is not ours."""
+    return _answer(KINDS[SuspiciousOperation], request, "It was refused before it reached the API.")
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """Answer for an error outside of a view; Django has logged it."""
+    return _answer(INTERNAL, request, _detail(Exception(), INTERNAL))
+
+
+def _answer(kind: Kind, request: HttpRequest, detail: str) -> JsonResponse:
+    body = problem(kind, request=request, detail=detail, errors=[])
+    return JsonResponse(body, status=kind.status, content_type="application/problem+json")
 
 
 def _detail(error: Exception, kind: Kind) -> str:
@@ -177,14 +205,18 @@ def _detail(error: Exception, kind: Kind) -> str:
         needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
         return f"This needs {needed} of free credit for its first hour; {available} is free."
     if isinstance(error, exceptions.ValidationError):
-        return "; ".join(f"{field['pointer'][1:] or 'body'}: {field['detail']}" for field in _fields(error))
+        return "; ".join(f"{field['pointer'][1:] or 'body'}: {field['detail']}" for field in _first(error))
     if isinstance(error, exceptions.APIException):
         return str(error.detail)
     return str(error) or kind.title
 
 
+def _first(error: Exception) -> list[dict[str, str]]:
+    return list(islice(_fields(error), FIELDS_MAX))
+
+
 def _fields(error: Exception) -> Iterator[dict[str, str]]:
-    if isinstance(error, errors.BadOrder):
+    if isinstance(error, errors.BadOrder | errors.NotFound) and error.field:
         yield {"pointer": f"/{error.field}", "detail": str(error)}
     elif isinstance(error, BadCursor):
         yield {"pointer": "/cursor", "detail": str(error)}
@@ -196,9 +228,16 @@ def _walk(detail: Any, pointer: str) -> Iterator[dict[str, str]]:
     """Name each faulty field by a JSON pointer (RFC 6901)."""
     if isinstance(detail, dict):
         for name, inner in detail.items():
-            yield from _walk(inner, pointer if name == "non_field_errors" else f"{pointer}/{name}")
+            step = _plain(str(name)).replace("~", "~0").replace("/", "~1")
+            yield from _walk(inner, pointer if name == "non_field_errors" else f"{pointer}/{step}")
     elif isinstance(detail, list):
         for inner in detail:
             yield from _walk(inner, pointer)
     else:
-        yield {"pointer": pointer, "detail": str(detail)}
+        yield {"pointer": pointer, "detail": _plain(str(detail))}
+
+
+def _plain(text: str) -> str:
+    """Return a text that can be sent: shortened, and halves of surrogate pairs written out."""
+    short = text if len(text) <= TEXT_LENGTH_MAX else f"{text[:TEXT_LENGTH_MAX]}…"
+    return short.encode(errors="backslashreplace").decode()

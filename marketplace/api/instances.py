@@ -9,7 +9,7 @@ from django.db import connection
 from django.http import HttpResponseBase, StreamingHttpResponse
 from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
@@ -19,13 +19,17 @@ from rest_framework.views import APIView
 from marketplace import access, rentals
 from marketplace.access import Actor
 from marketplace.api import answers, shapes
-from marketplace.api.pages import PageQuery, checked, paged
-from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once
+from marketplace.api.pages import PageQuery, checked, paged, queried
+from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
+from marketplace.errors import Forbidden, NotFound
 from marketplace.offers import offer_for
 from provisioning import output
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
+LAST_EVENT_ID = OpenApiParameter(
+    "Last-Event-ID", OpenApiTypes.STR, OpenApiParameter.HEADER, description="the id of the last event that arrived"
+)
 
 
 class InstanceList(APIView):
@@ -38,16 +42,17 @@ class InstanceList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List instances, newest first."""
-        actor, query = actor_of(request), checked(shapes.InstanceQuery, request.query_params)
+        actor, query = actor_of(request), queried(request, shapes.InstanceQuery, PageQuery)
         rows = access.instances(actor)
         if "project" in query:
-            rows = rows.filter(project=access.project_for(actor, query["project"], verb="instance.view"))
+            with naming("project"):
+                rows = rows.filter(project=access.project_for(actor, query["project"], verb="instance.view"))
         if "phase" in query:
             rows = rows.filter(phase=query["phase"])
         if "name" in query:
             rows = rows.filter(name=query["name"])
         at = timezone.now()
-        return paged(rows, request, lambda found: answers.instances(found, at=at))
+        return paged(rows, query, lambda found: answers.instances(found, at=at))
 
     @extend_schema(
         operation_id="rent_instance",
@@ -57,27 +62,34 @@ class InstanceList(APIView):
     )
     def post(self, request: Request) -> Response:
         """Rent GPUs: all of them now, or a refusal with nothing made and nothing charged."""
-        actor = actor_of(request)
-        asked = checked(shapes.RentInstance, request.data)
-        project = access.project_for(actor, asked.get("project"), verb="instance.change")
-        at = timezone.now()
-        order = rentals.Order(
-            offer=offer_for(asked["offer"]),
-            command=asked["command"],
-            gpus=asked["gpus"],
-            replicas=asked["replicas"],
-            name=asked.get("name", ""),
-            env=asked.get("env", {}),
-        )
-        if checked(shapes.DryRunQuery, request.query_params)["dry_run"]:
+        actor, at = actor_of(request), timezone.now()
+        query, asked = queried(request, shapes.DryRunQuery), checked(shapes.RentInstance, request.data)
+        with naming("project"):
+            project = access.project_for(actor, asked.get("project"), verb="instance.change")
+        if query["dry_run"]:
+            order = _order(asked)
             quote = rentals.rehearse(actor=actor, project=project, order=order, at=at)
             return Response(answers.quote(order, quote))
 
         def effect() -> tuple[int, Any]:
-            instance = rentals.rent(actor=actor, project=project, order=order, at=at)
+            # The offer is looked up in here, so that an answer is given again even if it is sold no more.
+            instance = rentals.rent(actor=actor, project=project, order=_order(asked), at=at)
             return 202, answers.instance(instance, at=at)
 
         return answered_once(request, organization=project.organization, order=asked, effect=effect)
+
+
+def _order(asked: dict[str, Any]) -> rentals.Order:
+    with naming("offer"):
+        offer = offer_for(asked["offer"])
+    return rentals.Order(
+        offer=offer,
+        command=asked["command"],
+        gpus=asked["gpus"],
+        replicas=asked["replicas"],
+        name=asked.get("name", ""),
+        env=asked.get("env", {}),
+    )
 
 
 class InstanceDetail(APIView):
@@ -86,6 +98,7 @@ class InstanceDetail(APIView):
     @extend_schema(operation_id="show_instance", responses={200: shapes.InstanceAnswer, "default": shapes.Problem})
     def get(self, request: Request, instance_id: str) -> Response:
         """Show an instance with its steps, cost and what may be done."""
+        queried(request)
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
         return Response(answers.instance(instance, at=timezone.now()))
 
@@ -96,6 +109,7 @@ class InstanceDetail(APIView):
     )
     def patch(self, request: Request, instance_id: str) -> Response:
         """Give an instance another name."""
+        queried(request)
         actor = actor_of(request)
         instance = access.instance_for(actor, instance_id, verb="instance.change")
         rentals.rename(actor=actor, instance=instance, name=checked(shapes.RenameInstance, request.data)["name"])
@@ -112,6 +126,7 @@ class _InstanceVerb(APIView):
     needs_key = False
 
     def answer(self, request: Request, instance_id: str) -> Response:
+        queried(request)
         actor, at = actor_of(request), timezone.now()
         instance = access.instance_for(actor, instance_id, verb="instance.change")
 
@@ -176,8 +191,9 @@ class InstanceEvents(APIView):
     )
     def get(self, request: Request, instance_id: str) -> Response:
         """List the moves of an instance, newest first."""
+        query = queried(request, PageQuery)
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
-        return paged(access.events(instance), request, lambda found: [answers.event(row) for row in found])
+        return paged(access.events(instance), query, lambda found: [answers.event(row) for row in found])
 
 
 class InstanceLogs(APIView):
@@ -190,8 +206,8 @@ class InstanceLogs(APIView):
     )
     def get(self, request: Request, instance_id: str) -> Response:
         """Read what the current run printed after the cursor."""
+        query = queried(request, shapes.LogQuery)
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
-        query = checked(shapes.LogQuery, request.query_params)
         page = output.page(instance, cursor=query["cursor"], most_bytes=query["limit"])
         pieces = [{"replica": piece.replica, "offset": piece.offset, "text": piece.text} for piece in page.pieces]
         return Response({"data": pieces, "next_cursor": page.cursor, "complete": page.complete})
@@ -214,14 +230,13 @@ class InstanceLogStream(APIView):
 
     @extend_schema(
         operation_id="stream_instance_logs",
-        parameters=[shapes.LogQuery],
+        parameters=[shapes.StreamQuery, LAST_EVENT_ID],
         responses={(200, "text/event-stream"): OpenApiTypes.STR, "default": shapes.Problem},
     )
     def get(self, request: Request, instance_id: str) -> HttpResponseBase:
         """Stream the output as server-sent events; resume with Last-Event-ID after the server closed."""
-        actor = actor_of(request)
+        actor, query = actor_of(request), queried(request, shapes.StreamQuery)
         instance = access.instance_for(actor, instance_id, verb="instance.view")
-        query = checked(shapes.LogQuery, request.query_params)
         cursor = request.headers.get("Last-Event-ID") or query["cursor"]
         output.page(instance, cursor=cursor, most_bytes=1)
         stream = StreamingHttpResponse(_events(actor, instance_id, cursor), content_type="text/event-stream")
@@ -239,8 +254,13 @@ def _events(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
     until = monotonic() + STREAM_S
     while monotonic() < until:
         try:
-            instance = access.instance_for(actor, instance_id, verb="instance.view")
+            asks_now = access.renewed(actor, at=timezone.now())
+            if asks_now is None:
+                return
+            instance = access.instance_for(asks_now, instance_id, verb="instance.view")
             page = output.page(instance, cursor=cursor)
+        except (Forbidden, NotFound):
+            return
         finally:
             connection.close()
         cursor = page.cursor

@@ -6,6 +6,7 @@ from rest_framework import serializers
 
 from marketplace.models import Role
 from marketplace.permissions import SCOPES
+from marketplace.tenants import EMAIL_LENGTH_MAX
 from marketplace.tokens import LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX
 from provisioning.models import Instance, Phase, Reason
 
@@ -19,37 +20,53 @@ class Shape(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+class Text(serializers.CharField):
+    """A JSON string; a number is not quietly made into one."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class Count(serializers.IntegerField):
+    """A JSON whole number; neither `"2"` nor `2.0`."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, int) or isinstance(data, bool):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
 # Requests
 
 
 class RentInstance(Shape):
-    offer = serializers.CharField(max_length=64, help_text="an offer's id or slug")
-    project = serializers.CharField(max_length=32, required=False, help_text="default: the token's or the first one")
-    name = serializers.CharField(max_length=63, required=False, help_text="default: made from the GPU model")
-    replicas = serializers.IntegerField(min_value=1, max_value=10_000, default=1)
-    gpus = serializers.IntegerField(min_value=1, max_value=1024, default=1, help_text="GPUs of each replica")
+    offer = Text(max_length=64, help_text="an offer's id or slug")
+    project = Text(max_length=32, required=False, help_text="default: the token's or the first one")
+    name = Text(max_length=63, required=False, help_text="default: made from the GPU model")
+    replicas = Count(min_value=1, max_value=10_000, default=1)
+    gpus = Count(min_value=1, max_value=1024, default=1, help_text="GPUs of each replica")
     command = serializers.ListField(
-        child=serializers.CharField(max_length=65_536, allow_blank=True, trim_whitespace=False),
+        child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False),
         min_length=1,
         max_length=1000,
         help_text="the program and its arguments",
     )
-    env = serializers.DictField(
-        child=serializers.CharField(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False
-    )
+    env = serializers.DictField(child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False)
 
 
 class RenameInstance(Shape):
-    name = serializers.CharField(max_length=63)
+    name = Text(max_length=63)
 
 
 class NameOnly(Shape):
-    name = serializers.CharField(max_length=100)
+    name = Text(max_length=100)
 
 
 class CreateProject(Shape):
-    name = serializers.CharField(max_length=100)
-    organization = serializers.CharField(max_length=32, required=False)
+    name = Text(max_length=100)
+    organization = Text(max_length=32, required=False)
 
 
 class ChangeRole(Shape):
@@ -57,23 +74,23 @@ class ChangeRole(Shape):
 
 
 class CreateInvitation(Shape):
-    email = serializers.EmailField()
+    email = serializers.EmailField(max_length=EMAIL_LENGTH_MAX)
     role = serializers.ChoiceField(choices=Role.choices)
-    organization = serializers.CharField(max_length=32, required=False)
+    organization = Text(max_length=32, required=False)
 
 
 class CreateToken(Shape):
-    name = serializers.CharField(max_length=100)
+    name = Text(max_length=100)
     scopes = serializers.ListField(child=serializers.ChoiceField(choices=SCOPES), min_length=1)
-    days = serializers.IntegerField(min_value=1, max_value=LIFE_DAYS_MAX, default=LIFE_DAYS_DEFAULT)
-    project = serializers.CharField(max_length=32, required=False)
-    organization = serializers.CharField(max_length=32, required=False)
+    days = Count(min_value=1, max_value=LIFE_DAYS_MAX, default=LIFE_DAYS_DEFAULT)
+    project = Text(max_length=32, required=False)
+    organization = Text(max_length=32, required=False)
 
 
 class AddSshKey(Shape):
-    name = serializers.CharField(max_length=100)
-    public_key = serializers.CharField(max_length=16_384)
-    project = serializers.CharField(max_length=32, required=False)
+    name = Text(max_length=100)
+    public_key = Text(max_length=16_384)
+    project = Text(max_length=32, required=False)
 
 
 class DryRunQuery(serializers.Serializer[Any]):
@@ -93,8 +110,13 @@ class InstanceQuery(serializers.Serializer[Any]):
     name = serializers.CharField(max_length=63, required=False)
 
 
-class LogQuery(serializers.Serializer[Any]):
-    cursor = serializers.CharField(max_length=100_000, required=False, default="")
+class StreamQuery(serializers.Serializer[Any]):
+    cursor = serializers.CharField(
+        max_length=100_000, required=False, allow_blank=True, default="", help_text="`next_cursor` of the page before"
+    )
+
+
+class LogQuery(StreamQuery):
     limit = serializers.IntegerField(
         min_value=1, max_value=1_048_576, default=262_144, help_text="stop after about so many bytes"
     )

@@ -10,8 +10,8 @@ from rest_framework.views import APIView
 
 from marketplace import access, tenants, tokens
 from marketplace.api import answers, shapes
-from marketplace.api.pages import PageQuery, checked, paged
-from marketplace.api.views import actor_of
+from marketplace.api.pages import PageQuery, checked, paged, queried
+from marketplace.api.views import actor_of, naming
 from marketplace.models import Role
 
 
@@ -21,6 +21,7 @@ class Me(APIView):
     @extend_schema(operation_id="show_me", responses={200: shapes.MeAnswer, "default": shapes.Problem})
     def get(self, request: Request) -> Response:
         """Show the person, organization, token and projects behind this request."""
+        queried(request)
         actor = actor_of(request)
         organization = access.organization_for(actor, None, verb="organization.view")
         role_of = {membership.organization_id: membership.role for membership in access.memberships(actor)}
@@ -54,8 +55,9 @@ class OrganizationList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the organizations that the token may see."""
+        query = queried(request, PageQuery)
         rows = access.organizations(actor_of(request))
-        return paged(rows, request, lambda found: [answers.organization(row) for row in found])
+        return paged(rows, query, lambda found: [answers.organization(row) for row in found])
 
 
 class OrganizationDetail(APIView):
@@ -64,6 +66,7 @@ class OrganizationDetail(APIView):
     )
     def get(self, request: Request, organization_id: str) -> Response:
         """Show an organization."""
+        queried(request)
         row = access.organization_for(actor_of(request), organization_id, verb="organization.view")
         return Response(answers.organization(row))
 
@@ -74,6 +77,7 @@ class OrganizationDetail(APIView):
     )
     def patch(self, request: Request, organization_id: str) -> Response:
         """Give an organization another name."""
+        queried(request)
         actor = actor_of(request)
         row = access.organization_for(actor, organization_id, verb="organization.change")
         tenants.rename_organization(actor=actor, organization=row, name=checked(shapes.NameOnly, request.data)["name"])
@@ -88,8 +92,9 @@ class ProjectList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the projects that the token may see."""
+        query = queried(request, PageQuery)
         rows = access.projects(actor_of(request))
-        return paged(rows, request, lambda found: [answers.project(row) for row in found])
+        return paged(rows, query, lambda found: [answers.project(row) for row in found])
 
     @extend_schema(
         operation_id="create_project",
@@ -98,8 +103,10 @@ class ProjectList(APIView):
     )
     def post(self, request: Request) -> Response:
         """Make a project."""
+        queried(request)
         actor, asked = actor_of(request), checked(shapes.CreateProject, request.data)
-        organization = access.organization_for(actor, asked.get("organization"), verb="project.create")
+        with naming("organization"):
+            organization = access.organization_for(actor, asked.get("organization"), verb="project.create")
         row = tenants.create_project(actor=actor, organization=organization, name=asked["name"])
         return Response(answers.project(row), status=201)
 
@@ -108,6 +115,7 @@ class ProjectDetail(APIView):
     @extend_schema(operation_id="show_project", responses={200: shapes.ProjectAnswer, "default": shapes.Problem})
     def get(self, request: Request, project_id: str) -> Response:
         """Show a project."""
+        queried(request)
         return Response(answers.project(access.project_for(actor_of(request), project_id, verb="project.view")))
 
     @extend_schema(
@@ -117,6 +125,7 @@ class ProjectDetail(APIView):
     )
     def patch(self, request: Request, project_id: str) -> Response:
         """Give a project another name."""
+        queried(request)
         actor = actor_of(request)
         row = access.project_for(actor, project_id, verb="project.change")
         tenants.rename_project(actor=actor, project=row, name=checked(shapes.NameOnly, request.data)["name"])
@@ -131,8 +140,9 @@ class QuotaList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List how many GPUs each project may hold, and holds."""
+        query = queried(request, PageQuery)
         rows = access.quotas(actor_of(request))
-        return paged(rows, request, lambda found: [answers.quota(row) for row in found])
+        return paged(rows, query, lambda found: [answers.quota(row) for row in found])
 
 
 class MemberList(APIView):
@@ -143,15 +153,17 @@ class MemberList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the people of an organization."""
-        asked = checked(shapes.OrganizationQuery, request.query_params)
-        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="member.view")
-        return paged(access.members(organization), request, lambda found: [answers.member(row) for row in found])
+        query = queried(request, shapes.OrganizationQuery, PageQuery)
+        with naming("organization"):
+            organization = access.organization_for(actor_of(request), query.get("organization"), verb="member.view")
+        return paged(access.members(organization), query, lambda found: [answers.member(row) for row in found])
 
 
 class MemberDetail(APIView):
     @extend_schema(operation_id="show_member", responses={200: shapes.MemberAnswer, "default": shapes.Problem})
     def get(self, request: Request, membership_id: str) -> Response:
         """Show a member."""
+        queried(request)
         return Response(answers.member(access.member_for(actor_of(request), membership_id, verb="member.view")))
 
     @extend_schema(
@@ -161,6 +173,7 @@ class MemberDetail(APIView):
     )
     def patch(self, request: Request, membership_id: str) -> Response:
         """Give a member another role."""
+        queried(request)
         actor = actor_of(request)
         row = access.member_for(actor, membership_id, verb="member.change")
         tenants.change_role(actor=actor, member=row, role=Role(checked(shapes.ChangeRole, request.data)["role"]))
@@ -169,6 +182,7 @@ class MemberDetail(APIView):
     @extend_schema(operation_id="remove_member", responses={204: None, "default": shapes.Problem})
     def delete(self, request: Request, membership_id: str) -> Response:
         """Take a person out of the organization; their tokens end with it."""
+        queried(request)
         actor = actor_of(request)
         row = access.member_for(actor, membership_id, verb="member.change")
         tenants.remove_member(actor=actor, member=row)
@@ -183,10 +197,11 @@ class InvitationList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List invitations, used and revoked ones too."""
-        asked = checked(shapes.OrganizationQuery, request.query_params)
-        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="invitation.view")
+        query = queried(request, shapes.OrganizationQuery, PageQuery)
+        with naming("organization"):
+            organization = access.organization_for(actor_of(request), query.get("organization"), verb="invitation.view")
         rows = access.invitations(organization)
-        return paged(rows, request, lambda found: [answers.invitation(row) for row in found])
+        return paged(rows, query, lambda found: [answers.invitation(row) for row in found])
 
     @extend_schema(
         operation_id="invite",
@@ -195,8 +210,10 @@ class InvitationList(APIView):
     )
     def post(self, request: Request) -> Response:
         """Invite an e-mail address; the link is in this answer only."""
+        queried(request)
         actor, asked = actor_of(request), checked(shapes.CreateInvitation, request.data)
-        organization = access.organization_for(actor, asked.get("organization"), verb="invitation.change")
+        with naming("organization"):
+            organization = access.organization_for(actor, asked.get("organization"), verb="invitation.change")
         row, secret = tenants.invite(
             actor=actor, organization=organization, email=asked["email"], role=Role(asked["role"]), at=timezone.now()
         )
@@ -208,6 +225,7 @@ class InvitationDetail(APIView):
     @extend_schema(operation_id="revoke_invitation", responses={204: None, "default": shapes.Problem})
     def delete(self, request: Request, invitation_id: str) -> Response:
         """Make an invitation's link useless."""
+        queried(request)
         actor = actor_of(request)
         row = access.invitation_for(actor, invitation_id, verb="invitation.change")
         tenants.revoke_invitation(actor=actor, invitation=row, at=timezone.now())
@@ -222,11 +240,12 @@ class TokenList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List your tokens; owners and admins see everybody's."""
-        asked = checked(shapes.OrganizationQuery, request.query_params)
+        query = queried(request, shapes.OrganizationQuery, PageQuery)
         actor = actor_of(request)
-        organization = access.organization_for(actor, asked.get("organization"), verb="token.view")
+        with naming("organization"):
+            organization = access.organization_for(actor, query.get("organization"), verb="token.view")
         rows = access.tokens(actor, organization)
-        return paged(rows, request, lambda found: [answers.token(row) for row in found])
+        return paged(rows, query, lambda found: [answers.token(row) for row in found])
 
     @extend_schema(
         operation_id="create_token",
@@ -235,9 +254,12 @@ class TokenList(APIView):
     )
     def post(self, request: Request) -> Response:
         """Make a token of your own; its secret is in this answer only."""
+        queried(request)
         actor, asked = actor_of(request), checked(shapes.CreateToken, request.data)
-        organization = access.organization_for(actor, asked.get("organization"), verb="token.change")
-        project = access.project_for(actor, asked["project"], verb="project.view") if "project" in asked else None
+        with naming("organization"):
+            organization = access.organization_for(actor, asked.get("organization"), verb="token.change")
+        with naming("project"):
+            project = access.project_for(actor, asked["project"], verb="project.view") if "project" in asked else None
         row, secret = tokens.create_token(
             actor=actor,
             organization=organization,
@@ -254,6 +276,7 @@ class TokenDetail(APIView):
     @extend_schema(operation_id="revoke_token", responses={204: None, "default": shapes.Problem})
     def delete(self, request: Request, token_id: str) -> Response:
         """Make a token useless at once."""
+        queried(request)
         actor = actor_of(request)
         row = access.token_for(actor, token_id, verb="token.change")
         tokens.revoke_token(actor=actor, token=row, at=timezone.now())
@@ -268,9 +291,10 @@ class SshKeyList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List the SSH keys of a project."""
-        asked = checked(shapes.ProjectQuery, request.query_params)
-        project = access.project_for(actor_of(request), asked.get("project"), verb="ssh_key.view")
-        return paged(access.ssh_keys(project), request, lambda found: [answers.ssh_key(row) for row in found])
+        query = queried(request, shapes.ProjectQuery, PageQuery)
+        with naming("project"):
+            project = access.project_for(actor_of(request), query.get("project"), verb="ssh_key.view")
+        return paged(access.ssh_keys(project), query, lambda found: [answers.ssh_key(row) for row in found])
 
     @extend_schema(
         operation_id="add_ssh_key",
@@ -279,8 +303,10 @@ class SshKeyList(APIView):
     )
     def post(self, request: Request) -> Response:
         """Let a public key into a project's instances."""
+        queried(request)
         actor, asked = actor_of(request), checked(shapes.AddSshKey, request.data)
-        project = access.project_for(actor, asked.get("project"), verb="ssh_key.change")
+        with naming("project"):
+            project = access.project_for(actor, asked.get("project"), verb="ssh_key.change")
         row = tokens.add_ssh_key(actor=actor, project=project, name=asked["name"], public_key=asked["public_key"])
         return Response(answers.ssh_key(row), status=201)
 
@@ -289,6 +315,7 @@ class SshKeyDetail(APIView):
     @extend_schema(operation_id="remove_ssh_key", responses={204: None, "default": shapes.Problem})
     def delete(self, request: Request, key_id: str) -> Response:
         """Shut a public key out."""
+        queried(request)
         actor = actor_of(request)
         tokens.remove_ssh_key(actor=actor, key=access.ssh_key_for(actor, key_id, verb="ssh_key.change"))
         return Response(status=204)
@@ -302,7 +329,8 @@ class AuditList(APIView):
     )
     def get(self, request: Request) -> Response:
         """List who changed what, newest first."""
-        asked = checked(shapes.OrganizationQuery, request.query_params)
-        organization = access.organization_for(actor_of(request), asked.get("organization"), verb="audit.view")
+        query = queried(request, shapes.OrganizationQuery, PageQuery)
+        with naming("organization"):
+            organization = access.organization_for(actor_of(request), query.get("organization"), verb="audit.view")
         rows = access.audit_entries(organization)
-        return paged(rows, request, lambda found: [answers.audit_entry(row) for row in found])
+        return paged(rows, query, lambda found: [answers.audit_entry(row) for row in found])

@@ -9,8 +9,8 @@ from rest_framework.views import APIView
 from billing import accounts
 from marketplace import access
 from marketplace.api import answers, shapes
-from marketplace.api.pages import PageQuery, checked, paged
-from marketplace.api.views import actor_of
+from marketplace.api.pages import PageQuery, paged, queried
+from marketplace.api.views import actor_of, naming
 
 
 class Balance(APIView):
@@ -23,8 +23,9 @@ class Balance(APIView):
     )
     def get(self, request: Request) -> Response:
         """Show the balance, what is spent per hour now, and when it will be used up."""
-        query = checked(shapes.OrganizationQuery, request.query_params)
-        organization = access.organization_for(actor_of(request), query.get("organization"), verb="balance.view")
+        query = queried(request, shapes.OrganizationQuery)
+        with naming("organization"):
+            organization = access.organization_for(actor_of(request), query.get("organization"), verb="balance.view")
         wallet = accounts.wallet(organization=organization)
         return Response(answers.balance(organization, wallet, access.runway_of(organization), at=timezone.now()))
 
@@ -40,9 +41,9 @@ class UsageList(APIView):
     def get(self, request: Request) -> Response:
         """List usage, newest first: each span's time, GPU-milliseconds, price and amount."""
         actor, at = actor_of(request), timezone.now()
-        query = checked(shapes.UsageQuery, request.query_params)
-        asked = checked(shapes.OrganizationQuery, request.query_params)
-        organization = access.organization_for(actor, asked.get("organization"), verb="usage.view")
+        query = queried(request, shapes.UsageQuery, shapes.OrganizationQuery, PageQuery)
+        with naming("organization"):
+            organization = access.organization_for(actor, query.get("organization"), verb="usage.view")
         rows = access.usage_spans(actor, organization)
         if "instance" in query:
             rows = rows.filter(resource_id=query["instance"])
@@ -50,4 +51,4 @@ class UsageList(APIView):
             rows = rows.exclude(ended_at__lt=query["since"])
         if "until" in query:
             rows = rows.filter(started_at__lt=query["until"])
-        return paged(rows, request, lambda found: [answers.span(row, at=at) for row in found])
+        return paged(rows, query, lambda found: [answers.span(row, at=at) for row in found])

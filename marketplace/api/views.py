@@ -1,7 +1,8 @@
 """What every view of the API shares: who asks, and answering a POST once for its key."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from drf_spectacular.types import OpenApiTypes
@@ -12,6 +13,7 @@ from rest_framework.response import Response
 
 from marketplace import idempotency
 from marketplace.access import Actor
+from marketplace.errors import NotFound
 from marketplace.models import Organization
 
 KEY_HEADER = "Idempotency-Key"
@@ -28,6 +30,15 @@ KEY_ACCEPTED = OpenApiParameter(KEY_HEADER, OpenApiTypes.STR, OpenApiParameter.H
 def actor_of(request: Request) -> Actor:
     """Return who asks. Views without a token never get here: the permission class refuses them."""
     return cast(Actor, request.auth)
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Let a NotFound name the field that its id came from; where an id is in the path, the path says it."""
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(field) from error
 
 
 def answered_once(
