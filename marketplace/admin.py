@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 ROOMS = ("marketplace", "provisioning", "billing")
 # What lets somebody in, and what belongs to customers alone: their variables, their output, their answers.
 HIDDEN = {"password", "key_hash", "secret_hash", "fingerprint", "lease_token", "env", "body", "data"}
+SEARCHED = {"public_id", "name", "email", "key"}
 COLUMNS_MAX = 9
 BULKY = (models.JSONField, models.TextField, models.BinaryField)
 
@@ -28,7 +29,7 @@ class BackOffice(AdminSite):
     def has_permission(self, request: HttpRequest) -> bool:
         return bool(request.user.is_active and request.user.is_superuser)
 
-    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Any:
         """Tell everybody else who is signed in that nothing is here."""
         opened = super().admin_view(view, cacheable)
 
@@ -43,12 +44,10 @@ class BackOffice(AdminSite):
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseRedirect:
         return redirect(f"{resolve_url('account_login')}?next={resolve_url('admin:index')}")
 
-    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponseRedirect:  # type: ignore[override]
+    def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return redirect("account_logout")
 
-    def password_change(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponseRedirect:
+    def password_change(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         return redirect("account_change_password")
 
 
@@ -58,15 +57,22 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_full_result_count = False
     actions = None
 
-    def __init__(self, model: type[models.Model], admin_site: AdminSite) -> None:
-        super().__init__(model, admin_site)
-        shown = [field for field in model._meta.concrete_fields if field.name not in HIDDEN]
-        self.fields = [field.name for field in shown]
-        self.list_display = [field.name for field in shown if not isinstance(field, BULKY)][:COLUMNS_MAX]
-        self.list_display_links = self.list_display[:2]
-        self.search_fields = [field.name for field in shown if field.name in {"public_id", "name", "email", "key"}]
-        self.list_select_related = list(_related(model))
-        self.ordering = ["-pk"]
+    def get_fields(self, request: HttpRequest, obj: models.Model | None = None) -> list[Any]:
+        return [field.name for field in self._shown()]
+
+    def get_list_display(self, request: HttpRequest) -> list[Any]:
+        return [field.name for field in self._shown() if not isinstance(field, BULKY)][:COLUMNS_MAX]
+
+    def get_search_fields(self, request: HttpRequest) -> list[str]:
+        return [field.name for field in self._shown() if field.name in SEARCHED]
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[models.Model]:
+        rows: models.QuerySet[models.Model] = super().get_queryset(request)
+        related = _related(self.model)
+        return rows.select_related(*related).order_by("-pk") if related else rows.order_by("-pk")
+
+    def _shown(self) -> list[models.Field]:  # type: ignore[type-arg]
+        return [field for field in self.model._meta.concrete_fields if field.name not in HIDDEN]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -68,8 +68,7 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
         agent_epoch=report.agent_epoch,
         seq=report.seq,
         last_seen=at,
-        energy=list(report.energy),
-        telemetry=list(report.telemetry),
+        **_readings(report),
     )
     if not seen:
         # An older report that was late on its way; the newer one has been answered already.
@@ -82,6 +81,12 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     _take_states(live, report.assignments, at)
     _take_logs(live, report.logs)
     return _answer(node, report, at)
+
+
+def _readings(report: Report) -> dict[str, list[Mapping[str, Any]]]:
+    """Return what was read anew; a report that brings nothing leaves the latest readings as they are."""
+    told = {"energy": report.energy, "telemetry": report.telemetry}
+    return {name: list(readings) for name, readings in told.items() if readings}
 
 
 def _live(node: Node) -> QuerySet[Assignment]:

@@ -35,17 +35,14 @@ def managers_only(*methods: str) -> Callable[[View], View]:
     """Make a page of the console: strangers are asked to sign in, and others who did are told that nothing is here."""
 
     def decorate(view: View) -> View:
-        @doors.page(*methods)
-        @wraps(view)
-        def opened(visit: Visit, **ids: str) -> HttpResponse:
+        def opened(visit: Visit, /, **ids: str) -> HttpResponse:
             if not is_manager(visit.request):
                 raise NotFound
             response = view(visit, **ids)
             add_never_cache_headers(response)
             return response
 
-        opened.is_for_managers = True  # type: ignore[attr-defined]
-        return opened
+        return wraps(view)(doors.page(*methods)(opened))
 
     return decorate
 
@@ -74,7 +71,7 @@ def carried_out(visit: Visit, form: ConsoleForm, verb: Callable[..., Any], **ord
         if field in form.fields:
             form.add_error(field, str(refusal))
         else:
-            messages.error(visit.request, SAID.get(type(refusal), str(refusal)))
+            messages.error(visit.request, str(SAID.get(type(refusal), refusal)))
         return False
     return True
 

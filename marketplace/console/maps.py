@@ -191,7 +191,7 @@ def _kind(node: Node, gpu: Gpu) -> Kind:
         return Kind.BROKEN
     if node.reachability in SILENT:
         return Kind.SILENT
-    if gpu.is_held:  # type: ignore[attr-defined]  annotated
+    if gpu.is_held:  # type: ignore[attr-defined]
         return Kind.HELD
     return Kind.CLOSED if node.state in CLOSED else Kind.FREE
 
@@ -200,7 +200,7 @@ def _by_rack(nodes: QuerySet[Node]) -> FleetMap:
     rows = list(
         nodes.values("fabric__site__slug", "fabric__site__name", "rack")
         .annotate(
-            gpus=Sum("gpu_count"),
+            gpu_total=Sum("gpu_count"),
             free=Sum("free_gpus", default=0, filter=Q(state="available", reachability="online")),
             silent=Count("pk", filter=Q(reachability__in=SILENT)),
         )
@@ -210,7 +210,8 @@ def _by_rack(nodes: QuerySet[Node]) -> FleetMap:
     by_site = groupby(rows[:RACKS_MAX], key=lambda row: (row["fabric__site__slug"], row["fabric__site__name"]))
     for (slug, name), of_site in by_site:
         racks = [
-            Rack(name=row["rack"], gpus=row["gpus"], free=row["free"], silent_nodes=row["silent"]) for row in of_site
+            Rack(name=row["rack"], gpus=row["gpu_total"], free=row["free"], silent_nodes=row["silent"])
+            for row in of_site
         ]
         sites.append(SiteMap(slug=slug, name=name, racks=racks))
     return FleetMap(sites=sites, by_rack=True, is_cut=len(rows) > RACKS_MAX)

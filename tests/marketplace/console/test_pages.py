@@ -118,6 +118,14 @@ def test_a_node_page_labels_simulated_readings_and_shows_what_is_unknown(
     assert "Acme" in page
 
 
+def test_readings_stay_until_there_are_newer_ones(desk: Client, fleet: Fleet) -> None:
+    node = Node.objects.get(name="h200-1")
+    node.heartbeat.telemetry = [{"uuid": "GPU-h200-1-0", "temperature_c": 61}]
+    node.heartbeat.save()
+    fleet.sync()
+    assert "61 °C" in text_of(desk, "console-node", node.public_id)
+
+
 def test_a_liars_readings_break_no_page(desk: Client, fleet: Fleet) -> None:
     node = Node.objects.get(name="h200-1")
     node.heartbeat.telemetry = [{"uuid": "GPU-h200-1-0", "power_mw": "much", "temperature_c": True}, {}]
