@@ -100,7 +100,7 @@ def _clear_after_a_kill(data: Path) -> None:
 
 def _works_in(process: psutil.Process, data: Path) -> bool:
     try:
-        return process.name() == "postgres" and process.cwd() == str(data)
+        return bool(process.name() == "postgres" and process.cwd() == str(data))
     except psutil.Error:
         return False
 

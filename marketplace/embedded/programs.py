@@ -82,7 +82,7 @@ def end(running: Iterable[tuple[Program, subprocess.Popen[bytes]]], *, within_s:
 def descendants(pid: int) -> list[psutil.Process]:
     """Return all that a process started and that still hangs on it; [] when it is gone."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return list(psutil.Process(pid).children(recursive=True))
     except psutil.NoSuchProcess:
         return []
 

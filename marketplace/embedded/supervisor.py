@@ -221,7 +221,7 @@ def _record_file(home: Path, name: str) -> Path:
 
 def _started_s_after_boot(process: psutil.Process) -> float:
     """Return a start time that does not move when somebody sets the clock."""
-    return round(process.create_time() - psutil.boot_time(), 2)
+    return round(float(process.create_time() - psutil.boot_time()), 2)
 
 
 def _cause(returncode: int) -> str:

@@ -68,6 +68,16 @@ def test_a_crash_loop_is_slowed_down_and_shown_with_its_last_words(supervisor, f
     assert "in 0.08 s" in said[3]
 
 
+def test_a_log_that_grew_long_makes_room_at_the_next_start(supervisor, folder, monkeypatch):
+    monkeypatch.setattr(supervising, "LOG_MAX_BYTES", 10)
+    for text in ("short", "quite long a text"):
+        supervisor.log("sleeper").write_text(text)
+        supervisor.start(make_program(folder), stage=0)
+        supervisor.end_all(within_s=5)
+        assert supervisor.log("sleeper").read_text() == ("short" if text == "short" else "")
+    assert (folder / "logs" / "sleeper.log.1").read_text() == "quite long a text"
+
+
 def test_what_a_killed_program_left_is_ended_before_it_runs_again(supervisor, folder):
     supervisor.start(make_program(folder, FAMILY), stage=0)
     orphan = child_pid(folder)

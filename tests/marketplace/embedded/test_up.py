@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -132,6 +133,31 @@ def test_fresh_refuses_what_is_no_home(folder, capsys):
     assert up.up(up.Options(port=free_port(), home=folder, fresh=True, agents=0)) == 1
     assert "nothing in it was touched" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+WATCH = """
+import sys, time
+from pathlib import Path
+from marketplace.embedded.up import _watch_launcher
+is_gone, note = _watch_launcher(), Path(sys.argv[1])
+note.write_text("watching")
+deadline = time.monotonic() + 1
+while time.monotonic() < deadline and not is_gone():
+    time.sleep(0.01)
+note.write_text("ended" if is_gone() else "went on")
+"""
+
+
+@pytest.mark.parametrize(("launcher", "end"), [("uv", "ended"), ("bash", "went on")])
+def test_it_ends_with_the_uv_that_launched_it_and_outlives_a_shell(folder, launcher, end):
+    (folder / launcher).symlink_to(shutil.which("bash"))
+    (folder / "watch.py").write_text(WATCH)
+    command = f"{sys.executable} {folder / 'watch.py'} {folder / 'note'} & wait"
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([folder / launcher, "-c", command], env=environ) as shell:
+        wait_until(lambda: (folder / "note").exists() and (folder / "note").read_text() == "watching")
+        shell.kill()
+    wait_until(lambda: (folder / "note").read_text() == end)
 
 
 @pytest.mark.parametrize("wrong", [["--port", "0"], ["--port", "x"], ["--port", "65536"], ["--agents", "-1"]])
