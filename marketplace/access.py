@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 
 from django.db.models import QuerySet
+from django.utils.translation import gettext
 
 from billing.models import Runway, UsageSpan
 from marketplace.errors import Forbidden, NotFound
@@ -92,12 +93,21 @@ def _membership(actor: Actor, organization_id: int) -> Membership:
 def _check(actor: Actor, organization_id: int, verb: str) -> Membership:
     membership = _membership(actor, organization_id)
     if not allows(Role(membership.role), verb):
-        raise Forbidden(f"Your role {membership.get_role_display()} may not do this; ask an owner or admin.")
+        raise Forbidden(
+            gettext("Your role %(role)s may not do this; ask an owner or admin.")
+            % {"role": membership.get_role_display()}
+        )
     if actor.token is not None:
         if scope_of(verb) not in actor.token.scopes:
-            raise Forbidden(f"The token {actor.token.name} lacks the scope “{scope_of(verb)}”.")
+            raise Forbidden(
+                gettext("The token %(token)s lacks the scope “%(scope)s”.")
+                % {"token": actor.token.name, "scope": scope_of(verb)}
+            )
         if actor.token.project_id is not None and verb in ORGANIZATION_WIDE:
-            raise Forbidden(f"The token {actor.token.name} is for one project; this concerns the whole organization.")
+            raise Forbidden(
+                gettext("The token %(token)s is for one project; this concerns the whole organization.")
+                % {"token": actor.token.name}
+            )
     return membership
 
 

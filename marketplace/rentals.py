@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext
 
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
@@ -44,7 +45,10 @@ def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
     """Return today's price of an offer, or raise BadOrder when it is not sold in this currency."""
     price = prices.current(skus=[offer.sku], currency=currency, at=at).get(offer.sku)
     if price is None or not offer.is_listed:
-        raise BadOrder("offer", f"{offer.name} is not for sale in {currency} now.")
+        raise BadOrder(
+            "offer",
+            gettext("%(offer)s is not for sale in %(currency)s now.") % {"offer": offer.name, "currency": currency},
+        )
     return price
 
 
@@ -57,17 +61,20 @@ def check(order: Order) -> None:
     """Raise BadOrder for the first thing that does not make sense, naming the field."""
     offer, gpus = order.offer, order.gpus * order.replicas
     if order.gpus < 1:
-        raise BadOrder("gpus", "Ask for at least 1 GPU per replica.")
+        raise BadOrder("gpus", gettext("Ask for at least 1 GPU per replica."))
     if order.replicas < 1 or order.replicas > REPLICAS_MAX:
-        raise BadOrder("replicas", f"Ask for 1 to {REPLICAS_MAX} replicas.")
+        raise BadOrder("replicas", gettext("Ask for 1 to %(most)s replicas.") % {"most": REPLICAS_MAX})
     if order.gpus > offer.gpus_per_node:
         raise BadOrder(
             "gpus",
-            f"A replica runs on one node, and a node of {offer.name} has {offer.gpus_per_node} GPUs; ask for replicas.",
+            gettext("A replica runs on one node, and a node of %(offer)s has %(gpus)s GPUs; ask for replicas.")
+            % {"offer": offer.name, "gpus": offer.gpus_per_node},
         )
     if not offer.min_gpus <= gpus <= offer.max_gpus:
         raise BadOrder(
-            "gpus", f"{offer.name} is sold from {offer.min_gpus} to {offer.max_gpus} GPUs; you asked for {gpus}."
+            "gpus",
+            gettext("%(offer)s is sold from %(fewest)s to %(most)s GPUs; you asked for %(gpus)s.")
+            % {"offer": offer.name, "fewest": offer.min_gpus, "most": offer.max_gpus, "gpus": gpus},
         )
     if order.name:
         _check_name(order.name)
@@ -77,25 +84,25 @@ def check(order: Order) -> None:
 
 def _check_name(name: str) -> None:
     if not NAME_SHAPE.fullmatch(name):
-        message = "Use 1 to 63 lower-case letters, digits and hyphens; begin and end with a letter or digit."
+        message = gettext("Use 1 to 63 lower-case letters, digits and hyphens; begin and end with a letter or digit.")
         raise BadOrder("name", message)
 
 
 def _check_command(command: Sequence[str]) -> None:
     if not command or not command[0]:
-        raise BadOrder("command", "Say what to run, as a list of the program and its arguments.")
+        raise BadOrder("command", gettext("Say what to run, as a list of the program and its arguments."))
     if sum(_bytes("command", part) for part in command) > COMMAND_BYTES_MAX:
-        raise BadOrder("command", f"A command has at most {COMMAND_BYTES_MAX} bytes.")
+        raise BadOrder("command", gettext("A command has at most %(most)s bytes.") % {"most": COMMAND_BYTES_MAX})
 
 
 def _check_env(env: Mapping[str, str]) -> None:
     for name in env:
         if not ENV_NAME_SHAPE.fullmatch(name):
             raise BadOrder(
-                "env", "A variable's name has letters, digits and underscores and does not begin with a digit."
+                "env", gettext("A variable's name has letters, digits and underscores and does not begin with a digit.")
             )
     if sum(len(name) + _bytes("env", value) for name, value in env.items()) > ENV_BYTES_MAX:
-        raise BadOrder("env", f"All variables together have at most {ENV_BYTES_MAX} bytes.")
+        raise BadOrder("env", gettext("All variables together have at most %(most)s bytes.") % {"most": ENV_BYTES_MAX})
 
 
 def _bytes(field: str, text: str) -> int:
@@ -103,9 +110,9 @@ def _bytes(field: str, text: str) -> int:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise BadOrder(field, "There is half of a surrogate pair in it, which is no character.") from error
+        raise BadOrder(field, gettext("There is half of a surrogate pair in it, which is no character.")) from error
     if "\x00" in text:
-        raise BadOrder(field, "It cannot contain NUL bytes.")
+        raise BadOrder(field, gettext("It cannot contain NUL bytes."))
     return size
 
 
@@ -230,7 +237,10 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
 
 def _check_open(project: Project) -> None:
     if project.is_suspended:
-        raise ProjectSuspended(f"{project.name} is suspended, so nothing can start there; ask the operator why.")
+        raise ProjectSuspended(
+            gettext("%(project)s is suspended, so nothing can start there; ask the operator why.")
+            % {"project": project.name}
+        )
 
 
 def _hold_first_hour(
@@ -254,7 +264,9 @@ def _name_in_use(name: str) -> Iterator[None]:
     except IntegrityError as error:
         if "instance_name_once_per_project" not in str(error):
             raise
-        message = f"The project has an instance named {name} already; choose another name or terminate it."
+        message = gettext(
+            "The project has an instance named %(name)s already; choose another name or terminate it."
+        ) % {"name": name}
         raise Conflict(message) from error
 
 

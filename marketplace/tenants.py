@@ -7,6 +7,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext
 
 from billing import accounts
 from marketplace import audit
@@ -55,7 +56,7 @@ def create_project(*, actor: Actor, organization: Organization, name: str) -> Pr
         with transaction.atomic():
             project = Project.objects.create(organization=organization, name=name)
     except IntegrityError as error:
-        raise Conflict(f"The organization has a project named {name} already.") from error
+        raise Conflict(gettext("The organization has a project named %(name)s already.") % {"name": name}) from error
     quotas.set_limit(project_id=project.pk, limit=quotas.DEFAULT_LIMIT)
     _record(actor, organization, "project.create", project.public_id, after={"name": name})
     return project
@@ -69,7 +70,9 @@ def rename_project(*, actor: Actor, project: Project, name: str) -> None:
         with transaction.atomic():
             project.save(update_fields=["name"])
     except IntegrityError as error:
-        raise Conflict(f"The organization has a project named {project.name} already.") from error
+        raise Conflict(
+            gettext("The organization has a project named %(name)s already.") % {"name": project.name}
+        ) from error
     _record(
         actor,
         project.organization,
@@ -89,7 +92,7 @@ def invite(*, actor: Actor, organization: Organization, email: str, role: Role, 
     """
     email = _checked_email(email)
     if Membership.objects.filter(organization=organization, user__email=email).exists():
-        raise Conflict(f"{email} is a member already.")
+        raise Conflict(gettext("%(email)s is a member already.") % {"email": email})
     _check_may_give(actor, organization, role)
     Invitation.objects.filter(organization=organization, email=email, accepted_at=None, revoked_at=None).update(
         revoked_at=at
@@ -107,7 +110,7 @@ def invite(*, actor: Actor, organization: Organization, email: str, role: Role, 
                 expires_at=at + INVITATION_LIFE,
             )
     except IntegrityError as error:
-        raise Conflict(f"Somebody else invited {email} at the same moment.") from error
+        raise Conflict(gettext("Somebody else invited %(email)s at the same moment.") % {"email": email}) from error
     _record(actor, organization, "invitation.create", invitation.public_id, after={"email": email, "role": role})
     return invitation, secret
 
@@ -132,7 +135,10 @@ def accept_invitation(*, user: User, secret: str, at: datetime) -> Membership:
     """Make the invited person a member. The link works once, and only for the address it was sent to."""
     invitation = open_invitation(secret=secret, at=at)
     if user.email.lower() != invitation.email:
-        raise Forbidden(f"This invitation is for {invitation.email}; you are signed in as {user.email}.")
+        raise Forbidden(
+            gettext("This invitation is for %(email)s; you are signed in as %(own)s.")
+            % {"email": invitation.email, "own": user.email}
+        )
     if not Invitation.objects.filter(pk=invitation.pk, accepted_at=None, revoked_at=None).update(accepted_at=at):
         raise NotFound
     membership, _ = Membership.objects.get_or_create(
@@ -159,7 +165,7 @@ def change_role(*, actor: Actor, member: Membership, role: Role) -> None:
     if before == Role.OWNER:
         _check_not_last_owner(member)
     if not Membership.objects.filter(pk=member.pk, role=before).update(role=role):
-        raise Conflict("Somebody else changed this member at the same moment; look again.")
+        raise Conflict(gettext("Somebody else changed this member at the same moment; look again."))
     member.role = role
     _record(
         actor, member.organization, "member.change", member.public_id, before={"role": before}, after={"role": role}
@@ -181,7 +187,7 @@ def checked_name(name: str) -> str:
     """Return a name without outer blanks, or raise BadOrder."""
     name = name.strip()
     if not name or len(name) > NAME_LENGTH_MAX or not name.isprintable():
-        raise BadOrder("name", f"Use 1 to {NAME_LENGTH_MAX} printable characters.")
+        raise BadOrder("name", gettext("Use 1 to %(most)s printable characters.") % {"most": NAME_LENGTH_MAX})
     return name
 
 
@@ -190,23 +196,25 @@ def _checked_email(email: str) -> str:
     try:
         validate_email(email)
     except ValidationError as error:
-        raise BadOrder("email", "This is not an e-mail address.") from error
+        raise BadOrder("email", gettext("This is not an e-mail address.")) from error
     if len(email) > EMAIL_LENGTH_MAX:
-        raise BadOrder("email", f"An e-mail address has at most {EMAIL_LENGTH_MAX} characters.")
+        raise BadOrder(
+            "email", gettext("An e-mail address has at most %(most)s characters.") % {"most": EMAIL_LENGTH_MAX}
+        )
     return email
 
 
 def _check_may_give(actor: Actor, organization: Organization, role: Role) -> None:
     own = Membership.objects.filter(organization=organization, user=actor.user).first()
     if own is None or (role == Role.OWNER and own.role != Role.OWNER):
-        raise Forbidden("Only an owner may give or take the role of an owner.")
+        raise Forbidden(gettext("Only an owner may give or take the role of an owner."))
 
 
 def _check_not_last_owner(member: Membership) -> None:
     # The locks serialise two owners who leave at the same moment.
     owners = Membership.objects.select_for_update().filter(organization=member.organization, role=Role.OWNER)
     if not any(owner.pk != member.pk for owner in owners.order_by("pk")):
-        raise LastOwner("An organization needs an owner; make somebody else an owner first.")
+        raise LastOwner(gettext("An organization needs an owner; make somebody else an owner first."))
 
 
 def _record(actor: Actor, organization: Organization, verb: str, subject_id: str, **change: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
+from django.utils.translation import gettext
 
 from marketplace import audit
 from marketplace.access import Actor, secret_hash
@@ -44,13 +45,13 @@ def create_token(
         raise NotFound
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
-        raise BadOrder("scopes", f"Choose one or more of {', '.join(SCOPES)}.")
+        raise BadOrder("scopes", gettext("Choose one or more of %(scopes)s.") % {"scopes": ", ".join(SCOPES)})
     if actor.token is not None and not set(scopes) <= set(actor.token.scopes):
-        raise BadOrder("scopes", "A token cannot make one with more scopes than its own.")
+        raise BadOrder("scopes", gettext("A token cannot make one with more scopes than its own."))
     if project is not None and project.organization_id != organization.pk:
-        raise BadOrder("project", "The project belongs to another organization than the token.")
+        raise BadOrder("project", gettext("The project belongs to another organization than the token."))
     if not 1 <= days <= LIFE_DAYS_MAX:
-        raise BadOrder("days", f"A token lives 1 to {LIFE_DAYS_MAX} days.")
+        raise BadOrder("days", gettext("A token lives 1 to %(most)s days.") % {"most": LIFE_DAYS_MAX})
     secret = PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         membership=membership,
@@ -91,7 +92,7 @@ def add_ssh_key(*, actor: Actor, project: Project, name: str, public_key: str) -
                 added_by=actor.user,
             )
     except IntegrityError as error:
-        raise Conflict("The project has this key already.") from error
+        raise Conflict(gettext("The project has this key already.")) from error
     after = {"name": key.name, "fingerprint": fingerprint}
     audit.record(
         actor=actor, organization=project.organization, verb="ssh_key.add", subject_id=key.public_id, after=after
@@ -111,17 +112,19 @@ def remove_ssh_key(*, actor: Actor, key: SshKey) -> None:
 def _parsed(public_key: str) -> tuple[str, bytes]:
     """Return kind and blob of an OpenSSH public key; the blob names its own kind first (RFC 4253, section 6.6)."""
     if "PRIVATE KEY" in public_key:
-        raise BadOrder("public_key", "This is a private key. Keep it secret, and give the .pub file instead.")
+        raise BadOrder("public_key", gettext("This is a private key. Keep it secret, and give the .pub file instead."))
     lines, parts = public_key.strip().splitlines(), public_key.split()
     if len(public_key) > KEY_LENGTH_MAX or len(lines) != 1 or len(parts) < 2 or parts[0] not in KEY_KINDS:
-        raise BadOrder("public_key", "Give one OpenSSH public key, as in a .pub file: ssh-ed25519 AAAA... name")
+        raise BadOrder(
+            "public_key", gettext("Give one OpenSSH public key, as in a .pub file: ssh-ed25519 AAAA... name")
+        )
     try:
         blob = base64.b64decode(parts[1], validate=True)
     except ValueError as error:
-        raise BadOrder("public_key", "The key's second part is not base64; copy the whole line.") from error
+        raise BadOrder("public_key", gettext("The key's second part is not base64; copy the whole line.")) from error
     fields = _fields(blob)
     if len(fields) < 2 or fields[0] != parts[0].encode():
-        raise BadOrder("public_key", "The key is damaged or does not match its kind; copy the whole line.")
+        raise BadOrder("public_key", gettext("The key is damaged or does not match its kind; copy the whole line."))
     return parts[0], blob
 
 

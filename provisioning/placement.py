@@ -12,6 +12,7 @@ from datetime import datetime
 
 from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
+from django.utils.translation import gettext
 
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Gpu, GpuHold, Instance, Node
@@ -133,7 +134,11 @@ def _choose(instance: Instance) -> list[Node]:
 def _why(instance: Instance) -> str:
     free = placeable(instance.offer_id).aggregate(free=Coalesce(Sum("free_gpus"), Value(0)))["free"]
     shape = f"{instance.replicas} × {instance.gpus_per_replica}" if instance.replicas > 1 else f"{instance.gpus}"
-    return f"{shape} GPUs of {instance.offer} are not free now; {free} are, over all its nodes."
+    return gettext("%(shape)s GPUs of %(offer)s are not free now; %(free)s are, over all its nodes.") % {
+        "shape": shape,
+        "offer": instance.offer,
+        "free": free,
+    }
 
 
 def _free_gpus(counts: dict[int, int]) -> dict[int, list[Gpu]]:
