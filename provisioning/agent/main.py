@@ -176,21 +176,22 @@ class Agent:
     def _speak(self, on_refusal: int) -> None:
         try:
             identity = self.sync.join(self.introduction)
-        except Refused as refusal:
-            log.error(
-                "the control plane refused the join; nothing is to be tried again", extra={"reason": str(refusal)}
-            )
+        except Exception as error:
+            if isinstance(error, Refused):
+                log.error("the control plane refused the join; a person must act", extra={"reason": str(error)})
+            else:
+                log.exception("joining failed")
             self.exit_code = EXIT_REFUSED
             os.write(on_refusal, b"!")
-            return
-        if identity is not None:
-            self.sync.run(identity)
+        else:
+            if identity is not None:
+                self.sync.run(identity)
 
     def end_workloads(self) -> None:
         """End all that runs; speak on meanwhile, so that the control plane hears of it."""
         self.runtime.end_all(grace_s=END_GRACE_S)
         limit = time.monotonic() + END_LIMIT_S
-        while not self.runtime.is_quiet and time.monotonic() < limit:
+        while not self.runtime.has_ended_all and time.monotonic() < limit:
             time.sleep(0.02)
         time.sleep(LAST_WORD_S)
 

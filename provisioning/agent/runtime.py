@@ -55,6 +55,8 @@ class Runtime:
         self.shipped: dict[str, int] = {}  # Bytes of log that the server has, by assignment; the sync loop sets it.
         self.observed: tuple[Observed, ...] = ()
         self.orphans: frozenset[str] = frozenset()
+        self.has_ended_all = False  # As `end_all` was asked to.
+        self._orphans_heard: frozenset[str] = frozenset()
 
     def run(self, stopping: threading.Event) -> None:
         """Step until told to stop: often while there is work, seldom while there is none."""
@@ -76,18 +78,13 @@ class Runtime:
         self._ending_all = grace_s
         self.poke()
 
-    @property
-    def is_quiet(self) -> bool:
-        """Return whether nothing runs here."""
-        return not any(workload.look().state == "running" for workload in tuple(self._workloads.values()))
-
     def busy_gpus(self) -> frozenset[str]:
         """Return the GPUs on which something runs."""
         return frozenset(gpu for one in self.observed if one.state == "running" for gpu in one.gpus)
 
     def forget_orphans(self, reported: frozenset[str]) -> None:
         """Note that the server knows of these orphans; those that are removed need no more mention."""
-        self.orphans = self.orphans - (reported - self._workloads.keys())
+        self._orphans_heard = reported
 
     def step(self) -> None:
         """Look at every workload and every assignment once, and move each by one step."""
@@ -96,7 +93,8 @@ class Runtime:
         self._refused = {key: why for key, why in self._refused.items() if key[0] in wanted}
         if document.generation:
             self._remove_orphans(wanted)
-        self._end_what_may_not_run()
+        self.orphans -= self._orphans_heard - self._workloads.keys()
+        self.has_ended_all = self._end_what_may_not_run()
         observed = tuple(self._step_safely(one) for one in document.assignments)
         before = {one.id: one for one in self.observed}
         moved = [one for one in observed if one.id not in before or before[one.id].state != one.state]
@@ -119,16 +117,17 @@ class Runtime:
             if workload.end(grace_s=workload.origin.stop_grace_s, reason="orphan"):
                 self._remove(workload)
 
-    def _end_what_may_not_run(self) -> None:
-        has_run_out = self._lease.has_run_out()
-        if self._ending_all is None and not has_run_out:
-            return
-        for workload in self._workloads.values():
-            grace_s = workload.origin.stop_grace_s
-            if self._ending_all is not None:
-                workload.end(grace_s=min(grace_s, self._ending_all), reason=AGENT_ENDS)
-            elif workload.look().state == "running":
-                workload.end(grace_s=grace_s, reason=LEASE_RAN_OUT)
+    def _end_what_may_not_run(self) -> bool:
+        """Take a step towards ending it; return whether all was to be ended and has."""
+        workloads = self._workloads.values()
+        if (grace_s := self._ending_all) is not None:
+            ends = [one.end(grace_s=min(one.origin.stop_grace_s, grace_s), reason=AGENT_ENDS) for one in workloads]
+            return all(ends)
+        if self._lease.has_run_out():
+            for one in workloads:
+                if one.look().state == "running":
+                    one.end(grace_s=one.origin.stop_grace_s, reason=LEASE_RAN_OUT)
+        return False
 
     def _step_safely(self, wanted: Assignment) -> Observed:
         """Step one assignment; what its files refuse (a full disk, say) must not hold up the others."""
@@ -143,8 +142,8 @@ class Runtime:
         workload = self._workloads.get(wanted.id)
         if workload is None:
             return self._step_absent(wanted)
-        if wanted.fence > workload.origin.fence:
-            if workload.end(grace_s=workload.origin.stop_grace_s, reason="a later assignment replaces it"):
+        if wanted.fence != workload.origin.fence:
+            if workload.end(grace_s=workload.origin.stop_grace_s, reason="another assignment replaces it"):
                 self._remove(workload)
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message="an earlier run is being ended")
         if wanted.desired == "gone":

@@ -85,8 +85,6 @@ class Workload:
         """See to it that the command is started, once and never again. Until it is, `look` says prepared."""
         if self._shim is not None and self._shim.poll() is None:
             return
-        if (self.folder / "claim").exists():
-            return
         ordered = read_json(self.folder / "order.json")
         if ordered is not None and ordered["boot_id"] != boot_id():
             self.cancel("the machine restarted while it was being started")  # A power cut may have lost the claim.
@@ -234,9 +232,12 @@ class Workload:
         except FileNotFoundError:
             return None
         try:
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: two who ask at once must not take each other for the shim.
+            fcntl.flock(claim, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(os.read(claim, 32))
+            pid = int(os.read(claim, 32))
+            assert pid > 1  # What means "everybody" to kill(2) is no shim.
+            return pid
         else:
             return None
         finally:

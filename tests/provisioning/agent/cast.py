@@ -159,6 +159,15 @@ class Node:
         found: Observed = eventually(ask)
         return found
 
+    def stays(self, name: str, state: str, *, seconds: float = 0.4) -> Observed:
+        """Step for a while; the assignment must not leave its state."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            seen = self.look(name)
+            assert seen.state == state
+            time.sleep(0.02)
+        return seen
+
     def work(self, name: str) -> Path:
         """The folder in which an assignment's command works."""
         return self.home.workloads / name / "work"

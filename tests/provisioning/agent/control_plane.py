@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -39,6 +40,7 @@ class ControlPlane:
         self.key_sha256: str | None = None
         self.joins: list[dict[str, Any]] = []
         self.reports: list[dict[str, Any]] = []
+        self.heard_at: list[float] = []
         self.generation = 0
         self.desired: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, bytearray] = {}
@@ -134,6 +136,7 @@ class ControlPlane:
         if (report["agent_epoch"], report["seq"]) <= (last["agent_epoch"], last["seq"]):
             return {"node": report["node"], "status": "stale", "poll_after_ms": self.poll_after_ms}
         self.reports.append(report)
+        self.heard_at.append(time.monotonic())
         for chunk in report["logs"]:
             kept = self.logs.setdefault(chunk["assignment"], bytearray())
             self.chunks.append(chunk)

@@ -1,5 +1,6 @@
 """How the agent speaks: by the protocol, at once when something happens, and through every kind of trouble."""
 
+import itertools
 import json
 import random
 import time
@@ -69,6 +70,30 @@ def test_what_happens_here_is_said_at_once_and_not_at_the_next_poll(plane, start
     plane.poll_after_ms = 60_000
     eventually(lambda: plane.view("asg_a")["state"] == "exited", seconds=5)
     assert plane.view("asg_a")["exited_ago_ms"] < 1000
+
+
+def test_even_much_news_waits_a_moment_between_syncs(plane, start_agent):
+    start_agent()
+    eventually(lambda: plane.reports)
+    with plane.guard:
+        plane.heard_at.clear()
+        for number in range(8):
+            plane.want(f"asg_{number}", "running", command=["sleep", f"0.{number + 1}"])
+    eventually(lambda: all(plane.view(f"asg_{number}")["state"] == "exited" for number in range(8)))
+    gaps = [after - before for before, after in itertools.pairwise(plane.heard_at)]
+    assert min(gaps) >= 0.07  # 0.1 s, less what the way here takes once and not the next time.
+
+
+def test_a_workload_goes_on_while_its_lease_is_renewed_and_ends_when_it_is_not(plane, start_agent):
+    plane.lease_ms = 600
+    agent = start_agent()
+    plane.want("asg_a", "running")
+    eventually(lambda: plane.view("asg_a")["state"] == "running")
+    time.sleep(1)
+    assert plane.view("asg_a")["state"] == "running"
+    plane.forced = lambda path: (503, {}, b"")
+    eventually(lambda: "asg_a fence=1 from=running to=exited exit_code=143" in agent.log)
+    assert "heard nothing from its control plane" in agent.log
 
 
 def test_a_prepared_gang_and_its_start_take_two_polls(plane, start_agent):

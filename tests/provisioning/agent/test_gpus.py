@@ -14,7 +14,8 @@ from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.state import Home
 
 # Reads its state from a file, so that a test can lose a GPU while somebody looks. One line per GPU:
-# "error energy name", where error is what every question about that GPU is answered with and energy -1 means: no meter.
+# "error energy name", where error is what every question about that GPU is answered with and energy -1 means: no meter,
+# -2: the GPU is lost when it is asked for that alone.
 FAKE_NVML = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +40,7 @@ int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
 int nvmlDeviceGetUtilizationRates(void *device, unsigned *use) { use[0] = 87; use[1] = 3; return errors[at(device)]; }
 int nvmlDeviceGetPowerUsage(void *device, unsigned *power) { *power = 512345; return errors[at(device)]; }
 int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *energy) {
-    int n = at(device); *energy = energies[n]; return energies[n] < 0 ? 3 : errors[n]; }
+    int n = at(device); *energy = energies[n]; return energies[n] == -1 ? 3 : energies[n] == -2 ? 15 : errors[n]; }
 const char *nvmlErrorString(int error) { return "fake"; }
 """  # nvmlDeviceGetTemperature is missing on purpose, as in a driver older than its question.
 
@@ -132,6 +133,11 @@ def test_a_meter_that_a_gpu_does_not_support_is_neither_illness_nor_zero(nvml):
     ((gpu, meters),) = nvml.read("0 -1 a")
     assert gpu.healthy
     assert meters.millijoules is None
+
+
+def test_a_gpu_that_is_lost_while_it_is_asked_is_not_healthy(nvml):
+    ((gpu, _),) = nvml.read("0 -2 a")
+    assert gpu == Gpu("GPU-fake-a", 0, "H200", 143771, healthy=False)
 
 
 def test_a_gpu_that_does_not_tell_its_name_is_not_there(nvml):

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import signal
 
 import pytest
 
@@ -10,11 +11,12 @@ from provisioning.agent.output import OutputFile, read_chunk, whole_characters
 from tests.provisioning.agent.cast import eventually
 
 
-def test_a_long_log_arrives_whole_in_bounded_pieces_before_gone_is_said(plane, start_agent):
+def test_a_long_log_arrives_whole_in_bounded_pieces_before_gone_is_said(plane, home, start_agent):
     start_agent()
-    script = "for n in range(60000): print(n, 'Ω' * 20)"
+    talk = "for n in range(60000): print(n, 'Ω' * 20)"
+    script = f"import time\n{talk}\nprint(end='', flush=True)\nopen('done', 'w')\ntime.sleep(600)"
     plane.want("asg_a", "running", command=["python3", "-c", script], env={"PYTHONUNBUFFERED": ""})
-    eventually(lambda: plane.view("asg_a")["state"] == "exited")
+    eventually((home / "workloads" / "asg_a" / "work" / "done").exists)
     plane.want("asg_a", "gone")
     eventually(lambda: plane.view("asg_a")["state"] == "gone")
     assert plane.log("asg_a") == "".join(f"{number} {'Ω' * 20}\n" for number in range(60000))
@@ -65,6 +67,15 @@ def test_a_command_that_writes_beyond_the_limit_is_not_held_up(node, monkeypatch
     node.run("asg_a", "head -c 5000000 /dev/zero | tr '\\0' x; exit 3")
     assert node.until("asg_a", "exited").exit_code == 3
     assert re.fullmatch(r"x{1000}\n\[gpumarket\] The output reached .*\n", node.output("asg_a"))
+
+
+def test_what_a_command_said_last_is_kept_however_late_the_supervisor_reads_it(node):
+    say = "import fcntl,os; fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20); os.write(1, b'x' * 500_000)"
+    node.run("asg_a", f'kill -STOP $PPID; python3 -c "{say}"; touch done')
+    eventually((node.work("asg_a") / "done").exists)
+    os.kill(node.shim_pid("asg_a"), signal.SIGCONT)
+    node.until("asg_a", "exited")
+    assert node.output("asg_a") == "x" * 500_000
 
 
 def test_a_full_disk_does_not_stop_the_command(tmp_path):

@@ -136,6 +136,7 @@ def test_a_killed_supervisor_takes_a_command_with_it_that_cleared_its_environmen
 
 def test_a_folder_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(node, monkeypatch):
     node.run("asg_a", "echo began >> begun; sleep 600")
+    eventually((node.work("asg_a") / "begun").exists)
     psutil.Process(node.shim_pid("asg_a")).kill()
     eventually(lambda: node.workload("asg_a")._shim_pid() is None)
     for module in ("workload", "state", "shim"):
@@ -171,7 +172,7 @@ def test_a_supervisor_killed_before_the_command_began_is_a_failure_and_not_an_ex
     (folder / "order.json").write_text(
         json.dumps({"command": ["true"], "env": {}, "output_limit_bytes": 1, "boot_id": boot_id()})
     )
-    (folder / "claim").write_text("1")
+    (folder / "claim").write_text(str(1 << 23))  # Beyond any pid.
     node.want("asg_a", "running")
     assert node.look("asg_a").state == "failed"
     node.wake_up()
@@ -180,6 +181,7 @@ def test_a_supervisor_killed_before_the_command_began_is_a_failure_and_not_an_ex
 
 def test_a_second_supervisor_finds_the_claim_and_does_nothing(node):
     node.run("asg_a", "echo began >> begun; sleep 600")
+    eventually((node.work("asg_a") / "begun").exists)
     assert node.launch_again("asg_a", "sh", "-c", "echo again >> begun") == 1
     assert node.look("asg_a").state == "running"
     assert (node.work("asg_a") / "begun").read_text() == "began\n"
