@@ -1,19 +1,23 @@
 """Where an instance runs: choose nodes, claim their GPUs all or nothing, give them back.
 
-A claim locks the chosen node rows first and reads their GPUs in a second
-statement: a single statement would read GPUs in the snapshot taken before the
-lock and hand one out twice. The partial unique index on live holds is the last
-word. A claim on one node costs five short statements whatever the fleet's
-size: the node comes from the index `node_best_fit`.
+A claim is two statements. The first locks the chosen nodes and counts their
+GPUs as taken; the second picks the GPUs. They cannot be one: a single
+statement would read GPUs in the snapshot taken before the lock and hand one
+out twice. The partial unique index on live holds is the last word. A node is
+found through the index `node_best_fit`, so the size of the fleet does not matter.
 """
 
-from collections.abc import Iterable
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from django.db import connection, transaction
 from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
+from billing.public_ids import new_public_id
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Gpu, GpuHold, Instance, Node
 
@@ -21,6 +25,52 @@ LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 
 # From tightest to widest; an offer lives in one site, so the last level is the offer itself.
 DOMAINS = (("fabric", "rack"), ("fabric",), ("offer",))
+# A gang chooses its nodes before it locks them, so another claim may come between.
+CHOICES_MAX = 5
+
+TAKE_BEST_FIT = """
+UPDATE provisioning_node SET free_gpus = free_gpus - %(gpus)s, desired_generation = desired_generation + 1
+WHERE id = (
+    SELECT id FROM provisioning_node
+    WHERE offer_id = %(offer)s AND state = 'available' AND reachability = 'online' AND free_gpus >= %(gpus)s
+    ORDER BY free_gpus, id LIMIT 1 FOR NO KEY UPDATE
+)
+RETURNING id
+"""
+TAKE_BEST_FIT_NOW = TAKE_BEST_FIT.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
+
+TAKE_NODES = """
+UPDATE provisioning_node SET free_gpus = free_gpus - wanted.gpus, desired_generation = desired_generation + 1
+FROM unnest(%(nodes)s::bigint[], %(gpus)s::int[]) AS wanted (node_id, gpus) WHERE id = wanted.node_id
+"""
+
+# The n-th replica on a node gets the node's n-th handful of free GPUs.
+TAKE_GPUS = """
+WITH place AS (
+    SELECT public_id, node_id, replica - 1 AS replica,
+        row_number() OVER (PARTITION BY node_id ORDER BY replica) - 1 AS handful
+    FROM unnest(%(public_ids)s::text[], %(nodes)s::bigint[]) WITH ORDINALITY AS wanted (public_id, node_id, replica)
+), free AS (
+    SELECT id, node_id, uuid, index,
+        (row_number() OVER (PARTITION BY node_id ORDER BY index) - 1) / %(per_replica)s AS handful
+    FROM provisioning_gpu gpu
+    WHERE node_id = ANY (%(nodes)s::bigint[]) AND healthy
+        AND NOT EXISTS (SELECT FROM provisioning_gpuhold WHERE gpu_id = gpu.id AND released_at IS NULL)
+), taken AS (
+    SELECT free.id AS gpu_id, uuid, index, place.* FROM free JOIN place USING (node_id, handful)
+), assigned AS (
+    INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
+        message, log_bytes, created_at)
+    SELECT public_id, %(instance)s, node_id, replica, %(fence)s, jsonb_agg(uuid ORDER BY index), 'prepared', 'pending',
+        '', 0, %(at)s
+    FROM taken GROUP BY public_id, node_id, replica
+    RETURNING id, public_id, node_id, replica, gpu_uuids
+), held AS (
+    INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
+    SELECT gpu_id, assigned.id, %(at)s FROM taken JOIN assigned USING (replica)
+)
+SELECT id, public_id, node_id, replica, gpu_uuids FROM assigned ORDER BY replica
+"""
 
 
 def placeable(offer_id: int) -> QuerySet[Node]:
@@ -34,38 +84,19 @@ def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
     Runs inside the caller's transaction. Replicas share the tightest domain
     that has room: one node, else one rack, one fabric, the offer's site.
     """
-    places = _choose(instance)
-    counts: dict[int, int] = {}
-    for node in places:
-        counts[node.pk] = counts.get(node.pk, 0) + 1
-    free = _free_gpus(counts)
-    assignments = []
-    taken: list[list[Gpu]] = []
-    for replica, node in enumerate(places):
-        gpus = [free[node.pk].pop(0) for _ in range(instance.gpus_per_replica)]
-        taken.append(gpus)
-        assignments.append(
-            Assignment(
-                instance=instance,
-                node=node,
-                replica=replica,
-                fence=instance.run,
-                gpu_uuids=[gpu.uuid for gpu in gpus],
-                created_at=at,
-            )
-        )
-    Assignment.objects.bulk_create(assignments)
-    GpuHold.objects.bulk_create(
-        GpuHold(gpu=gpu, assignment=assignment, taken_at=at)
-        for assignment, gpus in zip(assignments, taken, strict=True)
-        for gpu in gpus
-    )
-    for node_id, replicas in counts.items():
-        Node.objects.filter(pk=node_id).update(
-            free_gpus=F("free_gpus") - replicas * instance.gpus_per_replica,
-            desired_generation=F("desired_generation") + 1,
-        )
-    return assignments
+    node_id = _take_best_fit(instance)
+    if node_id is not None:
+        return _take_gpus(instance, [node_id] * instance.replicas, at)
+    for _ in range(CHOICES_MAX if instance.replicas > 1 else 0):
+        places = _choose(instance)
+        if places is None:
+            break
+        # The savepoint gives the locks back when the choice was overtaken: the next one must begin in id order again.
+        with transaction.atomic():
+            if _take_nodes(instance, places):
+                return _take_gpus(instance, places, at)
+            transaction.set_rollback(True)
+    raise NoCapacity(_why(instance))
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -104,31 +135,86 @@ def recount(node_ids: Iterable[int]) -> None:
     )
 
 
-def _choose(instance: Instance) -> list[Node]:
-    """Return one locked node per replica, or raise NoCapacity."""
-    per_replica, replicas = instance.gpus_per_replica, instance.replicas
+def _take_best_fit(instance: Instance) -> int | None:
+    """Lock the fullest node that has room for all replicas and count their GPUs as taken; None where there is none.
+
+    Nodes that are being claimed this moment are passed over, and waited for only when there is no other.
+    """
+    with connection.cursor() as cursor:
+        for take in (TAKE_BEST_FIT_NOW, TAKE_BEST_FIT):
+            cursor.execute(take, {"offer": instance.offer_id, "gpus": instance.gpus})
+            if found := cursor.fetchone():
+                return int(found[0])
+    return None
+
+
+def _choose(instance: Instance) -> list[int] | None:
+    """Return a node for each replica, in the tightest domain that has room; None where even the site has none."""
+    per_replica = instance.gpus_per_replica
     nodes = placeable(instance.offer_id).filter(free_gpus__gte=per_replica)
-    nodes = nodes.only("pk", "free_gpus", "fabric_id", "rack")
-    whole = nodes.filter(free_gpus__gte=per_replica * replicas).order_by("free_gpus", "pk")
-    # Pass over nodes that are being claimed this moment; wait for one only when there is no other.
-    for skip_locked in (True, False):
-        node = whole.select_for_update(no_key=True, skip_locked=skip_locked).first()
-        if node is not None:
-            return [node] * replicas
-    for domain in DOMAINS if replicas > 1 else ():
-        # Integer division of the column: how many replicas fit on a node.
-        fitting = nodes.values(*domain).annotate(room=Sum(F("free_gpus") / per_replica)).filter(room__gte=replicas)
-        tightest = fitting.order_by("room", *domain).first()
-        if tightest is None:
-            continue
-        # Fewest nodes first; a gang of n replicas never needs more than n nodes. Locked in id order.
-        inside = nodes.filter(**{name: tightest[name] for name in domain}).order_by("-free_gpus", "pk")
-        chosen = list(inside.values_list("pk", flat=True)[:replicas])
-        locked = nodes.filter(pk__in=chosen).select_for_update(no_key=True).order_by("pk")
-        places = [node for node in locked for _ in range(node.free_gpus // per_replica)][:replicas]
-        if len(places) == replicas:
-            return places
-    raise NoCapacity(_why(instance))
+    # Integer division of the column: how many replicas fit on a node.
+    for domain in DOMAINS:
+        room = nodes.values(*domain).annotate(room=Sum(F("free_gpus") / per_replica))
+        tightest = room.filter(room__gte=instance.replicas).order_by("room", *domain).first()
+        if tightest is not None:
+            return _spread(instance, nodes.filter(**{name: tightest[name] for name in domain}))
+    return None
+
+
+def _spread(instance: Instance, inside: QuerySet[Node]) -> list[int] | None:
+    """Return a node for each replica on as few nodes as possible; the last is the fullest that can take the rest."""
+    left, places = instance.replicas, list[int]()
+    largest = inside.order_by("-free_gpus", "pk").values_list("pk", "free_gpus")[:left]
+    for node_id, free_gpus in largest:
+        room = free_gpus // instance.gpus_per_replica
+        if room >= left:
+            rest = inside.filter(free_gpus__gte=left * instance.gpus_per_replica).exclude(pk__in=places)
+            last = rest.order_by("free_gpus", "pk").values_list("pk", flat=True).first()
+            return None if last is None else places + [last] * left
+        places += [node_id] * room
+        left -= room
+    return None
+
+
+def _take_nodes(instance: Instance, places: Sequence[int]) -> bool:
+    """Lock the chosen nodes and count their GPUs as taken; False if another claim has taken some of them meanwhile."""
+    wanted = {node_id: count * instance.gpus_per_replica for node_id, count in Counter(places).items()}
+    free = {
+        node.pk: node.free_gpus
+        for node in lock(wanted)
+        if node.state == Node.State.AVAILABLE and node.reachability == Node.Reachability.ONLINE
+    }
+    if any(free.get(node_id, 0) < gpus for node_id, gpus in wanted.items()):
+        return False
+    with connection.cursor() as cursor:
+        cursor.execute(TAKE_NODES, {"nodes": list(wanted), "gpus": list(wanted.values())})
+    return True
+
+
+def _take_gpus(instance: Instance, places: Sequence[int], at: datetime) -> list[Assignment]:
+    """Hold free GPUs of nodes that are locked and counted already; return an assignment for each replica."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            TAKE_GPUS,
+            {
+                "public_ids": [new_public_id("asg") for _ in places],
+                "nodes": list(places),
+                "per_replica": instance.gpus_per_replica,
+                "instance": instance.pk,
+                "fence": instance.run,
+                "at": at,
+            },
+        )
+        assignments = [
+            Assignment(
+                pk=pk, public_id=public_id, instance=instance, node_id=node_id, replica=replica, fence=instance.run,
+                gpu_uuids=json.loads(gpu_uuids), created_at=at,
+            )
+            for pk, public_id, node_id, replica, gpu_uuids in cursor.fetchall()
+        ]  # fmt: skip
+    held = [uuid for assignment in assignments for uuid in assignment.gpu_uuids]
+    assert len(held) == instance.gpus, f"nodes {sorted(set(places))} do not have the free GPUs that they count"
+    return assignments
 
 
 def _why(instance: Instance) -> str:
@@ -139,11 +225,3 @@ def _why(instance: Instance) -> str:
         "offer": instance.offer,
         "free": free,
     }
-
-
-def _free_gpus(counts: dict[int, int]) -> dict[int, list[Gpu]]:
-    free: dict[int, list[Gpu]] = {node_id: [] for node_id in counts}
-    gpus = Gpu.objects.filter(~Exists(LIVE_HOLD), node__in=list(counts), healthy=True).order_by("node", "index")
-    for gpu in gpus.only("pk", "uuid", "node_id"):
-        free[gpu.node_id].append(gpu)
-    return free
