@@ -15,7 +15,7 @@ from django.utils.translation import gettext
 from billing.models import Runway, UsageSpan
 from marketplace.errors import Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
-from marketplace.permissions import ORGANIZATION_WIDE, allows, scope_of
+from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
 from provisioning.models import Instance, InstanceEvent, Quota
 
 LAST_USED_GRAIN = timedelta(minutes=1)
@@ -97,18 +97,28 @@ def _check(actor: Actor, organization_id: int, verb: str) -> Membership:
             gettext("Your role %(role)s may not do this; ask an owner or admin.")
             % {"role": membership.get_role_display()}
         )
-    if actor.token is not None:
-        if scope_of(verb) not in actor.token.scopes:
-            raise Forbidden(
-                gettext("The token %(token)s lacks the scope “%(scope)s”.")
-                % {"token": actor.token.name, "scope": scope_of(verb)}
-            )
-        if actor.token.project_id is not None and verb in ORGANIZATION_WIDE:
-            raise Forbidden(
-                gettext("The token %(token)s is for one project; this concerns the whole organization.")
-                % {"token": actor.token.name}
-            )
+    _check_token(actor.token, verb)
     return membership
+
+
+def _check_token(token: ApiToken | None, verb: str) -> None:
+    if token is None:
+        return
+    if scope_of(verb) not in token.scopes:
+        raise Forbidden(
+            gettext("The token %(token)s lacks the scope “%(scope)s”.") % {"token": token.name, "scope": scope_of(verb)}
+        )
+    if token.project_id is not None and verb in ORGANIZATION_WIDE:
+        raise Forbidden(
+            gettext("The token %(token)s is for one project; this concerns the whole organization.")
+            % {"token": token.name}
+        )
+
+
+def _memberships_for(actor: Actor, verb: str) -> QuerySet[Membership]:
+    """Return the memberships in which this actor may do a verb, for lists; Forbidden when its token never may."""
+    _check_token(actor.token, verb)
+    return memberships(actor).filter(role__in=roles_of(verb))
 
 
 def may(actor: Actor, organization: Organization, verb: str) -> bool:
@@ -138,15 +148,19 @@ def organization_for(actor: Actor, organization_id: str | None, *, verb: str) ->
 
 def organizations(actor: Actor) -> QuerySet[Organization]:
     """Return the organizations that this actor may see."""
-    return Organization.objects.filter(pk__in=memberships(actor).values("organization"))
+    return Organization.objects.filter(pk__in=_memberships_for(actor, "organization.view").values("organization"))
 
 
 def projects(actor: Actor) -> QuerySet[Project]:
     """Return the projects that this actor may see."""
+    return _projects(actor, _memberships_for(actor, "project.view"))
+
+
+def _projects(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Project]:
+    found = Project.objects.filter(organization__in=through.values("organization")).select_related("organization")
     if actor.token is not None and actor.token.project_id is not None:
-        return Project.objects.filter(pk=actor.token.project_id).select_related("organization")
-    own = memberships(actor).values("organization")
-    return Project.objects.filter(organization__in=own).select_related("organization")
+        found = found.filter(pk=actor.token.project_id)
+    return found
 
 
 def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
@@ -154,7 +168,7 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
     if project_id is None and actor.token is not None and actor.token.project is not None:
         project = actor.token.project
     else:
-        chosen = projects(actor)
+        chosen = _projects(actor, memberships(actor))
         if project_id is not None:
             chosen = chosen.filter(public_id=project_id)
         found = chosen.order_by("pk").first()
@@ -167,13 +181,17 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
 
 def instances(actor: Actor) -> QuerySet[Instance]:
     """Return the instances that this actor may see, with what their pages show."""
+    return _instances(actor, _memberships_for(actor, "instance.view"))
+
+
+def _instances(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Instance]:
     found = Instance.objects.select_related("project__organization", "offer__site", "price_version")
-    return found.filter(project__in=projects(actor).values("pk"))
+    return found.filter(project__in=_projects(actor, through).values("pk"))
 
 
 def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
     """Return an instance by its id."""
-    instance = instances(actor).filter(public_id=instance_id).first()
+    instance = _instances(actor, memberships(actor)).filter(public_id=instance_id).first()
     if instance is None:
         raise NotFound
     _check(actor, instance.project.organization_id, verb)
@@ -228,7 +246,8 @@ def token_for(actor: Actor, token_id: str, *, verb: str) -> ApiToken:
 
 def ssh_key_for(actor: Actor, key_id: str, *, verb: str) -> SshKey:
     """Return an SSH key of a project that this actor may see."""
-    key = SshKey.objects.filter(public_id=key_id, project__in=projects(actor).values("pk")).first()
+    seen = _projects(actor, memberships(actor)).values("pk")
+    key = SshKey.objects.filter(public_id=key_id, project__in=seen).select_related("project__organization").first()
     if key is None:
         raise NotFound
     _check(actor, key.project.organization_id, verb)
@@ -252,7 +271,8 @@ def ssh_keys(project: Project) -> QuerySet[SshKey]:
 
 def quotas(actor: Actor) -> QuerySet[Quota]:
     """Return the quotas of the projects that this actor may see."""
-    return Quota.objects.filter(project__in=projects(actor).values("pk")).select_related("project")
+    seen = _projects(actor, _memberships_for(actor, "quota.view"))
+    return Quota.objects.filter(project__in=seen.values("pk")).select_related("project")
 
 
 def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]:

@@ -46,7 +46,12 @@ SCOPES = ("read", "rent", "manage")
 
 def allows(role: Role, verb: str) -> bool:
     """Return whether a member with this role may do this verb."""
-    return role in VERBS[verb][0]
+    return role in roles_of(verb)
+
+
+def roles_of(verb: str) -> frozenset[Role]:
+    """Return the roles that may do this verb."""
+    return VERBS[verb][0]
 
 
 def scope_of(verb: str) -> str:

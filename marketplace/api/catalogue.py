@@ -62,4 +62,5 @@ class SiteList(APIView):
     def get(self, request: Request) -> Response:
         """List the sites."""
         query = queried(request, PageQuery)
+        access.organization_for(actor_of(request), None, verb="organization.view")
         return paged(offers.sites(), query, lambda rows: [answers.site(row) for row in rows])

@@ -1,0 +1,73 @@
+"""A whole tenant: a person in each role with a program, and one of everything that a tenant can have."""
+
+from base64 import b64encode
+from dataclasses import dataclass
+
+from django.utils import timezone
+
+from marketplace import rentals, tenants, tokens
+from marketplace.access import person
+from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
+from provisioning.models import Instance
+from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order
+from tests.marketplace.api.program import Program
+
+ROLES = ("owner", "admin", "billing", "developer", "viewer")
+
+
+@dataclass
+class Tenant:
+    """`ids` names one row of each kind by the word that stands for it in a route."""
+
+    organization: Organization
+    project: Project
+    people: dict[str, User]
+    programs: dict[str, Program]
+    ids: dict[str, str]
+
+
+def ssh_key(seed: bytes, comment: str = "") -> str:
+    """Return a well-formed Ed25519 public key as `ssh-keygen` writes it."""
+    fields = (b"ssh-ed25519", seed.ljust(32, b"."))
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    return f"ssh-ed25519 {b64encode(blob).decode()} {comment}".strip()
+
+
+def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
+    """Make a tenant that has an instance under way, and one that ran, printed and stopped."""
+    owner = make_person(f"owner@{name}.example")
+    organization = make_organization(name, owner)
+    project = Project.objects.select_related("organization").get(organization=organization)
+    people = {"owner": owner} | {
+        role: make_member(organization, f"{role}@{name}.example", Role(role)) for role in ROLES[1:]
+    }
+    actor, at = person(owner, f"req_{name}"), timezone.now()
+    stopped = rentals.rent(actor=actor, project=project, order=order(fleet.l40s, name=f"{name}-stopped"), at=at)
+    run_until_idle()
+    fleet.nodes["l40s-1"].prints(f"printed by {name}\n")
+    run_until_idle()
+    stopped = Instance.objects.get(pk=stopped.pk)
+    rentals.stop(actor=actor, instance=stopped, at=timezone.now())
+    run_until_idle()
+    alive = rentals.rent(actor=actor, project=project, order=order(fleet.h200, name=f"{name}-alive"), at=at)
+    invitation, _ = tenants.invite(
+        actor=actor, organization=organization, email=f"guest@{name}.example", role=Role.VIEWER, at=at
+    )
+    key = tokens.add_ssh_key(actor=actor, project=project, name=f"{name} key", public_key=ssh_key(name.encode()))
+    programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
+    return Tenant(
+        organization=organization,
+        project=project,
+        people=people,
+        programs=programs,
+        ids={
+            "organization": organization.public_id,
+            "project": project.public_id,
+            "instance": alive.public_id,
+            "stopped": stopped.public_id,
+            "member": Membership.objects.get(user=people["viewer"]).public_id,
+            "invitation": invitation.public_id,
+            "token": ApiToken.objects.get(membership__user=owner).public_id,
+            "key": key.public_id,
+        },
+    )

@@ -1,0 +1,245 @@
+"""The table: every route and method, and who gets what there."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client
+
+from marketplace.models import Organization, Role, User
+from marketplace.permissions import SCOPES, VERBS
+from tests.conftest import Fleet, Run, make_organization, make_person, make_token
+from tests.marketplace.api.program import Program
+from tests.marketplace.api.routes import api_routes, walked
+from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
+
+ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
+INVITATION = {"email": "new@acme.example", "role": "viewer", "organization": "{organization}"}
+TOKEN = {"name": "mine", "scopes": ["read"], "organization": "{organization}"}
+KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project}"}
+PROJECT = {"name": "another", "organization": "{organization}"}
+NAME = {"name": "n"}
+
+# fmt: off
+# method, path, body, the scope it needs, then what is answered to:
+#                                                                owner admin billing developer viewer stranger nobody
+RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
+    ("get", "me", None, "read",                                     200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}", None, "read",                         200, 200, 200, 200, 200, 200, 401),
+    ("get", "sites", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
+    ("get", "instances", None, "read",                              200, 200, 200, 200, 200, 200, 401),
+    ("get", "instances?project={project}", None, "read",            200, 200, 200, 200, 200, 404, 401),
+    ("post", "instances", ORDER, "rent",                            202, 202, 403, 202, 403, 404, 401),
+    ("post", "instances?dry_run=true", ORDER, "rent",               200, 200, 403, 200, 403, 404, 401),
+    ("get", "instances/{instance}", None, "read",                   200, 200, 200, 200, 200, 404, 401),
+    ("patch", "instances/{instance}", NAME, "rent",                 200, 200, 403, 200, 403, 404, 401),
+    ("post", "instances/{stopped}/start", None, "rent",             202, 202, 403, 202, 403, 404, 401),
+    ("post", "instances/{instance}/stop", None, "rent",             202, 202, 403, 202, 403, 404, 401),
+    ("post", "instances/{instance}/terminate", None, "rent",        202, 202, 403, 202, 403, 404, 401),
+    ("get", "instances/{instance}/events", None, "read",            200, 200, 200, 200, 200, 404, 401),
+    ("get", "instances/{instance}/logs", None, "read",              200, 200, 200, 200, 200, 404, 401),
+    ("get", "instances/{instance}/logs/stream", None, "read",       200, 200, 200, 200, 200, 404, 401),
+    ("get", "usage", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
+    ("get", "usage?organization={organization}", None, "read",      200, 200, 200, 200, 200, 404, 401),
+    ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
+    ("get", "balance?organization={organization}", None, "read",    200, 200, 200, 200, 200, 404, 401),
+    ("get", "organizations", None, "read",                          200, 200, 200, 200, 200, 200, 401),
+    ("get", "organizations/{organization}", None, "read",           200, 200, 200, 200, 200, 404, 401),
+    ("patch", "organizations/{organization}", NAME, "manage",       200, 200, 403, 403, 403, 404, 401),
+    ("get", "projects", None, "read",                               200, 200, 200, 200, 200, 200, 401),
+    ("post", "projects", PROJECT, "manage",                         201, 201, 403, 403, 403, 404, 401),
+    ("get", "projects/{project}", None, "read",                     200, 200, 200, 200, 200, 404, 401),
+    ("patch", "projects/{project}", NAME, "manage",                 200, 200, 403, 403, 403, 404, 401),
+    ("get", "quotas", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("get", "memberships", None, "read",                            200, 200, 200, 200, 200, 200, 401),
+    ("get", "memberships/{member}", None, "read",                   200, 200, 200, 200, 200, 404, 401),
+    ("patch", "memberships/{member}", {"role": "billing"}, "manage", 200, 200, 403, 403, 403, 404, 401),
+    ("patch", "memberships/{member}", {"role": "owner"}, "manage",  200, 403, 403, 403, 403, 404, 401),
+    ("delete", "memberships/{member}", None, "manage",              204, 204, 403, 403, 403, 404, 401),
+    ("get", "invitations", None, "manage",                          200, 200, 403, 403, 403, 200, 401),
+    ("post", "invitations", INVITATION, "manage",                   201, 201, 403, 403, 403, 404, 401),
+    ("delete", "invitations/{invitation}", None, "manage",          204, 204, 403, 403, 403, 404, 401),
+    ("get", "tokens", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("post", "tokens", TOKEN, "manage",                             201, 201, 201, 201, 201, 404, 401),
+    ("delete", "tokens/{token}", None, "manage",                    204, 204, 404, 404, 404, 404, 401),
+    ("get", "ssh-keys", None, "read",                               200, 200, 200, 200, 200, 200, 401),
+    ("post", "ssh-keys", KEY, "rent",                               201, 201, 403, 201, 403, 404, 401),
+    ("delete", "ssh-keys/{key}", None, "rent",                      204, 204, 403, 204, 403, 404, 401),
+    ("get", "audit", None, "manage",                                200, 200, 403, 403, 403, 200, 401),
+]
+
+# Routes outside of the API, and who may enter. A row that ends with `*` stands for all that begins so.
+EVERYBODY, PEOPLE, MANAGERS, NODES = "everybody", "people who signed in", "capacity managers", "nodes with their key"
+OTHERS = {
+    EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(/|$)",
+                "accounts/*", "back-office/logout/", "help", "invitations/<str:secret>"],
+    NODES: ["agent/v1/join", "agent/v1/sync"],
+    MANAGERS: ["console/*", "back-office/*"],
+    PEOPLE: ["", "spending", "market", "launch", "launch/estimate", "instances", "instances/<str:instance_id>",
+             "instances/<str:instance_id>/log", "instances/<str:instance_id>/log.txt",
+             "instances/<str:instance_id>/start", "instances/<str:instance_id>/stop",
+             "instances/<str:instance_id>/terminate", "instances/<str:instance_id>/rename", "balance", "tokens",
+             "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "members",
+             "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
+             "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
+             "organizations/choose", "organizations/new", "organizations/rename"],
+}
+# fmt: on
+
+
+def plain(path: str) -> str:
+    """Return a route's or a row's path with every id written as {}."""
+    return re.sub(r"<[^>]+>|\{[^}]+\}", "{}", path.partition("?")[0])
+
+
+def filled(given: Any, ids: dict[str, str]) -> Any:
+    """Put ids into a path or a body."""
+    if isinstance(given, str):
+        return re.sub(r"\{(\w+)\}", lambda found: ids[found[1]], given)
+    if isinstance(given, dict):
+        return {name: filled(value, ids) for name, value in given.items()}
+    return given
+
+
+@pytest.fixture
+def whole(fleet: Fleet, run_until_idle: Run) -> Tenant:
+    tenant = make_tenant("acme", fleet, run_until_idle)
+    tenant.ids["offer"] = fleet.h200.public_id
+    return tenant
+
+
+@pytest.fixture
+def stranger(db: None) -> Program:
+    user = make_person("owner@other.example")
+    return Program(make_token(user, make_organization("Other", user)))
+
+
+def status(program: Program, method: str, path: str, body: Any, ids: dict[str, str]) -> int:
+    """Ask, undo what it did, and return the answer's status."""
+    with transaction.atomic():
+        answer = program.ask(method, filled(path, ids), filled(body, ids), key="a key")
+        transaction.set_rollback(True)
+    return int(answer.status_code)
+
+
+def test_every_route_and_method_of_the_api_has_a_row() -> None:
+    assert {(method, plain(path)) for method, path in api_routes()} == {(rule[0], plain(rule[1])) for rule in RULES}
+
+
+def test_every_route_answers_each_role_as_its_row_says(whole: Tenant, stranger: Program) -> None:
+    askers = [*(whole.programs[role] for role in ROLES), stranger, Program()]
+    wrong = []
+    for method, path, body, _, *expected in RULES:
+        answered = [status(asker, method, path, body, whole.ids) for asker in askers]
+        if answered != expected:
+            wrong.append(f"{method} {path}: {answered} instead of {expected}")
+    assert wrong == []
+
+
+def test_a_token_needs_the_scope_of_its_row_and_no_other(whole: Tenant) -> None:
+    owner, organization = whole.people["owner"], whole.organization
+    with_only = {scope: Program(make_token(owner, organization, scopes=(scope,))) for scope in SCOPES}
+    wrong = []
+    for method, path, body, scope, expected, *_ in RULES:
+        # What a token makes has no more scopes than the token itself.
+        asked = {**body, "scopes": [scope]} if body is TOKEN else body
+        answered = {name: status(asker, method, path, asked, whole.ids) for name, asker in with_only.items()}
+        if answered != {name: expected if name == scope else 403 for name in SCOPES}:
+            wrong.append(f"{method} {path}: {answered} although it needs {scope}")
+    assert wrong == []
+
+
+def test_a_method_without_a_row_is_refused(whole: Tenant) -> None:
+    allowed = {(method, plain(path)) for method, path in api_routes()}
+    wrong = []
+    for form, path in {plain(path): path for _, path, *_ in RULES}.items():
+        for method in ("get", "post", "put", "patch", "delete", "options", "trace"):
+            if (method, form) not in allowed:
+                answered = status(whole.programs["owner"], method, path.partition("?")[0], {}, whole.ids)
+                if answered != 405:
+                    wrong.append(f"{method} {path}: {answered}")
+    assert wrong == []
+
+
+def others() -> Iterator[str]:
+    return (path for path, _ in walked() if not path.startswith("api/v1/"))
+
+
+def who_may_enter(path: str) -> str | None:
+    forms = {path, path.partition("/")[0] + "/*"}
+    return next((who for who, rows in OTHERS.items() if forms.intersection(rows)), None)
+
+
+def test_every_route_outside_of_the_api_says_who_may_enter() -> None:
+    assert [path for path in others() if who_may_enter(path) is None] == []
+
+
+def test_no_row_is_left_of_a_route_that_is_gone() -> None:
+    forms = set(others()) | {path.partition("/")[0] + "/*" for path in others()}
+    assert [row for rows in OTHERS.values() for row in rows if row not in forms] == []
+
+
+def address(path: str) -> str:
+    """Return an address that a route takes."""
+    bare = re.sub(r"<[^>]+>|\(\?P<\w+>[^)]*\)", "abc_123", path)
+    return "/" + re.sub(r"[\^$\\]", "", bare)
+
+
+def is_refused(answer: Any) -> bool:
+    """Whether a page was not shown: sent to the sign-in page, not found, forbidden, or not for this method."""
+    asks_to_sign_in = answer.status_code == 302 and "login" in answer.headers["Location"]
+    return asks_to_sign_in or answer.status_code in {401, 403, 404, 405, 422}
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_whoever_is_not_signed_in_sees_only_what_everybody_may(db: None, method: str) -> None:
+    client, seen = Client(), []
+    for path in others():
+        if who_may_enter(path) in {PEOPLE, MANAGERS}:
+            answer = client.generic(method.upper(), address(path), b"{}", "application/json")
+            if not is_refused(answer):
+                seen.append(f"{path}: {answer.status_code}")
+    assert seen == []
+
+
+def test_whoever_is_no_capacity_manager_sees_nothing_of_theirs(client: Client, alice: User, acme: Organization) -> None:
+    client.force_login(alice)
+    seen = []
+    for path in others():
+        # Of each thing in the back office its list is enough: one door leads to all of it.
+        if who_may_enter(path) == MANAGERS and not (path.startswith("back-office") and "<" in path):
+            answer = client.get(address(path))
+            if not is_refused(answer):
+                seen.append(f"{path}: {answer.status_code}")
+    assert seen == []
+
+
+def test_the_pages_of_everybody_are_open_to_everybody(client: Client, db: None) -> None:
+    for path in ("livez", "readyz", "api/schema", "api/docs", "api/problems", "help", "accounts/login/"):
+        assert client.get(f"/{path}").status_code == 200, path
+
+
+def verbs_asked(module: ast.Module) -> Iterator[str]:
+    """Yield what looks like a verb in a call, except where the audit is told of one."""
+    for call in ast.walk(module):
+        if isinstance(call, ast.Call) and not ast.unparse(call.func).endswith(("record", "_record")):
+            for given in [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "verb")]:
+                if isinstance(given, ast.Constant) and re.fullmatch(r"[a-z_]+\.(view|change|create)", str(given.value)):
+                    yield given.value
+
+
+def test_every_verb_of_the_table_is_asked_for_and_every_verb_asked_for_is_in_the_table() -> None:
+    root = Path(__file__).resolve().parents[3] / "marketplace"
+    asked = {verb for path in root.rglob("*.py") for verb in verbs_asked(ast.parse(path.read_text()))}
+    assert asked == set(VERBS)
+
+
+def test_every_role_and_scope_of_the_table_is_known() -> None:
+    for roles, scope in VERBS.values():
+        assert roles <= set(Role)
+        assert scope in SCOPES
