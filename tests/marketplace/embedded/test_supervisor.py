@@ -98,8 +98,9 @@ def test_waiting_ends_when_somebody_wants_to_stop(supervisor, folder):
     supervisor.watch(until=lambda: False)
 
 
-def test_ending_takes_everything_that_was_started_along(supervisor, folder):
-    supervisor.start(make_program(folder, FAMILY), stage=0)
+@pytest.mark.parametrize("session", ["", ", start_new_session=True"])
+def test_ending_takes_everything_that_was_started_along(supervisor, folder, session):
+    supervisor.start(make_program(folder, FAMILY.replace("])", f"]{session})")), stage=0)
     pids = [recorded_pid(folder), child_pid(folder)]
     supervisor.end_all(within_s=5)
     assert not any(is_running(pid) for pid in pids)
