@@ -77,6 +77,12 @@ def _context(visit: Visit, organization: Organization) -> dict[str, Any]:
     }
 
 
+@page()
+def spending_chip(visit: Visit) -> HttpResponse:
+    """Return the chip in the frame that says what is spent now and this month."""
+    return visit.page("frame/chip.html", {})
+
+
 def help_page(request: HttpRequest) -> HttpResponse:
     """Explain in one page how renting, paying and the command line work; open to everybody."""
     return render(request, "help.html", {"charged": CHARGED_PHASES, "phases": list(Phase)})

@@ -3,15 +3,13 @@
 from typing import Any
 
 from django.contrib import messages
-from django.core.exceptions import ValidationError
-from django.core.validators import validate_email
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from marketplace import access, tenants
-from marketplace.errors import Conflict, Forbidden
+from marketplace.errors import BadOrder, Conflict, Forbidden
 from marketplace.models import Organization, Role
 from marketplace.permissions import VERBS
 from marketplace.portal import words
@@ -29,7 +27,7 @@ def invite(visit: Visit) -> HttpResponse:
     """Invite an address; its link is in this one answer and nowhere else."""
     organization = visit.organization(verb="invitation.change")
     typed = {"email": visit.text("email"), "role": visit.text("role")}
-    errors = _errors(typed)
+    errors = {} if typed["role"] in Role.values else {"role": _("Choose one of the roles.")}
     if not errors:
         try:
             invitation, secret = tenants.invite(
@@ -39,7 +37,7 @@ def invite(visit: Visit) -> HttpResponse:
                 role=Role(typed["role"]),
                 at=visit.at,
             )
-        except Conflict as error:
+        except (BadOrder, Conflict) as error:
             errors["email"] = str(error)
         except Forbidden as error:
             errors["role"] = str(error)
@@ -49,17 +47,6 @@ def invite(visit: Visit) -> HttpResponse:
     response = _page(visit, organization, {"typed": {"role": Role.DEVELOPER}, "invited": invitation, "link": link})
     response["Cache-Control"] = "no-store"
     return response
-
-
-def _errors(typed: dict[str, str]) -> dict[str, str]:
-    errors = {}
-    try:
-        validate_email(typed["email"])
-    except ValidationError:
-        errors["email"] = _("Type one e-mail address, such as name@example.com.")
-    if typed["role"] not in Role.values:
-        errors["role"] = _("Choose one of the roles.")
-    return errors
 
 
 @page("POST")

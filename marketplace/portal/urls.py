@@ -20,6 +20,7 @@ from marketplace.portal import (
 
 urlpatterns = [
     path("", home.home, name="home"),
+    path("spending", home.spending_chip, name="spending"),
     path("help", home.help_page, name="help"),
     path("market", market.market, name="market"),
     path("launch", launching.launch, name="launch"),

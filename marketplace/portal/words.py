@@ -83,6 +83,20 @@ AUDITED: dict[str, Promise] = {
     "token.revoke": _("Revoked a token"),
     "ssh_key.add": _("Added an SSH key"),
     "ssh_key.remove": _("Removed an SSH key"),
+    "quota.change": _("Changed a quota"),
+    "credit.grant": _("Granted promotional credit"),
+    "project.suspend": _("Suspended a project"),
+    "project.resume": _("Resumed a project"),
+    "node.announce": _("Announced a node"),
+    "node.join_token": _("Issued a join token"),
+    "node.cordon": _("Cordoned a node"),
+    "node.uncordon": _("Uncordoned a node"),
+    "node.drain": _("Drained a node"),
+    "site.create": _("Made a site"),
+    "fabric.create": _("Made a fabric"),
+    "offer.create": _("Made an offer"),
+    "offer.change": _("Changed an offer's terms"),
+    "price.publish": _("Published a price"),
 }
 
 

@@ -1,5 +1,7 @@
 """How pages write states, money and time: one way each."""
 
+import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django import template
@@ -38,13 +40,11 @@ PHASES: dict[Phase, tuple[str, str]] = {
 
 
 @register.simple_tag
-def icon(name: str, *classes: str) -> SafeString:
+def icon(name: str) -> SafeString:
     """Draw an icon that stands beside its word, so it is hidden from who listens."""
     inner = mark_safe(ICONS[name])  # noqa: S308  our own drawings
     return format_html(
-        '<svg class="icon {}" viewBox="0 0 24 24" aria-hidden="true" focusable="false">{}</svg>',
-        " ".join(classes),
-        inner,
+        '<svg class="icon icon-{}" viewBox="0 0 24 24" aria-hidden="true" focusable="false">{}</svg>', name, inner
     )
 
 
@@ -125,6 +125,12 @@ def moment(at: datetime | None, how: str = "minute") -> SafeString:
 def gpus(count: int) -> str:
     """Write a number of GPUs."""
     return ngettext("%(count)s GPU", "%(count)s GPUs", count) % {"count": count}
+
+
+@register.filter
+def shell(command: Sequence[str]) -> str:
+    """Write a command as one would type it."""
+    return shlex.join(command)
 
 
 @register.filter
