@@ -18,7 +18,7 @@ else:
 
 def new_public_id(prefix: str) -> str:
     """Return a fresh id such as `ins_k3v...`: the prefix, an underscore and 20 random base32 characters."""
-    return f"{prefix}_" + "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+    return f"{prefix}_" + "".join(ALPHABET[byte % 32] for byte in secrets.token_bytes(LENGTH))
 
 
 class PublicIdField(TextField):
