@@ -109,8 +109,8 @@ def _inventory(found: dict[str, Any]) -> tuple[int, list[nodes.GpuFact]]:
         nodes.GpuFact(
             uuid=_text(gpu, "uuid", longest=64),
             index=_number(gpu, "index"),
-            model=_text(gpu, "model", longest=40),
-            memory_mib=_number(gpu, "memory_mib"),
+            model=_text(gpu, "model", longest=80),
+            memory_mib=_optional_number(gpu, "memory_mib"),
             healthy=gpu.get("healthy") is True,
         )
         for gpu in _objects(found, "gpus", most=GPUS_MAX)

@@ -46,7 +46,7 @@ class GpuFact:
     uuid: str
     index: int
     model: str
-    memory_mib: int
+    memory_mib: int | None
     healthy: bool
 
 
@@ -83,7 +83,8 @@ def join(
     _check_inventory(node, gpus)
     JoinToken.objects.filter(pk=token.pk).update(used_at=at, key_hash=key_hash)
     node.key_hash = key_hash
-    node.state = Node.State.AVAILABLE
+    if node.state == Node.State.NEW:
+        node.state = Node.State.AVAILABLE
     node.reachability = Node.Reachability.ONLINE
     node.joined_at = at
     node.save(update_fields=["key_hash", "state", "reachability", "joined_at"])

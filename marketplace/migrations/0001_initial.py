@@ -34,7 +34,7 @@ class Migration(migrations.Migration):
                 ("public_id", billing.public_ids.PublicIdField(prefix="ofr")),
                 ("slug", models.SlugField(unique=True)),
                 ("name", models.CharField(max_length=100)),
-                ("gpu_model", models.CharField(max_length=40)),
+                ("gpu_model", models.CharField(max_length=80)),
                 ("gpu_memory_gib", models.PositiveIntegerField()),
                 ("gpus_per_node", models.PositiveSmallIntegerField()),
                 ("interconnect", models.CharField(max_length=100)),

@@ -15,7 +15,7 @@ class Offer(models.Model):
     name = models.CharField(max_length=100)
     supplier = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="offers")
     site = models.ForeignKey("provisioning.Site", models.PROTECT, related_name="offers")
-    gpu_model = models.CharField(max_length=40)
+    gpu_model = models.CharField(max_length=80)
     gpu_memory_gib = models.PositiveIntegerField()
     gpus_per_node = models.PositiveSmallIntegerField()
     interconnect = models.CharField(max_length=100)

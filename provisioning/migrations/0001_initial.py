@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
                 ("public_id", billing.public_ids.PublicIdField(prefix="nod")),
                 ("name", models.SlugField(max_length=63, unique=True)),
                 ("rack", models.CharField(max_length=40)),
-                ("gpu_model", models.CharField(max_length=40)),
+                ("gpu_model", models.CharField(max_length=80)),
                 ("gpu_count", models.PositiveSmallIntegerField()),
                 ("gpu_memory_mib", models.PositiveIntegerField()),
                 ("free_gpus", models.PositiveSmallIntegerField(default=0)),
@@ -255,7 +255,7 @@ class Migration(migrations.Migration):
                 ("public_id", billing.public_ids.PublicIdField(prefix="gpu")),
                 ("uuid", models.CharField(max_length=64, unique=True)),
                 ("index", models.PositiveSmallIntegerField()),
-                ("memory_mib", models.PositiveIntegerField()),
+                ("memory_mib", models.PositiveIntegerField(help_text="null where the GPU does not tell", null=True)),
                 ("healthy", models.BooleanField(default=True)),
                 (
                     "node",

@@ -81,7 +81,7 @@ class Node(models.Model):
     fabric = models.ForeignKey(Fabric, models.PROTECT, related_name="nodes")
     offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="nodes")
     rack = models.CharField(max_length=40)
-    gpu_model = models.CharField(max_length=40)
+    gpu_model = models.CharField(max_length=80)
     gpu_count = models.PositiveSmallIntegerField()
     gpu_memory_mib = models.PositiveIntegerField()
     free_gpus = models.PositiveSmallIntegerField(default=0)
@@ -153,7 +153,7 @@ class Gpu(models.Model):
     node = models.ForeignKey(Node, models.PROTECT, related_name="gpus")
     uuid = models.CharField(max_length=64, unique=True)
     index = models.PositiveSmallIntegerField()
-    memory_mib = models.PositiveIntegerField()
+    memory_mib = models.PositiveIntegerField(null=True, help_text="null where the GPU does not tell")
     healthy = models.BooleanField(default=True)
 
     class Meta:
