@@ -181,9 +181,7 @@ class Marketplace:
     def _start_services(self, environ: Mapping[str, str]) -> None:
         celery = ("-m", "celery", "--app", "marketplace.celery:app", "--quiet")
         for program in (
-            self._python(
-                "web", *web_argv("marketplace.wsgi:application", port=self.options.port), environ=environ
-            ),
+            self._python("web", *web_argv("marketplace.wsgi:application", port=self.options.port), environ=environ),
             self._python(
                 "worker",
                 *celery,
@@ -246,13 +244,13 @@ class Marketplace:
             signal.signal(number, stop)
 
 
-def web_argv(application: str, *, port: int) -> tuple[str, ...]:
+def web_argv(application: str, *, port: int, workers: int = WEB_WORKERS) -> tuple[str, ...]:
     """Return Python's arguments that serve a WSGI application as `up` serves the marketplace."""
     options = {
         "--interface": "wsgi",
         "--host": "127.0.0.1",
         "--port": str(port),
-        "--workers": str(WEB_WORKERS),
+        "--workers": str(workers),
         "--blocking-threads": str(WEB_THREADS),
         "--workers-kill-timeout": "2",
         "--respawn-interval": "0.2",
