@@ -37,6 +37,8 @@ UNREACHABLE_AFTER = timedelta(seconds=40)
 ASSIGNMENT_LEASE = timedelta(seconds=900)
 # ... so after its lease, its grace and a drift of clocks nothing of ours runs there any more.
 LOST_AFTER = ASSIGNMENT_LEASE + timedelta(seconds=40)
+# Meters lock their organization's accounts: in the same order whichever node falls silent.
+MONEY_ORDER = ("project__organization", "pk")
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _mark(heartbeat: Heartbeat, at: datetime) -> int:
         return 0
     log.warning("node silent", node=node.public_id, reachability=reachability, seconds=silence.total_seconds())
     if reachability == Node.Reachability.UNREACHABLE:
-        for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by("pk"):
+        for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
             usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
             Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
     if reachability == Node.Reachability.LOST:
@@ -212,7 +214,7 @@ def _give_up(node: Node) -> None:
 def come_back(*, node: Node, at: datetime) -> None:
     """Note that a silent node calls again; meters of what still runs there open from now on."""
     unreachable = living_on(node).filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
-    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by("pk"):
+    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by(*MONEY_ORDER):
         nodes = Node.objects.filter(assignments__instance=instance, assignments__fence=instance.run)
         if nodes.exclude(pk=node.pk).exclude(reachability=Node.Reachability.ONLINE).exists():
             continue
