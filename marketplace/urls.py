@@ -16,7 +16,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/schema", docs.Schema.as_view(), name="api-schema"),
     path("api/docs", docs.SwaggerPage.as_view(), name="api-docs"),
     path("api/problems", docs.problems, name="api-problems"),
-    re_path("^api(/|$)", errors.not_found),
+    re_path("^api(?:/|$)", errors.not_found),
     path("accounts/", include("allauth.urls")),
     path("console/", include("marketplace.console.urls")),
     path("back-office/", back_office.urls),

@@ -76,7 +76,7 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
 # Routes outside of the API, and who may enter. A row that ends with `*` stands for all that begins so.
 EVERYBODY, PEOPLE, MANAGERS, NODES = "everybody", "people who signed in", "capacity managers", "nodes with their key"
 OTHERS = {
-    EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(/|$)",
+    EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(?:/|$)",
                 "accounts/*", "back-office/logout/", "help", "invitations/<str:secret>"],
     NODES: ["agent/v1/join", "agent/v1/sync"],
     MANAGERS: ["console/*", "back-office/*"],
