@@ -141,7 +141,7 @@ def drain(*, node: Node, reason: str, at: datetime) -> int:
     """Place nothing new there and stop what runs; return how many instances were asked to stop."""
     _set_state(node, Node.State.DRAINING, reason, allowed=(Node.State.AVAILABLE, Node.State.CORDONED))
     stopped = 0
-    for instance in living_on(node).order_by("pk"):
+    for instance in living_on(node).order_by(*MONEY_ORDER):
         message = f"Node {node.name} is being drained: {reason}"
         instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
         stopped += 1
