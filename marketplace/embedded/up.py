@@ -6,16 +6,17 @@ starts, with the environment that it gives them.
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
 import secrets
 import signal
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -200,38 +201,52 @@ class Marketplace:
         self.supervisor.wait_for("web", until=self._is_ready, within_s=START_WITHIN_S)
 
     def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.options.port, timeout=2)
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:  # noqa: S310 - our own http address
-                return bool(answer.status == 200)
-        except OSError:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def _start_agents(self, nodes: list[dict[str, Any]]) -> list[str]:
         """Start an agent for each node, and return their names once all have spoken with the control plane."""
         asked_at = time.time()
+        (self.home / "nodes").mkdir(exist_ok=True)
         for node in nodes:
-            environ = {
-                name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ
-            }
-            if node["join_token"]:
-                environ["GPUMARKET_JOIN_TOKEN"] = node["join_token"]
-            argv = {
-                "--url": self.url,
-                "--home": str(self.home / "nodes" / node["name"]),
-                "--gpus": node["gpus"],
-                "--hostname": "localhost",
-            }
-            words = [word for pair in argv.items() for word in pair]
-            program = self._python(
-                f"agent-{node['name']}",
-                *("-m", "provisioning.agent.main", *words, "--end-workloads-on-exit"),
-                environ=environ,
-            )
-            self.supervisor.start(program, stage=AGENTS)
+            self.supervisor.start(self._agent(node), stage=AGENTS)
         for node in nodes:
             has_spoken = partial(_is_newer, self.home / "nodes" / node["name"] / "lease.json", asked_at)
             self.supervisor.wait_for(f"agent-{node['name']}", until=has_spoken, within_s=START_WITHIN_S)
         return [node["name"] for node in nodes]
+
+    def _agent(self, node: Mapping[str, Any]) -> Program:
+        """Return a node's agent. Its join token is kept: the answer to a join may be lost with a killed agent."""
+        home = self.home / "nodes" / node["name"]
+        token = home.with_suffix(".join-token")
+        if node["join_token"]:
+            write_private(token, node["join_token"])
+        is_known_here = (home / "node.json").exists()
+        if is_known_here if node["join_token"] else not (is_known_here or token.exists()):
+            raise CannotStart(
+                f"the database and {home} are of different marketplaces. Use the --home that belongs to this"
+                " database, or an empty database."
+            )
+        options = {
+            "--url": self.url,
+            "--home": str(home),
+            "--gpus": node["gpus"],
+            "--hostname": "localhost",
+            **({"--join-token-file": str(token)} if token.exists() else {}),
+        }
+        words = [word for pair in options.items() for word in pair]
+        return self._python(
+            f"agent-{node['name']}",
+            *("-m", "provisioning.agent.main", *words, "--end-workloads-on-exit"),
+            # An agent is given nothing of the control plane's own: no database, no secrets.
+            environ={name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ},
+        )
 
     def _python(self, name: str, *argv: str, environ: Mapping[str, str]) -> Program:
         return Program(name=name, argv=(sys.executable, *argv), folder=ROOT, environ=environ)

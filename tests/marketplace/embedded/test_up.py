@@ -18,6 +18,7 @@ import pytest
 
 from marketplace.embedded import up
 from marketplace.embedded.addresses import free_port
+from marketplace.embedded.programs import CannotStart
 from tests.marketplace.embedded.conftest import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -158,6 +159,30 @@ def test_it_ends_with_the_uv_that_launched_it_and_outlives_a_shell(folder, launc
         wait_until(lambda: (folder / "note").exists() and (folder / "note").read_text() == "watching")
         shell.kill()
     wait_until(lambda: (folder / "note").read_text() == end)
+
+
+@pytest.mark.parametrize(("token", "file"), [(None, None), ("gmj_given", "n1/node.json")])
+def test_a_home_and_a_database_of_different_marketplaces_are_refused(folder, token, file):
+    if file:
+        (folder / "nodes" / "n1").mkdir(parents=True)
+        (folder / "nodes" / file).touch()
+    (folder / "nodes").mkdir(exist_ok=True)
+    marketplace = up.Marketplace(folder, up.Options(port=1, home=folder, fresh=False, agents=1))
+    with pytest.raises(CannotStart, match="of different marketplaces"):
+        marketplace._agent({"name": "n1", "join_token": token, "gpus": "simulated:H200:8:144384"})
+
+
+def test_a_join_token_is_kept_until_the_node_knows_that_it_has_joined(folder):
+    (folder / "nodes").mkdir()
+    marketplace = up.Marketplace(folder, up.Options(port=1, home=folder, fresh=False, agents=1))
+    node = {"name": "n1", "join_token": "gmj_given", "gpus": "simulated:H200:8:144384"}
+    first = marketplace._agent(node)
+    again = marketplace._agent(node | {"join_token": None})
+    assert again.argv == first.argv
+    file = Path(first.argv[first.argv.index("--join-token-file") + 1])
+    assert file.read_text() == "gmj_given"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not {"DATABASE_URL", "GPUMARKET_SECRET_KEY"} & first.environ.keys()
 
 
 @pytest.mark.parametrize("wrong", [["--port", "0"], ["--port", "x"], ["--port", "65536"], ["--agents", "-1"]])
