@@ -19,7 +19,7 @@ class OfferList(APIView):
     @extend_schema(
         operation_id="list_offers",
         parameters=[shapes.OfferQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.OfferAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.OfferAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List all offers with price and free GPUs, cheapest first, both as of `as_of`."""
@@ -39,7 +39,7 @@ class OfferList(APIView):
 class OfferDetail(APIView):
     """One offer."""
 
-    @extend_schema(operation_id="show_offer", responses={200: shapes.OfferAnswer, "default": shapes.Problem})
+    @extend_schema(operation_id="show_offer", responses={200: shapes.OfferAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request, offer_id: str) -> Response:
         """Show an offer by its id or slug."""
         queried(request)
@@ -57,7 +57,7 @@ class SiteList(APIView):
     @extend_schema(
         operation_id="list_sites",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.SiteAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.SiteAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the sites."""

@@ -38,7 +38,7 @@ class InstanceList(APIView):
     @extend_schema(
         operation_id="list_instances",
         parameters=[shapes.InstanceQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.InstanceAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.InstanceAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List instances, newest first."""
@@ -58,7 +58,7 @@ class InstanceList(APIView):
         operation_id="rent_instance",
         parameters=[shapes.DryRunQuery, KEY_REQUIRED],
         request=shapes.RentInstance,
-        responses={202: shapes.InstanceAnswer, 200: shapes.DryRunAnswer, "default": shapes.Problem},
+        responses={202: shapes.InstanceAnswer, 200: shapes.DryRunAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Rent GPUs: all of them now, or a refusal with nothing made and nothing charged."""
@@ -95,7 +95,7 @@ def _order(asked: dict[str, Any]) -> rentals.Order:
 class InstanceDetail(APIView):
     """One instance."""
 
-    @extend_schema(operation_id="show_instance", responses={200: shapes.InstanceAnswer, "default": shapes.Problem})
+    @extend_schema(operation_id="show_instance", responses={200: shapes.InstanceAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request, instance_id: str) -> Response:
         """Show an instance with its steps, cost and what may be done."""
         queried(request)
@@ -105,7 +105,7 @@ class InstanceDetail(APIView):
     @extend_schema(
         operation_id="rename_instance",
         request=shapes.RenameInstance,
-        responses={200: shapes.InstanceAnswer, "default": shapes.Problem},
+        responses={200: shapes.InstanceAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, instance_id: str) -> Response:
         """Give an instance another name."""
@@ -146,7 +146,7 @@ class InstanceStart(_InstanceVerb):
         operation_id="start_instance",
         request=None,
         parameters=[KEY_REQUIRED],
-        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+        responses={202: shapes.InstanceAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, instance_id: str) -> Response:
         """Start a stopped or failed instance at today's price; it queues while no GPUs are free."""
@@ -160,7 +160,7 @@ class InstanceStop(_InstanceVerb):
         operation_id="stop_instance",
         request=None,
         parameters=[KEY_ACCEPTED],
-        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+        responses={202: shapes.InstanceAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, instance_id: str) -> Response:
         """Give the GPUs back and keep the instance. Charges end now."""
@@ -174,7 +174,7 @@ class InstanceTerminate(_InstanceVerb):
         operation_id="terminate_instance",
         request=None,
         parameters=[KEY_ACCEPTED],
-        responses={202: shapes.InstanceAnswer, "default": shapes.Problem},
+        responses={202: shapes.InstanceAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, instance_id: str) -> Response:
         """End the instance for good. Charges end now."""
@@ -187,7 +187,7 @@ class InstanceEvents(APIView):
     @extend_schema(
         operation_id="list_instance_events",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.EventAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.EventAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request, instance_id: str) -> Response:
         """List the moves of an instance, newest first."""
@@ -202,7 +202,7 @@ class InstanceLogs(APIView):
     @extend_schema(
         operation_id="read_instance_logs",
         parameters=[shapes.LogQuery],
-        responses={200: shapes.LogAnswer, "default": shapes.Problem},
+        responses={200: shapes.LogAnswer, shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request, instance_id: str) -> Response:
         """Read what the current run printed after the cursor."""
@@ -231,7 +231,7 @@ class InstanceLogStream(APIView):
     @extend_schema(
         operation_id="stream_instance_logs",
         parameters=[shapes.StreamQuery, LAST_EVENT_ID],
-        responses={(200, "text/event-stream"): OpenApiTypes.STR, "default": shapes.Problem},
+        responses={(200, "text/event-stream"): OpenApiTypes.STR, shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request, instance_id: str) -> HttpResponseBase:
         """Stream the output as server-sent events; resume with Last-Event-ID after the server closed."""

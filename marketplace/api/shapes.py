@@ -144,6 +144,9 @@ class FaultyField(serializers.Serializer[Any]):
     detail = serializers.CharField()
 
 
+REFUSED = ("default", "application/problem+json")
+
+
 class Problem(serializers.Serializer[Any]):
     type = serializers.CharField()
     title = serializers.CharField()
@@ -410,8 +413,8 @@ class AuditAnswer(serializers.Serializer[Any]):
     token = serializers.CharField(allow_null=True)
     verb = serializers.CharField()
     subject = serializers.CharField()
-    before = serializers.JSONField(allow_null=True)
-    after = serializers.JSONField(allow_null=True)
+    before = serializers.DictField(allow_null=True)
+    after = serializers.DictField(allow_null=True)
     request_id = serializers.CharField()
 
 

@@ -18,7 +18,7 @@ from marketplace.models import Role
 class Me(APIView):
     """Who the token speaks for."""
 
-    @extend_schema(operation_id="show_me", responses={200: shapes.MeAnswer, "default": shapes.Problem})
+    @extend_schema(operation_id="show_me", responses={200: shapes.MeAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request) -> Response:
         """Show the person, organization, token and projects behind this request."""
         queried(request)
@@ -51,7 +51,7 @@ class OrganizationList(APIView):
     @extend_schema(
         operation_id="list_organizations",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.OrganizationAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.OrganizationAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the organizations that the token may see."""
@@ -62,7 +62,7 @@ class OrganizationList(APIView):
 
 class OrganizationDetail(APIView):
     @extend_schema(
-        operation_id="show_organization", responses={200: shapes.OrganizationAnswer, "default": shapes.Problem}
+        operation_id="show_organization", responses={200: shapes.OrganizationAnswer, shapes.REFUSED: shapes.Problem}
     )
     def get(self, request: Request, organization_id: str) -> Response:
         """Show an organization."""
@@ -73,7 +73,7 @@ class OrganizationDetail(APIView):
     @extend_schema(
         operation_id="rename_organization",
         request=shapes.NameOnly,
-        responses={200: shapes.OrganizationAnswer, "default": shapes.Problem},
+        responses={200: shapes.OrganizationAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, organization_id: str) -> Response:
         """Give an organization another name."""
@@ -88,7 +88,7 @@ class ProjectList(APIView):
     @extend_schema(
         operation_id="list_projects",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.ProjectAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.ProjectAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the projects that the token may see."""
@@ -99,7 +99,7 @@ class ProjectList(APIView):
     @extend_schema(
         operation_id="create_project",
         request=shapes.CreateProject,
-        responses={201: shapes.ProjectAnswer, "default": shapes.Problem},
+        responses={201: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Make a project."""
@@ -112,7 +112,7 @@ class ProjectList(APIView):
 
 
 class ProjectDetail(APIView):
-    @extend_schema(operation_id="show_project", responses={200: shapes.ProjectAnswer, "default": shapes.Problem})
+    @extend_schema(operation_id="show_project", responses={200: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request, project_id: str) -> Response:
         """Show a project."""
         queried(request)
@@ -121,7 +121,7 @@ class ProjectDetail(APIView):
     @extend_schema(
         operation_id="rename_project",
         request=shapes.NameOnly,
-        responses={200: shapes.ProjectAnswer, "default": shapes.Problem},
+        responses={200: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, project_id: str) -> Response:
         """Give a project another name."""
@@ -136,7 +136,7 @@ class QuotaList(APIView):
     @extend_schema(
         operation_id="list_quotas",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.QuotaAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.QuotaAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List how many GPUs each project may hold, and holds."""
@@ -149,7 +149,7 @@ class MemberList(APIView):
     @extend_schema(
         operation_id="list_members",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.MemberAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.MemberAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the people of an organization."""
@@ -160,7 +160,7 @@ class MemberList(APIView):
 
 
 class MemberDetail(APIView):
-    @extend_schema(operation_id="show_member", responses={200: shapes.MemberAnswer, "default": shapes.Problem})
+    @extend_schema(operation_id="show_member", responses={200: shapes.MemberAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request, membership_id: str) -> Response:
         """Show a member."""
         queried(request)
@@ -169,7 +169,7 @@ class MemberDetail(APIView):
     @extend_schema(
         operation_id="change_role",
         request=shapes.ChangeRole,
-        responses={200: shapes.MemberAnswer, "default": shapes.Problem},
+        responses={200: shapes.MemberAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, membership_id: str) -> Response:
         """Give a member another role."""
@@ -179,7 +179,7 @@ class MemberDetail(APIView):
         tenants.change_role(actor=actor, member=row, role=Role(checked(shapes.ChangeRole, request.data)["role"]))
         return Response(answers.member(row))
 
-    @extend_schema(operation_id="remove_member", responses={204: None, "default": shapes.Problem})
+    @extend_schema(operation_id="remove_member", responses={204: None, shapes.REFUSED: shapes.Problem})
     def delete(self, request: Request, membership_id: str) -> Response:
         """Take a person out of the organization; their tokens end with it."""
         queried(request)
@@ -193,7 +193,7 @@ class InvitationList(APIView):
     @extend_schema(
         operation_id="list_invitations",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.InvitationAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.InvitationAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List invitations, used and revoked ones too."""
@@ -206,7 +206,7 @@ class InvitationList(APIView):
     @extend_schema(
         operation_id="invite",
         request=shapes.CreateInvitation,
-        responses={201: shapes.NewInvitationAnswer, "default": shapes.Problem},
+        responses={201: shapes.NewInvitationAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Invite an e-mail address; the link is in this answer only."""
@@ -222,7 +222,7 @@ class InvitationList(APIView):
 
 
 class InvitationDetail(APIView):
-    @extend_schema(operation_id="revoke_invitation", responses={204: None, "default": shapes.Problem})
+    @extend_schema(operation_id="revoke_invitation", responses={204: None, shapes.REFUSED: shapes.Problem})
     def delete(self, request: Request, invitation_id: str) -> Response:
         """Make an invitation's link useless."""
         queried(request)
@@ -236,7 +236,7 @@ class TokenList(APIView):
     @extend_schema(
         operation_id="list_tokens",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.TokenAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.TokenAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List your tokens; owners and admins see everybody's."""
@@ -250,7 +250,7 @@ class TokenList(APIView):
     @extend_schema(
         operation_id="create_token",
         request=shapes.CreateToken,
-        responses={201: shapes.NewTokenAnswer, "default": shapes.Problem},
+        responses={201: shapes.NewTokenAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Make a token of your own; its secret is in this answer only."""
@@ -273,7 +273,7 @@ class TokenList(APIView):
 
 
 class TokenDetail(APIView):
-    @extend_schema(operation_id="revoke_token", responses={204: None, "default": shapes.Problem})
+    @extend_schema(operation_id="revoke_token", responses={204: None, shapes.REFUSED: shapes.Problem})
     def delete(self, request: Request, token_id: str) -> Response:
         """Make a token useless at once."""
         queried(request)
@@ -287,7 +287,7 @@ class SshKeyList(APIView):
     @extend_schema(
         operation_id="list_ssh_keys",
         parameters=[shapes.ProjectQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.SshKeyAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.SshKeyAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the SSH keys of a project."""
@@ -299,7 +299,7 @@ class SshKeyList(APIView):
     @extend_schema(
         operation_id="add_ssh_key",
         request=shapes.AddSshKey,
-        responses={201: shapes.SshKeyAnswer, "default": shapes.Problem},
+        responses={201: shapes.SshKeyAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Let a public key into a project's instances."""
@@ -312,7 +312,7 @@ class SshKeyList(APIView):
 
 
 class SshKeyDetail(APIView):
-    @extend_schema(operation_id="remove_ssh_key", responses={204: None, "default": shapes.Problem})
+    @extend_schema(operation_id="remove_ssh_key", responses={204: None, shapes.REFUSED: shapes.Problem})
     def delete(self, request: Request, key_id: str) -> Response:
         """Shut a public key out."""
         queried(request)
@@ -325,7 +325,7 @@ class AuditList(APIView):
     @extend_schema(
         operation_id="list_audit",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.AuditAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.AuditAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List who changed what, newest first."""

@@ -19,7 +19,7 @@ class Balance(APIView):
     @extend_schema(
         operation_id="show_balance",
         parameters=[shapes.OrganizationQuery],
-        responses={200: shapes.BalanceAnswer, "default": shapes.Problem},
+        responses={200: shapes.BalanceAnswer, shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """Show the balance, what is spent per hour now, and when it will be used up."""
@@ -36,7 +36,7 @@ class UsageList(APIView):
     @extend_schema(
         operation_id="list_usage",
         parameters=[shapes.UsageQuery, shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.UsageAnswer), "default": shapes.Problem},
+        responses={200: shapes.page_of(shapes.UsageAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List usage, newest first: each span's time, GPU-milliseconds, price and amount."""
