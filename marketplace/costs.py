@@ -47,8 +47,11 @@ def of(instances: Iterable[Instance], *, at: datetime) -> dict[int, Cost]:
     """Return the cost of each instance by its primary key, until `at`."""
     instances = list(instances)
     spans: dict[str, list[UsageSpan]] = {instance.public_id: [] for instance in instances}
-    for span in UsageSpan.objects.filter(resource_id__in=list(spans)).select_related("price_version"):
-        spans[span.resource_id].append(span)
+    # What was never ready was never metered; every launch is answered here.
+    metered = [instance.public_id for instance in instances if instance.ready_at is not None or instance.run > 1]
+    if metered:
+        for span in UsageSpan.objects.filter(resource_id__in=metered).select_related("price_version"):
+            spans[span.resource_id].append(span)
     return {instance.pk: _cost(instance, spans[instance.public_id], at) for instance in instances}
 
 

@@ -112,6 +112,7 @@ def places(instances: Iterable[Instance]) -> list[Assignment]:
     """Return where the current run of each instance is or was, by replica. One query."""
     runs = {instance.pk: instance.run for instance in instances}
     rows = Assignment.objects.filter(instance__in=list(runs)).select_related("node").order_by("instance", "replica")
+    rows = rows.only("instance_id", "fence", "replica", "gpu_uuids", "node__name")
     return [row for row in rows if row.fence == runs[row.instance_id]]
 
 

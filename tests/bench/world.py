@@ -13,7 +13,7 @@ from django.utils import timezone
 from billing import books, credits, prices
 from marketplace import tenants, tokens
 from marketplace.access import person
-from marketplace.models import Offer, Organization, Project, User
+from marketplace.models import IdempotencyRecord, Offer, Organization, Project, User
 from marketplace.permissions import SCOPES
 from provisioning import quotas
 from provisioning.models import Assignment, Fabric, Instance, Node, Site
@@ -29,14 +29,15 @@ QUOTA_GPUS = 10**9
 NODES = """
 INSERT INTO provisioning_node (public_id, name, fabric_id, offer_id, rack, gpu_model, gpu_count, gpu_memory_mib,
     free_gpus, state, state_reason, reachability, driver, key_hash, desired_generation, created_at, joined_at)
-SELECT 'nod_' || lpad(to_hex(%(from)s + n), 20, 'a'), 'node-' || (%(from)s + n), %(fabric)s, %(offer)s,
-    'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, 'available', '', 'online', 'agent',
-    md5(n::text), 1, now(), now()
+SELECT 'nod_' || left(translate(md5((%(from)s + n)::text), '0189', 'wxyz'), 20), 'node-' || (%(from)s + n),
+    %(fabric)s, %(offer)s, 'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, 'available', '', 'online',
+    'agent', md5(n::text), 1, now(), now()
 FROM generate_series(0, %(count)s - 1) AS n
 """
 GPUS = """
 INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy)
-SELECT 'gpu_' || lpad(to_hex(node.id * 16 + i), 20, 'a'), node.id, 'GPU-' || node.name || '-' || i, i, 144384, true
+SELECT 'gpu_' || left(translate(md5(node.id || '-' || i), '0189', 'wxyz'), 20), node.id,
+    'GPU-' || node.name || '-' || i, i, 144384, true
 FROM provisioning_node node, generate_series(0, %(gpus)s - 1) AS i
 WHERE NOT EXISTS (SELECT FROM provisioning_gpu gpu WHERE gpu.node_id = node.id)
 """
@@ -163,10 +164,9 @@ FAULTS = {
         LEFT JOIN provisioning_instance instance ON instance.project_id = quota.project_id
         GROUP BY quota.project_id, quota.held HAVING quota.held <> coalesce(sum(instance.quota_held), 0)
     """,
-    "launches lack their audit entry, key, event or workflow": """
+    "launches lack their audit entry, event or workflow": """
         SELECT instance.id FROM provisioning_instance instance WHERE name <> 'bare' AND NOT (
-            EXISTS (SELECT FROM marketplace_auditentry WHERE subject_id = instance.public_id)
-            AND EXISTS (SELECT FROM marketplace_idempotencyrecord WHERE body ->> 'id' = instance.public_id)
+            instance.public_id IN (SELECT subject_id FROM marketplace_auditentry)
             AND EXISTS (SELECT FROM provisioning_instanceevent WHERE instance_id = instance.id)
             AND EXISTS (SELECT FROM provisioning_workflow WHERE instance_id = instance.id))
     """,
@@ -182,6 +182,7 @@ def faults(*, accepted: int) -> list[str]:
             if broken := cursor.fetchall():
                 found.append(f"{len(broken)} {fault}")
     instances = Instance.objects.exclude(name="bare").count()
-    if instances != accepted:
-        found.append(f"{accepted} launches were accepted, {instances} instances exist")
+    keys = IdempotencyRecord.objects.filter(status=202).count()
+    if not instances == keys == accepted:
+        found.append(f"{accepted} launches were accepted, {instances} instances and {keys} stored answers exist")
     return found + [f"books: {fault}" for fault in books.check(at=timezone.now())]
