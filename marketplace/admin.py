@@ -54,6 +54,7 @@ class BackOffice(AdminSite):
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Rows are looked at here and changed elsewhere; secrets and customers' own data are not shown at all."""
 
+    ordering = ("-pk",)
     show_full_result_count = False
     actions = None
 
@@ -61,7 +62,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return [field.name for field in self._shown()]
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
-        return [field.name for field in self._shown() if not isinstance(field, BULKY)][:COLUMNS_MAX]
+        shown = [field for field in self._shown() if not isinstance(field, BULKY)]
+        names = [field.name for field in sorted(shown, key=lambda field: field.is_relation)]
+        return [name for name in names if name != "id" or "public_id" not in names][:COLUMNS_MAX]
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
         return [field.name for field in self._shown() if field.name in SEARCHED]
@@ -69,7 +72,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[models.Model]:
         rows: models.QuerySet[models.Model] = super().get_queryset(request)
         related = _related(self.model)
-        return rows.select_related(*related).order_by("-pk") if related else rows.order_by("-pk")
+        return rows.select_related(*related) if related else rows
 
     def _shown(self) -> list[models.Field]:  # type: ignore[type-arg]
         return [field for field in self.model._meta.concrete_fields if field.name not in HIDDEN]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
+from typing import Any
 
 from django.db.models import Count, Exists, Q, QuerySet, Sum
 from django.utils.functional import Promise
@@ -14,7 +15,7 @@ from provisioning.placement import LIVE_HOLD
 
 # Above this many nodes a tile stands for a rack: nobody reads, and no browser likes, a hundred thousand tiles.
 NODES_MAX = 200
-RACKS_MAX = 600
+RACKS_MAX = 400
 TILES_PER_ROW = 8
 TILE, GAP, LABEL_HEIGHT, NODE_GAP = 26, 2, 16, 8
 LABEL_LENGTH_MAX, LETTER_WIDTH = 30, 7
@@ -116,16 +117,17 @@ class Rack:
 
 @dataclass(frozen=True)
 class SiteMap:
-    """The racks of one site."""
+    """The racks of one site, or its sum alone where the fleet has too many of them."""
 
     slug: str
     name: str
-    racks: Sequence[Rack]
+    racks: Sequence[Rack] = ()
+    whole: Rack | None = None
 
 
 @dataclass(frozen=True)
 class FleetMap:
-    """The whole map; `by_rack` tells that a tile is a rack, `is_cut` that there are more racks than shown."""
+    """The whole map; `by_rack` tells that a tile is a rack (or a site), `is_cut` that more exist."""
 
     sites: Sequence[SiteMap]
     by_rack: bool
@@ -137,7 +139,7 @@ class FleetMap:
 
 
 def drawn(*, site: str = "", rack: str = "") -> FleetMap:
-    """Return the map of the fleet, of a site (by its slug) or of one of its racks. Two or three queries."""
+    """Return the map of the fleet, of a site (by its slug) or of one of its racks. At most three queries."""
     nodes = Node.objects.exclude(state=Node.State.RETIRED)
     if site:
         nodes = nodes.filter(fabric__site__slug=site)
@@ -145,7 +147,7 @@ def drawn(*, site: str = "", rack: str = "") -> FleetMap:
         nodes = nodes.filter(rack=rack)
     chosen = list(nodes.select_related("fabric__site").order_by("fabric__site__name", "rack", "name")[: NODES_MAX + 1])
     if len(chosen) > NODES_MAX:
-        return _by_rack(nodes)
+        return _by_rack(nodes, site=site)
     return FleetMap(sites=_by_node(chosen), by_rack=False)
 
 
@@ -196,22 +198,33 @@ def _kind(node: Node, gpu: Gpu) -> Kind:
     return Kind.CLOSED if node.state in CLOSED else Kind.FREE
 
 
-def _by_rack(nodes: QuerySet[Node]) -> FleetMap:
-    rows = list(
-        nodes.values("fabric__site__slug", "fabric__site__name", "rack")
-        .annotate(
-            gpu_total=Sum("gpu_count"),
-            free=Sum("free_gpus", default=0, filter=Q(state="available", reachability="online")),
-            silent=Count("pk", filter=Q(reachability__in=SILENT)),
-        )
-        .order_by("fabric__site__name", "rack")[: RACKS_MAX + 1]
-    )
+def _by_rack(nodes: QuerySet[Node], *, site: str) -> FleetMap:
+    """Draw a rack as a tile, or a whole site where there are too many racks of several sites."""
+    rows = _sums(nodes, "fabric__site__slug", "fabric__site__name", "rack")
+    is_cut = len(rows) > RACKS_MAX
+    if is_cut and not site:
+        wholes = _sums(nodes, "fabric__site__slug", "fabric__site__name")
+        sites = [
+            SiteMap(slug=row["fabric__site__slug"], name=row["fabric__site__name"], whole=_summed("", row))
+            for row in wholes
+        ]
+        return FleetMap(sites=sites, by_rack=True)
     sites = []
     by_site = groupby(rows[:RACKS_MAX], key=lambda row: (row["fabric__site__slug"], row["fabric__site__name"]))
     for (slug, name), of_site in by_site:
-        racks = [
-            Rack(name=row["rack"], gpus=row["gpu_total"], free=row["free"], silent_nodes=row["silent"])
-            for row in of_site
-        ]
-        sites.append(SiteMap(slug=slug, name=name, racks=racks))
-    return FleetMap(sites=sites, by_rack=True, is_cut=len(rows) > RACKS_MAX)
+        sites.append(SiteMap(slug=slug, name=name, racks=[_summed(row["rack"], row) for row in of_site]))
+    return FleetMap(sites=sites, by_rack=True, is_cut=is_cut)
+
+
+def _sums(nodes: QuerySet[Node], *domain: str) -> list[dict[str, Any]]:
+    sellable = Q(state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE)
+    summed = nodes.values(*domain).annotate(
+        gpu_total=Sum("gpu_count"),
+        free=Sum("free_gpus", default=0, filter=sellable),
+        silent=Count("pk", filter=Q(reachability__in=SILENT)),
+    )
+    return list(summed.order_by(*domain[1:])[: RACKS_MAX + 1])
+
+
+def _summed(name: str, row: dict[str, Any]) -> Rack:
+    return Rack(name=name, gpus=row["gpu_total"], free=row["free"], silent_nodes=row["silent"])

@@ -11,7 +11,7 @@ from billing import credits
 from billing.accounts import CustomerAccounts, Wallet
 from billing.models import Account, Runway, Transfer
 from billing.models.ledger import CUSTOMER_KINDS
-from marketplace import audit
+from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import NotFound
 from marketplace.models import AuditEntry, Organization, Project
@@ -130,7 +130,11 @@ def grant_credit(
             organization=organization,
             verb="credit.grant",
             subject_id=granted.public_id,
-            after={"amount_micros": amount_micros, "currency": organization.currency, "reason": reason},
+            after={
+                "amount": money.decimal_string(amount_micros),
+                "currency": organization.currency,
+                "reason": reason,
+            },
         )
     return granted
 

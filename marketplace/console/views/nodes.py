@@ -1,5 +1,7 @@
 """Nodes: the list with its filters, one node, and what may be done to it."""
 
+from datetime import timedelta
+
 from django.conf import settings
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -15,6 +17,7 @@ from marketplace.portal.doors import Visit
 from provisioning.nodes import JOIN_TOKEN_LIFE
 
 NODES_PER_PAGE = 100
+HOUR = timedelta(hours=1)
 
 
 @managers_only()
@@ -62,7 +65,7 @@ def join_token(visit: Visit, node_id: str) -> HttpResponse:
     """Issue a one-time token and show it this once, with the command that uses it."""
     node = fleet.node_for(node_id)
     form = NoForm(sent(visit))
-    context = {"node": node, "public_url": settings.PUBLIC_URL, "hours": JOIN_TOKEN_LIFE.total_seconds() // 3600}
+    context = {"node": node, "public_url": settings.PUBLIC_URL, "hours": JOIN_TOKEN_LIFE // HOUR}
     if carried_out(visit, form, nodes.issue_join_token, node=node, at=visit.at):
         return visit.page("console/join_token.html", context | {"secret": form.made})
     return visit.page("console/join_token.html", context)

@@ -68,8 +68,9 @@ def test_the_live_part_comes_alone(desk: Client, fleet: Fleet) -> None:
 def test_every_gpu_has_a_tile_with_its_letter(desk: Client, fleet: Fleet, running: Instance) -> None:
     Gpu.objects.filter(uuid="GPU-l40s-1-3").update(healthy=False)
     Node.objects.filter(name="h200-2").update(state="cordoned")
+    Node.objects.filter(name="l40s-1").update(reachability="suspect")
     page = text_of(desk, "console-map", site="narvik")
-    for letter in ("H0", "F1", "C7", "X3"):
+    for letter in ("H0", "F1", "C7", "X3", "S4"):
         assert f">{letter}</text>" in page
     assert page.count('<g class="tile') == 24 + len(maps.Kind)
 
@@ -83,9 +84,22 @@ def test_a_big_fleet_is_drawn_by_rack(desk: Client, fleet: Fleet, monkeypatch: p
     make_nodes(fleet.nodes["h200-1"].node, 40)
     Node.objects.filter(name="more-0").update(reachability="lost", free_gpus=0)
     page = text_of(desk, "console-map")
-    assert "Each tile is a rack" in page
+    assert "Each tile sums up a rack" in page
     assert "12 % / 16 · S1" in page
     assert "more-8" in text_of(desk, "console-map", site="narvik", rack="r3")
+
+
+def test_a_huge_fleet_is_drawn_by_site_and_a_huge_site_asks_for_a_rack(
+    desk: Client, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "NODES_MAX", 5)
+    monkeypatch.setattr(maps, "RACKS_MAX", 3)
+    make_nodes(fleet.nodes["h200-1"].node, 40)
+    for view in ("map", "table"):
+        page = text_of(desk, "console-map", view=view)
+        assert "?site=narvik" in page
+        assert "rack=r3" not in page
+    assert "There are more racks than fit" in text_of(desk, "console-map", site="narvik")
 
 
 def test_filters_stand_in_the_address(desk: Client, fleet: Fleet) -> None:
@@ -130,7 +144,9 @@ def test_a_liars_readings_break_no_page(desk: Client, fleet: Fleet) -> None:
     node = Node.objects.get(name="h200-1")
     node.heartbeat.telemetry = [{"uuid": "GPU-h200-1-0", "power_mw": "much", "temperature_c": True}, {}]
     node.heartbeat.save()
-    assert "much" not in text_of(desk, "console-node", node.public_id)
+    page = text_of(desk, "console-node", node.public_id)
+    assert "much" not in page
+    assert "1 °C" not in page
 
 
 def test_instances_in_trouble_tell_step_age_and_error(desk: Client, fleet: Fleet, rent: Rent) -> None:
