@@ -1,0 +1,447 @@
+"""Two customers, workers or messages at the same moment; each guard has a twin test that shows the race without it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from billing import accounts, books
+from marketplace import rentals, tenants
+from marketplace.access import person
+from marketplace.models import Organization, Project, User
+from provisioning import engine, placement, quotas, reports
+from provisioning.errors import QuotaExceeded
+from provisioning.models import (
+    Assignment,
+    Gpu,
+    GpuHold,
+    Heartbeat,
+    Instance,
+    InstanceEvent,
+    LogChunk,
+    Node,
+    Quota,
+    Workflow,
+)
+from provisioning.steps import PLAN, STEPS
+from tests.billing.makers import at_the_same_moment
+from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
+from tests.nodes import PlayedNode
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOUR_OF_H200 = 2_490_000
+Meet = Callable[[], None]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_held_twice(transactional_db: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "without" not in request.node.name:
+        assert books.check(at=timezone.now()) == []
+        live = GpuHold.objects.filter(released_at=None)
+        assert live.count() == live.values("gpu").distinct().count()
+        for node in Node.objects.all():
+            assert node.free_gpus == node.gpu_count - live.filter(gpu__node=node).count()
+
+
+@pytest.fixture
+def meet() -> Meet:
+    """Wait until the other thread got here too, once; go on alone after a moment if a guard keeps it away."""
+    barrier, over = threading.Barrier(2), threading.Event()
+
+    def wait() -> None:
+        if not over.is_set():
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait(timeout=0.5)
+            over.set()
+
+    return wait
+
+
+def meet_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meet: Meet) -> None:
+    original = getattr(owner, name)
+
+    def then_meet(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        meet()
+        return result
+
+    monkeypatch.setattr(owner, name, then_meet)
+
+
+def customer(name: str, fleet: Fleet) -> Callable[..., Instance]:
+    """Return how this new customer, who has funds and quota for anything, rents H200s."""
+    user = make_person(f"{name}@example.com")
+    project = Project.objects.select_related("organization").get(organization=make_organization(name, user))
+    quotas.set_limit(project_id=project.pk, limit=100)
+
+    def rent(**overrides: Any) -> Instance:
+        return rentals.rent(
+            actor=person(user), project=project, order=order(fleet.h200, **overrides), at=timezone.now()
+        )
+
+    return rent
+
+
+def take_all_but(count: int, fleet: Fleet) -> None:
+    early = customer("early", fleet)
+    early(gpus=8)
+    early(gpus=8 - count)
+
+
+def two_want_a_gpu(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, *, free: int) -> list[str]:
+    take_all_but(free, fleet)
+    one, other = customer("one", fleet), customer("other", fleet)
+    meet_after(monkeypatch, placement, "_take_best_fit", meet)
+    return at_the_same_moment(one, other)
+
+
+def test_the_last_gpu_goes_to_one_of_two(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
+    assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["NoCapacity", "done"]
+
+
+def test_the_last_two_gpus_of_a_node_go_to_two(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
+    assert two_want_a_gpu(monkeypatch, meet, fleet, free=2) == ["done", "done"]
+
+
+def test_without_the_lock_both_choose_the_last_gpu_and_only_the_count_refuses_the_second(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
+) -> None:
+    unlocked = placement.TAKE_BEST_FIT.replace("FOR NO KEY UPDATE", "")
+    monkeypatch.setattr(placement, "TAKE_BEST_FIT", unlocked)
+    monkeypatch.setattr(placement, "TAKE_BEST_FIT_NOW", unlocked)
+    assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["IntegrityError", "done"]
+
+
+def test_without_a_second_statement_both_pick_the_same_gpu_and_only_the_index_refuses_it(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, rent: Rent
+) -> None:
+    assignment = rent(gpus=8).assignments.get()
+    node = Node.objects.get(name="h200-2")
+
+    def claim_in_one_statement() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                WITH node AS (
+                    SELECT id, pg_sleep(0.3) FROM (
+                        SELECT id FROM provisioning_node WHERE id = %s FOR NO KEY UPDATE) locked
+                ), gpu AS (
+                    SELECT gpu.id FROM provisioning_gpu gpu JOIN node ON node_id = node.id
+                    WHERE NOT EXISTS (SELECT FROM provisioning_gpuhold WHERE gpu_id = gpu.id AND released_at IS NULL)
+                    ORDER BY index LIMIT 1
+                )
+                INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at) SELECT id, %s, now() FROM gpu
+                """,
+                [node.pk, assignment.pk],
+            )
+
+    assert at_the_same_moment(claim_in_one_statement, claim_in_one_statement) == ["IntegrityError", "done"]
+
+
+def test_two_gangs_that_want_the_same_nodes_do_not_deadlock(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
+) -> None:
+    one, other = customer("one", fleet), customer("other", fleet)
+    meet_after(monkeypatch, placement, "_choose", meet)
+    assert at_the_same_moment(lambda: one(replicas=2, gpus=5), lambda: other(replicas=2, gpus=5)) == [
+        "NoCapacity",
+        "done",
+    ]
+
+
+def test_a_gang_that_was_overtaken_chooses_again(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
+    one, other = customer("one", fleet), customer("other", fleet)
+    real, overtaken = placement._choose, []
+
+    def choose_and_be_overtaken(instance: Instance) -> list[int] | None:
+        places = real(instance)
+        if not overtaken:
+            overtaken.append(at_the_same_moment(lambda: other(gpus=3)))
+        return places
+
+    monkeypatch.setattr(placement, "_choose", choose_and_be_overtaken)
+    instance = one(replicas=3, gpus=4)
+    assert overtaken == [["done"]]
+    assert instance.assignments.count() == 3
+
+
+def test_without_a_check_under_the_lock_an_overtaken_gang_breaks_the_count(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet
+) -> None:
+    one, other = customer("one", fleet), customer("other", fleet)
+    real = placement._choose
+
+    def choose_and_be_overtaken(instance: Instance) -> list[int] | None:
+        places = real(instance)
+        monkeypatch.setattr(placement, "lock", lambda ids: list(before))
+        at_the_same_moment(lambda: other(gpus=6))
+        return places
+
+    before = list(Node.objects.filter(offer=fleet.h200))
+    monkeypatch.setattr(placement, "_choose", choose_and_be_overtaken)
+    assert at_the_same_moment(lambda: one(replicas=2, gpus=5)) == ["IntegrityError"]
+
+
+def two_launches_with_quota_for_one(rent: Rent, project: Project) -> list[str]:
+    quotas.set_limit(project_id=project.pk, limit=1)
+    return at_the_same_moment(rent, rent)
+
+
+def test_the_last_unit_of_quota_is_held_once(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent, project: Project
+) -> None:
+    meet_after(monkeypatch, quotas, "take", meet)
+    assert two_launches_with_quota_for_one(rent, project) == ["QuotaExceeded", "done"]
+    assert Quota.objects.get(project=project).held == 1
+
+
+def test_without_the_guarded_update_two_launches_share_the_last_unit_of_quota(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent, project: Project
+) -> None:
+    def look_then_write(*, project_id: int, gpus: int) -> None:
+        quota = Quota.objects.get(project_id=project_id)
+        if quota.held + gpus > quota.limit:
+            raise QuotaExceeded(wanted=gpus, held=quota.held, limit=quota.limit)
+        meet()
+        quota.held += gpus
+        quota.save()
+
+    monkeypatch.setattr(quotas, "take", look_then_write)
+    assert two_launches_with_quota_for_one(rent, project) == ["done", "done"]
+    assert Quota.objects.get(project=project).held == 1
+    assert Instance.objects.count() == 2
+
+
+def two_launches_with_funds_for_one(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> list[str]:
+    user = make_person("poor@example.com")
+    organization = make_organization("Poor", user, credit_micros=HOUR_OF_H200)
+    # In two projects, so that their quotas do not make one wait for the other.
+    projects = [organization.projects.get(), second_project(user, organization)]
+    meet_after(monkeypatch, accounts, "lock", meet)
+
+    def launch(project: Project) -> Callable[[], object]:
+        return lambda: rentals.rent(actor=person(user), project=project, order=order(fleet.h200), at=timezone.now())
+
+    return at_the_same_moment(*(launch(project) for project in projects))
+
+
+def second_project(user: User, organization: Organization) -> Project:
+    return tenants.create_project(actor=person(user), organization=organization, name="second")
+
+
+def test_funds_for_one_first_hour_start_one_of_two_launches(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
+) -> None:
+    assert two_launches_with_funds_for_one(monkeypatch, meet, fleet) == ["InsufficientFunds", "done"]
+
+
+def test_without_the_lock_both_launches_see_the_funds_and_only_the_account_refuses_the_second(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
+) -> None:
+    monkeypatch.setattr(QuerySet, "select_for_update", lambda self, **options: self)
+    assert two_launches_with_funds_for_one(monkeypatch, meet, fleet) == ["IntegrityError", "done"]
+
+
+def stop_while_a_worker_verifies(
+    monkeypatch: pytest.MonkeyPatch, rent: Rent, run_until_idle: Run, fleet: Fleet
+) -> Instance:
+    """Stop an instance after a worker has looked at its nodes and before it writes down that it runs."""
+    instance = rent()
+    looked, stopped = threading.Event(), threading.Event()
+    real = STEPS["verify"]
+
+    def slow(row: Instance) -> engine.Outcome:
+        outcome = real(row)
+        looked.set()
+        assert stopped.wait(timeout=10)
+        return outcome
+
+    for _ in range(10):
+        fleet.sync()
+        if Workflow.objects.get(pk=instance.pk).step == "verify":
+            break
+        engine.run_one(instance.pk, PLAN)
+    monkeypatch.setitem(STEPS, "verify", slow)
+
+    def stop() -> None:
+        assert looked.wait(timeout=10)
+        rentals.stop(actor=person(User.objects.get(email="alice@acme.example")), instance=fresh(instance),
+                     at=timezone.now())  # fmt: skip
+        stopped.set()
+
+    assert at_the_same_moment(stop, lambda: engine.run_one(instance.pk, PLAN)) == ["done", "done"]
+    monkeypatch.setitem(STEPS, "verify", real)
+    return instance
+
+
+def fresh(instance: Instance) -> Instance:
+    return Instance.objects.select_related("project__organization").get(pk=instance.pk)
+
+
+def test_a_stop_wins_over_a_worker_in_flight(
+    monkeypatch: pytest.MonkeyPatch, rent: Rent, run_until_idle: Run, fleet: Fleet
+) -> None:
+    instance = stop_while_a_worker_verifies(monkeypatch, rent, run_until_idle, fleet)
+    run_until_idle()
+    assert fresh(instance).phase == "stopped"
+    assert not GpuHold.objects.filter(released_at=None).exists()
+
+
+def test_without_sending_the_workflow_elsewhere_the_worker_in_flight_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, rent: Rent, run_until_idle: Run, fleet: Fleet
+) -> None:
+    wake = engine.wake
+    monkeypatch.setattr(engine, "wake", lambda instance_id, step=None: wake(instance_id))
+    instance = stop_while_a_worker_verifies(monkeypatch, rent, run_until_idle, fleet)
+    # The move itself is guarded too, so no meter opened; but the step never changed and nothing tears it down.
+    workflow = Workflow.objects.get(pk=instance.pk)
+    assert (workflow.step, fresh(instance).phase) == ("verify", "stopping")
+    assert workflow.last_error.startswith("StaleInstance")
+
+
+def two_workers_place(monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent) -> int:
+    """Return how often the step ran."""
+    instance = rent()
+    ran = []
+    real = STEPS["place"]
+
+    def counted(row: Instance) -> engine.Outcome:
+        ran.append(row.pk)
+        meet()
+        return real(row)
+
+    monkeypatch.setitem(STEPS, "place", counted)
+    outcomes = at_the_same_moment(*[lambda: engine.run_one(instance.pk, PLAN)] * 2)
+    assert outcomes == ["done", "done"]
+    return len(ran)
+
+
+def test_two_workers_do_not_run_one_step_twice(monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent) -> None:
+    assert two_workers_place(monkeypatch, meet, rent) == 1
+
+
+def test_without_a_lease_both_workers_run_the_step_and_one_outcome_counts(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent
+) -> None:
+    monkeypatch.setattr(engine, "LEASE", -engine.LEASE)
+    assert two_workers_place(monkeypatch, meet, rent) == 2
+    assert InstanceEvent.objects.filter(new_phase="placing").count() == 1
+
+
+def report_of(played: PlayedNode, running: Instance, *, seq: int, state: str = "running") -> reports.Report:
+    assignment = Assignment.objects.get(instance=running)
+    said = reports.Said(id=assignment.public_id, fence=1, state=state, exit_code=None, exited_ago_ms=None, message="")
+    return reports.Report(
+        node=played.node.public_id, key=played.key, boot_id="boot", agent_epoch=1, seq=seq, desired_seen=0,
+        assignments=[said], logs=[(assignment.public_id, 0, b"hello")],
+    )  # fmt: skip
+
+
+def statuses_of(*said: reports.Report) -> list[str]:
+    found: list[str] = []
+    takes = [lambda report=report: found.append(reports.take(report, at=timezone.now())["status"]) for report in said]
+    assert at_the_same_moment(*takes) == ["done"] * len(said)
+    return sorted(found)
+
+
+def test_a_report_that_arrives_twice_counts_once(running: Instance, fleet: Fleet) -> None:
+    report = report_of(fleet.nodes["h200-1"], running, seq=1000)
+    assert statuses_of(report, report) == ["ok", "stale"]
+    assert LogChunk.objects.count() == 1
+
+
+def test_a_piece_of_log_in_two_reports_at_the_same_moment_is_kept_once(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    statuses_of(*(report_of(played, running, seq=1000 + number) for number in range(4)))
+    assert LogChunk.objects.count() == 1
+    assert Assignment.objects.get().log_bytes == 5
+
+
+def test_without_the_guarded_cursor_a_piece_of_log_is_counted_twice(
+    monkeypatch: pytest.MonkeyPatch, meet: Meet, running: Instance, fleet: Fleet
+) -> None:
+    played = fleet.nodes["h200-1"]
+    real = reports._live
+
+    def then_meet(node: Node) -> list[Assignment]:
+        found = list(real(node))
+        meet()
+        return found
+
+    def append_blindly(live: Any, logs: Any) -> None:
+        for row in live:
+            row.log_bytes += len(logs[0][2])
+            row.save()
+            LogChunk.objects.create(assignment=row, offset=logs[0][1], data=logs[0][2])
+
+    monkeypatch.setattr(reports, "_take_logs", append_blindly)
+    monkeypatch.setattr(reports, "_live", then_meet)
+    takes = [
+        lambda seq=seq: reports.take(report_of(played, running, seq=seq), at=timezone.now()) for seq in (1000, 1001)
+    ]
+    assert "IntegrityError" in at_the_same_moment(*takes)
+
+
+def test_a_report_that_was_overtaken_changes_nothing(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    late = report_of(played, running, seq=999, state="prepared")
+    assert reports.take(report_of(played, running, seq=1000), at=timezone.now())["status"] == "ok"
+    assert reports.take(late, at=timezone.now())["status"] == "stale"
+    assert Assignment.objects.get().observed == "running"
+
+
+def test_without_the_order_of_reports_a_late_one_turns_time_back(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    late = report_of(played, running, seq=999, state="prepared")
+    assert reports.take(report_of(played, running, seq=1000), at=timezone.now())["status"] == "ok"
+    Heartbeat.objects.update(seq=0)
+    assert reports.take(replace(late, logs=()), at=timezone.now())["status"] == "ok"
+    assert Assignment.objects.get().observed == "prepared"
+
+
+def two_launches_of_one_name(monkeypatch: pytest.MonkeyPatch, rent: Rent) -> list[str]:
+    return at_the_same_moment(*[lambda: rent(name="trainer")] * 2)
+
+
+def test_a_name_is_taken_once(monkeypatch: pytest.MonkeyPatch, rent: Rent) -> None:
+    assert two_launches_of_one_name(monkeypatch, rent) == ["Conflict", "done"]
+
+
+def test_without_the_constraint_two_instances_share_a_name(monkeypatch: pytest.MonkeyPatch, rent: Rent) -> None:
+    with without_constraint(Instance, "instance_name_once_per_project"):
+        assert two_launches_of_one_name(monkeypatch, rent) == ["done", "done"]
+        Instance.objects.filter(pk=Instance.objects.latest("pk").pk).update(name="other")
+
+
+@contextmanager
+def without_constraint(model: type[Any], name: str) -> Iterator[None]:
+    constraint = next(constraint for constraint in model._meta.constraints if constraint.name == name)
+    with connection.schema_editor() as editor:
+        editor.remove_constraint(model, constraint)
+    try:
+        yield
+    finally:
+        with connection.schema_editor() as editor:
+            editor.add_constraint(model, constraint)
+
+
+def test_gpus_given_back_while_others_are_claimed_are_counted_right(
+    running: Instance, run_until_idle: Run, fleet: Fleet
+) -> None:
+    customers = [customer(f"customer-{number}", fleet) for number in range(4)]
+    rentals.stop(actor=person(User.objects.get(email="alice@acme.example")), instance=running, at=timezone.now())
+    for _ in range(4):
+        fleet.sync()
+        if Workflow.objects.get(pk=running.pk).step == "tear_down":
+            engine.run_one(running.pk, PLAN)
+    release = [lambda: placement.release(instance=running, at=timezone.now())] * 2
+    assert at_the_same_moment(*release, *customers) == ["done"] * 6
+    assert Gpu.objects.filter(holds__released_at=None, holds__isnull=False).distinct().count() == 4
