@@ -15,11 +15,12 @@ class BadCursor(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one replica; `offset` counts bytes from the start of the run."""
+    """Text of one replica; `offset` counts bytes from the start of the run, `cursor` goes on right after it."""
 
     replica: int
     offset: int
     text: str
+    cursor: str
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def page(instance: Instance, *, cursor: str = "", most_bytes: int = BYTES_MAX) -
             continue
         for chunk in LogChunk.objects.filter(assignment=row, offset__gte=start).order_by("offset"):
             data = bytes(chunk.data)
-            pieces.append(Piece(replica=row.replica, offset=chunk.offset, text=data.decode(errors="replace")))
             offsets[row.replica] = chunk.offset + len(data)
+            text = data.decode(errors="replace")
+            pieces.append(Piece(row.replica, chunk.offset, text, cursor=_written(instance.run, offsets)))
             left -= len(data)
             if left <= 0:
                 break

@@ -266,7 +266,7 @@ def _events(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
         cursor = page.cursor
         for piece in page.pieces:
             data = json.dumps({"replica": piece.replica, "offset": piece.offset, "text": piece.text})
-            yield f"id: {cursor}\nevent: log\ndata: {data}\n\n"
+            yield f"id: {piece.cursor}\nevent: log\ndata: {data}\n\n"
         if page.complete:
             yield f"event: end\ndata: {json.dumps({'exit_code': instance.exit_code, 'phase': instance.phase})}\n\n"
             return
