@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from threading import BoundedSemaphore
 from time import monotonic, sleep
 from typing import Any
 
@@ -27,6 +28,9 @@ from provisioning import output
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
+# In each web process; its other threads stay free for requests that are answered at once.
+STREAMS = BoundedSemaphore(16)
+BUSY_RETRY_MS = 5000
 LAST_EVENT_ID = OpenApiParameter(
     "Last-Event-ID", OpenApiTypes.STR, OpenApiParameter.HEADER, description="the id of the last event that arrived"
 )
@@ -246,6 +250,17 @@ class InstanceLogStream(APIView):
 
 
 def _events(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
+    """Yield the events of `_looks`; a stream holds a thread, so beyond a few the caller is told to come again."""
+    if not STREAMS.acquire(blocking=False):
+        yield f"retry: {BUSY_RETRY_MS}\n: too many streams are open here; come again, or poll the logs\n\n"
+        return
+    try:
+        yield from _looks(actor, instance_id, cursor)
+    finally:
+        STREAMS.release()
+
+
+def _looks(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
     """Yield events until the output is complete or the time for one connection is over.
 
     Each look goes through the door again, so that a right that was taken away
