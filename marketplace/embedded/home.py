@@ -29,6 +29,8 @@ def held(home: Path) -> Iterator[None]:
     """
     _refuse_what_is_no_home(home)
     home.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:  # PostgreSQL's user must get through to its data; every file here guards itself
+        home.chmod(home.stat().st_mode | 0o011)
     lock = os.open(home / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(lock, home)

@@ -2,7 +2,7 @@
 
 The server refuses to run as root, so root runs it as an unprivileged user, who
 must be able to reach both the binaries and the data. Where a closed folder is
-in the way, they are put below SHELTER; permissions of folders are not loosened.
+in the way, they are put below SHELTER: a folder that is not ours is not opened.
 """
 
 import importlib.util

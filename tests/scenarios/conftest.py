@@ -18,6 +18,8 @@ import psutil
 import psycopg
 import pytest
 
+from marketplace.embedded import postgres
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 READY_WITHIN_S, ENDED_WITHIN_S = 90, 15
 
@@ -43,7 +45,9 @@ class Market:
     def post(self, path: str, body: Any = None) -> httpx.Response:
         """Post as a careful client does: the same key again until there is an answer."""
         key = str(uuid4())
-        return self.again(lambda: self.client.post(f"/api/v1{path}", json=body, headers={"Idempotency-Key": key}), raw=True)
+        return self.again(
+            lambda: self.client.post(f"/api/v1{path}", json=body, headers={"Idempotency-Key": key}), raw=True
+        )
 
     def again(self, call: Callable[[], httpx.Response], *, raw: bool = False) -> Any:
         until = time.monotonic() + 30
@@ -101,6 +105,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
             process.kill()
             process.wait()
             log.close()
+            postgres.remove(home / "postgres")  # its data may lie outside of the home
     assert alive == []
 
 

@@ -146,7 +146,7 @@ folder = Path({str(folder)!r})
 killed = Supervisor(folder, say=print)
 killed.start(make_program(folder / "a", {FAMILY!r}, name="alive"), stage=0)
 killed.start(make_program(folder / "b", {FAMILY!r}, name="dead"), stage=0)
-wait_until(lambda: (folder / "a" / "child").exists() and (folder / "b" / "child").exists())
+wait_until(lambda: "".join(child.read_text() for child in folder.glob("?/child")).count("\\n") == 2)
 killed._kept["dead"].process.kill()
 os.kill(os.getpid(), signal.SIGKILL)
 """

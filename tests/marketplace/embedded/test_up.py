@@ -73,11 +73,13 @@ def pid_of(home: Path, name: str) -> int:
 
 def test_a_marketplace_comes_up_survives_kill_9_and_leaves_nothing(folder):
     home, port = folder / "home", free_port()
+    home.mkdir(mode=0o700)  # as mktemp -d makes them
     ready = f"http://127.0.0.1:{port}/readyz"
 
     with running(home, port) as first:
         connection = json.loads((home / "connection.json").read_text())
         assert connection["url"] == f"http://127.0.0.1:{port}"
+        assert os.geteuid() != 0 or not (home / "postgres" / "data").is_symlink()
         for name in ("connection.json", "environment.json"):
             assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
         me = urllib.request.Request(f"{connection['url']}/api/v1/me")
