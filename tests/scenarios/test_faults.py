@@ -15,13 +15,17 @@ import redis
 from tests.scenarios.conftest import ROOT, Market, plain_environment
 
 LAUNCHES, SETTLED_WITHIN_S = 20, 60
-MARK = "31.4159"  # the command of every launch sleeps so long, which tells its processes from all others
+
+
+def mark_of(market: Market) -> str:
+    """Return how long the commands of this market sleep: that tells its processes from all others of this machine."""
+    return f"1000.{market.process.pid:08}"
 
 
 def launch(market: Market, number: int) -> str:
     """Return an instance's id. Twenty single GPUs spread over the three offers of the demo."""
     offer = ("h200-teesside", "l40s-osaka", "h200-teesside", "gb300-narvik", "l40s-osaka")[number % 5]
-    answer = market.post("/instances", {"offer": offer, "command": ["sleep", f"{MARK}{number:02}"]})
+    answer = market.post("/instances", {"offer": offer, "command": ["sleep", f"{mark_of(market)}{number:02}"]})
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
@@ -36,13 +40,13 @@ def wait_until(market: Market, phases: set[str], ids: list[str]) -> dict[str, st
         time.sleep(0.5)
 
 
-def workloads() -> list[str]:
-    """Return the command lines of launched commands that run on this machine."""
+def workloads(market: Market) -> list[str]:
+    """Return which of the market's commands run on this machine."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess):
             line = process.cmdline()
-            if line[:1] == ["sleep"] and line[1].startswith(MARK):
+            if line[:1] == ["sleep"] and line[1].startswith(mark_of(market)):
                 found.append(line[1])
     return sorted(found)
 
@@ -95,14 +99,14 @@ def test_a_fault_in_the_middle_of_twenty_launches_loses_nothing(market: Market, 
     )
     assert held == []
     until = time.monotonic() + 20
-    while len(workloads()) != len(running) and time.monotonic() < until:
+    while len(workloads(market)) != len(running) and time.monotonic() < until:
         time.sleep(0.3)
-    assert len(workloads()) == len(running)
+    assert len(workloads(market)) == len(running)
 
     for instance in ids:
         assert market.post(f"/instances/{instance}/terminate").status_code == 202
     wait_until(market, {"terminated"}, ids)
-    assert workloads() == []
+    assert workloads(market) == []
     assert market.query("SELECT count(*) FROM provisioning_gpuhold WHERE released_at IS NULL") == [(0,)]
     assert market.query("SELECT sum(held) FROM provisioning_quota") == [(0,)]
     assert market.query("SELECT count(*) FROM billing_usagespan WHERE ended_at IS NULL") == [(0,)]
