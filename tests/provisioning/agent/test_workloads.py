@@ -322,7 +322,7 @@ def test_a_stopped_supervisor_cannot_keep_its_workload_alive(node, monkeypatch):
     monkeypatch.setattr("provisioning.agent.workload.HUNG_SHIM_S", 0.3)
     node.run("asg_a", "sleep 600", stop_grace_s=0)
     shim = psutil.Process(node.shim_pid("asg_a"))
-    command = shim.children()[0].pid
+    command = eventually(shim.children)[0].pid
     shim.send_signal(signal.SIGSTOP)
     node.want("asg_a", "gone")
     node.until("asg_a", "gone")
