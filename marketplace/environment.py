@@ -57,7 +57,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         ),
         secret_key_fallbacks=_listed(values.get("GPUMARKET_SECRET_KEY_FALLBACKS", "")),
         public_url=public_url,
-        allowed_hosts=_listed(values.get("GPUMARKET_ALLOWED_HOSTS", "")) or (urlsplit(public_url).hostname or "",),
+        allowed_hosts=_listed(values.get("GPUMARKET_ALLOWED_HOSTS", "")) or (_host(public_url),),
         log_format=values.get("GPUMARKET_LOG_FORMAT", "json" if mode == "production" else "console"),
         log_level=values.get("GPUMARKET_LOG_LEVEL", "INFO").upper(),
         email_url=values.get("GPUMARKET_EMAIL_URL", ""),
@@ -74,11 +74,30 @@ def _written_by_up(home: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError) as error:
         raise BadEnvironment(f"{home / 'environment.json'} cannot be read: {error}") from error
+    if not isinstance(written, dict):
+        raise BadEnvironment(f"{home / 'environment.json'} is not a JSON object")
     return {str(name): str(value) for name, value in written.items()}
 
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _host(url: str) -> str:
+    """Return the host of an address as it stands in requests, or an empty string."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+    return f"[{host}]" if ":" in host else host
+
+
+def _is_address(url: str, *schemes: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _faults(environment: Environment) -> list[str]:
@@ -89,11 +108,12 @@ def _faults(environment: Environment) -> list[str]:
         faults.append(f"GPUMARKET_LOG_FORMAT is {environment.log_format!r}; it is console or json")
     if environment.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         faults.append(f"GPUMARKET_LOG_LEVEL is {environment.log_level!r}; it is DEBUG, INFO, WARNING or ERROR")
-    if environment.database_url and urlsplit(environment.database_url).scheme not in {"postgresql", "postgres"}:
-        faults.append("DATABASE_URL does not begin with postgresql://")
-    if environment.redis_url and urlsplit(environment.redis_url).scheme not in {"redis", "rediss"}:
-        faults.append("REDIS_URL does not begin with redis:// or rediss://")
-    if urlsplit(environment.public_url).scheme not in {"http", "https"}:
+    # The addresses are not repeated: they carry passwords.
+    if environment.database_url and not _is_address(environment.database_url, "postgresql", "postgres"):
+        faults.append("DATABASE_URL is not an address that begins with postgresql://")
+    if environment.redis_url and not _is_address(environment.redis_url, "redis", "rediss"):
+        faults.append("REDIS_URL is not an address that begins with redis:// or rediss://")
+    if not _is_address(environment.public_url, "http", "https") or not _host(environment.public_url):
         faults.append(f"GPUMARKET_PUBLIC_URL is {environment.public_url!r}; it is an http(s) address")
     if environment.is_production:
         faults += _weaknesses(environment)
@@ -111,8 +131,10 @@ def _weaknesses(environment: Environment) -> list[str]:
         weaknesses.append(
             f"GPUMARKET_SECRET_KEY (or a fallback) is missing or weak; give {WEAKEST_SECRET_KEY} random characters"
         )
-    if urlsplit(environment.email_url).scheme not in {"smtp", "smtps"}:
-        weaknesses.append("GPUMARKET_EMAIL_URL is missing (smtp://... or smtps://...); people could not confirm an address")
+    if not _is_address(environment.email_url, "smtp", "smtps"):
+        weaknesses.append(
+            "GPUMARKET_EMAIL_URL is missing (smtp://... or smtps://...); people could not confirm an address"
+        )
     if not environment.database_url:
         weaknesses.append("DATABASE_URL is missing")
     if not environment.redis_url:

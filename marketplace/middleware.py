@@ -12,6 +12,7 @@ Handler = Callable[[HttpRequest], HttpResponse]
 
 log = structlog.get_logger("marketplace.requests")
 ACCEPTABLE_ID = re.compile(r"^[A-Za-z0-9_.-]{8,64}$")
+SECRET_PARTS = ("secret", "key")
 QUIET_PATHS = ("/livez", "/readyz", "/static/", "/agent/v1/sync")
 
 # No inline script or style anywhere, nothing from elsewhere. `data:` images are Bootstrap's own icons in its CSS.
@@ -36,13 +37,22 @@ def request_context(get_response: Handler) -> Handler:
             log.info(
                 "request",
                 method=request.method,
-                path=request.path,
+                path=_without_secrets(request),
                 status=response.status_code,
                 milliseconds=round((monotonic() - began) * 1000),
             )
         return response
 
     return middleware
+
+
+def _without_secrets(request: HttpRequest) -> str:
+    """Return the path without the secret of a link, such as an invitation's: whoever reads logs could use it."""
+    path, match = request.path, request.resolver_match
+    for name in SECRET_PARTS:
+        if match and (secret := match.kwargs.get(name)):
+            path = path.replace(str(secret), "***")
+    return path
 
 
 def security_headers(get_response: Handler) -> Handler:

@@ -1,7 +1,7 @@
 """Django settings; what differs between machines comes from `environment.py`."""
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from marketplace import logs
 from marketplace.environment import ENVIRONMENT, LOCAL_NAMES
@@ -84,7 +84,8 @@ def _database(url: str) -> dict[str, object]:
         "NAME": unquote(parts.path.removeprefix("/")) or "gpumarket",
         "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 5, "application_name": "gpumarket"},
+        # What the address says after its question mark, such as sslmode=verify-full, is libpq's.
+        "OPTIONS": {"connect_timeout": 5, "application_name": "gpumarket", **dict(parse_qsl(parts.query))},
     }
 
 
