@@ -27,7 +27,7 @@ class Event:
     instance_id: str
     instance_name: str
     phase: str
-    message: str
+    reason: str
 
 
 @page()
@@ -65,7 +65,7 @@ def _context(visit: Visit, organization: Organization) -> dict[str, Any]:
         "runway": getattr(organization, "runway", None),
         "events": [
             Event(*row)
-            for row in recent.values_list("events__at", "public_id", "name", "events__new_phase", "events__message")[
+            for row in recent.values_list("events__at", "public_id", "name", "events__new_phase", "events__reason")[
                 :SHOWN_EVENTS
             ]
         ],

@@ -57,10 +57,10 @@ def rename(visit: Visit) -> HttpResponse:
 def audit_log(visit: Visit) -> HttpResponse:
     """Show who changed what, newest first."""
     organization = visit.organization(verb="audit.view")
-    entries = access.audit_entries(organization)
+    entries = access.audit_entries(organization).order_by("-pk")
     before = visit.query("before")
     if before:
-        entries = entries.filter(pk__lt=access.audit_entries(organization).filter(public_id=before).values("pk")[:1])
+        entries = entries.filter(pk__lt=access.audit_entries(organization).filter(public_id=before).values("pk"))
     rows = list(entries[: PAGE + 1])
     more, rows = len(rows) > PAGE, rows[:PAGE]
     context = {

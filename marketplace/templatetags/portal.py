@@ -15,7 +15,7 @@ from django.utils.translation import ngettext
 from marketplace import money
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
-from provisioning.models import Instance, Phase
+from provisioning.models import Instance, Phase, Reason
 
 register = template.Library()
 
@@ -67,6 +67,12 @@ def phase(instance: Instance) -> SafeString:
 def phase_name(value: str) -> str:
     """Return the word of a phase."""
     return str(Phase(value).label) if value else ""
+
+
+@register.filter
+def reason_name(value: str) -> str:
+    """Return the words of a reason."""
+    return str(Reason(value).label)
 
 
 @register.filter
@@ -157,5 +163,6 @@ def styled(field: BoundField) -> SafeString:
     css = "form-check-input" if field.widget_type == "checkbox" else "form-control"
     attrs: dict[str, str | bool] = {"class": css}
     if field.errors:
-        attrs |= {"class": f"{css} is-invalid", "aria-describedby": f"{field.id_for_label}-error"}
+        told_by = [f"{field.id_for_label}-error", *([f"{field.auto_id}_helptext"] if field.help_text else [])]
+        attrs |= {"class": f"{css} is-invalid", "aria-describedby": " ".join(told_by)}
     return field.as_widget(attrs=attrs)

@@ -1,0 +1,137 @@
+"""What was spent, to the micro-unit, in any stretch of time; and the page that shows it."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import time_machine
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from billing import prices, usage
+from billing.models import UsageSpan
+from marketplace.models import Organization
+from marketplace.portal import charts, spending
+from marketplace.portal.spending import Day
+from provisioning.models import Instance
+from tests.marketplace.portal.reading import faults, read
+
+NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def price(db: None) -> Any:
+    return prices.publish(
+        sku="ofr_1/on_demand", currency="USD", micros_per_gpu_hour=2_490_001, effective_from=NOON - 999 * HOUR,
+        by="test", at=NOON - 999 * HOUR,
+    )  # fmt: skip
+
+
+def used(organization: Organization, price: Any, *, name: str, start: datetime, end: datetime | None) -> UsageSpan:
+    span = usage.start(
+        organization=organization, resource_id=name, resource_name=name, labels={}, quantity=3, price_version=price,
+        at=start,
+    )  # fmt: skip
+    if end is not None:
+        usage.stop(resource_id=name, at=end)
+        span.refresh_from_db()
+    return span
+
+
+def test_spending_counts_what_is_open_and_what_has_ended(acme: Organization, price: Any) -> None:
+    used(acme, price, name="ended", start=NOON - 2 * HOUR, end=NOON - HOUR)
+    used(acme, price, name="open", start=NOON - HOUR, end=None)
+    used(acme, price, name="last month", start=NOON - 20 * 24 * HOUR, end=NOON - 19 * 24 * HOUR)
+    found = spending.of(acme, at=NOON)
+    assert (found.per_hour_micros, found.today_micros, found.month_micros) == (7_470_003, 14_940_006, 14_940_006)
+
+
+def test_an_organization_that_never_spent_has_spent_nothing(acme: Organization) -> None:
+    found = spending.of(acme, at=NOON)
+    assert (found.per_hour_micros, found.today_micros, found.month_micros) == (0, 0, 0)
+
+
+def test_another_organizations_use_is_not_counted(acme: Organization, price: Any, charlie: Any) -> None:
+    used(charlie.memberships.get().organization, price, name="theirs", start=NOON - HOUR, end=None)
+    assert spending.of(acme, at=NOON).per_hour_micros == 0
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    begin_ms=st.integers(0, 10 * 86_400_000),
+    lasts_ms=st.integers(0, 3 * 86_400_000),
+    cuts=st.lists(st.integers(0, 14 * 86_400_000), max_size=6),
+    is_open=st.booleans(),
+)
+def test_stretches_that_touch_add_up_to_the_bill(
+    acme: Organization, price: Any, begin_ms: int, lasts_ms: int, cuts: list[int], is_open: bool
+) -> None:
+    UsageSpan.objects.all().delete()
+    start = NOON - timedelta(days=14) + timedelta(milliseconds=begin_ms)
+    end = None if is_open else start + timedelta(milliseconds=lasts_ms)
+    span = UsageSpan.objects.create(
+        organization=acme, resource_id="one", resource_name="one", quantity=3, price_version=price, started_at=start,
+        ended_at=end, charged_through=start,
+    )  # fmt: skip
+    edges = sorted({NOON - timedelta(days=15), NOON, *(NOON - timedelta(milliseconds=cut) for cut in cuts)})
+    stretches = list(pairwise(edges))
+    found = spending.spent(acme, stretches, at=NOON)
+    assert sum(micros for micros, _ in found) == usage.amount_micros(span=span, at=NOON)
+
+
+def test_days_are_those_of_the_reader_even_where_clocks_change(acme: Organization, price: Any) -> None:
+    # In London 2026-03-29 has 23 hours; the instance runs all of it and no longer.
+    with timezone.override(ZoneInfo("Europe/London")):
+        begin = datetime(2026, 3, 29, 0, 0, tzinfo=ZoneInfo("Europe/London")).astimezone(UTC)
+        used(acme, price, name="all day", start=begin, end=begin + 23 * HOUR)
+        days = spending.by_day(acme, days=5, at=begin + 40 * HOUR)
+    amounts = {f"{day.at:%m-%d}": day.micros for day in days}
+    assert amounts == {"03-26": 0, "03-27": 0, "03-28": 0, "03-29": 23 * 7_470_003, "03-30": 0}
+
+
+@pytest.mark.parametrize(
+    ("micros", "top"),
+    [(0, 10_000), (10_000, 10_000), (10_001, 20_000), (990_000, 1_000_000), (5_000_001, 8_000_000)],
+)
+def test_the_scale_of_a_chart_is_a_round_amount(micros: int, top: int) -> None:
+    assert charts.round_up(micros) == top
+
+
+def test_bars_stand_on_the_floor_and_end_at_their_amount() -> None:
+    days = [Day(at=NOON + timedelta(days=number), micros=number * 1_000_000) for number in range(30)]
+    chart = charts.bars(days, currency="USD")
+    assert {round(bar.y + bar.height, 1) for bar in chart.bars} == {charts.HEIGHT - charts.BOTTOM}
+    assert chart.highest.amount == "$29.00"
+    assert chart.bars[-1].label == "04-08"
+    assert 4 <= len([bar for bar in chart.bars if bar.label]) <= charts.LABELS_MOST
+    assert all(bar.x >= charts.LEFT and bar.x + bar.width <= charts.WIDTH for bar in chart.bars)
+
+
+def test_the_page_shows_every_span_with_how_it_was_computed(owner: Client, acme: Organization, price: Any) -> None:
+    with time_machine.travel(NOON, tick=False):
+        used(acme, price, name="ins_trainer", start=NOON - 2 * HOUR, end=NOON - HOUR)
+        page = read(owner.get(reverse("balance")))
+    assert faults(page) == []
+    for words in ("10,800,000", "$2.490001", "$7.470003", "10,800,000 GPU-ms (3 GPUs) × $2.490001 ÷ 3,600,000 ms"):
+        assert words in page.text
+    assert "$7.47 in 30 days; the most on one day was $7.47 on 2026-03-10 ." in page.text
+    assert len([rect for rect in page.all("rect") if "bar" in rect.attributes.get("class", "")]) == 30
+
+
+def test_while_something_runs_the_page_says_how_long_the_money_lasts(owner: Client, running: Instance) -> None:
+    page = read(owner.get(reverse("balance")))
+    assert "At this rate it lasts 16 d 17 h, until" in page.text
+    assert "running" in page.text
+
+
+def test_without_any_use_the_page_says_so(owner: Client, db: None) -> None:
+    page = read(owner.get(reverse("balance")))
+    assert "No charges yet" in page.text
+    assert "$1,000.00" in page.text
+    assert "Nothing is being charged, so the credit lasts." in page.text

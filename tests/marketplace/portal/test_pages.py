@@ -1,0 +1,245 @@
+"""Which pages there are, who may see them, and that each is sound."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, reverse
+
+from marketplace.models import Invitation, Membership, Organization, Project, User
+from marketplace.portal import urls
+from provisioning.models import Instance
+from tests.conftest import Fleet, make_person, make_token
+from tests.marketplace.portal.conftest import browser
+from tests.marketplace.portal.reading import faults, read
+
+# Pages without an id in their address; owner, developer, viewer.
+PAGES = [
+    ("home", 200, 200, 200),
+    ("help", 200, 200, 200),
+    ("spending", 200, 200, 200),
+    ("market", 200, 200, 200),
+    ("launch", 200, 200, 403),
+    ("launch-estimate", 405, 405, 405),
+    ("instances", 200, 200, 200),
+    ("balance", 200, 200, 200),
+    ("tokens", 200, 200, 200),
+    ("ssh-keys", 200, 200, 200),
+    ("members", 200, 200, 200),
+    ("member-invite", 405, 405, 405),
+    ("projects", 200, 200, 200),
+    ("audit", 200, 403, 403),
+    ("organization-choose", 405, 405, 405),
+    ("organization-new", 200, 200, 200),
+    ("organization-rename", 200, 403, 403),
+    ("theme", 405, 405, 405),
+    ("set_language", 302, 302, 302),
+]
+# Pages of one thing; `of` names what makes it.
+OF_ONE = [
+    ("instance", "instance", 200, 200, 200),
+    ("instance-log", "instance", 200, 200, 200),
+    ("instance-log-file", "instance", 200, 200, 200),
+    ("instance-start", "instance", 200, 200, 403),
+    ("instance-stop", "instance", 200, 200, 403),
+    ("instance-terminate", "instance", 200, 200, 403),
+    ("instance-rename", "instance", 200, 200, 403),
+    ("token-revoke", "token", 200, 404, 404),
+    ("ssh-key-remove", "key", 200, 200, 403),
+    ("member-role", "member", 405, 405, 405),
+    ("member-remove", "member", 200, 403, 403),
+    ("member-invitation-revoke", "invitation", 405, 405, 405),
+    ("project-rename", "project", 200, 403, 403),
+]
+# Open to whoever has the link.
+BY_LINK = {"invitation"}
+FRAGMENTS = {"spending", "instance-log", "instance-log-file"}
+Things = dict[str, str]
+
+
+@pytest.fixture
+def things(running: Instance, acme: Organization, alice: User, project: Project, bob: User) -> Things:
+    """One of each, all Alice's or Acme's."""
+    make_token(alice, acme)
+    owner = browser(alice)
+    key = {"name": "laptop", "public_key": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43}", "project": ""}
+    owner.post(reverse("ssh-keys"), key)
+    owner.post(reverse("member-invite"), {"email": "new@acme.example", "role": "viewer"})
+    return {
+        "instance": running.public_id,
+        "token": acme.memberships.get(user=alice).tokens.get().public_id,
+        "key": project.ssh_keys.get().public_id,
+        "member": Membership.objects.get(user=bob).public_id,
+        "invitation": Invitation.objects.get().public_id,
+        "project": project.public_id,
+    }
+
+
+def test_every_route_has_a_row_here() -> None:
+    names = {pattern.name for pattern in urls.urlpatterns if isinstance(pattern, URLPattern)}
+    assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK
+
+
+@pytest.mark.parametrize(("name", "owner_sees", "developer_sees", "viewer_sees"), PAGES)
+def test_each_role_sees_what_the_table_says(
+    owner: Client, developer: Client, viewer: Client, fleet: Fleet,
+    name: str, owner_sees: int, developer_sees: int, viewer_sees: int,
+) -> None:  # fmt: skip
+    seen = [client.get(reverse(name)) for client in (owner, developer, viewer)]
+    assert [answer.status_code for answer in seen] == [owner_sees, developer_sees, viewer_sees]
+    for answer in seen:
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+        if answer.content and name not in FRAGMENTS:
+            assert faults(read(answer)) == []
+
+
+@pytest.mark.parametrize(("name", "of", "owner_sees", "developer_sees", "viewer_sees"), OF_ONE)
+def test_each_role_sees_of_one_thing_what_the_table_says(
+    things: Things, owner: Client, developer: Client, viewer: Client,
+    name: str, of: str, owner_sees: int, developer_sees: int, viewer_sees: int,
+) -> None:  # fmt: skip
+    path = reverse(name, args=[things[of]])
+    seen = [client.get(path) for client in (owner, developer, viewer)]
+    assert [answer.status_code for answer in seen] == [owner_sees, developer_sees, viewer_sees]
+    for answer in seen:
+        if not answer.streaming and answer.content and name not in FRAGMENTS:
+            assert faults(read(answer)) == []
+
+
+@pytest.mark.parametrize(("name", "of"), [row[:2] for row in OF_ONE])
+def test_a_stranger_finds_nothing_of_it(things: Things, stranger: Client, name: str, of: str) -> None:
+    path = reverse(name, args=[things[of]])
+    answers = [stranger.get(path).status_code, stranger.post(path, {"name": "mine", "role": "owner"}).status_code]
+    assert set(answers) <= {404, 405}
+    assert 404 in answers
+
+
+@pytest.mark.parametrize(("name", "of"), [row[:2] for row in OF_ONE])
+def test_an_unknown_id_and_a_nul_byte_are_not_found(owner: Client, db: None, name: str, of: str) -> None:
+    for thing in ("abc_123", "ins_%00"):
+        path = reverse(name, args=["X"]).replace("X", thing)
+        assert {owner.get(path).status_code, owner.post(path, {"role": "viewer"}).status_code} <= {404, 405}
+
+
+def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
+    for name, *_rest in PAGES:
+        if name in {"help", "theme", "set_language"}:
+            continue
+        method = client.post if name in {"launch-estimate", "member-invite", "organization-choose"} else client.get
+        answer = method(reverse(name))
+        assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, reverse("account_login")), name
+
+
+def test_an_open_page_reloads_itself_when_its_session_is_over(client: Client, db: None) -> None:
+    answer = client.get(reverse("home"), headers={"HX-Request": "true"})
+    assert (answer.status_code, answer.headers["HX-Refresh"]) == (204, "true")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["account_login", "account_signup", "account_reset_password", "account_reset_password_done", "account_logout",
+     "account_email", "account_change_password", "account_email_verification_sent", "account_inactive"],
+)  # fmt: skip
+def test_the_pages_of_signing_in_are_in_our_frame(client: Client, alice: User, name: str) -> None:
+    if name in {"account_logout", "account_email", "account_change_password"}:
+        client.force_login(alice)
+    answer = client.get(reverse(name))
+    assert answer.status_code == 200
+    page = read(answer)
+    assert faults(page) == []
+    assert page.all("link", href="/static/gpumarket/portal.css")
+
+
+def test_the_sign_in_page_says_in_one_line_what_this_is(client: Client, db: None) -> None:
+    page = read(client.get(reverse("account_login")))
+    assert "GPUs in seconds, on renewable power, billed by the millisecond." in page.text
+
+
+def test_a_person_signs_up_and_has_an_organization(client: Client, db: None) -> None:
+    answer = client.post(reverse("account_signup"), {"email": "eve@new.example", "password1": "a quiet long river"})
+    assert answer.status_code == 302
+    page = read(client.get(reverse("home")))
+    assert "eve" in page.text
+    assert "Nothing is running, nothing is being charged" in page.text
+
+
+def test_wrong_credentials_say_the_same_for_known_and_unknown_people(client: Client, alice: User) -> None:
+    def refused(login: str) -> str:
+        page = read(client.post(reverse("account_login"), {"login": login, "password": "wrong"}))
+        assert page.value("login") == login
+        return page.text.replace(login, "")
+
+    assert refused("alice@acme.example") == refused("nobody@acme.example")
+
+
+def test_who_is_in_no_organization_is_helped(db: None) -> None:
+    client = browser(make_person("eve@new.example"))
+    page = read(client.get(reverse("home")))
+    assert "You are in no organization yet" in page.text
+    assert client.get(reverse("instances")).status_code == 404
+    client.post(reverse("organization-new"), {"name": "Eve's"})
+    assert "Eve's" in read(client.get(reverse("home"))).text
+
+
+def test_the_chip_says_what_is_spent(owner: Client, running: Instance) -> None:
+    page = read(owner.get(reverse("help")))
+    assert "$2.49/h now" in page.text
+    assert "this month" in page.text
+
+
+def test_the_theme_is_remembered_and_drawn_by_the_server(owner: Client) -> None:
+    answer = owner.post(reverse("theme"), {"theme": "dark", "next": reverse("market")})
+    assert answer.headers["Location"] == reverse("market")
+    assert read(owner.get(reverse("help"))).all("html", data_bs_theme="dark")
+    owner.post(reverse("theme"), {"theme": "no such theme"})
+    assert read(owner.get(reverse("help"))).all("html", data_theme="system")
+
+
+def test_a_form_never_leads_to_another_site(owner: Client) -> None:
+    answer = owner.post(reverse("theme"), {"theme": "dark", "next": "https://evil.example/"})
+    assert answer.headers["Location"] == reverse("home")
+
+
+def test_times_are_in_the_readers_zone(owner: Client, running: Instance) -> None:
+    page = owner.get(reverse("instance", args=[running.public_id]))
+    assert f"{running.created_at:%Y-%m-%d %H:%M}<" in page.content.decode()
+    owner.cookies["timezone"] = "Asia%2FTokyo"
+    in_tokyo = owner.get(reverse("instance", args=[running.public_id])).content.decode()
+    assert f"{running.created_at:%Y-%m-%d %H:%M}<" not in in_tokyo
+    owner.cookies["timezone"] = "Nowhere/../etc"
+    assert owner.get(reverse("home")).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["home", "market", "instances", "balance"])
+def test_pages_ask_a_fixed_number_of_questions(
+    owner: Client, many: list[Instance], django_assert_max_num_queries: Callable[[int], Any], name: str
+) -> None:
+    most = {"home": 17, "market": 10, "instances": 10, "balance": 11}[name]
+    owner.get(reverse(name))
+    with django_assert_max_num_queries(most):
+        assert owner.get(reverse(name)).status_code == 200
+
+
+def test_an_instance_asks_a_fixed_number_of_questions(
+    owner: Client, running: Instance, django_assert_max_num_queries: Callable[[int], Any]
+) -> None:
+    path = reverse("instance", args=[running.public_id])
+    owner.get(path)
+    with django_assert_max_num_queries(12):
+        owner.get(path)
+    with django_assert_max_num_queries(9):
+        owner.get(path, headers={"HX-Request": "true"})
+
+
+@pytest.fixture
+def many(rent: Callable[..., Instance], run_until_idle: Callable[[], None], project: Project, fleet: Fleet) -> Any:
+    """Twenty instances, of which ten run."""
+    project.quota.limit = 100
+    project.quota.save()
+    found = [rent(offer=fleet.h200 if number < 10 else fleet.l40s) for number in range(18)]
+    run_until_idle()
+    for instance in found[:8]:
+        Instance.objects.filter(pk=instance.pk).update(phase="stopped")
+    found += [rent() for _ in range(2)]
+    return found

@@ -1,0 +1,135 @@
+"""How states, money, time and errors are written; and that no code is without its words."""
+
+from datetime import UTC, datetime
+
+import pytest
+from django.test import Client, RequestFactory
+from django.urls import reverse
+from django.utils import translation
+
+from marketplace import errors as market_errors
+from marketplace.permissions import SCOPES, VERBS
+from marketplace.portal import errors, words
+from marketplace.templatetags import portal
+from provisioning import errors as provisioning_errors
+from provisioning.models import Instance, Phase
+from tests.marketplace.portal.reading import Page, faults, read
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_state_is_icon_and_word_and_colour(phase: Phase) -> None:
+    page = Page(portal.phase(Instance(phase=phase)))
+    assert page.text == phase.label
+    assert page.all("svg", aria_hidden="true")
+    assert page.elements[0].attributes["class"].startswith("state state-")
+
+
+def test_a_silent_node_is_said_instead_of_running() -> None:
+    assert Page(portal.phase(Instance(phase="running", health="unreachable"))).text == "Unreachable"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        (None, "–"),
+        (0, "0.0 s"),
+        (999, "0.9 s"),
+        (9_999, "9.9 s"),
+        (10_000, "10 s"),
+        (61_000, "1 min 1 s"),
+        (3_660_000, "1 h 1 min"),
+        (90_000_000, "1 d 1 h"),
+    ],
+)
+def test_time_spans_have_at_most_two_units(milliseconds: int | None, shown: str) -> None:
+    assert portal.duration(milliseconds) == shown
+
+
+def test_a_moment_says_itself_in_utc_too() -> None:
+    page = Page(portal.moment(datetime(2026, 3, 2, 12, 0, 5, tzinfo=UTC), "second"))
+    assert page.text == "2026-03-02 12:00:05"
+    assert page.elements[0].attributes["title"] == "2026-03-02 12:00:05 UTC"
+
+
+def test_every_verb_and_scope_has_words() -> None:
+    assert set(words.VERBS) == set(VERBS)
+    assert set(words.SCOPES) == set(SCOPES)
+
+
+def refusals(module: object) -> list[type[Exception]]:
+    return [
+        found
+        for found in vars(module).values()
+        if isinstance(found, type) and issubclass(found, Exception) and found.__module__ == module.__name__  # type: ignore[attr-defined]
+    ]
+
+
+def test_every_refusal_of_the_shop_front_has_a_page() -> None:
+    missing = set(refusals(market_errors)) - set(errors.KINDS) - {market_errors.MarketError}
+    assert missing == set()
+    expected = {provisioning_errors.IllegalMove, provisioning_errors.NoCapacity, provisioning_errors.QuotaExceeded}
+    assert expected <= set(errors.KINDS)
+
+
+@pytest.mark.parametrize("kind", errors.KINDS)
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_every_refusal_says_five_things(kind: type[Exception], language: str) -> None:
+    made = {
+        errors.InsufficientFunds: lambda: errors.InsufficientFunds(
+            needed_micros=2_000_000, available_micros=1_000_000, currency="USD"
+        ),
+        errors.QuotaExceeded: lambda: errors.QuotaExceeded(wanted=2, held=1, limit=2),
+        errors.BadOrder: lambda: errors.BadOrder("gpus", "Ask for less."),
+    }
+    error = made.get(kind, lambda: kind("The reason."))()
+    with translation.override(language):
+        refusal = errors.refusal_of(error, reference="req_1")
+        said = [refusal.title, refusal.why, refusal.charged, refusal.remedy, refusal.reference]
+    assert all(said)
+    assert 400 <= refusal.status < 600
+    assert len(set(said)) == 5
+
+
+def test_an_unknown_address_is_a_page_of_ours_with_a_reference(client: Client, db: None) -> None:
+    answer = client.get("/no/such/page")
+    page = read(answer)
+    assert answer.status_code == 404
+    assert faults(page) == []
+    assert answer.headers["X-Request-Id"] in page.html
+
+
+def test_an_error_of_ours_asks_nothing_of_what_may_be_broken(rf: RequestFactory) -> None:
+    # No database, session or person: the test has none of them.
+    request = rf.get("/")
+    request.COOKIES["theme"] = "dark"
+    for answer, status in (
+        (errors.server_error(request), 500),
+        (errors.bad_request(request, ValueError()), 400),
+        (errors.csrf_failure(request), 403),
+    ):
+        page = read(answer)
+        assert answer.status_code == status
+        assert faults(page) == []
+        assert "Nothing was started, changed or charged." in page.text
+        assert page.all("html", data_bs_theme="dark")
+
+
+def test_a_form_of_another_session_is_refused(alice: object, acme: object) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(alice)  # type: ignore[arg-type]
+    answer = client.post(reverse("projects"), {"name": "research"})
+    assert answer.status_code == 403
+    assert "This form is out of date" in read(answer).text
+
+
+def test_what_is_broken_inside_is_an_honest_page(
+    owner: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("marketplace.portal.spending.of", lambda *_, **__: 1 / 0)
+    owner.raise_request_exception = False
+    answer = owner.get(reverse("home"))
+    page = read(answer)
+    assert answer.status_code == 500
+    assert "Something went wrong on our side" in page.text
+    assert answer.headers["X-Request-Id"] in page.html
+    assert "ZeroDivisionError" not in page.html
