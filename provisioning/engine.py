@@ -135,14 +135,15 @@ def _apply(workflow: Workflow, outcome: Outcome, plan: Plan) -> bool:
 
 
 def _back_off(workflow: Workflow, error: Exception) -> None:
+    """Try again later, unless somebody asked for something else meanwhile: that is due now."""
     seconds = BACK_OFF_S[min(workflow.failures, len(BACK_OFF_S) - 1)]
-    Workflow.objects.filter(pk=workflow.pk, lease_token=workflow.lease_token).update(
+    leased = Workflow.objects.filter(pk=workflow.pk, lease_token=workflow.lease_token)
+    leased.filter(step=workflow.step).update(
         failures=F("failures") + 1,
         last_error=f"{type(error).__name__}: {error}",
-        due_at=timezone.now() + timedelta(seconds=seconds),
-        lease_until=None,
-        lease_token=None,
     )
+    leased.filter(step=workflow.step, due_at=workflow.due_at).update(due_at=timezone.now() + timedelta(seconds=seconds))
+    leased.update(lease_until=None, lease_token=None)
 
 
 def due(*, limit: int) -> list[int]:

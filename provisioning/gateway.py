@@ -5,8 +5,9 @@ trusted: a report that does not fit is refused whole with 422 and a reason.
 """
 
 import base64
-import binascii
 import json
+import math
+import re
 from typing import Any
 
 from django.conf import settings
@@ -23,7 +24,12 @@ REPORTS_MAX = 500
 GPUS_MAX = 1024
 LOG_PIECE_MAX = 256 * 1024
 TEXT_MAX = 2000
+# What the columns can hold; JSON's own whole numbers are exact up to 2^53.
+BIGGEST, BIGGEST_INTEGER, BIGGEST_SMALL_INTEGER = 2**53, 2**31 - 1, 2**15 - 1
+YEAR_MS = 366 * 24 * 3600 * 1000
 STATES = set(Assignment.Observed.values) - {Assignment.Observed.PENDING}
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+SHA256_SHAPE = re.compile(r"[0-9a-f]{64}")
 
 
 class Malformed(Exception):
@@ -35,6 +41,7 @@ class Malformed(Exception):
 def join(request: HttpRequest) -> JsonResponse:
     """Let a node in with its one-time join token."""
     secret = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    at = timezone.now()
     try:
         body = _body(request)
         facts = {
@@ -46,11 +53,11 @@ def join(request: HttpRequest) -> JsonResponse:
         _, gpus = _inventory(_object(body, "inventory"))
         node = nodes.join(
             secret=secret,
-            key_hash=_text(body, "key_sha256", longest=64),
+            key_hash=_digest(body, "key_sha256"),
             boot_id=_text(body, "boot_id", longest=64),
             facts=facts,
             gpus=gpus,
-            at=timezone.now(),
+            at=at,
         )
     except (Malformed, InventoryMismatch) as error:
         return _refusal(422, error)
@@ -59,7 +66,7 @@ def join(request: HttpRequest) -> JsonResponse:
     except JoinTokenUsed as error:
         return _refusal(409, error)
     answer = {"node": node.public_id, "name": node.name, "poll_after_ms": settings.NODE_POLL_MS["idle"]}
-    return JsonResponse(answer, status=201)
+    return JsonResponse(answer, status=201 if node.joined_at == at else 200)
 
 
 @csrf_exempt
@@ -67,7 +74,10 @@ def join(request: HttpRequest) -> JsonResponse:
 def sync(request: HttpRequest) -> JsonResponse:
     """Take the reports of one or many nodes and tell each what should be there."""
     try:
-        said = [_report(entry) for entry in _objects(_body(request), "reports", most=REPORTS_MAX)]
+        body = _body(request)
+        if "reports" not in body:
+            raise Malformed("“reports” is missing.")
+        said = [_report(entry) for entry in _objects(body, "reports", most=REPORTS_MAX)]
     except Malformed as error:
         return _refusal(422, error)
     at = timezone.now()
@@ -81,7 +91,7 @@ def _refusal(status: int, error: Exception) -> JsonResponse:
 def _body(request: HttpRequest) -> dict[str, Any]:
     try:
         body = json.loads(request.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed("The body is not JSON.") from error
     if not isinstance(body, dict):
         raise Malformed("The body is not a JSON object.")
@@ -108,9 +118,9 @@ def _inventory(found: dict[str, Any]) -> tuple[int, list[nodes.GpuFact]]:
     gpus = [
         nodes.GpuFact(
             uuid=_text(gpu, "uuid", longest=64),
-            index=_number(gpu, "index"),
+            index=_number(gpu, "index", biggest=BIGGEST_SMALL_INTEGER),
             model=_text(gpu, "model", longest=80),
-            memory_mib=_optional_number(gpu, "memory_mib"),
+            memory_mib=_optional_number(gpu, "memory_mib", biggest=BIGGEST_INTEGER),
             healthy=gpu.get("healthy") is True,
         )
         for gpu in _objects(found, "gpus", most=GPUS_MAX)
@@ -128,8 +138,8 @@ def _said(word: dict[str, Any]) -> reports.Said:
         id=_text(word, "id", longest=32),
         fence=_number(word, "fence"),
         state=state,
-        exit_code=_optional_number(word, "exit_code"),
-        exited_ago_ms=_optional_number(word, "exited_ago_ms"),
+        exit_code=_optional_number(word, "exit_code", biggest=BIGGEST_INTEGER),
+        exited_ago_ms=_optional_number(word, "exited_ago_ms", biggest=YEAR_MS),
         message=_text(word, "message", longest=TEXT_MAX, default=""),
     )
 
@@ -137,7 +147,7 @@ def _said(word: dict[str, Any]) -> reports.Said:
 def _log_piece(piece: dict[str, Any]) -> tuple[str, int, bytes]:
     try:
         data = base64.b64decode(_text(piece, "data", longest=2 * LOG_PIECE_MAX), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise Malformed("A piece of log is not base64.") from error
     return _text(piece, "assignment", longest=32), _number(piece, "offset"), data
 
@@ -155,11 +165,15 @@ READING_NAMES = {
 
 def _reading(reading: dict[str, Any]) -> dict[str, Any]:
     """Keep the known names of a reading; a value that the GPU does not tell is null and never zero."""
-    return {
-        name: value
-        for name, value in reading.items()
-        if name in READING_NAMES and (value is None or isinstance(value, int | float | str)) and len(str(value)) <= 64
-    }
+    return {name: value for name, value in reading.items() if name in READING_NAMES and _is_reading(value)}
+
+
+def _is_reading(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= 64 and _is_storable(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and abs(value) <= BIGGEST)
 
 
 def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
@@ -180,20 +194,29 @@ def _text(body: dict[str, Any], name: str, *, longest: int, default: str | None 
     value = body.get(name, default)
     if value is None and default is not None:
         value = default
-    if not isinstance(value, str) or len(value) > longest or "\x00" in value:
+    if not isinstance(value, str) or len(value) > longest or not _is_storable(value):
         raise Malformed(f"“{name}” is missing or not a text of at most {longest} characters.")
     return value
 
 
-BIGGEST = 2**53
+def _is_storable(text: str) -> bool:
+    """Say whether PostgreSQL can keep a text: no NUL, and no half of a surrogate pair."""
+    return not UNSTORABLE.search(text)
 
 
-def _number(body: dict[str, Any], name: str) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= BIGGEST:
-        raise Malformed(f"“{name}” is missing or not a whole number from 0.")
+def _digest(body: dict[str, Any], name: str) -> str:
+    value = _text(body, name, longest=64)
+    if not SHA256_SHAPE.fullmatch(value):
+        raise Malformed(f"“{name}” is not a SHA-256 in hexadecimal.")
     return value
 
 
-def _optional_number(body: dict[str, Any], name: str) -> int | None:
-    return None if body.get(name) is None else _number(body, name)
+def _number(body: dict[str, Any], name: str, *, biggest: int = BIGGEST) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= biggest:
+        raise Malformed(f"“{name}” is missing or not a whole number from 0 to {biggest}.")
+    return value
+
+
+def _optional_number(body: dict[str, Any], name: str, *, biggest: int) -> int | None:
+    return None if body.get(name) is None else _number(body, name, biggest=biggest)

@@ -82,6 +82,8 @@ def join(
             return token.node
         raise JoinTokenUsed("Another key has joined with this token; ask for a new one.")
     node = placement.lock([token.node_id])[0]
+    if node.state == Node.State.RETIRED:
+        raise NodeUnknown(f"{node.name} is retired.")
     _check_inventory(node, gpus)
     JoinToken.objects.filter(pk=token.pk).update(used_at=at, key_hash=key_hash)
     node.key_hash = key_hash
@@ -103,6 +105,9 @@ def _check_inventory(node: Node, gpus: Sequence[GpuFact]) -> None:
     if len(gpus) != node.gpu_count or models != {node.gpu_model}:
         found = f"{len(gpus)} × {', '.join(sorted(models)) or 'none'}"
         raise InventoryMismatch(f"{node.name} was announced with {node.gpu_count} × {node.gpu_model}, it has {found}.")
+    elsewhere = Gpu.objects.filter(uuid__in=[gpu.uuid for gpu in gpus]).exclude(node=node).first()
+    if elsewhere is not None:
+        raise InventoryMismatch(f"The GPU {elsewhere.uuid} belongs to another node already.")
 
 
 def take_inventory(*, node: Node, gpus: Sequence[GpuFact]) -> None:
@@ -168,29 +173,37 @@ def notice_silence(*, at: datetime, limit: int) -> int:
 
     Reads every heartbeat once; there is no index on `last_seen` on purpose.
     """
-    silent = Heartbeat.objects.filter(last_seen__lt=at - SUSPECT_AFTER).exclude(
-        node__reachability=Node.Reachability.LOST
-    )
     changed = 0
-    for heartbeat in silent.select_related("node").order_by("node_id")[:limit]:
-        changed += _mark(heartbeat, at)
+    for node_id in list(_to_mark(at).order_by("node_id").values_list("node_id", flat=True)[:limit]):
+        changed += _mark(node_id, at)
     return changed
 
 
+def _to_mark(at: datetime) -> QuerySet[Heartbeat]:
+    """Return the heartbeats of nodes that are marked as more reachable than they are."""
+    reach = Node.Reachability
+    return Heartbeat.objects.filter(
+        Q(last_seen__lt=at - SUSPECT_AFTER, node__reachability__in=[reach.UNKNOWN, reach.ONLINE])
+        | Q(last_seen__lt=at - UNREACHABLE_AFTER, node__reachability=reach.SUSPECT)
+        | Q(last_seen__lt=at - LOST_AFTER, node__reachability=reach.UNREACHABLE)
+    )
+
+
 @transaction.atomic
-def _mark(heartbeat: Heartbeat, at: datetime) -> int:
-    silence = at - heartbeat.last_seen
+def _mark(node_id: int, at: datetime) -> int:
+    # The heartbeat again, under its lock: the node may be reporting this moment.
+    heartbeat = _to_mark(at).select_for_update(of=("self",)).select_related("node").filter(node=node_id).first()
+    if heartbeat is None:
+        return 0
+    node, silence = heartbeat.node, at - heartbeat.last_seen
     if silence > LOST_AFTER:
         reachability = Node.Reachability.LOST
     elif silence > UNREACHABLE_AFTER:
         reachability = Node.Reachability.UNREACHABLE
     else:
         reachability = Node.Reachability.SUSPECT
-    node = heartbeat.node
-    if node.reachability == reachability:
-        return 0
     log.warning("node silent", node=node.public_id, reachability=reachability, seconds=silence.total_seconds())
-    if reachability == Node.Reachability.UNREACHABLE:
+    if reachability != Node.Reachability.SUSPECT:
         for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
             usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
             Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
@@ -214,11 +227,15 @@ def _give_up(node: Node) -> None:
 def come_back(*, node: Node, at: datetime) -> None:
     """Note that a silent node calls again; meters of what still runs there open from now on."""
     unreachable = living_on(node).filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
-    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by(*MONEY_ORDER):
+    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by(
+        *MONEY_ORDER
+    ):
         nodes = Node.objects.filter(assignments__instance=instance, assignments__fence=instance.run)
         if nodes.exclude(pk=node.pk).exclude(reachability=Node.Reachability.ONLINE).exists():
             continue
-        Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.HEALTHY)
-        open_meter(instance, at=at)
+        # Not without this guard: a meter opened for what was stopped this moment would run for ever.
+        still = Instance.objects.filter(pk=instance.pk, phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+        if still.update(health=Instance.Health.HEALTHY):
+            open_meter(instance, at=at)
     Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.ONLINE)
     node.reachability = Node.Reachability.ONLINE

@@ -56,9 +56,14 @@ class Report:
     telemetry: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
+@transaction.atomic
 def take(report: Report, *, at: datetime) -> dict[str, Any]:
-    """Write down what a node says and return what it is told (RESULT of the protocol)."""
-    node = Node.objects.filter(public_id=report.node).select_related("heartbeat").first()
+    """Write down what a node says and return what it is told (RESULT of the protocol).
+
+    The first write locks the node's heartbeat, so that a report which was
+    overtaken waits for the newer one and is then refused.
+    """
+    node = Node.objects.filter(public_id=report.node).first()
     if node is None or not node.key_hash or not hmac.compare_digest(nodes.digest(report.key), node.key_hash):
         return {"node": report.node, "status": "unauthorized", "poll_after_ms": 30_000}
     seen = Heartbeat.objects.filter(
@@ -93,14 +98,13 @@ def _live(node: Node) -> QuerySet[Assignment]:
     return Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node=node).order_by("pk")
 
 
-@transaction.atomic
 def _take_inventory(node: Node, generation: int, gpus: Sequence[nodes.GpuFact]) -> None:
     nodes.take_inventory(node=node, gpus=gpus)
     Heartbeat.objects.filter(node=node).update(inventory_generation=generation)
 
 
 def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime) -> None:
-    """Write down changed states and wake their workflows, in one transaction."""
+    """Write down changed states and wake their workflows."""
     rows = {row.public_id: row for row in live}
     changed = [
         (rows[word.id], word)
@@ -109,24 +113,22 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
     ]
     if not changed:
         return
-    with transaction.atomic():
-        for instance_id in sorted({row.instance_id for row, _ in changed}):
-            engine.wake(instance_id)
-        if any(word.state == Assignment.Observed.GONE for _, word in changed):
-            # What is gone leaves the node's document, so that the node may forget it.
-            Node.objects.filter(pk=changed[0][0].node_id).update(desired_generation=F("desired_generation") + 1)
-        for row, word in changed:
-            ended = word.exited_ago_ms is not None and row.exited_at is None
-            Assignment.objects.filter(pk=row.pk).update(
-                observed=word.state,
-                message=word.message,
-                exit_code=word.exit_code if word.exit_code is not None else row.exit_code,
-                exited_at=at - timedelta(milliseconds=word.exited_ago_ms or 0) if ended else row.exited_at,
-            )
-            log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
+    for instance_id in sorted({row.instance_id for row, _ in changed}):
+        engine.wake(instance_id)
+    if any(word.state == Assignment.Observed.GONE for _, word in changed):
+        # What is gone leaves the node's document, so that the node may forget it.
+        Node.objects.filter(pk=changed[0][0].node_id).update(desired_generation=F("desired_generation") + 1)
+    for row, word in changed:
+        ended = word.exited_ago_ms is not None and row.exited_at is None
+        Assignment.objects.filter(pk=row.pk).update(
+            observed=word.state,
+            message=word.message,
+            exit_code=word.exit_code if word.exit_code is not None else row.exit_code,
+            exited_at=at - timedelta(milliseconds=word.exited_ago_ms or 0) if ended else row.exited_at,
+        )
+        log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
 
 
-@transaction.atomic
 def _take_logs(live: Sequence[Assignment], logs: Sequence[tuple[str, int, bytes]]) -> None:
     """Append output in order. A piece that does not follow what we have is refused by the cursor in the answer."""
     rows = {row.public_id: row for row in live}

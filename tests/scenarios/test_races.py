@@ -365,29 +365,52 @@ def test_a_piece_of_log_in_two_reports_at_the_same_moment_is_kept_once(running: 
     assert Assignment.objects.get().log_bytes == 5
 
 
-def test_without_the_guarded_cursor_a_piece_of_log_is_counted_twice(
-    monkeypatch: pytest.MonkeyPatch, meet: Meet, running: Instance, fleet: Fleet
+def test_without_the_cursor_only_a_constraint_keeps_a_piece_of_log_from_being_kept_twice(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
 ) -> None:
-    played = fleet.nodes["h200-1"]
-    real = reports._live
-
-    def then_meet(node: Node) -> list[Assignment]:
-        found = list(real(node))
-        meet()
-        return found
-
     def append_blindly(live: Any, logs: Any) -> None:
         for row in live:
-            row.log_bytes += len(logs[0][2])
-            row.save()
             LogChunk.objects.create(assignment=row, offset=logs[0][1], data=logs[0][2])
 
     monkeypatch.setattr(reports, "_take_logs", append_blindly)
-    monkeypatch.setattr(reports, "_live", then_meet)
-    takes = [
-        lambda seq=seq: reports.take(report_of(played, running, seq=seq), at=timezone.now()) for seq in (1000, 1001)
-    ]
-    assert "IntegrityError" in at_the_same_moment(*takes)
+    said = [report_of(fleet.nodes["h200-1"], running, seq=seq) for seq in (1000, 1001)]
+    outcomes = [at_the_same_moment(lambda report=report: reports.take(report, at=timezone.now())) for report in said]
+    assert outcomes == [["done"], ["IntegrityError"]]
+
+
+def overtake(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> str:
+    """Let a newer report come while an older one is being written down; return what is known in the end."""
+    older, newer = (
+        report_of(fleet.nodes["h200-1"], running, seq=seq, state=state)
+        for seq, state in ((1000, "prepared"), (1001, "exited"))
+    )
+    is_slow, is_over = threading.Event(), threading.Event()
+    real = reports._take_states
+
+    def slow(live: Any, said: Any, at: Any) -> None:
+        if said[0].state == "prepared":
+            is_slow.set()
+            is_over.wait(timeout=0.7)
+        real(live, said, at)
+
+    def come_later() -> None:
+        assert is_slow.wait(timeout=10)
+        take(newer, at=timezone.now())
+        is_over.set()
+
+    monkeypatch.setattr(reports, "_take_states", slow)
+    assert at_the_same_moment(lambda: take(older, at=timezone.now()), come_later) == ["done", "done"]
+    return Assignment.objects.get().observed
+
+
+def test_a_report_waits_for_the_one_before_it(monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> None:
+    assert overtake(reports.take, monkeypatch, running, fleet) == "exited"
+
+
+def test_without_one_transaction_for_a_report_an_older_one_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
+) -> None:
+    assert overtake(reports.take.__wrapped__, monkeypatch, running, fleet) == "prepared"
 
 
 def test_a_report_that_was_overtaken_changes_nothing(running: Instance, fleet: Fleet) -> None:
