@@ -1,0 +1,298 @@
+"""What nodes say is written down once and only where it is theirs; what they are told is one whole document."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.conf import settings
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from marketplace import rentals
+from marketplace.access import Actor
+from provisioning import engine, reports
+from provisioning.models import Assignment, Heartbeat, Instance, LogChunk, Node, Workflow
+from provisioning.steps import PLAN
+from tests.conftest import Fleet, Rent, Run
+from tests.nodes import PlayedNode, facts
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def played(fleet: Fleet) -> PlayedNode:
+    return fleet.nodes["h200-1"]
+
+
+def tell(played: PlayedNode, *, at: datetime | None = None, **overrides: Any) -> dict[str, Any]:
+    """Send the next report of this node; what is not named is as a healthy idle node says it."""
+    played.seq += 1
+    report = reports.Report(
+        **{
+            "node": played.node.public_id,
+            "key": played.key,
+            "boot_id": "boot",
+            "agent_epoch": played.epoch,
+            "seq": played.seq,
+            "desired_seen": played.generation,
+        }
+        | overrides
+    )
+    return reports.take(report, at=at or timezone.now())
+
+
+def said(assignment: Assignment, state: str, **overrides: Any) -> reports.Said:
+    return reports.Said(
+        **{
+            "id": assignment.public_id,
+            "fence": assignment.fence,
+            "state": state,
+            "exit_code": None,
+            "exited_ago_ms": None,
+            "message": "",
+        }
+        | overrides
+    )
+
+
+def the_assignment() -> Assignment:
+    return Assignment.objects.get()
+
+
+def everything() -> list[Any]:
+    """Return all that a report could change."""
+    tables = (Node, Heartbeat, Assignment, LogChunk, Workflow, Instance)
+    return [list(table.objects.order_by("pk").values()) for table in tables]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"key": "guessed"}, {"key": ""}, {"node": "nod_unknown"}, {"node": ""}],
+)
+def test_a_wrong_key_or_an_unknown_node_learns_and_changes_nothing(
+    running: Instance, played: PlayedNode, wrong: dict[str, str]
+) -> None:
+    row, before = the_assignment(), everything()
+    answer = tell(played, assignments=[said(row, "gone")], logs=[(row.public_id, 0, b"x")], **wrong)
+    assert answer == {
+        "node": wrong.get("node", played.node.public_id),
+        "status": "unauthorized",
+        "poll_after_ms": 30000,
+    }
+    assert everything() == before
+
+
+def test_a_node_that_never_joined_has_no_key_that_fits(played: PlayedNode) -> None:
+    Node.objects.filter(pk=played.node.pk).update(key_hash="")
+    assert tell(played, key="")["status"] == "unauthorized"
+
+
+@pytest.mark.parametrize(("epoch", "seq"), [(5, 7), (5, 6), (4, 100)])
+def test_an_older_or_repeated_report_is_stale_and_changes_nothing(
+    running: Instance, played: PlayedNode, epoch: int, seq: int
+) -> None:
+    assert tell(played, agent_epoch=5, seq=7)["status"] == "ok"
+    row, before = the_assignment(), everything()
+    answer = tell(
+        played,
+        agent_epoch=epoch,
+        seq=seq,
+        assignments=[said(row, "gone")],
+        logs=[(row.public_id, 0, b"x")],
+        inventory=(9, []),
+        telemetry=[{"uuid": "GPU-1", "power_mw": 1}],
+    )
+    assert answer == {"node": played.node.public_id, "status": "stale", "poll_after_ms": 200}
+    assert everything() == before
+
+
+@pytest.mark.parametrize(("epoch", "seq"), [(5, 8), (6, 1)])
+def test_a_newer_report_counts(played: PlayedNode, epoch: int, seq: int) -> None:
+    tell(played, agent_epoch=5, seq=7)
+    assert tell(played, agent_epoch=epoch, seq=seq)["status"] == "ok"
+
+
+def test_a_wrong_fence_and_another_nodes_assignment_are_ignored(
+    running: Instance, fleet: Fleet, played: PlayedNode
+) -> None:
+    row = the_assignment()
+    for fence in (0, 2):
+        tell(played, assignments=[said(row, "gone", fence=fence)])
+    tell(fleet.nodes["h200-2"], assignments=[said(row, "failed")], logs=[(row.public_id, 0, b"forged")])
+    tell(played, assignments=[said(row, "failed", id="asg_unknown")])
+    assert the_assignment().observed == "running"
+    assert not LogChunk.objects.exists()
+
+
+def test_what_is_gone_stays_gone(running: Instance, played: PlayedNode) -> None:
+    row = the_assignment()
+    tell(played, assignments=[said(row, "gone")])
+    tell(played, assignments=[said(row, "running")], logs=[(row.public_id, 0, b"a ghost")])
+    assert the_assignment().observed == "gone"
+    assert not LogChunk.objects.exists()
+
+
+def test_a_changed_state_wakes_its_workflow_and_a_repeated_one_does_not(running: Instance, played: PlayedNode) -> None:
+    row = the_assignment()
+    tell(played, assignments=[said(row, "running")])
+    assert engine.due(limit=10) == []
+    tell(played, assignments=[said(row, "failed", message="Xid 79")])
+    assert engine.due(limit=10) == [running.pk]
+    assert the_assignment().message == "Xid 79"
+
+
+def test_a_command_ended_when_its_node_says_and_not_when_the_report_came(running: Instance, played: PlayedNode) -> None:
+    row = the_assignment()
+    tell(played, at=NOON, assignments=[said(row, "exited", exit_code=3, exited_ago_ms=90_500)])
+    assert the_assignment().exit_code == 3
+    assert the_assignment().exited_at == NOON - timedelta(seconds=90, milliseconds=500)
+    # Said again with the state that follows, it does not move.
+    tell(played, at=NOON + timedelta(hours=1), assignments=[said(row, "gone", exited_ago_ms=0)])
+    assert the_assignment().exit_code == 3
+    assert the_assignment().exited_at == NOON - timedelta(seconds=90, milliseconds=500)
+
+
+def test_output_is_kept_once_and_in_order_whatever_comes(running: Instance, played: PlayedNode) -> None:
+    name = the_assignment().public_id
+
+    def cursor_after(*pieces: tuple[int, bytes]) -> int:
+        answer = tell(played, desired_seen=0, logs=[(name, offset, data) for offset, data in pieces])
+        return int(answer["log_cursors"][name])
+
+    assert cursor_after((0, b"abc")) == 3
+    assert cursor_after((0, b"abc")) == 3  # again
+    assert cursor_after((1, b"bcdef")) == 3  # overlapping
+    assert cursor_after((7, b"hij")) == 3  # a gap
+    assert cursor_after((5, b"fg"), (3, b"de")) == 5  # out of order: the first waits for another report
+    assert cursor_after((5, b"fg"), (7, b"hij")) == 10
+    assert cursor_after((10, b"")) == 10
+    assert b"".join(bytes(chunk.data) for chunk in LogChunk.objects.order_by("offset")) == b"abcdefghij"
+
+
+def test_output_beyond_the_cap_is_counted_and_not_kept(
+    running: Instance, played: PlayedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "LOG_BYTES_MAX", 10)
+    name = the_assignment().public_id
+    tell(played, logs=[(name, 0, b"0123456789")])
+    tell(played, logs=[(name, 10, b"too much")])
+    # The node goes on from there and does not send the same for ever.
+    assert the_assignment().log_bytes == 18
+    assert [bytes(chunk.data) for chunk in LogChunk.objects.all()] == [b"0123456789"]
+
+
+def test_the_last_output_may_come_with_the_end(running: Instance, played: PlayedNode) -> None:
+    row = the_assignment()
+    tell(played, assignments=[said(row, "gone")], logs=[(row.public_id, 0, b"good bye")])
+    assert the_assignment().log_bytes == 8
+
+
+def pace(answer: dict[str, Any]) -> str:
+    return next(name for name, wait_ms in settings.NODE_POLL_MS.items() if wait_ms == answer["poll_after_ms"])
+
+
+def test_a_node_calls_often_while_something_moves_there(
+    rent: Rent, run_until_idle: Run, fleet: Fleet, played: PlayedNode, actor: Actor
+) -> None:
+    with time_machine.travel(NOON, tick=False) as clock:
+        assert pace(played.sync()) == "idle"
+        instance = rent()
+        assert pace(played.sync()) == "moving"
+        run_until_idle()
+        assert pace(played.sync()) == "busy"
+        row = the_assignment()
+        exited = said(row, "exited", exit_code=0, exited_ago_ms=0)
+        assert pace(tell(played, assignments=[exited])) == "moving"
+        clock.shift(reports.ENDING + timedelta(milliseconds=1))
+        assert pace(tell(played, assignments=[exited])) == "busy"
+        instance.refresh_from_db()
+        rentals.stop(actor=actor, instance=instance, at=timezone.now())
+        engine.run_one(instance.pk, PLAN)
+        assert pace(tell(played)) == "moving"
+        tell(played, assignments=[said(row, "gone")])
+        assert pace(tell(played, desired_seen=0)) == "idle"
+        assert tell(played, desired_seen=0)["desired"] == []
+
+
+def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, played: PlayedNode) -> None:
+    answer = tell(played)
+    assert "desired" not in answer
+    for generation in (played.generation - 1, played.generation + 1, 0):
+        whole = tell(played, desired_seen=generation)
+        assert whole["desired_generation"] == answer["desired_generation"]
+        assert [entry["id"] for entry in whole["desired"]] == [the_assignment().public_id]
+    assert whole["desired"][0] == {
+        "id": the_assignment().public_id,
+        "fence": 1,
+        "instance": running.public_id,
+        "desired": "running",
+        "gpus": the_assignment().gpu_uuids,
+        "command": ["sleep", "1000"],
+        "env": {},
+        "replica": 0,
+        "replicas": 1,
+        "peers": [],
+        "stop_grace_s": 10,
+    }
+    assert whole["lease_ms"] == 900_000
+
+
+def test_each_replica_of_a_gang_learns_the_hosts_of_all_by_replica(
+    rent: Rent, run_until_idle: Run, fleet: Fleet
+) -> None:
+    rent(name="alone", gpus=3)
+    gang = rent(gpus=4, replicas=3)
+    run_until_idle()
+    rows = list(Assignment.objects.filter(instance=gang).select_related("node").order_by("replica"))
+    hosts = [row.node.name for row in rows]
+    assert len(set(hosts)) == 2
+    found = {}
+    for played in fleet.nodes.values():
+        for entry in tell(played, desired_seen=0)["desired"]:
+            if entry["replicas"] == 1:
+                assert entry["peers"] == []
+            else:
+                found[entry["replica"]] = entry["peers"]
+    assert found == {0: hosts, 1: hosts, 2: hosts}
+
+
+def test_readings_are_kept_and_an_inventory_is_taken(played: PlayedNode) -> None:
+    tell(
+        played,
+        telemetry=[{"uuid": "GPU-1", "power_mw": None}],
+        energy=[{"uuid": "GPU-1", "millijoules": 7, "driver_epoch": "a"}],
+        inventory=(4, facts(played.node, healthy=False)),
+    )
+    heartbeat = Heartbeat.objects.get(node=played.node)
+    assert heartbeat.telemetry == [{"uuid": "GPU-1", "power_mw": None}]
+    assert heartbeat.energy[0]["millijoules"] == 7
+    assert heartbeat.inventory_generation == 4
+    assert Node.objects.get(pk=played.node.pk).free_gpus == 0
+
+
+def questions(call: Callable[[], object]) -> int:
+    """Return how many questions a call asks the database, without the words that begin and end transactions."""
+    with CaptureQueriesContext(connection) as asked:
+        call()
+    return sum(not query["sql"].startswith(("SAVEPOINT", "RELEASE")) for query in asked.captured_queries)
+
+
+def test_an_idle_report_asks_the_database_three_times(played: PlayedNode) -> None:
+    played.sync()
+    assert questions(lambda: tell(played)) == 3
+
+
+@pytest.mark.parametrize("instances", [1, 4])
+def test_a_busy_report_asks_as_often_however_much_runs_there(
+    rent: Rent, run_until_idle: Run, played: PlayedNode, instances: int
+) -> None:
+    for _ in range(instances):
+        rent()
+    run_until_idle()
+    rows = list(Assignment.objects.all())
+    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 5
