@@ -64,7 +64,9 @@ def renewed(actor: Actor, *, at: datetime) -> Actor | None:
     """Return a token's actor as things stand now, or None once the token is no longer good: for long answers."""
     assert actor.token is not None
     token = _live_tokens().filter(pk=actor.token.pk, expires_at__gt=at).first()
-    return token and Actor(user=token.membership.user, token=token, request_id=actor.request_id)
+    if token is None:
+        return None
+    return Actor(user=token.membership.user, token=token, request_id=actor.request_id)
 
 
 def _live_tokens() -> QuerySet[ApiToken]:

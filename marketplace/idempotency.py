@@ -75,7 +75,9 @@ def once(
     first = IdempotencyRecord.objects.get(organization=organization, route=route, key=key)
     if first.fingerprint != fingerprint:
         raise KeyOfAnotherOrder("This Idempotency-Key was used for another order; send a new one.")
-    return Answer(status=first.status or 200, body=json.loads(first.body), is_replay=True)
+    assert first.status is not None, "a record is seen by others with its answer only"
+    assert first.body is not None
+    return Answer(status=first.status, body=json.loads(first.body), is_replay=True)
 
 
 def purge(*, at: datetime, limit: int = PURGED_AT_ONCE) -> int:

@@ -42,8 +42,8 @@ def queried(request: Request, *shapes: type[serializers.Serializer[Any]]) -> dic
     not rent, a misspelt filter not show everything.
     """
     given = request.query_params.dict()
-    known = {name for shape in shapes for name in shape().fields}
-    if unknown := sorted(set(given) - known):
+    known = [name for shape in shapes for name in shape().get_fields()]
+    if unknown := sorted(set(given).difference(known)):
         raise serializers.ValidationError({name: ["There is no such parameter here."] for name in unknown})
     return {name: value for shape in shapes for name, value in checked(shape, given).items()}
 
