@@ -106,7 +106,7 @@ def _report(entry: dict[str, Any]) -> reports.Report:
         agent_epoch=_number(entry, "agent_epoch"),
         seq=_number(entry, "seq"),
         desired_seen=_number(entry, "desired_seen"),
-        inventory=_inventory(entry["inventory"]) if isinstance(entry.get("inventory"), dict) else None,
+        inventory=None if entry.get("inventory") is None else _inventory(_object(entry, "inventory")),
         assignments=[_said(word) for word in _objects(entry, "assignments", most=GPUS_MAX)],
         logs=[_log_piece(piece) for piece in _objects(entry, "logs", most=GPUS_MAX)],
         energy=[_reading(reading) for reading in _objects(entry, "energy", most=GPUS_MAX)],
