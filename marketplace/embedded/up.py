@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVERS, SERVICES, AGENTS = 0, 1, 2  # stages: what ends last, next and first
 START_WITHIN_S = 60
 END_WITHIN_S = 9
-WEB_WORKERS = 1
-WEB_THREADS = 32  # a follower of a log keeps one busy
+WEB_WORKERS = 2  # on two cores one of them is not enough for Python: see docs/benchmarks.md
+WEB_THREADS = 16  # of each worker; a follower of a log keeps one busy
 CELERY_PROCESSES = 2
 
 
