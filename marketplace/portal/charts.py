@@ -76,7 +76,10 @@ def bars(days: Sequence[Day], *, currency: str) -> BarChart:
             )
         )
     rules = [
-        Rule(y=round(floor - room * step / GRID_LINES, 1), text=shown(top_micros * step // GRID_LINES, currency))
+        Rule(
+            y=round(floor - room * step / GRID_LINES, 1),
+            text=shown(top_micros * step // GRID_LINES, currency, exact=True),
+        )
         for step in range(GRID_LINES + 1)
     ]
     return BarChart(

@@ -14,9 +14,11 @@ from marketplace.errors import NotFound
 from marketplace.models import Organization
 from marketplace.portal import invitations, spending
 from marketplace.portal.doors import Visit, page
-from provisioning.models import CHARGED_PHASES, STARTING, Phase
+from provisioning.models import AT_REST, CHARGED_PHASES, STARTING, Phase
 
 SHOWN_INSTANCES, SHOWN_EVENTS = 8, 8
+# What is between them stands on the instance's own page.
+TOLD = {Phase.QUEUED, Phase.RUNNING, Phase.NOTIFIED} | AT_REST
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _context(visit: Visit, organization: Organization) -> dict[str, Any]:
         instances=Count("pk"), gpus=Sum(F("replicas") * F("gpus_per_replica"), default=0)
     )
     cost = costs.of(shown, at=visit.at)
-    recent = of_organization.filter(events__isnull=False).order_by("-events__pk")
+    recent = of_organization.filter(events__new_phase__in=TOLD).order_by("-events__pk")
     has_launched = bool(shown) or of_organization.exists()
     wallet = accounts.wallet(organization=organization)
     has_token = access.tokens(visit.actor, organization).exists()
