@@ -41,8 +41,7 @@ def listed(*, gpu_model: str = "", country: str = "") -> QuerySet[Offer]:
 
 def offer_for(offer_id: str) -> Offer:
     """Return a listed offer by its id or slug, or raise NotFound. Offers are public to everybody signed in."""
-    found = listed().select_related(None).select_related("site")  # every launch passes here: what it needs, no more
-    offer = found.filter(Q(public_id=offer_id) | Q(slug=offer_id)).first()
+    offer = listed().filter(Q(public_id=offer_id) | Q(slug=offer_id)).first()
     if offer is None:
         raise NotFound
     return offer
