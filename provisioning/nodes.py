@@ -89,7 +89,9 @@ def join(
     node.key_hash = key_hash
     if node.state == Node.State.NEW:
         node.state = Node.State.AVAILABLE
-    node.reachability = Node.Reachability.ONLINE
+    if node.reachability == Node.Reachability.UNKNOWN:
+        # One that fell silent comes back with its first report, which opens the meters of what still runs there.
+        node.reachability = Node.Reachability.ONLINE
     node.joined_at = at
     node.save(update_fields=["key_hash", "state", "reachability", "joined_at"])
     Heartbeat.objects.update_or_create(

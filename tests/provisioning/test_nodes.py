@@ -1,0 +1,319 @@
+"""Nodes: which GPUs are sold, who is placed where, and what silence costs whom."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+from django.utils import timezone
+
+from billing import books
+from billing.models import UsageSpan
+from provisioning import engine, nodes, placement
+from provisioning.errors import NoCapacity, ProvisioningError
+from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
+from provisioning.steps import PLAN
+from tests.conftest import Fleet, Rent, Run
+from tests.nodes import PlayedNode, facts, join
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def node(fleet: Fleet) -> Node:
+    return Node.objects.get(name="h200-1")
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+def free(node: Node) -> int:
+    return Node.objects.values_list("free_gpus", flat=True).get(pk=node.pk)
+
+
+def reachability(node: Node) -> str:
+    return Node.objects.values_list("reachability", flat=True).get(pk=node.pk)
+
+
+def take(node: Node, gpus: list[nodes.GpuFact]) -> None:
+    nodes.take_inventory(node=node, gpus=gpus)
+
+
+# Inventory
+
+
+def test_a_gpu_that_is_unhealthy_or_missing_is_not_sold_until_it_is_well_again(node: Node) -> None:
+    well = facts(node)
+    take(node, [replace(well[0], healthy=False), *well[1:]])
+    assert free(node) == 7
+    take(node, well[1:])
+    assert free(node) == 7
+    take(node, well[2:])
+    assert free(node) == 6
+    take(node, well)
+    assert free(node) == 8
+
+
+def test_a_stranger_is_not_sold(node: Node) -> None:
+    well = facts(node)
+    take(node, [*well[1:], replace(well[0], uuid="GPU-stranger")])
+    assert free(node) == 7
+    assert not Gpu.objects.filter(uuid="GPU-stranger").exists()
+
+
+def test_a_held_gpu_that_breaks_and_heals_is_counted_once(running: Instance, node: Node) -> None:
+    held = GpuHold.objects.get().gpu.uuid
+    well = facts(node)
+    sick = [replace(gpu, healthy=gpu.uuid != held) for gpu in well]
+    assert free(node) == 7
+    take(node, sick)
+    assert free(node) == 7
+    placement.release(instance=running, at=timezone.now())
+    assert free(node) == 7
+    take(node, well)
+    assert free(node) == 8
+
+
+def test_an_inventory_touches_no_other_node(node: Node, fleet: Fleet) -> None:
+    take(node, [])
+    assert free(node) == 0
+    assert {other.free_gpus for other in Node.objects.exclude(pk=node.pk)} == {8}
+
+
+# What an operator may ask
+
+
+Verb = Callable[[Node], object]
+VERBS: dict[str, Verb] = {
+    "cordon": lambda node: nodes.cordon(node=node, reason="a fan is loud"),
+    "uncordon": lambda node: nodes.uncordon(node=node),
+    "drain": lambda node: nodes.drain(node=node, reason="a new power supply", at=timezone.now()),
+}
+
+
+@pytest.mark.parametrize("state", Node.State.values)
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_may_be_asked_of_a_node_in_each_state(node: Node, state: str, verb: str) -> None:
+    table = {
+        "cordon": {"available": "cordoned", "cordoned": "cordoned", "draining": "cordoned"},
+        "uncordon": {"available": "available", "cordoned": "available", "draining": "available"},
+        "drain": {"available": "draining", "cordoned": "draining", "draining": "draining"},
+    }
+    Node.objects.filter(pk=node.pk).update(state=state)
+    node.refresh_from_db()
+    if state in table[verb]:
+        VERBS[verb](node)
+    else:
+        with pytest.raises(ProvisioningError):
+            VERBS[verb](node)
+    assert Node.objects.get(pk=node.pk).state == table[verb].get(state, state)
+
+
+@pytest.mark.parametrize("verb", ["cordon", "drain"])
+def test_nothing_new_is_placed_on_a_node_that_is_closed(fleet: Fleet, rent: Rent, verb: str) -> None:
+    for node in Node.objects.filter(name__startswith="h200"):
+        VERBS[verb](node)
+    with pytest.raises(NoCapacity):
+        rent()
+    VERBS["uncordon"](Node.objects.get(name="h200-2"))
+    assert Assignment.objects.get(instance=rent()).node.name == "h200-2"
+
+
+def test_a_cordon_leaves_running_what_runs(running: Instance, node: Node, run_until_idle: Run) -> None:
+    VERBS["cordon"](node)
+    run_until_idle()
+    running.refresh_from_db()
+    assert running.phase == "running"
+
+
+def test_a_drain_stops_gangs_and_starts_but_nothing_elsewhere(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    gang = rent(gpus=5, replicas=2)
+    run_until_idle()
+    starting, elsewhere = rent(gpus=3), rent(offer=fleet.l40s)
+    there = Assignment.objects.get(instance=starting).node
+    assert nodes.drain(node=there, reason="test", at=timezone.now()) == 2
+    run_until_idle()
+    for instance, phase in [(gang, "stopped"), (starting, "stopped"), (elsewhere, "running")]:
+        instance.refresh_from_db()
+        assert instance.phase == phase
+    assert nodes.drain(node=there, reason="test", at=timezone.now()) == 0
+
+
+# Silence
+
+
+def test_silence_is_noticed_exactly_at_its_times(node: Node, clock: time_machine.Traveller, fleet: Fleet) -> None:
+    fleet.sync()
+    for silence, before, after in [
+        (nodes.SUSPECT_AFTER, "online", "suspect"),
+        (nodes.UNREACHABLE_AFTER, "suspect", "unreachable"),
+        (nodes.LOST_AFTER, "unreachable", "lost"),
+    ]:
+        clock.move_to(NOON + silence)
+        nodes.notice_silence(at=timezone.now(), limit=100)
+        assert reachability(node) == before
+        clock.shift(MILLISECOND)
+        assert nodes.notice_silence(at=timezone.now(), limit=100) == 3
+        assert reachability(node) == after
+        assert nodes.notice_silence(at=timezone.now(), limit=100) == 0
+    assert (nodes.SUSPECT_AFTER.total_seconds(), nodes.UNREACHABLE_AFTER.total_seconds()) == (25, 40)
+    assert nodes.LOST_AFTER > nodes.ASSIGNMENT_LEASE
+
+
+def test_many_silent_nodes_are_all_noticed_in_the_end(clock: time_machine.Traveller, fleet: Fleet) -> None:
+    fleet.sync()
+    clock.shift(timedelta(minutes=1))
+    assert [nodes.notice_silence(at=timezone.now(), limit=1) for _ in range(4)] == [1, 1, 1, 0]
+    assert {node.reachability for node in Node.objects.all()} == {"unreachable"}
+
+
+def test_a_node_that_calls_keeps_its_place(node: Node, clock: time_machine.Traveller, fleet: Fleet) -> None:
+    for _ in range(5):
+        fleet.nodes["h200-1"].sync()
+        clock.shift(timedelta(seconds=20))
+        nodes.notice_silence(at=timezone.now(), limit=100)
+        assert reachability(node) == "online"
+
+
+@pytest.mark.parametrize("silence", [timedelta(seconds=30), timedelta(minutes=1), timedelta(hours=1)])
+def test_nothing_is_placed_on_a_silent_node_until_it_calls(
+    fleet: Fleet, rent: Rent, clock: time_machine.Traveller, silence: timedelta
+) -> None:
+    fleet.sync()
+    clock.shift(silence)
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    with pytest.raises(NoCapacity):
+        rent()
+    fleet.nodes["h200-2"].sync()
+    assert Assignment.objects.get(instance=rent()).node.name == "h200-2"
+
+
+def test_a_suspect_node_costs_nobody_anything(running: Instance, clock: time_machine.Traveller, fleet: Fleet) -> None:
+    fleet.sync()
+    clock.shift(timedelta(seconds=30))
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    assert UsageSpan.objects.get().ended_at is None
+    fleet.sync()
+    running.refresh_from_db()
+    assert running.health == "healthy"
+    assert UsageSpan.objects.count() == 1
+
+
+def open_meters() -> int:
+    return UsageSpan.objects.filter(ended_at=None).count()
+
+
+def test_a_gangs_meter_opens_when_all_of_its_nodes_are_back(
+    rent: Rent, run_until_idle: Run, clock: time_machine.Traveller, fleet: Fleet
+) -> None:
+    gang = rent(gpus=5, replicas=2)
+    run_until_idle()
+    fleet.sync()
+    last = timezone.now()
+    clock.shift(timedelta(minutes=1))
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    assert UsageSpan.objects.get().ended_at == last
+    clock.shift(timedelta(minutes=1))
+    fleet.nodes["h200-1"].sync()
+    gang.refresh_from_db()
+    assert (open_meters(), gang.health) == (0, "unreachable")
+    fleet.nodes["h200-2"].sync()
+    gang.refresh_from_db()
+    assert (open_meters(), gang.health) == (1, "healthy")
+    assert UsageSpan.objects.get(ended_at=None).started_at == timezone.now()
+    fleet.sync()
+    assert open_meters() == 1
+
+
+def test_the_meter_closes_when_one_node_of_a_gang_falls_silent(
+    rent: Rent, run_until_idle: Run, clock: time_machine.Traveller, fleet: Fleet
+) -> None:
+    rent(gpus=5, replicas=2)
+    run_until_idle()
+    fleet.sync()
+    clock.shift(timedelta(minutes=1))
+    fleet.nodes["h200-2"].sync()
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    assert open_meters() == 0
+    fleet.nodes["h200-2"].sync()
+    assert open_meters() == 0
+    fleet.nodes["h200-1"].sync()
+    assert open_meters() == 1
+
+
+def test_a_node_that_was_lost_before_anybody_looked_is_charged_until_its_last_call_only(
+    running: Instance, clock: time_machine.Traveller, fleet: Fleet
+) -> None:
+    fleet.sync()
+    clock.shift(timedelta(hours=5))
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    for _ in range(3):
+        engine.run_one(running.pk, PLAN)
+    running.refresh_from_db()
+    assert running.phase == "failed"
+    assert UsageSpan.objects.get().ended_at == NOON
+    assert books.check(at=timezone.now()) == []
+
+
+def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
+    running: Instance, run_until_idle: Run, clock: time_machine.Traveller, fleet: Fleet
+) -> None:
+    played = fleet.nodes["h200-1"]
+    fleet.sync()
+    assert len(played.desired) == 1
+    clock.shift(nodes.LOST_AFTER + MILLISECOND)
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    for _ in range(3):
+        engine.run_one(running.pk, PLAN)
+    assert not GpuHold.objects.filter(released_at=None).exists()
+    answer = played.sync()
+    assert answer["desired"] == []
+    assert played.states == {}
+    assert reachability(played.node) == "online"
+    running.refresh_from_db()
+    assert running.phase == "failed"
+    assert open_meters() == 0
+
+
+def test_what_was_stopped_while_its_node_was_silent_is_not_charged_when_it_comes_back(
+    running: Instance, clock: time_machine.Traveller, fleet: Fleet, run_until_idle: Run
+) -> None:
+    fleet.sync()
+    clock.shift(timedelta(minutes=1))
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    nodes.drain(node=Node.objects.get(name="h200-1"), reason="test", at=timezone.now())
+    clock.shift(timedelta(minutes=1))
+    fleet.sync()
+    assert open_meters() == 0
+    run_until_idle()
+    running.refresh_from_db()
+    assert running.phase == "stopped"
+
+
+def test_a_silent_node_that_joins_anew_opens_the_meters_of_what_still_runs_there(
+    running: Instance, clock: time_machine.Traveller, fleet: Fleet
+) -> None:
+    fleet.sync()
+    clock.shift(timedelta(minutes=1))
+    nodes.notice_silence(at=timezone.now(), limit=100)
+    assert open_meters() == 0
+    before = fleet.nodes["h200-1"]
+    rejoined = join(Node.objects.get(name="h200-1"), at=timezone.now())
+    PlayedNode(rejoined.node, rejoined.key, states=before.states, desired=before.desired).sync()
+    running.refresh_from_db()
+    assert (open_meters(), running.health) == (1, "healthy")
+
+
+def test_joining_anew_starts_counting_reports_anew(node: Node, fleet: Fleet) -> None:
+    fleet.nodes["h200-1"].epoch = 50
+    fleet.sync()
+    join(node)
+    heartbeat = Heartbeat.objects.get(node=node)
+    assert (heartbeat.agent_epoch, heartbeat.seq) == (0, 0)
