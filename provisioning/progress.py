@@ -9,7 +9,7 @@ from django.core.cache import cache
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from provisioning.models import STARTING, Instance, InstanceEvent, Phase
+from provisioning.models import CHARGED_PHASES, STARTING, Instance, InstanceEvent, Phase
 
 TYPICAL_SAMPLE = 200
 TYPICAL_KEPT_S = 60
@@ -94,7 +94,9 @@ def typical_ms() -> dict[str, int]:
     if found is None:
         found = {}
         for phase in STARTING:
-            recent = InstanceEvent.objects.filter(old_phase=phase).exclude(new_phase=Phase.FAILED).order_by("-pk")
+            # Only those that went on: to fail or to be called off takes another time.
+            onward = InstanceEvent.objects.filter(old_phase=phase, new_phase__in=STARTING | CHARGED_PHASES)
+            recent = onward.order_by("-pk")
             if sample := list(recent.values_list("milliseconds", flat=True)[:TYPICAL_SAMPLE]):
                 found[phase] = round(median(sample))
         cache.set("typical_ms", found, TYPICAL_KEPT_S)

@@ -159,6 +159,8 @@ class Instance(models.Model):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
         spent = max(timedelta(0), at - self.phase_since)
         milliseconds = spent // timedelta(milliseconds=1)
+        for name, value in changes.items():
+            setattr(self, name, value)
         InstanceEvent.objects.create(
             instance=self,
             at=at,
@@ -169,8 +171,6 @@ class Instance(models.Model):
             message=message,
             milliseconds=milliseconds,
         )
-        for name, value in changes.items():
-            setattr(self, name, value)
         log.info(
             "moved",
             instance=self.public_id,
