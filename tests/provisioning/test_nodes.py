@@ -195,7 +195,7 @@ def test_nothing_is_placed_on_a_silent_node_until_it_calls(
     assert Assignment.objects.get(instance=rent()).node.name == "h200-2"
 
 
-def test_a_suspect_node_costs_nobody_anything(running: Instance, clock: time_machine.Traveller, fleet: Fleet) -> None:
+def test_a_suspect_node_costs_nobody_anything(clock: time_machine.Traveller, running: Instance, fleet: Fleet) -> None:
     fleet.sync()
     clock.shift(timedelta(seconds=30))
     nodes.notice_silence(at=timezone.now(), limit=100)
@@ -249,7 +249,7 @@ def test_the_meter_closes_when_one_node_of_a_gang_falls_silent(
 
 
 def test_a_node_that_was_lost_before_anybody_looked_is_charged_until_its_last_call_only(
-    running: Instance, clock: time_machine.Traveller, fleet: Fleet
+    clock: time_machine.Traveller, running: Instance, fleet: Fleet
 ) -> None:
     fleet.sync()
     clock.shift(timedelta(hours=5))
@@ -263,7 +263,7 @@ def test_a_node_that_was_lost_before_anybody_looked_is_charged_until_its_last_ca
 
 
 def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
-    running: Instance, run_until_idle: Run, clock: time_machine.Traveller, fleet: Fleet
+    clock: time_machine.Traveller, running: Instance, run_until_idle: Run, fleet: Fleet
 ) -> None:
     played = fleet.nodes["h200-1"]
     fleet.sync()
@@ -283,7 +283,7 @@ def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
 
 
 def test_what_was_stopped_while_its_node_was_silent_is_not_charged_when_it_comes_back(
-    running: Instance, clock: time_machine.Traveller, fleet: Fleet, run_until_idle: Run
+    clock: time_machine.Traveller, running: Instance, fleet: Fleet, run_until_idle: Run
 ) -> None:
     fleet.sync()
     clock.shift(timedelta(minutes=1))
@@ -298,7 +298,7 @@ def test_what_was_stopped_while_its_node_was_silent_is_not_charged_when_it_comes
 
 
 def test_a_silent_node_that_joins_anew_opens_the_meters_of_what_still_runs_there(
-    running: Instance, clock: time_machine.Traveller, fleet: Fleet
+    clock: time_machine.Traveller, running: Instance, fleet: Fleet
 ) -> None:
     fleet.sync()
     clock.shift(timedelta(minutes=1))
