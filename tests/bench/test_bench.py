@@ -1,0 +1,40 @@
+"""The benchmark itself: small and short, but all of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import machine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_rent_benchmark_ends_with_one_line_of_figures() -> None:
+    ours = ("GPUMARKET_", "DATABASE_URL", "REDIS_URL", "DJANGO_", "PYTEST_", "TEST_")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    argv = [sys.executable, "-m", "tests.bench.rent", "--gpus", "800", "--clients", "2", "--seconds", "1", "--json"]
+    done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    said = json.loads(done.stdout)
+    assert set(said) == {"name", "figures", "machine"}
+    figures = said["figures"]
+    assert figures["faults"] == []
+    assert figures["accepted"] > 0
+    assert set(figures["refusals"]) <= {"no_capacity"}
+    assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+    assert figures["pgbench_claims_per_s"] > 0
+    assert said["machine"]["cores"] >= 1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.95, 10), (0.99, 10), (0.1, 1)])
+def test_a_percentile_is_a_value_that_was_measured(share: float, expected: int) -> None:
+    assert machine.percentile([10, 9, 8, 7, 6, 5, 4, 3, 2, 1], share) == expected
+
+
+def test_the_percentile_of_nothing_is_zero() -> None:
+    assert machine.percentile([], 0.5) == 0
