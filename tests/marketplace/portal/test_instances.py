@@ -4,9 +4,9 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 
-from marketplace.models import AuditEntry, Project
+from marketplace.models import AuditEntry, Project, User
 from provisioning.models import Instance, Phase
-from tests.conftest import Fleet, Rent, Run
+from tests.conftest import Fleet, Rent, Run, make_organization
 from tests.marketplace.portal.reading import Page, faults, read
 
 
@@ -177,8 +177,13 @@ def test_the_list_filters_by_tab_and_project(
     assert names(show="no such tab") == {running.name, "waiting"}
 
 
-def test_the_list_shows_only_the_chosen_organization(stranger: Client, running: Instance) -> None:
-    assert "Nothing is running, nothing is being charged" in read(stranger.get(reverse("instances"))).text
+def test_pages_show_only_the_chosen_organization(owner: Client, alice: User, running: Instance) -> None:
+    second = make_organization("Second", alice)
+    assert running.name in read(owner.get(reverse("instances"))).text
+    owner.post(reverse("organization-choose"), {"organization": second.public_id})
+    for name in ("instances", "home", "balance"):
+        assert running.name not in read(owner.get(reverse(name))).text
+    assert "$0.00/h now" in read(owner.get(reverse("help"))).text
 
 
 def test_a_long_list_goes_on_where_it_stopped(owner: Client, rent: Rent, monkeypatch: pytest.MonkeyPatch) -> None:

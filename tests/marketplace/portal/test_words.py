@@ -8,6 +8,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from marketplace import errors as market_errors
+from marketplace.models import User
 from marketplace.permissions import SCOPES, VERBS
 from marketplace.portal import errors, words
 from marketplace.templatetags import portal
@@ -99,8 +100,9 @@ def test_an_unknown_address_is_a_page_of_ours_with_a_reference(client: Client, d
 
 
 def test_an_error_of_ours_asks_nothing_of_what_may_be_broken(rf: RequestFactory) -> None:
-    # No database, session or person: the test has none of them.
+    # The test has neither database nor session, and asking who this person is would need both.
     request = rf.get("/")
+    request.user = User(email="alice@acme.example")
     request.COOKIES["theme"] = "dark"
     for answer, status in (
         (errors.server_error(request), 500),
