@@ -18,7 +18,7 @@ from typing import Any
 from tests.bench import machine
 from tests.bench.stage import Stage, set_up
 
-CUSTOMERS = 64
+CUSTOMERS_MAX, GPUS_PER_CUSTOMER = 64, 40
 SMALL_FLEET = 3000
 WARM_UP_SHARE = 0.15
 SIZES = (1, 1, 1, 1, 2, 2, 4, 8)
@@ -79,7 +79,7 @@ class Bench:
 
         call_command("migrate", verbosity=0)
         self.offers = world.make_offers()
-        self.customers = world.make_customers(CUSTOMERS)
+        self.customers = world.make_customers(min(CUSTOMERS_MAX, self.given.gpus // GPUS_PER_CUSTOMER))
         world.grow(self.offers, gpus=gpus)
         self.job = {
             "clients": self.given.clients,
