@@ -3,6 +3,7 @@
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ KEYWORDS = {
 }
 PLACEHOLDER = re.compile(r"%\(\w+\)s")
 CHANGING = re.compile(rb'# |"(POT-Creation|PO-Revision|Last-Translator|Language-Team|Report-Msgid|Generated-By)')
+TIMELESS = datetime(2000, 1, 1, tzinfo=UTC)
 CATALOG = Path("ja/LC_MESSAGES/django.po")
 
 
@@ -110,8 +112,8 @@ def _timeless(text: bytes) -> bytes:
 def compiled(catalog: Catalog) -> bytes:
     """Return the catalogue in the form that Django reads."""
     file = BytesIO()
-    # The header alone is written by hand, since the library's has the present time in it.
-    catalog.mime_headers = [("Content-Type", "text/plain; charset=utf-8"), ("Plural-Forms", catalog.plural_forms)]
+    # The library would write the present time into the header.
+    catalog.creation_date = catalog.revision_date = TIMELESS
     write_mo(file, catalog)
     return file.getvalue()
 
