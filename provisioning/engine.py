@@ -65,11 +65,19 @@ class NotYet(Exception):
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """How long a step may take with all its waits, and what the customer reads when it took longer."""
+
+    limit: timedelta
+    message: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """The steps, how long each may take as a whole, and the step that follows a failure."""
 
     steps: Mapping[str, Step]
-    deadlines: Mapping[str, timedelta]
+    deadlines: Mapping[str, Deadline]
     on_failure: str
     fail: Callable[[Instance, Failed], None]
 
@@ -81,9 +89,12 @@ def run_one(workflow_id: int, plan: Plan) -> bool:
     due = Workflow.objects.filter(Q(lease_until=None) | Q(lease_until__lt=now), pk=workflow_id, due_at__lte=now)
     if not due.update(lease_token=token, lease_until=now + LEASE):
         return False
-    workflow = Workflow.objects.select_related(
+    rows = Workflow.objects.select_related(
         "instance__offer", "instance__project__organization", "instance__price_version"
-    ).get(pk=workflow_id)
+    )
+    workflow = rows.filter(pk=workflow_id, lease_token=token).first()
+    if workflow is None:  # we slept for longer than the lease, and somebody else has it
+        return False
     began = monotonic()
     with structlog.contextvars.bound_contextvars(instance=workflow.instance.public_id, step=workflow.step):
         try:
@@ -102,8 +113,8 @@ def run_one(workflow_id: int, plan: Plan) -> bool:
 
 def _outcome(workflow: Workflow, plan: Plan, now: datetime) -> Outcome:
     deadline = plan.deadlines.get(workflow.step)
-    if deadline is not None and now > workflow.step_since + deadline:
-        return Failed(Reason.TIMED_OUT, f"“{workflow.step}” took longer than {deadline.total_seconds():.0f} s.")
+    if deadline is not None and now > workflow.step_since + deadline.limit:
+        return Failed(Reason.TIMED_OUT, deadline.message)
     return plan.steps[workflow.step](workflow.instance)
 
 

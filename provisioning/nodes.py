@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 
 from billing import usage
-from provisioning import engine, instances, placement
+from provisioning import engine, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
 from provisioning.models import (
     CHARGED_PHASES,
@@ -24,7 +24,6 @@ from provisioning.models import (
     JoinToken,
     Node,
     Phase,
-    Reason,
 )
 from provisioning.steps import open_meter
 
@@ -144,15 +143,9 @@ def uncordon(*, node: Node) -> None:
 
 
 @transaction.atomic
-def drain(*, node: Node, reason: str, at: datetime) -> int:
-    """Place nothing new there and stop what runs; return how many instances were asked to stop."""
+def drain(*, node: Node, reason: str) -> None:
+    """Place nothing new there; whoever drains stops what runs, each instance in a transaction of its own."""
     _set_state(node, Node.State.DRAINING, reason, allowed=(Node.State.AVAILABLE, Node.State.CORDONED))
-    stopped = 0
-    for instance in living_on(node).order_by(*MONEY_ORDER):
-        message = f"Node {node.name} is being drained: {reason}"
-        instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
-        stopped += 1
-    return stopped
 
 
 def _set_state(node: Node, state: Node.State, reason: str, *, allowed: Sequence[str]) -> None:
@@ -207,8 +200,8 @@ def _mark(node_id: int, at: datetime) -> int:
     log.warning("node silent", node=node.public_id, reachability=reachability, seconds=silence.total_seconds())
     if reachability != Node.Reachability.SUSPECT:
         for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
-            usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
             Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
+            usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
     if reachability == Node.Reachability.LOST:
         _give_up(node)
     Node.objects.filter(pk=node.pk).update(reachability=reachability)
@@ -225,19 +218,36 @@ def _give_up(node: Node) -> None:
     live.update(observed=Assignment.Observed.GONE, message=message)
 
 
-@transaction.atomic
 def come_back(*, node: Node, at: datetime) -> None:
     """Note that a silent node calls again; meters of what still runs there open from now on."""
-    unreachable = living_on(node).filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
-    for instance in unreachable.select_related("project__organization", "offer", "price_version").order_by(
-        *MONEY_ORDER
-    ):
-        nodes = Node.objects.filter(assignments__instance=instance, assignments__fence=instance.run)
-        if nodes.exclude(pk=node.pk).exclude(reachability=Node.Reachability.ONLINE).exists():
-            continue
-        # Not without this guard: a meter opened for what was stopped this moment would run for ever.
-        still = Instance.objects.filter(pk=instance.pk, phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
-        if still.update(health=Instance.Health.HEALTHY):
-            open_meter(instance, at=at)
     Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.ONLINE)
     node.reachability = Node.Reachability.ONLINE
+    for instance_id in _paused(living_on(node)):
+        _resume(instance_id, at)
+
+
+def resume_meters(*, at: datetime, limit: int) -> int:
+    """Open the meters of instances whose nodes all answer again; finds what two nodes missed that came back at once."""
+    return sum(_resume(instance_id, at) for instance_id in _paused(Instance.objects.all())[:limit])
+
+
+def _paused(instances_there: QuerySet[Instance]) -> QuerySet[Instance, int]:
+    paused = instances_there.filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+    return paused.order_by("pk").values_list("pk", flat=True)
+
+
+@transaction.atomic
+def _resume(instance_id: int, at: datetime) -> bool:
+    # The row's lock keeps `_mark` of another node of the gang, and a stop, before or after this; never between.
+    paused = Instance.objects.filter(pk=instance_id, phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+    related = paused.select_related("project__organization", "offer", "price_version")
+    instance = related.select_for_update(of=("self",)).first()
+    if instance is None or _nodes_of(instance).exclude(reachability=Node.Reachability.ONLINE).exists():
+        return False
+    Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.HEALTHY)
+    open_meter(instance, at=at)
+    return True
+
+
+def _nodes_of(instance: Instance) -> QuerySet[Node]:
+    return Node.objects.filter(assignments__instance=instance, assignments__fence=instance.run)

@@ -15,7 +15,7 @@ from billing import holds, usage
 from provisioning import placement, quotas
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
-from provisioning.engine import Failed, Next, NotYet, Outcome, Plan, Step, Wait
+from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Instance, Node, Phase, Reason
 
@@ -33,6 +33,8 @@ def place(instance: Instance) -> Outcome:
     if timezone.now() - instance.phase_since > QUEUE_MAX:
         minutes = QUEUE_MAX // timedelta(minutes=1)
         return Failed(Reason.NO_CAPACITY, f"No {instance.gpus} GPUs became free within {minutes} minutes.")
+    if instance.project.is_suspended:
+        return Failed(Reason.OPERATOR, "Its project was suspended before it could start.")
     return Next("create", commit=claim_gpus)
 
 
@@ -81,7 +83,6 @@ def begin_running(instance: Instance) -> None:
         Phase.RUNNING,
         at=at,
         ready_at=at,
-        health=Instance.Health.HEALTHY,
         observed_generation=instance.generation,
     )
     open_meter(instance, at=at)
@@ -101,10 +102,21 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
 
 
 def begin(instance: Instance) -> Outcome:
-    """Let the command start on every replica at once."""
+    """Let the command start on every replica at once, and wait until each node says that it did."""
     for assignment in _assignments(instance):
         driver_for(assignment).start(assignment)
-    return Next("watch")
+    seen = _look(instance)
+    if broken := [look for look in seen if look.state in {State.FAILED, State.GONE}]:
+        return Failed(Reason.NODE_FAILED, broken[0].message or "The node could not start the command.")
+    if any(look.state not in {State.RUNNING, State.EXITED} for look in seen):
+        return Wait(LOOK_S)
+    return Next("watch", commit=note_started)
+
+
+def note_started(instance: Instance) -> None:
+    """Its health is known from here on; what fails before has never run and costs nothing."""
+    unknown = Instance.objects.filter(pk=instance.pk, health=Instance.Health.UNKNOWN)
+    unknown.update(health=Instance.Health.HEALTHY)
 
 
 def watch(instance: Instance) -> Outcome:
@@ -167,6 +179,7 @@ def rest(instance: Instance) -> Outcome:
 def fail(instance: Instance, failure: Failed) -> None:
     """Write down why; the GPUs stay held until the nodes confirm. What never ran is never charged."""
     at = timezone.now()
+    ran = instance.health != Instance.Health.UNKNOWN
     instance.move_to(
         Phase.FAILED,
         at=at,
@@ -175,7 +188,7 @@ def fail(instance: Instance, failure: Failed) -> None:
         retryable=failure.retryable,
         health=Instance.Health.UNKNOWN,
     )
-    usage.stop(resource_id=instance.public_id, at=at)
+    usage.stop(resource_id=instance.public_id, at=at if ran else instance.ready_at or at)
     holds.void_for(resource_id=instance.public_id, at=at)
 
 
@@ -193,9 +206,9 @@ STEPS: dict[str, Step] = {
     step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
 }
 DEADLINES = {
-    "create": timedelta(seconds=30),
-    "prepare": timedelta(seconds=40),
-    "verify": timedelta(seconds=20),
-    "begin": timedelta(seconds=30),
+    "create": Deadline(timedelta(seconds=30), "The nodes could not be asked within 30 s."),
+    "prepare": Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s."),
+    "verify": Deadline(timedelta(seconds=20), "The nodes could not be checked within 20 s."),
+    "begin": Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s."),
 }
 PLAN = Plan(steps=STEPS, deadlines=DEADLINES, on_failure="tear_down", fail=fail)

@@ -30,5 +30,6 @@ def run_due_workflows() -> None:
 
 @shared_task
 def notice_silent_nodes() -> None:
-    """Mark nodes that stopped calling, and close the meters of what runs on them."""
+    """Close the meters of what runs on silent nodes, and open those of what runs on nodes that came back."""
     nodes.notice_silence(at=timezone.now(), limit=SILENT_MAX)
+    nodes.resume_meters(at=timezone.now(), limit=SILENT_MAX)

@@ -25,6 +25,8 @@ class PlayedNode:
     # The command of an instance "runs" until a test gives it an exit code here.
     exit_codes: dict[str, int] = field(default_factory=dict)
     fails_to_prepare: str = ""
+    fails_to_start: str = ""
+    never_starts: bool = False
     is_silent: bool = False
 
     def sync(self, at: datetime | None = None) -> dict[str, Any]:
@@ -72,6 +74,10 @@ class PlayedNode:
         if self.fails_to_prepare:
             return {"fence": fence, "state": "failed", "message": self.fails_to_prepare}
         if entry["desired"] == "prepared" or state is None:
+            return {"fence": fence, "state": "prepared"}
+        if self.fails_to_start:
+            return {"fence": fence, "state": "failed", "message": self.fails_to_start}
+        if self.never_starts:
             return {"fence": fence, "state": "prepared"}
         if entry["instance"] in self.exit_codes:
             return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]}

@@ -10,6 +10,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Offer
 from provisioning import instances, nodes
+from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models import Fabric, Instance, Node, Reason
 
 
@@ -78,12 +79,20 @@ def uncordon(*, actor: Actor, node: Node) -> None:
     _record(actor, node, "node.uncordon", was)
 
 
-@transaction.atomic
-def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> None:
-    """Place nothing new there and stop what runs."""
+def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> int:
+    """Place nothing new there and stop what runs, each instance by itself; return how many were asked to stop."""
     was = node.state
-    stopped = nodes.drain(node=node, reason=reason, at=at)
-    _record(actor, node, "node.drain", was, instances_stopped=stopped)
+    with transaction.atomic():
+        nodes.drain(node=node, reason=reason)
+        _record(actor, node, "node.drain", was)
+    stopped = 0
+    for instance in nodes.living_on(node).select_related("project__organization").order_by("pk"):
+        try:
+            stop_instance(actor=actor, instance=instance, reason=f"{node.name} is being drained: {reason}", at=at)
+        except (IllegalMove, StaleInstance):
+            continue  # it moved by itself meanwhile
+        stopped += 1
+    return stopped
 
 
 def _record(actor: Actor, node: Node, verb: str, was: str, **more: object) -> None:

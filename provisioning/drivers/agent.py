@@ -40,5 +40,7 @@ def _want(assignment: Assignment, desired: Assignment.Desired, *, only_from: Ass
     rows = Assignment.objects.filter(pk=assignment.pk).exclude(desired=desired)
     if only_from is not None:
         rows = rows.filter(desired=only_from)
-    if rows.update(desired=desired):
+    if rows.exists():
+        # The node first, as everywhere: see the order of locks in `instances.py`.
         Node.objects.filter(pk=assignment.node_id).update(desired_generation=F("desired_generation") + 1)
+        rows.update(desired=desired)

@@ -155,7 +155,7 @@ class Instance(models.Model):
         if phase not in MOVES[old]:
             raise IllegalMove(f"{self.public_id}: {old} cannot become {phase}")
         changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
-        if not Instance.objects.filter(pk=self.pk, phase=old).update(**changes):
+        if not Instance.objects.filter(pk=self.pk, phase=old, run=self.run).update(**changes):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
         spent = max(timedelta(0), at - self.phase_since)
         milliseconds = spent // timedelta(milliseconds=1)

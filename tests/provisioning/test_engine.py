@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from marketplace.celery import app
 from provisioning import engine, tasks
-from provisioning.engine import Failed, Next, NotYet, Outcome, Plan, Wait
+from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Wait
 from provisioning.models import Instance, Reason, Workflow
 from tests.conftest import Rent
 
@@ -137,7 +137,7 @@ def test_a_step_past_its_deadline_fails_without_running(instance: Instance) -> N
 
     hurried = plan(
         work,
-        deadlines={"work": timedelta(seconds=30)},
+        deadlines={"work": Deadline(timedelta(seconds=30), "It took too long.")},
         fail=lambda instance, failure: failed.append(failure),
     )
     with time_machine.travel(row(instance).step_since + timedelta(seconds=30, milliseconds=1), tick=False):
@@ -147,7 +147,9 @@ def test_a_step_past_its_deadline_fails_without_running(instance: Instance) -> N
 
 
 def test_a_step_within_its_deadline_runs(instance: Instance) -> None:
-    patient = plan(lambda instance: Next("more"), deadlines={"work": timedelta(seconds=30)})
+    patient = plan(
+        lambda instance: Next("more"), deadlines={"work": Deadline(timedelta(seconds=30), "It took too long.")}
+    )
     with time_machine.travel(row(instance).step_since + timedelta(seconds=30), tick=False):
         assert engine.run_one(instance.pk, patient)
     assert row(instance).step == "more"

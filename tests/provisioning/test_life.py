@@ -10,6 +10,8 @@ from billing import books, usage
 from billing.models import Hold, UsageSpan
 from marketplace import rentals
 from marketplace.access import Actor
+from marketplace.console import nodes as console
+from marketplace.models import Project
 from provisioning import engine, instances, nodes
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models import (
@@ -121,6 +123,70 @@ def test_a_start_that_takes_too_long_fails(rent: Rent, run_until_idle: Run, flee
         fleet.sync()
         run_until_idle()
         assert_nothing_is_left_over(instance, fleet)
+
+
+def test_a_command_that_cannot_be_started_costs_nothing(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    for played in fleet.nodes.values():
+        played.fails_to_start = "the supervisor could not start"
+    with time_machine.travel(NOON, tick=False) as clock:
+        instance = rent()
+        run_until_idle()
+        clock.shift(timedelta(seconds=20))
+        run_until_idle()
+        instance.refresh_from_db()
+        assert (instance.phase, instance.reason) == ("failed", "node_failed")
+        assert sum(span.charged_micros for span in UsageSpan.objects.all()) == 0
+        assert_nothing_is_left_over(instance, fleet)
+
+
+def test_a_node_that_never_starts_the_command_is_not_paid(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    for played in fleet.nodes.values():
+        played.never_starts = True
+    with time_machine.travel(NOON, tick=False) as clock:
+        instance = rent()
+        for _ in range(5):
+            run_until_idle()
+            clock.shift(timedelta(seconds=10))
+        run_until_idle()
+        instance.refresh_from_db()
+        assert (instance.phase, instance.reason) == ("failed", "timed_out")
+        assert instance.message == "The nodes did not start the command within 30 s."
+        assert sum(span.charged_micros for span in UsageSpan.objects.all()) == 0
+        assert_nothing_is_left_over(instance, fleet)
+
+
+def test_a_project_that_is_suspended_starts_nothing_that_is_queued(
+    running: Instance, rent: Rent, run_until_idle: Run, actor: Actor
+) -> None:
+    rentals.stop(actor=actor, instance=running, at=timezone.now())
+    run_until_idle()
+    running.refresh_from_db()
+    rentals.start(actor=actor, instance=running, at=timezone.now())
+    Project.objects.update(suspended_at=timezone.now())
+    run_until_idle()
+    running.refresh_from_db()
+    assert (running.phase, running.reason) == ("failed", "operator")
+
+
+def test_a_gang_whose_nodes_come_back_at_once_is_metered_again(
+    rent: Rent, run_until_idle: Run, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with time_machine.travel(NOON, tick=False) as clock:
+        gang = rent(gpus=8, replicas=2)
+        run_until_idle()
+        fleet.sync()
+        clock.shift(timedelta(seconds=45))
+        nodes.notice_silence(at=timezone.now(), limit=100)
+        with monkeypatch.context() as blind:
+            # Each node reports before it can see that the other is back, too.
+            blind.setattr(nodes, "_resume", lambda instance_id, at: False)
+            fleet.sync()
+        gang.refresh_from_db()
+        assert gang.health == "unreachable"
+        assert nodes.resume_meters(at=timezone.now(), limit=100) == 1
+        gang.refresh_from_db()
+        assert gang.health == "healthy"
+        assert UsageSpan.objects.filter(ended_at=None).count() == 1
 
 
 def test_a_stopped_instance_can_be_started_again_as_a_new_run(
@@ -307,9 +373,11 @@ def test_a_lost_node_fails_its_instances_and_keeps_nobody_waiting(
         assert not GpuHold.objects.filter(released_at=None).exists()
 
 
-def test_draining_a_node_stops_what_runs_there(running: Instance, fleet: Fleet, run_until_idle: Run) -> None:
+def test_draining_a_node_stops_what_runs_there(
+    running: Instance, actor: Actor, fleet: Fleet, run_until_idle: Run
+) -> None:
     node = Node.objects.get(name="h200-1")
-    assert nodes.drain(node=node, reason="new power supply", at=timezone.now()) == 1
+    assert console.drain(actor=actor, node=node, reason="new power supply", at=timezone.now()) == 1
     run_until_idle()
     running.refresh_from_db()
     assert (running.phase, running.reason) == ("stopped", "operator")

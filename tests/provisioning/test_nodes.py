@@ -10,6 +10,8 @@ from django.utils import timezone
 
 from billing import books
 from billing.models import UsageSpan
+from marketplace.access import Actor
+from marketplace.console import nodes as console
 from provisioning import engine, nodes, placement
 from provisioning.errors import NoCapacity, ProvisioningError
 from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
@@ -94,7 +96,7 @@ Verb = Callable[[Node], object]
 VERBS: dict[str, Verb] = {
     "cordon": lambda node: nodes.cordon(node=node, reason="a fan is loud"),
     "uncordon": lambda node: nodes.uncordon(node=node),
-    "drain": lambda node: nodes.drain(node=node, reason="a new power supply", at=timezone.now()),
+    "drain": lambda node: nodes.drain(node=node, reason="a new power supply"),
 }
 
 
@@ -133,17 +135,19 @@ def test_a_cordon_leaves_running_what_runs(running: Instance, node: Node, run_un
     assert running.phase == "running"
 
 
-def test_a_drain_stops_gangs_and_starts_but_nothing_elsewhere(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+def test_a_drain_stops_gangs_and_starts_but_nothing_elsewhere(
+    rent: Rent, run_until_idle: Run, fleet: Fleet, actor: Actor
+) -> None:
     gang = rent(gpus=5, replicas=2)
     run_until_idle()
     starting, elsewhere = rent(gpus=3), rent(offer=fleet.l40s)
     there = Assignment.objects.get(instance=starting).node
-    assert nodes.drain(node=there, reason="test", at=timezone.now()) == 2
+    assert console.drain(actor=actor, node=there, reason="test", at=timezone.now()) == 2
     run_until_idle()
     for instance, phase in [(gang, "stopped"), (starting, "stopped"), (elsewhere, "running")]:
         instance.refresh_from_db()
         assert instance.phase == phase
-    assert nodes.drain(node=there, reason="test", at=timezone.now()) == 0
+    assert console.drain(actor=actor, node=there, reason="test", at=timezone.now()) == 0
 
 
 # Silence
@@ -283,12 +287,12 @@ def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
 
 
 def test_what_was_stopped_while_its_node_was_silent_is_not_charged_when_it_comes_back(
-    clock: time_machine.Traveller, running: Instance, fleet: Fleet, run_until_idle: Run
+    clock: time_machine.Traveller, running: Instance, fleet: Fleet, run_until_idle: Run, actor: Actor
 ) -> None:
     fleet.sync()
     clock.shift(timedelta(minutes=1))
     nodes.notice_silence(at=timezone.now(), limit=100)
-    nodes.drain(node=Node.objects.get(name="h200-1"), reason="test", at=timezone.now())
+    console.drain(actor=actor, node=Node.objects.get(name="h200-1"), reason="test", at=timezone.now())
     clock.shift(timedelta(minutes=1))
     fleet.sync()
     assert open_meters() == 0
