@@ -152,6 +152,27 @@ def test_a_claim_is_whole_disjoint_and_as_tight_as_can_be(
         assert_as_tight_as_possible(fleet, set(taken), replicas, gpus)
 
 
+def places_of(offer: Offer, ordered: Order, fleet: list[Spot], shape: tuple[int, int]) -> list[int]:
+    """Return the numbers of the nodes that a claim takes, by replica."""
+    numbers = {node.pk: number for number, node in enumerate(build(offer, fleet))}
+    claimed = placement.claim(instance=ordered(*shape), at=timezone.now())
+    return [numbers[assignment.node_id] for assignment in claimed]
+
+
+def test_the_rack_with_the_least_room_to_spare_is_chosen(offer: Offer, ordered: Order) -> None:
+    roomy, tight = [Spot(0, 0, 8), Spot(0, 0, 8)], [Spot(0, 1, 4), Spot(0, 1, 4), Spot(0, 1, 4)]
+    assert sorted(places_of(offer, ordered, roomy + tight, (3, 4))) == [2, 3, 4]
+
+
+def test_a_rack_is_chosen_before_a_tighter_fabric(offer: Offer, ordered: Order) -> None:
+    rack, apart = [Spot(0, 0, 8), Spot(0, 0, 8)], [Spot(1, 0, 4), Spot(1, 1, 4), Spot(1, 2, 4)]
+    assert set(places_of(offer, ordered, rack + apart, (3, 4))) == {0, 1}
+
+
+def test_the_last_replicas_of_a_gang_take_the_fullest_node_that_has_room(offer: Offer, ordered: Order) -> None:
+    assert places_of(offer, ordered, [Spot(0, 0, 8), Spot(0, 0, 8), Spot(0, 0, 4)], (3, 4)) == [0, 0, 2]
+
+
 def assert_claim_is_sound(claimed: list[Assignment], instance: Instance) -> None:
     uuids = [uuid for assignment in claimed for uuid in assignment.gpu_uuids]
     assert len(set(uuids)) == len(uuids) == instance.gpus
