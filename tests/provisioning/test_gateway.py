@@ -150,6 +150,16 @@ def test_a_node_with_other_gpus_than_announced_is_told_and_may_come_again(
     assert knock(door, secret).status_code == 201
 
 
+@pytest.mark.parametrize("key_sha256", ["", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "é" * 64, "0" * 63 + "\n"])
+def test_a_key_that_is_no_hash_is_refused_and_the_token_stays_good(
+    door: Client, newcomer: Node, key_sha256: str
+) -> None:
+    secret = token_for(newcomer)
+    assert knock(door, secret, key_sha256=key_sha256).status_code == 422
+    assert knock(door, secret).status_code == 201
+    assert knock(door, secret, key_sha256=key_sha256).status_code == 422
+
+
 def test_a_cordoned_node_that_joins_anew_stays_cordoned_and_its_old_key_is_dead(door: Client, newcomer: Node) -> None:
     knock(door, token_for(newcomer))
     nodes.cordon(node=newcomer, reason="a fan is loud")
