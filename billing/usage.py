@@ -53,26 +53,27 @@ def start(
 
 @transaction.atomic
 def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) -> UsageSpan | None:
-    """Close the meter of a resource, charge its whole span and give back what is left of its holds.
+    """Close the meter of a resource if it is open, charge its whole span, and give back what is left of its holds.
 
-    Returns None where no meter is open, so stopping twice changes nothing. `at`
-    may lie before the last charge (the meter closes at the last proof of life):
-    what was taken for the time after it is given back. It counts as the start
-    if it lies before even that: an empty span, which costs nothing.
+    Returns None where no meter is open; holds are given back all the same, and
+    stopping twice changes nothing. `at` may lie before the last charge (the
+    meter closes at the last proof of life): what was taken for the time after
+    it is given back. It counts as the start if it lies before even that: an
+    empty span, which costs nothing.
     """
     running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
     running = running.select_related("organization", "price_version")
-    found = running.first()
-    if found is None:
-        return None
-    payer = accounts.lock(organization_id=found.organization_id, currency=found.price_version.currency)
-    span = running.first()  # again, now that nobody else can close it
-    if span is None:
-        return None
-    span.ended_at = max(span.started_at, rating.whole_millisecond(at))
-    charging.charge_locked(span, payer=payer, through=span.ended_at)
-    holds.void_for(resource_id=resource_id, at=span.ended_at)
-    runway.refresh(organization=span.organization, at=at)
+    span = running.first()
+    if span is not None:
+        payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
+        span = running.first()  # again, now that nobody else can close it
+    ended_at = rating.whole_millisecond(at)
+    if span is not None:
+        span.ended_at = ended_at = max(span.started_at, ended_at)
+        charging.charge_locked(span, payer=payer, through=ended_at)
+    holds.void_for(resource_id=resource_id, at=ended_at)
+    if span is not None:
+        runway.refresh(organization=span.organization, at=at)
     return span
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from billing import holds, usage
+from billing import usage
 from billing.models import PriceVersion
 from provisioning import engine, placement
 from provisioning.errors import IllegalMove
@@ -113,7 +113,6 @@ def _take_down(
         generation=instance.generation + 1,
     )
     usage.stop(resource_id=instance.public_id, at=instance.phase_since)
-    holds.void_for(resource_id=instance.public_id, at=instance.phase_since)
 
 
 def actions(instance: Instance) -> dict[str, str]:

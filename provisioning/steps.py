@@ -11,7 +11,7 @@ from functools import partial
 
 from django.utils import timezone
 
-from billing import holds, usage
+from billing import usage
 from provisioning import placement, quotas
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
@@ -189,7 +189,6 @@ def fail(instance: Instance, failure: Failed) -> None:
         health=Instance.Health.UNKNOWN,
     )
     usage.stop(resource_id=instance.public_id, at=at if ran else instance.ready_at or at)
-    holds.void_for(resource_id=instance.public_id, at=at)
 
 
 def _assignments(instance: Instance) -> list[Assignment]:

@@ -110,6 +110,13 @@ def test_stopping_gives_back_what_is_left_of_the_resource_s_holds(acme):
     assert has.promo_micros == 10 * USD - USD // 2
 
 
+def test_stopping_what_never_ran_gives_back_its_holds(acme):
+    hold_money(acme, 12 * USD, resource_id="ins_1")
+    hold_money(acme, USD, resource_id="ins_2")
+    assert stop(at=NOON) is None
+    assert wallet(acme).held_micros == USD
+
+
 def write_span(organization, **overrides):
     ordinary = {
         "resource_id": "ins_1",
