@@ -13,7 +13,7 @@ from django.db.models import QuerySet
 from django.utils.translation import gettext
 
 from billing.models import Runway, UsageSpan
-from marketplace.errors import Forbidden, NotFound
+from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
 from provisioning.models import Instance, InstanceEvent, Quota
@@ -166,17 +166,22 @@ def _projects(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Project]:
 
 
 def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
-    """Return a project; without an id the token's own, or the only one that the actor has."""
+    """Return a project; without an id the token's own, or the only one that the actor has.
+
+    Raises BadOrder when there are several: nobody wants to rent in the wrong one.
+    """
     if project_id is None and actor.token is not None and actor.token.project is not None:
         project = actor.token.project
     else:
         chosen = _projects(actor, memberships(actor))
         if project_id is not None:
             chosen = chosen.filter(public_id=project_id)
-        found = chosen.order_by("pk").first()
-        if found is None:
+        found = list(chosen.order_by("pk")[:2])
+        if not found:
             raise NotFound
-        project = found
+        if len(found) > 1:
+            raise BadOrder("project", gettext("There are several projects; say which one."))
+        project = found[0]
     _check(actor, project.organization_id, verb)
     return project
 

@@ -16,5 +16,5 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         user = super().save_user(request, user, form, commit=commit)
         if commit and "invitation" not in request.session:
             name = user.email.split("@")[0]
-            tenants.found_organization(owner=user, name=name)
+            tenants.found_organization(owner=user, name=name, request_id=getattr(request, "id", ""))
         return user

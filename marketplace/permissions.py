@@ -34,6 +34,7 @@ ORGANIZATION_WIDE = frozenset(
     {
         "organization.change",
         "project.create",
+        "member.view",
         "member.change",
         "invitation.view",
         "invitation.change",

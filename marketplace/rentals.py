@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext
 
@@ -17,8 +18,10 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
 from provisioning import instances, quotas
-from provisioning.errors import IllegalMove, StaleInstance
+from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
+
+log = structlog.get_logger("marketplace.rentals")
 
 HOUR_MS = 3_600_000
 FIRST_HOUR_LIFE = timedelta(days=7)
@@ -229,7 +232,9 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
         message = "The organization's funds are used up; add credit and start it again."
         try:
             instances.stop(instance=instance, at=at, reason=Reason.NO_FUNDS, message=message)
-        except StaleInstance:
+        except ProvisioningError:
+            # It moved meanwhile, or cannot be stopped just now: the next sweep looks again, the others come first.
+            log.warning("not stopped", instance=instance.public_id, exc_info=True)
             continue
         stopped += 1
     return stopped

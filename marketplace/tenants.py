@@ -22,12 +22,14 @@ EMAIL_LENGTH_MAX = 254
 
 
 @transaction.atomic
-def found_organization(*, owner: User, name: str, currency: str = "USD", is_supplier: bool = False) -> Organization:
+def found_organization(
+    *, owner: User, name: str, currency: str = "USD", is_supplier: bool = False, request_id: str = ""
+) -> Organization:
     """Make an organization with its accounts, a first project and its owner."""
     organization = Organization.objects.create(name=checked_name(name), currency=currency, is_supplier=is_supplier)
     accounts.open_for(organization=organization)
     Membership.objects.create(organization=organization, user=owner, role=Role.OWNER)
-    actor = person(owner)
+    actor = person(owner, request_id)
     _record(actor, organization, "organization.found", organization.public_id, after={"name": organization.name})
     create_project(actor=actor, organization=organization, name="default")
     return organization
@@ -131,7 +133,7 @@ def open_invitation(*, secret: str, at: datetime) -> Invitation:
 
 
 @transaction.atomic
-def accept_invitation(*, user: User, secret: str, at: datetime) -> Membership:
+def accept_invitation(*, user: User, secret: str, at: datetime, request_id: str = "") -> Membership:
     """Make the invited person a member. The link works once, and only for the address it was sent to."""
     invitation = open_invitation(secret=secret, at=at)
     if user.email.lower() != invitation.email:
@@ -145,7 +147,7 @@ def accept_invitation(*, user: User, secret: str, at: datetime) -> Membership:
         organization=invitation.organization, user=user, defaults={"role": invitation.role}
     )
     _record(
-        person(user),
+        person(user, request_id),
         invitation.organization,
         "invitation.accept",
         membership.public_id,
@@ -175,6 +177,8 @@ def change_role(*, actor: Actor, member: Membership, role: Role) -> None:
 @transaction.atomic
 def remove_member(*, actor: Actor, member: Membership) -> None:
     """Take a person out of an organization; their tokens end with it."""
+    # The role of now, under a lock: somebody may just have been made an owner.
+    member.role = Membership.objects.select_for_update().values_list("role", flat=True).get(pk=member.pk)
     _check_may_give(actor, member.organization, Role(member.role))
     if member.role == Role.OWNER:
         _check_not_last_owner(member)

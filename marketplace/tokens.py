@@ -37,8 +37,8 @@ def create_token(
 ) -> tuple[ApiToken, str]:
     """Make a token of the actor's own membership; return it and its secret, which is shown only now.
 
-    A token cannot give what it does not have: made by a token, it may not have
-    more scopes than that one.
+    A token cannot give what it does not have: made by a token, it has no more
+    scopes than that one, lives no longer, and is revoked with it.
     """
     membership = Membership.objects.filter(organization=organization, user=actor.user).first()
     if membership is None:
@@ -52,6 +52,7 @@ def create_token(
         raise BadOrder("project", gettext("The project belongs to another organization than the token."))
     if not 1 <= days <= LIFE_DAYS_MAX:
         raise BadOrder("days", gettext("A token lives 1 to %(most)s days.") % {"most": LIFE_DAYS_MAX})
+    ends_at = at + timedelta(days=days)
     secret = PREFIX + secrets.token_urlsafe(32)
     token = ApiToken.objects.create(
         membership=membership,
@@ -61,7 +62,8 @@ def create_token(
         secret_hash=secret_hash(secret),
         scopes=sorted(set(scopes)),
         created_at=at,
-        expires_at=at + timedelta(days=days),
+        made_by=actor.token,
+        expires_at=min(ends_at, actor.token.expires_at) if actor.token else ends_at,
     )
     after = {"name": token.name, "scopes": token.scopes, "expires_at": token.expires_at.isoformat()}
     audit.record(actor=actor, organization=organization, verb="token.create", subject_id=token.public_id, after=after)
@@ -70,10 +72,19 @@ def create_token(
 
 @transaction.atomic
 def revoke_token(*, actor: Actor, token: ApiToken, at: datetime) -> None:
-    """Make a token useless at once. Revoking twice changes nothing."""
-    if ApiToken.objects.filter(pk=token.pk, revoked_at=None).update(revoked_at=at):
-        organization = token.membership.organization
-        audit.record(actor=actor, organization=organization, verb="token.revoke", subject_id=token.public_id)
+    """Make a token, and every token that was made by it, useless at once. Revoking twice changes nothing."""
+    doomed = [token]
+    while doomed:
+        one = doomed.pop()
+        doomed += ApiToken.objects.filter(made_by=one)
+        if ApiToken.objects.filter(pk=one.pk, revoked_at=None).update(revoked_at=at):
+            audit.record(
+                actor=actor,
+                organization=token.membership.organization,
+                verb="token.revoke",
+                subject_id=one.public_id,
+                before={"name": one.name, "scopes": one.scopes, "expires_at": one.expires_at.isoformat()},
+            )
 
 
 @transaction.atomic

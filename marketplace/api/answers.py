@@ -199,7 +199,9 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
     }
 
 
-def balance(organization: Organization, wallet: accounts.Wallet, runway: Runway | None, *, at: datetime) -> Answer:
+def balance(
+    organization: Organization, wallet: accounts.Wallet, runway: Runway | None, *, level: str, at: datetime
+) -> Answer:
     return {
         "organization": {"id": organization.public_id, "name": organization.name},
         "currency": wallet.currency,
@@ -210,6 +212,7 @@ def balance(organization: Organization, wallet: accounts.Wallet, runway: Runway 
         "owed": decimal_string(wallet.owed_micros),
         "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),
         "exhausts_at": runway.exhausts_at if runway else None,
+        "level": level,
         "as_of": at,
     }
 

@@ -80,7 +80,9 @@ class InstanceList(APIView):
             instance = rentals.rent(actor=actor, project=project, order=_order(asked), at=at)
             return 202, answers.instance(instance, at=at)
 
-        return answered_once(request, organization=project.organization, order=asked, effect=effect)
+        # The project too, even if the token implied it: tokens of two projects may send the same body and key.
+        order_key = {**asked, "project": project.public_id}
+        return answered_once(request, organization=project.organization, order=order_key, effect=effect)
 
 
 def _order(asked: dict[str, Any]) -> rentals.Order:
@@ -276,8 +278,6 @@ def _looks(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
             page = output.page(instance, cursor=cursor)
         except (Forbidden, NotFound):
             return
-        finally:
-            connection.close()
         cursor = page.cursor
         for piece in page.pieces:
             data = json.dumps({"replica": piece.replica, "offset": piece.offset, "text": piece.text})
@@ -287,4 +287,5 @@ def _looks(actor: Actor, instance_id: str, cursor: str) -> Iterator[str]:
             return
         if not page.pieces:
             yield ": waiting\n\n"
+            connection.close()
             sleep(STREAM_LOOK_S)

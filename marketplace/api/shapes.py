@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from billing.runway import Level
 from marketplace.models import Role
 from marketplace.permissions import SCOPES
 from marketplace.tenants import EMAIL_LENGTH_MAX
@@ -43,7 +44,7 @@ class Count(serializers.IntegerField):
 
 class RentInstance(Shape):
     offer = Text(max_length=64, help_text="an offer's id or slug")
-    project = Text(max_length=32, required=False, help_text="default: the token's or the first one")
+    project = Text(max_length=32, required=False, help_text="default: the token's or the only one")
     name = Text(max_length=63, required=False, help_text="default: made from the GPU model")
     replicas = Count(min_value=1, max_value=10_000, default=1)
     gpus = Count(min_value=1, max_value=1024, default=1, help_text="GPUs of each replica")
@@ -340,6 +341,7 @@ class BalanceAnswer(serializers.Serializer[Any]):
     owed = serializers.CharField()
     burn_per_hour = serializers.CharField()
     exhausts_at = serializers.DateTimeField(allow_null=True)
+    level = serializers.ChoiceField(choices=[level.value for level in Level], help_text="how long it lasts, as a word")
     as_of = serializers.DateTimeField()
 
 

@@ -148,6 +148,8 @@ class ApiToken(models.Model):
     public_id = PublicIdField(prefix="tok")
     membership = models.ForeignKey(Membership, models.CASCADE, related_name="tokens")
     project = models.ForeignKey(Project, models.CASCADE, null=True, blank=True, related_name="+")
+    # A token that was made by a token ends with it.
+    made_by = models.ForeignKey("self", models.CASCADE, null=True, blank=True, related_name="made")
     name = models.CharField(max_length=100)
     prefix = models.CharField(max_length=12)
     secret_hash = models.CharField(max_length=64, unique=True)

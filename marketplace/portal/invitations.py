@@ -32,7 +32,9 @@ def invitation(request: HttpRequest, secret: str) -> HttpResponse:
         is_theirs = request.user.email.lower() == opened.email
         return render(request, "invitation.html", {"invitation": opened, "is_theirs": is_theirs})
     try:
-        member = tenants.accept_invitation(user=request.user, secret=secret, at=at)
+        member = tenants.accept_invitation(
+            user=request.user, secret=secret, at=at, request_id=getattr(request, "id", "")
+        )
     except (Forbidden, NotFound) as error:
         return errors.refused(request, error)
     request.session.pop(SESSION_KEY, None)

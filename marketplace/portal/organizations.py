@@ -29,7 +29,7 @@ def new(visit: Visit) -> HttpResponse:
         return visit.page("organizations/new.html", {})
     typed = visit.text("name")
     try:
-        organization = tenants.found_organization(owner=visit.actor.user, name=typed)
+        organization = tenants.found_organization(owner=visit.actor.user, name=typed, request_id=visit.actor.request_id)
     except BadOrder as error:
         return visit.page("organizations/new.html", {"typed": typed, "error": str(error)}, status=422)
     visit.request.session[ORGANIZATION_KEY] = organization.public_id

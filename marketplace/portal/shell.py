@@ -8,6 +8,8 @@ from django.conf import settings
 from django.http import HttpRequest
 from django.utils import timezone
 
+from billing import runway
+from billing.runway import Level
 from marketplace import access, permissions
 from marketplace.models import Membership, Organization, Role
 from marketplace.portal import spending
@@ -60,3 +62,11 @@ class Frame:
             return None
         with timezone.override(zone_of(self.request)):
             return spending.of(self.organization, at=timezone.now())
+
+    @cached_property
+    def runs_low(self) -> Level | None:
+        """How urgently to warn that running instances will be stopped; asks only when something is charged."""
+        if self.organization is None or self.spending is None or not self.spending.per_hour_micros:
+            return None
+        level = runway.level(organization=self.organization, at=timezone.now())
+        return None if level == Level.ENOUGH else level

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from marketplace import access, permissions, tenants
 from marketplace.access import Actor, person
-from marketplace.errors import Forbidden, NotFound
+from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import ApiToken, Organization, Project, Role, User
 from provisioning.models import Instance
 from tests.conftest import Rent, make_member, make_organization, make_token
@@ -122,6 +122,8 @@ def test_a_token_that_is_renewed_is_as_things_stand_now(alice: User, acme: Organ
     assert access.renewed(actor, at=at) is None
 
 
-def test_a_project_without_an_id_is_the_first(actor: Actor, acme: Organization, project: Project) -> None:
-    tenants.create_project(actor=actor, organization=acme, name="later")
+def test_a_project_without_an_id_is_the_only_one(actor: Actor, acme: Organization, project: Project) -> None:
     assert access.project_for(actor, None, verb="project.view") == project
+    tenants.create_project(actor=actor, organization=acme, name="later")
+    with pytest.raises(BadOrder):
+        access.project_for(actor, None, verb="project.view")

@@ -153,3 +153,17 @@ def test_what_is_no_public_key_is_refused_and_said_why(actor: Actor, project: Pr
     assert refusal.value.field == "public_key"
     assert not SshKey.objects.exists()
     assert "b3BlbnNz" not in str(refusal.value)
+
+
+def test_a_token_that_a_token_made_lives_no_longer_and_ends_with_it(alice: User, acme: Organization) -> None:
+    now = timezone.now()
+    first, _ = tokens.create_token(
+        actor=person(alice), organization=acme, name="first", scopes=["manage", "read"], days=1, at=now
+    )
+    made_by_first = Actor(user=alice, token=first)
+    second, secret = tokens.create_token(
+        actor=made_by_first, organization=acme, name="second", scopes=["read"], days=300, at=now
+    )
+    assert second.expires_at == first.expires_at
+    tokens.revoke_token(actor=person(alice), token=first, at=now)
+    assert access.actor_of_token(secret, request_id="", at=now) is None

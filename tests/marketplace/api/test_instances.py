@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from billing import books
 from billing.models import Account
-from marketplace import tokens
+from marketplace import tenants, tokens
+from marketplace.access import person
 from marketplace.models import Organization, Project, Role, User
 from provisioning.models import GpuHold, Instance, Node, Quota
 from tests.conftest import Fleet, Run, make_member, make_token
@@ -169,7 +170,7 @@ def test_a_token_of_one_project_sees_and_rents_in_that_one_only(
     program: Program, acme: Organization, alice: User, project: Project
 ) -> None:
     other = program.post("projects", {"name": "other"}).json()
-    elsewhere = program.rent(key="1").json()
+    elsewhere = program.rent(key="1", project=project.public_id).json()
     secret = program.post(
         "tokens", {"name": "narrow", "scopes": ["read", "rent", "manage"], "project": other["id"]}
     ).json()["secret"]
@@ -287,3 +288,24 @@ def test_a_token_says_whom_it_speaks_for(program: Program, alice: User, acme: Or
     assert me["organization"] == {"id": acme.public_id, "name": "Acme", "currency": "USD"}
     assert me["projects"] == [{"id": project.public_id, "name": "default", "role": "owner", "suspended": False}]
     assert me["token"]["scopes"] == ["manage", "read", "rent"]
+
+
+def test_a_key_that_another_project_used_is_refused_and_never_answered_with_its_instance(
+    alice: User, acme: Organization, project: Project, fleet: Fleet
+) -> None:
+    other = tenants.create_project(actor=person(alice), organization=acme, name="other")
+    answers = []
+    for home in (project, other):
+        _, secret = tokens.create_token(
+            actor=person(alice), organization=acme, name="ci", scopes=["read", "rent"], project=home, at=timezone.now()
+        )
+        answers.append(Program(secret).rent("deploy-1", name="deployed"))
+    assert answers[0].status_code == 202
+    problem_of(answers[1], 422, "idempotency_key_reused")
+
+
+def test_an_order_that_could_be_for_several_projects_is_refused(
+    program: Program, alice: User, acme: Organization, fleet: Fleet
+) -> None:
+    tenants.create_project(actor=person(alice), organization=acme, name="other")
+    problem_of(program.rent(), 422, "invalid_request", names="/project")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing import prices, usage
-from billing.models import UsageSpan
+from billing.models import Runway, UsageSpan
 from marketplace.models import Organization
 from marketplace.portal import charts, spending
 from marketplace.portal.spending import Day
@@ -138,3 +138,11 @@ def test_without_any_use_the_page_says_so(owner: Client, db: None) -> None:
     assert "No charges yet" in page.text
     assert "$1,000.00" in page.text
     assert "Nothing is being charged, so the credit lasts." in page.text
+
+
+def test_whoever_runs_low_is_warned_on_every_page(owner: Client, running: Instance, acme: Organization) -> None:
+    assert b"lasts for less than an hour" not in owner.get("/").content
+    soon = timezone.now() + timedelta(minutes=30)
+    Runway.objects.filter(organization=acme).update(exhausts_at=soon)
+    for page in ("/", "/market", "/instances"):
+        assert b"Your credit lasts for less than an hour" in owner.get(page).content

@@ -215,7 +215,7 @@ def test_times_are_in_the_readers_zone(owner: Client, running: Instance) -> None
 def test_pages_ask_a_fixed_number_of_questions(
     owner: Client, many: list[Instance], django_assert_max_num_queries: Callable[[int], Any], name: str
 ) -> None:
-    most = {"home": 17, "market": 10, "instances": 10, "balance": 11}[name]
+    most = {"home": 18, "market": 11, "instances": 11, "balance": 12}[name]
     owner.get(reverse(name))
     with django_assert_max_num_queries(most):
         assert owner.get(reverse(name)).status_code == 200
@@ -226,7 +226,7 @@ def test_an_instance_asks_a_fixed_number_of_questions(
 ) -> None:
     path = reverse("instance", args=[running.public_id])
     owner.get(path)
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         owner.get(path)
     with django_assert_max_num_queries(9):
         owner.get(path, headers={"HX-Request": "true"})
