@@ -8,8 +8,10 @@ import base64
 import json
 import math
 import re
+from datetime import datetime
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
@@ -19,6 +21,8 @@ from django.views.decorators.http import require_POST
 from provisioning import nodes, reports
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown
 from provisioning.models import Assignment
+
+log = structlog.get_logger("provisioning.gateway")
 
 REPORTS_MAX = 500
 GPUS_MAX = 1024
@@ -81,7 +85,16 @@ def sync(request: HttpRequest) -> JsonResponse:
     except Malformed as error:
         return _refusal(422, error)
     at = timezone.now()
-    return JsonResponse({"results": [reports.take(report, at=at) for report in said]})
+    return JsonResponse({"results": [_taken(report, at) for report in said]})
+
+
+def _taken(report: reports.Report, at: datetime) -> dict[str, Any]:
+    """Take one report; an error of ours with one node must not make the others of its batch look silent."""
+    try:
+        return reports.take(report, at=at)
+    except Exception:
+        log.exception("report failed", node=report.node)
+        return {"node": report.node, "status": "error", "poll_after_ms": settings.NODE_POLL_MS["busy"]}
 
 
 def _refusal(status: int, error: Exception) -> JsonResponse:
