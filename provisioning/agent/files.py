@@ -29,6 +29,15 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
+def write_over(path: Path, data: bytes) -> None:
+    """Put `data` in the place of as many bytes of an old file, for which even a full disk has room."""
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_whole` for JSON."""
     write_whole(path, json.dumps(value).encode(), durable=durable)

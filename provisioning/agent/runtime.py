@@ -8,6 +8,7 @@ from pathlib import Path
 
 from provisioning.agent.clock import boottime
 from provisioning.agent.environment import command_environment
+from provisioning.agent.lease import LEASE_RAN_OUT
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.state import Home, Lease
@@ -15,7 +16,6 @@ from provisioning.agent.workload import Look, Origin, Workload, find_workloads, 
 
 log = logging.getLogger("gpumarket.agent")
 
-LEASE_RAN_OUT = "the node heard nothing from its control plane for longer than its lease"
 AGENT_ENDS = "the node agent was told to end its workloads"
 
 

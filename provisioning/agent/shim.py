@@ -10,6 +10,9 @@ The folder is the whole conversation between agent and shim:
     output      standard output and error of the command, byte by byte, up to the limit.
     end.json    exit code and time; written last, when nothing of the workload runs and all output is kept.
 
+Two levels above the folder is the agent's home with its lease.json. When that lease has run out, the shim ends the
+workload as if stop.json asked for it, with the grace in assignment.json: the agent may be long dead.
+
 On Linux the shim is the reaper of all that descends from it, so a process that forks twice and starts its own
 session is still its child. When the command exits, what it left running is killed, as in a container.
 """
@@ -27,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
-from provisioning.agent.files import write_json
+from provisioning.agent.files import read_json, write_json
+from provisioning.agent.lease import LEASE_RAN_OUT, LeaseWatch
 from provisioning.agent.output import OutputFile
 
 PR_SET_PDEATHSIG = 1
@@ -35,6 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36
 READ_BYTES = 1 << 16
 QUICK_LOOK_S = 0.02
 SLOW_LOOK_S = 5.0
+LEASE_GRACE_S_MAX = 10.0  # The control plane waits a few seconds more than the lease, not a customer's own grace.
 NOT_FOUND, NOT_STARTED, KILLED_BY = 127, 126, 128
 
 
@@ -78,6 +83,8 @@ class Supervisor:
         self.command_pid = 0
         self.end: dict[str, Any] | None = None
         self.stop_began: float | None = None
+        self.lease = LeaseWatch(folder.parents[1] / "lease.json")
+        self.lapse: dict[str, Any] | None = None  # The order to stop that the lease gave by running out.
         self.pipe, self.pipe_in = os.pipe()
         self.wake, wake_in = os.pipe()
         for handle in (self.pipe, self.wake, wake_in):
@@ -102,7 +109,14 @@ class Supervisor:
                     looker.unregister(key.fd)
         while self._drain(self.pipe, is_last=True):
             pass
-        write_json(self.folder / "end.json", self.end)
+        write_json(self.folder / "end.json", self._whole_end())
+
+    def _whole_end(self) -> dict[str, Any]:
+        """Return the end, with the lease as its reason where nobody has written that into stop.json."""
+        assert self.end is not None
+        if self.lapse is None or (self._asked_to_stop() or {}).get("reason") == self.lapse["reason"]:
+            return self.end
+        return self.end | {"message": "; ".join(filter(None, [self.end["message"], self.lapse["reason"]]))}
 
     def _fork(self, libc: Any) -> int:
         parent = os.getpid()
@@ -153,10 +167,14 @@ class Supervisor:
         return True
 
     def _stop_order(self) -> Any:
-        try:
-            return json.loads((self.folder / "stop.json").read_bytes())
-        except FileNotFoundError:
-            return None
+        """Return the order to stop, if there is one: the agent's, the lease's, or the more urgent of both."""
+        if self.lapse is None and self.end is None and self.lease.has_run_out():
+            self.lapse = {"grace_s": lease_grace_s(self.folder), "reason": LEASE_RAN_OUT}
+        orders = [order for order in (self._asked_to_stop(), self.lapse) if order is not None]
+        return min(orders, key=lambda order: order["grace_s"], default=None)
+
+    def _asked_to_stop(self) -> Any:
+        return read_json(self.folder / "stop.json")
 
     def _drain(self, handle: int, *, is_last: bool = False) -> bool:
         """Read what is there; return False when nothing will come any more (or, `is_last`, nothing is there)."""
@@ -167,6 +185,14 @@ class Supervisor:
         if handle == self.pipe:
             self.output.write(data)
         return bool(data)
+
+
+def lease_grace_s(folder: Path) -> float:
+    """Return how long a workload may take to end once its lease has run out; 0 where its folder does not say."""
+    try:
+        return min(float(read_json(folder / "assignment.json")["stop_grace_s"]), LEASE_GRACE_S_MAX)
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
 
 
 def become(order: dict[str, Any], *, workdir: Path, output: int) -> None:

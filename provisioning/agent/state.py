@@ -11,6 +11,8 @@ workloads/      one folder per assignment, see `workload`
 
 import fcntl
 import hashlib
+import json
+import logging
 import os
 import secrets
 import threading
@@ -19,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
-from provisioning.agent.files import read_json, write_json, write_whole
+from provisioning.agent.files import read_json, write_json, write_over, write_whole
 from provisioning.agent.protocol import Document, Joined, ProtocolError, parse_document
+
+log = logging.getLogger("gpumarket.agent")
+
+LEASE_BYTES = 128  # Always the same: shims read it, and a full disk must not keep an old lease before their eyes.
 
 
 class HomeError(Exception):
@@ -189,8 +195,13 @@ class Lease:
     def renew(self, *, asked_at: float, lease_ms: int) -> None:
         """Note that the server confirmed us; the time counts from when we asked, the earliest it can have meant."""
         self._deadline = asked_at + lease_ms / 1000
-        # Not durable: after a crash of the machine nothing runs that a lease could end.
-        write_json(self._path, {"boot_id": boot_id(), "deadline": self._deadline}, durable=False)
+        data = json.dumps({"boot_id": boot_id(), "deadline": self._deadline}).ljust(LEASE_BYTES).encode()
+        try:
+            # Not durable: after a crash of the machine nothing runs that a lease could end.
+            write_whole(self._path, data, durable=False)
+        except OSError as error:
+            log.warning("cannot write the lease anew; writing over the old one", extra={"error": str(error)})
+            write_over(self._path, data)
 
     def has_run_out(self) -> bool:
         """Return whether the workloads must end. A node that never heard from a server has no lease to lose."""
