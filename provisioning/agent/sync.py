@@ -29,6 +29,7 @@ STALE = (
     "the control plane has heard a later report of this node; does another agent use a copy of this home, "
     "or is this home an old copy?"
 )
+TROUBLES = {"stale": STALE, "error": "the control plane failed at this node's report, through no fault of the node"}
 UNAUTHORIZED = (
     "the control plane does not accept this node's key; has the node been removed? "
     "To join as a new node, use an empty --home and a new join token"
@@ -131,8 +132,8 @@ class SyncLoop:
             return self._after(trouble, doing="sync"), False
         except Refused as refusal:
             return self._refused(str(refusal)), False
-        if result.status == "stale":
-            return self._after(Trouble(STALE), doing="sync"), False
+        if result.status in TROUBLES:
+            return self._after(Trouble(TROUBLES[result.status], retry_after_s=poll_s(result)), doing="sync"), False
         if result.status != "ok":
             return self._refused(result.status), False
         self._backoff.reset()
@@ -146,8 +147,7 @@ class SyncLoop:
         self._adopt(result)
         if is_log_waiting:
             return GAP_S, True
-        poll_ms = min(max(result.poll_after_ms, POLL_MS_MIN), POLL_MS_MAX)
-        return poll_ms / 1000 * random.uniform(0.9, 1.1), True  # noqa: S311  spreads load, guards nothing
+        return poll_s(result) * random.uniform(0.9, 1.1), True  # noqa: S311  spreads load, guards nothing
 
     def _refused(self, said: str) -> float:
         meaning = UNAUTHORIZED if said == "unauthorized" else f"the control plane refuses this node: {said}"
@@ -218,6 +218,11 @@ class SyncLoop:
         if is_new:
             log.info("new document", extra={"generation": result.desired_generation, "entries": len(result.desired)})
             self._runtime.poke()
+
+
+def poll_s(result: Result) -> float:
+    """Return after how many seconds the server wants to hear from us again, within reason."""
+    return min(max(result.poll_after_ms, POLL_MS_MIN), POLL_MS_MAX) / 1000
 
 
 def chunk(one: Observed, offset: int) -> bytes:

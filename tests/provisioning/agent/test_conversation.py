@@ -169,6 +169,26 @@ def test_a_key_that_is_not_accepted_is_said_plainly_and_retried_slowly(plane, st
     assert agent.stop() < 3
 
 
+def test_a_report_at_which_the_control_plane_fails_is_sent_again_and_nothing_is_lost(plane, home, start_agent):
+    failing = {"node": "nod_narvik1", "status": "error", "poll_after_ms": 300}
+    asked = []
+    agent = start_agent()
+    plane.want("asg_a", "running", command=["sh", "-c", "echo said; sleep 600"])
+    eventually(lambda: plane.log("asg_a") == "said\n")
+    plane.forced = lambda path: asked.append(time.monotonic()) or (200, {}, json.dumps({"results": [failing]}).encode())
+    eventually(lambda: asked)
+    lease = (home / "lease.json").read_text()
+    (home / "simulated-lost").write_text("1")
+    eventually(lambda: len(asked) >= 4)
+    assert all(later - earlier >= 0.25 for earlier, later in itertools.pairwise(asked))
+    assert asked[3] - asked[2] > 0.9  # The pauses grow.
+    assert (home / "lease.json").read_text() == lease  # Not heard is not confirmed.
+    plane.forced = lambda path: None
+    eventually(lambda: plane.inventory()["gpus"][1]["healthy"] is False)
+    assert plane.view("asg_a")["state"] == "running"
+    assert "through no fault of the node" in agent.log
+
+
 def test_a_copy_of_a_home_is_told_that_it_is_stale(plane, start_agent):
     agent = start_agent()
     eventually(lambda: plane.reports)
