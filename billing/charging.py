@@ -1,12 +1,13 @@
 """Taking money for use."""
 
 import logging
+from collections import Counter
 from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import F, Q, Sum
 
-from billing import accounts, holds, ledger, rating
+from billing import accounts, holds, ledger, rating, receivables
 from billing.models import Account, Charge, Hold, Transfer, UsageSpan
 
 # What is not charged yet is known to the runway, so the period only decides how fresh balances look.
@@ -111,20 +112,22 @@ def _take(charge: Charge, payer: accounts.CustomerAccounts) -> None:
 
 
 def _give_back(charge: Charge, payer: accounts.CustomerAccounts) -> None:
-    """Give money back in the opposite order, as if it had never been taken: owed, then cash, then credit.
+    """Give money back to what paid for the span, in the opposite order: what it still owes, then cash, then credit.
 
-    What is left after that was owed once and paid since; it returns as cash.
+    What was owed once counts for the account that has paid it since, and what
+    neither cash nor credit paid returns as credit, so that nothing becomes cash
+    which was not. The money then pays what is owed for other use.
     """
     span = charge.span
     taken = Transfer.objects.filter(key__startswith=f"charge:{span.public_id}:").values_list("source_id")
-    taken_micros = dict(taken.annotate(total=Sum("amount_micros")))
-    promo_micros = taken_micros.get(payer.promo.pk, 0)
-    cash_micros = taken_micros.get(payer.cash.pk, 0)
-    (owed, cash, promo), rest = rating.take_in_turn(
-        -charge.amount_micros, [payer.owed_micros, cash_micros, promo_micros]
-    )
+    paid_micros = Counter(dict(taken.annotate(total=Sum("amount_micros"))))
+    if paid_micros.pop(payer.receivable.pk, 0):
+        paid_micros.update(receivables.paid_since(span=span, receivable=payer.receivable))
+    targets = (payer.receivable, payer.cash, payer.promo)
+    shares, rest = rating.take_in_turn(-charge.amount_micros, [paid_micros[target.pk] for target in targets])
+    shares[-1] += rest
     revenue = accounts.platform(Account.Kind.REVENUE, payer.cash.currency)
-    for target, share in ((payer.receivable, owed), (payer.cash, cash + rest), (payer.promo, promo)):
+    for target, share in zip(targets, shares, strict=True):
         if share:
             ledger.transfer(
                 key=f"{charge.key}:{target.kind}",
@@ -134,3 +137,4 @@ def _give_back(charge: Charge, payer: accounts.CustomerAccounts) -> None:
                 reason=f"Correction for {span.resource_name}"[:200],
                 at=charge.through,
             )
+    receivables.settle(freed=payer.cash, cause=charge.key, at=charge.through)

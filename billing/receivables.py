@@ -1,11 +1,13 @@
 """What organizations owe."""
 
+from collections import Counter
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Q
 
 from billing import accounts, ledger, rating
-from billing.models import Account
+from billing.models import Account, Transfer, UsageSpan
 
 
 @transaction.atomic
@@ -31,3 +33,31 @@ def settle(*, freed: Account, cause: str, at: datetime) -> int:
                 at=at,
             )
     return payer.owed_micros - missing
+
+
+def paid_since(*, span: UsageSpan, receivable: Account) -> Counter[int]:
+    """Return what each account has paid of what was once owed for a span, by the account's id.
+
+    What is still owed stands under the receivable's own id. The oldest debt is
+    paid first; a correction lifts the newest of its own span. The caller has
+    locked the organization's accounts, so no debt or payment is on its way.
+    """
+    ours = f"charge:{span.public_id}:"
+    paid_micros: Counter[int] = Counter()
+    debts: dict[str, int] = {}  # what is left of each, by its transfer's key, the oldest first
+    moved = Transfer.objects.filter(Q(source=receivable) | Q(target=receivable)).order_by("pk")
+    for key, source_id, amount_micros in moved.values_list("key", "source_id", "amount_micros"):
+        if source_id == receivable.pk:
+            debts[key] = amount_micros
+            continue
+        is_correction = key.startswith("refund:")
+        lifted = f"charge:{key.split(':')[1]}:" if is_correction else ""
+        keys = [debt for debt in debts if debt.startswith(lifted)][:: -1 if is_correction else 1]
+        shares, _ = rating.take_in_turn(amount_micros, [debts[debt] for debt in keys])
+        for debt, share in zip(keys, shares, strict=True):
+            debts[debt] -= share
+            if debt.startswith(ours) and not is_correction:
+                paid_micros[source_id] += share
+        debts = {debt: left for debt, left in debts.items() if left}
+    paid_micros[receivable.pk] = sum(left for debt, left in debts.items() if debt.startswith(ours))
+    return paid_micros

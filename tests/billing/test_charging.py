@@ -8,16 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
-from billing import accounts, books, charging, holds, rating, runway, usage
+from billing import accounts, books, charging, holds, rating, receivables, runway, usage
 from billing.models import Account, Charge, Transfer, UsageSpan
 from tests.billing.makers import (
     HOUR,
     NOON,
     USD,
+    account,
     grant,
     hold_money,
     make_organization,
     make_price,
+    move,
+    pay_in,
     start,
     wallet,
 )
@@ -115,12 +118,65 @@ def test_what_was_taken_for_time_after_the_end_is_given_back(acme):
     assert (span.charged_micros, span.charged_through) == (5 * USD, NOON + HOUR / 4)
 
 
-def test_what_was_owed_and_paid_since_returns_as_cash(acme):
+def money(organization):
+    has = wallet(organization)
+    return has.promo_micros, has.cash_micros, has.owed_micros
+
+
+def pay(organization, amount_micros):
+    """Cash comes in and pays what is owed."""
+    paid = pay_in(organization, amount_micros)
+    receivables.settle(freed=paid.target, cause=paid.key, at=NOON)
+    runway.refresh(organization=organization, at=NOON)
+
+
+def test_what_credit_paid_of_a_debt_returns_as_credit():
+    poor = make_organization()
+    charge(start(poor, quantity=8), NOON + HOUR)
+    grant(poor, 25 * USD)
+    usage.stop(resource_id="ins_1", at=NOON + HOUR / 4)
+    assert money(poor) == (20 * USD, 0, 0)
+
+
+def test_what_cash_paid_of_a_debt_returns_as_cash(acme):
     charge(start(acme, quantity=8), NOON + HOUR)
-    grant(acme, 5 * USD)
+    grant(acme, 2 * USD)
+    pay(acme, 4 * USD)
+    assert money(acme) == (0, USD, 0)
     usage.stop(resource_id="ins_1", at=NOON)
-    has = wallet(acme)
-    assert (has.promo_micros, has.cash_micros, has.owed_micros) == (10 * USD, 10 * USD, 0)
+    assert money(acme) == (12 * USD, 9 * USD, 0)
+
+
+def test_a_payment_is_for_the_oldest_debt(acme):
+    price = make_price()
+    first, second = (start(acme, resource_id=f"ins_{number}", quantity=8, price_version=price) for number in (1, 2))
+    charge(first, NOON + HOUR)
+    charge(second, NOON + HOUR)
+    grant(acme, 5 * USD)
+    pay(acme, 20 * USD)
+    usage.stop(resource_id="ins_2", at=NOON)
+    assert money(acme) == (0, 20 * USD, 0)
+    usage.stop(resource_id="ins_1", at=NOON)
+    assert money(acme) == (15 * USD, 25 * USD, 0)
+
+
+def test_what_is_given_back_for_one_resource_pays_what_is_owed_for_another(acme):
+    price = make_price()
+    first, second = (start(acme, resource_id=f"ins_{number}", quantity=6, price_version=price) for number in (1, 2))
+    charge(first, NOON + HOUR)
+    charge(second, NOON + HOUR)
+    usage.stop(resource_id="ins_1", at=NOON)
+    assert money(acme) == (0, 0, 0)
+    usage.stop(resource_id="ins_2", at=NOON)
+    assert money(acme) == (10 * USD, 5 * USD, 0)
+
+
+def test_what_neither_cash_nor_credit_paid_returns_as_credit():
+    poor = make_organization()
+    charge(start(poor), NOON + HOUR)
+    move("processor", account(poor, "receivable"), 5 * USD)
+    usage.stop(resource_id="ins_1", at=NOON)
+    assert money(poor) == (5 * USD, 0, 0)
 
 
 def test_a_correction_may_end_at_the_moment_of_an_earlier_charge(acme):
@@ -213,3 +269,37 @@ class ChargingProperties(TestCase):
         assert has.owed_micros == 0 or has.promo_micros + has.cash_micros == 0
         assert has.held_micros == 0
         assert books.check(at=NOON + 3 * HOUR) == []
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        events=st.lists(
+            st.tuples(
+                st.sampled_from(["charge", "credit", "cash", "take back"]),
+                st.integers(min_value=0, max_value=2),
+                st.integers(min_value=1, max_value=20),
+            ),
+            max_size=14,
+        )
+    )
+    def test_when_all_use_is_taken_back_everybody_has_what_they_paid_in(self, events):
+        organization, price = make_organization(), make_price()
+        spans = [start(organization, resource_id=f"ins_{number}", price_version=price) for number in range(3)]
+        credit = cash = 0
+        for kind, number, amount in [*events, *[("take back", number, 0) for number in range(3)]]:
+            match kind:
+                case "charge":
+                    charge(spans[number], NOON + amount * HOUR)
+                case "credit":
+                    grant(organization, amount * USD)
+                    credit += amount * USD
+                case "cash":
+                    pay(organization, amount * USD)
+                    cash += amount * USD
+                case _:
+                    usage.stop(resource_id=f"ins_{number}", at=NOON)
+            has = money(organization)
+            assert has[0] <= credit
+            assert has[1] <= cash
+            assert not has[2] or has[:2] == (0, 0)
+        assert money(organization) == (credit, cash, 0)
+        assert books.check(at=NOON + 1000 * HOUR) == []
