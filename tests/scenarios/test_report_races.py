@@ -1,0 +1,111 @@
+"""Reports of one node at the same moment; each guard has a twin test that shows the race without it."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from provisioning import reports
+from provisioning.models import Assignment, Heartbeat, Instance, LogChunk
+from tests.billing.makers import at_the_same_moment
+from tests.conftest import Fleet
+from tests.nodes import PlayedNode
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def report_of(played: PlayedNode, running: Instance, *, seq: int, state: str = "running") -> reports.Report:
+    assignment = Assignment.objects.get(instance=running)
+    said = reports.Said(id=assignment.public_id, fence=1, state=state, exit_code=None, exited_ago_ms=None, message="")
+    return reports.Report(
+        node=played.node.public_id, key=played.key, boot_id="boot", agent_epoch=1, seq=seq, desired_seen=0,
+        assignments=[said], logs=[(assignment.public_id, 0, b"hello")],
+    )  # fmt: skip
+
+
+def statuses_of(*said: reports.Report) -> list[str]:
+    found: list[str] = []
+    takes = [lambda report=report: found.append(reports.take(report, at=timezone.now())["status"]) for report in said]
+    assert at_the_same_moment(*takes) == ["done"] * len(said)
+    return sorted(found)
+
+
+def test_a_report_that_arrives_twice_counts_once(running: Instance, fleet: Fleet) -> None:
+    report = report_of(fleet.nodes["h200-1"], running, seq=1000)
+    assert statuses_of(report, report) == ["ok", "stale"]
+    assert LogChunk.objects.count() == 1
+
+
+def test_a_piece_of_log_in_two_reports_at_the_same_moment_is_kept_once(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    statuses_of(*(report_of(played, running, seq=1000 + number) for number in range(4)))
+    assert LogChunk.objects.count() == 1
+    assert Assignment.objects.get().log_bytes == 5
+
+
+def test_without_the_cursor_only_a_constraint_keeps_a_piece_of_log_from_being_kept_twice(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
+) -> None:
+    def append_blindly(live: Any, logs: Any) -> None:
+        for row in live:
+            LogChunk.objects.create(assignment=row, offset=logs[0][1], data=logs[0][2])
+
+    monkeypatch.setattr(reports, "_take_logs", append_blindly)
+    said = [report_of(fleet.nodes["h200-1"], running, seq=seq) for seq in (1000, 1001)]
+    outcomes = [at_the_same_moment(lambda report=report: reports.take(report, at=timezone.now())) for report in said]
+    assert outcomes == [["done"], ["IntegrityError"]]
+
+
+def overtake(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> str:
+    """Let a newer report come while an older one is being written down; return what is known in the end."""
+    older, newer = (
+        report_of(fleet.nodes["h200-1"], running, seq=seq, state=state)
+        for seq, state in ((1000, "prepared"), (1001, "exited"))
+    )
+    is_slow, is_over = threading.Event(), threading.Event()
+    real = reports._take_states
+
+    def slow(live: Any, said: Any, at: Any) -> None:
+        if said[0].state == "prepared":
+            is_slow.set()
+            is_over.wait(timeout=0.7)
+        real(live, said, at)
+
+    def come_later() -> None:
+        assert is_slow.wait(timeout=10)
+        take(newer, at=timezone.now())
+        is_over.set()
+
+    monkeypatch.setattr(reports, "_take_states", slow)
+    assert at_the_same_moment(lambda: take(older, at=timezone.now()), come_later) == ["done", "done"]
+    return Assignment.objects.get().observed
+
+
+def test_a_report_waits_for_the_one_before_it(monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> None:
+    assert overtake(reports.take, monkeypatch, running, fleet) == "exited"
+
+
+def test_without_one_transaction_for_a_report_an_older_one_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
+) -> None:
+    assert overtake(reports.take.__wrapped__, monkeypatch, running, fleet) == "prepared"
+
+
+def test_a_report_that_was_overtaken_changes_nothing(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    late = report_of(played, running, seq=999, state="prepared")
+    assert reports.take(report_of(played, running, seq=1000), at=timezone.now())["status"] == "ok"
+    assert reports.take(late, at=timezone.now())["status"] == "stale"
+    assert Assignment.objects.get().observed == "running"
+
+
+def test_without_the_order_of_reports_a_late_one_turns_time_back(running: Instance, fleet: Fleet) -> None:
+    played = fleet.nodes["h200-1"]
+    late = report_of(played, running, seq=999, state="prepared")
+    assert reports.take(report_of(played, running, seq=1000), at=timezone.now())["status"] == "ok"
+    Heartbeat.objects.update(seq=0)
+    assert reports.take(replace(late, logs=()), at=timezone.now())["status"] == "ok"
+    assert Assignment.objects.get().observed == "prepared"
