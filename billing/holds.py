@@ -9,6 +9,7 @@ from billing import accounts, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
 
+GIVEN_BACK = (Hold.State.VOIDED, Hold.State.EXPIRED)
 SET_ASIDE = """
 WITH wanted (public_id, key, account_id, amount_micros) AS (
     SELECT * FROM unnest(%(public_ids)s::text[], %(keys)s::text[], %(account_ids)s::bigint[], %(amounts)s::bigint[])
@@ -40,7 +41,8 @@ def place(
 
     Raises `InsufficientFunds` and sets nothing aside if both together have less.
     Repeating the call changes nothing; the same key for another amount or
-    organization is `KeyReused`. Two statements, since every launch waits here.
+    organization is `KeyReused`, and `HoldClosed` once what was set aside was
+    given back. Two statements, since every launch waits here.
     """
     # Without a savepoint: refusals are raised outside, so that the caller's transaction stays usable.
     with transaction.atomic(savepoint=False):
@@ -67,6 +69,8 @@ def place(
         hold.account.organization_id != organization.pk for hold in holds
     ):
         raise KeyReused(key)
+    if any(hold.state in GIVEN_BACK for hold in holds):
+        raise HoldClosed(key=key, needed_micros=amount_micros, left_micros=sum(hold.left_micros for hold in holds))
     return holds
 
 
@@ -117,13 +121,8 @@ def post(*, key: str, hold: Hold, target: Account, amount_micros: int, reason: s
     )
 
 
-def void(*, hold: Hold, at: datetime) -> None:
-    """Give back what is left of a hold. Voiding a closed hold changes nothing."""
-    _close(Hold.objects.filter(pk=hold.pk), Hold.State.VOIDED, at)
-
-
 def void_for(*, resource_id: str, at: datetime) -> int:
-    """Give back what is left of all holds of a resource; return how many there were."""
+    """Give back what is left of all open holds of a resource; return how many there were."""
     return _close(Hold.objects.filter(resource_id=resource_id), Hold.State.VOIDED, at)
 
 

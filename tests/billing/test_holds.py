@@ -126,7 +126,7 @@ def test_a_closed_hold_gives_back_what_is_left_and_cannot_be_posted(acme, close)
     post(hold, 2 * USD)
     for _ in range(2):
         if close == "void":
-            holds.void(hold=hold, at=NOON)
+            holds.void_for(resource_id="ins_1", at=NOON)
         else:
             holds.expire(at=NOON + HOUR)
     assert wallet(acme).held_micros == 0
@@ -135,6 +135,29 @@ def test_a_closed_hold_gives_back_what_is_left_and_cannot_be_posted(acme, close)
         post(hold, 1, key="late")
     hold.refresh_from_db()
     assert hold.state == {"void": "voided", "expire": "expired"}[close]
+
+
+@pytest.mark.parametrize("close", ["void", "expire"])
+def test_money_that_was_given_back_does_not_count_as_set_aside(acme, close):
+    hold_money(acme, 12 * USD, key="first-hour:ins_1:1")
+    if close == "void":
+        holds.void_for(resource_id="ins_1", at=NOON)
+    else:
+        holds.expire(at=NOON + HOUR)
+    with pytest.raises(HoldClosed) as refusal:
+        hold_money(acme, 12 * USD, key="first-hour:ins_1:1")
+    assert (refusal.value.needed_micros, refusal.value.left_micros) == (12 * USD, 0)
+    with pytest.raises(KeyReused):
+        hold_money(acme, USD, key="first-hour:ins_1:1")
+    assert wallet(acme).held_micros == 0
+
+
+def test_money_that_was_taken_counts_as_set_aside(acme):
+    promo, _ = hold_money(acme, 12 * USD, key="first-hour:ins_1:1")
+    post(promo, 10 * USD)
+    again = hold_money(acme, 12 * USD, key="first-hour:ins_1:1")
+    assert sorted(hold.state for hold in again) == ["pending", "posted"]
+    assert wallet(acme).held_micros == 2 * USD
 
 
 def test_holds_expire_when_their_time_is_over_and_not_before(acme):

@@ -122,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert refusal.value.available_micros == available
             return multiple()
         for _ in range(2):
-            rows = hold_money(self.organizations[number], amount, key=key)
+            rows = hold_money(self.organizations[number], amount, key=key, resource_id=key)
         from_promo = min(amount, self.free((number, "promo")))
         expected = {"promo": from_promo, "cash": amount - from_promo}
         assert {row.account.kind: row.amount_micros for row in rows} == {k: v for k, v in expected.items() if v}
@@ -154,10 +154,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.balance[None, "revenue"] += amount
 
     @rule(pk=consumes(placed))
-    def void_a_hold(self, pk):
+    def void_the_holds_of_a_resource(self, pk):
+        resource_id = Hold.objects.get(pk=pk).resource_id
         for _ in range(2):
-            holds.void(hold=Hold.objects.get(pk=pk), at=NOON)
-        self.expect_closed([pk])
+            holds.void_for(resource_id=resource_id, at=NOON)
+        self.expect_closed(Hold.objects.filter(resource_id=resource_id).values_list("pk", flat=True))
 
     @precondition(lambda self: any(left for _, _, left in self.left.values()))
     @rule()

@@ -212,7 +212,7 @@ def post_and_void_at_the_same_moment(monkeypatch, meet):
     def post():
         holds.post(key="p", hold=hold, target=revenue, amount_micros=4 * USD, reason="Test", at=NOON)
 
-    outcomes = at_the_same_moment(post, lambda: holds.void(hold=Hold.objects.get(pk=hold.pk), at=NOON))
+    outcomes = at_the_same_moment(post, lambda: holds.void_for(resource_id="ins_1", at=NOON))
     taken = Transfer.objects.filter(key="p").exists()
     assert wallet(acme).promo_micros == (6 * USD if taken else 10 * USD)
     assert wallet(acme).held_micros == 0
@@ -241,9 +241,9 @@ def test_without_the_lock_a_hold_is_given_back_twice_and_only_the_database_notic
 def a_cash_hold_to_close_and_one_to_place():
     """Two calls for one organization; the first needs its cash account alone, the second both."""
     acme = make_organization(cash=10 * USD)
-    (hold,) = hold_money(acme, 4 * USD)
+    hold_money(acme, 4 * USD)
     grant(acme, 10 * USD)
-    return lambda: holds.void(hold=hold, at=NOON), lambda: hold_money(acme, 12 * USD, resource_id="ins_2")
+    return lambda: holds.void_for(resource_id="ins_1", at=NOON), lambda: hold_money(acme, 12 * USD, resource_id="ins_2")
 
 
 def test_without_one_order_for_all_closing_a_hold_and_placing_one_deadlock(monkeypatch, meet):
