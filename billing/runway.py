@@ -26,7 +26,7 @@ WHERE span.organization_id = %s AND span.ended_at IS NULL
 
 
 class Level(StrEnum):
-    """How worried an organization should be."""
+    """How long the money lasts: over an hour or for ever, an hour, ten minutes, or no longer."""
 
     ENOUGH = "enough"
     LOW = "low"
@@ -77,14 +77,13 @@ def exhausted(*, at: datetime) -> QuerySet[Runway, int]:
     return Runway.objects.filter(exhausts_at__lte=at).order_by("exhausts_at").values_list("organization_id", flat=True)
 
 
-def running_low(*, at: datetime, within: timedelta = LOW) -> QuerySet[Runway, int]:
-    """Return the ids of the organizations whose money lasts, but not for as long as `within`."""
-    soon = Runway.objects.filter(exhausts_at__gt=at, exhausts_at__lte=at + within)
-    return soon.order_by("exhausts_at").values_list("organization_id", flat=True)
+def running_low(*, at: datetime) -> QuerySet[Runway]:
+    """Return the runways of those whose level is `LOW` or worse, the most urgent first."""
+    return Runway.objects.filter(exhausts_at__lte=at + LOW).order_by("exhausts_at")
 
 
 def level(*, organization: accounts.Organization, at: datetime) -> Level:
-    """Return how long the money lasts, as a word."""
+    """Return how long the money lasts, as a word, in one query; what burns nothing has enough."""
     runway = Runway.objects.filter(organization_id=organization.pk).first()
     if runway is None or runway.exhausts_at is None or runway.exhausts_at > at + LOW:
         return Level.ENOUGH

@@ -12,7 +12,6 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from billing import runway
-from billing.models import Runway
 from marketplace.console import fleet
 from marketplace.errors import NotFound
 from provisioning.models import CHARGED_PHASES, Assignment, Gpu, Instance, InstanceEvent, Node, Phase
@@ -174,8 +173,7 @@ def _instances(at: datetime) -> Iterator[Trouble]:
 
 
 def _running_dry(at: datetime) -> Iterator[Trouble]:
-    soon = Runway.objects.filter(exhausts_at__lte=at + runway.LOW).select_related("organization")
-    for row in soon.order_by("exhausts_at")[: SHOWN_PER_KIND + 1]:
+    for row in runway.running_low(at=at).select_related("organization")[: SHOWN_PER_KIND + 1]:
         assert row.exhausts_at is not None
         minutes = max(0, int((row.exhausts_at - at).total_seconds()) // 60)
         yield Trouble(

@@ -99,9 +99,24 @@ def test_warnings_come_an_hour_and_ten_minutes_before_the_end(acme):
     assert runway.level(organization=acme, at=end - 10 * MINUTE) == Level.CRITICAL
     assert runway.level(organization=acme, at=end) == Level.EXHAUSTED
     assert list(runway.running_low(at=end - HOUR - MS)) == []
-    assert list(runway.running_low(at=end - HOUR)) == [acme.pk]
-    assert list(runway.running_low(at=end - HOUR, within=runway.CRITICAL)) == []
-    assert list(runway.running_low(at=end)) == []
+    assert [row.organization for row in runway.running_low(at=end - HOUR)] == [acme]
+    assert [row.organization for row in runway.running_low(at=end)] == [acme]
+
+
+@pytest.mark.django_db
+def test_whose_money_ends_first_is_named_first():
+    price = make_price()
+    later, sooner = (make_organization(promo=dollars * USD) for dollars in (4, 2))
+    for number, organization in enumerate([later, sooner]):
+        start(organization, resource_id=f"ins_{number}", price_version=price)
+    assert [row.organization for row in runway.running_low(at=NOON)] == [sooner, later]
+
+
+@pytest.mark.django_db
+def test_how_long_the_money_lasts_is_one_question(acme, django_assert_num_queries):
+    start(acme)
+    with django_assert_num_queries(1):
+        runway.level(organization=acme, at=NOON)
 
 
 @pytest.mark.django_db
