@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 import time_machine
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from marketplace.celery import app
@@ -270,3 +271,20 @@ def test_without_redis_a_launch_neither_fails_nor_waits(
         assert monotonic() - began < 1
     assert "Connection refused" in caplog.text
     assert engine.due(limit=10) == [instance.pk]
+
+
+def test_a_worker_that_slept_past_its_lease_does_not_borrow_the_next_one_s_token(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, real = uuid4(), QuerySet.update
+
+    def lease_then_sleep(rows: Any, **changes: Any) -> int:
+        count = real(rows, **changes)
+        if "lease_until" in changes:
+            real(Workflow.objects.filter(pk=instance.pk), lease_token=theirs)
+        return count
+
+    monkeypatch.setattr(QuerySet, "update", lease_then_sleep)
+    assert engine.run_one(instance.pk, plan(lambda instance: Next("more"))) is False
+    workflow = Workflow.objects.get(pk=instance.pk)
+    assert (workflow.step, workflow.lease_token) == ("work", theirs)

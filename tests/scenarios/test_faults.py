@@ -67,7 +67,7 @@ def kill_web(market: Market) -> None:
 
 
 def kill_agent(market: Market) -> None:
-    kill_all([agent for agent in market.processes("provisioning.agent.main", "tee-h200-01")])
+    kill_all(market.processes("provisioning.agent.main", "tee-h200-01"))
 
 
 def kill_redis(market: Market) -> None:

@@ -418,7 +418,13 @@ def two_workers_place(monkeypatch: pytest.MonkeyPatch, meet: Meet, rent: Rent) -
         return real(row)
 
     monkeypatch.setitem(STEPS, "place", counted)
-    outcomes = at_the_same_moment(*[lambda: engine.run_one(instance.pk, PLAN)] * 2)
+
+    def come_while_it_runs() -> None:
+        while not ran:
+            sleep(0.01)
+        engine.run_one(instance.pk, PLAN)
+
+    outcomes = at_the_same_moment(lambda: engine.run_one(instance.pk, PLAN), come_while_it_runs)
     assert outcomes == ["done", "done"]
     return len(ran)
 
