@@ -1,6 +1,7 @@
 """Mistakes that were made twice became checks: who may import what, and what a file may look like."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,32 @@ def test_views_reach_no_rows_by_themselves(folder: str) -> None:
         ]
         guilty += [f"{path.relative_to(ROOT)}:{line}" for line in reached]
     assert guilty == []
+
+
+def test_pages_do_not_walk_around_the_door() -> None:
+    """A related manager reaches a tenant's rows without asking who wants them."""
+    managers = {"memberships", "invitations", "usage_spans", "audit_entries", "ssh_keys", "tokens", "events", "runway"}
+    guilty = []
+    for path in sources("marketplace/portal", "marketplace/api"):
+        reached = [
+            f"{path.relative_to(ROOT)}:{node.lineno}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+            and node.attr in managers
+            and isinstance(node.value, ast.Name)
+            and node.value.id in {"organization", "project", "instance"}
+        ]
+        guilty += reached
+    assert guilty == []
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / room / "README.md" for room in ROOMS)]:
+        targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        local = [target for target in targets if "://" not in target]
+        broken += [f"{page.name}: {target}" for target in local if not (page.parent / target).exists()]
+    assert broken == []
 
 
 def test_files_and_functions_stay_readable() -> None:

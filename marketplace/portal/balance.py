@@ -7,6 +7,7 @@ from django.http import HttpResponse
 
 from billing import accounts, usage
 from billing.models import UsageSpan
+from marketplace import access
 from marketplace.models import Organization
 from marketplace.portal import charts, spending
 from marketplace.portal.doors import Visit, page
@@ -38,17 +39,17 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     return {
         "organization": organization,
         "wallet": accounts.wallet(organization=organization),
-        "runway": getattr(organization, "runway", None),
+        "runway": access.runway_of(organization),
         "spending": spending.of(organization, at=visit.at),
         "chart": charts.bars(days, currency=organization.currency),
     }
 
 
 def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
-    spans = organization.usage_spans.select_related("price_version").order_by("-pk")
+    spans = access.usage_spans(visit.actor, organization).order_by("-pk")
     before = visit.query("before")
     if before:
-        spans = spans.filter(pk__lt=organization.usage_spans.filter(public_id=before).values("pk"))
+        spans = spans.filter(pk__lt=access.usage_spans(visit.actor, organization).filter(public_id=before).values("pk"))
     rows = list(spans[: PAGE + 1])
     more, rows = len(rows) > PAGE, rows[:PAGE]
     return {

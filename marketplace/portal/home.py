@@ -64,7 +64,7 @@ def _context(visit: Visit, organization: Organization) -> dict[str, Any]:
         "starting": of_organization.filter(phase__in=STARTING).count(),
         "spending": spending.of(organization, at=visit.at),
         "wallet": wallet,
-        "runway": getattr(organization, "runway", None),
+        "runway": access.runway_of(organization),
         "events": [
             Event(*row)
             for row in recent.values_list("events__at", "public_id", "name", "events__new_phase", "events__reason")[

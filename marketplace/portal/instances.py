@@ -76,7 +76,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "cost": costs.of([instance], at=visit.at)[instance.pk],
         "stages": stages,
         "stage_now": begun[-1] if begun else None,
-        "events": list(instance.events.order_by("-pk")[:PAGE]),
+        "events": list(access.events(instance).order_by("-pk")[:PAGE]),
         "assignments": list(
             instance.assignments.filter(fence=instance.run).select_related("node").order_by("replica")[:PAGE]
         ),

@@ -85,10 +85,10 @@ def remove(visit: Visit, member_id: str) -> HttpResponse:
 
 def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, status: int = 200) -> HttpResponse:
     may_invite = access.may(visit.actor, organization, "invitation.change")
-    opened = organization.invitations.filter(accepted_at=None, revoked_at=None, expires_at__gt=visit.at)
+    opened = access.invitations(organization).filter(accepted_at=None, revoked_at=None, expires_at__gt=visit.at)
     found = {
         "organization": organization,
-        "members": list(organization.memberships.select_related("user").order_by("pk")),
+        "members": list(access.members(organization).order_by("pk")),
         "invitations": list(opened.order_by("-pk")) if may_invite else [],
         "may_invite": may_invite,
         "may_change": access.may(visit.actor, organization, "member.change"),
