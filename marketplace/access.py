@@ -70,7 +70,7 @@ def renewed(actor: Actor, *, at: datetime) -> Actor | None:
 
 
 def _live_tokens() -> QuerySet[ApiToken]:
-    found = ApiToken.objects.select_related("membership__user", "membership__organization", "project__organization")
+    found = ApiToken.objects.select_related("membership__user", "membership__organization", "project")
     return found.filter(revoked_at=None, membership__user__is_active=True)
 
 
@@ -158,6 +158,14 @@ def projects(actor: Actor) -> QuerySet[Project]:
     return _projects(actor, _memberships_for(actor, "project.view"))
 
 
+def _nameable_projects(actor: Actor) -> QuerySet[Project]:
+    """Return the projects that an order may name. A token brought its membership along: no subquery, no join."""
+    if actor.token is None:
+        return _projects(actor, memberships(actor))
+    found = Project.objects.filter(organization=actor.token.membership.organization_id)
+    return found if actor.token.project_id is None else found.filter(pk=actor.token.project_id)
+
+
 def _projects(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Project]:
     found = Project.objects.filter(organization__in=through.values("organization")).select_related("organization")
     if actor.token is not None and actor.token.project_id is not None:
@@ -173,7 +181,7 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
     if project_id is None and actor.token is not None and actor.token.project is not None:
         project = actor.token.project
     else:
-        chosen = _projects(actor, memberships(actor))
+        chosen = _nameable_projects(actor)
         if project_id is not None:
             chosen = chosen.filter(public_id=project_id)
         found = list(chosen.order_by("pk")[:2])
@@ -182,7 +190,8 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
         if len(found) > 1:
             raise BadOrder("project", gettext("There are several projects; say which one."))
         project = found[0]
-    _check(actor, project.organization_id, verb)
+    membership = _check(actor, project.organization_id, verb)
+    project.organization = membership.organization
     return project
 
 

@@ -51,7 +51,7 @@ def create(
     )
     InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
     Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at)
-    placement.claim(instance=instance, at=at)
+    instance.claimed = placement.claim(instance=instance, at=at)
     engine.nudge(instance.pk)
     return instance
 

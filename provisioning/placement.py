@@ -69,7 +69,8 @@ WITH place AS (
     INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
     SELECT gpu_id, assigned.id, %(at)s FROM taken JOIN assigned USING (replica)
 )
-SELECT id, public_id, node_id, replica, gpu_uuids FROM assigned ORDER BY replica
+SELECT assigned.id, assigned.public_id, replica, gpu_uuids, node.id, node.name
+FROM assigned JOIN provisioning_node node ON node.id = node_id ORDER BY replica
 """
 
 
@@ -109,11 +110,17 @@ def release(*, instance: Instance, at: datetime) -> None:
 
 
 def places(instances: Iterable[Instance]) -> list[Assignment]:
-    """Return where the current run of each instance is or was, by replica. One query."""
+    """Return where the current run of each instance is or was, by replica. One query, none for a claim of just now."""
+    instances = list(instances)
+    known = [row for instance in instances for row in instance.claimed if row.fence == instance.run]
     runs = {instance.pk: instance.run for instance in instances}
+    for row in known:
+        runs.pop(row.instance_id, None)
+    if not runs:
+        return known
     rows = Assignment.objects.filter(instance__in=list(runs)).select_related("node").order_by("instance", "replica")
     rows = rows.only("instance_id", "fence", "replica", "gpu_uuids", "node__name")
-    return [row for row in rows if row.fence == runs[row.instance_id]]
+    return known + [row for row in rows if row.fence == runs[row.instance_id]]
 
 
 def lock(node_ids: Iterable[int]) -> list[Node]:
@@ -208,10 +215,10 @@ def _take_gpus(instance: Instance, places: Sequence[int], at: datetime) -> list[
         )
         assignments = [
             Assignment(
-                pk=pk, public_id=public_id, instance=instance, node_id=node_id, replica=replica, fence=instance.run,
-                gpu_uuids=json.loads(gpu_uuids), created_at=at,
+                pk=pk, public_id=public_id, instance=instance, replica=replica, fence=instance.run,
+                gpu_uuids=json.loads(gpu_uuids), created_at=at, node=Node.from_db(None, ["id", "name"], node),
             )
-            for pk, public_id, node_id, replica, gpu_uuids in cursor.fetchall()
+            for pk, public_id, replica, gpu_uuids, *node in cursor.fetchall()
         ]  # fmt: skip
     held = [uuid for assignment in assignments for uuid in assignment.gpu_uuids]
     assert len(held) == instance.gpus, f"nodes {sorted(set(places))} do not have the free GPUs that they count"

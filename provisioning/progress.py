@@ -39,9 +39,12 @@ class Stage:
 
 def of(instances: Sequence[Instance], *, at: datetime) -> dict[int, list[Stage]]:
     """Return the steps of each instance's current run, by primary key. Two queries, one of them kept for a minute."""
-    runs = {instance.pk: instance.run for instance in instances}
-    events: dict[int, list[InstanceEvent]] = {instance_id: [] for instance_id in runs}
-    for event in InstanceEvent.objects.filter(instance__in=list(runs)).order_by("pk"):
+    # A run that still stands in the queue did one thing, which its row tells; every launch is answered so.
+    queued = {row.pk: row for row in instances if row.phase == Phase.QUEUED}
+    events = {pk: [InstanceEvent(at=row.phase_since, new_phase=Phase.QUEUED)] for pk, row in queued.items()}
+    runs = {row.pk: row.run for row in instances if row.pk not in queued}
+    events |= {instance_id: [] for instance_id in runs}
+    for event in InstanceEvent.objects.filter(instance__in=list(runs)).order_by("pk") if runs else ():
         if event.run == runs[event.instance_id]:
             events[event.instance_id].append(event)
     typical = typical_ms()

@@ -1,5 +1,6 @@
 """An instance, its life on three axes, and the rows that carry it out."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -87,6 +88,9 @@ class Instance(models.Model):
         ON_DEMAND = "on_demand", _("On demand")
         SPOT = "spot", _("Spot")
         RESERVED = "reserved", _("Reserved")
+
+    # What `instances.create` claimed for this very object, so that its answer need not ask again; no column.
+    claimed: Sequence["Assignment"] = ()
 
     public_id = PublicIdField(prefix="ins")
     project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="instances")
