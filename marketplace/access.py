@@ -50,7 +50,7 @@ def secret_hash(secret: str) -> str:
 
 def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | None:
     """Return who a token speaks for, or None when it is unknown. Raises TokenExpired. One query."""
-    token = _live_tokens().filter(secret_hash=secret_hash(secret)).first()
+    token = next(iter(_live_tokens().filter(secret_hash=secret_hash(secret))), None)
     if token is None:
         return None
     if token.expires_at <= at:
@@ -70,7 +70,7 @@ def renewed(actor: Actor, *, at: datetime) -> Actor | None:
 
 
 def _live_tokens() -> QuerySet[ApiToken]:
-    found = ApiToken.objects.select_related("membership__user", "membership__organization", "project")
+    found = ApiToken.objects.select_related("membership__user", "membership__organization")
     return found.filter(revoked_at=None, membership__user__is_active=True)
 
 
@@ -178,7 +178,7 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
 
     Raises BadOrder when there are several: nobody wants to rent in the wrong one.
     """
-    if project_id is None and actor.token is not None and actor.token.project is not None:
+    if project_id is None and actor.token is not None and actor.token.project_id is not None:
         project = actor.token.project
     else:
         chosen = _nameable_projects(actor)
