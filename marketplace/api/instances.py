@@ -29,7 +29,7 @@ from provisioning import output
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
 # In each web process; its other threads stay free for requests that are answered at once.
-STREAMS = BoundedSemaphore(16)
+STREAMS = BoundedSemaphore(8)
 BUSY_RETRY_MS = 5000
 LAST_EVENT_ID = OpenApiParameter(
     "Last-Event-ID", OpenApiTypes.STR, OpenApiParameter.HEADER, description="the id of the last event that arrived"

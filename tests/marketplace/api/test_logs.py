@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Any
 
 import pytest
@@ -186,3 +187,16 @@ def test_before_a_stream_begins_a_refusal_is_a_problem(program: Program, nobody:
     problem_of(nobody.get(path, Accept="text/event-stream"), 401, "not_authenticated")
     unknown = "instances/ins_aaaaaaaaaaaaaaaaaaaa/logs/stream"
     problem_of(program.get(unknown, Accept="text/event-stream"), 404, "not_found")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_reader_too_many_is_told_to_come_again_and_keeps_nobody_waiting(
+    program: Program, running: Instance, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    places = BoundedSemaphore(1)
+    monkeypatch.setattr(f"{STREAM}.STREAMS", places)
+    stream = f"instances/{running.public_id}/logs/stream"
+    with places:
+        assert b"".join(program.get(stream).streaming_content).startswith(b"retry: 5000")
+    for _ in range(2):  # whoever leaves gives the place back
+        assert b": waiting" in b"".join(program.get(stream).streaming_content)
