@@ -178,8 +178,10 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
 
     Raises BadOrder when there are several: nobody wants to rent in the wrong one.
     """
-    if project_id is None and actor.token is not None and actor.token.project_id is not None:
-        project = actor.token.project
+    # Only a token that has a project asks for it: most have none, and then there is no query.
+    own = actor.token.project if actor.token is not None and actor.token.project_id is not None else None
+    if project_id is None and own is not None:
+        project = own
     else:
         chosen = _nameable_projects(actor)
         if project_id is not None:
