@@ -121,7 +121,9 @@ class Bench:
         warm = self._order(stage, web, seconds=self.given.seconds * WARM_UP_SHARE, seed="warm")
         before = stage.cpu(web)
         seen = self._order(stage, web, seconds=self.given.seconds, seed="rent")
-        self.figures |= stage.cpu(web).milliseconds_each(before, len(seen["answers"]))
+        after = stage.cpu(web)
+        self.figures |= after.milliseconds_each(before, len(seen["answers"]))
+        self.figures["others_cores"] = after.others_cores(before)
         offers_ms = self._read_offers(stage, web)
         took_ms = [1000 * seconds for code, seconds in seen["answers"] if code == "ok"]
         refusals = Counter(code for code, _ in seen["answers"] if code != "ok")
@@ -140,6 +142,7 @@ class Bench:
             "{launches_per_s} launches/s, p50 {p50_ms} ms, p95 {p95_ms} ms, p99 {p99_ms} ms".format(**self.figures)
         )
         self.say("processor time of each: web {web_cpu_ms} ms, database {database_cpu_ms} ms".format(**self.figures))
+        self.say("other programs kept {others_cores} cores busy meanwhile".format(**self.figures))
         self.say(f"refusals: {dict(refusals) or 'none'}; memory {self.figures['memory_mib']} MiB")
         self.say("GET /api/v1/offers p50 {offers_p50_ms} ms, p95 {offers_p95_ms} ms".format(**self.figures))
         return _accepted(warm) + _accepted(seen)

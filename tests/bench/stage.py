@@ -42,10 +42,13 @@ class Web:
 
 @dataclass(frozen=True)
 class Cpu:
-    """Processor seconds that the web server and the database have used so far."""
+    """Processor seconds used so far: by the web server, the database, our clients, and all that runs here."""
 
+    at: float
     web_s: float
     database_s: float
+    clients_s: float
+    everything_s: float
 
     def milliseconds_each(self, earlier: "Cpu", count: int) -> dict[str, float]:
         """Return what each of `count` requests since `earlier` took. It does not depend on who else runs here."""
@@ -53,6 +56,12 @@ class Cpu:
             "web_cpu_ms": round(1000 * (self.web_s - earlier.web_s) / max(1, count), 2),
             "database_cpu_ms": round(1000 * (self.database_s - earlier.database_s) / max(1, count), 2),
         }
+
+    def others_cores(self, earlier: "Cpu") -> float:
+        """Return how many cores programs that are not ours kept busy since `earlier`."""
+        ours_s = sum(getattr(self, name) - getattr(earlier, name) for name in ("web_s", "database_s", "clients_s"))
+        others_s = self.everything_s - earlier.everything_s - ours_s
+        return round(max(0, others_s) / (self.at - earlier.at), 2)
 
 
 class Stage:
@@ -111,7 +120,14 @@ class Stage:
 
     def cpu(self, web: Web) -> Cpu:
         """Return the processor time used until now."""
-        return Cpu(web_s=_cpu_s(web.process.pid), database_s=_cpu_s(self.database_pid))
+        ended, all_cores = os.times(), psutil.cpu_times()
+        return Cpu(
+            at=time.monotonic(),
+            web_s=_cpu_s(web.process.pid),
+            database_s=_cpu_s(self.database_pid),
+            clients_s=ended.children_user + ended.children_system,
+            everything_s=sum(all_cores) - all_cores.idle - all_cores.iowait,
+        )
 
     def load(self, **job: Any) -> dict[str, Any]:
         """Run the clients in a process of their own and return what they saw."""
