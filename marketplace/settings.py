@@ -179,5 +179,8 @@ CELERY_BROKER_URL = ENVIRONMENT.redis_url or "redis://127.0.0.1:6379/0"
 # How often a node is asked to call, in milliseconds: with work in motion, with work at rest, and idle.
 NODE_POLL_MS = {"moving": 200, "busy": 1000, "idle": 5000 if ENVIRONMENT.is_production else 500}
 
+# How long an instance goes on where its node cannot reach us, in seconds; the node ends it by itself.
+ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900}
+
 LOGGING_CONFIG = None
 logs.configure(style=ENVIRONMENT.log_format, level=ENVIRONMENT.log_level)

@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -23,8 +22,10 @@ from provisioning.models import (
     Instance,
     JoinToken,
     Node,
+    NodeHold,
     Phase,
 )
+from provisioning.protocol import GpuFact
 from provisioning.steps import open_meter
 
 log = structlog.get_logger("provisioning.nodes")
@@ -38,17 +39,6 @@ ASSIGNMENT_LEASE = timedelta(seconds=900)
 LOST_AFTER = ASSIGNMENT_LEASE + timedelta(seconds=40)
 # Meters lock their organization's accounts: in the same order whichever node falls silent.
 MONEY_ORDER = ("project__organization", "pk")
-
-
-@dataclass(frozen=True)
-class GpuFact:
-    """One GPU as its node reports it."""
-
-    uuid: str
-    index: int
-    model: str
-    memory_mib: int | None
-    healthy: bool
 
 
 def digest(secret: str) -> str:
@@ -83,6 +73,10 @@ def join(
     node = placement.lock([token.node_id])[0]
     if node.state == Node.State.RETIRED:
         raise NodeUnknown(f"{node.name} is retired.")
+    if facts["runtime"] != node.offer.runtime:
+        raise InventoryMismatch(
+            f"{node.offer} is sold on {node.offer.runtime} nodes; this one runs {facts['runtime']}."
+        )
     _check_inventory(node, gpus)
     JoinToken.objects.filter(pk=token.pk).update(used_at=at, key_hash=key_hash)
     node.key_hash = key_hash
@@ -94,7 +88,8 @@ def join(
     node.joined_at = at
     node.save(update_fields=["key_hash", "state", "reachability", "joined_at"])
     Heartbeat.objects.update_or_create(
-        node=node, defaults={"boot_id": boot_id, "agent_epoch": 0, "seq": 0, "last_seen": at, **facts}
+        node=node,
+        defaults={"boot_id": boot_id, "agent_epoch": 0, "seq": 0, "events_seen": 0, "last_seen": at, **facts},
     )
     take_inventory(node=node, gpus=gpus)
     log.info("node joined", node=node.public_id, name=node.name, gpus=len(gpus))
@@ -155,6 +150,30 @@ def _set_state(node: Node, state: Node.State, reason: str, *, allowed: Sequence[
     if not changed:
         raise ProvisioningError(f"{node.name} is {node.get_state_display()} and cannot become {state.label}.")
     node.state, node.state_reason = state, reason
+
+
+@transaction.atomic
+def hold(*, node: Node, kind: NodeHold.Kind, reason: str, at: datetime) -> None:
+    """Keep a node out of placement for a reason of ours; what runs goes on. A second hold of a kind changes nothing."""
+    placement.lock([node.pk])
+    _, is_new = NodeHold.objects.get_or_create(
+        node=node, kind=kind, released_at=None, defaults={"reason": reason[:200], "placed_at": at}
+    )
+    Node.objects.filter(pk=node.pk).update(is_held=True)
+    node.is_held = True
+    if is_new:
+        log.warning("node held", node=node.public_id, kind=kind, reason=reason)
+
+
+@transaction.atomic
+def let_go(*, node: Node, kind: NodeHold.Kind, at: datetime) -> None:
+    """End the hold of a kind; the node can be placed on once no other is left."""
+    placement.lock([node.pk])
+    live = NodeHold.objects.filter(node=node, released_at=None)
+    if live.filter(kind=kind).update(released_at=at):
+        log.info("node let go", node=node.public_id, kind=kind)
+    node.is_held = live.exists()
+    Node.objects.filter(pk=node.pk).update(is_held=node.is_held)
 
 
 def living_on(node: Node) -> QuerySet[Instance]:

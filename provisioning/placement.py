@@ -32,7 +32,8 @@ TAKE_BEST_FIT = """
 UPDATE provisioning_node SET free_gpus = free_gpus - %(gpus)s, desired_generation = desired_generation + 1
 WHERE id = (
     SELECT id FROM provisioning_node
-    WHERE offer_id = %(offer)s AND state = 'available' AND reachability = 'online' AND free_gpus >= %(gpus)s
+    WHERE offer_id = %(offer)s AND state = 'available' AND reachability = 'online' AND NOT is_held
+        AND free_gpus >= %(gpus)s
     ORDER BY free_gpus, id LIMIT 1 FOR NO KEY UPDATE
 )
 RETURNING id
@@ -54,15 +55,15 @@ WITH place AS (
     SELECT id, node_id, uuid, index,
         (row_number() OVER (PARTITION BY node_id ORDER BY index) - 1) / %(per_replica)s AS handful
     FROM provisioning_gpu gpu
-    WHERE node_id = ANY (%(nodes)s::bigint[]) AND healthy
+    WHERE node_id = ANY (%(nodes)s::bigint[]) AND healthy AND state = 'clean'
         AND NOT EXISTS (SELECT FROM provisioning_gpuhold WHERE gpu_id = gpu.id AND released_at IS NULL)
 ), taken AS (
     SELECT free.id AS gpu_id, uuid, index, place.* FROM free JOIN place USING (node_id, handful)
 ), assigned AS (
     INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
-        message, log_bytes, created_at)
+        message, log_bytes, ports, created_at)
     SELECT public_id, %(instance)s, node_id, replica, %(fence)s, jsonb_agg(uuid ORDER BY index), 'prepared', 'pending',
-        '', 0, %(at)s
+        '', 0, '{}', %(at)s
     FROM taken GROUP BY public_id, node_id, replica
     RETURNING id, public_id, node_id, replica, gpu_uuids
 ), held AS (
@@ -76,7 +77,9 @@ FROM assigned JOIN provisioning_node node ON node.id = node_id ORDER BY replica
 
 def placeable(offer_id: int) -> QuerySet[Node]:
     """Return the nodes of an offer on which something may be placed now."""
-    return Node.objects.filter(offer_id=offer_id, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE)
+    return Node.objects.filter(
+        offer_id=offer_id, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, is_held=False
+    )
 
 
 def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
@@ -131,7 +134,7 @@ def lock(node_ids: Iterable[int]) -> list[Node]:
 def recount(node_ids: Iterable[int]) -> None:
     """Set `free_gpus` from the GPUs themselves. The caller holds the locks of these nodes."""
     free = (
-        Gpu.objects.filter(node=OuterRef("pk"), healthy=True)
+        Gpu.objects.filter(node=OuterRef("pk"), healthy=True, state=Gpu.State.CLEAN)
         .filter(~Exists(LIVE_HOLD))
         .order_by()
         .values("node")
@@ -190,7 +193,7 @@ def _take_nodes(instance: Instance, places: Sequence[int]) -> bool:
     free = {
         node.pk: node.free_gpus
         for node in lock(wanted)
-        if node.state == Node.State.AVAILABLE and node.reachability == Node.Reachability.ONLINE
+        if node.state == Node.State.AVAILABLE and node.reachability == Node.Reachability.ONLINE and not node.is_held
     }
     if any(free.get(node_id, 0) < gpus for node_id, gpus in wanted.items()):
         return False

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from provisioning import nodes, reports
 from provisioning.models import Node
+from provisioning.protocol import GpuFact, LogPiece, Report, Said
 
 
 @dataclass
@@ -36,7 +37,7 @@ class PlayedNode:
             return {}
         self.seq += 1
         answer = reports.take(
-            reports.Report(
+            Report(
                 node=self.node.public_id,
                 key=self.key,
                 boot_id="boot",
@@ -44,7 +45,7 @@ class PlayedNode:
                 seq=self.seq,
                 desired_seen=self.generation,
                 assignments=[
-                    reports.Said(
+                    Said(
                         id=assignment_id,
                         fence=state["fence"],
                         state=state["state"],
@@ -54,14 +55,14 @@ class PlayedNode:
                     )
                     for assignment_id, state in self.states.items()
                 ],
-                logs=self.output,
+                logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
             ),
             at=at,
         )
         self.output = []
         if "desired" in answer:
             self.generation = answer["desired_generation"]
-            self.desired = {entry["id"]: entry for entry in answer["desired"]}
+            self.desired = {entry["id"]: entry for entry in answer["desired"]["assignments"]}
             self.states = {name: state for name, state in self.states.items() if name in self.desired}
         for assignment_id, entry in self.desired.items():
             self.states[assignment_id] = self._do(entry, self.states.get(assignment_id))
@@ -112,10 +113,8 @@ def join(node: Node, *, at: datetime | None = None) -> PlayedNode:
     return PlayedNode(node=node, key=key)
 
 
-def facts(node: Node, *, healthy: bool = True) -> list[nodes.GpuFact]:
+def facts(node: Node, *, healthy: bool = True) -> list[GpuFact]:
     return [
-        nodes.GpuFact(
-            uuid=f"GPU-{node.name}-{index}", index=index, model=node.gpu_model, memory_mib=1000, healthy=healthy
-        )
+        GpuFact(uuid=f"GPU-{node.name}-{index}", index=index, model=node.gpu_model, memory_mib=1000, healthy=healthy)
         for index in range(node.gpu_count)
     ]

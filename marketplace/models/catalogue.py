@@ -3,12 +3,20 @@
 from django.db import models
 from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
 
 
 class Offer(models.Model):
     """A GPU model in a site from a supplier, with its terms. Nodes of one offer are interchangeable."""
+
+    class Runtime(models.TextChoices):
+        """What runs there: a command on the machine itself, an image in a container, or a job of a Slurm cluster."""
+
+        PROCESS = "process", _("Process")
+        PODMAN = "podman", _("Container")
+        SLURM = "slurm", _("Slurm job")
 
     public_id = PublicIdField(prefix="ofr")
     slug = models.SlugField(unique=True)
@@ -20,6 +28,7 @@ class Offer(models.Model):
     gpus_per_node = models.PositiveSmallIntegerField()
     interconnect = models.CharField(max_length=100)
     min_gpus = models.PositiveIntegerField(default=1)
+    runtime = models.CharField(max_length=10, choices=Runtime.choices, default=Runtime.PROCESS)
     max_gpus = models.PositiveIntegerField(help_text="the most GPUs that one instance may have")
     is_listed = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now)

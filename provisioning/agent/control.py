@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from provisioning.agent.protocol import Joined, ProtocolError, Result, parse_joined, parse_result
+from provisioning.agent.protocol import VERSION, Joined, ProtocolError, Result, parse_joined, parse_result
 
 Answer = TypeVar("Answer")
 
@@ -44,11 +44,14 @@ class ControlPlane:
 
     def join(self, *, token: str, facts: dict[str, Any]) -> Joined:
         """Become a node. Repeating it with the same token and key gives the same answer. Raises Trouble, Refused."""
-        return parsed(parse_joined, self._post("/agent/v1/join", facts, headers={"Authorization": f"Bearer {token}"}))
+        return parsed(
+            parse_joined,
+            self._post("/agent/v1/join", {"protocol": VERSION} | facts, headers={"Authorization": f"Bearer {token}"}),
+        )
 
     def sync(self, report: dict[str, Any]) -> Result:
         """Say what is and hear what should be. Raises Trouble, Refused."""
-        return parsed(parse_result, self._post("/agent/v1/sync", {"reports": [report]}))
+        return parsed(parse_result, self._post("/agent/v1/sync", {"protocol": VERSION, "reports": [report]}))
 
     def _post(self, path: str, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> Any:
         began = time.monotonic()

@@ -17,6 +17,7 @@ from types import FrameType
 
 from provisioning.agent.control import ControlPlane, Refused
 from provisioning.agent.gpus import GpuSourceError, open_source
+from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.state import Home, HomeError, Lease
@@ -148,11 +149,13 @@ class Agent:
         epoch = self.home.begin_epoch()
         lease = Lease(self.home)
         news = threading.Event()  # Set whenever the control plane should hear something now.
+        self.journal = Journal(self.home.path / "journal", news=news.set)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
         self.runtime = Runtime(home=self.home, lease=lease, inventory=self.monitor.inventory, changed=news.set)
         self.sync = SyncLoop(
             control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
             home=self.home,
+            journal=self.journal,
             lease=lease,
             runtime=self.runtime,
             monitor=self.monitor,

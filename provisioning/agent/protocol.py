@@ -5,11 +5,31 @@ from dataclasses import dataclass
 from typing import Any
 
 ID = re.compile(r"[a-z]{3}_[a-z0-9]{1,60}", re.ASCII)
+VERSION = 2
+LEASE_S = 900  # Where a document does not say.
 WISHES = ("prepared", "running", "gone")
+OPERATIONS = ("wipe", "reset_gpu", "reboot_node", "verify")
 
 
 class ProtocolError(Exception):
     """The server said something that the protocol does not know."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A volume and the path at which an instance finds it."""
+
+    id: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """The private network of a gang: its number, its addresses, and ours among them."""
+
+    vni: int
+    subnet: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -19,10 +39,17 @@ class Assignment:
     id: str
     fence: int
     instance: str
+    name: str
     desired: str
     gpus: tuple[str, ...]
+    image: str  # Empty: a process of this machine.
     command: tuple[str, ...]
     env: dict[str, str]
+    ports: tuple[int, ...]
+    lease_s: float
+    ssh_keys: tuple[str, ...]
+    volumes: tuple[Mount, ...]
+    network: Network | None
     replica: int
     replicas: int
     peers: tuple[str, ...]
@@ -30,11 +57,33 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """Something to be done once to the node or one GPU of it; its result is kept by its id."""
+
+    id: str
+    kind: str
+    gpu: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder that this node should keep, or should not have any more; `source` names the volume it begins as."""
+
+    id: str
+    size_bytes: int
+    desired: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Document:
-    """The complete list of what a node should run, as of a generation. Generation 0: nothing was ever said."""
+    """The complete list of what a node should hold, as of a generation. Generation 0: nothing was ever said."""
 
     generation: int
-    assignments: tuple[Assignment, ...]
+    assignments: tuple[Assignment, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    volumes: tuple[Volume, ...] = ()
 
     def find(self, assignment_id: str) -> Assignment | None:
         """Return the assignment with this id."""
@@ -48,8 +97,9 @@ class Result:
     status: str
     poll_after_ms: int
     desired_generation: int
-    desired: list[Any] | None
+    desired: dict[str, Any] | None
     log_cursors: dict[str, int]
+    events_seen: int
     lease_ms: int | None
 
 
@@ -82,12 +132,54 @@ def texts(source: Any, name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
+def an_id(source: Any) -> str:
+    """Return the id of an entry, checked: it becomes the name of a folder."""
+    identity = str(take(source, "id", str))
+    if not ID.fullmatch(identity):
+        raise ProtocolError(f"{identity!r} cannot be an id")
+    return identity
+
+
+def ports(source: Any) -> tuple[int, ...]:
+    """Return the ports of an entry, checked; an absent list is empty."""
+    values = take(source, "ports", list, default=[])
+    if not all(type(value) is int and 0 < value < 65_536 for value in values):
+        raise ProtocolError("'ports' must be a list of port numbers")
+    return tuple(values)
+
+
+def parse_network(source: Any) -> Network | None:
+    """Return the network of a gang, or None for what stands alone."""
+    if source is None:
+        return None
+    vni, subnet, address = take(source, "vni", int), take(source, "subnet", str), take(source, "address", str)
+    return Network(vni=vni, subnet=subnet, address=address)
+
+
+def parse_operation(source: Any) -> Operation:
+    """Return one entry of `operations`; raises ProtocolError."""
+    kind = take(source, "kind", str)
+    if kind not in OPERATIONS:
+        raise ProtocolError(f"{kind!r} is none of {', '.join(OPERATIONS)}")
+    gpu, attempt = take(source, "gpu", str, default=""), take(source, "attempt", int, default=1)
+    return Operation(id=an_id(source), kind=kind, gpu=gpu, attempt=attempt)
+
+
+def parse_volume(source: Any) -> Volume:
+    """Return one entry of `volumes`; raises ProtocolError."""
+    desired = take(source, "desired", str)
+    if desired not in {"present", "gone"}:
+        raise ProtocolError(f"a volume should be {desired!r}, which is neither present nor gone")
+    size_bytes, origin = take(source, "size_bytes", int), take(source, "source", str, default="")
+    if origin and not ID.fullmatch(origin):
+        raise ProtocolError(f"{origin!r} cannot be an id")
+    return Volume(id=an_id(source), size_bytes=size_bytes, desired=desired, source=origin)
+
+
 def parse_assignment(source: Any) -> Assignment:
     """Return one entry of `desired`; raises ProtocolError."""
-    identity = take(source, "id", str)
+    identity = an_id(source)
     desired = take(source, "desired", str)
-    if not ID.fullmatch(identity):  # It becomes the name of a folder.
-        raise ProtocolError(f"{identity!r} cannot be the id of an assignment")
     if desired not in WISHES:
         raise ProtocolError(f"{identity} should be {desired!r}, which is none of {', '.join(WISHES)}")
     env = take(source, "env", dict, default={})
@@ -97,10 +189,19 @@ def parse_assignment(source: Any) -> Assignment:
         id=identity,
         fence=take(source, "fence", int),
         instance=take(source, "instance", str),
+        name=take(source, "name", str, default=""),
         desired=desired,
         gpus=texts(source, "gpus"),
+        image=take(source, "image", str, default=""),
         command=texts(source, "command"),
         env=env,
+        ports=ports(source),
+        lease_s=max(0, take(source, "lease_s", (int, float), default=LEASE_S)),
+        ssh_keys=texts(source, "ssh_keys"),
+        volumes=tuple(
+            Mount(id=an_id(entry), path=take(entry, "path", str)) for entry in take(source, "volumes", list, default=[])
+        ),
+        network=parse_network(take(source, "network", (dict, type(None)), default=None)),
         replica=take(source, "replica", int, default=0),
         replicas=take(source, "replicas", int, default=1),
         peers=texts(source, "peers"),
@@ -108,12 +209,18 @@ def parse_assignment(source: Any) -> Assignment:
     )
 
 
-def parse_document(*, generation: int, entries: list[Any]) -> Document:
+def parse_document(*, generation: int, desired: dict[str, Any]) -> Document:
     """Return a document; raises ProtocolError, also where an id appears twice."""
-    assignments = tuple(parse_assignment(entry) for entry in entries)
-    if len({one.id for one in assignments}) != len(assignments):
-        raise ProtocolError("an assignment appears twice in 'desired'")
-    return Document(generation, assignments)
+    document = Document(
+        generation,
+        assignments=tuple(map(parse_assignment, take(desired, "assignments", list, default=[]))),
+        operations=tuple(map(parse_operation, take(desired, "operations", list, default=[]))),
+        volumes=tuple(map(parse_volume, take(desired, "volumes", list, default=[]))),
+    )
+    for entries in (document.assignments, document.operations, document.volumes):
+        if len({one.id for one in entries}) != len(entries):
+            raise ProtocolError("an id appears twice in 'desired'")
+    return document
 
 
 def parse_result(body: Any) -> Result:
@@ -129,8 +236,9 @@ def parse_result(body: Any) -> Result:
         status=take(source, "status", str),
         poll_after_ms=take(source, "poll_after_ms", int, default=5000),
         desired_generation=take(source, "desired_generation", int, default=0),
-        desired=take(source, "desired", (list, type(None)), default=None),
+        desired=take(source, "desired", (dict, type(None)), default=None),
         log_cursors=cursors,
+        events_seen=take(source, "events_seen", int, default=0),
         lease_ms=take(source, "lease_ms", (int, type(None)), default=None),
     )
 

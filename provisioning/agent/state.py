@@ -4,6 +4,7 @@ lock            held by the one agent that uses this home
 key             the node's own secret, 256 bits in hex, mode 0600; made here, never sent but to our server
 node.json       who we are: written once, when the server accepted us
 state.json      counters that only grow, and the last document of what we should run
+journal         what happened here and the server has not acknowledged yet, see `journal`
 lease.json      until when we may run it without hearing from the server
 seed            of the names of simulated GPUs
 workloads/      one folder per assignment, see `workload`
@@ -43,7 +44,7 @@ class State:
     inventory_generation: int = 0
     inventory_digest: str = ""
     desired_generation: int = 0
-    desired: list[Any] = field(default_factory=list)
+    desired: dict[str, Any] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
 
 
@@ -59,7 +60,7 @@ class Home:
             self.path.chmod(0o700)
             self._lock = self._take_lock()
             self._state = State(**(read_json(self.path / "state.json") or {}))
-            self._document = parse_document(generation=self._state.desired_generation, entries=self._state.desired)
+            self._document = parse_document(generation=self._state.desired_generation, desired=self._state.desired)
         except OSError as error:
             raise HomeError(f"cannot use {self.path}: {error.strerror}") from error
         except (ValueError, TypeError, ProtocolError) as error:
@@ -146,7 +147,7 @@ class Home:
         """Return what this node should run, as far as it knows."""
         return self._document
 
-    def adopt_document(self, *, generation: int, entries: list[Any]) -> bool:
+    def adopt_document(self, *, generation: int, desired: dict[str, Any]) -> bool:
         """Make this the document, unless it is not newer than the one held. Raises ProtocolError, changing nothing.
 
         An entry with a lower fence than the one held for the same assignment is old news: the held one stays.
@@ -154,19 +155,16 @@ class Home:
         with self._guard:
             if generation <= self._document.generation:
                 return False
-            new = parse_document(generation=generation, entries=entries)
-            held = {
-                one.id: (one, source)
-                for one, source in zip(self._document.assignments, self._state.desired, strict=True)
-            }
+            new = parse_document(generation=generation, desired=desired)
+            held = {entry["id"]: entry for entry in self._state.desired.get("assignments", [])}
             kept = []
-            for one, source in zip(new.assignments, entries, strict=True):
-                old = held.get(one.id)
-                kept.append(old[1] if old and one.fence < old[0].fence else source)
+            for entry in desired.get("assignments", []):
+                old = held.get(entry["id"])
+                kept.append(old if old and entry["fence"] < old["fence"] else entry)
             known = {one.id for one in new.assignments}
             removed = {name: fence for name, fence in self._state.removed.items() if name in known}
-            self._save(desired_generation=generation, desired=kept, removed=removed)
-            self._document = parse_document(generation=generation, entries=kept)
+            self._save(desired_generation=generation, desired=desired | {"assignments": kept}, removed=removed)
+            self._document = parse_document(generation=generation, desired=self._state.desired)
             return True
 
     def removed_fence(self, assignment_id: str) -> int:

@@ -5,11 +5,13 @@ import hashlib
 import logging
 import random
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.control import Backoff, ControlPlane, Refused, Trouble
+from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.output import read_chunk
 from provisioning.agent.protocol import Joined, ProtocolError, Result
@@ -18,6 +20,7 @@ from provisioning.agent.state import Home, Lease
 
 log = logging.getLogger("gpumarket.agent")
 
+EVENTS_MAX = 200  # In one sync; the rest comes with the next.
 CHUNK_BYTES_MAX = 256 << 10
 CHUNKS_MAX = 4  # 1 MiB of log in one sync.
 GAP_S = 0.1
@@ -53,6 +56,7 @@ class SyncLoop:
         *,
         control: ControlPlane,
         home: Home,
+        journal: Journal,
         lease: Lease,
         runtime: Runtime,
         monitor: GpuMonitor,
@@ -61,6 +65,7 @@ class SyncLoop:
     ) -> None:
         self._control = control
         self._home = home
+        self._journal = journal
         self._lease = lease
         self._runtime = runtime
         self._monitor = monitor
@@ -143,9 +148,10 @@ class SyncLoop:
         if result.lease_ms is not None:
             self._lease.renew(asked_at=asked_at, lease_ms=result.lease_ms)
         self._runtime.forget_orphans(orphans)
+        is_journal_waiting = self._journal.note_seen(result.events_seen)
         is_log_waiting = self._note_cursors(result, observed=observed, shipping=shipping)
         self._adopt(result)
-        if is_log_waiting:
+        if is_log_waiting or is_journal_waiting:
             return GAP_S, True
         return poll_s(result) * random.uniform(0.9, 1.1), True  # noqa: S311  spreads load, guards nothing
 
@@ -170,7 +176,9 @@ class SyncLoop:
             "seq": self._seq,
             "desired_seen": self._home.document().generation,
             "assignments": [assignment_report(one) for one in observed],
+            "clock_ms": round(time.time() * 1000),
             "orphans": sorted(orphans),
+            "events": self._journal.waiting(EVENTS_MAX),
             "logs": logs,
             "energy": energy,
             "telemetry": telemetry,
@@ -211,12 +219,12 @@ class SyncLoop:
         if result.desired is None:
             return
         try:
-            is_new = self._home.adopt_document(generation=result.desired_generation, entries=result.desired)
+            is_new = self._home.adopt_document(generation=result.desired_generation, desired=result.desired)
         except ProtocolError as error:
             log.error("the document is not of the protocol; keeping the old one", extra={"reason": str(error)})
             return
         if is_new:
-            log.info("new document", extra={"generation": result.desired_generation, "entries": len(result.desired)})
+            log.info("new document", extra={"generation": result.desired_generation})
             self._runtime.poke()
 
 

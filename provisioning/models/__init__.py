@@ -1,4 +1,4 @@
-from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, Site
+from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, Site
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -29,6 +29,7 @@ __all__ = [
     "JoinToken",
     "LogChunk",
     "Node",
+    "NodeHold",
     "Phase",
     "Quota",
     "Reason",

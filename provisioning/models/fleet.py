@@ -85,6 +85,7 @@ class Node(models.Model):
     gpu_count = models.PositiveSmallIntegerField()
     gpu_memory_mib = models.PositiveIntegerField()
     free_gpus = models.PositiveSmallIntegerField(default=0)
+    is_held = models.BooleanField(default=False, help_text="a live NodeHold names it; kept beside them for placement")
     state = models.CharField(max_length=10, choices=State.choices, default=State.NEW)
     state_reason = models.CharField(max_length=200, blank=True)
     reachability = models.CharField(max_length=12, choices=Reachability.choices, default=Reachability.UNKNOWN)
@@ -104,7 +105,7 @@ class Node(models.Model):
             models.Index(
                 fields=["offer", "free_gpus", "id"],
                 name="node_best_fit",
-                condition=Q(state="available", reachability="online"),
+                condition=Q(state="available", reachability="online", is_held=False),
             ),
         ]
 
@@ -127,9 +128,37 @@ class Heartbeat(models.Model):
     inventory_generation = models.BigIntegerField(default=0)
     telemetry = models.JSONField(default=list)
     energy = models.JSONField(default=list)
+    events_seen = models.BigIntegerField(default=0, help_text="the last entry of the node's journal that was taken")
+    access = models.JSONField(default=dict, help_text="where customers reach its SSH gateway, and its host key")
+    clock_skew_ms = models.BigIntegerField(null=True, help_text="the node's wall clock minus ours")
 
     def __str__(self) -> str:
         return f"{self.node} at {self.last_seen}"
+
+
+class NodeHold(models.Model):
+    """A reason of ours to place nothing on a node. Apart from the manager's cordon, so that neither lifts the other."""
+
+    class Kind(models.TextChoices):
+        INVENTORY_CHANGED = "inventory_changed", _("Its GPUs are not those that it had")
+        HEALTH = "health", _("A fault of the node or its GPUs")
+        GATE = "gate", _("It has not passed its check yet")
+
+    node = models.ForeignKey(Node, models.CASCADE, related_name="holds")
+    kind = models.CharField(max_length=20, choices=Kind.choices)
+    reason = models.CharField(max_length=200)
+    placed_at = models.DateTimeField()
+    released_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "kind"], condition=Q(released_at=None), name="node_held_once_for_each_kind"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.reason}"
 
 
 class JoinToken(models.Model):
@@ -147,7 +176,16 @@ class JoinToken(models.Model):
 
 
 class Gpu(models.Model):
-    """One physical GPU. It is free when it is healthy and no live hold names it."""
+    """One physical GPU. It can be placed when it is healthy, clean, and no live hold names it."""
+
+    class State(models.TextChoices):
+        """What lies between two tenants; only what is clean is placed, and only a proof makes it clean."""
+
+        CLEAN = "clean", _("Clean")
+        DIRTY = "dirty", _("To be wiped")
+        WIPING = "wiping", _("Being wiped")
+        VERIFYING = "verifying", _("Being verified")
+        QUARANTINED = "quarantined", _("Quarantined")
 
     public_id = PublicIdField(prefix="gpu")
     node = models.ForeignKey(Node, models.PROTECT, related_name="gpus")
@@ -155,6 +193,8 @@ class Gpu(models.Model):
     index = models.PositiveSmallIntegerField()
     memory_mib = models.PositiveIntegerField(null=True, help_text="null where the GPU does not tell")
     healthy = models.BooleanField(default=True)
+    state = models.CharField(max_length=12, choices=State.choices, default=State.CLEAN)
+    state_reason = models.CharField(max_length=200, blank=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["node", "index"], name="gpu_index_once_per_node")]

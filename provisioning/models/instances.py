@@ -64,6 +64,7 @@ class Reason(models.TextChoices):
     OPERATOR = "operator", _("Asked by the operator")
     NO_FUNDS = "no_funds", _("The organization could not pay any more")
     NO_CAPACITY = "no_capacity", _("No GPUs became free in time")
+    GPU_FAULT = "gpu_fault", _("A GPU broke")
     NODE_FAILED = "node_failed", _("The node could not prepare it")
     NODE_LOST = "node_lost", _("The node was lost")
     TIMED_OUT = "timed_out", _("A step took too long")
@@ -89,6 +90,16 @@ class Instance(models.Model):
         SPOT = "spot", _("Spot")
         RESERVED = "reserved", _("Reserved")
 
+    class Lease(models.TextChoices):
+        """How long it goes on where its node cannot reach us; `settings.ASSIGNMENT_LEASE_S` says the seconds."""
+
+        STRICT = "strict", _("Strict")
+        STICKY = "sticky", _("Sticky")
+
+    class OnFailure(models.TextChoices):
+        STOP = "stop", _("Stop")
+        RESTART = "restart", _("Start again elsewhere")
+
     # What `instances.create` claimed for this very object, so that its answer need not ask again; no column.
     claimed: Sequence["Assignment"] = ()
 
@@ -100,8 +111,12 @@ class Instance(models.Model):
     market = models.CharField(max_length=10, choices=Market.choices, default=Market.ON_DEMAND)
     replicas = models.PositiveIntegerField()
     gpus_per_replica = models.PositiveSmallIntegerField()
+    image = models.CharField(max_length=512, blank=True, help_text="OCI reference; empty: a process on the node")
     command = models.JSONField()
     env = models.JSONField(default=dict)
+    ports = models.JSONField(default=list, help_text="what the container publishes")
+    lease = models.CharField(max_length=6, choices=Lease.choices, default=Lease.STICKY)
+    on_failure = models.CharField(max_length=7, choices=OnFailure.choices, default=OnFailure.STOP)
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
     phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)
@@ -111,6 +126,7 @@ class Instance(models.Model):
     message = models.TextField(blank=True)
     retryable = models.BooleanField(default=False)
     exit_code = models.IntegerField(null=True)
+    restarts = models.PositiveIntegerField(default=0, help_text="how often we started it again after a fault of ours")
     # Each start is a run of its own; its number is the fence that nodes compare.
     run = models.PositiveIntegerField(default=1)
     quota_held = models.PositiveIntegerField(default=0)
@@ -239,6 +255,7 @@ class Assignment(models.Model):
         RUNNING = "running"
         EXITED = "exited"
         FAILED = "failed"
+        WIPING = "wiping"
         GONE = "gone"
 
     public_id = PublicIdField(prefix="asg")
@@ -253,6 +270,8 @@ class Assignment(models.Model):
     exited_at = models.DateTimeField(null=True)
     message = models.TextField(blank=True)
     log_bytes = models.BigIntegerField(default=0)
+    progress = models.JSONField(null=True, help_text="of a long step: step, done_bytes, total_bytes, bytes_per_s")
+    ports = models.JSONField(default=dict, help_text="by the container's port, where the node publishes it")
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:

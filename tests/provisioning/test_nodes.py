@@ -1,12 +1,12 @@
 """Nodes: which GPUs are sold, who is placed where, and what silence costs whom."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
 from django.utils import timezone
+from msgspec import structs
 
 from billing import books
 from billing.models import UsageSpan
@@ -15,6 +15,7 @@ from marketplace.console import nodes as console
 from provisioning import engine, nodes, placement
 from provisioning.errors import NoCapacity, ProvisioningError
 from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
+from provisioning.protocol import GpuFact
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode, facts, join
@@ -44,7 +45,7 @@ def reachability(node: Node) -> str:
     return Node.objects.values_list("reachability", flat=True).get(pk=node.pk)
 
 
-def take(node: Node, gpus: list[nodes.GpuFact]) -> None:
+def take(node: Node, gpus: list[GpuFact]) -> None:
     nodes.take_inventory(node=node, gpus=gpus)
 
 
@@ -53,7 +54,7 @@ def take(node: Node, gpus: list[nodes.GpuFact]) -> None:
 
 def test_a_gpu_that_is_unhealthy_or_missing_is_not_sold_until_it_is_well_again(node: Node) -> None:
     well = facts(node)
-    take(node, [replace(well[0], healthy=False), *well[1:]])
+    take(node, [structs.replace(well[0], healthy=False), *well[1:]])
     assert free(node) == 7
     take(node, well[1:])
     assert free(node) == 7
@@ -65,7 +66,7 @@ def test_a_gpu_that_is_unhealthy_or_missing_is_not_sold_until_it_is_well_again(n
 
 def test_a_stranger_is_not_sold(node: Node) -> None:
     well = facts(node)
-    take(node, [*well[1:], replace(well[0], uuid="GPU-stranger")])
+    take(node, [*well[1:], structs.replace(well[0], uuid="GPU-stranger")])
     assert free(node) == 7
     assert not Gpu.objects.filter(uuid="GPU-stranger").exists()
 
@@ -73,7 +74,7 @@ def test_a_stranger_is_not_sold(node: Node) -> None:
 def test_a_held_gpu_that_breaks_and_heals_is_counted_once(running: Instance, node: Node) -> None:
     held = GpuHold.objects.get().gpu.uuid
     well = facts(node)
-    sick = [replace(gpu, healthy=gpu.uuid != held) for gpu in well]
+    sick = [structs.replace(gpu, healthy=gpu.uuid != held) for gpu in well]
     assert free(node) == 7
     take(node, sick)
     assert free(node) == 7
@@ -275,7 +276,7 @@ def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
     clock.shift(nodes.LOST_AFTER + MILLISECOND)
     nodes.notice_silence(at=timezone.now(), limit=100)
     # Even if it calls before the workflow has looked.
-    assert played.sync()["desired"] == []
+    assert played.sync()["desired"]["assignments"] == []
     for _ in range(3):
         engine.run_one(running.pk, PLAN)
     assert not GpuHold.objects.filter(released_at=None).exists()

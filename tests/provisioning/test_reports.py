@@ -10,11 +10,13 @@ from django.conf import settings
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from msgspec import structs
 
 from marketplace import rentals
 from marketplace.access import Actor
 from provisioning import engine, reports
 from provisioning.models import Assignment, Heartbeat, Instance, LogChunk, Node, Workflow
+from provisioning.protocol import Event, Inventory, LogPiece, Progress, Report, Said
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode, facts
@@ -30,9 +32,14 @@ def played(fleet: Fleet) -> PlayedNode:
 
 
 def tell(played: PlayedNode, *, at: datetime | None = None, **overrides: Any) -> dict[str, Any]:
-    """Send the next report of this node; what is not named is as a healthy idle node says it."""
+    """Send the next report of this node."""
+    return reports.take(report_of(played, **overrides), at=at or timezone.now())
+
+
+def report_of(played: PlayedNode, **overrides: Any) -> Report:
+    """Return the next report of this node; what is not named is as a healthy idle node says it."""
     played.seq += 1
-    report = reports.Report(
+    return Report(
         **{
             "node": played.node.public_id,
             "key": played.key,
@@ -43,11 +50,10 @@ def tell(played: PlayedNode, *, at: datetime | None = None, **overrides: Any) ->
         }
         | overrides
     )
-    return reports.take(report, at=at or timezone.now())
 
 
-def said(assignment: Assignment, state: str, **overrides: Any) -> reports.Said:
-    return reports.Said(
+def said(assignment: Assignment, state: str, **overrides: Any) -> Said:
+    return Said(
         **{
             "id": assignment.public_id,
             "fence": assignment.fence,
@@ -58,6 +64,10 @@ def said(assignment: Assignment, state: str, **overrides: Any) -> reports.Said:
         }
         | overrides
     )
+
+
+def piece(name: str, offset: int, data: bytes) -> LogPiece:
+    return LogPiece(assignment=name, offset=offset, data=data)
 
 
 def the_assignment() -> Assignment:
@@ -78,7 +88,7 @@ def test_a_wrong_key_or_an_unknown_node_learns_and_changes_nothing(
     running: Instance, played: PlayedNode, wrong: dict[str, str]
 ) -> None:
     row, before = the_assignment(), everything()
-    answer = tell(played, assignments=[said(row, "gone")], logs=[(row.public_id, 0, b"x")], **wrong)
+    answer = tell(played, assignments=[said(row, "gone")], logs=[piece(row.public_id, 0, b"x")], **wrong)
     assert answer == {
         "node": wrong.get("node", played.node.public_id),
         "status": "unauthorized",
@@ -103,8 +113,8 @@ def test_an_older_or_repeated_report_is_stale_and_changes_nothing(
         agent_epoch=epoch,
         seq=seq,
         assignments=[said(row, "gone")],
-        logs=[(row.public_id, 0, b"x")],
-        inventory=(9, []),
+        logs=[piece(row.public_id, 0, b"x")],
+        inventory=Inventory(generation=9, gpus=[]),
         telemetry=[{"uuid": "GPU-1", "power_mw": 1}],
     )
     assert answer == {"node": played.node.public_id, "status": "stale", "poll_after_ms": 200}
@@ -123,7 +133,7 @@ def test_a_wrong_fence_and_another_nodes_assignment_are_ignored(
     row = the_assignment()
     for fence in (0, 2):
         tell(played, assignments=[said(row, "gone", fence=fence)])
-    tell(fleet.nodes["h200-2"], assignments=[said(row, "failed")], logs=[(row.public_id, 0, b"forged")])
+    tell(fleet.nodes["h200-2"], assignments=[said(row, "failed")], logs=[piece(row.public_id, 0, b"forged")])
     tell(played, assignments=[said(row, "failed", id="asg_unknown")])
     assert the_assignment().observed == "running"
     assert not LogChunk.objects.exists()
@@ -132,7 +142,7 @@ def test_a_wrong_fence_and_another_nodes_assignment_are_ignored(
 def test_what_is_gone_stays_gone(running: Instance, played: PlayedNode) -> None:
     row = the_assignment()
     tell(played, assignments=[said(row, "gone")])
-    tell(played, assignments=[said(row, "running")], logs=[(row.public_id, 0, b"a ghost")])
+    tell(played, assignments=[said(row, "running")], logs=[piece(row.public_id, 0, b"a ghost")])
     assert the_assignment().observed == "gone"
     assert not LogChunk.objects.exists()
 
@@ -161,7 +171,7 @@ def test_output_is_kept_once_and_in_order_whatever_comes(running: Instance, play
     name = the_assignment().public_id
 
     def cursor_after(*pieces: tuple[int, bytes]) -> int:
-        answer = tell(played, desired_seen=0, logs=[(name, offset, data) for offset, data in pieces])
+        answer = tell(played, desired_seen=0, logs=[piece(name, offset, data) for offset, data in pieces])
         return int(answer["log_cursors"][name])
 
     assert cursor_after((0, b"abc")) == 3
@@ -179,8 +189,8 @@ def test_output_beyond_the_cap_is_counted_and_not_kept(
 ) -> None:
     monkeypatch.setattr(reports, "LOG_BYTES_MAX", 10)
     name = the_assignment().public_id
-    tell(played, logs=[(name, 0, b"0123456789")])
-    tell(played, logs=[(name, 10, b"too much")])
+    tell(played, logs=[piece(name, 0, b"0123456789")])
+    tell(played, logs=[piece(name, 10, b"too much")])
     # The node goes on from there and does not send the same for ever.
     assert the_assignment().log_bytes == 18
     assert [bytes(chunk.data) for chunk in LogChunk.objects.all()] == [b"0123456789"]
@@ -188,7 +198,7 @@ def test_output_beyond_the_cap_is_counted_and_not_kept(
 
 def test_the_last_output_may_come_with_the_end(running: Instance, played: PlayedNode) -> None:
     row = the_assignment()
-    tell(played, assignments=[said(row, "gone")], logs=[(row.public_id, 0, b"good bye")])
+    tell(played, assignments=[said(row, "gone")], logs=[piece(row.public_id, 0, b"good bye")])
     assert the_assignment().log_bytes == 8
 
 
@@ -216,7 +226,7 @@ def test_a_node_calls_often_while_something_moves_there(
         assert pace(tell(played)) == "moving"
         tell(played, assignments=[said(row, "gone")])
         assert pace(tell(played, desired_seen=0)) == "idle"
-        assert tell(played, desired_seen=0)["desired"] == []
+        assert tell(played, desired_seen=0)["desired"]["assignments"] == []
 
 
 def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, played: PlayedNode) -> None:
@@ -225,11 +235,18 @@ def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, pl
     for generation in (played.generation - 1, played.generation + 1, 0):
         whole = tell(played, desired_seen=generation)
         assert whole["desired_generation"] == answer["desired_generation"]
-        assert [entry["id"] for entry in whole["desired"]] == [the_assignment().public_id]
-    assert whole["desired"][0] == {
+        assert [entry["id"] for entry in whole["desired"]["assignments"]] == [the_assignment().public_id]
+    assert whole["desired"]["assignments"][0] == {
         "id": the_assignment().public_id,
         "fence": 1,
         "instance": running.public_id,
+        "name": running.name,
+        "image": "",
+        "ports": [],
+        "lease_s": 900,
+        "ssh_keys": [],
+        "volumes": [],
+        "network": None,
         "desired": "running",
         "gpus": the_assignment().gpu_uuids,
         "command": ["sleep", "1000"],
@@ -253,7 +270,7 @@ def test_each_replica_of_a_gang_learns_the_hosts_of_all_by_replica(
     assert len(set(hosts)) == 2
     found = {}
     for played in fleet.nodes.values():
-        for entry in tell(played, desired_seen=0)["desired"]:
+        for entry in tell(played, desired_seen=0)["desired"]["assignments"]:
             if entry["replicas"] == 1:
                 assert entry["peers"] == []
             else:
@@ -266,7 +283,7 @@ def test_readings_are_kept_and_an_inventory_is_taken(played: PlayedNode) -> None
         played,
         telemetry=[{"uuid": "GPU-1", "power_mw": None}],
         energy=[{"uuid": "GPU-1", "millijoules": 7, "driver_epoch": "a"}],
-        inventory=(4, facts(played.node, healthy=False)),
+        inventory=Inventory(generation=4, gpus=facts(played.node, healthy=False)),
     )
     heartbeat = Heartbeat.objects.get(node=played.node)
     assert heartbeat.telemetry == [{"uuid": "GPU-1", "power_mw": None}]
@@ -284,7 +301,78 @@ def questions(call: Callable[[], object]) -> int:
 
 def test_an_idle_report_asks_the_database_three_times(played: PlayedNode) -> None:
     played.sync()
-    assert questions(lambda: tell(played)) == 3
+    assert questions(lambda: reports.take_all([report_of(played)], at=timezone.now())) == 3
+
+
+def test_a_batch_of_calm_reports_asks_as_often_however_many_nodes_it_speaks_for(
+    running: Instance, fleet: Fleet, run_until_idle: Run
+) -> None:
+    run_until_idle()
+    row = the_assignment()
+    said_of = {row.node_id: [said(row, "running")]}
+    batch = [report_of(played, assignments=said_of.get(played.node.pk, [])) for played in fleet.nodes.values()]
+    answers: list[dict[str, Any]] = []
+    assert questions(lambda: answers.extend(reports.take_all(batch, at=timezone.now()))) == 3
+    assert [answer["status"] for answer in answers] == ["ok"] * 3
+    assert [answer["node"] for answer in answers] == [report.node for report in batch]
+    assert not any("desired" in answer for answer in answers)
+    again = reports.take_all(batch, at=timezone.now())
+    assert [answer["status"] for answer in again] == ["stale"] * 3
+
+
+def test_news_in_a_batch_are_taken_beside_what_is_calm(running: Instance, fleet: Fleet, run_until_idle: Run) -> None:
+    run_until_idle()
+    row = the_assignment()
+    progress = Progress(step="pull", done_bytes=7, total_bytes=None, bytes_per_s=3)
+    news = said(row, "running", ports={"80": 31_001}, progress=progress)
+    batch = [
+        report_of(played, assignments=[news] if played.node.pk == row.node_id else [])
+        for played in fleet.nodes.values()
+    ]
+    assert [answer["status"] for answer in reports.take_all(batch, at=timezone.now())] == ["ok"] * 3
+    row.refresh_from_db()
+    assert (row.ports, row.progress) == ({"80": 31_001}, structs.asdict(progress))
+
+
+# The journal
+
+
+@pytest.fixture
+def takers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, datetime, Any]]:
+    """Who takes events in these tests: one kind that is written down, one that fails."""
+    taken: list[tuple[str, datetime, Any]] = []
+
+    def fail(node: Node, at: datetime, body: Any) -> None:
+        Node.objects.filter(pk=node.pk).update(rack="half done")
+        raise ValueError("not this one")
+
+    monkeypatch.setitem(reports.EVENT_TAKERS, "good", lambda node, at, body: taken.append((node.name, at, body)))
+    monkeypatch.setitem(reports.EVENT_TAKERS, "bad", fail)
+    return taken
+
+
+def test_each_event_is_taken_once_in_order_with_the_time_when_it_happened(
+    played: PlayedNode, takers: list[Any]
+) -> None:
+    events = [Event(n=n, kind="good", ago_ms=n * 1000, body={"n": n}) for n in (2, 1)]
+    assert tell(played, at=NOON, events=events)["events_seen"] == 2
+    assert tell(played, at=NOON, events=[*events, Event(n=3, kind="good", body={"n": 3})])["events_seen"] == 3
+    assert takers == [
+        ("h200-1", NOON - timedelta(seconds=1), {"n": 1}),
+        ("h200-1", NOON - timedelta(seconds=2), {"n": 2}),
+        ("h200-1", NOON, {"n": 3}),
+    ]
+
+
+def test_an_event_that_cannot_be_taken_leaves_nothing_behind_and_holds_up_nothing(
+    played: PlayedNode, takers: list[Any]
+) -> None:
+    kinds = ("bad", "unheard of", "good")
+    events = [Event(n=n, kind=kind) for n, kind in enumerate(kinds, start=1)]
+    answer = tell(played, events=events)
+    assert (answer["status"], answer["events_seen"]) == ("ok", 3)
+    assert len(takers) == 1
+    assert Node.objects.get(pk=played.node.pk).rack == "r1"
 
 
 @pytest.mark.parametrize("instances", [1, 4])

@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from django.utils import timezone
+from msgspec import structs
 
 from provisioning import reports
 from provisioning.models import Assignment, Heartbeat, Instance, LogChunk
+from provisioning.protocol import LogPiece, Report, Said
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet
 from tests.nodes import PlayedNode
@@ -17,16 +18,16 @@ from tests.nodes import PlayedNode
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def report_of(played: PlayedNode, running: Instance, *, seq: int, state: str = "running") -> reports.Report:
+def report_of(played: PlayedNode, running: Instance, *, seq: int, state: str = "running") -> Report:
     assignment = Assignment.objects.get(instance=running)
-    said = reports.Said(id=assignment.public_id, fence=1, state=state, exit_code=None, exited_ago_ms=None, message="")
-    return reports.Report(
+    said = Said(id=assignment.public_id, fence=1, state=state, exit_code=None, exited_ago_ms=None, message="")
+    return Report(
         node=played.node.public_id, key=played.key, boot_id="boot", agent_epoch=1, seq=seq, desired_seen=0,
-        assignments=[said], logs=[(assignment.public_id, 0, b"hello")],
+        assignments=[said], logs=[LogPiece(assignment=assignment.public_id, offset=0, data=b"hello")],
     )  # fmt: skip
 
 
-def statuses_of(*said: reports.Report) -> list[str]:
+def statuses_of(*said: Report) -> list[str]:
     found: list[str] = []
     takes = [lambda report=report: found.append(reports.take(report, at=timezone.now())["status"]) for report in said]
     assert at_the_same_moment(*takes) == ["done"] * len(said)
@@ -51,7 +52,7 @@ def test_without_the_cursor_only_a_constraint_keeps_a_piece_of_log_from_being_ke
 ) -> None:
     def append_blindly(live: Any, logs: Any) -> None:
         for row in live:
-            LogChunk.objects.create(assignment=row, offset=logs[0][1], data=logs[0][2])
+            LogChunk.objects.create(assignment=row, offset=logs[0].offset, data=logs[0].data)
 
     monkeypatch.setattr(reports, "_take_logs", append_blindly)
     said = [report_of(fleet.nodes["h200-1"], running, seq=seq) for seq in (1000, 1001)]
@@ -107,5 +108,5 @@ def test_without_the_order_of_reports_a_late_one_turns_time_back(running: Instan
     late = report_of(played, running, seq=999, state="prepared")
     assert reports.take(report_of(played, running, seq=1000), at=timezone.now())["status"] == "ok"
     Heartbeat.objects.update(seq=0)
-    assert reports.take(replace(late, logs=()), at=timezone.now())["status"] == "ok"
+    assert reports.take(structs.replace(late, logs=[]), at=timezone.now())["status"] == "ok"
     assert Assignment.objects.get().observed == "prepared"

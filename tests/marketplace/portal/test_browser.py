@@ -12,13 +12,14 @@ from django.urls import reverse
 from marketplace.models import Organization, User
 from provisioning.models import Instance
 from tests.conftest import PASSWORD, Fleet, Run
+from tests.packages import needs
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 15_000
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="apt-get install chromium"),
+    needs("chromium"),
     pytest.mark.django_db(transaction=True),
 ]
 

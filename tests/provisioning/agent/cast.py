@@ -132,7 +132,7 @@ class Node:
     def say(self) -> None:
         """Hand the whole document to the node, as of the next generation."""
         generation = self.home.document().generation + 1
-        assert self.home.adopt_document(generation=generation, entries=list(self.desired.values()))
+        assert self.home.adopt_document(generation=generation, desired={"assignments": list(self.desired.values())})
 
     def want(self, name: str, desired: str, **changes: Any) -> None:
         """Change one assignment of the document."""

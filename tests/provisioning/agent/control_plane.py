@@ -45,6 +45,7 @@ class ControlPlane:
         self.desired: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, bytearray] = {}
         self.chunks: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         self.poll_after_ms = 100
         self.lease_ms = 60_000
         self.forced: Callable[[str], Answer | None] = lambda path: None
@@ -151,10 +152,18 @@ class ControlPlane:
             "desired_generation": self.generation,
             "log_cursors": {name: len(kept) for name, kept in self.logs.items()},
             "lease_ms": self.lease_ms,
+            "events_seen": self.note_events(report.get("events", [])),
         }
         if report["desired_seen"] != self.generation:
-            result["desired"] = list(self.desired.values())
+            result["desired"] = {"assignments": list(self.desired.values())}
         return result
+
+    def note_events(self, events: list[dict[str, Any]]) -> int:
+        """Take each entry of the journal once, as the real one does."""
+        for event in events:
+            if not self.events or event["n"] > self.events[-1]["n"]:
+                self.events.append(event)
+        return self.events[-1]["n"] if self.events else 0
 
     def want(self, name: str, desired: str, **changes: Any) -> None:
         """Change one assignment of the document."""

@@ -20,7 +20,11 @@ GARBAGE = [
     (200, {}, b'{"results": []}'),
     (200, {}, b'{"results": [null]}'),
     (200, {}, b'{"results": [{"status": "ok", "poll_after_ms": "soon"}]}'),
-    (200, {}, b'{"results": [{"status": "ok", "poll_after_ms": 100, "desired_generation": 99, "desired": [{}]}]}'),
+    (
+        200,
+        {},
+        b'{"results": [{"status": "ok", "desired_generation": 99, "desired": {"assignments": [{}]}}]}',
+    ),
     (302, {"Location": "http://127.0.0.1:1/"}, b""),
     (404, {}, b""),
     (413, {}, b""),
@@ -158,7 +162,7 @@ def test_a_key_that_is_not_accepted_is_said_plainly_and_retried_slowly(plane, st
     eventually(lambda: plane.view("asg_a")["state"] == "running")
     refusal = {
         "status": (401, {}, b'{"detail": "who are you?"}'),
-        "result": (200, {}, json.dumps({"results": [{"status": "unauthorized", "desired": []}]}).encode()),
+        "result": (200, {}, json.dumps({"results": [{"status": "unauthorized", "desired": {}}]}).encode()),
     }[how]
     asked = []
     plane.forced = lambda path: asked.append(path) or refusal
@@ -257,7 +261,7 @@ def test_a_result_of_the_wrong_shape_is_refused(result):
 def test_a_malformed_document_keeps_the_old_one(node):
     node.run("asg_a", "sleep 600")
     with pytest.raises(ProtocolError):
-        node.home.adopt_document(generation=99, entries=[make_assignment("asg_b"), {"id": 7}])
+        node.home.adopt_document(generation=99, desired={"assignments": [make_assignment("asg_b"), {"id": 7}]})
     with pytest.raises(ProtocolError):
-        node.home.adopt_document(generation=99, entries=[make_assignment("asg_b")] * 2)
+        node.home.adopt_document(generation=99, desired={"assignments": [make_assignment("asg_b")] * 2})
     assert node.look("asg_a").state == "running"

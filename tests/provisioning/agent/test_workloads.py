@@ -231,7 +231,7 @@ def test_a_document_that_is_not_newer_is_ignored(node):
     node.run("asg_a", "sleep 600")
     held = node.home.document()
     for generation in (held.generation, held.generation - 1):
-        assert not node.home.adopt_document(generation=generation, entries=[])
+        assert not node.home.adopt_document(generation=generation, desired={})
     assert node.home.document() == held
     node.stays("asg_a", "running")
 
