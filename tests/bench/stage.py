@@ -129,9 +129,9 @@ class Stage:
             everything_s=sum(all_cores) - all_cores.idle - all_cores.iowait,
         )
 
-    def load(self, **job: Any) -> dict[str, Any]:
+    def load(self, *, program: str = "tests.bench.load", **job: Any) -> dict[str, Any]:
         """Run the clients in a process of their own and return what they saw."""
-        argv = [sys.executable, "-m", "tests.bench.load"]
+        argv = [sys.executable, "-m", program]
         done = subprocess.run(argv, cwd=ROOT, input=json.dumps(job), capture_output=True, text=True, check=True)
         return json.loads(done.stdout)
 

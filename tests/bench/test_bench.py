@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,19 @@ from tests.bench import machine
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_rent_benchmark_ends_with_one_line_of_figures() -> None:
+def run(program: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark and return its last line, which with `--json` is its only one."""
     ours = ("GPUMARKET_", "DATABASE_URL", "REDIS_URL", "DJANGO_", "PYTEST_", "TEST_")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    argv = [sys.executable, "-m", "tests.bench.rent", "--gpus", "800", "--clients", "2", "--seconds", "1",
-            "--workers", "1", "--json"]  # fmt: skip
+    argv = [sys.executable, "-m", program, *arguments]
     done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
-    said = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_the_rent_benchmark_ends_with_one_line_of_figures() -> None:
+    said = run("tests.bench.rent", "--gpus", "800", "--clients", "2", "--seconds", "1", "--workers", "1", "--json")
     assert set(said) == {"name", "figures", "machine"}
     figures = said["figures"]
     assert figures["faults"] == []
@@ -30,6 +35,15 @@ def test_the_rent_benchmark_ends_with_one_line_of_figures() -> None:
     assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
     assert figures["pgbench_claims_per_s"] > 0
     assert said["machine"]["cores"] >= 1
+
+
+def test_the_fleet_benchmark_ends_with_one_line_of_figures() -> None:
+    said = run("tests.bench.fleet", "--nodes", "96", "--batch", "20", "--interval", "1", "--seconds", "2",
+               "--workers", "1", "--no-failures", "--json")  # fmt: skip
+    figures = said["figures"]
+    assert (figures["faults"], figures["lost_reports"]) == ([], 0)
+    assert set(figures["answers"]) == {"ok"}
+    assert figures["answers"]["ok"] >= 2 * 96
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.95, 10), (0.99, 10), (0.1, 1)])

@@ -6,6 +6,7 @@ constraints as always; customers are few and made by the verbs themselves.
 
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 from django.db import connection
 from django.utils import timezone
@@ -28,24 +29,56 @@ QUOTA_GPUS = 10**9
 
 NODES = """
 INSERT INTO provisioning_node (public_id, name, fabric_id, offer_id, rack, gpu_model, gpu_count, gpu_memory_mib,
-    free_gpus, state, state_reason, reachability, driver, key_hash, desired_generation, created_at, joined_at)
+    free_gpus, is_held, state, state_reason, reachability, driver, key_hash, desired_generation, created_at, joined_at)
 SELECT 'nod_' || left(translate(md5((%(from)s + n)::text), '0189', 'wxyz'), 20), 'node-' || (%(from)s + n),
-    %(fabric)s, %(offer)s, 'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, 'available', '', 'online',
-    'agent', md5(n::text), 1, now(), now()
+    %(fabric)s, %(offer)s, 'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, false, 'available', '',
+    'online', 'agent', encode(sha256(convert_to('key of node-' || (%(from)s + n), 'UTF8')), 'hex'), 1, now(), now()
 FROM generate_series(0, %(count)s - 1) AS n
 """
 GPUS = """
-INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy)
+INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy, state, state_reason)
 SELECT 'gpu_' || left(translate(md5(node.id || '-' || i), '0189', 'wxyz'), 20), node.id,
-    'GPU-' || node.name || '-' || i, i, 144384, true
+    'GPU-' || node.name || '-' || i, i, 144384, true, 'clean', ''
 FROM provisioning_node node, generate_series(0, %(gpus)s - 1) AS i
 WHERE NOT EXISTS (SELECT FROM provisioning_gpu gpu WHERE gpu.node_id = node.id)
 """
 HEARTBEATS = """
 INSERT INTO provisioning_heartbeat (node_id, boot_id, agent_epoch, seq, last_seen, hostname, agent_version, runtime,
-    gpu_source, inventory_generation, telemetry, energy)
-SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]' FROM provisioning_node node
+    gpu_source, inventory_generation, telemetry, energy, events_seen, access)
+SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]', 0, '{}' FROM provisioning_node node
 WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = node.id)
+"""
+
+
+# One instance over all GPUs of a node, as it stands after its start; a sweep that looks finds nothing odd.
+INSTANCES = """
+INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
+    gpus_per_replica, image, command, env, ports, lease, on_failure, desired, phase, phase_since, health, reason,
+    message, retryable, restarts, run, quota_held, generation, observed_generation, created_at, ready_at)
+SELECT 'ins_' || left(translate(md5(node.id::text), '0189', 'wxyz'), 20), %(project)s, node.offer_id, price.id,
+    node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', 'running',
+    'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now()
+FROM provisioning_node node
+JOIN marketplace_offer offer ON offer.id = node.offer_id
+JOIN billing_priceversion price ON price.sku = offer.public_id || '/on_demand'
+WHERE node.id %% 1000 < %(share)s * 1000
+"""
+ASSIGNMENTS = """
+INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
+    message, log_bytes, ports, created_at)
+SELECT 'asg_' || substr(instance.public_id, 5), instance.id, node.id, 0, 1,
+    (SELECT jsonb_agg(uuid ORDER BY index) FROM provisioning_gpu WHERE node_id = node.id), 'running', 'running',
+    '', 0, '{}', now()
+FROM provisioning_instance instance JOIN provisioning_node node ON node.name = instance.name
+"""
+HOLDS = """
+INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
+SELECT gpu.id, assignment.id, now()
+FROM provisioning_assignment assignment JOIN provisioning_gpu gpu ON gpu.node_id = assignment.node_id
+"""
+WORKFLOWS = """
+INSERT INTO provisioning_workflow (instance_id, step, step_since, due_at, failures, last_error)
+SELECT id, 'watch', now(), now() + interval '1 hour', 0, '' FROM provisioning_instance
 """
 
 
@@ -125,6 +158,31 @@ def grow(offers: list[Offer], *, gpus: int) -> None:
         cursor.execute(GPUS, {"gpus": GPUS_PER_NODE})
         cursor.execute(HEARTBEATS)
         cursor.execute("VACUUM ANALYZE provisioning_node, provisioning_gpu, provisioning_heartbeat")
+
+
+def make_busy(*, share: float, project_id: int) -> None:
+    """Let this share of all nodes run an instance each, with its assignment, holds and workflow."""
+    with connection.cursor() as cursor:
+        cursor.execute(INSTANCES, {"project": project_id, "share": share})
+        for rows in (ASSIGNMENTS, HOLDS, WORKFLOWS):
+            cursor.execute(rows)
+        cursor.execute(
+            "UPDATE provisioning_node node SET free_gpus = 0 FROM provisioning_assignment WHERE node_id = node.id"
+        )
+        cursor.execute("VACUUM ANALYZE provisioning_node, provisioning_assignment, provisioning_gpuhold")
+
+
+def speakers() -> list[dict[str, Any]]:
+    """Return what somebody must know to speak for each node."""
+    running: dict[int, list[str]] = {}
+    for node_id, assignment in Assignment.objects.values_list("node_id", "public_id"):
+        running.setdefault(node_id, []).append(assignment)
+    nodes = Node.objects.order_by("pk").values_list("pk", "public_id", "name", "desired_generation")
+    return [
+        {"id": public_id, "name": name, "key": f"key of {name}", "generation": generation, "seq": 1,
+         "acknowledged": 1, "assignments": running.get(pk, [])}
+        for pk, public_id, name, generation in nodes
+    ]  # fmt: skip
 
 
 def make_bare_assignments(count: int, offer: Offer, project_id: int) -> tuple[int, int]:
