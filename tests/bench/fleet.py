@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import time
-from datetime import timedelta
 from typing import Any
 
 import redis as redis_client
@@ -24,7 +23,7 @@ WARM_UP_INTERVALS = 1
 
 
 def main() -> int:
-    """Run the benchmark; the last line of the output is JSON. Returns 1 when a report was lost or the breaker failed."""
+    """Run the benchmark; the last line of the output is JSON. Returns 1 on any fault."""
     given = _arguments()
     here = machine.facts()
     bench = Bench(given)
