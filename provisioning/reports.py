@@ -263,7 +263,6 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
         "poll_after_ms": settings.NODE_POLL_MS[_pace(live, at)],
         "desired_generation": node.desired_generation,
         "log_cursors": {row.public_id: row.log_bytes for row in live},
-        "lease_ms": nodes.ASSIGNMENT_LEASE // MILLISECOND,
     }
     if node.desired_generation != report.desired_seen:
         answer["desired"] = {"assignments": _assignments(live), "operations": [], "volumes": []}

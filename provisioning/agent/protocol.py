@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from provisioning.agent.lease import STICKY_S
+
 ID = re.compile(r"[a-z]{3}_[a-z0-9]{1,60}", re.ASCII)
 VERSION = 2
-LEASE_S = 900  # Where a document does not say.
 WISHES = ("prepared", "running", "gone")
 OPERATIONS = ("wipe", "reset_gpu", "reboot_node", "verify")
 
@@ -100,7 +101,6 @@ class Result:
     desired: dict[str, Any] | None
     log_cursors: dict[str, int]
     events_seen: int
-    lease_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def parse_assignment(source: Any) -> Assignment:
         command=texts(source, "command"),
         env=env,
         ports=ports(source),
-        lease_s=max(0, take(source, "lease_s", (int, float), default=LEASE_S)),
+        lease_s=max(0, take(source, "lease_s", (int, float), default=STICKY_S)),
         ssh_keys=texts(source, "ssh_keys"),
         volumes=tuple(
             Mount(id=an_id(entry), path=take(entry, "path", str)) for entry in take(source, "volumes", list, default=[])
@@ -239,7 +239,6 @@ def parse_result(body: Any) -> Result:
         desired=take(source, "desired", (dict, type(None)), default=None),
         log_cursors=cursors,
         events_seen=take(source, "events_seen", int, default=0),
-        lease_ms=take(source, "lease_ms", (int, type(None)), default=None),
     )
 
 

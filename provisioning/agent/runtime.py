@@ -8,7 +8,7 @@ from pathlib import Path
 
 from provisioning.agent.clock import boottime
 from provisioning.agent.environment import command_environment
-from provisioning.agent.lease import LEASE_RAN_OUT
+from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.state import Home, Lease
@@ -123,10 +123,9 @@ class Runtime:
         if (grace_s := self._ending_all) is not None:
             ends = [one.end(grace_s=min(one.origin.stop_grace_s, grace_s), reason=AGENT_ENDS) for one in workloads]
             return all(ends)
-        if self._lease.has_run_out():
-            for one in workloads:
-                if one.look().state == "running":
-                    one.end(grace_s=one.origin.stop_grace_s, reason=LEASE_RAN_OUT)
+        for one in workloads:
+            if self._lease.has_run_out(one.origin.lease_s) and one.look().state == "running":
+                one.end(grace_s=min(one.origin.stop_grace_s, LEASE_GRACE_S_MAX), reason=LEASE_RAN_OUT)
         return False
 
     def _step_safely(self, wanted: Assignment) -> Observed:
@@ -149,7 +148,7 @@ class Runtime:
         if wanted.desired == "gone":
             return self._step_towards_gone(workload)
         look = workload.look()
-        if look.state == "prepared" and wanted.desired == "running" and self._may_start():
+        if look.state == "prepared" and wanted.desired == "running" and self._may_start(workload):
             self._start(wanted, workload)
             look = workload.look()
         return observe(workload, look)
@@ -174,7 +173,9 @@ class Runtime:
         if holders:
             message = f"waiting for GPUs that {', '.join(holders)} still holds"
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=message)
-        origin = Origin(wanted.id, wanted.fence, wanted.instance, wanted.gpus, wanted.stop_grace_s)
+        origin = Origin(
+            wanted.id, wanted.fence, wanted.instance, wanted.gpus, wanted.stop_grace_s, lease_s=wanted.lease_s
+        )
         workload = self._workloads[wanted.id] = make_workload(self._home.workloads, origin)
         return observe(workload, workload.look())
 
@@ -189,8 +190,8 @@ class Runtime:
                 return f"{name} is not healthy"
         return "" if wanted.command else "there is no command to run"
 
-    def _may_start(self) -> bool:
-        return self._ending_all is None and not self._lease.has_run_out()
+    def _may_start(self, workload: Workload) -> bool:
+        return self._ending_all is None and not self._lease.has_run_out(workload.origin.lease_s)
 
     def _start(self, wanted: Assignment, workload: Workload) -> None:
         refusal = self._why_not(wanted)
@@ -237,7 +238,7 @@ def observe(workload: Workload, look: Look) -> Observed:
     return Observed(
         id=origin.id,
         fence=origin.fence,
-        state=look.state,
+        state="failed" if look.has_ended and is_lost(look.message) else look.state,
         gpus=origin.gpus,
         exit_code=look.exit_code,
         exited_at=look.exited_at,

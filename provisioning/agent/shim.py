@@ -10,8 +10,8 @@ The folder is the whole conversation between agent and shim:
     output      standard output and error of the command, byte by byte, up to the limit.
     end.json    exit code and time; written last, when nothing of the workload runs and all output is kept.
 
-Two levels above the folder is the agent's home with its lease.json. When that lease has run out, the shim ends the
-workload as if stop.json asked for it, with the grace in assignment.json: the agent may be long dead.
+Two levels above the folder is the agent's home with its lease.json. When the lease in assignment.json has run out since
+the server was last heard, the shim ends the workload as if stop.json asked for it: the agent may be long dead.
 
 On Linux the shim is the reaper of all that descends from it, so a process that forks twice and starts its own
 session is still its child. When the command exits, what it left running is killed, as in a container.
@@ -31,7 +31,7 @@ from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.files import read_json, write_json
-from provisioning.agent.lease import LEASE_RAN_OUT, LeaseWatch
+from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, STICKY_S, LeaseWatch
 from provisioning.agent.output import OutputFile
 
 PR_SET_PDEATHSIG = 1
@@ -39,7 +39,6 @@ PR_SET_CHILD_SUBREAPER = 36
 READ_BYTES = 1 << 16
 QUICK_LOOK_S = 0.02
 SLOW_LOOK_S = 5.0
-LEASE_GRACE_S_MAX = 10.0  # The control plane waits a few seconds more than the lease, not a customer's own grace.
 NOT_FOUND, NOT_STARTED, KILLED_BY = 127, 126, 128
 
 
@@ -83,7 +82,7 @@ class Supervisor:
         self.command_pid = 0
         self.end: dict[str, Any] | None = None
         self.stop_began: float | None = None
-        self.lease = LeaseWatch(folder.parents[1] / "lease.json")
+        self.lease = LeaseWatch(folder.parents[1] / "lease.json", lease_s=lease_s(folder))
         self.lapse: dict[str, Any] | None = None  # The order to stop that the lease gave by running out.
         self.pipe, self.pipe_in = os.pipe()
         self.wake, wake_in = os.pipe()
@@ -187,12 +186,22 @@ class Supervisor:
         return bool(data)
 
 
+def lease_s(folder: Path) -> float:
+    """Return how long a workload may run on when the server is not heard; STICKY_S where its folder does not say."""
+    return said_of(folder, "lease_s", default=STICKY_S)
+
+
 def lease_grace_s(folder: Path) -> float:
     """Return how long a workload may take to end once its lease has run out; 0 where its folder does not say."""
+    return min(said_of(folder, "stop_grace_s", default=0), LEASE_GRACE_S_MAX)
+
+
+def said_of(folder: Path, name: str, *, default: float) -> float:
+    """Return a number of the assignment that a folder was made for."""
     try:
-        return min(float(read_json(folder / "assignment.json")["stop_grace_s"]), LEASE_GRACE_S_MAX)
+        return float(read_json(folder / "assignment.json")[name])
     except (OSError, ValueError, TypeError, KeyError):
-        return 0
+        return default
 
 
 def become(order: dict[str, Any], *, workdir: Path, output: int) -> None:

@@ -5,7 +5,7 @@ key             the node's own secret, 256 bits in hex, mode 0600; made here, ne
 node.json       who we are: written once, when the server accepted us
 state.json      counters that only grow, and the last document of what we should run
 journal         what happened here and the server has not acknowledged yet, see `journal`
-lease.json      until when we may run it without hearing from the server
+lease.json      when the server was last heard: each workload may go on from then for its own lease
 seed            of the names of simulated GPUs
 workloads/      one folder per assignment, see `workload`
 """
@@ -178,22 +178,22 @@ class Home:
 
 
 class Lease:
-    """How long this node may run its workloads without hearing from the server."""
+    """When the server was last heard. Every workload may run on from then for the seconds of its own lease."""
 
     RESTART_GRACE_S = 5.0
 
     def __init__(self, home: Home) -> None:
         self._path = home.path / "lease.json"
         kept = read_json(self._path) or {}
-        self._deadline: float | None = None
-        if kept.get("boot_id") == boot_id():
-            # The agent was away, perhaps for longer than the lease: one chance to hear that all is still well.
-            self._deadline = max(kept["deadline"], boottime() + self.RESTART_GRACE_S)
+        # The agent was away, perhaps for longer than a lease: one chance to hear that all is still well.
+        self._patient_until = boottime() + self.RESTART_GRACE_S
+        self._heard_at: float | None = kept.get("heard_at") if kept.get("boot_id") == boot_id() else None
 
-    def renew(self, *, asked_at: float, lease_ms: int) -> None:
-        """Note that the server confirmed us; the time counts from when we asked, the earliest it can have meant."""
-        self._deadline = asked_at + lease_ms / 1000
-        data = json.dumps({"boot_id": boot_id(), "deadline": self._deadline}).ljust(LEASE_BYTES).encode()
+    def hear(self, *, asked_at: float) -> None:
+        """Note that the server answered; the time counts from when we asked, the earliest it can have meant."""
+        self._heard_at = asked_at
+        self._patient_until = 0.0
+        data = json.dumps({"boot_id": boot_id(), "heard_at": asked_at}).ljust(LEASE_BYTES).encode()
         try:
             # Not durable: after a crash of the machine nothing runs that a lease could end.
             write_whole(self._path, data, durable=False)
@@ -201,6 +201,8 @@ class Lease:
             log.warning("cannot write the lease anew; writing over the old one", extra={"error": str(error)})
             write_over(self._path, data)
 
-    def has_run_out(self) -> bool:
-        """Return whether the workloads must end. A node that never heard from a server has no lease to lose."""
-        return self._deadline is not None and boottime() > self._deadline
+    def has_run_out(self, lease_s: float) -> bool:
+        """Return whether what has a lease of so many seconds must end. Who never heard a server has none to lose."""
+        if self._heard_at is None:
+            return False
+        return boottime() > max(self._heard_at + lease_s, self._patient_until)

@@ -145,8 +145,7 @@ class SyncLoop:
         self._is_introduced = True
         if "inventory" in report:
             self._inventory_known = report["inventory"]["generation"]
-        if result.lease_ms is not None:
-            self._lease.renew(asked_at=asked_at, lease_ms=result.lease_ms)
+        self._lease.hear(asked_at=asked_at)
         self._runtime.forget_orphans(orphans)
         is_journal_waiting = self._journal.note_seen(result.events_seen)
         is_log_waiting = self._note_cursors(result, observed=observed, shipping=shipping)

@@ -24,6 +24,7 @@ import psutil
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
+from provisioning.agent.lease import MACHINE_RESTARTED, STICKY_S
 from provisioning.agent.protocol import ID
 
 log = logging.getLogger("gpumarket.agent")
@@ -44,6 +45,7 @@ class Origin:
     instance: str
     gpus: tuple[str, ...]
     stop_grace_s: float
+    lease_s: float = STICKY_S
     mark: str = field(default_factory=partial(secrets.token_hex, 8))  # In the environment of all that runs for it.
 
 
@@ -218,12 +220,17 @@ class Workload:
         end = {
             "state": "exited",
             "exit_code": KILLED,
-            "message": "its supervisor was killed, or the machine restarted; the exit code is assumed",
+            "message": "its supervisor was killed; the exit code is assumed"
+            if self._is_of_this_boot()
+            else MACHINE_RESTARTED,
             "at": boottime(),
             "boot_id": "",  # Nobody saw when: the time compares with no clock.
         }
         write_json(self.folder / "end.json", end)
         return end
+
+    def _is_of_this_boot(self) -> bool:
+        return bool((read_json(self.folder / "order.json") or {}).get("boot_id") == boot_id())
 
     def _shim_pid(self) -> int | None:
         """Return the pid of the shim if it lives: it does as long as it locks its claim."""

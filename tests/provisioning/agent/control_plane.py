@@ -47,7 +47,6 @@ class ControlPlane:
         self.chunks: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.poll_after_ms = 100
-        self.lease_ms = 60_000
         self.forced: Callable[[str], Answer | None] = lambda path: None
         self.lose_answers: dict[str, int] = {}  # How many of the next answers are lost on their way, by path.
         self.server: ThreadingHTTPServer | None = None
@@ -151,7 +150,6 @@ class ControlPlane:
             "poll_after_ms": self.poll_after_ms,
             "desired_generation": self.generation,
             "log_cursors": {name: len(kept) for name, kept in self.logs.items()},
-            "lease_ms": self.lease_ms,
             "events_seen": self.note_events(report.get("events", [])),
         }
         if report["desired_seen"] != self.generation:

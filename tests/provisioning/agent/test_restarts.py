@@ -134,7 +134,7 @@ def test_a_killed_supervisor_takes_a_command_with_it_that_cleared_its_environmen
     eventually(lambda: not is_running(command.pid))
 
 
-def test_a_folder_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(node, monkeypatch):
+def test_what_ran_in_an_earlier_boot_is_lost_and_not_started_a_second_time(node, monkeypatch):
     node.run("asg_a", "echo began >> begun; sleep 600")
     eventually((node.work("asg_a") / "begun").exists)
     psutil.Process(node.shim_pid("asg_a")).kill()
@@ -142,7 +142,9 @@ def test_a_folder_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(node,
     for module in ("workload", "state", "shim"):
         monkeypatch.setattr(f"provisioning.agent.{module}.boot_id", lambda: "another-boot")
     node.wake_up()
-    assert node.look("asg_a").exit_code == 137
+    seen = node.look("asg_a")
+    assert (seen.state, seen.exited_at) == ("failed", None)
+    assert "the machine restarted" in seen.message
     assert (node.work("asg_a") / "begun").read_text() == "began\n"
 
 
@@ -198,9 +200,9 @@ def test_a_cancelled_start_does_not_run_even_if_the_supervisor_is_late(node):
 
 def test_the_lease_outlives_the_agent(node, monkeypatch):
     monkeypatch.setattr(Lease, "RESTART_GRACE_S", 0.3)
-    node.run("asg_a", "sleep 600")
-    node.lease.renew(asked_at=boottime() - 31, lease_ms=30_000)
+    node.run("asg_a", "sleep 600", lease_s=30)
+    node.lease.hear(asked_at=boottime() - 31)
     node.wake_up()
     assert node.look("asg_a").state == "running"  # One chance to hear that all is well.
     time.sleep(0.3)
-    assert "longer than its lease" in node.until("asg_a", "exited").message
+    assert "longer than its lease" in node.until("asg_a", "failed").message

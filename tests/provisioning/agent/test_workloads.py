@@ -280,22 +280,22 @@ def test_a_folder_that_nobody_knows_is_an_orphan_once_there_is_a_document(node):
 
 
 def test_a_lease_that_runs_out_ends_the_workload_and_keeps_its_record(node):
-    node.run("asg_a", "sleep 600")
-    node.lease.renew(asked_at=boottime(), lease_ms=300)
+    node.run("asg_a", "sleep 600", lease_s=0.3)
+    node.lease.hear(asked_at=boottime())
     assert node.look("asg_a").state == "running"
     time.sleep(0.3)
-    seen = node.until("asg_a", "exited")
+    seen = node.until("asg_a", "failed")
     assert seen.exit_code == 143
     assert "longer than its lease" in seen.message
 
 
 def test_nothing_starts_without_a_lease(node):
-    node.want("asg_a", "prepared")
+    node.want("asg_a", "prepared", lease_s=30)
     node.look("asg_a")
-    node.lease.renew(asked_at=boottime() - 1, lease_ms=100)
+    node.lease.hear(asked_at=boottime() - 31)
     node.want("asg_a", "running")
     node.stays("asg_a", "prepared")
-    node.lease.renew(asked_at=boottime(), lease_ms=60_000)
+    node.lease.hear(asked_at=boottime())
     node.until("asg_a", "running")
 
 
