@@ -5,6 +5,8 @@ from typing import Any
 from marketplace.access import Actor
 from marketplace.models import AuditEntry, Organization
 
+SYSTEM = "gpumarket"
+
 
 def record(
     *,
@@ -26,4 +28,13 @@ def record(
         before=before,
         after=after,
         request_id=actor.request_id,
+    )
+
+
+def record_own(
+    *, organization: Organization, verb: str, subject_id: str, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """Write one entry of what the system did by itself."""
+    AuditEntry.objects.create(
+        organization=organization, actor_name=SYSTEM, verb=verb, subject_id=subject_id, before=before, after=after
     )

@@ -39,6 +39,7 @@ app.conf.update(
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
+            ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("answers that are old", "marketplace.tasks.purge_idempotency", 60.0),
         )

@@ -127,7 +127,7 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Insta
     ProjectSuspended, InsufficientFunds, NoCapacity or Conflict (name in use).
     A caller's transaction ends with the refusal: nothing here has a savepoint.
     """
-    _check_open(project)
+    check_open(project)
     check(order)
     with _name_in_use(order.name), transaction.atomic(savepoint=False):
         return _rent(actor, project, order, at)
@@ -178,19 +178,24 @@ def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Q
 @transaction.atomic
 def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free."""
-    _check_open(instance.project)
+    check_open(instance.project)
     price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
     instances.start(instance=instance, price_version=price, at=at)
+    hold_for_run(instance, at=at)
+    _record(actor, instance, "instance.start")
+
+
+def hold_for_run(instance: Instance, *, at: datetime) -> None:
+    """Hold quota and the first hour's price for a run that was just queued, in its transaction."""
     quotas.take(project_id=instance.project_id, gpus=instance.gpus)
     _hold_first_hour(
         project=instance.project,
         resource_id=instance.public_id,
         run=instance.run,
-        price=price,
+        price=instance.price_version,
         gpus=instance.gpus,
         at=at,
     )
-    _record(actor, instance, "instance.start")
 
 
 @transaction.atomic
@@ -240,7 +245,8 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     return stopped
 
 
-def _check_open(project: Project) -> None:
+def check_open(project: Project) -> None:
+    """Raise ProjectSuspended where nothing may start."""
     if project.is_suspended:
         raise ProjectSuspended(
             gettext("%(project)s is suspended, so nothing can start there; ask the operator why.")

@@ -3,9 +3,10 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals
+from marketplace import idempotency, rentals, restarts
 
 STOPS_MAX = 100
+RESTARTS_MAX = 50
 
 
 @shared_task
@@ -18,3 +19,9 @@ def stop_what_nobody_can_pay_for() -> None:
 def purge_idempotency() -> None:
     """Forget the stored answers of orders that nobody repeats any more."""
     idempotency.purge(at=timezone.now())
+
+
+@shared_task
+def start_again() -> None:
+    """Start elsewhere what a fault of ours ended, where its customer asked for that."""
+    restarts.start_again(at=timezone.now(), limit=RESTARTS_MAX)

@@ -45,11 +45,16 @@ class Wait:
 
 @dataclass(frozen=True)
 class Failed:
-    """Give up: `steps.py` says what follows. The customer reads the message."""
+    """Give up: `steps.py` says what follows. The customer reads the message.
+
+    `at`: when it really ended, if that is known; `node_id`: the node that failed it, which a next run avoids.
+    """
 
     reason: Reason
     message: str
     retryable: bool = True
+    at: datetime | None = None
+    node_id: int | None = None
 
 
 Outcome = Next | Wait | Failed

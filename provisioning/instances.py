@@ -57,8 +57,19 @@ def create(
 
 
 @transaction.atomic
-def start(*, instance: Instance, price_version: PriceVersion, at: datetime) -> None:
-    """Queue a stopped or failed instance for a new run at today's price. The caller holds quota for it."""
+def start(
+    *,
+    instance: Instance,
+    price_version: PriceVersion,
+    at: datetime,
+    reason: Reason = Reason.NONE,
+    message: str = "",
+    restarts: int = 0,
+) -> None:
+    """Queue a stopped or failed instance for a new run at this price. The caller holds quota for it.
+
+    `restarts` counts the starts of ours since its customer's own, which have a `reason`.
+    """
     if Phase(instance.phase) not in {Phase.STOPPED, Phase.FAILED}:
         raise IllegalMove(f"{instance.name} is {instance.get_phase_display()} and cannot be started.")
     if instance.quota_held:
@@ -67,8 +78,12 @@ def start(*, instance: Instance, price_version: PriceVersion, at: datetime) -> N
     instance.move_to(
         Phase.QUEUED,
         at=at,
+        reason=reason,
+        message=message,
         desired=Instance.Desired.RUNNING,
         health=Instance.Health.UNKNOWN,
+        restarts=restarts,
+        restart_at=None,
         price_version=price_version,
         quota_held=instance.gpus,
         run=instance.run + 1,
@@ -110,6 +125,7 @@ def _take_down(
         reason=reason,
         message=message,
         desired=desired,
+        restart_at=None,
         generation=instance.generation + 1,
     )
     usage.stop(resource_id=instance.public_id, at=instance.phase_since)

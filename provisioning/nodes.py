@@ -3,15 +3,17 @@
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
+from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from billing import usage
-from provisioning import engine, placement
+from provisioning import engine, leases, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
 from provisioning.models import (
     CHARGED_PHASES,
@@ -33,10 +35,7 @@ log = structlog.get_logger("provisioning.nodes")
 JOIN_TOKEN_LIFE = timedelta(hours=24)
 SUSPECT_AFTER = timedelta(seconds=25)
 UNREACHABLE_AFTER = timedelta(seconds=40)
-# The agent ends its workloads by itself when it could not reach us for this long ...
-ASSIGNMENT_LEASE = timedelta(seconds=900)
-# ... so after its lease, its grace and a drift of clocks nothing of ours runs there any more.
-LOST_AFTER = ASSIGNMENT_LEASE + timedelta(seconds=40)
+LOST_STATES = {Assignment.Observed.FAILED, Assignment.Observed.GONE}
 # Meters lock their organization's accounts: in the same order whichever node falls silent.
 MONEY_ORDER = ("project__organization", "pk")
 
@@ -87,9 +86,11 @@ def join(
         node.reachability = Node.Reachability.ONLINE
     node.joined_at = at
     node.save(update_fields=["key_hash", "state", "reachability", "joined_at"])
+    # A machine that restarted before it joined anew: its first report is to show the new boot beside the old one.
+    earlier = Heartbeat.objects.filter(node=node).exclude(boot_id__in=["", boot_id]).values("boot_id", "last_seen")
+    kept = earlier.first() or {"boot_id": boot_id, "last_seen": at}
     Heartbeat.objects.update_or_create(
-        node=node,
-        defaults={"boot_id": boot_id, "agent_epoch": 0, "seq": 0, "events_seen": 0, "last_seen": at, **facts},
+        node=node, defaults={"agent_epoch": 0, "seq": 0, "events_seen": 0, **kept, **facts}
     )
     take_inventory(node=node, gpus=gpus)
     log.info("node joined", node=node.public_id, name=node.name, gpus=len(gpus))
@@ -185,32 +186,49 @@ def living_on(node: Node) -> QuerySet[Instance]:
 def notice_silence(*, at: datetime, limit: int) -> int:
     """Mark nodes that stopped calling: suspect, unreachable (meters close at the last sign of life), lost.
 
+    What ran on an unreachable node is given up when its own lease has ended it
+    there for sure. Where so many fall silent that it must be us, nobody is given up.
     Reads every heartbeat once; there is no index on `last_seen` on purpose.
     """
+    is_us = is_our_fault(list(_newly_silent(at)), at)
     changed = 0
-    for node_id in list(_to_mark(at).order_by("node_id").values_list("node_id", flat=True)[:limit]):
-        changed += _mark(node_id, at)
+    for node_id in list(_to_mark(at, is_us=is_us).order_by("node_id").values_list("node_id", flat=True)[:limit]):
+        changed += _mark(node_id, at, is_us=is_us)
     return changed
 
 
-def _to_mark(at: datetime) -> QuerySet[Heartbeat]:
-    """Return the heartbeats of nodes that are marked as more reachable than they are."""
+def is_our_fault(node_ids: Sequence[int], at: datetime) -> bool:
+    """Count nodes that have just fallen silent; return whether they are so many that the cause must lie with us."""
+    return False
+
+
+def _newly_silent(at: datetime) -> QuerySet[Heartbeat, int]:
+    marked = [Node.Reachability.UNREACHABLE, Node.Reachability.LOST]
+    silent = Heartbeat.objects.filter(last_seen__lt=at - UNREACHABLE_AFTER).exclude(node__reachability__in=marked)
+    return silent.exclude(node__state=Node.State.RETIRED).order_by("node_id").values_list("node_id", flat=True)
+
+
+def _to_mark(at: datetime, *, is_us: bool) -> QuerySet[Heartbeat]:
+    """Return the heartbeats of nodes that are marked as more reachable than they are, or hold what is over."""
     reach = Node.Reachability
-    return Heartbeat.objects.filter(
-        Q(last_seen__lt=at - SUSPECT_AFTER, node__reachability__in=[reach.UNKNOWN, reach.ONLINE])
-        | Q(last_seen__lt=at - UNREACHABLE_AFTER, node__reachability=reach.SUSPECT)
-        | Q(last_seen__lt=at - LOST_AFTER, node__reachability=reach.UNREACHABLE)
-    )
+    silent = Q(last_seen__lt=at - SUSPECT_AFTER, node__reachability__in=[reach.UNKNOWN, reach.ONLINE])
+    silent |= Q(last_seen__lt=at - UNREACHABLE_AFTER, node__reachability=reach.SUSPECT)
+    if not is_us:
+        is_over = Exists(_live(OuterRef("node_id")).filter(leases.over(at)))
+        silent |= Q(last_seen__lt=at - leases.lost_after(), node__reachability=reach.UNREACHABLE)
+        silent |= Q(is_over, node__reachability=reach.UNREACHABLE)
+    return Heartbeat.objects.filter(silent)
 
 
 @transaction.atomic
-def _mark(node_id: int, at: datetime) -> int:
+def _mark(node_id: int, at: datetime, *, is_us: bool) -> int:
     # The heartbeat again, under its lock: the node may be reporting this moment.
-    heartbeat = _to_mark(at).select_for_update(of=("self",)).select_related("node").filter(node=node_id).first()
+    silent = _to_mark(at, is_us=is_us).select_for_update(of=("self",)).select_related("node")
+    heartbeat = silent.filter(node=node_id).first()
     if heartbeat is None:
         return 0
     node, silence = heartbeat.node, at - heartbeat.last_seen
-    if silence > LOST_AFTER:
+    if silence > leases.lost_after() and not is_us:
         reachability = Node.Reachability.LOST
     elif silence > UNREACHABLE_AFTER:
         reachability = Node.Reachability.UNREACHABLE
@@ -218,30 +236,77 @@ def _mark(node_id: int, at: datetime) -> int:
         reachability = Node.Reachability.SUSPECT
     log.warning("node silent", node=node.public_id, reachability=reachability, seconds=silence.total_seconds())
     if reachability != Node.Reachability.SUSPECT:
-        for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
-            Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
-            usage.stop(resource_id=instance.public_id, at=heartbeat.last_seen)
-    if reachability == Node.Reachability.LOST:
-        _give_up(node)
+        _close_meters(node, at=heartbeat.last_seen)
+        if not is_us:
+            for kind in settings.ASSIGNMENT_LEASE_S:
+                given_up = _live(node.pk).filter(leases.over(at), instance__lease=kind)
+                _give_up(node, given_up, message=_silence_message(node, kind, heartbeat.last_seen))
     Node.objects.filter(pk=node.pk).update(reachability=reachability)
     return 1
 
 
-def _give_up(node: Node) -> None:
-    """Take what was there as gone: its own lease has ended it. Its workflows then fail or finish."""
-    live = Assignment.objects.filter(node=node).exclude(observed=Assignment.Observed.GONE)
-    for instance_id in sorted(set(live.values_list("instance_id", flat=True))):
+def _live(node: Any) -> QuerySet[Assignment]:
+    return Assignment.objects.filter(node=node).exclude(observed=Assignment.Observed.GONE)
+
+
+def _close_meters(node: Node, *, at: datetime) -> None:
+    """Charge for what runs there until `at`, the last that the node proved, and no longer."""
+    for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
+        Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
+        usage.stop(resource_id=instance.public_id, at=at)
+
+
+def _silence_message(node: Node, kind: str, last_seen: datetime) -> str:
+    seconds = round(leases.lease(kind).total_seconds())
+    return (
+        f"Node {node.name} has not answered since {last_seen:%Y-%m-%d %H:%M:%S} UTC; "
+        f"it ends by itself what it runs when it has not heard from us for {seconds} s."
+    )
+
+
+def _give_up(node: Node, assignments: QuerySet[Assignment], *, message: str) -> None:
+    """Take these as gone, which is certain. Their workflows fail or finish; late reports of them count for nothing."""
+    found = list(assignments.values_list("pk", "instance_id"))
+    if not found:
+        return
+    for instance_id in sorted({instance_id for _, instance_id in found}):
         engine.wake(instance_id)
-    message = f"Node {node.name} did not answer for {LOST_AFTER.total_seconds() / 60:.0f} minutes."
+    # They leave the node's document, so that a node which comes back ends and removes what it may still have.
     Node.objects.filter(pk=node.pk).update(desired_generation=F("desired_generation") + 1)
-    live.update(observed=Assignment.Observed.GONE, message=message)
+    Assignment.objects.filter(pk__in=[pk for pk, _ in found]).update(observed=Assignment.Observed.GONE, message=message)
+    log.warning("given up", node=node.public_id, assignments=len(found), reason=message)
 
 
-def come_back(*, node: Node, at: datetime) -> None:
-    """Note that a silent node calls again; meters of what still runs there open from now on."""
+@transaction.atomic
+def confirm_off(*, node: Node, at: datetime) -> int:
+    """Take all that a silent node ran as gone, on a person's word that it is off; return how many assignments."""
+    heartbeat = Heartbeat.objects.select_for_update(of=("self",)).select_related("node").filter(node=node).first()
+    if heartbeat is None or heartbeat.node.reachability not in {Node.Reachability.UNREACHABLE, Node.Reachability.LOST}:
+        raise ProvisioningError(f"{node.name} is not unreachable; what it runs is its own to report.")
+    _close_meters(node, at=heartbeat.last_seen)
+    there = _live(node.pk)
+    count = there.count()
+    _give_up(node, there, message=f"Node {node.name} is off: a capacity manager confirmed it.")
+    Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.LOST)
+    return count
+
+
+def note_restart(*, node: Node, last_seen: datetime, ended: Collection[str] = ()) -> None:
+    """Take as gone what ran before a node restarted, which is proof enough; not what `ended` by itself before.
+
+    What was asked for and the node has not answered for yet is still to come, and stays.
+    """
+    _close_meters(node, at=last_seen)
+    lost = _live(node.pk).exclude(observed=Assignment.Observed.PENDING).exclude(public_id__in=list(ended))
+    _give_up(node, lost, message=f"Node {node.name} restarted, which ended all that ran there.")
+
+
+def come_back(*, node: Node, at: datetime, running: Collection[str]) -> None:
+    """Note that a silent node calls again; meters of what it says to be `running` open from now on."""
     Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.ONLINE)
     node.reachability = Node.Reachability.ONLINE
-    for instance_id in _paused(living_on(node)):
+    ended = _live(node.pk).filter(observed=Assignment.Observed.RUNNING).exclude(public_id__in=list(running))
+    for instance_id in _paused(living_on(node).exclude(pk__in=ended.values("instance"))):
         _resume(instance_id, at)
 
 
@@ -262,6 +327,9 @@ def _resume(instance_id: int, at: datetime) -> bool:
     related = paused.select_related("project__organization", "offer", "price_version")
     instance = related.select_for_update(of=("self",)).first()
     if instance is None or _nodes_of(instance).exclude(reachability=Node.Reachability.ONLINE).exists():
+        return False
+    states = set(Assignment.objects.filter(instance=instance, fence=instance.run).values_list("observed", flat=True))
+    if Assignment.Observed.RUNNING not in states or states & LOST_STATES:
         return False
     Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.HEALTHY)
     open_meter(instance, at=at)

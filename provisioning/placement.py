@@ -33,7 +33,7 @@ UPDATE provisioning_node SET free_gpus = free_gpus - %(gpus)s, desired_generatio
 WHERE id = (
     SELECT id FROM provisioning_node
     WHERE offer_id = %(offer)s AND state = 'available' AND reachability = 'online' AND NOT is_held
-        AND free_gpus >= %(gpus)s
+        AND free_gpus >= %(gpus)s AND id <> %(avoid)s
     ORDER BY free_gpus, id LIMIT 1 FOR NO KEY UPDATE
 )
 RETURNING id
@@ -86,13 +86,22 @@ def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
     Runs inside the caller's transaction. Replicas share the tightest domain
-    that has room: one node, else one rack, one fabric, the offer's site.
+    that has room: one node, else one rack, one fabric, the offer's site. The
+    node that failed the last run is taken only where there is no other.
     """
-    node_id = _take_best_fit(instance)
+    failed_on = instance.failed_on_id or 0
+    for avoid in (failed_on, 0) if failed_on else (0,):
+        if found := _claim(instance, at, avoid=avoid):
+            return found
+    raise NoCapacity(_why(instance))
+
+
+def _claim(instance: Instance, at: datetime, *, avoid: int) -> list[Assignment]:
+    node_id = _take_best_fit(instance, avoid=avoid)
     if node_id is not None:
         return _take_gpus(instance, [node_id] * instance.replicas, at)
     for _ in range(CHOICES_MAX if instance.replicas > 1 else 0):
-        places = _choose(instance)
+        places = _choose(instance, avoid=avoid)
         if places is None:
             break
         # The savepoint gives the locks back when the choice was overtaken: the next one must begin in id order again.
@@ -100,7 +109,7 @@ def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
             if _take_nodes(instance, places):
                 return _take_gpus(instance, places, at)
             transaction.set_rollback(True)
-    raise NoCapacity(_why(instance))
+    return []
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -146,23 +155,23 @@ def recount(node_ids: Iterable[int]) -> None:
     )
 
 
-def _take_best_fit(instance: Instance) -> int | None:
+def _take_best_fit(instance: Instance, *, avoid: int) -> int | None:
     """Lock the fullest node that has room for all replicas and count their GPUs as taken; None where there is none.
 
     Nodes that are being claimed this moment are passed over, and waited for only when there is no other.
     """
     with connection.cursor() as cursor:
         for take in (TAKE_BEST_FIT_NOW, TAKE_BEST_FIT):
-            cursor.execute(take, {"offer": instance.offer_id, "gpus": instance.gpus})
+            cursor.execute(take, {"offer": instance.offer_id, "gpus": instance.gpus, "avoid": avoid})
             if found := cursor.fetchone():
                 return int(found[0])
     return None
 
 
-def _choose(instance: Instance) -> list[int] | None:
+def _choose(instance: Instance, *, avoid: int) -> list[int] | None:
     """Return a node for each replica, in the tightest domain that has room; None where even the site has none."""
     per_replica = instance.gpus_per_replica
-    nodes = placeable(instance.offer_id).filter(free_gpus__gte=per_replica)
+    nodes = placeable(instance.offer_id).filter(free_gpus__gte=per_replica).exclude(pk=avoid)
     # Integer division of the column: how many replicas fit on a node.
     for domain in DOMAINS:
         room = nodes.values(*domain).annotate(room=Sum(F("free_gpus") / per_replica))

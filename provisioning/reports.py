@@ -151,10 +151,16 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     node = Node.objects.filter(public_id=report.node).first()
     if node is None or not _is_its_key(report, node):
         return {"node": report.node, "status": "unauthorized", "poll_after_ms": 30_000}
+    # How it was before this report, under the lock.
+    before = Heartbeat.objects.only("boot_id", "last_seen").select_for_update(no_key=True).get(node=node)
     if not _hear({node.pk: report}, at=at):
         return _stale(report)
+    if before.boot_id != report.boot_id:
+        ended = [word.id for word in report.assignments if word.state == "exited" and word.exit_code is not None]
+        nodes.note_restart(node=node, last_seen=before.last_seen, ended=ended)
     if node.reachability != Node.Reachability.ONLINE:
-        nodes.come_back(node=node, at=at)
+        running = [word.id for word in report.assignments if word.state == "running"]
+        nodes.come_back(node=node, at=at, running=running)
     if report.inventory is not None:
         _take_inventory(node, report.inventory)
     live = list(_live(node)) if report.assignments or report.logs else []

@@ -17,7 +17,7 @@ from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
 from provisioning.errors import NoCapacity
-from provisioning.models import Assignment, Instance, Node, Phase, Reason
+from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Node, Phase, Reason
 
 QUEUE_LOOK_S = 5
 QUEUE_MAX = timedelta(minutes=30)
@@ -26,6 +26,7 @@ LOOK_S = 10
 WATCH_LOOK_S = 300
 
 State = Assignment.Observed
+BROKEN = {State.FAILED, State.GONE}
 
 
 def place(instance: Instance) -> Outcome:
@@ -58,8 +59,8 @@ def create(instance: Instance) -> Outcome:
 def prepare(instance: Instance) -> Outcome:
     """Wait until every replica is ready to start: a gang starts together or not at all."""
     seen = _look(instance)
-    if broken := [look for look in seen if look.state in {State.FAILED, State.GONE, State.EXITED}]:
-        return Failed(Reason.NODE_FAILED, broken[0].message or "The node could not prepare the instance.")
+    if any(look.state in BROKEN | {State.EXITED} for look in seen):
+        return _broken(instance, seen, Reason.NODE_FAILED, "The node could not prepare the instance.")
     if any(look.state != State.PREPARED for look in seen):
         return Wait(LOOK_S)
     return Next("verify", commit=lambda instance: instance.move_to(Phase.VERIFYING, at=timezone.now()))
@@ -70,9 +71,11 @@ def verify(instance: Instance) -> Outcome:
     for assignment in _assignments(instance):
         holds_of = assignment.holds.filter(released_at=None, gpu__healthy=True, gpu__uuid__in=assignment.gpu_uuids)
         if holds_of.count() != instance.gpus_per_replica:
-            return Failed(Reason.NODE_FAILED, f"A GPU of node {assignment.node} is not healthy any more.")
+            message = f"A GPU of node {assignment.node} is not healthy any more."
+            return Failed(Reason.NODE_FAILED, message, node_id=assignment.node_id)
         if assignment.node.reachability != Node.Reachability.ONLINE:
-            return Failed(Reason.NODE_LOST, f"Node {assignment.node} stopped answering.")
+            message = f"Node {assignment.node} stopped answering."
+            return Failed(Reason.NODE_LOST, message, node_id=assignment.node_id)
     return Next("begin", commit=begin_running)
 
 
@@ -106,8 +109,8 @@ def begin(instance: Instance) -> Outcome:
     for assignment in _assignments(instance):
         driver_for(assignment).start(assignment)
     seen = _look(instance)
-    if broken := [look for look in seen if look.state in {State.FAILED, State.GONE}]:
-        return Failed(Reason.NODE_FAILED, broken[0].message or "The node could not start the command.")
+    if any(look.state in BROKEN for look in seen):
+        return _broken(instance, seen, Reason.NODE_FAILED, "The node could not start the command.")
     if any(look.state not in {State.RUNNING, State.EXITED} for look in seen):
         return Wait(LOOK_S)
     return Next("watch", commit=note_started)
@@ -122,8 +125,8 @@ def note_started(instance: Instance) -> None:
 def watch(instance: Instance) -> Outcome:
     """Wait until the command has ended everywhere, or one replica ended badly: a gang ends together."""
     seen = _look(instance)
-    if lost := [look for look in seen if look.state in {State.FAILED, State.GONE}]:
-        return Failed(Reason.NODE_LOST, lost[0].message or "The node lost the instance.")
+    if any(look.state in BROKEN for look in seen):
+        return _broken(instance, seen, Reason.NODE_LOST, "The node lost the instance.")
     ended = [look for look in seen if look.state == State.EXITED]
     bad = [look for look in ended if look.exit_code != 0]
     if bad or len(ended) == len(seen):
@@ -187,8 +190,27 @@ def fail(instance: Instance, failure: Failed) -> None:
         message=failure.message,
         retryable=failure.retryable,
         health=Instance.Health.UNKNOWN,
+        failed_on_id=failure.node_id,
+        restart_at=at if failure.retryable and may_restart(instance, failure.reason) else None,
     )
-    usage.stop(resource_id=instance.public_id, at=at if ran else instance.ready_at or at)
+    usage.stop(resource_id=instance.public_id, at=min(failure.at or at, at) if ran else instance.ready_at or at)
+
+
+def may_restart(instance: Instance, reason: Reason) -> bool:
+    """Return whether it is to be started again elsewhere: its customer asked for that, and the fault was ours."""
+    if instance.on_failure != Instance.OnFailure.RESTART:
+        return False
+    # A restart of ours that found no room in its time is tried again, too; a customer's own start is not.
+    return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and instance.restarts > 0)
+
+
+def _broken(instance: Instance, seen: list[Observation], reason: Reason, otherwise: str) -> Failed:
+    """Return the failure of the first replica that is broken; what is gone unasked was lost by its node."""
+    for assignment, look in zip(_assignments(instance), seen, strict=True):
+        if look.state in BROKEN | {State.EXITED}:
+            reason = Reason.NODE_LOST if look.state == State.GONE else reason
+            return Failed(reason, look.message or otherwise, at=look.exited_at, node_id=assignment.node_id)
+    raise AssertionError("no replica is broken")
 
 
 def _assignments(instance: Instance) -> list[Assignment]:

@@ -186,7 +186,7 @@ class AuditEntry(models.Model):
 
     public_id = PublicIdField(prefix="aud")
     organization = models.ForeignKey(Organization, models.PROTECT, null=True, related_name="audit_entries")
-    actor = models.ForeignKey(User, models.PROTECT, related_name="+")
+    actor = models.ForeignKey(User, models.PROTECT, null=True, related_name="+", help_text="null: the system itself")
     actor_name = models.CharField(max_length=254)
     token_id_used = models.CharField(max_length=32, blank=True)
     verb = models.CharField(max_length=40)

@@ -2,6 +2,7 @@ from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
+    INFRASTRUCTURE,
     MOVES,
     STARTING,
     Assignment,
@@ -17,6 +18,7 @@ from provisioning.models.instances import (
 __all__ = [
     "AT_REST",
     "CHARGED_PHASES",
+    "INFRASTRUCTURE",
     "MOVES",
     "STARTING",
     "Assignment",

@@ -71,6 +71,10 @@ class Reason(models.TextChoices):
     INTERNAL = "internal", _("An error of ours")
 
 
+# What the customer could not help; an instance that asked for it is started again elsewhere.
+INFRASTRUCTURE = {Reason.GPU_FAULT, Reason.NODE_FAILED, Reason.NODE_LOST, Reason.TIMED_OUT, Reason.INTERNAL}
+
+
 class Instance(models.Model):
     """What a customer rents: `replicas` x `gpus_per_replica` GPUs running a command, all or nothing."""
 
@@ -127,6 +131,10 @@ class Instance(models.Model):
     retryable = models.BooleanField(default=False)
     exit_code = models.IntegerField(null=True)
     restarts = models.PositiveIntegerField(default=0, help_text="how often we started it again after a fault of ours")
+    restart_at = models.DateTimeField(null=True, help_text="when we try to start it again by ourselves")
+    failed_on = models.ForeignKey(
+        "provisioning.Node", models.SET_NULL, null=True, related_name="+", help_text="the node that failed its last run"
+    )
     # Each start is a run of its own; its number is the fence that nodes compare.
     run = models.PositiveIntegerField(default=1)
     quota_held = models.PositiveIntegerField(default=0)
@@ -147,6 +155,7 @@ class Instance(models.Model):
         indexes = [
             models.Index(fields=["project", "-id"], name="instance_newest_first"),
             models.Index(fields=["phase", "id"], name="instance_alive", condition=~Q(phase="terminated")),
+            models.Index(fields=["restart_at"], name="instance_to_restart", condition=Q(restart_at__isnull=False)),
         ]
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from billing import books
 from billing.models import UsageSpan
 from marketplace.access import Actor
 from marketplace.console import nodes as console
-from provisioning import engine, nodes, placement
+from provisioning import engine, leases, nodes, placement
 from provisioning.errors import NoCapacity, ProvisioningError
 from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
 from provisioning.protocol import GpuFact
@@ -159,7 +159,7 @@ def test_silence_is_noticed_exactly_at_its_times(node: Node, clock: time_machine
     for silence, before, after in [
         (nodes.SUSPECT_AFTER, "online", "suspect"),
         (nodes.UNREACHABLE_AFTER, "suspect", "unreachable"),
-        (nodes.LOST_AFTER, "unreachable", "lost"),
+        (leases.lost_after(), "unreachable", "lost"),
     ]:
         clock.move_to(NOON + silence)
         assert nodes.notice_silence(at=timezone.now(), limit=100) == 0
@@ -169,7 +169,7 @@ def test_silence_is_noticed_exactly_at_its_times(node: Node, clock: time_machine
         assert reachability(node) == after
         assert nodes.notice_silence(at=timezone.now(), limit=100) == 0
     assert (nodes.SUSPECT_AFTER.total_seconds(), nodes.UNREACHABLE_AFTER.total_seconds()) == (25, 40)
-    assert nodes.LOST_AFTER > nodes.ASSIGNMENT_LEASE
+    assert leases.lost_after() == timedelta(seconds=940)
 
 
 def test_many_silent_nodes_are_all_noticed_in_the_end(clock: time_machine.Traveller, fleet: Fleet) -> None:
@@ -273,7 +273,7 @@ def test_a_lost_node_that_comes_back_is_told_to_remove_what_it_still_has(
     played = fleet.nodes["h200-1"]
     fleet.sync()
     assert len(played.desired) == 1
-    clock.shift(nodes.LOST_AFTER + MILLISECOND)
+    clock.shift(leases.lost_after() + MILLISECOND)
     nodes.notice_silence(at=timezone.now(), limit=100)
     # Even if it calls before the workflow has looked.
     assert played.sync()["desired"]["assignments"] == []

@@ -167,8 +167,8 @@ def test_a_gang_that_was_overtaken_chooses_again(monkeypatch: pytest.MonkeyPatch
     one, other = customer("one", fleet), customer("other", fleet)
     real, overtaken = placement._choose, []
 
-    def choose_and_be_overtaken(instance: Instance) -> list[int] | None:
-        places = real(instance)
+    def choose_and_be_overtaken(instance: Instance, *, avoid: int) -> list[int] | None:
+        places = real(instance, avoid=avoid)
         if not overtaken:
             overtaken.append(at_the_same_moment(lambda: other(gpus=3)))
         return places
@@ -183,8 +183,8 @@ def overtaken_choice(monkeypatch: pytest.MonkeyPatch, between: Callable[[list[in
     """Let something happen after a gang has chosen its nodes for the first time, before it locks them."""
     real, seen = placement._choose, []
 
-    def choose(instance: Instance) -> list[int] | None:
-        places = real(instance)
+    def choose(instance: Instance, *, avoid: int) -> list[int] | None:
+        places = real(instance, avoid=avoid)
         seen.append(places)
         if len(seen) == 1:
             between(places or [])
@@ -211,8 +211,8 @@ def test_a_gang_that_was_overtaken_gives_its_locks_back_before_it_chooses_again(
         with transaction.atomic():
             list(Node.objects.select_for_update(nowait=True))
 
-    def choose(instance: Instance) -> list[int] | None:
-        places = real(instance)
+    def choose(instance: Instance, *, avoid: int) -> list[int] | None:
+        places = real(instance, avoid=avoid)
         outcomes.append(at_the_same_moment(lambda: other(gpus=3)) if not outcomes else at_the_same_moment(lock_all))
         return places
 
@@ -278,8 +278,8 @@ def test_without_a_check_under_the_lock_an_overtaken_gang_breaks_the_count(
     one, other = customer("one", fleet), customer("other", fleet)
     real = placement._choose
 
-    def choose_and_be_overtaken(instance: Instance) -> list[int] | None:
-        places = real(instance)
+    def choose_and_be_overtaken(instance: Instance, *, avoid: int) -> list[int] | None:
+        places = real(instance, avoid=avoid)
         monkeypatch.setattr(placement, "lock", lambda ids: list(before))
         at_the_same_moment(lambda: other(gpus=6))
         return places
