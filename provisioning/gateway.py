@@ -3,7 +3,9 @@
 from typing import TypeVar
 
 import msgspec
+import structlog
 from django.conf import settings
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
@@ -11,6 +13,10 @@ from django.views.decorators.http import require_POST
 
 from provisioning import nodes, protocol, reports
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown
+
+log = structlog.get_logger("provisioning.gateway")
+
+RETRY_AFTER_S = 2
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -59,7 +65,14 @@ def sync(request: HttpRequest) -> JsonResponse:
         said = _read(request, protocol.Sync)
     except Malformed as error:
         return _refusal(422, error)
-    return JsonResponse({"results": reports.take_all(said.reports, at=timezone.now())})
+    try:
+        return JsonResponse({"results": reports.take_all(said.reports, at=timezone.now())})
+    except (OperationalError, InterfaceError) as error:
+        # Nothing of it counts; the nodes come with all of it again.
+        log.warning("database away", error=str(error))
+        return JsonResponse(
+            {"detail": "The database does not answer."}, status=503, headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
 
 
 def _refusal(status: int, error: Exception) -> JsonResponse:

@@ -226,10 +226,11 @@ def _look(instance: Instance) -> list[Observation]:
 STEPS: dict[str, Step] = {
     step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
 }
+# Longer than a lease of the engine: a killed worker must not cost its instance the start.
 DEADLINES = {
     "create": Deadline(timedelta(seconds=30), "The nodes could not be asked within 30 s."),
     "prepare": Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s."),
-    "verify": Deadline(timedelta(seconds=20), "The nodes could not be checked within 20 s."),
+    "verify": Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s."),
     "begin": Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s."),
 }
 PLAN = Plan(steps=STEPS, deadlines=DEADLINES, on_failure="tear_down", fail=fail)

@@ -95,6 +95,15 @@ def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> int:
     return stopped
 
 
+@transaction.atomic
+def confirm_off(*, actor: Actor, node: Node, reason: str, at: datetime) -> int:
+    """Take all that a silent node ran as ended, since somebody saw that it is off; return how much that was."""
+    was = node.state
+    given_up = nodes.confirm_off(node=node, at=at)
+    _record(actor, node, "node.confirm_off", was, confirmed=reason, given_up=given_up)
+    return given_up
+
+
 def _record(actor: Actor, node: Node, verb: str, was: str, **more: object) -> None:
     after = {"state": node.state, "reason": node.state_reason, **more}
     audit.record(

@@ -14,9 +14,10 @@ from django.utils.translation import gettext_lazy as _
 from billing import runway
 from marketplace.console import fleet
 from marketplace.errors import NotFound
-from provisioning.models import CHARGED_PHASES, Assignment, Gpu, Instance, InstanceEvent, Node, Phase
+from provisioning.models import CHARGED_PHASES, Assignment, Gpu, Heartbeat, Instance, InstanceEvent, Node, Phase
 
 SHOWN_PER_KIND = 20
+SKEW_MAX_MS = 60_000
 INSTANCES_MAX = 200
 EVENTS_MAX = 50
 FAILED_WITHIN = timedelta(hours=24)
@@ -112,10 +113,11 @@ def events_of(instance: Instance) -> QuerySet[InstanceEvent]:
 
 
 def alarm(*, at: datetime) -> Alarm:
-    """Return everything that needs somebody. Five queries, whatever the fleet's size."""
+    """Return everything that needs somebody. Six queries, whatever the fleet's size."""
     kinds = [
         list(_silent_nodes()),
         list(_broken_gpus()),
+        list(_wrong_clocks()),
         list(_instances(at)),
         list(_running_dry(at)),
     ]
@@ -154,6 +156,24 @@ def _broken_gpus() -> Iterator[Trouble]:
             since=None,
             page="console-node",
             subject_id=gpu.node.public_id,
+        )
+
+
+def _wrong_clocks() -> Iterator[Trouble]:
+    """Times of the node itself (its logs, its certificates) are wrong; leases and bills do not go by them."""
+    skewed = Q(clock_skew_ms__gt=SKEW_MAX_MS) | Q(clock_skew_ms__lt=-SKEW_MAX_MS)
+    found = Heartbeat.objects.filter(skewed, node__reachability=Node.Reachability.ONLINE).select_related("node")
+    for heartbeat in found.defer("telemetry", "energy").order_by("node__name")[: SHOWN_PER_KIND + 1]:
+        seconds = round((heartbeat.clock_skew_ms or 0) / 1000)
+        ahead, behind = gettext("%(seconds)s s ahead of ours"), gettext("%(seconds)s s behind ours")
+        yield Trouble(
+            is_red=False,
+            what=gettext("Clock is wrong"),
+            subject=heartbeat.node.name,
+            detail=(ahead if seconds > 0 else behind) % {"seconds": abs(seconds)},
+            since=None,
+            page="console-node",
+            subject_id=heartbeat.node.public_id,
         )
 
 

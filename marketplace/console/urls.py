@@ -15,6 +15,7 @@ urlpatterns = [
     path("nodes/<slug:node_id>/cordon", nodes.cordon, name="console-node-cordon"),
     path("nodes/<slug:node_id>/uncordon", nodes.uncordon, name="console-node-uncordon"),
     path("nodes/<slug:node_id>/drain", nodes.drain, name="console-node-drain"),
+    path("nodes/<slug:node_id>/confirm-off", nodes.confirm_off, name="console-node-confirm-off"),
     path("instances", instances.listed, name="console-instances"),
     path("instances/<slug:instance_id>", instances.shown, name="console-instance"),
     path("instances/<slug:instance_id>/stop", instances.stop, name="console-instance-stop"),

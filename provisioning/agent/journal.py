@@ -26,9 +26,12 @@ ACKNOWLEDGED_LINES_MAX = 500  # Lines that are of no use any more are dropped no
 class Journal:
     """Any thread may append; the sync loop reads and forgets."""
 
-    def __init__(self, path: Path, *, news: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, *, news: Callable[[], None], writing: Callable[[Callable[[], None]], None] = lambda do: do()
+    ) -> None:
         self._path = path
         self._news = news
+        self._writing = writing  # Does a write, with room of its own where the disk is full.
         self._guard = threading.Lock()
         self._entries: list[dict[str, Any]] = []
         self._last = 0
@@ -99,19 +102,25 @@ class Journal:
             self._rewrite()
             return
         try:
-            with self._path.open("ab") as file:
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            size = self._path.stat().st_size if self._path.exists() else 0
+            self._writing(lambda: self._add(entry, at=size))
             self._path.chmod(0o600)
         except OSError as error:
             self._is_whole = False
             log.error("cannot write the journal; keeping it in memory", extra={"error": str(error)})
 
+    def _add(self, entry: dict[str, Any], *, at: int) -> None:
+        with self._path.open("ab") as file:
+            file.truncate(at)  # What a full disk took of it before.
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
     def _rewrite(self) -> None:
         lines = [{"n": self._entries[0]["n"] - 1 if self._entries else self._last}, *self._entries]
         try:
-            write_whole(self._path, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            whole = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            self._writing(lambda: write_whole(self._path, whole))
             self._is_whole, self._acknowledged_lines = True, 0
         except OSError as error:
             self._is_whole = False

@@ -149,7 +149,7 @@ class Agent:
         epoch = self.home.begin_epoch()
         lease = Lease(self.home)
         news = threading.Event()  # Set whenever the control plane should hear something now.
-        self.journal = Journal(self.home.path / "journal", news=news.set)
+        self.journal = Journal(self.home.path / "journal", news=news.set, writing=self.home.reserve.writing)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
         self.runtime = Runtime(home=self.home, lease=lease, inventory=self.monitor.inventory, changed=news.set)
         self.sync = SyncLoop(

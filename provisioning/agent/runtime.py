@@ -16,6 +16,7 @@ from provisioning.agent.workload import Look, Origin, Workload, find_workloads, 
 
 log = logging.getLogger("gpumarket.agent")
 
+DISK_FULL = "the disk of the node is full"
 AGENT_ENDS = "the node agent was told to end its workloads"
 
 
@@ -181,6 +182,8 @@ class Runtime:
 
     def _why_not(self, wanted: Assignment) -> str:
         """Return why this node cannot do this, or nothing."""
+        if wanted.id not in self._workloads and self._home.reserve.is_full():
+            return DISK_FULL
         inventory = self._inventory()
         for name in wanted.gpus:
             gpu = inventory.find(name)

@@ -6,6 +6,7 @@ node.json       who we are: written once, when the server accepted us
 state.json      counters that only grow, and the last document of what we should run
 journal         what happened here and the server has not acknowledged yet, see `journal`
 lease.json      when the server was last heard: each workload may go on from then for its own lease
+reserve         room for the files above when the disk is full
 seed            of the names of simulated GPUs
 workloads/      one folder per assignment, see `workload`
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
+from provisioning.agent.disk import Reserve
 from provisioning.agent.files import read_json, write_json, write_over, write_whole
 from provisioning.agent.protocol import Document, Joined, ProtocolError, parse_document
 
@@ -59,6 +61,7 @@ class Home:
             self.workloads.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.chmod(0o700)
             self._lock = self._take_lock()
+            self.reserve = Reserve(self.path)
             self._state = State(**(read_json(self.path / "state.json") or {}))
             self._document = parse_document(generation=self._state.desired_generation, desired=self._state.desired)
         except OSError as error:
@@ -112,7 +115,7 @@ class Home:
     def _save(self, **changes: Any) -> None:
         for name, value in changes.items():
             setattr(self._state, name, value)
-        write_json(self.path / "state.json", asdict(self._state))
+        self.reserve.writing(lambda: write_json(self.path / "state.json", asdict(self._state)))
 
     def begin_epoch(self) -> int:
         """Count this start of the agent, and note if the machine, and with it the GPUs' counters, started anew."""

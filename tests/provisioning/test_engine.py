@@ -288,3 +288,8 @@ def test_a_worker_that_slept_past_its_lease_does_not_borrow_the_next_one_s_token
     assert engine.run_one(instance.pk, plan(lambda instance: Next("more"))) is False
     workflow = Workflow.objects.get(pk=instance.pk)
     assert (workflow.step, workflow.lease_token) == ("work", theirs)
+
+
+@pytest.mark.parametrize("step", PLAN.deadlines)
+def test_a_killed_worker_does_not_cost_a_step_its_time(step: str) -> None:
+    assert PLAN.deadlines[step].limit >= engine.LEASE + timedelta(seconds=10)

@@ -107,3 +107,24 @@ def drain(visit: Visit, node_id: str) -> HttpResponse:
         return redirect("console-node", node_id)
     living = list(fleet.living_on(node))
     return form_page(visit, form, "console/drain.html", node=node, living=living)
+
+
+@managers_only("GET", "HEAD", "POST")
+def confirm_off(visit: Visit, node_id: str) -> HttpResponse:
+    """Take what a silent node ran as ended before its leases are over: somebody saw that the node is off."""
+    node = fleet.node_for(node_id)
+    form = ReasonForm(sent(visit))
+    if carried_out(visit, form, nodes.confirm_off, node=node, at=visit.at):
+        messages.success(visit.request, _("What ran there is taken as ended, and may start again elsewhere."))
+        return redirect("console-node", node_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Confirm that %(node)s is off") % {"node": node},
+        text=_(
+            "Do this only when the power is off or the network is fenced, and somebody saw it: what ran there may"
+            " start again elsewhere at once, and must not run twice. Say how you know."
+        ),
+        send=_("It is off"),
+        back=reverse("console-node", args=[node_id]),
+    )

@@ -389,3 +389,20 @@ def test_forms_carry_their_own_token_and_work_without_javascript(carol: User, fl
     assert strict.post(path, {"reason": "x"}).status_code == 403
     token = strict.get(path).content.decode().split('csrfmiddlewaretoken" value="')[1].split('"')[0]
     assert strict.post(path, {"reason": "x", "csrfmiddlewaretoken": token}).status_code == 302
+
+
+def test_a_silent_node_is_confirmed_off_with_a_reason_and_an_audit_entry(
+    desk: Client, running: Instance, node: Node, carol: User
+) -> None:
+    there = Node.objects.get(assignments__instance=running)
+    answer = send(desk, "console-node-confirm-off", there.public_id, reason="pulled the plug")
+    assert (answer.status_code, told(answer)) == (422, ["The node's state does not allow this."])
+    Node.objects.filter(pk=there.pk).update(reachability="unreachable")
+    assert "Confirm off" in desk.get(reverse("console-node", args=[there.public_id])).content.decode()
+    assert "saw it" in desk.get(reverse("console-node-confirm-off", args=[there.public_id])).content.decode()
+    send(desk, "console-node-confirm-off", there.public_id, reason="pulled the plug")
+    entry = only_entry("node.confirm_off")
+    assert (entry.actor, entry.subject_id) == (carol, there.public_id)
+    assert entry.after is not None
+    assert (entry.after["confirmed"], entry.after["given_up"]) == ("pulled the plug", 1)
+    assert running.assignments.get().observed == "gone"
