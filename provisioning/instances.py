@@ -83,7 +83,6 @@ def start(
         desired=Instance.Desired.RUNNING,
         health=Instance.Health.UNKNOWN,
         restarts=restarts,
-        restart_at=None,
         price_version=price_version,
         quota_held=instance.gpus,
         run=instance.run + 1,
@@ -125,7 +124,6 @@ def _take_down(
         reason=reason,
         message=message,
         desired=desired,
-        restart_at=None,
         generation=instance.generation + 1,
     )
     usage.stop(resource_id=instance.public_id, at=instance.phase_since)

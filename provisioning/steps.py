@@ -17,7 +17,7 @@ from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
 from provisioning.errors import NoCapacity
-from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Node, Phase, Reason
+from provisioning.models import Assignment, Instance, Node, Phase, Reason
 
 QUEUE_LOOK_S = 5
 QUEUE_MAX = timedelta(minutes=30)
@@ -191,17 +191,8 @@ def fail(instance: Instance, failure: Failed) -> None:
         retryable=failure.retryable,
         health=Instance.Health.UNKNOWN,
         failed_on_id=failure.node_id,
-        restart_at=at if failure.retryable and may_restart(instance, failure.reason) else None,
     )
     usage.stop(resource_id=instance.public_id, at=min(failure.at or at, at) if ran else instance.ready_at or at)
-
-
-def may_restart(instance: Instance, reason: Reason) -> bool:
-    """Return whether it is to be started again elsewhere: its customer asked for that, and the fault was ours."""
-    if instance.on_failure != Instance.OnFailure.RESTART:
-        return False
-    # A restart of ours that found no room in its time is tried again, too; a customer's own start is not.
-    return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and instance.restarts > 0)
 
 
 def _broken(instance: Instance, seen: list[Observation], reason: Reason, otherwise: str) -> Failed:

@@ -1,6 +1,6 @@
 """An instance, its life on three axes, and the rows that carry it out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -173,6 +173,13 @@ class Instance(models.Model):
     def is_charged(self) -> bool:
         return Phase(self.phase) in CHARGED_PHASES
 
+    def _may_restart(self, reason: str, changes: Mapping[str, object]) -> bool:
+        """Return whether a failure is to be followed by a start elsewhere: asked for, and the fault was ours."""
+        if self.on_failure != Instance.OnFailure.RESTART or not changes.get("retryable", self.retryable):
+            return False
+        # A restart of ours that found no room in its time is tried again, too; a customer's own start is not.
+        return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and self.restarts > 0)
+
     @transaction.atomic
     def move_to(self, phase: Phase, *, at: datetime, reason: str = "", message: str = "", **changes: object) -> None:
         """Change phase if the map allows it, and write down that it happened.
@@ -183,7 +190,9 @@ class Instance(models.Model):
         old = Phase(self.phase)
         if phase not in MOVES[old]:
             raise IllegalMove(f"{self.public_id}: {old} cannot become {phase}")
+        restart_at = at if phase == Phase.FAILED and self._may_restart(reason, changes) else None
         changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
+        changes["restart_at"] = restart_at
         if not Instance.objects.filter(pk=self.pk, phase=old, run=self.run).update(**changes):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
         spent = max(timedelta(0), at - self.phase_since)

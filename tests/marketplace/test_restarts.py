@@ -242,3 +242,13 @@ def test_what_moved_between_the_look_and_the_lock_is_left_alone(
     sweep()
     assert restarts._start_again(steady.pk, at=timezone.now()) is False
     assert latest(steady).run == 2
+
+
+@pytest.mark.parametrize("reason", Reason.values)
+@pytest.mark.parametrize("retryable", [True, False])
+def test_whoever_fails_an_instance_only_faults_of_ours_are_followed_by_a_restart(
+    steady: Instance, reason: str, retryable: bool
+) -> None:
+    steady.move_to(Phase.FAILED, at=timezone.now(), reason=reason, retryable=retryable)
+    ours = {"gpu_fault", "node_failed", "node_lost", "timed_out", "internal"}
+    assert (latest(steady).restart_at is not None) == (retryable and reason in ours)

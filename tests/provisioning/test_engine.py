@@ -16,6 +16,7 @@ from marketplace.celery import app
 from provisioning import engine, tasks
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Wait
 from provisioning.models import Instance, Reason, Workflow
+from provisioning.steps import PLAN
 from tests.conftest import Rent
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
