@@ -16,7 +16,7 @@ from billing.models import Runway, UsageSpan
 from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
-from provisioning.models import Instance, InstanceEvent, Quota
+from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential
 
 LAST_USED_GRAIN = timedelta(minutes=1)
 ACTOR_NAME_LENGTH_MAX = 254
@@ -272,6 +272,16 @@ def ssh_key_for(actor: Actor, key_id: str, *, verb: str) -> SshKey:
     return key
 
 
+def registry_for(actor: Actor, registry_id: str, *, verb: str) -> RegistryCredential:
+    """Return a way into a registry of a project that this actor may see."""
+    seen = RegistryCredential.objects.filter(project__in=_projects(actor, memberships(actor)).values("pk"))
+    credential = seen.filter(public_id=registry_id).select_related("project__organization").first()
+    if credential is None:
+        raise NotFound
+    _check(actor, credential.project.organization_id, verb)
+    return credential
+
+
 def members(organization: Organization) -> QuerySet[Membership]:
     """Return the people of an organization; the caller came through `organization_for`."""
     return Membership.objects.filter(organization=organization).select_related("user")
@@ -285,6 +295,11 @@ def invitations(organization: Organization) -> QuerySet[Invitation]:
 def ssh_keys(project: Project) -> QuerySet[SshKey]:
     """Return a project's SSH keys; the caller came through `project_for`."""
     return SshKey.objects.filter(project=project).select_related("project")
+
+
+def registries(project: Project) -> QuerySet[RegistryCredential]:
+    """Return a project's ways into registries; the caller came through `project_for`."""
+    return RegistryCredential.objects.filter(project=project).select_related("project")
 
 
 def quotas(actor: Actor) -> QuerySet[Quota]:

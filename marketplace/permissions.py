@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "token.change": (EVERYBODY, "manage"),
     "ssh_key.view": (EVERYBODY, "read"),
     "ssh_key.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "registry.view": (EVERYBODY, "read"),
+    "registry.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "instance.view": (EVERYBODY, "read"),
     "instance.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "usage.view": (EVERYBODY, "read"),

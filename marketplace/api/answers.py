@@ -21,7 +21,7 @@ from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
 from provisioning import placement, progress
-from provisioning.models import Instance, InstanceEvent, Quota, Site
+from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Site
 
 Answer = dict[str, Any]
 
@@ -283,6 +283,18 @@ def ssh_key(row: SshKey) -> Answer:
         "fingerprint": row.fingerprint,
         "public_key": row.public_key,
         "created_at": row.created_at,
+    }
+
+
+def registry(row: RegistryCredential) -> Answer:
+    """Return a way into a registry without what opens it."""
+    return {
+        "id": row.public_id,
+        "project": row.project.public_id,
+        "host": row.host,
+        "username": row.username,
+        "created_at": row.created_at,
+        "handed_out_at": row.handed_out_at,
     }
 
 

@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, tenants, till
+from marketplace.api import catalogue, instances, registries, tenants, till
 
 
 class PublicIdConverter:
@@ -47,5 +47,7 @@ urlpatterns = [
     path("tokens/<id:token_id>", tenants.TokenDetail.as_view()),
     path("ssh-keys", tenants.SshKeyList.as_view()),
     path("ssh-keys/<id:key_id>", tenants.SshKeyDetail.as_view()),
+    path("registries", registries.RegistryList.as_view()),
+    path("registries/<id:registry_id>", registries.RegistryDetail.as_view()),
     path("audit", tenants.AuditList.as_view()),
 ]

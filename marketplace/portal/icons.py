@@ -3,6 +3,7 @@
 ICONS = {
     "alert": '<path d="M12 3.5 2.5 20h19L12 3.5Z"/><path d="M12 10v4.5"/><path d="M12 17.2v.3"/>',
     "arrow": '<path d="M4 12h15"/><path d="m13 6 6 6-6 6"/>',
+    "box": '<path d="M12 3 4 7.500v9l8 4.500 8-4.500v-9Z"/><path d="m4 7.500 8 4.500 8-4.500M12 12v9"/>',
     "building": '<path d="M5 21V4h9v17"/><path d="M14 10h5v11"/><path d="M3 21h18"/><path d="M8.5 8h2"/>'
     '<path d="M8.5 12h2"/><path d="M8.5 16h2"/>',
     "check": '<path d="m4.5 12.5 5 5 10-11"/>',

@@ -14,6 +14,7 @@ from marketplace.portal import (
     organizations,
     preferences,
     projects,
+    registries,
     ssh_keys,
     tokens,
 )
@@ -38,6 +39,8 @@ urlpatterns = [
     path("tokens/<str:token_id>/revoke", tokens.revoke, name="token-revoke"),
     path("ssh-keys", ssh_keys.listed, name="ssh-keys"),
     path("ssh-keys/<str:key_id>/remove", ssh_keys.remove, name="ssh-key-remove"),
+    path("registries", registries.listed, name="registries"),
+    path("registries/<str:registry_id>/remove", registries.remove, name="registry-remove"),
     path("members", members.listed, name="members"),
     path("members/<str:member_id>/role", members.change_role, name="member-role"),
     path("members/<str:member_id>/remove", members.remove, name="member-remove"),

@@ -14,6 +14,7 @@ from provisioning.models.instances import (
     Reason,
     Workflow,
 )
+from provisioning.models.registries import RegistryCredential
 
 __all__ = [
     "AT_REST",
@@ -35,6 +36,7 @@ __all__ = [
     "Phase",
     "Quota",
     "Reason",
+    "RegistryCredential",
     "Site",
     "Workflow",
 ]

@@ -26,6 +26,9 @@ def test_no_secret_is_written_down(
     made = program.post("tokens", {"name": "made", "scopes": ["read"]}).json()["secret"]
     _, link = tenants.invite(actor=actor, organization=acme, email="d@e.example", role=Role.VIEWER, at=timezone.now())
     posted = program.post("invitations", {"email": "f@g.example", "role": "viewer"}).json()["link"].rsplit("/", 1)[1]
+    program.post("registries", {"host": "a.example", "username": "bot", "password": "opens-the-registry"}, key="reg")
+    program.post("registries", {"host": "a.example", "username": "bot", "password": "opens-the-registry"}, key="again")
+    program.post("registries", {"host": "a b", "username": "bot", "password": "opens-the-registry"}, key="bad-reg")
     program.rent(env={"API_KEY": "value-of-env"}, command=["sh", "-c", "true"])
     run_until_idle()
     Program(made + "x").get("me")
@@ -43,9 +46,10 @@ def test_no_secret_is_written_down(
     for secret in (token, made, link, posted, PASSWORD):
         assert secret not in logged
     assert "value-of-env" not in logged
+    assert "opens-the-registry" not in logged
 
     rows = every_row()
     kept = {table for table, texts in rows.items() if any("value-of-env" in text for text in texts)}
     assert kept == {"provisioning_instance"}
-    for secret in (token, made, link, posted, PASSWORD):
+    for secret in (token, made, link, posted, PASSWORD, "opens-the-registry"):
         assert [table for table, texts in rows.items() if any(secret in text for text in texts)] == []

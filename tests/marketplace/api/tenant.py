@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.utils import timezone
 
-from marketplace import rentals, tenants, tokens
+from marketplace import registries, rentals, tenants, tokens
 from marketplace.access import person
 from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
 from provisioning.models import Instance
@@ -54,6 +54,9 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         actor=actor, organization=organization, email=f"guest@{name}.example", role=Role.VIEWER, at=at
     )
     key = tokens.add_ssh_key(actor=actor, project=project, name=f"{name} key", public_key=ssh_key(name.encode()))
+    registry = registries.add(
+        actor=actor, project=project, host=f"{name}.example", username=f"{name}-bot", password=f"{name} opens", at=at
+    )
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -69,5 +72,6 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "invitation": invitation.public_id,
             "token": ApiToken.objects.get(membership__user=owner).public_id,
             "key": key.public_id,
+            "registry": registry.public_id,
         },
     )

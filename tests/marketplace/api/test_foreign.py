@@ -18,7 +18,7 @@ from tests.marketplace.api.test_permissions import RULES, filled
 
 PREFIXES = {
     "organization": "org", "project": "prj", "instance": "ins", "stopped": "ins",
-    "member": "mbr", "invitation": "inv", "token": "tok", "key": "key",
+    "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
 }  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def test_filters_do_not_reach_another_tenant(acme_whole: Tenant, canary: Tenant)
     assert owner.get("instances?name=canary-alive").json()["data"] == []
     problem_of(owner.get(f"instances?project={canary.ids['project']}"), 404, "not_found", names="/project")
     problem_of(owner.get(f"ssh-keys?project={canary.ids['project']}"), 404, "not_found", names="/project")
+    problem_of(owner.get(f"registries?project={canary.ids['project']}"), 404, "not_found", names="/project")
     problem_of(owner.get(f"audit?organization={canary.ids['organization']}"), 404, "not_found", names="/organization")
 
 

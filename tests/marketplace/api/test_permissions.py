@@ -21,6 +21,7 @@ ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
 INVITATION = {"email": "new@acme.example", "role": "viewer", "organization": "{organization}"}
 TOKEN = {"name": "mine", "scopes": ["read"], "organization": "{organization}"}
 KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project}"}
+REGISTRY = {"host": "new.example", "username": "bot", "password": "p", "project": "{project}"}
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
 
@@ -70,6 +71,9 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "ssh-keys", None, "read",                               200, 200, 200, 200, 200, 200, 401),
     ("post", "ssh-keys", KEY, "rent",                               201, 201, 403, 201, 403, 404, 401),
     ("delete", "ssh-keys/{key}", None, "rent",                      204, 204, 403, 204, 403, 404, 401),
+    ("get", "registries", None, "read",                             200, 200, 200, 200, 200, 200, 401),
+    ("post", "registries", REGISTRY, "rent",                        201, 201, 403, 201, 403, 404, 401),
+    ("delete", "registries/{registry}", None, "rent",               204, 204, 403, 204, 403, 404, 401),
     ("get", "audit", None, "manage",                                200, 200, 403, 403, 403, 200, 401),
 ]
 
@@ -84,7 +88,8 @@ OTHERS = {
              "instances/<str:instance_id>/log", "instances/<str:instance_id>/log.txt",
              "instances/<str:instance_id>/start", "instances/<str:instance_id>/stop",
              "instances/<str:instance_id>/terminate", "instances/<str:instance_id>/rename", "balance", "tokens",
-             "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "members",
+             "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "registries",
+             "registries/<str:registry_id>/remove", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
              "organizations/choose", "organizations/new", "organizations/rename"],

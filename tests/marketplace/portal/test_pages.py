@@ -26,6 +26,7 @@ PAGES = [
     ("balance", 200, 200, 200),
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
+    ("registries", 200, 200, 200),
     ("members", 200, 200, 200),
     ("member-invite", 405, 405, 405),
     ("projects", 200, 200, 200),
@@ -47,6 +48,7 @@ OF_ONE = [
     ("instance-rename", "instance", 200, 200, 403),
     ("token-revoke", "token", 200, 404, 404),
     ("ssh-key-remove", "key", 200, 200, 403),
+    ("registry-remove", "registry", 200, 200, 403),
     ("member-role", "member", 405, 405, 405),
     ("member-remove", "member", 200, 403, 403),
     ("member-invitation-revoke", "invitation", 405, 405, 405),
@@ -65,11 +67,13 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     owner = browser(alice)
     key = {"name": "laptop", "public_key": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43}", "project": ""}
     owner.post(reverse("ssh-keys"), key)
+    owner.post(reverse("registries"), {"host": "a.example", "username": "bot", "password": "p"})
     owner.post(reverse("member-invite"), {"email": "new@acme.example", "role": "viewer"})
     return {
         "instance": running.public_id,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
         "key": project.ssh_keys.get().public_id,
+        "registry": project.registries.get().public_id,
         "member": Membership.objects.get(user=bob).public_id,
         "invitation": Invitation.objects.get().public_id,
         "project": project.public_id,
