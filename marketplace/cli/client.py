@@ -20,6 +20,7 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 3.0
 QUIET_S = 1.0
 PAGE_LIMIT = 200
+UNSHOWN = "***"
 
 # The answers of a server or proxy that is being restarted, and of one that asks for a pause.
 COME_BACK = {429, 502, 503, 504}
@@ -75,6 +76,9 @@ class Client:
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._ask("PATCH", path, body=body)
+
+    def delete(self, path: str) -> None:
+        self._ask("DELETE", path)
 
     def rows(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """Yield every row of a list, page by page."""
@@ -196,7 +200,7 @@ class Client:
 
 
 def as_curl(request: httpx.Request, body: Mapping[str, Any] | None) -> str:
-    """Return the request as a curl command; neither the token nor a value of `env` is in it."""
+    """Return the request as a curl command; neither the token nor a password nor a value of `env` is in it."""
     words = ["curl", "-H", '"Authorization: Bearer $GPUMARKET_TOKEN"']
     if request.method != "GET":
         words[1:1] = ["-X", request.method]
@@ -205,7 +209,9 @@ def as_curl(request: httpx.Request, body: Mapping[str, Any] | None) -> str:
     if body is not None:
         shown = dict(body)
         if shown.get("env"):
-            shown["env"] = dict.fromkeys(shown["env"], "***")
+            shown["env"] = dict.fromkeys(shown["env"], UNSHOWN)
+        if "password" in shown:
+            shown["password"] = UNSHOWN
         words += ["-H", "'Content-Type: application/json'", "-d", shlex.quote(json.dumps(shown, ensure_ascii=False))]
     return " ".join([*words, shlex.quote(str(request.url))])
 

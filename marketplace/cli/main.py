@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from marketplace.cli import account, instances, launch, logs, offers, orders
+from marketplace.cli import account, instances, launch, logs, offers, orders, registries
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal
@@ -44,6 +44,7 @@ app.command()(instances.rename)
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)
+app.add_typer(registries.app, name="registry")
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -61,6 +61,7 @@ class Shop:
         self.fails_with = None  # (reason, message): the start fails instead of running
         self.instances = {}
         self.answers = {}  # Idempotency-Key -> first answer
+        self.registries = []
         self.requests = []
         self.faults = deque()  # for the next POSTs: "drop" after the work, or (status, problem)
         self.read_faults = deque()  # the same for the next GETs
@@ -113,6 +114,8 @@ class Shop:
                     self.shown(row) for row in self.instances.values() if query.get("name", row["name"]) == row["name"]
                 ]
                 return 200, {"data": rows, "next_cursor": None}
+            case _, ["registries", *key]:
+                return self.about_registries(method, "".join(key), body)
             case "GET", ["balance"]:
                 return 200, BALANCE
             case "GET", ["usage"]:
@@ -161,6 +164,16 @@ class Shop:
         }
         self.instances[row["id"]] = row
         return 202, self.shown(row)
+
+    def about_registries(self, method, key, body):
+        if method == "DELETE":
+            self.registries = [row for row in self.registries if row["id"] != key]
+            return 204, None
+        if method == "POST":
+            row = body | {"id": f"reg_{len(self.registries) + 1}", "created_at": "2026-11-23T12:00:00Z"}
+            self.registries.append(row)
+            return 201, shown_registry(row)
+        return 200, {"data": [shown_registry(row) for row in self.registries], "next_cursor": None}
 
     def about(self, method, row, verb, query, headers, body):
         if method == "GET" and verb == "logs":
@@ -259,6 +272,10 @@ def steps_of(row):
     ]
 
 
+def shown_registry(row):
+    return {name: value for name, value in row.items() if name != "password"} | {"handed_out_at": None}
+
+
 def usage_row(row):
     micros = row["gpu_milliseconds"] * 2_490_000 // 3_600_000
     return {
@@ -316,6 +333,10 @@ class Counter(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status, document = answer
+        if status == 204:
+            self.send_response(status)
+            self.end_headers()
+            return
         text = document if isinstance(document, bytes) else json.dumps(document).encode()
         kind = "text/html" if isinstance(document, bytes) else f"application/{'problem+' if status >= 400 else ''}json"
         self.send_response(status)
@@ -324,7 +345,7 @@ class Counter(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    do_GET = do_POST = do_PATCH = answer  # noqa: N815 - the names are the base class's
+    do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 - the names are the base class's
 
     def log_message(self, *_):
         pass
