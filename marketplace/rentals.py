@@ -13,7 +13,7 @@ from django.utils.translation import gettext
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit
+from marketplace import audit, runtimes
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
@@ -34,7 +34,12 @@ REPLICAS_MAX = 10_000
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be rented: `replicas` x `gpus` GPUs of an offer, running a command. Checked by `check`."""
+    """What is to be rented: `replicas` x `gpus` GPUs of an offer, running a command. Checked by `check`.
+
+    `image` and `ports` (inside it, to be published) are for offers that run
+    images. `lease` says what the node does when it hears nothing from us,
+    `on_failure` what we do when the node fails.
+    """
 
     offer: Offer
     command: Sequence[str]
@@ -42,6 +47,10 @@ class Order:
     replicas: int = 1
     name: str = ""
     env: Mapping[str, str] | None = None
+    image: str = ""
+    ports: Sequence[int] = ()
+    lease: str = Instance.Lease.STICKY
+    on_failure: str = Instance.OnFailure.STOP
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -62,6 +71,18 @@ def hourly_micros(*, price: PriceVersion, gpus: int) -> int:
 
 def check(order: Order) -> None:
     """Raise BadOrder for the first thing that does not make sense, naming the field."""
+    check_size(order)
+    if order.name:
+        _check_name(order.name)
+    runtimes.check(offer=order.offer, image=order.image, ports=order.ports, command=order.command)
+    _check_choice("lease", order.lease, Instance.Lease.values)
+    _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
+    _check_command(order.command)
+    _check_env(order.env or {})
+
+
+def check_size(order: Order) -> None:
+    """Raise BadOrder when the offer is not sold in this size."""
     offer, gpus = order.offer, order.gpus * order.replicas
     if order.gpus < 1:
         raise BadOrder("gpus", gettext("Ask for at least 1 GPU per replica."))
@@ -79,10 +100,6 @@ def check(order: Order) -> None:
             gettext("%(offer)s is sold from %(fewest)s to %(most)s GPUs; you asked for %(gpus)s.")
             % {"offer": offer.name, "fewest": offer.min_gpus, "most": offer.max_gpus, "gpus": gpus},
         )
-    if order.name:
-        _check_name(order.name)
-    _check_command(order.command)
-    _check_env(order.env or {})
 
 
 def _check_name(name: str) -> None:
@@ -91,8 +108,13 @@ def _check_name(name: str) -> None:
         raise BadOrder("name", message)
 
 
+def _check_choice(field: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise BadOrder(field, gettext("Choose one of %(known)s.") % {"known": ", ".join(known)})
+
+
 def _check_command(command: Sequence[str]) -> None:
-    if not command or not command[0]:
+    if command and not command[0]:
         raise BadOrder("command", gettext("Say what to run, as a list of the program and its arguments."))
     if sum(_bytes("command", part) for part in command) > COMMAND_BYTES_MAX:
         raise BadOrder("command", gettext("A command has at most %(most)s bytes.") % {"most": COMMAND_BYTES_MAX})
@@ -150,10 +172,15 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
         gpus_per_replica=order.gpus,
         command=order.command,
         env=order.env or {},
+        image=runtimes.normal_image(order.image),
+        ports=order.ports,
+        lease=order.lease,
+        on_failure=order.on_failure,
         at=at,
     )
     instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
+    after |= {"image": instance.image} if instance.image else {}
     _record(actor, instance, "instance.rent", after=after)
     return instance
 
@@ -179,6 +206,7 @@ def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Q
 def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free."""
     check_open(instance.project)
+    runtimes.check(offer=instance.offer, image=instance.image, ports=instance.ports, command=instance.command)
     price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
     instances.start(instance=instance, price_version=price, at=at)
     hold_for_run(instance, at=at)

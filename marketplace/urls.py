@@ -12,6 +12,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("readyz", health.readyz, name="readyz"),
     path("agent/v1/join", gateway.join, name="agent-join"),
     path("agent/v1/sync", gateway.sync, name="agent-sync"),
+    path("agent/v1/secrets", gateway.secrets, name="agent-secrets"),
     path("api/v1/", include("marketplace.api.urls")),
     path("api/schema", docs.Schema.as_view(), name="api-schema"),
     path("api/docs", docs.SwaggerPage.as_view(), name="api-docs"),

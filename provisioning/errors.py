@@ -37,5 +37,9 @@ class JoinTokenUsed(NodeRefused):
     """Another key has joined with this token."""
 
 
+class NotAssigned(NodeRefused):
+    """The node asks for something of an assignment that it does not hold."""
+
+
 class InventoryMismatch(NodeRefused):
     """The node does not have the GPUs that the operator announced."""

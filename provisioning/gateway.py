@@ -1,5 +1,6 @@
 """The door of the nodes: the agent protocol over plain Django views. Shapes are in `protocol.py`."""
 
+import dataclasses
 from typing import TypeVar
 
 import msgspec
@@ -11,8 +12,8 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-from provisioning import nodes, protocol, reports
-from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown
+from provisioning import nodes, protocol, registries, reports
+from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, NotAssigned
 
 log = structlog.get_logger("provisioning.gateway")
 
@@ -75,16 +76,40 @@ def sync(request: HttpRequest) -> JsonResponse:
         )
 
 
+@csrf_exempt
+@require_POST
+def secrets(request: HttpRequest) -> JsonResponse:
+    """Tell a node how to log in for the pull that it is about to make; it keeps that in memory alone."""
+    try:
+        said = _decoded(request, protocol.SecretsWanted)
+        login = registries.login_for(
+            node=said.node, key=said.key, assignment=said.assignment, fence=said.fence, at=timezone.now()
+        )
+    except Malformed as error:
+        return _refusal(422, error)
+    except NodeUnknown as error:
+        return _refusal(401, error)
+    except NotAssigned as error:
+        return _refusal(409, error)
+    answer = JsonResponse({"registry": dataclasses.asdict(login) if login else None})
+    answer["Cache-Control"] = "no-store"
+    return answer
+
+
 def _refusal(status: int, error: Exception) -> JsonResponse:
     return JsonResponse({"detail": str(error)}, status=status)
 
 
 def _read(request: HttpRequest, shape: type[Body]) -> Body:
-    """Return the body in this shape, or raise Malformed with the place and the reason."""
+    """Return the body in this shape if it is of our protocol, or raise Malformed with the place and the reason."""
+    spoken = _decoded(request, protocol.Spoken).protocol
+    if spoken != protocol.VERSION:
+        raise Malformed(f"This control plane speaks protocol {protocol.VERSION}, and the node {spoken}.")
+    return _decoded(request, shape)
+
+
+def _decoded(request: HttpRequest, shape: type[Body]) -> Body:
     try:
-        spoken = msgspec.json.decode(request.body, type=protocol.Spoken).protocol
-        if spoken != protocol.VERSION:
-            raise Malformed(f"This control plane speaks protocol {protocol.VERSION}, and the node {spoken}.")
         return msgspec.json.decode(request.body, type=shape)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise Malformed(f"The body does not fit the protocol: {error}.") from error

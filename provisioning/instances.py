@@ -29,6 +29,10 @@ def create(
     gpus_per_replica: int,
     command: Sequence[str],
     env: Mapping[str, str],
+    image: str = "",
+    ports: Sequence[int] = (),
+    lease: str = Instance.Lease.STICKY,
+    on_failure: str = Instance.OnFailure.STOP,
     at: datetime,
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
@@ -45,6 +49,10 @@ def create(
         gpus_per_replica=gpus_per_replica,
         command=list(command),
         env=dict(env),
+        image=image,
+        ports=list(ports),
+        lease=lease,
+        on_failure=on_failure,
         quota_held=replicas * gpus_per_replica,
         created_at=at,
         phase_since=at,

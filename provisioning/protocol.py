@@ -157,6 +157,15 @@ class Introduction(Struct, frozen=True, kw_only=True):
     inventory: Inventory
 
 
+class SecretsWanted(Struct, frozen=True, kw_only=True):
+    """The body that asks for what a pull needs."""
+
+    node: Id
+    key: Annotated[str, Meta(max_length=200, pattern=STORABLE)]
+    assignment: Id
+    fence: Integer
+
+
 class Spoken(Struct, frozen=True):
     """The part of any body that says which protocol it is of; those before the second did not say."""
 

@@ -60,6 +60,7 @@ def listing(found: Listing) -> Answer:
         "name": row.name,
         "gpu_model": row.gpu_model,
         "gpu_memory_gib": row.gpu_memory_gib,
+        "runtime": row.runtime,
         "gpus_per_node": row.gpus_per_node,
         "min_gpus": row.min_gpus,
         "max_gpus": row.max_gpus,
@@ -118,6 +119,11 @@ def _instance(
         "gpus": row.gpus,
         "command": row.command,
         "env_names": sorted(row.env),
+        "image": row.image or None,
+        "ports": row.ports,
+        "lease": row.lease,
+        "on_failure": row.on_failure,
+        "restarts": row.restarts,
         "desired": row.desired,
         "phase": row.phase,
         "health": row.health,
@@ -157,6 +163,19 @@ def step(stage: progress.Stage) -> Answer:
         "finished_at": stage.finished_at,
         "elapsed_ms": stage.elapsed_ms,
         "typical_ms": stage.typical_ms,
+        "progress": stage.transfer and transfer(stage.transfer),
+    }
+
+
+def transfer(found: progress.Transfer) -> Answer:
+    return {
+        "step": found.step,
+        "title": found.title,
+        "replicas": found.replicas,
+        "done_bytes": found.done_bytes,
+        "total_bytes": found.total_bytes,
+        "bytes_per_s": found.bytes_per_s,
+        "percent": found.percent,
     }
 
 

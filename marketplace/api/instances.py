@@ -25,6 +25,7 @@ from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered
 from marketplace.errors import Forbidden, NotFound
 from marketplace.offers import offer_for
 from provisioning import output
+from provisioning.models import Instance
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
@@ -95,6 +96,10 @@ def _order(asked: dict[str, Any]) -> rentals.Order:
         replicas=asked["replicas"],
         name=asked.get("name", ""),
         env=asked.get("env", {}),
+        image=asked.get("image", ""),
+        ports=asked.get("ports", ()),
+        lease=asked.get("lease", Instance.Lease.STICKY),
+        on_failure=asked.get("on_failure", Instance.OnFailure.STOP),
     )
 
 

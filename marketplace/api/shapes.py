@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from billing.runway import Level
-from marketplace.models import Role
+from marketplace.models import Offer, Role
 from marketplace.permissions import SCOPES
 from marketplace.tenants import EMAIL_LENGTH_MAX
 from marketplace.tokens import LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX
@@ -50,9 +50,30 @@ class RentInstance(Shape):
     gpus = Count(min_value=1, max_value=1024, default=1, help_text="GPUs of each replica")
     command = serializers.ListField(
         child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False),
-        min_length=1,
+        required=False,
+        default=list,
         max_length=1000,
-        help_text="the program and its arguments",
+        help_text="the program and its arguments; with an image it may be left out, and the image's own command runs",
+    )
+    image = Text(
+        max_length=500,
+        required=False,
+        help_text="for offers whose runtime is podman: registry, name, and a tag or digest",
+    )
+    ports = serializers.ListField(
+        child=Count(min_value=1, max_value=65_535),
+        required=False,
+        max_length=20,
+        help_text="TCP ports inside the image that are to be published",
+    )
+    lease = serializers.ChoiceField(
+        choices=Instance.Lease.choices,
+        required=False,
+        help_text="without contact to us: strict ends after 2 minutes and may be placed anew soon, sticky goes on for "
+        "15 minutes",
+    )
+    on_failure = serializers.ChoiceField(
+        choices=Instance.OnFailure.choices, required=False, help_text="when its node or a GPU fails"
     )
     env = serializers.DictField(child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False)
 
@@ -205,6 +226,9 @@ class OfferAnswer(NamedRef):
     slug = serializers.CharField()
     gpu_model = serializers.CharField()
     gpu_memory_gib = serializers.IntegerField()
+    runtime = serializers.ChoiceField(
+        choices=Offer.Runtime.choices, help_text="podman runs images, the others commands"
+    )
     gpus_per_node = serializers.IntegerField()
     min_gpus = serializers.IntegerField()
     max_gpus = serializers.IntegerField()
@@ -228,6 +252,16 @@ class OfferRef(NamedRef):
     site = SiteRef()
 
 
+class ProgressAnswer(serializers.Serializer[Any]):
+    step = serializers.CharField(help_text="such as pull")
+    title = serializers.CharField()
+    replicas = serializers.IntegerField(help_text="how many are at it")
+    done_bytes = serializers.IntegerField()
+    total_bytes = serializers.IntegerField(allow_null=True, help_text="null while it is not known")
+    bytes_per_s = serializers.IntegerField()
+    percent = serializers.IntegerField(allow_null=True)
+
+
 class StepAnswer(serializers.Serializer[Any]):
     name = serializers.ChoiceField(choices=["reserve", "prepare", "verify", "run"])
     title = serializers.CharField()
@@ -236,6 +270,7 @@ class StepAnswer(serializers.Serializer[Any]):
     finished_at = serializers.DateTimeField(allow_null=True)
     elapsed_ms = serializers.IntegerField(allow_null=True)
     typical_ms = serializers.IntegerField(allow_null=True)
+    progress = ProgressAnswer(allow_null=True, help_text="what is under way in this step, summed over the replicas")
 
 
 class CostAnswer(serializers.Serializer[Any]):
@@ -275,6 +310,11 @@ class InstanceAnswer(NamedRef):
     gpus = serializers.IntegerField()
     command = serializers.ListField(child=serializers.CharField())
     env_names = serializers.ListField(child=serializers.CharField(), help_text="values are not shown again")
+    image = serializers.CharField(allow_null=True)
+    ports = serializers.ListField(child=serializers.IntegerField(), help_text="inside it, published outside")
+    lease = serializers.ChoiceField(choices=Instance.Lease.choices)
+    on_failure = serializers.ChoiceField(choices=Instance.OnFailure.choices)
+    restarts = serializers.IntegerField(help_text="how often it was started again elsewhere by itself")
     desired = serializers.ChoiceField(choices=Instance.Desired.choices)
     phase = serializers.ChoiceField(choices=Phase.choices)
     health = serializers.ChoiceField(choices=Instance.Health.choices)

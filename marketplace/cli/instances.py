@@ -112,9 +112,10 @@ def describe(instance: dict[str, Any]) -> list[str]:
         f"  id        {instance['id']}",
         f"  project   {instance['project']['name']}",
         f"  GPUs      {words.gpus(instance)} at {offer['slug']}, {offer['site']['name']} ({offer['site']['country']})",
-        f"  command   {shlex.join(instance['command'])}",
+        f"  command   {shlex.join(instance['command']) or 'the own one of its image'}",
         f"  created   {words.local_time(instance['created_at'])}",
     ]
+    lines += describe_running(instance)
     if instance.get("env_names"):
         lines.append(f"  env       {', '.join(instance['env_names'])}")
     if instance.get("message"):
@@ -124,12 +125,26 @@ def describe(instance: dict[str, Any]) -> list[str]:
     for number, step in enumerate(steps, start=1):
         took = f" {words.duration(step['elapsed_ms'])}" if step.get("elapsed_ms") is not None else ""
         lines.append(f"  step      [{number}/{len(steps)}] {step['title']}: {step['state']}{took}")
+        if step.get("progress"):
+            lines.append(f"            {words.transfer(step['progress'])}")
     lines += [
         f"  replica   {node['replica']} on {node['node']}: {', '.join(node['gpus'])}" for node in instance["nodes"]
     ]
     for verb, action in instance["actions"].items():
         possible = "possible" if action["available"] else f"not now: {action['reason']}"
         lines.append(f"  {verb:<9} {possible}")
+    return lines
+
+
+def describe_running(instance: dict[str, Any]) -> list[str]:
+    """Return how it runs, a line for each thing that was chosen."""
+    lines = [f"  image     {instance['image']}"] if instance.get("image") else []
+    if instance.get("ports"):
+        lines.append(f"  ports     {', '.join(str(port) for port in instance['ports'])}")
+    if instance.get("lease"):
+        lines.append(f"  lease     {instance['lease']}: {words.LEASES[instance['lease']]}")
+    if instance.get("on_failure") == "restart":
+        lines.append(f"  restarts  elsewhere when its node or a GPU fails; so far {instance['restarts']}")
     return lines
 
 

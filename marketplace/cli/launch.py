@@ -22,6 +22,10 @@ def launch(
     name: orders.Name = None,
     env: orders.Env = None,
     env_file: orders.EnvFile = None,
+    image: orders.Image = None,
+    port: orders.Port = None,
+    lease: orders.Lease = None,
+    restart_on_failure: orders.RestartOnFailure = False,
     project: Project = None,
     wait: Wait = True,
     timeout_s: TimeoutS = 600,
@@ -49,6 +53,7 @@ def launch(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
+            running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
         )
         order.say()
         if dry_run:

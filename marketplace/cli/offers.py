@@ -13,6 +13,9 @@ from marketplace.cli.session import AsJson, Explain, open_session
 if TYPE_CHECKING:
     from marketplace.cli.client import Client
 
+RUNS_IMAGES = "podman"
+RUNS = {"process": "commands", RUNS_IMAGES: "images", "slurm": "commands (Slurm)"}
+
 GpuModel = Annotated[
     str | None, typer.Option(metavar="MODEL", help="Only this GPU, for example H200.", show_default=False)
 ]
@@ -41,7 +44,7 @@ def offers(
             session.terminal.document({"data": found, "next_cursor": None})
         elif found:
             session.terminal.table(
-                ["OFFER", "GPU", "MEMORY", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
+                ["OFFER", "GPU", "MEMORY", "RUNS", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
                 [offer_cells(offer) for offer in sorted(found, key=by_price)],
             )
             session.terminal.say(
@@ -57,6 +60,7 @@ def offer_cells(offer: dict[str, Any]) -> list[str]:
         offer["slug"],
         offer["gpu_model"],
         f"{offer['gpu_memory_gib']} GiB",
+        RUNS.get(offer["runtime"], offer["runtime"]),
         site["name"],
         site["country"],
         words.money(price["amount"], price["currency"]),
@@ -93,13 +97,21 @@ def find_offer(client: "Client", name: str) -> dict[str, Any]:
 
 
 def cheapest_first(
-    client: "Client", *, gpu_model: str | None, country: str | None, gpus: int, replicas: int
+    client: "Client",
+    *,
+    gpu_model: str | None,
+    country: str | None,
+    gpus: int,
+    replicas: int,
+    runs_images: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the offers that can take the order now, cheapest first; refuse if there is none."""
-    found = list_offers(client, gpu_model=gpu_model, country=country, min_gpus=None, available=False)
+    listed = list_offers(client, gpu_model=gpu_model, country=country, min_gpus=None, available=False)
+    found = [offer for offer in listed if (offer.get("runtime") == RUNS_IMAGES) == runs_images]
     if not found:
+        kind = " and runs images" if runs_images else " and runs commands without an image"
         raise usage(
-            f"Nothing for sale is {describe_wish(gpu_model, country)}.",
+            f"Nothing for sale is {describe_wish(gpu_model, country)}{kind if listed else ''}.",
             suggestion="See what there is: gpumarket offers",
         )
     fitting = [offer for offer in found if can_take(offer, gpus=gpus, replicas=replicas)]

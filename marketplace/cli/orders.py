@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,31 @@ Env = Annotated[
 EnvFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Read variables from a file of K=V lines.", show_default=False)
 ]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="OCI image with registry and tag or digest; for offers that run images.",
+        show_default=False,
+    ),
+]
+Port = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="N", min=1, max=65_535, help="Publish this TCP port of the image. Repeat as needed.", show_default=False
+    ),
+]
+Lease = Annotated[
+    str | None,
+    typer.Option(
+        metavar="strict|sticky",
+        help="Without contact: strict ends after 2 minutes, soon placed anew; sticky (default) goes on for 15.",
+        show_default=False,
+    ),
+]
+RestartOnFailure = Annotated[
+    bool, typer.Option("--restart-on-failure", help="Start it again elsewhere when its node or a GPU fails.")
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -39,17 +65,35 @@ Key = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Running:
+    """How it is to run: what `--image`, `--port`, `--lease` and `--restart-on-failure` say."""
+
+    image: str | None = None
+    ports: Sequence[int] | None = None
+    lease: str | None = None
+    restarts: bool = False
+
+    def body(self) -> dict[str, Any]:
+        """Return the fields of an order that were given."""
+        given = {"image": self.image, "ports": list(self.ports or []), "lease": self.lease}
+        body = {name: value for name, value in given.items() if value}
+        return body | ({"on_failure": "restart"} if self.restarts else {})
+
+
 class TakesCommand(TyperCommand):
     """A command line that ends in `-- COMMAND...`: what stands behind the dashes is the customer's, unread."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
         ctx.meta[COMMAND] = args[len(own) + 1 :]
-        if not ctx.meta[COMMAND] and "--help" not in own:
+        names_image = any(word.partition("=")[0] == "--image" for word in own)
+        if not ctx.meta[COMMAND] and not names_image and "--help" not in own:
             raise usage(
                 "There is no command to run.",
                 detail="The command of the instance stands last, behind two dashes.",
-                suggestion=f"For example: gpumarket {self.name} --gpus 1 -- python3 train.py",
+                suggestion=f"For example: gpumarket {self.name} --gpus 1 -- python3 train.py. "
+                "With --image it may be left out: then the image's own command runs.",
             )
         return super().parse_args(ctx, own)
 
@@ -123,6 +167,7 @@ def make_order(
     project: str | None,
     key: str | None,
     command: list[str],
+    running: Running,
 ) -> Order:
     """Return the order that a command line means; refuse what can be refused before asking for it."""
     if key and not offer:
@@ -139,8 +184,15 @@ def make_order(
     if offer:
         offers = [find_offer(session.client, offer)]
     else:
-        offers = cheapest_first(session.client, gpu_model=gpu_model, country=country, gpus=gpus, replicas=replicas)
-    body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command}
+        offers = cheapest_first(
+            session.client,
+            gpu_model=gpu_model,
+            country=country,
+            gpus=gpus,
+            replicas=replicas,
+            runs_images=running.image is not None,
+        )
+    body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command, **running.body()}
     if name:
         body["name"] = name
     if env:

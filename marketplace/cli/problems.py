@@ -106,7 +106,9 @@ class NoAnswer(Problem):
 def option_for(error: Mapping[str, Any]) -> str:
     """Return the option that a JSON pointer of the API means: "/gpus" is --gpus."""
     name = str(error.get("pointer", "")).strip("/").split("/")[0]
-    if name in {"gpus", "replicas", "name", "env", "project"}:
+    if name in {"ports", "on_failure"}:
+        return {"ports": "--port", "on_failure": "--restart-on-failure"}[name]
+    if name in {"gpus", "replicas", "name", "env", "project", "image", "lease", "username"}:
         return f"--{name}"
     return name.upper() if name in {"offer", "command"} else str(error.get("pointer", ""))
 

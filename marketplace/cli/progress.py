@@ -91,7 +91,8 @@ class Steps:
 
     def _say_under_way(self, label: str, step: dict[str, Any], instance: dict[str, Any]) -> None:
         billing = "; billing has not started" if instance["cost"]["billing"] == "not_started" else ""
-        text = f"{label}: {timing(step)}{billing}"
+        doing = f"; {words.transfer(step['progress'])}" if step.get("progress") else ""
+        text = f"{label}: {timing(step)}{doing}{billing}"
         self._terminal.status(text)
         elapsed = step.get("elapsed_ms") or 0
         if not self._terminal.moves and elapsed - self._reminded_ms.get(step["name"], 0) >= REMINDER_MS:

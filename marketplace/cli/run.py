@@ -40,6 +40,10 @@ def run(
     name: orders.Name = None,
     env: orders.Env = None,
     env_file: orders.EnvFile = None,
+    image: orders.Image = None,
+    port: orders.Port = None,
+    lease: orders.Lease = None,
+    restart_on_failure: orders.RestartOnFailure = False,
     project: Project = None,
     timeout_s: Annotated[
         float | None,
@@ -68,6 +72,7 @@ def run(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
+            running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
         )
         order.say()
         raise typer.Exit(Run(session, order, timeout_s=timeout_s, detach=detach).to_the_end())

@@ -6,6 +6,10 @@ from decimal import Decimal
 from typing import Any
 
 MS_PER_HOUR = 3_600_000
+LEASES = {
+    "strict": "without contact it ends after 2 minutes, and may be placed anew soon",
+    "sticky": "without contact it goes on for 15 minutes",
+}
 WHOLE_CURRENCIES = {"JPY", "KRW", "ISK"}
 
 
@@ -36,6 +40,27 @@ def duration(ms: float) -> str:
             rest = whole % size // part
             return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
+
+
+def size(count: int) -> str:
+    """Return "512 B", "3.4 MB" or "12 GB": powers of a thousand, as networks count."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def transfer(progress: Mapping[str, Any]) -> str:
+    """Return how far something is that a node brings in: "Pull the image: 1.2 GB of 3.4 GB, 35 %, 80.0 MB/s"."""
+    done = size(progress["done_bytes"])
+    parts = [done if progress["total_bytes"] is None else f"{done} of {size(progress['total_bytes'])}"]
+    if progress["percent"] is not None:
+        parts.append(f"{progress['percent']} %")
+    if progress["bytes_per_s"]:
+        parts.append(f"{size(progress['bytes_per_s'])}/s")
+    return f"{progress['title']}: {', '.join(parts)}"
 
 
 def parse_time(value: str) -> datetime:

@@ -18,7 +18,7 @@ from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Offer, Organization
 from provisioning.models import Fabric, Node, Site
 
-TERMS = ("name", "interconnect", "min_gpus", "max_gpus", "is_listed")
+TERMS = ("name", "interconnect", "runtime", "min_gpus", "max_gpus", "is_listed")
 
 
 def sites() -> QuerySet[Site]:
@@ -165,6 +165,7 @@ def change_offer(*, actor: Actor, offer: Offer, **terms: Any) -> None:
     """Change the terms on which an offer is sold; what runs is not touched. Raises BadOrder naming the field."""
     assert set(terms) <= set(TERMS)
     _check_terms(terms)
+    _check_runtime(offer, terms)
     before = {name: getattr(offer, name) for name in terms}
     changed = {name: value for name, value in terms.items() if value != before[name]}
     if not changed:
@@ -179,6 +180,12 @@ def _check_terms(terms: Mapping[str, Any]) -> None:
     smallest, biggest = terms["min_gpus"], terms["max_gpus"]
     if biggest < smallest:
         raise BadOrder("max_gpus", _("The most cannot be less than the fewest, %(fewest)s.") % {"fewest": smallest})
+
+
+def _check_runtime(offer: Offer, terms: Mapping[str, Any]) -> None:
+    """What runs there and what may join was decided by the runtime, so it stays as long as there are nodes."""
+    if terms.get("runtime", offer.runtime) != offer.runtime and offer.nodes.exists():
+        raise BadOrder("runtime", _("The offer has nodes, and they run it as it is; make a new offer instead."))
 
 
 @transaction.atomic

@@ -117,6 +117,11 @@ class TermsForm(ConsoleForm):
         max_length=100,
         help_text=_("As customers read it, such as “NVLink 4, 400G InfiniBand”."),
     )
+    runtime = forms.ChoiceField(
+        label=_("What it runs"),
+        choices=Offer.Runtime.choices,
+        help_text=_("Containers take images. It can be changed only while the offer has no nodes."),
+    )
     min_gpus = forms.IntegerField(label=_("Fewest GPUs per instance"), min_value=1, max_value=INTEGER_MAX)
     max_gpus = forms.IntegerField(label=_("Most GPUs per instance"), min_value=1, max_value=INTEGER_MAX)
     is_listed = forms.BooleanField(label=_("On the market"), required=False)
@@ -134,7 +139,7 @@ class OfferForm(TermsForm):
 
     field_order = (
         "name", "slug", "supplier", "site", "gpu_model", "gpu_memory_gib", "gpus_per_node", "interconnect",
-        "min_gpus", "max_gpus", "is_listed",
+        "runtime", "min_gpus", "max_gpus", "is_listed",
     )  # fmt: skip
 
 

@@ -20,7 +20,18 @@ def offers(gpu_model: str, country: str, min_gpus: int, *, available: bool) -> s
 
 
 def launch(
-    *, offer: str, gpus: int, replicas: int, name: str, command: Sequence[str], env: Mapping[str, str], project: str
+    *,
+    offer: str,
+    gpus: int,
+    replicas: int,
+    name: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    project: str,
+    image: str = "",
+    ports: Sequence[int] = (),
+    lease: str = "",
+    restarts: bool = False,
 ) -> tuple[str, str]:
     """Return an order as a command line and as a curl call."""
     parts = ["gpumarket", "launch", offer, "--gpus", str(gpus)]
@@ -28,9 +39,18 @@ def launch(
     parts += ["--name", name] if name else []
     for variable, value in env.items():
         parts += ["--env", f"{variable}={value}"]
+    parts += ["--image", image] if image else []
+    for port in ports:
+        parts += ["--port", str(port)]
+    parts += ["--lease", lease] if lease else []
+    parts += ["--restart-on-failure"] if restarts else []
     parts += ["--project", project] if project else []
-    parts += ["--", *command]
+    parts += ["--", *command] if command else []
     body: dict[str, object] = {"offer": offer, "gpus": gpus, "replicas": replicas, "command": list(command)}
+    body |= {"image": image} if image else {}
+    body |= {"ports": list(ports)} if ports else {}
+    body |= {"lease": lease} if lease else {}
+    body |= {"on_failure": "restart"} if restarts else {}
     body |= {"name": name} if name else {}
     body |= {"env": dict(env)} if env else {}
     body |= {"project": project} if project else {}

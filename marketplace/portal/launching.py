@@ -15,15 +15,15 @@ from django.utils.translation import gettext as _
 from billing import accounts
 from marketplace import access, costs, idempotency, offers, rentals
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import Project
+from marketplace.models import Offer, Project
 from marketplace.money import shown
 from marketplace.offers import Listing
 from marketplace.portal import commands, errors
 from marketplace.portal.doors import REFUSALS, Visit, page
-from provisioning import quotas
+from provisioning import images, quotas
 from provisioning.models import Instance
 
-FIELDS = ("offer", "gpus", "replicas", "name", "command", "env", "project")
+FIELDS = ("offer", "gpus", "replicas", "name", "command", "env", "project", "image", "ports", "lease", "on_failure")
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
 
@@ -47,6 +47,7 @@ class Draft:
         """Return a new form, filled with what its address names."""
         typed = {name: query.get(name, "") for name in FIELDS}
         typed |= {name: typed[name] or "1" for name in ("gpus", "replicas")}
+        typed["lease"] = typed["lease"] or Instance.Lease.STICKY
         return cls(typed=typed, key=secrets.token_urlsafe(24))
 
     def number(self, name: str) -> int:
@@ -76,6 +77,27 @@ class Draft:
             found[name.strip()] = value
         return found
 
+    def ports(self) -> list[int]:
+        """Return the ports, with commas or blanks between them."""
+        words = self.typed["ports"].replace(",", " ").split()
+        if all(WHOLE_NUMBER.match(word) for word in words):
+            return [int(word) for word in words]
+        self.errors["ports"] = _("Write numbers with commas between them, such as 80, 8080.")
+        return []
+
+    @property
+    def restarts(self) -> bool:
+        return self.typed["on_failure"] == Instance.OnFailure.RESTART
+
+    def running(self, offer: Offer) -> dict[str, Any]:
+        """Return how it is to run. What the form does not show for an offer's runtime is left out."""
+        takes_image = offer.runtime == Offer.Runtime.PODMAN
+        return {
+            "image": self.typed["image"] if takes_image else "",
+            "ports": self.ports() if takes_image else [],
+            "lease": self.typed["lease"] or Instance.Lease.STICKY,
+        }
+
     def order(self, listing: Listing) -> rentals.Order | None:
         """Return the order, or None with every error written beside its field."""
         order = rentals.Order(
@@ -85,6 +107,8 @@ class Draft:
             replicas=self.number("replicas"),
             name=self.typed["name"],
             env=self.env(),
+            **self.running(listing.offer),
+            on_failure=Instance.OnFailure.RESTART if self.restarts else Instance.OnFailure.STOP,
         )
         if not self.errors:
             try:
@@ -164,8 +188,11 @@ def _refused(visit: Visit, draft: Draft, error: Exception) -> HttpResponse:
 
 @page("POST")
 def estimate(visit: Visit) -> HttpResponse:
-    """Return the cost box for what is typed so far."""
-    return visit.page("launch.html#cost", _context(visit, Draft.read(visit)))
+    """Return the cost box for what is typed so far, and other fields where another offer takes others."""
+    context = _context(visit, Draft.read(visit))
+    listing = context["listing"]
+    is_other = listing is not None and visit.text("runtime") != listing.offer.runtime
+    return visit.page(f"launch.html#{'news' if is_other else 'cost'}", {**context, "is_news": True})
 
 
 def _form(visit: Visit, draft: Draft, *, status: int = 200, refusal: errors.Refusal | None = None) -> HttpResponse:
@@ -186,6 +213,7 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         "listing": listing,
         "projects": projects,
         "project": project,
+        "takes_image": listing is not None and listing.offer.runtime == Offer.Runtime.PODMAN,
     }
     if listing is None:
         return context
@@ -196,12 +224,21 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         gpus=gpus or 1,
         replicas=replicas or 1,
         name=draft.typed["name"],
-        command=numbers.command() or ["COMMAND"],
+        command=numbers.command() or ([] if draft.typed["image"] and context["takes_image"] else ["COMMAND"]),
         env=numbers.env(),
         project=project.public_id if len(projects) > 1 else "",
+        **_changed(numbers.running(listing.offer)),
+        restarts=draft.restarts,
     )
     found = None if numbers.errors.keys() & {"gpus", "replicas"} else _estimate(project, listing, gpus, replicas)
+    if found and context["takes_image"]:
+        found.checks.append(_image_check(project, draft.typed["image"]))
     return {**context, "estimate": found, "cli": cli, "curl": curl}
+
+
+def _changed(running: dict[str, Any]) -> dict[str, Any]:
+    """Return how it is to run without what would be so anyway, for a command line that stays short."""
+    return {name: value for name, value in running.items() if value != Instance.Lease.STICKY}
 
 
 def _listings(visit: Visit, currency: str) -> list[Listing]:
@@ -244,10 +281,25 @@ def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int)
 
 def _size_check(listing: Listing, gpus_each: int, replicas: int) -> Check:
     try:
-        rentals.check(rentals.Order(offer=listing.offer, command=["true"], gpus=gpus_each, replicas=replicas))
+        rentals.check_size(rentals.Order(offer=listing.offer, command=[], gpus=gpus_each, replicas=replicas))
     except BadOrder as error:
         return Check(False, str(error))
     return Check(True, _("The offer allows this size."))
+
+
+def _image_check(project: Project, image: str) -> Check:
+    """Say where the image is pulled from and as whom. One query."""
+    if not image:
+        return Check(False, _("This offer runs images; name one."))
+    try:
+        host = images.parse(image).host
+    except images.BadImage as error:
+        return Check(False, str(error))
+    login = access.registries(project).filter(host=host).first()
+    if login is None:
+        return Check(True, _("The image is pulled from %(host)s as a public one, without a user.") % {"host": host})
+    texts = {"host": host, "user": login.username}
+    return Check(True, _("The image is pulled from %(host)s as %(user)s.") % texts)
 
 
 def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:

@@ -82,7 +82,7 @@ EVERYBODY, PEOPLE, MANAGERS, NODES = "everybody", "people who signed in", "capac
 OTHERS = {
     EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(?:/|$)",
                 "accounts/*", "back-office/logout/", "help", "invitations/<str:secret>"],
-    NODES: ["agent/v1/join", "agent/v1/sync"],
+    NODES: ["agent/v1/join", "agent/v1/sync", "agent/v1/secrets"],
     MANAGERS: ["console/*", "back-office/*"],
     PEOPLE: ["", "spending", "market", "launch", "launch/estimate", "instances", "instances/<str:instance_id>",
              "instances/<str:instance_id>/log", "instances/<str:instance_id>/log.txt",

@@ -12,13 +12,14 @@ MOVES = {"queued": "placing", "placing": "provisioning", "provisioning": "verify
 STEP_OF = {"queued": 0, "placing": 0, "provisioning": 1, "verifying": 2, "running": 3}
 
 
-def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8):
+def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8, runtime="process"):
     return {
         "id": f"ofr_{slug}",
         "slug": slug,
         "name": slug,
         "gpu_model": model,
         "gpu_memory_gib": 141,
+        "runtime": runtime,
         "gpus_per_node": 8,
         "min_gpus": 1,
         "max_gpus": 64,
@@ -151,6 +152,11 @@ class Shop:
             "gpus_per_replica": body["gpus"],
             "gpus": body["gpus"] * body["replicas"],
             "command": body["command"],
+            "image": body.get("image"),
+            "ports": body.get("ports", []),
+            "lease": body.get("lease", "sticky"),
+            "on_failure": body.get("on_failure", "stop"),
+            "restarts": 0,
             "env_names": sorted(body.get("env", {})),
             "env": body.get("env", {}),
             "desired": "running",

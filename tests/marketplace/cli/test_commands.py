@@ -85,8 +85,19 @@ def test_a_key_without_its_offer_is_refused_before_anything_is_asked(gpumarket, 
 def test_offers_are_a_table_with_the_cheapest_first(gpumarket, shop):
     shop.offers = [make_offer("dear", amount="9.000000"), make_offer("cheap", amount="1.500000", country="JP")]
     lines = gpumarket("offers").out.splitlines()
-    assert lines[0].split() == ["OFFER", "GPU", "MEMORY", "SITE", "COUNTRY", "PER", "GPU-HOUR", "FREE", "LARGEST"]
-    assert lines[1].split() == ["cheap", "H200", "141", "GiB", "Narvik", "JP", "1.50", "USD", "8", "8"]
+    assert lines[0].split() == [
+        "OFFER",
+        "GPU",
+        "MEMORY",
+        "RUNS",
+        "SITE",
+        "COUNTRY",
+        "PER",
+        "GPU-HOUR",
+        "FREE",
+        "LARGEST",
+    ]
+    assert lines[1].split() == ["cheap", "H200", "141", "GiB", "commands", "Narvik", "JP", "1.50", "USD", "8", "8"]
     assert lines[2].startswith("dear")
 
 

@@ -196,7 +196,7 @@ def offer_facts(fleet: Fleet, **overrides: Any) -> dict[str, Any]:
     return {
         "name": "B200 in Narvik", "slug": "b200-narvik", "supplier": fleet.h200.supplier.public_id,
         "site": fleet.h200.site.public_id, "gpu_model": "B200", "gpu_memory_gib": 180, "gpus_per_node": 8,
-        "interconnect": "NVLink 5", "min_gpus": 1, "max_gpus": 64, "is_listed": "on",
+        "interconnect": "NVLink 5", "runtime": "podman", "min_gpus": 1, "max_gpus": 64, "is_listed": "on",
     } | overrides  # fmt: skip
 
 
@@ -209,7 +209,13 @@ def test_an_offer_is_made_and_its_terms_change(desk: Client, fleet: Fleet) -> No
     send(desk, "console-offer-new", **offer_facts(fleet))
     offer = Offer.objects.get(slug="b200-narvik")
     assert (offer.max_gpus, offer.is_listed) == (64, True)
-    terms = {"name": offer.name, "interconnect": offer.interconnect, "min_gpus": 2, "max_gpus": 32}
+    terms = {
+        "name": offer.name,
+        "interconnect": offer.interconnect,
+        "runtime": offer.runtime,
+        "min_gpus": 2,
+        "max_gpus": 32,
+    }
     send(desk, "console-offer-terms", offer.public_id, **terms)
     offer.refresh_from_db()
     assert (offer.min_gpus, offer.max_gpus, offer.is_listed) == (2, 32, False)
@@ -220,7 +226,14 @@ def test_an_offer_is_made_and_its_terms_change(desk: Client, fleet: Fleet) -> No
 
 def test_terms_that_change_nothing_leave_no_entry(desk: Client, fleet: Fleet) -> None:
     offer = fleet.h200
-    terms = {"name": offer.name, "interconnect": offer.interconnect, "min_gpus": 1, "max_gpus": 16, "is_listed": "on"}
+    terms = {
+        "name": offer.name,
+        "interconnect": offer.interconnect,
+        "runtime": offer.runtime,
+        "min_gpus": 1,
+        "max_gpus": 16,
+        "is_listed": "on",
+    }
     send(desk, "console-offer-terms", offer.public_id, **terms)
     assert not AuditEntry.objects.filter(verb="offer.change").exists()
 

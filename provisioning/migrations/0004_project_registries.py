@@ -9,8 +9,8 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0004_tokens_end_with_their_maker"),
-        ("provisioning", "0002_room_for_hot_updates"),
+        ("marketplace", "0005_what_real_nodes_need"),
+        ("provisioning", "0003_what_real_nodes_need"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
