@@ -118,8 +118,8 @@ def describe(instance: dict[str, Any]) -> list[str]:
     lines += describe_running(instance)
     if instance.get("env_names"):
         lines.append(f"  env       {', '.join(instance['env_names'])}")
-    if instance.get("message"):
-        lines.append(f"  because   {instance['message']}")
+    if because := words.why(instance):
+        lines.append(f"  because   {because}")
     lines.append(f"  cost      {words.cost_so_far(instance)} so far, {describe_rate(cost)}")
     steps = instance.get("steps") or []
     for number, step in enumerate(steps, start=1):

@@ -127,7 +127,7 @@ def ended_early(instance: dict[str, Any]) -> Problem:
         title=f"{instance['name']} was ended before its command was done."
         if began
         else f"{instance['name']} did not start.",
-        detail=instance["message"] or reason,
+        detail=words.why(instance) or reason,
         charged=instance["cost"]["gpu_milliseconds"] > 0,
         suggestion=f"{again}See what happened: gpumarket show {instance['id']}",
         instance_id=instance["id"],

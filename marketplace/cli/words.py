@@ -10,6 +10,18 @@ LEASES = {
     "strict": "without contact it ends after 2 minutes, and may be placed anew soon",
     "sticky": "without contact it goes on for 15 minutes",
 }
+REASONS = {
+    "exited": "its command ended",
+    "user": "asked by a user",
+    "operator": "asked by the operator",
+    "no_funds": "the organization could not pay any more",
+    "no_capacity": "no GPUs became free in time",
+    "node_failed": "the node could not prepare it",
+    "node_lost": "the node was lost",
+    "gpu_fault": "a GPU failed",
+    "timed_out": "a step took too long",
+    "internal": "an error of ours",
+}
 WHOLE_CURRENCIES = {"JPY", "KRW", "ISK"}
 
 
@@ -98,6 +110,12 @@ def phase(instance: Mapping[str, Any]) -> str:
     if word == "running" and instance.get("health") in {"degraded", "unreachable"}:
         return f"running ({instance['health']})"
     return word
+
+
+def why(instance: Mapping[str, Any]) -> str:
+    """Return in words why an instance is where it is, with what its node or a person said; empty if nobody knows."""
+    reason = REASONS.get(instance.get("reason") or "", instance.get("reason") or "")
+    return ": ".join(part for part in (reason, instance.get("message") or "") if part)
 
 
 def cost_so_far(instance: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from marketplace import access, costs, offers, rentals
 from marketplace.errors import BadOrder, Conflict
-from marketplace.portal import commands, errors
+from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
 from provisioning import instances, output, progress
 from provisioning.models import AT_REST, CHARGED_PHASES, STARTING, Instance, Phase
@@ -65,21 +65,25 @@ def shown(visit: Visit, instance_id: str) -> HttpResponse:
     if "HX-Request" not in visit.request.headers:
         cli, curl = commands.instance(instance.public_id)
         context |= {"log": output.page(instance), "cli": cli, "curl": curl}
+    context["is_other_door"] = visit.query("door") != context["box"].digest
     return visit.live_page("instances/show.html", "live", context)
 
 
 def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
     stages = progress.stages(instance, at=visit.at)
     begun = [stage for stage in stages if stage.state != "waiting"]
+    places = instance.assignments.filter(fence=instance.run).select_related("node__heartbeat").order_by("replica")
+    assignments = list(places[:PAGE])
+    box = connections.box(instance, assignments)
     return {
         "instance": instance,
         "cost": costs.of([instance], at=visit.at)[instance.pk],
         "stages": stages,
         "stage_now": begun[-1] if begun else None,
         "events": list(access.events(instance).order_by("-pk")[:PAGE]),
-        "assignments": list(
-            instance.assignments.filter(fence=instance.run).select_related("node").order_by("replica")[:PAGE]
-        ),
+        "assignments": assignments,
+        "box": box,
+        "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
         "is_at_rest": instance.phase in AT_REST,

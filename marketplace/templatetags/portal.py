@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from django import template
 from django.forms import BoundField
@@ -131,6 +132,17 @@ def moment(at: datetime | None, how: str = "minute") -> SafeString:
 def gpus(count: int) -> str:
     """Write a number of GPUs."""
     return ngettext("%(count)s GPU", "%(count)s GPUs", count) % {"count": count}
+
+
+@register.filter(name="bytes")
+def size(count: int) -> str:
+    """Write a number of bytes in powers of a thousand, with three digits that count."""
+    value, unit = Decimal(count), "B"
+    for bigger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, bigger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
 @register.filter

@@ -150,3 +150,47 @@ def test_many_instances_cost_two_questions(
     with django_assert_num_queries(1):
         found = progress.of(instances, at=timezone.now())
     assert {stage.state for stage in found[instances[0].pk]} == {"done", "active"}
+
+
+def pulling(instance: Instance, *told: dict[str, Any] | None) -> progress.Transfer | None:
+    """Let each replica say how far its pull is, and return what people see of it."""
+    Instance.objects.filter(pk=instance.pk).update(phase="provisioning")
+    InstanceEvent.objects.create(instance=instance, at=timezone.now(), run=1, new_phase="provisioning")
+    for row, word in zip(instance.assignments.order_by("replica"), told, strict=True):
+        instance.assignments.filter(pk=row.pk).update(observed="preparing", progress=word)
+    return stages(instance)["prepare"].transfer
+
+
+def said(done: int, total: int | None, *, step: str = "pull") -> dict[str, Any]:
+    return {"step": step, "done_bytes": done, "total_bytes": total, "bytes_per_s": 10}
+
+
+def test_a_pull_is_summed_over_the_replicas(rent: Rent) -> None:
+    found = pulling(rent(replicas=2), said(10, 100), said(30, 100))
+    assert found == progress.Transfer(step="pull", replicas=2, done_bytes=40, total_bytes=200, bytes_per_s=20)
+    assert (found.title, found.percent) == ("Pull the image", 20)
+
+
+@pytest.mark.parametrize(
+    ("told", "percent"),
+    [((said(10, None), said(30, 100)), None), ((said(10, 0), None), None), ((said(300, 100), None), 100)],
+)
+def test_a_percentage_is_shown_only_where_the_whole_is_known(
+    rent: Rent, told: tuple[dict[str, Any] | None, ...], percent: int | None
+) -> None:
+    found = pulling(rent(replicas=2), *told)
+    assert found is not None
+    assert found.percent == percent
+
+
+def test_what_replicas_do_that_are_at_something_else_is_not_mixed_in(rent: Rent) -> None:
+    found = pulling(rent(replicas=2), said(10, 100), said(7, 7, step="copy"))
+    assert found is not None
+    assert (found.step, found.done_bytes, found.replicas) == ("pull", 10, 1)
+
+
+def test_a_replica_of_an_earlier_run_is_left_out(rent: Rent) -> None:
+    instance = rent()
+    pulling(instance, said(10, 100))
+    instance.assignments.update(fence=7)
+    assert stages(instance)["prepare"].transfer is None

@@ -82,3 +82,12 @@ def test_the_steps_of_a_start_show_the_pull(capsys):
 )
 def test_sizes_are_short(count, said):
     assert words.size(count) == said
+
+
+def test_every_reason_has_words():
+    """The command line knows nothing of the server's code, so this test compares the two."""
+    from provisioning.models import Reason
+
+    assert set(words.REASONS) == {reason.value for reason in Reason if reason.value}
+    assert words.why({"reason": "gpu_fault", "message": "XID 79"}) == "a GPU failed: XID 79"
+    assert words.why({"reason": "", "message": ""}) == ""

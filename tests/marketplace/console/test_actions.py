@@ -419,3 +419,17 @@ def test_a_silent_node_is_confirmed_off_with_a_reason_and_an_audit_entry(
     assert entry.after is not None
     assert (entry.after["confirmed"], entry.after["given_up"]) == ("pulled the plug", 1)
     assert running.assignments.get().observed == "gone"
+
+
+def test_what_an_offer_runs_is_changed_only_while_it_has_no_nodes(desk: Client, fleet: Fleet) -> None:
+    offer = fleet.h200
+    terms = {"name": offer.name, "interconnect": offer.interconnect, "min_gpus": 1, "max_gpus": 16, "is_listed": "on"}
+    path = reverse("console-offer-terms", args=[offer.public_id])
+    answer = desk.post(path, {**terms, "runtime": "podman"})
+    assert "make a new offer instead" in answer.content.decode()
+    offer.refresh_from_db()
+    assert offer.runtime == "process"
+    offer.nodes.update(offer=fleet.l40s)
+    assert desk.post(path, {**terms, "runtime": "podman"}).status_code == 302
+    offer.refresh_from_db()
+    assert offer.runtime == "podman"
