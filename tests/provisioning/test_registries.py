@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.test import Client, override_settings
 from django.utils import timezone
 
@@ -135,3 +136,16 @@ def test_a_password_under_a_forgotten_key_is_reported_to_the_operator(
     with override_settings(SECRET_KEY="another key of this marketplace" * 2):
         assert ask(pulling, fleet).json() == {"registry": None}
     assert "registry credential cannot be read" in caplog.text + "".join(capfd.readouterr())
+
+
+def test_after_a_new_secret_key_all_is_sealed_anew_and_the_former_one_forgotten(
+    pulling: Assignment, fleet: Fleet, capsys: pytest.CaptureFixture[str], settings: Any
+) -> None:
+    former, settings.SECRET_KEY = settings.SECRET_KEY, "another key of this marketplace" * 2
+    with pytest.raises(CommandError, match="no more a fallback: reg_"):
+        call_command("reseal")
+    settings.SECRET_KEY_FALLBACKS = [former]
+    call_command("reseal")
+    assert "1 sealed anew" in capsys.readouterr().out
+    settings.SECRET_KEY_FALLBACKS = []
+    assert ask(pulling, fleet).json()["registry"]["password"] == "opens it"

@@ -9,8 +9,8 @@ import pytest
 from django.db import connections
 from django.urls import reverse
 
-from marketplace.models import Organization, User
-from provisioning.models import Instance
+from marketplace.models import Offer, Organization, User
+from provisioning.models import Heartbeat, Instance
 from tests.conftest import PASSWORD, Fleet, Run
 from tests.packages import needs
 
@@ -146,3 +146,36 @@ def test_the_keyboard_alone_reaches_the_content_and_opens_a_menu(window: Any, al
     window.keyboard.press("Escape")
     assert not window.is_visible(".person .menu-panel")
     assert window.evaluate("document.activeElement.tagName") == "SUMMARY"
+
+
+def test_somebody_launches_an_image_and_finds_the_way_in(
+    window: Any, alice: User, acme: Organization, lively_fleet: Fleet
+) -> None:
+    Offer.objects.filter(pk=lively_fleet.h200.pk).update(runtime="podman")
+    Heartbeat.objects.update(access={"host": "n1.example", "ssh_port": 2222, "host_key": "ssh-ed25519 AAAA"})
+    sign_in(window, alice)
+    window.goto(reverse("launch") + "?offer=l40s-narvik")
+    assert not window.is_visible("#image")
+
+    # Another offer asks for other things, and what is typed meanwhile stays.
+    window.select_option("#offer", "h200-narvik")
+    window.wait_for_selector("#image")
+    window.fill("#image", "registry.example.com/train")
+    window.wait_for_selector("#cost:has-text('Say which version')")
+    window.fill("#image", "registry.example.com/train:1")
+    window.wait_for_selector("#cost:has-text('as a public one')")
+    assert window.input_value("#image") == "registry.example.com/train:1"
+    window.fill("#name", "boxed")
+    window.click(".advanced summary")
+    window.check("#lease-strict")
+    window.check("#on_failure")
+    window.wait_for_selector("#cost .check-bad", state="detached")
+    window.click("#launch-button")
+
+    window.wait_for_selector("#doors:has-text('gpumarket ssh boxed')")
+    window.click("#doors details summary")
+    # The page asks again and again; what is open for copying stays open.
+    window.wait_for_timeout(4000)
+    assert window.is_visible("#doors code:has-text('ssh -p 2222')")
+    made = Instance.objects.get()
+    assert (made.lease, made.on_failure, made.command) == ("strict", "restart", [])
