@@ -13,7 +13,7 @@ from billing.models import Account, Hold, UsageSpan
 from marketplace import rentals, tasks
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
-from marketplace.models import AuditEntry, Organization, Project
+from marketplace.models import AuditEntry, Offer, Organization, Project
 from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded
 from provisioning.models import GpuHold, Instance, Node, Quota, Workflow
 from tests.conftest import Fleet, Rent, Run, order
@@ -217,3 +217,16 @@ def test_whoever_cannot_pay_any_more_is_stopped_and_told_why(
     assert "add credit" in running.message
     assert not Hold.objects.filter(state="pending").exists()
     tasks.stop_what_nobody_can_pay_for()
+
+
+def test_what_its_offer_runs_no_more_is_not_started_again(actor: Actor, rent: Rent, run_until_idle: Run) -> None:
+    """Without nodes an offer may learn to run something else; a command is no image."""
+    instance = rent()
+    rentals.stop(actor=actor, instance=instance, at=timezone.now())
+    run_until_idle()
+    Offer.objects.update(runtime="podman")
+    instance = Instance.objects.select_related("project__organization", "offer").get(pk=instance.pk)
+    with pytest.raises(BadOrder, match="runs images") as refusal:
+        rentals.start(actor=actor, instance=instance, at=timezone.now())
+    assert refusal.value.field == "image"
+    assert Instance.objects.get().phase == "stopped"

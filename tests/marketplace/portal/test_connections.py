@@ -7,9 +7,9 @@ from django.utils import timezone
 
 from marketplace import tokens
 from marketplace.access import Actor
-from marketplace.models import Project
+from marketplace.models import Offer, Project
 from provisioning.models import Assignment, Heartbeat, Instance
-from tests.conftest import Rent, Run
+from tests.conftest import Fleet, Rent, Run
 from tests.marketplace.api.tenant import ssh_key
 from tests.marketplace.portal.reading import faults, read
 
@@ -96,6 +96,22 @@ def test_a_pull_is_shown_with_what_is_known(owner: Client, rent: Rent) -> None:
 def test_how_it_runs_is_among_the_details(owner: Client, running: Instance) -> None:
     Instance.objects.update(image="registry.example.com/a:1", command=[], ports=[80], on_failure="restart", restarts=2)
     page = read(owner.get(reverse("instance", args=[running.public_id])))
-    for words in ("registry.example.com/a:1", "the image's own", "goes on for 15 minutes", "starts again elsewhere",
+    for words in ("registry.example.com/a:1", "the image's own", "it goes on for 15 minutes", "starts again elsewhere",
                   "2 so far"):  # fmt: skip
         assert words in page.text
+
+
+def test_an_image_that_cannot_be_pulled_is_explained(
+    owner: Client, fleet: Fleet, rent: Rent, run_until_idle: Run
+) -> None:
+    for node in fleet.nodes.values():
+        node.fails_to_prepare = "registry.example.com/a:1: manifest unknown"
+    Offer.objects.update(runtime="podman")
+    fleet.h200.refresh_from_db()
+    instance = rent(image="registry.example.com/a:1", command=[])
+    run_until_idle()
+    page = read(owner.get(reverse("instance", args=[instance.public_id])))
+    for words in ("manifest unknown", "Nothing was charged.", "check the name registry.example.com/a:1"):
+        assert words in page.text
+    assert len(page.all("a", href=reverse("registries"))) == 2
+    assert faults(page) == []
