@@ -12,6 +12,7 @@ from rest_framework.views import APIView
 from marketplace import access, registries
 from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
+from marketplace.api.registry_shapes import AddRegistry, RegistryAnswer
 from marketplace.api.views import KEY_ACCEPTED, actor_of, answered_once, naming
 
 FINGERPRINT = "registry password"
@@ -21,7 +22,7 @@ class RegistryList(APIView):
     @extend_schema(
         operation_id="list_registries",
         parameters=[shapes.ProjectQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.RegistryAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(RegistryAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the registries that a project can pull private images from."""
@@ -33,13 +34,13 @@ class RegistryList(APIView):
     @extend_schema(
         operation_id="add_registry",
         parameters=[KEY_ACCEPTED],
-        request=shapes.AddRegistry,
-        responses={201: shapes.RegistryAnswer, shapes.REFUSED: shapes.Problem},
+        request=AddRegistry,
+        responses={201: RegistryAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Let a project's nodes pull from a registry. The password is sealed and never shown again."""
         queried(request)
-        actor, asked = actor_of(request), checked(shapes.AddRegistry, request.data)
+        actor, asked = actor_of(request), checked(AddRegistry, request.data)
         with naming("project"):
             project = access.project_for(actor, asked.pop("project", None), verb="registry.change")
 

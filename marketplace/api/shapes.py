@@ -115,13 +115,6 @@ class AddSshKey(Shape):
     project = Text(max_length=32, required=False)
 
 
-class AddRegistry(Shape):
-    host = Text(max_length=255, help_text="the registry as images name it, such as registry.example.com")
-    username = Text(max_length=255)
-    password = Text(max_length=8192, trim_whitespace=False, help_text="a password or token; never shown again")
-    project = Text(max_length=32, required=False)
-
-
 class DryRunQuery(serializers.Serializer[Any]):
     dry_run = serializers.BooleanField(default=False, help_text="check and price it, but do nothing")
 
@@ -453,15 +446,6 @@ class SshKeyAnswer(serializers.Serializer[Any]):
     fingerprint = serializers.CharField()
     public_key = serializers.CharField()
     created_at = serializers.DateTimeField()
-
-
-class RegistryAnswer(serializers.Serializer[Any]):
-    id = serializers.CharField()
-    project = serializers.CharField()
-    host = serializers.CharField()
-    username = serializers.CharField()
-    created_at = serializers.DateTimeField()
-    handed_out_at = serializers.DateTimeField(allow_null=True, help_text="when a node last asked for it, to pull")
 
 
 class AuditAnswer(serializers.Serializer[Any]):

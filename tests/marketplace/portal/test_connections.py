@@ -113,5 +113,5 @@ def test_an_image_that_cannot_be_pulled_is_explained(
     page = read(owner.get(reverse("instance", args=[instance.public_id])))
     for words in ("manifest unknown", "Nothing was charged.", "check the name registry.example.com/a:1"):
         assert words in page.text
-    assert len(page.all("a", href=reverse("registries"))) == 2
+    assert len(page.all("a", href=reverse("registries"))) == 3
     assert faults(page) == []
