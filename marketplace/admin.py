@@ -13,7 +13,18 @@ from django.utils.translation import gettext_lazy as _
 
 ROOMS = ("marketplace", "provisioning", "billing")
 # What lets somebody in, and what belongs to customers alone: their variables, their output, their answers.
-HIDDEN = {"password", "key_hash", "secret_hash", "sealed_password", "fingerprint", "lease_token", "env", "body", "data"}
+HIDDEN = {
+    "password",
+    "key_hash",
+    "secret_hash",
+    "sealed_password",
+    "fingerprint",
+    "lease_token",
+    "token_sealed",
+    "env",
+    "body",
+    "data",
+}
 SEARCHED = {"public_id", "name", "email", "key"}
 COLUMNS_MAX = 9
 BULKY = (models.JSONField, models.TextField, models.BinaryField)

@@ -36,6 +36,7 @@ app.conf.update(
         name: {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
         for name, task, seconds in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
+            ("clusters to look at", "provisioning.tasks.look_at_clusters", 1.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),

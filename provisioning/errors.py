@@ -43,3 +43,7 @@ class NotAssigned(NodeRefused):
 
 class InventoryMismatch(NodeRefused):
     """The node does not have the GPUs that the operator announced."""
+
+
+class OutsideFault(ProvisioningError):
+    """Somebody else's service did not answer, or not as it should: try again later, lose nothing."""

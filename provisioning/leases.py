@@ -33,8 +33,11 @@ def lost_after() -> timedelta:
 
 
 def over(at: datetime) -> Q:
-    """Return which assignments have ended by themselves, since their nodes heard nothing from us for so long."""
-    return reduce(
+    """Return which assignments have ended by themselves, since their nodes heard nothing from us for so long.
+
+    None of a Slurm cluster is among them: nothing there ends a job because we are silent.
+    """
+    return ~Q(node__driver="slurm") & reduce(
         or_,
         (
             Q(instance__lease=kind, node__heartbeat__last_seen__lt=at - over_after(kind))

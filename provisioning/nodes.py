@@ -214,8 +214,11 @@ def _to_mark(at: datetime, *, is_us: bool) -> QuerySet[Heartbeat]:
     silent = Q(last_seen__lt=at - SUSPECT_AFTER, node__reachability__in=[reach.UNKNOWN, reach.ONLINE])
     silent |= Q(last_seen__lt=at - UNREACHABLE_AFTER, node__reachability=reach.SUSPECT)
     if not is_us:
+        # A Slurm job has no lease that would end it: its node is never taken as lost by its silence alone.
         is_over = Exists(_live(OuterRef("node_id")).filter(leases.over(at)))
-        silent |= Q(last_seen__lt=at - leases.lost_after(), node__reachability=reach.UNREACHABLE)
+        silent |= Q(
+            ~Q(node__driver="slurm"), last_seen__lt=at - leases.lost_after(), node__reachability=reach.UNREACHABLE
+        )
         silent |= Q(is_over, node__reachability=reach.UNREACHABLE)
     return Heartbeat.objects.filter(silent)
 
@@ -228,7 +231,7 @@ def _mark(node_id: int, at: datetime, *, is_us: bool) -> int:
     if heartbeat is None:
         return 0
     node, silence = heartbeat.node, at - heartbeat.last_seen
-    if silence > leases.lost_after() and not is_us:
+    if silence > leases.lost_after() and not is_us and node.driver != "slurm":
         reachability = Node.Reachability.LOST
     elif silence > UNREACHABLE_AFTER:
         reachability = Node.Reachability.UNREACHABLE

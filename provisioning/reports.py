@@ -165,7 +165,7 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
         _take_inventory(node, report.inventory)
     live = list(_live(node)) if report.assignments or report.logs else []
     _take_states(live, report.assignments, at)
-    _take_logs(live, report.logs)
+    take_logs(live, report.logs)
     events_seen = _take_events(node, report.events, at) if report.events else 0
     node.refresh_from_db(fields=["desired_generation"])
     answer = _answer(node, report, list(_live(node).select_related("instance")), at=at)
@@ -223,7 +223,7 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
         log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
 
 
-def _take_logs(live: Sequence[Assignment], logs: Sequence[LogPiece]) -> None:
+def take_logs(live: Sequence[Assignment], logs: Sequence[LogPiece]) -> None:
     """Append output in order. A piece that does not follow what we have is refused by the cursor in the answer."""
     rows = {row.public_id: row for row in live}
     for piece in logs:

@@ -219,7 +219,7 @@ STEPS: dict[str, Step] = {
 }
 # Longer than a lease of the engine: a killed worker must not cost its instance the start.
 DEADLINES = {
-    "create": Deadline(timedelta(seconds=30), "The nodes could not be asked within 30 s."),
+    "create": Deadline(timedelta(minutes=5), "The nodes could not be asked within 5 minutes."),
     "prepare": Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s."),
     "verify": Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s."),
     "begin": Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s."),

@@ -3,13 +3,14 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import engine, nodes
+from provisioning import clusters, engine, nodes
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
 DUE_MAX = 200
 NUDGE_LIFE_S = 10
 SILENT_MAX = 200
+CLUSTERS_MAX = 50
 
 
 @shared_task
@@ -33,3 +34,16 @@ def notice_silent_nodes() -> None:
     """Close the meters of what runs on silent nodes, and open those of what runs on nodes that came back."""
     nodes.notice_silence(at=timezone.now(), limit=SILENT_MAX)
     nodes.resume_meters(at=timezone.now(), limit=SILENT_MAX)
+
+
+@shared_task
+def look_at_clusters() -> None:
+    """Nudge a look at every Slurm cluster that is due for one."""
+    for cluster_id in clusters.due(at=timezone.now(), limit=CLUSTERS_MAX):
+        look_at_cluster.apply_async((cluster_id,), expires=NUDGE_LIFE_S)
+
+
+@shared_task
+def look_at_cluster(cluster_id: int) -> None:
+    """Look at one Slurm cluster: its nodes, its jobs and what they printed."""
+    clusters.look(cluster_id)

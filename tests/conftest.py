@@ -21,6 +21,9 @@ from provisioning import engine
 from provisioning.models import Fabric, Instance, Site
 from provisioning.steps import PLAN
 from tests.nodes import PlayedNode, announce, join
+from tests.slurm.stage import slurm, slurm_cluster
+
+__all__ = ["slurm", "slurm_cluster"]
 
 TURNS_MAX = 200
 PASSWORD = "correct horse battery"

@@ -11,7 +11,7 @@ PACKAGES = {
     "ip": "iproute2",
     "nft": "nftables",
     "podman": "podman runc conmon netavark aardvark-dns fuse-overlayfs iptables busybox-static",
-    "slurmctld": "slurm-wlm slurmctld slurmd slurm-client slurmrestd munge",
+    "slurmctld": "slurm-wlm slurmctld slurmd slurm-client slurmrestd slurm-wlm-jwt-plugin munge",
     "ssh": "openssh-client",
 }
 ROOT_ONLY = {"ip", "nft", "podman", "slurmctld"}

@@ -2,9 +2,10 @@
 
 from provisioning.drivers.agent import AgentDriver
 from provisioning.drivers.protocol import Driver
+from provisioning.drivers.slurm import SlurmDriver
 from provisioning.models import Assignment
 
-DRIVERS: dict[str, Driver] = {"agent": AgentDriver()}
+DRIVERS: dict[str, Driver] = {"agent": AgentDriver(), "slurm": SlurmDriver()}
 
 
 def driver_for(assignment: Assignment) -> Driver:

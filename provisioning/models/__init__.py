@@ -15,6 +15,7 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.registries import RegistryCredential
+from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
 
 __all__ = [
     "AT_REST",
@@ -23,6 +24,7 @@ __all__ = [
     "MOVES",
     "STARTING",
     "Assignment",
+    "Cluster",
     "Fabric",
     "Gpu",
     "GpuHold",
@@ -38,5 +40,7 @@ __all__ = [
     "Reason",
     "RegistryCredential",
     "Site",
+    "SlurmJob",
+    "SlurmNode",
     "Workflow",
 ]

@@ -143,6 +143,7 @@ class NodeHold(models.Model):
         INVENTORY_CHANGED = "inventory_changed", _("Its GPUs are not those that it had")
         HEALTH = "health", _("A fault of the node or its GPUs")
         GATE = "gate", _("It has not passed its check yet")
+        SLURM = "slurm", _("Slurm holds it back")
 
     node = models.ForeignKey(Node, models.CASCADE, related_name="holds")
     kind = models.CharField(max_length=20, choices=Kind.choices)

@@ -1,8 +1,10 @@
 """One contract for every driver: keyed by our id, each call repeatable, nothing started twice, nothing left."""
 
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +12,15 @@ from django.utils import timezone
 
 from marketplace import rentals
 from marketplace.access import Actor
+from marketplace.models import Offer
 from provisioning.drivers import registry
 from provisioning.drivers.agent import AgentDriver
 from provisioning.drivers.fake import FakeDriver
 from provisioning.drivers.protocol import Driver
+from provisioning.drivers.slurm import SlurmDriver
 from provisioning.models import Assignment, GpuHold, Node
-from tests.conftest import Fleet, Rent, Run
+from tests.conftest import Rent, Run
+from tests.packages import needs
 
 pytestmark = pytest.mark.django_db
 
@@ -27,13 +32,28 @@ class DataCentre:
     driver: Driver
     settle: Callable[[], None]
     exit: Callable[[Assignment, int], None]
+    offer: Offer
+    command: list[str] = field(default_factory=lambda: ["sleep", "1000"])
 
 
-@pytest.fixture(params=["agent", "fake"])
-def data_centre(request: pytest.FixtureRequest, fleet: Fleet) -> DataCentre:
-    if request.param == "fake":
-        fake = FakeDriver()
-        return DataCentre(fake, lambda: None, lambda row, code: fake.exit(row, exit_code=code, at=timezone.now()))
+# A driver joins the contract by a function that returns its data centre, and a line here.
+@pytest.fixture(params=["agent", "fake", pytest.param("slurm", marks=needs("slurmctld"))])
+def data_centre(request: pytest.FixtureRequest) -> DataCentre:
+    makers = {"agent": _agents, "fake": _fake, "slurm": _slurm}
+    return makers[request.param](request)
+
+
+def _fake(request: pytest.FixtureRequest) -> DataCentre:
+    fake, fleet = FakeDriver(), request.getfixturevalue("fleet")
+
+    def end(row: Assignment, exit_code: int) -> None:
+        fake.exit(row, exit_code=exit_code, at=timezone.now())
+
+    return DataCentre(fake, lambda: None, end, fleet.h200)
+
+
+def _agents(request: pytest.FixtureRequest) -> DataCentre:
+    fleet = request.getfixturevalue("fleet")
 
     def settle() -> None:
         for _ in range(3):  # fetch, do, tell
@@ -44,12 +64,28 @@ def data_centre(request: pytest.FixtureRequest, fleet: Fleet) -> DataCentre:
             played.exit_codes[row.instance.public_id] = exit_code
         settle()
 
-    return DataCentre(AgentDriver(), settle, end)
+    return DataCentre(AgentDriver(), settle, end, fleet.h200)
+
+
+def _slurm(request: pytest.FixtureRequest) -> DataCentre:
+    stage = request.getfixturevalue("slurm")
+    word = Path(tempfile.mkdtemp(dir=stage.daemons.folder)) / "exit"
+    word.parent.chmod(0o755)
+
+    def end(row: Assignment, exit_code: int) -> None:
+        part = word.with_suffix(".part")
+        part.write_text(str(exit_code))
+        part.rename(word)
+        stage.until(lambda: Assignment.objects.get(pk=row.pk).observed == "exited")
+
+    script = f"until [ -f {word} ]; do sleep 0.05; done; exit $(cat {word})"
+    return DataCentre(SlurmDriver(), stage.settle, end, stage.offer, ["sh", "-c", script])
 
 
 @pytest.fixture
-def assignment(rent: Rent) -> Assignment:
-    return Assignment.objects.select_related("instance").get(instance=rent(gpus=2))
+def assignment(rent: Rent, data_centre: DataCentre) -> Assignment:
+    instance = rent(gpus=2, offer=data_centre.offer, command=data_centre.command)
+    return Assignment.objects.select_related("instance").get(instance=instance)
 
 
 def look(data_centre: DataCentre, assignment: Assignment) -> Any:
