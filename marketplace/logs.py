@@ -36,3 +36,5 @@ def configure(*, style: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
+    # One line for each request of a look at a Slurm cluster would drown the rest.
+    logging.getLogger("httpx").setLevel(logging.WARNING)

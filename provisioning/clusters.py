@@ -127,6 +127,8 @@ def standing(row: Assignment, job: Job | None) -> tuple[str, str]:
     if job.state == LEAVING or row.observed in {State.EXITED, State.FAILED}:
         return row.observed, row.message
     if job.state in WAITING:
+        if row.observed in {State.PREPARED, State.RUNNING}:
+            return State.FAILED, "Slurm took its node away and put its job back in the queue."
         return State.PREPARING, f"Waits in Slurm: {job.reason}" if job.reason else ""
     return _there(row, job) if job.state in THERE else _ended(row, job)
 

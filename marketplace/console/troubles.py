@@ -12,7 +12,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from billing import runway
-from marketplace.console import fleet
+from marketplace.console import clusters, fleet
 from marketplace.errors import NotFound
 from provisioning.models import CHARGED_PHASES, Assignment, Gpu, Heartbeat, Instance, InstanceEvent, Node, Phase
 
@@ -115,6 +115,7 @@ def events_of(instance: Instance) -> QuerySet[InstanceEvent]:
 def alarm(*, at: datetime) -> Alarm:
     """Return everything that needs somebody. Six queries, whatever the fleet's size."""
     kinds = [
+        list(_silent_clusters(at)),
         list(_silent_nodes()),
         list(_broken_gpus()),
         list(_wrong_clocks()),
@@ -126,6 +127,19 @@ def alarm(*, at: datetime) -> Alarm:
         troubles=sorted(shown, key=lambda trouble: not trouble.is_red),
         is_cut=any(len(kind) > SHOWN_PER_KIND for kind in kinds),
     )
+
+
+def _silent_clusters(at: datetime) -> Iterator[Trouble]:
+    for cluster in clusters.silent(at=at)[: SHOWN_PER_KIND + 1]:
+        yield Trouble(
+            is_red=True,
+            what=gettext("Slurm cluster does not answer"),
+            subject=cluster.name,
+            detail=cluster.last_error,
+            since=cluster.last_contact or cluster.created_at,
+            page="console-cluster",
+            subject_id=cluster.public_id,
+        )
 
 
 def _silent_nodes() -> Iterator[Trouble]:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from marketplace.console.views import catalogue, fleet, instances, nodes, organizations
+from marketplace.console.views import catalogue, clusters, fleet, instances, nodes, organizations
 
 urlpatterns = [
     path("", fleet.overview, name="console"),
@@ -28,6 +28,10 @@ urlpatterns = [
     path("sites", catalogue.sites, name="console-sites"),
     path("sites/new", catalogue.new_site, name="console-site-new"),
     path("sites/<slug:site_id>/fabrics/new", catalogue.new_fabric, name="console-fabric-new"),
+    path("clusters", clusters.listed, name="console-clusters"),
+    path("clusters/new", clusters.new, name="console-cluster-new"),
+    path("clusters/<slug:cluster_id>", clusters.shown, name="console-cluster"),
+    path("clusters/<slug:cluster_id>/token", clusters.token, name="console-cluster-token"),
     path("organizations", organizations.listed, name="console-organizations"),
     path("organizations/<slug:organization_id>", organizations.shown, name="console-organization"),
     path("organizations/<slug:organization_id>/credit", organizations.credit, name="console-credit"),

@@ -96,6 +96,8 @@ AUDITED: dict[str, Promise] = {
     "node.cordon": _("Cordoned a node"),
     "node.uncordon": _("Uncordoned a node"),
     "node.drain": _("Drained a node"),
+    "cluster.add": _("Added a Slurm cluster"),
+    "cluster.token": _("Changed the token of a Slurm cluster"),
     "site.create": _("Made a site"),
     "fabric.create": _("Made a fabric"),
     "offer.create": _("Made an offer"),

@@ -3,7 +3,8 @@
 SIGURG is the word to start: its default is to be ignored, so one that comes
 before the script listens does no harm, and one that comes later is sent again.
 The job's comment tells how far it is. The command takes the script's place
-(`exec`), so exit code and signals are its own and it cannot be started twice.
+(`exec`), so exit code and signals are its own and it cannot be started twice,
+not even where Slurm puts a job back in its queue in spite of what we asked.
 """
 
 import shlex
@@ -16,6 +17,7 @@ READY, STARTED = "ready", "started"
 
 SCRIPT = """\
 #!/bin/sh
+[ -z "$SLURM_RESTART_COUNT" ] || exit 75
 go=
 trap 'go=1' URG
 tell() {{ timeout 10 scontrol update JobId="$SLURM_JOB_ID" Comment="$1" >/dev/null 2>&1; }}
@@ -64,7 +66,8 @@ def order(cluster: Cluster, assignment: Assignment, *, node: str) -> dict[str, o
         "partition": cluster.spot_partition if is_spot else cluster.partition,
         "nodelist": node,
         "gres": f"gpu:{len(assignment.gpu_uuids)}",
-        "requeue": False,
+        # A job that Slurm puts back in its queue would start its command twice; "requeue": false changes nothing here.
+        "no_requeue": True,
         # Should a submit that seemed lost arrive after all, Slurm itself never runs two of one name at once.
         "dependency": "singleton",
         "environment": {"PATH": SYSTEM_PATH},
@@ -80,7 +83,7 @@ def errand(cluster: Cluster, *, node: str, state: str, reason: str) -> tuple[str
         "name": "gpumarket-errand",
         "comment": f"{mark(cluster)}errand {node} {state}"[:200],
         "partition": cluster.partition,
-        "requeue": False,
+        "no_requeue": True,
         "environment": {"PATH": SYSTEM_PATH},
         "current_working_directory": "/tmp",  # noqa: S108
         "standard_output": "/dev/null",

@@ -124,6 +124,19 @@ class SlurmCluster:
             process.kill()
             process.wait()
 
+    def restart(self, name: str) -> None:
+        self.stop(name)
+        self.start(name)
+
+    def tidy(self) -> None:
+        """Cancel every job, lift every drain, and wait until all nodes are idle: the next test begins afresh."""
+        for user in (USER, "root"):
+            self.run("scancel", "-u", user)
+        for node in NODES:
+            if "DRAIN" in self.run("scontrol", "show", "node", node):
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        self._wait("an idle cluster", lambda: not self.queue() and len(_idle(self)) == len(NODES))
+
     def wait_for_controller(self) -> None:
         self._wait("slurmctld", lambda: _listens(self.port))
 

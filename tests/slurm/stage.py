@@ -98,5 +98,4 @@ def slurm(slurm_cluster: daemons.SlurmCluster, operator: Any, site: Any) -> Iter
     assert stage.look(), Cluster.objects.get().last_error
     assert Node.objects.filter(driver="slurm").count() == len(daemons.NODES)
     yield stage
-    slurm_cluster.run("scancel", "-u", daemons.USER)
-    slurm_cluster.run("scancel", "-s", "KILL", "-u", daemons.USER)
+    slurm_cluster.tidy()
