@@ -76,9 +76,9 @@ def _take_one(row: SlurmNode, told: SeenNode, at: datetime) -> None:
         if node.reachability != Node.Reachability.ONLINE:
             with transaction.atomic():
                 nodes.come_back(node=node, at=at)
-    if (row.state, row.reason) != (told.shown, told.reason[:REASON_MAX]):
-        row.state, row.reason = told.shown, told.reason[:REASON_MAX]
-        SlurmNode.objects.filter(pk=row.pk).update(state=row.state, reason=row.reason)
+    facts = {"state": told.shown, "reason": told.reason[:REASON_MAX], "cpus": told.cpus, "memory_mib": told.memory_mib}
+    if any(getattr(row, name) != value for name, value in facts.items()):
+        SlurmNode.objects.filter(pk=row.pk).update(**facts)
     _hold(node, NodeHold.Kind.SLURM, _why_held(told), at)
     changed = f"Slurm says it has {told.gpus} GPUs; it had {node.gpu_count}." if told.gpus != node.gpu_count else ""
     if not changed and told.gpus != node.offer.gpus_per_node:

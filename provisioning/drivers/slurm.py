@@ -31,7 +31,7 @@ class SlurmDriver:
         job, is_new = _written(assignment)
         if job is None or job.job_id is not None:
             return
-        place = SlurmNode.objects.get(node=assignment.node_id)
+        place = SlurmNode.objects.select_related("node").get(node=assignment.node_id)
         with Slurm(job.cluster) as slurm:
             job_id = None if is_new else _found(slurm, assignment)
             if job_id is None and not is_new and timezone.now() < job.attempted_at + SETTLED_AFTER:
@@ -39,7 +39,7 @@ class SlurmDriver:
             if job_id is None:
                 SlurmJob.objects.filter(pk=job.pk).update(attempted_at=timezone.now())
                 script = slurm_job.script(job.cluster, assignment, _hosts(assignment))
-                job_id = slurm.submit(script=script, job=slurm_job.order(job.cluster, assignment, node=place.name))
+                job_id = slurm.submit(script=script, job=slurm_job.order(job.cluster, assignment, place=place))
             if not _adopt(assignment, job_id):
                 slurm.cancel(job_id)
         _look_soon(job.cluster)

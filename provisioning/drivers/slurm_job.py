@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Sequence
 
 from provisioning.agent.environment import SYSTEM_PATH, meeting_port
-from provisioning.models import Assignment, Cluster, Instance
+from provisioning.models import Assignment, Cluster, Instance, SlurmNode
 
+MEMORY_SOLD_PERCENT = 98
 READY, STARTED = "ready", "started"
 
 SCRIPT = """\
@@ -56,16 +57,23 @@ def script(cluster: Cluster, assignment: Assignment, hosts: Sequence[str]) -> st
     )
 
 
-def order(cluster: Cluster, assignment: Assignment, *, node: str) -> dict[str, object]:
-    """Return the job's properties: pinned to its node, with its GPUs, run once, and alone of its name."""
+def order(cluster: Cluster, assignment: Assignment, *, place: SlurmNode) -> dict[str, object]:
+    """Return the job's properties: pinned to its node, with its GPUs, run once, and alone of its name.
+
+    Cores and memory come in proportion to the GPUs; without a number Slurm
+    would give all of a node's memory to the first job. A rest is left for errands.
+    """
+    gpus, of = len(assignment.gpu_uuids), max(1, place.node.gpu_count)
     is_spot = assignment.instance.market == Instance.Market.SPOT and cluster.spot_partition
     output = f"{cluster.log_path.rstrip('/')}/{assignment.public_id}.log" if cluster.log_path else "/dev/null"
     return {
         "name": assignment.public_id,
         "comment": comment(cluster, assignment, "submitted"),
         "partition": cluster.spot_partition if is_spot else cluster.partition,
-        "nodelist": node,
-        "gres": f"gpu:{len(assignment.gpu_uuids)}",
+        "nodelist": place.name,
+        "gres": f"gpu:{gpus}",
+        "cpus_per_task": max(1, (place.cpus - 1) * gpus // of),
+        "memory_per_node": f"{max(1, place.memory_mib * MEMORY_SOLD_PERCENT // 100 * gpus // of)}M",
         # A job that Slurm puts back in its queue would start its command twice; "requeue": false changes nothing here.
         "no_requeue": True,
         # Should a submit that seemed lost arrive after all, Slurm itself never runs two of one name at once.
@@ -81,6 +89,7 @@ def errand(cluster: Cluster, *, node: str, state: str, reason: str) -> tuple[str
     words = f"Reason={shlex.quote(reason)}" if reason else ""
     job = {
         "name": "gpumarket-errand",
+        "memory_per_node": "16M",
         "comment": f"{mark(cluster)}errand {node} {state}"[:200],
         "partition": cluster.partition,
         "no_requeue": True,

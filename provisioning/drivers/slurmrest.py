@@ -48,6 +48,8 @@ class SeenNode:
     flags: frozenset[str]
     reason: str
     gpus: int
+    cpus: int
+    memory_mib: int
     features: tuple[str, ...]
     partitions: tuple[str, ...]
 
@@ -148,6 +150,8 @@ def _node(told: Mapping[str, Any]) -> SeenNode:
         flags=frozenset(str(flag).upper() for flag in told.get("state_flags") or ()),
         reason=str(told.get("reason") or ""),
         gpus=gpus_in(str(told.get("gres") or "")),
+        cpus=int(told.get("cpus") or 1),
+        memory_mib=int(told.get("real_memory") or 0),
         features=tuple(str(told.get("features") or "").split(",")),
         partitions=tuple(map(str, told.get("partitions") or ())),
     )

@@ -45,6 +45,8 @@ class SlurmNode(models.Model):
     node = models.OneToOneField(Node, models.CASCADE, primary_key=True, related_name="slurm")
     cluster = models.ForeignKey(Cluster, models.PROTECT, related_name="nodes")
     name = models.CharField(max_length=64)
+    cpus = models.PositiveIntegerField(default=1)
+    memory_mib = models.PositiveBigIntegerField(default=0)
     state = models.CharField(max_length=100)
     reason = models.CharField(max_length=200, blank=True)
     asked = models.CharField(max_length=6, choices=Asked.choices, default=Asked.NOTHING, blank=True)

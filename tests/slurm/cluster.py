@@ -57,6 +57,7 @@ JobAcctGatherType=jobacct_gather/none
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 KillWait=2
+SlurmdTimeout=30
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=1,bf_interval=1
 NodeName=gpu[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=64 RealMemory=100000 \
 Gres=gpu:h100:8 Feature=rack-r1
