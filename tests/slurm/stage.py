@@ -28,6 +28,11 @@ SETTLED = {
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[daemons.SlurmCluster]:
     """Real daemons, for all tests of a run."""
+    yield from fresh()
+
+
+def fresh() -> Iterator[daemons.SlurmCluster]:
+    """A cluster of one's own."""
     folder = Path(tempfile.mkdtemp(prefix="gpumarket-slurm-"))
     running = daemons.begin(folder)
     yield running

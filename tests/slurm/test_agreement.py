@@ -3,6 +3,7 @@
 import random
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -19,13 +20,19 @@ from provisioning.errors import NoCapacity, OutsideFault, ProvisioningError
 from provisioning.models import Assignment, Cluster, GpuHold, Instance, Quota, SlurmJob
 from tests.conftest import order
 from tests.packages import needs
-from tests.slurm.cluster import NODES
-from tests.slurm.stage import SlurmStage
+from tests.slurm.cluster import NODES, SlurmCluster
+from tests.slurm.stage import SlurmStage, fresh
 
 pytestmark = [pytest.mark.django_db, needs("slurmctld")]
 
 SEED, STEPS = 20261126, 50
 AT_REST = {"running", "stopped", "terminated", "failed"}
+
+
+@pytest.fixture(scope="module")
+def slurm_cluster() -> Iterator[SlurmCluster]:
+    """Daemons of its own: what is killed here must not trouble the other tests."""
+    yield from fresh()
 
 
 class Storm:
@@ -132,7 +139,7 @@ def storm(slurm: SlurmStage, project: Project, actor: Actor, monkeypatch: pytest
 
 
 def test_squeue_and_our_rows_agree_after_fifty_random_creates_kills_and_restarts(
-    slurm: SlurmStage, storm: Storm, monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmStage, storm: Storm
 ) -> None:
     for _ in range(STEPS):
         storm.step()

@@ -104,6 +104,7 @@ def test_what_slurm_ends_fails_with_its_reason(running: Instance, slurm: SlurmSt
     assert said in running.message
     if ending == "down":
         slurm.until(lambda: "fan broken" in "".join(only(running).node.holds.values_list("reason", flat=True)))
+        slurm.daemons.run("scontrol", "update", f"NodeName={place}", "State=RESUME")
         slurm.daemons.restart(place)  # a node that was down is heard again when it registers
         slurm.until(lambda: not Node.objects.filter(is_held=True).exists())
 
