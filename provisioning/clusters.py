@@ -142,7 +142,8 @@ def _ended(row: Assignment, job: Job) -> tuple[str, str]:
 
 
 def _there(row: Assignment, job: Job) -> tuple[str, str]:
-    if job.gpus != len(row.gpu_uuids):
+    # A controller that was restarted tells no GPUs until the node has registered again: none told is not none given.
+    if job.gpus not in {0, len(row.gpu_uuids)}:
         return State.FAILED, f"Slurm gave it {job.gpus} GPUs and not {len(row.gpu_uuids)}."
     word = _word(job)
     if word == slurm_job.STARTED or row.observed == State.RUNNING:

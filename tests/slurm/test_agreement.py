@@ -145,6 +145,9 @@ def test_squeue_and_our_rows_agree_after_fifty_random_creates_kills_and_restarts
         storm.step()
         storm.slurm.turn()
         storm.slurm.look()
+    for name in NODES:
+        # A node that registers is heard at once, and not only by the controller's next round.
+        slurm.daemons.restart(name)
     calm = Instance.objects.exclude(phase__in=AT_REST)
     moving = Assignment.objects.exclude(observed__in=["running", "gone"])
     slurm.run(lambda: not calm.exists() and not moving.exists() and not disagreements(slurm))

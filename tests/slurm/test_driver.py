@@ -11,7 +11,7 @@ from django.utils import timezone
 from billing.models import UsageSpan
 from marketplace import rentals
 from marketplace.access import Actor
-from provisioning import nodes
+from provisioning import clusters, nodes
 from provisioning.drivers import slurm_job, slurmrest
 from provisioning.drivers.slurm import SlurmDriver
 from provisioning.drivers.slurmrest import Slurm, gpus_in
@@ -272,6 +272,20 @@ def test_a_token_rests_sealed_and_old_keys_still_open_it(settings: Any) -> None:
     settings.SECRET_KEY_FALLBACKS = []
     with pytest.raises(Unreadable):
         unseal(sealed)
+
+
+@pytest.mark.parametrize(("told", "state"), [(0, "running"), (2, "running"), (1, "failed")])
+def test_a_restarted_controller_that_tells_no_gpus_yet_fails_nothing(told: int, state: str) -> None:
+    row = Assignment(desired="running", observed="running", gpu_uuids=["a", "b"])
+    job = slurmrest.Job(1, "asg_1", "RUNNING", "", "gpumarket slc_1 1 started", told, 0, None)
+    assert clusters.standing(row, job)[0] == state
+
+
+@pytest.mark.parametrize("before", ["prepared", "running"])
+def test_a_job_that_slurm_puts_back_in_its_queue_has_lost_its_node(before: str) -> None:
+    row = Assignment(desired="running", observed=before, gpu_uuids=["a"])
+    job = slurmrest.Job(1, "asg_1", "PENDING", "BeginTime", "gpumarket slc_1 1 started", 0, 0, None)
+    assert clusters.standing(row, job)[0] == "failed"
 
 
 @pytest.mark.parametrize(
