@@ -78,7 +78,7 @@ def _look(cluster: Cluster, slurm: Slurm, at: datetime) -> None:
     before = _live(cluster)
     seen, jobs = slurm.nodes(), slurm.jobs()
     Cluster.objects.filter(pk=cluster.pk).update(last_contact=at, last_error="", failures=0)
-    slurm_nodes.take(cluster, seen, at=at)
+    slurm_nodes.take(cluster, seen, running=[job.name for job in jobs if job.state in THERE], at=at)
     _take_jobs(cluster, before, {job.id: job for job in jobs}, at)
     _put_right(cluster, slurm, jobs)
     slurm_nodes.ask(cluster, slurm, at=at)

@@ -6,7 +6,7 @@ cordoned or drained is a drain in Slurm whose reason begins with our name. So
 neither side's wish comes back as the other's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 import structlog
@@ -29,13 +29,16 @@ REASON_MAX = 200
 WISHES = {Node.State.CORDONED: "cordoned", Node.State.DRAINING: "draining"}
 
 
-def take(cluster: Cluster, seen: Sequence[SeenNode], *, at: datetime) -> None:
-    """Write down the nodes of the cluster's partitions: new ones, their GPUs, their state, that they are alive."""
+def take(cluster: Cluster, seen: Sequence[SeenNode], *, running: Collection[str], at: datetime) -> None:
+    """Write down the nodes of the cluster's partitions: new ones, their GPUs, their state, that they are alive.
+
+    `running` are the assignments whose jobs Slurm says to run: their meters open again where a node was silent.
+    """
     sold = {name for name in (cluster.partition, cluster.spot_partition) if name}
     known = {row.name: row for row in SlurmNode.objects.filter(cluster=cluster).select_related("node")}
     for told in sorted(seen, key=lambda node: node.name)[:NODES_MAX]:
         if sold & set(told.partitions):
-            _take_one(known.get(told.name) or _made(cluster, told, at), told, at)
+            _take_one(known.get(told.name) or _made(cluster, told, at), told, running, at)
 
 
 @transaction.atomic
@@ -69,13 +72,13 @@ def _made(cluster: Cluster, told: SeenNode, at: datetime) -> SlurmNode:
     return SlurmNode.objects.create(node=node, cluster=cluster, name=told.name, state=told.shown)
 
 
-def _take_one(row: SlurmNode, told: SeenNode, at: datetime) -> None:
+def _take_one(row: SlurmNode, told: SeenNode, running: Collection[str], at: datetime) -> None:
     node = row.node
     if told.answers:
         Heartbeat.objects.filter(node=node).update(last_seen=at)
         if node.reachability != Node.Reachability.ONLINE:
             with transaction.atomic():
-                nodes.come_back(node=node, at=at)
+                nodes.come_back(node=node, at=at, running=running)
     facts = {"state": told.shown, "reason": told.reason[:REASON_MAX], "cpus": told.cpus, "memory_mib": told.memory_mib}
     if any(getattr(row, name) != value for name, value in facts.items()):
         SlurmNode.objects.filter(pk=row.pk).update(**facts)

@@ -11,7 +11,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Offer
 from provisioning.models import Assignment, Cluster, Fabric, SlurmJob, SlurmNode
-from provisioning.sealing import seal
+from provisioning.secrets import seal
 
 JOBS_MAX = 100
 SILENT_AFTER = timedelta(seconds=25)

@@ -15,7 +15,7 @@ import httpx
 
 from provisioning.errors import OutsideFault
 from provisioning.models import Cluster
-from provisioning.sealing import Unreadable, unseal
+from provisioning.secrets import Unreadable, unseal
 
 TIMEOUT_S = 5
 ANSWER_MAX = 300

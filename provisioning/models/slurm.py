@@ -10,7 +10,7 @@ from provisioning.models.fleet import Fabric, Node
 
 
 class Cluster(models.Model):
-    """An existing Slurm cluster. We speak to its slurmrestd; the token rests sealed (`sealing.py`)."""
+    """An existing Slurm cluster. We speak to its slurmrestd; the token rests sealed (`secrets.py`)."""
 
     public_id = PublicIdField(prefix="slc")
     name = models.SlugField(max_length=20, unique=True)

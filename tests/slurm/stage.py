@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from provisioning import clusters, engine
 from provisioning.models import Assignment, Cluster, Fabric, Instance, Node
-from provisioning.sealing import seal
+from provisioning.secrets import seal
 from provisioning.steps import PLAN
 from tests.slurm import cluster as daemons
 

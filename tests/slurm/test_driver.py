@@ -17,7 +17,7 @@ from provisioning.drivers.slurm import SlurmDriver
 from provisioning.drivers.slurmrest import Slurm, gpus_in
 from provisioning.errors import OutsideFault
 from provisioning.models import Assignment, Cluster, GpuHold, Heartbeat, Instance, LogChunk, Node, SlurmJob
-from provisioning.sealing import Unreadable, seal, unseal
+from provisioning.secrets import seal
 from tests.conftest import Rent
 from tests.packages import needs
 from tests.slurm.stage import SlurmStage
@@ -261,17 +261,6 @@ def test_output_is_not_read_through_a_link(slurm: SlurmStage, running: Instance,
     printed.symlink_to(secret)
     slurm.look()
     assert not LogChunk.objects.exists()
-
-
-def test_a_token_rests_sealed_and_old_keys_still_open_it(settings: Any) -> None:
-    settings.SECRET_KEY = "old"
-    sealed = seal("a token")
-    assert "token" not in sealed
-    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new", ["old"]
-    assert unseal(sealed) == "a token"
-    settings.SECRET_KEY_FALLBACKS = []
-    with pytest.raises(Unreadable):
-        unseal(sealed)
 
 
 @pytest.mark.parametrize(("told", "state"), [(0, "running"), (2, "running"), (1, "failed")])

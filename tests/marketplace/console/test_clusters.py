@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from marketplace.models import AuditEntry
 from provisioning.models import Cluster, Node, SlurmNode
-from provisioning.sealing import unseal
+from provisioning.secrets import unseal
 from tests.conftest import Fleet
 from tests.marketplace.console.conftest import only_entry
 
