@@ -3,7 +3,7 @@
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.slurm.stage import SlurmStage, fresh
 
 pytestmark = [pytest.mark.django_db, needs("slurmctld")]
 
-SEED, STEPS = 20261126, 50
+SEED = 20261126
 AT_REST = {"running", "stopped", "terminated", "failed"}
 
 
@@ -44,18 +44,19 @@ class Storm:
         self.done: Counter[str] = Counter()
         self.breaks = ""
 
-    def step(self) -> None:
-        deeds = {
-            self.create: 10,
-            self.end: 6,
-            self.restart: 4,
-            self.kill_job: 2,
-            self.kill_daemon: 2,
+    def deeds(self) -> list[Callable[[], None]]:
+        """Return 50 deeds in an order of chance; how many of each does not depend on how they go."""
+        often = {
+            self.create: 24,
+            self.end: 12,
+            self.restart: 6,
+            self.kill_job: 4,
+            self.kill_daemon: 3,
             self.kill_node: 1,
         }
-        deed = self.dice.choices(list(deeds), list(deeds.values()))[0]
-        deed()
-        self.done[deed.__name__] += 1
+        deeds = [deed for deed, count in often.items() for _ in range(count)]
+        self.dice.shuffle(deeds)
+        return deeds
 
     def create(self) -> None:
         """Rent; some workers die before their submit, some right after it."""
@@ -145,8 +146,8 @@ def storm(slurm: SlurmStage, project: Project, actor: Actor, monkeypatch: pytest
 def test_squeue_and_our_rows_agree_after_fifty_random_creates_kills_and_restarts(
     slurm: SlurmStage, storm: Storm
 ) -> None:
-    for _ in range(STEPS):
-        storm.step()
+    for deed in storm.deeds():
+        deed()
         storm.slurm.turn()
         storm.slurm.look()
     for name in NODES:
@@ -157,8 +158,6 @@ def test_squeue_and_our_rows_agree_after_fifty_random_creates_kills_and_restarts
     calm = Instance.objects.exclude(phase__in=AT_REST).exclude(assignments__in=waits)
     moving = Assignment.objects.exclude(observed__in=["running", "gone", "preparing", "prepared"])
     slurm.run(lambda: not calm.exists() and not moving.exists() and not disagreements(slurm))
-    assert storm.done["create"] >= 15
-    assert storm.done["kill_daemon"] >= 2
     living = Assignment.objects.exclude(observed="gone")
     running = living.filter(observed="running")
     assert set(running.values_list("instance__phase", flat=True)) <= {"running"}
