@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from provisioning.agent.gpus import SimulatedGpus
 from provisioning.agent.monitor import GpuMonitor
+from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.workload import Workload
