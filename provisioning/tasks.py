@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import engine, nodes
+from provisioning import engine, nodes, partitions, rollups
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -33,3 +33,15 @@ def notice_silent_nodes() -> None:
     """Close the meters of what runs on silent nodes, and open those of what runs on nodes that came back."""
     nodes.notice_silence(at=timezone.now(), limit=SILENT_MAX)
     nodes.resume_meters(at=timezone.now(), limit=SILENT_MAX)
+
+
+@shared_task
+def sum_up_readings() -> None:
+    """Sum readings up to minutes and hours, from where that was left off."""
+    rollups.catch_up(at=timezone.now())
+
+
+@shared_task
+def keep_partitions() -> None:
+    """Make the tables of readings ready for the days to come, and drop those that are too old."""
+    partitions.sweep(at=timezone.now())
