@@ -1,5 +1,7 @@
 """The pretended NVML keeps NVIDIA's promises, as far as unmodified nvidia-ml-py can tell."""
 
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -164,3 +166,18 @@ def test_another_process_finds_it_and_a_function_can_be_missing(fake_nvml: FakeN
         [sys.executable, "-c", program], env=fake_nvml.environment(old), capture_output=True, text=True, check=True
     )
     assert said.stdout.strip() == fake_nvml.uuid(0)
+
+
+def test_the_measuring_command_compares_the_counter_with_the_power(fake_nvml: FakeNvml, nvml_library: Path) -> None:
+    fake_nvml.spend(0, milliwatts=500_000)
+    fake_nvml.set(1, pcie_replay=None)
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gpu", "--seconds", "1"],
+        env=os.environ | fake_nvml.environment(nvml_library), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    last = json.loads(said.stdout.splitlines()[-1])
+    figures = last.get("figures", last)
+    energy = figures["energy"][fake_nvml.uuid(0)]
+    assert abs(energy["difference_percent"]) < 25
+    assert figures["energy"][fake_nvml.uuid(2)]["difference_percent"] is None
+    assert "pcie_replays" in figures["gpus"][1]["not_told"]
