@@ -10,6 +10,7 @@ it and the first after it.
 """
 
 from datetime import datetime, timedelta
+from time import monotonic
 
 import structlog
 from django.db import connection, transaction
@@ -26,6 +27,9 @@ GRACE = timedelta(seconds=30)
 BEFORE_MAX = timedelta(days=2)
 # No GPU draws ten kilowatts; a sample may be up to two slots apart from its stamp.
 MILLIWATTS_MAX, SLACK_S = 10_000_000, 20
+
+# Well inside the time limit of a task.
+BUDGET_S = 20.0
 
 COLUMNS = [f"{metric}_{what}" for metric in METRICS for what in ("min", "max", "sum", "count", "last")]
 
@@ -96,39 +100,51 @@ ON CONFLICT (gpu_id, at) DO UPDATE SET {_written_over(["samples", "energy_mj", *
 """  # noqa: S608  the names are ours
 
 
-def catch_up(*, at: datetime, minutes: int = 30, hours: int = 6) -> int:
+def catch_up(*, at: datetime, minutes: int = 30, hours: int = 6, budget_s: float = BUDGET_S) -> int:
     """Sum up what is over, at most so many steps of each level; return how many were done.
 
+    Each step is a transaction, and none is begun after `budget_s`: what a large
+    fleet leaves undone the next sweep does, and the end of a worker costs one step.
     Two workers never do it at once: the second finds the marks locked and leaves it to the first.
     """
-    done = _go_on("minute", MINUTE, MINUTES, until=at - GRACE, most=minutes, table=partitions.MINUTE)
+    stop, done = monotonic() + budget_s, 0
+    while done < minutes and monotonic() < stop and _go_on("minute", until=at - GRACE):
+        done += 1
     minute = RollUp.objects.filter(level="minute").first()
     if minute is None:
         return done
-    return done + _go_on("hour", HOUR, HOURS, until=minute.until, most=hours, table=partitions.HOUR)
+    for _ in range(hours):
+        if monotonic() > stop or not _go_on("hour", until=minute.until):
+            break
+        done += 1
+    return done
+
+
+LEVELS = {"minute": (MINUTE, MINUTES, partitions.MINUTE), "hour": (HOUR, HOURS, partitions.HOUR)}
 
 
 @transaction.atomic
-def _go_on(level: str, step: timedelta, statement: str, *, until: datetime, most: int, table: partitions.Table) -> int:
+def _go_on(level: str, *, until: datetime) -> bool:
+    """Sum up the next step of a level, if it is over; return whether it was."""
+    step, statement, table = LEVELS[level]
     mark = RollUp.objects.select_for_update(skip_locked=True).filter(level=level).first()
     if mark is None:
         if not RollUp.objects.filter(level=level).exists():
             begin = _first_sample()
             if begin is not None:
                 RollUp.objects.get_or_create(level=level, defaults={"until": floor(begin, step)})
-        return 0
-    steps = min(most, int((until - mark.until) / step))
-    if steps <= 0:
-        return 0
-    since, end = mark.until, mark.until + steps * step
+        return False
+    since, end = mark.until, mark.until + step
+    if end > until:
+        return False
     partitions.prepare(table, since=since, until=end)
     with connection.cursor() as cursor:
         cursor.execute(statement, {"since": since, "until": end, "before": since - BEFORE_MAX})
         rows = cursor.rowcount
     mark.until = end
     mark.save(update_fields=["until"])
-    log.info("summed up", level=level, steps=steps, rows=rows)
-    return steps
+    log.info("summed up", level=level, until=end.isoformat(), rows=rows)
+    return True
 
 
 def _first_sample() -> datetime | None:

@@ -55,15 +55,15 @@ def test_a_driver_that_is_loaded_anew_begins_an_epoch_and_work_goes_on(
     plane: ControlPlane, agent: AgentRun, fake_nvml: FakeNvml
 ) -> None:
     name = fake_nvml.uuid(0)
-    plane.want("a", "running", command=["sleep", "60"], gpus=[name])
-    eventually(lambda: "running" in plane.states("a"))
+    plane.want("asg_a", "running", command=["sleep", "60"], gpus=[name])
+    eventually(lambda: "running" in plane.states("asg_a"))
     before, _ = eventually(lambda: energy(plane).get(name))
     fake_nvml.driver(error=DRIVER_NOT_LOADED)
     eventually(lambda: not any(healthy(plane)), seconds=5)
     fake_nvml.reload_driver(version="590.1")
     eventually(lambda: all(healthy(plane)) and plane.inventory()["driver"] == "590.1", seconds=8)
     eventually(lambda: energy(plane).get(name) == (before + 1, 0))
-    assert plane.view("a")["state"] == "running"
+    assert plane.view("asg_a")["state"] == "running"
 
 
 def test_a_driver_that_hangs_does_not_keep_the_agent_from_speaking(
