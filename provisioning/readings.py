@@ -3,7 +3,6 @@
 A node is not to be trusted: a value that no GPU of this decade can have is left out, and spoils nothing else.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +60,9 @@ def _is_sound(name: str, value: object) -> bool:
 
 
 def _number(value: object, least: int, most: int) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return round(value) if least <= value <= most else None
+    return round(value) if least <= value <= most else None  # What is not a number lies between no two.
 
 
 def _is_word(value: object, longest: int) -> bool:
