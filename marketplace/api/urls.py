@@ -2,8 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, registries, tenants, till
-from marketplace.api import catalogue, instances, telemetry, tenants, till
+from marketplace.api import catalogue, instances, registries, telemetry, tenants, till
 
 
 class PublicIdConverter:

@@ -4,8 +4,7 @@ import sys
 
 import typer
 
-from marketplace.cli import account, instances, launch, logs, offers, orders, registries
-from marketplace.cli import account, instances, launch, logs, offers, orders, top
+from marketplace.cli import account, instances, launch, logs, offers, orders, registries, top
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal

@@ -12,8 +12,7 @@ from billing import books
 from billing.models import UsageSpan
 from marketplace.access import Actor
 from marketplace.console import nodes as console
-from provisioning import engine, leases, nodes, placement
-from provisioning import engine, inventory, nodes, placement
+from provisioning import engine, inventory, leases, nodes, placement
 from provisioning.errors import NoCapacity, ProvisioningError
 from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
 from provisioning.protocol import GpuFact, Inventory

@@ -39,6 +39,6 @@ DROP = "DROP TABLE provisioning_sample, provisioning_minute, provisioning_hour"
 
 
 class Migration(migrations.Migration):
-    dependencies = [("provisioning", "0004_accepted_inventory_and_rollups")]
+    dependencies = [("provisioning", "0006_accepted_inventory_and_rollups")]
 
     operations = [migrations.RunSQL(MAKE, DROP)]
