@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import clusters, engine, nodes
+from provisioning import clusters, engine, nodes, partitions, rollups
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -47,3 +47,15 @@ def look_at_clusters() -> None:
 def look_at_cluster(cluster_id: int) -> None:
     """Look at one Slurm cluster: its nodes, its jobs and what they printed."""
     clusters.look(cluster_id)
+
+
+@shared_task
+def sum_up_readings() -> None:
+    """Sum readings up to minutes and hours, from where that was left off."""
+    rollups.catch_up(at=timezone.now())
+
+
+@shared_task
+def keep_partitions() -> None:
+    """Make the tables of readings ready for the days to come, and drop those that are too old."""
+    partitions.sweep(at=timezone.now())

@@ -21,9 +21,11 @@ from provisioning import engine
 from provisioning.models import Fabric, Instance, Site
 from provisioning.steps import PLAN
 from tests.nodes import PlayedNode, announce, join
+from tests.nvml.library import fake_nvml, nvml_library, own_nvml
 from tests.slurm.stage import slurm, slurm_cluster
 
-__all__ = ["slurm", "slurm_cluster"]
+# Fixtures of the pretended NVML and of a Slurm cluster, for every test.
+__all__ = ["fake_nvml", "nvml_library", "own_nvml", "slurm", "slurm_cluster"]
 
 TURNS_MAX = 200
 PASSWORD = "correct horse battery"

@@ -124,6 +124,7 @@ def _instance(
         "lease": row.lease,
         "on_failure": row.on_failure,
         "restarts": row.restarts,
+        "restart_at": row.restart_at,
         "desired": row.desired,
         "phase": row.phase,
         "health": row.health,

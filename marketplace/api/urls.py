@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, registries, tenants, till
+from marketplace.api import catalogue, instances, registries, telemetry, tenants, till
 
 
 class PublicIdConverter:
@@ -32,6 +32,7 @@ urlpatterns = [
     path("instances/<id:instance_id>/events", instances.InstanceEvents.as_view()),
     path("instances/<id:instance_id>/logs", instances.InstanceLogs.as_view()),
     path("instances/<id:instance_id>/logs/stream", instances.InstanceLogStream.as_view()),
+    path("instances/<id:instance_id>/telemetry", telemetry.InstanceTelemetry.as_view()),
     path("usage", till.UsageList.as_view()),
     path("balance", till.Balance.as_view()),
     path("organizations", tenants.OrganizationList.as_view()),

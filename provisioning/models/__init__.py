@@ -1,4 +1,4 @@
-from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, Site
+from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -16,6 +16,7 @@ from provisioning.models.instances import (
 )
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
+from provisioning.models.telemetry import RollUp
 
 __all__ = [
     "AT_REST",
@@ -35,10 +36,12 @@ __all__ = [
     "LogChunk",
     "Node",
     "NodeHold",
+    "NodeInventory",
     "Phase",
     "Quota",
     "Reason",
     "RegistryCredential",
+    "RollUp",
     "Site",
     "SlurmJob",
     "SlurmNode",
