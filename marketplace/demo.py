@@ -166,7 +166,7 @@ def _node(ware: Ware, name: str, operator: Organization, site: Site, at: datetim
     )
     if is_new:
         prices.publish(
-            sku=offer.sku, currency="USD", micros_per_gpu_hour=ware.price_micros, effective_from=at, by=OPERATOR, at=at
+            sku=offer.sku, currency="USD", micros_per_unit_hour=ware.price_micros, effective_from=at, by=OPERATOR, at=at
         )
     fabric, _ = Fabric.objects.get_or_create(site=site, name="fabric-1", defaults={"kind": ware.fabric_kind})
     node, _ = Node.objects.get_or_create(

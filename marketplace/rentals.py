@@ -66,7 +66,7 @@ def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
 
 def hourly_micros(*, price: PriceVersion, gpus: int) -> int:
     """Return what `gpus` GPUs cost for an hour, in micros of the price's currency."""
-    return rating.amount_micros(micros_per_gpu_hour=price.micros_per_gpu_hour, gpu_milliseconds=gpus * HOUR_MS)
+    return rating.amount_micros(micros_per_unit_hour=price.micros_per_unit_hour, unit_milliseconds=gpus * HOUR_MS)
 
 
 def check(order: Order) -> None:

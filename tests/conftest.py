@@ -137,7 +137,7 @@ def make_offer(operator: Organization, site: Site, *, slug: str, gpu_model: str,
     )
     now = timezone.now()
     prices.publish(
-        sku=offer.sku, currency="USD", micros_per_gpu_hour=price_micros, effective_from=now, by="test", at=now
+        sku=offer.sku, currency="USD", micros_per_unit_hour=price_micros, effective_from=now, by="test", at=now
     )
     return offer
 

@@ -31,7 +31,7 @@ def amount(micros: int, currency: str) -> Answer:
 
 
 def price(version: PriceVersion) -> Answer:
-    return {**amount(version.micros_per_gpu_hour, version.currency), "unit": "gpu_hour"}
+    return {**amount(version.micros_per_unit_hour, version.currency), "unit": "gpu_hour"}
 
 
 def site(row: Site) -> Answer:
@@ -212,7 +212,7 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
         "gpus": row.quantity,
         "started_at": row.started_at,
         "ended_at": row.ended_at,
-        "gpu_milliseconds": usage.gpu_milliseconds(span=row, at=at),
+        "gpu_milliseconds": usage.unit_milliseconds(span=row, at=at),
         "price": price(row.price_version),
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }

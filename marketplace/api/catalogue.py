@@ -31,7 +31,7 @@ class OfferList(APIView):
         page, next_cursor = paged_by_key(
             (listing for listing in listings if listing.available_gpus >= least),
             query,
-            key=lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.pk),
+            key=lambda listing: (listing.price.micros_per_unit_hour, listing.offer.pk),
         )
         return Response({"data": [answers.listing(listing) for listing in page], "next_cursor": next_cursor})
 

@@ -106,11 +106,11 @@ def preview(
     before = prices.current(skus=[offer.sku], currency=currency, at=begins).get(offer.sku)
     later = prices.history(sku=offer.sku).filter(currency=currency, effective_from__gt=begins)
     following = later.order_by("effective_from").first()
-    __, node_hour_micros, __ = costs.rates(micros_per_gpu_hour=amount_micros, gpus=offer.gpus_per_node)
+    __, node_hour_micros, __ = costs.rates(micros_per_unit_hour=amount_micros, quantity=offer.gpus_per_node)
     return Preview(
         currency=currency,
         effective_from=begins,
-        before_micros=before.micros_per_gpu_hour if before else None,
+        before_micros=before.micros_per_unit_hour if before else None,
         after_micros=amount_micros,
         node_hour_micros=node_hour_micros,
         ends_at=following.effective_from if following else None,
@@ -131,7 +131,7 @@ def publish_price(
     price = prices.publish(
         sku=offer.sku,
         currency=currency,
-        micros_per_gpu_hour=amount_micros,
+        micros_per_unit_hour=amount_micros,
         effective_from=effective_from or at,
         by=actor.name,
         at=at,

@@ -21,7 +21,7 @@ class Line:
     """One span with what it measured and costs until now."""
 
     span: UsageSpan
-    gpu_milliseconds: int
+    unit_milliseconds: int
     amount_micros: int
     has_own_page: bool
 
@@ -56,7 +56,7 @@ def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
         "lines": [
             Line(
                 span=span,
-                gpu_milliseconds=usage.gpu_milliseconds(span=span, at=visit.at),
+                unit_milliseconds=usage.unit_milliseconds(span=span, at=visit.at),
                 amount_micros=usage.amount_micros(span=span, at=visit.at),
                 has_own_page=span.resource_id.startswith("ins_"),
             )
