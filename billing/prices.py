@@ -30,7 +30,12 @@ def publish(
             raise RetroactivePrice(f"{sku}: {effective_from:%Y-%m-%d %H:%M:%S} is over")
         price, _ = PriceVersion.objects.get_or_create(
             **same_moment,
-            defaults={"micros_per_unit_hour": micros_per_unit_hour, "published_at": at, "published_by": by, "unit": unit},
+            defaults={
+                "micros_per_unit_hour": micros_per_unit_hour,
+                "published_at": at,
+                "published_by": by,
+                "unit": unit,
+            },
         )
     if (price.micros_per_unit_hour, price.unit) != (micros_per_unit_hour, unit):
         raise PriceAlreadyPublished(

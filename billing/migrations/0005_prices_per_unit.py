@@ -23,8 +23,6 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name="usagespan",
             name="meter",
-            field=models.CharField(
-                choices=[("gpu", "GPUs"), ("volume", "Volumes")], default="gpu", max_length=16
-            ),
+            field=models.CharField(choices=[("gpu", "GPUs"), ("volume", "Volumes")], default="gpu", max_length=16),
         ),
     ]

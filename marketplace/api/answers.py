@@ -31,7 +31,7 @@ def amount(micros: int, currency: str) -> Answer:
 
 
 def price(version: PriceVersion) -> Answer:
-    return {**amount(version.micros_per_unit_hour, version.currency), "unit": "gpu_hour"}
+    return {**amount(version.micros_per_unit_hour, version.currency), "unit": f"{version.unit}_hour"}
 
 
 def site(row: Site) -> Answer:
@@ -204,15 +204,20 @@ def event(row: InstanceEvent) -> Answer:
 
 
 def span(row: UsageSpan, *, at: datetime) -> Answer:
+    used = usage.unit_milliseconds(span=row, at=at)
+    is_gpus = row.meter == UsageSpan.Meter.GPU
     return {
         "id": row.public_id,
         "resource": row.resource_id,
         "name": row.resource_name,
         "meter": row.meter,
-        "gpus": row.quantity,
+        "unit": row.unit,
+        "quantity": row.quantity,
+        "gpus": row.quantity if is_gpus else 0,
         "started_at": row.started_at,
         "ended_at": row.ended_at,
-        "gpu_milliseconds": usage.unit_milliseconds(span=row, at=at),
+        "unit_milliseconds": used,
+        "gpu_milliseconds": used if is_gpus else 0,
         "price": price(row.price_version),
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }

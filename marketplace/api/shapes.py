@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from billing.models import Unit, UsageSpan
 from billing.runway import Level
 from marketplace.models import Offer, Role
 from marketplace.permissions import SCOPES
@@ -189,7 +190,7 @@ class Amount(serializers.Serializer[Any]):
 
 
 class Price(Amount):
-    unit = serializers.ChoiceField(choices=["gpu_hour"])
+    unit = serializers.ChoiceField(choices=["gpu_hour", "gib_hour"])
 
 
 class NamedRef(serializers.Serializer[Any]):
@@ -362,11 +363,14 @@ class UsageAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     resource = serializers.CharField()
     name = serializers.CharField()
-    meter = serializers.CharField()
-    gpus = serializers.IntegerField()
+    meter = serializers.ChoiceField(choices=UsageSpan.Meter.values)
+    unit = serializers.ChoiceField(choices=Unit.values, help_text="what quantity counts")
+    quantity = serializers.IntegerField()
+    gpus = serializers.IntegerField(help_text="0 for what is no GPU")
     started_at = serializers.DateTimeField()
     ended_at = serializers.DateTimeField(allow_null=True)
-    gpu_milliseconds = serializers.IntegerField()
+    unit_milliseconds = serializers.IntegerField(help_text="quantity x milliseconds")
+    gpu_milliseconds = serializers.IntegerField(help_text="0 for what is no GPU")
     price = Price()
     amount = Amount()
 

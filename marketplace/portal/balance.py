@@ -14,6 +14,8 @@ from marketplace.portal.doors import Visit, page
 
 PAGE = 50
 CHART_DAYS = 30
+# What a resource's id begins with, and the route of its page.
+PAGES = {"ins_": "instance", "vol_": "volume"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Line:
     span: UsageSpan
     unit_milliseconds: int
     amount_micros: int
-    has_own_page: bool
+    page: str
 
 
 @page()
@@ -58,7 +60,7 @@ def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
                 span=span,
                 unit_milliseconds=usage.unit_milliseconds(span=span, at=visit.at),
                 amount_micros=usage.amount_micros(span=span, at=visit.at),
-                has_own_page=span.resource_id.startswith("ins_"),
+                page=PAGES.get(span.resource_id[:4], ""),
             )
             for span in rows
         ],

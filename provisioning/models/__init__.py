@@ -15,10 +15,12 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.registries import RegistryCredential
+from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
 __all__ = [
     "AT_REST",
     "CHARGED_PHASES",
+    "GIB",
     "INFRASTRUCTURE",
     "MOVES",
     "STARTING",
@@ -38,5 +40,7 @@ __all__ = [
     "Reason",
     "RegistryCredential",
     "Site",
+    "Volume",
+    "VolumeAttachment",
     "Workflow",
 ]
