@@ -37,10 +37,12 @@ app.conf.update(
         for name, task, seconds in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
+            ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
+            ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),
             ("answers that are old", "marketplace.tasks.purge_idempotency", 60.0),
         )
     },

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, nodes
+from provisioning import engine, nodes, volumes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -163,6 +163,8 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
         nodes.come_back(node=node, at=at, running=running)
     if report.inventory is not None:
         _take_inventory(node, report.inventory)
+    if report.volumes:
+        volumes.observe(node=node, said=report.volumes, at=at)
     live = list(_live(node)) if report.assignments or report.logs else []
     _take_states(live, report.assignments, at)
     _take_logs(live, report.logs)
@@ -271,7 +273,11 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
         "log_cursors": {row.public_id: row.log_bytes for row in live},
     }
     if node.desired_generation != report.desired_seen:
-        answer["desired"] = {"assignments": _assignments(live), "operations": [], "volumes": []}
+        answer["desired"] = {
+            "assignments": _assignments(live),
+            "operations": [],
+            "volumes": volumes.document(node),
+        }
     return answer
 
 
@@ -294,6 +300,7 @@ def _is_settled(row: Assignment, at: datetime) -> bool:
 def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
     peers = _peers(gangs) if gangs else {}
+    mounts = volumes.mounts(row.instance_id for row in wanted) if wanted else {}
     return [
         {
             "id": row.public_id,
@@ -308,7 +315,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "ports": row.instance.ports,
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
             "ssh_keys": [],
-            "volumes": [],
+            "volumes": mounts.get(row.instance_id, []),
             "network": None,
             "replica": row.replica,
             "replicas": row.instance.replicas,

@@ -3,13 +3,14 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import engine, nodes
+from provisioning import engine, nodes, volumes
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
 DUE_MAX = 200
 NUDGE_LIFE_S = 10
 SILENT_MAX = 200
+VOLUMES_MAX = 200
 
 
 @shared_task
@@ -33,3 +34,9 @@ def notice_silent_nodes() -> None:
     """Close the meters of what runs on silent nodes, and open those of what runs on nodes that came back."""
     nodes.notice_silence(at=timezone.now(), limit=SILENT_MAX)
     nodes.resume_meters(at=timezone.now(), limit=SILENT_MAX)
+
+
+@shared_task
+def settle_volumes() -> None:
+    """Let states and meters of volumes follow from what their nodes say, and remove what nobody took back in time."""
+    volumes.settle_due(at=timezone.now(), limit=VOLUMES_MAX)

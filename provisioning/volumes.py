@@ -257,6 +257,8 @@ def observe(*, node: Node, said: Sequence[Said], at: datetime) -> list[str]:
             changes["message"] = word.message
         if changes:
             Volume.objects.filter(pk=row.pk, node=node).update(**changes)
+        if "observed" in changes:
+            nudge()
     strays = [word.id for word in said if word.id not in kept or kept[word.id].state == State.DELETED]
     if strays:
         log.warning("a node keeps volumes that are not ours", node=node.public_id, volumes=strays)
@@ -276,6 +278,19 @@ def due(*, at: datetime, limit: int) -> list[int]:
         | (~Q(state=State.DELETED) & silent & Q(kind=Site.VolumeKind.SHARED, health=Health.OK))
     )
     return list(Volume.objects.filter(moves).order_by("pk").values_list("pk", flat=True)[:limit])
+
+
+def settle_due(*, at: datetime, limit: int) -> int:
+    """Settle every volume that is due, each in a transaction of its own; return how many."""
+    settled = 0
+    for volume_id in due(at=at, limit=limit):
+        try:
+            settle(volume_id, at=at)
+        except Exception:  # one volume that cannot be settled must not keep the others from it
+            log.exception("volume was not settled", volume=volume_id)
+            continue
+        settled += 1
+    return settled
 
 
 @transaction.atomic
@@ -393,6 +408,13 @@ def mounts(instance_ids: Iterable[int]) -> dict[int, list[dict[str, str]]]:
     return found
 
 
+def nudge() -> None:
+    """Let what follows from a report follow soon; if the message is lost, the sweep does it."""
+    from provisioning.tasks import settle_volumes  # noqa: PLC0415  tasks import this room's verbs
+
+    transaction.on_commit(lambda: settle_volumes.apply_async(retry=False), robust=True)
+
+
 # Questions.
 
 COPIES = Volume.objects.filter(state=State.CREATING)
@@ -431,6 +453,12 @@ def of_instance(instance: Instance) -> list[Volume]:
     """Return the volumes that are attached to an instance."""
     live = Volume.objects.filter(attachments__instance=instance, attachments__detached_at=None)
     return list(live.select_related("node", "site").order_by("pk"))
+
+
+def uses_of(instance: Instance) -> list[VolumeAttachment]:
+    """Return what an instance has attached, and where."""
+    live = VolumeAttachment.objects.filter(instance=instance, detached_at=None)
+    return list(live.select_related("volume__site").order_by("path"))
 
 
 def why_not_started(instance: Instance) -> str:

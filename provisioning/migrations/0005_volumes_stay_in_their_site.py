@@ -18,8 +18,8 @@ END $$
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0002_owners_and_constraints"),
-        ("provisioning", "0003_volumes"),
+        ("marketplace", "0005_what_real_nodes_need"),
+        ("provisioning", "0004_volumes"),
     ]
 
     operations = [
