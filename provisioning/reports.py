@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, nodes, volumes
+from provisioning import engine, nodes, upkeep
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -164,7 +164,7 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     if report.inventory is not None:
         _take_inventory(node, report.inventory)
     if report.volumes:
-        volumes.observe(node=node, said=report.volumes, at=at)
+        upkeep.observe(node=node, said=report.volumes, at=at)
     live = list(_live(node)) if report.assignments or report.logs else []
     _take_states(live, report.assignments, at)
     _take_logs(live, report.logs)
@@ -276,7 +276,7 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
         answer["desired"] = {
             "assignments": _assignments(live),
             "operations": [],
-            "volumes": volumes.document(node),
+            "volumes": upkeep.document(node),
         }
     return answer
 
@@ -300,7 +300,7 @@ def _is_settled(row: Assignment, at: datetime) -> bool:
 def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
     peers = _peers(gangs) if gangs else {}
-    mounts = volumes.mounts(row.instance_id for row in wanted) if wanted else {}
+    mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
     return [
         {
             "id": row.public_id,

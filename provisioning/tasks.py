@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import engine, nodes, volumes
+from provisioning import engine, nodes, upkeep
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -39,4 +39,4 @@ def notice_silent_nodes() -> None:
 @shared_task
 def settle_volumes() -> None:
     """Let states and meters of volumes follow from what their nodes say, and remove what nobody took back in time."""
-    volumes.settle_due(at=timezone.now(), limit=VOLUMES_MAX)
+    upkeep.settle_due(at=timezone.now(), limit=VOLUMES_MAX)

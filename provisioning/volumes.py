@@ -1,8 +1,6 @@
-"""Volumes: make, attach, detach, copy, grow, delete with time to think again; and what nodes say of them.
+"""Volumes: make, attach, detach, copy, grow, delete with time to think again.
 
-A node only ever writes down what it saw (`observe`). What follows from it is
-worked out by `settle`, one volume and one transaction at a time, so that a
-report never locks money. Lock order: workflow, instance, volume, quota,
+What nodes say of them, and what follows from it, is `upkeep`. Lock order: workflow, instance, volume, quota,
 account, node, assignment.
 """
 
@@ -10,20 +8,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
 
-import structlog
 from django.db import transaction
 from django.db.models import Count, Exists, F, OuterRef, Prefetch, Q, QuerySet
 from django.utils.translation import gettext as _
 
-from billing import holds, usage
+from billing import usage
 from billing.models import PriceVersion, UsageSpan
 from billing.public_ids import new_public_id
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import AT_REST, Instance, Node, Phase, Site, Volume, VolumeAttachment
-
-log = structlog.get_logger("provisioning.volumes")
 
 State, Health, Observed = Volume.State, Volume.Health, Volume.Observed
 
@@ -40,19 +34,6 @@ SYSTEM_FOLDERS = frozenset(
 SHARED_FOLDERS = frozenset({"/home", "/mnt", "/opt", "/root", "/srv", "/tmp", "/media"})  # noqa: S108  names, not files
 WARN_PERCENT = 90
 SILENT = (Node.Reachability.UNREACHABLE, Node.Reachability.LOST)
-
-
-class Said(Protocol):
-    """What a node says of one volume."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def used_bytes(self) -> int | None: ...
-    @property
-    def message(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -195,8 +176,8 @@ def resize(*, volume: Volume, size_gib: int, price_version: PriceVersion, at: da
     volume.size_gib, volume.price_version = size_gib, price_version
     volume.save(update_fields=["size_gib", "price_version"])
     if was_charged:
-        _stop_meter(volume, at)
-        _start_meter(volume, at)
+        stop_meter(volume, at)
+        start_meter(volume, at)
     tell(volume.node_id)
 
 
@@ -212,7 +193,7 @@ def delete(*, volume: Volume, at: datetime, message: str = "") -> None:
         volume.desired = Volume.Desired.GONE
         tell(volume.node_id)
     volume.save(update_fields=["state", "message", "desired", "delete_requested_at", "delete_after"])
-    _stop_meter(volume, at)
+    stop_meter(volume, at)
 
 
 @transaction.atomic
@@ -225,7 +206,7 @@ def restore(*, volume: Volume, at: datetime) -> None:
     volume.delete_requested_at = volume.delete_after = volume.unpaid_since = None
     volume.save(update_fields=["state", "message", "delete_requested_at", "delete_after", "unpaid_since"])
     if volume.is_charged:
-        _start_meter(volume, asked_at or at)
+        start_meter(volume, asked_at or at)
 
 
 def rename(*, volume: Volume, name: str) -> None:
@@ -234,185 +215,9 @@ def rename(*, volume: Volume, name: str) -> None:
     volume.name = name
 
 
-# What nodes say, and what follows.
-
-
-def observe(*, node: Node, said: Sequence[Said], at: datetime) -> list[str]:
-    """Write down what a node says of the volumes that it keeps; return those that we know nothing of.
-
-    A node's word counts for its own volumes alone. Nothing is decided here.
-    """
-    kept = {row.public_id: row for row in Volume.objects.filter(public_id__in=[word.id for word in said])}
-    for word in said:
-        row = kept.get(word.id)
-        if row is None or row.node_id != node.pk or row.state == State.DELETED:
-            continue
-        changes: dict[str, Any] = {}
-        if word.used_bytes is not None:
-            changes = {"used_bytes": word.used_bytes, "measured_at": at}
-        if word.state != row.observed:
-            log.info("volume observed", volume=row.public_id, node=node.public_id, old=row.observed, new=word.state)
-            changes["observed"] = word.state
-        if row.state != State.DELETING and word.message != row.message:
-            changes["message"] = word.message
-        if changes:
-            Volume.objects.filter(pk=row.pk, node=node).update(**changes)
-        if "observed" in changes:
-            nudge()
-    strays = [word.id for word in said if word.id not in kept or kept[word.id].state == State.DELETED]
-    if strays:
-        log.warning("a node keeps volumes that are not ours", node=node.public_id, volumes=strays)
-    return strays
-
-
-def due(*, at: datetime, limit: int) -> list[int]:
-    """Return the volumes whose state does not follow yet from what is known, by primary key."""
-    silent, alive = Q(node__reachability__in=SILENT), Q(state__in=[State.AVAILABLE, State.ATTACHED])
-    answers = Q(node__reachability=Node.Reachability.ONLINE, observed=Observed.PRESENT)
-    moves = (
-        Q(state=State.CREATING, observed__in=[Observed.PRESENT, Observed.FAILED])
-        | Q(state=State.DELETING, desired=Volume.Desired.PRESENT, delete_after__lte=at)
-        | Q(state=State.DELETING, observed=Observed.GONE)
-        | (alive & Q(health=Health.OK) & (silent | Q(observed__in=[Observed.FAILED, Observed.GONE])))
-        | (alive & ~Q(health=Health.OK) & answers)
-        | (~Q(state=State.DELETED) & silent & Q(kind=Site.VolumeKind.SHARED, health=Health.OK))
-    )
-    return list(Volume.objects.filter(moves).order_by("pk").values_list("pk", flat=True)[:limit])
-
-
-def settle_due(*, at: datetime, limit: int) -> int:
-    """Settle every volume that is due, each in a transaction of its own; return how many."""
-    settled = 0
-    for volume_id in due(at=at, limit=limit):
-        try:
-            settle(volume_id, at=at)
-        except Exception:  # one volume that cannot be settled must not keep the others from it
-            log.exception("volume was not settled", volume=volume_id)
-            continue
-        settled += 1
-    return settled
-
-
-@transaction.atomic
-def settle(volume_id: int, *, at: datetime) -> None:
-    """Let one volume's state, health and meter follow from what is known. Repeating it changes nothing."""
-    rows = Volume.objects.filter(pk=volume_id).select_related("node__heartbeat", "price_version", "site")
-    volume = rows.select_for_update(of=("self",), no_key=True).first()
-    if volume is None or volume.state == State.DELETED:
-        return
-    if volume.kind == Site.VolumeKind.SHARED and volume.node.reachability in SILENT:
-        _hand_over(volume)
-    was = (volume.state, volume.desired, volume.health)
-    if volume.state == State.CREATING:
-        _settle_creation(volume, at)
-    elif volume.state == State.DELETING:
-        _settle_deletion(volume, at)
-    if volume.state in {State.AVAILABLE, State.ATTACHED}:
-        _settle_health(volume, at)
-    if was != (volume.state, volume.desired, volume.health):
-        log.info("volume moved", volume=volume.public_id, old=was, new=(volume.state, volume.desired, volume.health))
-
-
-def _settle_creation(volume: Volume, at: datetime) -> None:
-    if volume.observed == Observed.PRESENT:
-        volume.state, volume.ready_at = State.AVAILABLE, at
-        volume.save(update_fields=["state", "ready_at"])
-        tell(volume.node_id)
-        _start_meter(volume, at)
-    elif volume.observed == Observed.FAILED:
-        volume.state = State.FAILED
-        volume.save(update_fields=["state"])
-        tell(volume.node_id)
-        holds.void_for(resource_id=volume.public_id, at=at)
-
-
-def _settle_deletion(volume: Volume, at: datetime) -> None:
-    if volume.desired == Volume.Desired.PRESENT:
-        if volume.delete_after is None or volume.delete_after > at or _is_being_copied(volume):
-            return
-        # From here on nothing can be taken back: the node removes what is in it.
-        volume.desired = Volume.Desired.GONE
-        volume.save(update_fields=["desired"])
-        tell(volume.node_id)
-    elif volume.observed == Observed.GONE:
-        volume.state, volume.deleted_at = State.DELETED, at
-        volume.save(update_fields=["state", "deleted_at"])
-        tell(volume.node_id)
-
-
-def _settle_health(volume: Volume, at: datetime) -> None:
-    """Charge while the node answers for the volume; what it cannot reach costs nothing from its last sign of life."""
-    health, seen_at = Health(volume.health), at
-    if volume.node.reachability in SILENT:
-        health, seen_at = Health.UNREACHABLE, volume.node.heartbeat.last_seen
-    elif volume.node.reachability == Node.Reachability.ONLINE and volume.observed != Observed.PENDING:
-        health = Health.OK if volume.observed == Observed.PRESENT else Health.MISSING
-    if health == volume.health:
-        return
-    volume.health = health
-    if health == Health.UNREACHABLE:
-        # What it said before is old: it has to say again that the volume is there.
-        volume.observed = Observed.PENDING
-        tell(volume.node_id)
-    volume.save(update_fields=["health", "observed"])
-    if volume.is_charged:
-        _start_meter(volume, at)
-    else:
-        _stop_meter(volume, min(at, seen_at))
-
-
-def _hand_over(volume: Volume) -> None:
-    """Let another node of the site keep a shared volume; where none answers it stays where it is."""
-    try:
-        node = choose_node(site=volume.site)
-    except NoCapacity:
-        return
-    tell(volume.node_id)
-    volume.node = node
-    volume.save(update_fields=["node"])
-    tell(node.pk)
-
-
 def tell(node_id: int) -> None:
     """Make a node ask for its list anew."""
     Node.objects.filter(pk=node_id).update(desired_generation=F("desired_generation") + 1)
-
-
-def document(node: Node) -> list[dict[str, Any]]:
-    """Return the complete list of the volumes that a node should keep or remove.
-
-    `made`: it was there once, so a node that cannot find it must say so and
-    not quietly make an empty one in its place.
-    """
-    kept = Volume.objects.filter(~Q(state__in=[State.DELETED, State.FAILED]), node=node).select_related("source")
-    return [
-        {
-            "id": row.public_id,
-            "size_bytes": row.size_bytes,
-            "desired": row.desired,
-            "source": row.source.public_id if row.source and not row.ready_at else "",
-            "made": row.ready_at is not None,
-        }
-        for row in kept.order_by("pk")
-    ]
-
-
-def mounts(instance_ids: Iterable[int]) -> dict[int, list[dict[str, str]]]:
-    """Return what each instance's assignments find where: `{id, path, name}` by instance."""
-    found: dict[int, list[dict[str, str]]] = {}
-    live = VolumeAttachment.objects.filter(instance__in=list(instance_ids), detached_at=None).order_by("path")
-    for instance_id, public_id, name, path in live.values_list(
-        "instance_id", "volume__public_id", "volume__name", "path"
-    ):
-        found.setdefault(instance_id, []).append({"id": public_id, "path": path, "name": name})
-    return found
-
-
-def nudge() -> None:
-    """Let what follows from a report follow soon; if the message is lost, the sweep does it."""
-    from provisioning.tasks import settle_volumes  # noqa: PLC0415  tasks import this room's verbs
-
-    transaction.on_commit(lambda: settle_volumes.apply_async(retry=False), robust=True)
 
 
 # Questions.
@@ -507,7 +312,7 @@ def _why_not_used(volume: Volume) -> str:
         return _("%(name)s cannot be reached now; its node %(node)s does not answer for it.") % shown
     if volume.used_bytes is not None and volume.used_bytes > volume.size_bytes:
         return _("%(name)s holds more than its %(size)s GiB; make it bigger first.") % shown
-    if _is_being_copied(volume):
+    if is_being_copied(volume):
         return _("%(name)s is being copied; try again when its snapshot is ready.") % shown
     return ""
 
@@ -537,7 +342,7 @@ def _why_not_at_rest(instance: Instance) -> str:
     return ""
 
 
-def _is_being_copied(volume: Volume) -> bool:
+def is_being_copied(volume: Volume) -> bool:
     known: bool | None = getattr(volume, "is_being_copied", None)
     return COPIES.filter(source=volume).exists() if known is None else known
 
@@ -560,7 +365,7 @@ def _named(volume: Volume) -> dict[str, object]:
     }
 
 
-def _start_meter(volume: Volume, at: datetime) -> None:
+def start_meter(volume: Volume, at: datetime) -> None:
     project = volume.project
     usage.start(
         organization=project.organization,
@@ -574,5 +379,5 @@ def _start_meter(volume: Volume, at: datetime) -> None:
     )
 
 
-def _stop_meter(volume: Volume, at: datetime) -> None:
+def stop_meter(volume: Volume, at: datetime) -> None:
     usage.stop(resource_id=volume.public_id, meter=UsageSpan.Meter.VOLUME, at=at)

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from provisioning import nodes, reports
 from provisioning.models import Node
-from provisioning.protocol import GpuFact, LogPiece, Report, Said
+from provisioning.protocol import GpuFact, LogPiece, Report, Said, VolumeSaid
 
 
 @dataclass
@@ -29,6 +29,10 @@ class PlayedNode:
     fails_to_start: str = ""
     never_starts: bool = False
     is_silent: bool = False
+    # What its disk holds: bytes by volume. A test may lose or fill one here, or refuse new ones.
+    volumes: dict[str, int] = field(default_factory=dict)
+    wanted_volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    volume_trouble: str = ""
 
     def sync(self, at: datetime | None = None) -> dict[str, Any]:
         """Report, hear what is wanted, and do it; the next report says so."""
@@ -55,6 +59,7 @@ class PlayedNode:
                     )
                     for assignment_id, state in self.states.items()
                 ],
+                volumes=[self._say_volume(entry) for entry in self.wanted_volumes.values()],
                 logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
             ),
             at=at,
@@ -64,9 +69,20 @@ class PlayedNode:
             self.generation = answer["desired_generation"]
             self.desired = {entry["id"]: entry for entry in answer["desired"]["assignments"]}
             self.states = {name: state for name, state in self.states.items() if name in self.desired}
+            self.wanted_volumes = {entry["id"]: entry for entry in answer["desired"]["volumes"]}
         for assignment_id, entry in self.desired.items():
             self.states[assignment_id] = self._do(entry, self.states.get(assignment_id))
         return answer
+
+    def _say_volume(self, entry: dict[str, Any]) -> VolumeSaid:
+        name = entry["id"]
+        if entry["desired"] == "gone":
+            self.volumes.pop(name, None)
+            return VolumeSaid(id=name, state="gone")
+        if self.volume_trouble or (entry["made"] and name not in self.volumes):
+            return VolumeSaid(id=name, state="failed", message=self.volume_trouble or "it is not here any more")
+        used = self.volumes.setdefault(name, self.volumes.get(entry["source"], 0))
+        return VolumeSaid(id=name, state="present", used_bytes=used)
 
     def _do(self, entry: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
         fence = entry["fence"]
