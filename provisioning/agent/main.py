@@ -22,6 +22,7 @@ from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
+from provisioning.agent.volumes import Volumes
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -101,6 +102,17 @@ def parser() -> argparse.ArgumentParser:
         help="name by which other nodes reach this one (default: %(default)s)",
     )
     made.add_argument(
+        "--volumes",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for customers' volumes (default: volumes in --home); it has to be there already",
+    )
+    made.add_argument(
+        "--volumes-are-shared",
+        action="store_true",
+        help="--volumes is one path on every node of the site: volumes of other nodes lie there too",
+    )
+    made.add_argument(
         "--end-workloads-on-exit",
         action="store_true",
         help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
@@ -113,6 +125,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
     return made
+
+
+def volumes_root(options: argparse.Namespace) -> Path:
+    """Return where volumes lie. A folder that was named must exist: a disk that is not mounted is no empty disk."""
+    if options.volumes is None:
+        if options.volumes_are_shared:
+            raise HomeError("--volumes-are-shared needs the path that is shared: --volumes FOLDER")
+        return Path(options.home).absolute() / "volumes"
+    if not options.volumes.is_dir():
+        raise HomeError(f"--volumes {options.volumes} is not there; is its disk mounted?")
+    return Path(options.volumes).absolute()
 
 
 def join_token(options: argparse.Namespace) -> str | None:
@@ -151,11 +174,24 @@ class Agent:
         news = threading.Event()  # Set whenever the control plane should hear something now.
         self.journal = Journal(self.home.path / "journal", news=news.set, writing=self.home.reserve.writing)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
-        self.runtime = Runtime(home=self.home, lease=lease, inventory=self.monitor.inventory, changed=news.set)
+        self.volumes = Volumes(
+            root=volumes_root(options),
+            document=self.home.document,
+            changed=news.set,
+            is_shared=options.volumes_are_shared,
+        )
+        self.runtime = Runtime(
+            home=self.home,
+            lease=lease,
+            inventory=self.monitor.inventory,
+            changed=news.set,
+            volumes=self.volumes,
+        )
         self.sync = SyncLoop(
             control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
             home=self.home,
             journal=self.journal,
+            volumes=self.volumes,
             lease=lease,
             runtime=self.runtime,
             monitor=self.monitor,
@@ -171,6 +207,7 @@ class Agent:
         self.threads = [
             threading.Thread(target=self.monitor.run, args=(self.stopping,), name="gpus", daemon=True),
             threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
+            threading.Thread(target=self.volumes.run, args=(self.stopping,), name="volumes", daemon=True),
             threading.Thread(target=self._speak, args=(on_refusal,), name="sync", daemon=True),
         ]
         for thread in self.threads:

@@ -12,11 +12,13 @@ from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.volumes import Volumes, link_into, variables
 from provisioning.agent.workload import Look, Origin, Workload, find_workloads, make_workload
 
 log = logging.getLogger("gpumarket.agent")
 
 DISK_FULL = "the disk of the node is full"
+NO_VOLUMES = "this node keeps no volumes"
 AGENT_ENDS = "the node agent was told to end its workloads"
 
 
@@ -42,8 +44,15 @@ class Runtime:
     LOG_WAIT_S = 5.0
 
     def __init__(
-        self, *, home: Home, lease: Lease, inventory: Callable[[], Inventory], changed: Callable[[], None]
+        self,
+        *,
+        home: Home,
+        lease: Lease,
+        inventory: Callable[[], Inventory],
+        changed: Callable[[], None],
+        volumes: Volumes | None = None,
     ) -> None:
+        self._volumes = volumes
         self._home = home
         self._lease = lease
         self._inventory = inventory
@@ -191,6 +200,8 @@ class Runtime:
                 return f"{name} is not in this node"
             if not gpu.healthy:
                 return f"{name} is not healthy"
+        if wanted.volumes and (refusal := self._volumes.why_not(wanted) if self._volumes else NO_VOLUMES):
+            return refusal
         return "" if wanted.command else "there is no command to run"
 
     def _may_start(self, workload: Workload) -> bool:
@@ -205,6 +216,10 @@ class Runtime:
         indices = sorted(gpu.index for gpu in map(inventory.find, wanted.gpus) if gpu is not None)
         workdir = workload.folder / "work"
         env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=workload.origin.mark)
+        if self._volumes is not None:
+            binds = self._volumes.binds(wanted)
+            link_into(workdir, binds)
+            env |= variables(binds, work=workdir)
         workload.start(command=wanted.command, env=env)
 
     def _step_towards_gone(self, workload: Workload) -> Observed:
