@@ -15,7 +15,7 @@ from django.utils.translation import gettext
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit
+from marketplace import audit, costs
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
@@ -97,7 +97,7 @@ def rate(*, price: PriceVersion, size_gib: int) -> Rate:
 def create(*, actor: Actor, project: Project, order: Order, at: datetime) -> Volume:
     """Make a volume: charged from when its node says that it is there. Its first hour is set aside now.
 
-    Raises BadOrder, ProjectSuspended, InsufficientFunds, NoCapacity (no node answers) or Conflict (name in use).
+    Raises BadOrder, ProjectSuspended, InsufficientFunds, NoRoom (no node answers) or Conflict (name in use).
     """
     return _create(actor, project, order, at, verb="volume.create")
 
@@ -228,6 +228,15 @@ def resize(*, actor: Actor, volume: Volume, size_gib: int, at: datetime) -> None
     _record(actor, volume, "volume.resize", before={"size_gib": was}, after={"size_gib": size_gib})
 
 
+@transaction.atomic
+def change(*, actor: Actor, volume: Volume, name: str | None, size_gib: int | None, at: datetime) -> None:
+    """Rename and resize in one, or neither."""
+    if size_gib is not None:
+        resize(actor=actor, volume=volume, size_gib=size_gib, at=at)
+    if name is not None:
+        rename(actor=actor, volume=volume, name=name)
+
+
 def rename(*, actor: Actor, volume: Volume, name: str) -> None:
     """Give a volume another name, unique among the living ones of its project."""
     was = volume.name
@@ -285,6 +294,16 @@ def mind_unpaid(*, at: datetime, limit: int) -> int:
         log.warning("deletion of an unpaid volume", volume=volume.public_id, delete_after=at + volumes.GRACE)
         deleted += 1
     return deleted
+
+
+def billing_of(volume: Volume) -> costs.Billing:
+    """Return whether its meter runs."""
+    if volume.is_charged:
+        return costs.Billing.RUNNING
+    if volume.ready_at is None:
+        return costs.Billing.NOT_STARTED
+    is_alive = volume.state in {Volume.State.AVAILABLE, Volume.State.ATTACHED}
+    return costs.Billing.PAUSED if is_alive else costs.Billing.ENDED
 
 
 def deleted_when_unpaid(volume: Volume) -> datetime | None:

@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from billing import holds
-from provisioning.errors import NoCapacity
+from provisioning.errors import NoRoom
 from provisioning.models import Heartbeat, Node, Site, Volume, VolumeAttachment
 from provisioning.volumes import SILENT, choose_node, is_being_copied, start_meter, stop_meter, tell
 
@@ -165,7 +165,7 @@ def _hand_over(volume: Volume) -> None:
     """Let another node of the site keep a shared volume; where none answers it stays where it is."""
     try:
         node = choose_node(site=volume.site)
-    except NoCapacity:
+    except NoRoom:
         return
     tell(volume.node_id)
     volume.node = node

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from billing import usage
 from billing.models import PriceVersion, UsageSpan
 from billing.public_ids import new_public_id
-from provisioning.errors import IllegalMove, NoCapacity
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom
 from provisioning.models import AT_REST, Instance, Node, Phase, Site, Volume, VolumeAttachment
 
 State, Health, Observed = Volume.State, Volume.Health, Volume.Observed
@@ -61,7 +61,7 @@ def why_no_path(path: str) -> str:
 def choose_node(*, site: Site, offer_id: int | None = None) -> Node:
     """Return the node that is to keep a new volume: the one that keeps the fewest, of the offer if one is named.
 
-    Raises NoCapacity where no node of the site answers.
+    Raises NoRoom where no node of the site answers.
     """
     nodes = Node.objects.filter(
         fabric__site=site, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, driver="agent"
@@ -71,7 +71,7 @@ def choose_node(*, site: Site, offer_id: int | None = None) -> Node:
     kept = Count("volumes", filter=~Q(volumes__state=State.DELETED))
     node = nodes.annotate(kept=kept).order_by("kept", "-free_gpus", "pk").first()
     if node is None:
-        raise NoCapacity(_("No node of %(site)s can keep a volume now.") % {"site": site})
+        raise NoRoom(_("No node of %(site)s can keep a volume now.") % {"site": site})
     return node
 
 

@@ -12,7 +12,7 @@ from billing.models import UsageSpan
 from marketplace import rentals
 from marketplace import volumes as shop
 from provisioning import nodes, upkeep, volumes
-from provisioning.errors import IllegalMove, NoCapacity
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom
 from provisioning.models import GIB, Heartbeat, Node, Site, Volume, VolumeAttachment
 from tests.conftest import make_offer
 from tests.nodes import announce, join
@@ -407,7 +407,7 @@ def test_a_node_that_keeps_what_we_do_not_know_is_told_nothing_and_noted(storage
 
 def test_without_a_node_that_answers_no_volume_is_made(storage, operator, site):
     Node.objects.update(state=Node.State.CORDONED)
-    with pytest.raises(NoCapacity, match="No node of Narvik can keep a volume now"):
+    with pytest.raises(NoRoom, match="No node of Narvik can keep a volume now"):
         storage.make()
 
 
