@@ -27,6 +27,7 @@ urlpatterns = [
     path("offers/<slug:offer_id>/price", catalogue.offer_price, name="console-offer-price"),
     path("sites", catalogue.sites, name="console-sites"),
     path("sites/new", catalogue.new_site, name="console-site-new"),
+    path("sites/<slug:site_id>/storage", catalogue.storage, name="console-site-storage"),
     path("sites/<slug:site_id>/fabrics/new", catalogue.new_fabric, name="console-fabric-new"),
     path("organizations", organizations.listed, name="console-organizations"),
     path("organizations/<slug:organization_id>", organizations.shown, name="console-organization"),

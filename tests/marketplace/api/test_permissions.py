@@ -104,7 +104,11 @@ OTHERS = {
              "registries/<str:registry_id>/remove", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
-             "organizations/choose", "organizations/new", "organizations/rename"],
+             "organizations/choose", "organizations/new", "organizations/rename", "volumes", "volumes/new",
+             "volumes/estimate", "volumes/<str:volume_id>", "volumes/<str:volume_id>/delete",
+             "volumes/<str:volume_id>/restore", "volumes/<str:volume_id>/snapshot",
+             "volumes/<str:volume_id>/resize", "volumes/<str:volume_id>/attach",
+             "volumes/<str:volume_id>/detach", "volumes/<str:volume_id>/rename"],
 }
 # fmt: on
 
