@@ -99,18 +99,16 @@ def create(*, actor: Actor, project: Project, order: Order, at: datetime) -> Vol
 
     Raises BadOrder, ProjectSuspended, InsufficientFunds, NoRoom (no node answers) or Conflict (name in use).
     """
-    return _create(actor, project, order, at, verb="volume.create")
+    return _create(actor, project, order, at)
 
 
 def snapshot(*, actor: Actor, volume: Volume, name: str, at: datetime) -> Volume:
     """Make a copy of a volume as it is now; it stays as it is, and others can be made from it."""
     order = Order(site=volume.site, name=name, size_gib=volume.size_gib, source=volume)
-    return _create(actor, volume.project, order, at, verb="volume.snapshot", is_snapshot=True)
+    return _create(actor, volume.project, order, at, is_snapshot=True)
 
 
-def _create(
-    actor: Actor, project: Project, order: Order, at: datetime, *, verb: str, is_snapshot: bool = False
-) -> Volume:
+def _create(actor: Actor, project: Project, order: Order, at: datetime, *, is_snapshot: bool = False) -> Volume:
     _check_open(project)
     _check(project, order)
     with _name_in_use(order.name), transaction.atomic():
@@ -134,7 +132,12 @@ def _create(
         volume.project = project
         _hold_first_hour(volume, cause="1", at=at)
         after = {"name": order.name, "site": order.site.slug, "size_gib": order.size_gib}
-        _record(actor, volume, verb, after=after | ({"source": order.source.public_id} if order.source else {}))
+        _record(
+            actor,
+            volume,
+            "volume.snapshot" if is_snapshot else "volume.create",
+            after=after | ({"source": order.source.public_id} if order.source else {}),
+        )
     return volume
 
 

@@ -63,6 +63,8 @@ VERBS: dict[str, Promise] = {
     "instance.change": _("Rent, start, stop and terminate instances"),
     "usage.view": _("See usage"),
     "balance.view": _("See the balance"),
+    "volume.view": _("See volumes"),
+    "volume.change": _("Make, attach, copy, grow and delete volumes"),
     "quota.view": _("See quotas"),
     "audit.view": _("See the audit log"),
 }

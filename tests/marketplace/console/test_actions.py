@@ -166,7 +166,7 @@ def test_full_width_digits_are_understood(desk: Client, fleet: Fleet) -> None:
 SITE = {
     "name": "Teesside", "slug": "teesside", "kind": "core", "city": "Middlesbrough", "country": "GB",
     "jurisdiction": "GB", "latitude": "54.57420", "longitude": "-1.23490", "grid_zone": "GB", "power_source": "wind",
-    "pue": "1.20", "certifications": "ISO 27001, ISO 50001",
+    "pue": "1.20", "volume_kind": "local", "certifications": "ISO 27001, ISO 50001",
 }  # fmt: skip
 
 
