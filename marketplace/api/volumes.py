@@ -11,13 +11,13 @@ from rest_framework.views import APIView
 
 from marketplace import access, offers, volumes
 from marketplace.access import Actor
-from marketplace.api import answers, shapes
+from marketplace.api import answers, shapes, volume_shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.models import Project
 from provisioning.models import Volume
 
-ANSWER = {200: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem}
+ANSWER = {200: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem}
 
 
 class VolumeList(APIView):
@@ -25,12 +25,12 @@ class VolumeList(APIView):
 
     @extend_schema(
         operation_id="list_volumes",
-        parameters=[shapes.VolumeQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.VolumeAnswer), shapes.REFUSED: shapes.Problem},
+        parameters=[volume_shapes.VolumeQuery, PageQuery],
+        responses={200: shapes.page_of(volume_shapes.VolumeAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List volumes, newest first; those that are deleted for good only when asked for by state."""
-        actor, query = actor_of(request), queried(request, shapes.VolumeQuery, PageQuery)
+        actor, query = actor_of(request), queried(request, volume_shapes.VolumeQuery, PageQuery)
         rows = access.volumes(actor)
         if "project" in query:
             with naming("project"):
@@ -43,12 +43,12 @@ class VolumeList(APIView):
     @extend_schema(
         operation_id="create_volume",
         parameters=[KEY_REQUIRED],
-        request=shapes.CreateVolume,
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        request=volume_shapes.CreateVolume,
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Make a volume. It is charged while it exists, from when its node says that it is there."""
-        actor, asked = actor_of(request), checked(shapes.CreateVolume, request.data)
+        actor, asked = actor_of(request), checked(volume_shapes.CreateVolume, request.data)
         queried(request)
         with naming("project"):
             project = access.project_for(actor, asked.get("project"), verb="volume.change")
@@ -88,11 +88,11 @@ class VolumeDetail(APIView):
         queried(request)
         return Response(answers.volume(access.volume_for(actor_of(request), volume_id, verb="volume.view")))
 
-    @extend_schema(operation_id="change_volume", request=shapes.ChangeVolume, responses=ANSWER)
+    @extend_schema(operation_id="change_volume", request=volume_shapes.ChangeVolume, responses=ANSWER)
     def patch(self, request: Request, volume_id: str) -> Response:
         """Give a volume another name, or make it bigger at today's price; it never shrinks."""
         queried(request)
-        actor, asked = actor_of(request), checked(shapes.ChangeVolume, request.data)
+        actor, asked = actor_of(request), checked(volume_shapes.ChangeVolume, request.data)
         volume = access.volume_for(actor, volume_id, verb="volume.change")
         volumes.change(
             actor=actor, volume=volume, name=asked.get("name"), size_gib=asked.get("size_gib"), at=timezone.now()
@@ -101,7 +101,7 @@ class VolumeDetail(APIView):
 
     @extend_schema(
         operation_id="delete_volume",
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def delete(self, request: Request, volume_id: str) -> Response:
         """Delete a volume: charges end now. Until `delete_after` it can be restored; then it is removed for good."""
@@ -140,7 +140,7 @@ class VolumeRestore(_VolumeVerb):
         operation_id="restore_volume",
         request=None,
         parameters=[KEY_ACCEPTED],
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, volume_id: str) -> Response:
         """Take a deletion back, as if it had never been asked for: the time since then is charged too."""
@@ -155,9 +155,9 @@ class VolumeRestore(_VolumeVerb):
 class VolumeSnapshot(_VolumeVerb):
     @extend_schema(
         operation_id="snapshot_volume",
-        request=shapes.VolumeName,
+        request=volume_shapes.VolumeName,
         parameters=[KEY_REQUIRED],
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, volume_id: str) -> Response:
         """Copy a volume as it is now into one that stays as it is; it is charged like any other."""
@@ -165,15 +165,15 @@ class VolumeSnapshot(_VolumeVerb):
         def act(actor: Actor, volume: Volume, asked: dict[str, Any]) -> Volume:
             return volumes.snapshot(actor=actor, volume=volume, name=asked["name"], at=timezone.now())
 
-        return self.answer(request, volume_id, act, shape=shapes.VolumeName, required=True)
+        return self.answer(request, volume_id, act, shape=volume_shapes.VolumeName, required=True)
 
 
 class VolumeAttach(_VolumeVerb):
     @extend_schema(
         operation_id="attach_volume",
-        request=shapes.AttachVolume,
+        request=volume_shapes.AttachVolume,
         parameters=[KEY_ACCEPTED],
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, volume_id: str) -> Response:
         """Attach a volume to an instance that is stopped; its next start finds it there."""
@@ -184,7 +184,7 @@ class VolumeAttach(_VolumeVerb):
             volumes.attach(actor=actor, volume=volume, instance=instance, path=asked["path"], at=timezone.now())
             return volume
 
-        return self.answer(request, volume_id, act, shape=shapes.AttachVolume)
+        return self.answer(request, volume_id, act, shape=volume_shapes.AttachVolume)
 
 
 class VolumeDetach(_VolumeVerb):
@@ -192,7 +192,7 @@ class VolumeDetach(_VolumeVerb):
         operation_id="detach_volume",
         request=None,
         parameters=[KEY_ACCEPTED],
-        responses={202: shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
+        responses={202: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, volume_id: str) -> Response:
         """Take a volume from an instance that is stopped. Detaching what is not attached changes nothing."""
