@@ -163,6 +163,7 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
 }
 SPECTACULAR_SETTINGS = {
+    "ENUM_NAME_OVERRIDES": {"VolumeKindEnum": "provisioning.models.Site.VolumeKind"},
     "TITLE": "gpumarket",
     "DESCRIPTION": "Rent GPUs, watch them run, and see to the millisecond what they cost.",
     "VERSION": "1",

@@ -93,11 +93,11 @@ def test_it_costs_what_it_did_before_whatever_the_price_is_today(
     clock.shift(timedelta(seconds=1))
     now = timezone.now()
     prices.publish(
-        sku=fleet.h200.sku, currency="USD", micros_per_gpu_hour=9_000_000, effective_from=now, by="test", at=now
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=9_000_000, effective_from=now, by="test", at=now
     )
     lose(steady)
     sweep()
-    assert latest(steady).price_version.micros_per_gpu_hour == 2_490_000
+    assert latest(steady).price_version.micros_per_unit_hour == 2_490_000
     assert Hold.objects.get(key__startswith=f"first-hour:{steady.public_id}:2/").amount_micros == 2 * 2_490_000
 
 

@@ -289,7 +289,7 @@ def bill(instance: Instance, cut_on: datetime) -> list[Span]:
         assert span.ended_at is not None
         milliseconds = (span.ended_at - span.started_at) // timedelta(milliseconds=1)
         due = rating.amount_micros(
-            micros_per_gpu_hour=span.price_version.micros_per_gpu_hour, gpu_milliseconds=milliseconds
+            micros_per_unit_hour=span.price_version.micros_per_unit_hour, unit_milliseconds=milliseconds
         )
         taken = sum(Charge.objects.filter(span=span).values_list("amount_micros", flat=True))
         found.append(Span(after(span.started_at, cut_on), after(span.ended_at, cut_on), taken, due))
