@@ -163,7 +163,10 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
 }
 SPECTACULAR_SETTINGS = {
-    "ENUM_NAME_OVERRIDES": {"VolumeKindEnum": "provisioning.models.Site.VolumeKind"},
+    "ENUM_NAME_OVERRIDES": {
+        "SiteKindEnum": "provisioning.models.Site.Kind",
+        "VolumeKindEnum": "provisioning.models.Site.VolumeKind",
+    },
     "TITLE": "gpumarket",
     "DESCRIPTION": "Rent GPUs, watch them run, and see to the millisecond what they cost.",
     "VERSION": "1",

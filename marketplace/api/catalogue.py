@@ -9,7 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from marketplace import access, offers, volumes
-from marketplace.api import answers, shapes
+from marketplace.api import answers, shapes, volume_shapes
 from marketplace.api.pages import PageQuery, paged, paged_by_key, queried
 from marketplace.api.views import actor_of
 from marketplace.errors import NotFound
@@ -60,7 +60,7 @@ class SiteList(APIView):
     @extend_schema(
         operation_id="list_sites",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.SiteWithStorageAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(volume_shapes.SiteWithStorageAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the sites, with what storage costs there."""

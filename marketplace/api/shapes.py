@@ -219,10 +219,6 @@ class SiteAnswer(NamedRef):
     volume_kind = serializers.ChoiceField(choices=Site.VolumeKind.choices, help_text="where volumes lie")
 
 
-class SiteWithStorageAnswer(SiteAnswer):
-    storage = Price(allow_null=True, help_text="of a volume's GiB-hour; null where volumes are not for sale")
-
-
 class SupplierAnswer(serializers.Serializer[Any]):
     name = serializers.CharField()
 

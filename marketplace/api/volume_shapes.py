@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from marketplace.api.shapes import ActionAnswer, Count, NamedRef, Shape, SiteRef, Text
+from marketplace.api.shapes import ActionAnswer, Count, NamedRef, Price, Shape, SiteAnswer, SiteRef, Text
 from provisioning.models import Site, Volume
 from provisioning.volumes import SIZE_GIB_MAX
 
@@ -90,3 +90,7 @@ class VolumeAnswer(NamedRef):
     )
     delete_after = serializers.DateTimeField(allow_null=True, help_text="until then a deletion can be taken back")
     deleted_at = serializers.DateTimeField(allow_null=True)
+
+
+class SiteWithStorageAnswer(SiteAnswer):
+    storage = Price(allow_null=True, help_text="of a volume's GiB-hour; null where volumes are not for sale")
