@@ -38,6 +38,8 @@ app.conf.update(
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
+            ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
+            ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),

@@ -1,5 +1,6 @@
 """Django settings; what differs between machines comes from `environment.py`."""
 
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -185,6 +186,13 @@ NODE_POLL_MS = {"moving": 200, "busy": 1000, "idle": 5000 if ENVIRONMENT.is_prod
 
 # How long an instance goes on where its node cannot reach us, in seconds; the node ends it by itself.
 ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900}
+
+# For how long what GPUs' meters said is kept at least, by table: every ten seconds, minutes, hours.
+TELEMETRY_KEEP = {
+    "provisioning_sample": timedelta(days=2),
+    "provisioning_minute": timedelta(days=30),
+    "provisioning_hour": timedelta(days=730),
+}
 
 LOGGING_CONFIG = None
 logs.configure(style=ENVIRONMENT.log_format, level=ENVIRONMENT.log_level)

@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, nodes, upkeep
+from provisioning import engine, inventory, nodes, telemetry, upkeep
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -121,7 +121,9 @@ def _hear(calm: Mapping[int, Report], *, at: datetime) -> set[int]:
                 "at": at,
             },
         )
-        return {node_id for (node_id,) in cursor.fetchall()}
+        heard = {node_id for (node_id,) in cursor.fetchall()}
+    telemetry.record([(node_id, calm[node_id]) for node_id in sorted(heard)], at=at)
+    return heard
 
 
 def _json(found: list[dict[str, Any]]) -> str | None:
@@ -162,7 +164,7 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
         running = [word.id for word in report.assignments if word.state == "running"]
         nodes.come_back(node=node, at=at, running=running)
     if report.inventory is not None:
-        _take_inventory(node, report.inventory)
+        _take_inventory(node, report.inventory, at)
     if report.volumes:
         upkeep.observe(node=node, said=report.volumes, at=at)
     live = list(_live(node)) if report.assignments or report.logs else []
@@ -183,10 +185,10 @@ def _live(node: Node) -> QuerySet[Assignment]:
     return Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node=node).order_by("pk")
 
 
-def _take_inventory(node: Node, inventory: Inventory) -> None:
-    nodes.take_inventory(node=node, gpus=inventory.gpus)
+def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:
+    inventory.take(node=node, said=said, at=at)
     Heartbeat.objects.filter(node=node).update(
-        inventory_generation=inventory.generation, access=msgspec.to_builtins(inventory.access)
+        inventory_generation=said.generation, access=msgspec.to_builtins(said.access)
     )
 
 

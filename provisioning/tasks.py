@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import engine, nodes, upkeep
+from provisioning import engine, nodes, partitions, rollups, upkeep
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -40,3 +40,15 @@ def notice_silent_nodes() -> None:
 def settle_volumes() -> None:
     """Let states and meters of volumes follow from what their nodes say, and remove what nobody took back in time."""
     upkeep.settle_due(at=timezone.now(), limit=VOLUMES_MAX)
+
+
+@shared_task
+def sum_up_readings() -> None:
+    """Sum readings up to minutes and hours, from where that was left off."""
+    rollups.catch_up(at=timezone.now())
+
+
+@shared_task
+def keep_partitions() -> None:
+    """Make the tables of readings ready for the days to come, and drop those that are too old."""
+    partitions.sweep(at=timezone.now())

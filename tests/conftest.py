@@ -23,6 +23,9 @@ from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
 from provisioning.volumes import shown
 from tests.nodes import PlayedNode, announce, join
+from tests.nvml.library import fake_nvml, nvml_library, own_nvml
+
+__all__ = ["fake_nvml", "nvml_library", "own_nvml"]  # Fixtures of the pretended NVML, for every test.
 
 TURNS_MAX = 200
 PASSWORD = "correct horse battery"

@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, registries, tenants, till, volumes
+from marketplace.api import catalogue, instances, registries, telemetry, tenants, till, volumes
 
 
 class PublicIdConverter:
@@ -38,6 +38,7 @@ urlpatterns = [
     path("volumes/<id:volume_id>/snapshot", volumes.VolumeSnapshot.as_view()),
     path("volumes/<id:volume_id>/attach", volumes.VolumeAttach.as_view()),
     path("volumes/<id:volume_id>/detach", volumes.VolumeDetach.as_view()),
+    path("instances/<id:instance_id>/telemetry", telemetry.InstanceTelemetry.as_view()),
     path("usage", till.UsageList.as_view()),
     path("balance", till.Balance.as_view()),
     path("organizations", tenants.OrganizationList.as_view()),

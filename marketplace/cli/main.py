@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from marketplace.cli import account, instances, launch, logs, offers, orders, registries, volumes
+from marketplace.cli import account, instances, launch, logs, offers, orders, registries, top, volumes
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal
@@ -37,6 +37,7 @@ app.command(cls=orders.TakesCommand)(run_command.run)
 app.command()(instances.ls)
 app.command()(instances.show)
 app.command()(logs.logs)
+app.command()(top.top)
 app.command()(instances.stop)
 app.command()(instances.start)
 app.command()(instances.terminate)

@@ -11,6 +11,7 @@ from django.utils.functional import Promise
 
 from billing.models import Runway
 from marketplace import money
+from marketplace.console import wiring
 from marketplace.errors import NotFound
 from marketplace.models import AuditEntry
 from provisioning import nodes
@@ -82,7 +83,9 @@ def listed(
 
 def node_for(node_id: str) -> Node:
     """Return a node with what its page shows around it, or raise NotFound."""
-    node = Node.objects.select_related("fabric__site", "offer", "heartbeat").filter(public_id=node_id).first()
+    node = (
+        Node.objects.select_related("fabric__site", "offer", "heartbeat", "inventory").filter(public_id=node_id).first()
+    )
     if node is None:
         raise NotFound
     return node
@@ -104,6 +107,11 @@ class Reading:
     power_watts: Decimal | None
     temperature_c: int | None
     energy_kwh: Decimal | None
+    ecc_uncorrected: int | None
+    rows_pending: bool | None
+    reasons: list[str] | None
+    """Why its clocks are not at their highest, in NVIDIA's words."""
+    facts: list[tuple[Any, Any]]
 
 
 def readings(node: Node) -> list[Reading]:
@@ -115,7 +123,7 @@ def readings(node: Node) -> list[Reading]:
     held_by = {hold.gpu_id: hold.assignment.instance for hold in live}
     return [
         _reading(gpu, held_by.get(gpu.pk), telemetry.get(gpu.uuid, {}), energy.get(gpu.uuid, {}))
-        for gpu in node.gpus.order_by("index")
+        for gpu in node.gpus.filter(removed_at=None).order_by("index")
     ]
 
 
@@ -134,6 +142,10 @@ def _reading(gpu: Gpu, held_by: Instance | None, told: Mapping[str, Any], energy
         power_watts=None if milliwatts is None else Decimal(milliwatts) / MILLIWATTS_PER_WATT,
         temperature_c=_number(told.get("temperature_c")),
         energy_kwh=None if millijoules is None else Decimal(millijoules) / MILLIJOULES_PER_KWH,
+        ecc_uncorrected=_number(told.get("ecc_volatile_uncorrected")),
+        rows_pending=told.get("rows_pending"),
+        reasons=told.get("clocks_event_reasons"),
+        facts=wiring.facts(gpu),
     )
 
 

@@ -9,7 +9,7 @@ from marketplace import audit
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Offer
-from provisioning import instances, nodes
+from provisioning import instances, inventory, nodes
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models import Fabric, Instance, Node, Reason
 
@@ -77,6 +77,17 @@ def uncordon(*, actor: Actor, node: Node) -> None:
     was = node.state
     nodes.uncordon(node=node)
     _record(actor, node, "node.uncordon", was)
+
+
+@transaction.atomic
+def accept_inventory(*, actor: Actor, node: Node, at: datetime) -> None:
+    """Make the GPUs that a node says it has its inventory. Refused while an instance holds one that is gone."""
+    changes = inventory.accept(node=node, at=at)
+    if changes:
+        after = {"changes": changes, "gpus": node.gpu_count}
+        audit.record(
+            actor=actor, organization=None, verb="node.accept_inventory", subject_id=node.public_id, after=after
+        )
 
 
 def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> int:

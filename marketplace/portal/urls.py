@@ -16,6 +16,7 @@ from marketplace.portal import (
     projects,
     registries,
     ssh_keys,
+    telemetry,
     tokens,
     volumes,
 )
@@ -31,6 +32,7 @@ urlpatterns = [
     path("instances/<str:instance_id>", instances.shown, name="instance"),
     path("instances/<str:instance_id>/log", instances.log, name="instance-log"),
     path("instances/<str:instance_id>/log.txt", instances.log_file, name="instance-log-file"),
+    path("instances/<str:instance_id>/telemetry", telemetry.shown, name="instance-telemetry"),
     path("instances/<str:instance_id>/start", instances.start, name="instance-start"),
     path("instances/<str:instance_id>/stop", instances.stop, name="instance-stop"),
     path("instances/<str:instance_id>/terminate", instances.terminate, name="instance-terminate"),

@@ -96,6 +96,7 @@ AUDITED: dict[str, Promise] = {
     "node.announce": _("Announced a node"),
     "node.join_token": _("Issued a join token"),
     "node.cordon": _("Cordoned a node"),
+    "node.accept_inventory": _("Accepted the GPUs of a node"),
     "node.uncordon": _("Uncordoned a node"),
     "node.drain": _("Drained a node"),
     "site.create": _("Made a site"),

@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from provisioning.agent.control import ControlPlane, Refused
-from provisioning.agent.gpus import GpuSourceError, open_source
+from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Runtime
+from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.volumes import Volumes

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from provisioning.agent.clock import boottime
-from provisioning.agent.gpus import Gpu, GpuSource, Reading
+from provisioning.agent.gpus import Gpu, GpuSource, Link, Reading
 from provisioning.agent.state import Home
 
 log = logging.getLogger("gpumarket.agent")
@@ -21,6 +21,8 @@ class Inventory:
     generation: int
     source: str
     gpus: tuple[Gpu, ...]
+    driver: str | None = None
+    links: tuple[Link, ...] = ()
 
     def find(self, uuid: str) -> Gpu | None:
         """Return the GPU of this name."""
@@ -46,6 +48,7 @@ class GpuMonitor:
         self._readings: list[Reading] = []
         self._millijoules: dict[str, int] = {}
         self._inventory: Inventory | None = None
+        self._loads = source.loads
         if source.name == "simulated":
             home.begin_driver_epoch()  # A simulated counter lives no longer than its agent.
         self.look()
@@ -63,22 +66,26 @@ class GpuMonitor:
         found = self._source.read(busy=self._busy)
         readings = [reading for _, reading in found]
         counters = {one.uuid: one.millijoules for one in readings if one.millijoules is not None}
-        if any(counters[name] < self._millijoules.get(name, 0) for name in counters):
+        was_reset = any(counters[name] < self._millijoules.get(name, 0) for name in counters)
+        if was_reset or self._source.loads != self._loads:
+            # A counter may have passed its old value by the time we look: the load itself tells, where it is seen.
+            self._loads = self._source.loads
             self._home.begin_driver_epoch()
         self._millijoules |= counters
-        self._publish(tuple(gpu for gpu, _ in found))
+        self._publish(tuple(gpu for gpu, _ in found), driver=self._source.driver, links=self._source.links())
         with self._guard:
             self._readings = readings
             self._looked_at = boottime()
 
-    def _publish(self, gpus: tuple[Gpu, ...]) -> None:
+    def _publish(self, gpus: tuple[Gpu, ...], *, driver: str | None, links: tuple[Link, ...]) -> None:
         before = self._inventory
-        if before is not None and before.gpus == gpus:
+        if before is not None and (before.gpus, before.driver, before.links) == (gpus, driver, links):
             return
-        content = json.dumps([self._source.name, *map(asdict, gpus)])
-        self._inventory = Inventory(self._home.inventory_generation(content), self._source.name, gpus)
+        content = json.dumps([self._source.name, driver, *map(asdict, gpus), *map(asdict, links)])
+        generation = self._home.inventory_generation(content)
+        self._inventory = Inventory(generation, self._source.name, gpus, driver, links)
         ill = [gpu.uuid for gpu in gpus if not gpu.healthy]
-        log.info("inventory", extra={"gpus": len(gpus), "unhealthy": ill, "generation": self._inventory.generation})
+        log.info("inventory", extra={"gpus": len(gpus), "unhealthy": ill, "generation": generation})
         self._changed()
 
     def inventory(self) -> Inventory:
@@ -88,7 +95,8 @@ class GpuMonitor:
         assert self._inventory is not None
         if is_silent and any(gpu.healthy for gpu in self._inventory.gpus):
             log.error("the GPU driver does not answer", extra={"source": self._source.name})
-            self._publish(tuple(replace(gpu, healthy=False) for gpu in self._inventory.gpus))
+            ill = tuple(replace(gpu, healthy=False) for gpu in self._inventory.gpus)
+            self._publish(ill, driver=self._inventory.driver, links=self._inventory.links)
         return self._inventory
 
     def take_meters(self, *, busy: frozenset[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

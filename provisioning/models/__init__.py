@@ -1,4 +1,4 @@
-from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, Site
+from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -15,6 +15,7 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.registries import RegistryCredential
+from provisioning.models.telemetry import RollUp
 from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "LogChunk",
     "Node",
     "NodeHold",
+    "NodeInventory",
     "Phase",
     "Quota",
     "Reason",
     "RegistryCredential",
+    "RollUp",
     "Site",
     "Volume",
     "VolumeAttachment",

@@ -174,6 +174,19 @@ class NodeHold(models.Model):
         return f"{self.node}: {self.reason}"
 
 
+class NodeInventory(models.Model):
+    """What a node last said is built into it. Its Gpu rows are what was accepted; where the two differ, it is held."""
+
+    node = models.OneToOneField(Node, models.CASCADE, primary_key=True, related_name="inventory")
+    driver = models.CharField(max_length=64, blank=True, help_text="version of the GPU driver")
+    gpus = models.JSONField(default=list)
+    links = models.JSONField(default=list, help_text="{a, b, kind} for each pair of GPUs that told")
+    told_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"inventory of {self.node}"
+
+
 class JoinToken(models.Model):
     """Lets one announced node in, once; kept as a hash."""
 
@@ -208,9 +221,16 @@ class Gpu(models.Model):
     healthy = models.BooleanField(default=True)
     state = models.CharField(max_length=12, choices=State.choices, default=State.CLEAN)
     state_reason = models.CharField(max_length=200, blank=True)
+    facts = models.JSONField(default=dict, help_text="what it says it is; null is what it does not tell")
+    removed_at = models.DateTimeField(null=True, help_text="taken out of its node, as a manager accepted")
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["node", "index"], name="gpu_index_once_per_node")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "index"], condition=Q(removed_at=None), name="gpu_index_once_per_node"
+            ),
+            models.CheckConstraint(condition=Q(removed_at=None) | Q(healthy=False), name="gpu_removed_is_not_healthy"),
+        ]
 
     def __str__(self) -> str:
         return self.uuid

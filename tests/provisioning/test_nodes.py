@@ -12,10 +12,10 @@ from billing import books
 from billing.models import UsageSpan
 from marketplace.access import Actor
 from marketplace.console import nodes as console
-from provisioning import engine, leases, nodes, placement
+from provisioning import engine, inventory, leases, nodes, placement
 from provisioning.errors import NoCapacity, ProvisioningError
 from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, Node
-from provisioning.protocol import GpuFact
+from provisioning.protocol import GpuFact, Inventory
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode, facts, join
@@ -46,7 +46,7 @@ def reachability(node: Node) -> str:
 
 
 def take(node: Node, gpus: list[GpuFact]) -> None:
-    nodes.take_inventory(node=node, gpus=gpus)
+    inventory.take(node=node, said=Inventory(generation=1, gpus=gpus), at=timezone.now())
 
 
 # Inventory

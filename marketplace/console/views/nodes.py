@@ -10,10 +10,12 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from marketplace.console import fleet, nodes
+from marketplace.console import fleet, nodes, wiring
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NodeFilter, NodeForm, NoForm, ReasonForm
+from marketplace.portal import lines
 from marketplace.portal.doors import Visit
+from provisioning import telemetry
 from provisioning.nodes import JOIN_TOKEN_LIFE
 
 NODES_PER_PAGE = 100
@@ -50,14 +52,42 @@ def announce(visit: Visit) -> HttpResponse:
 def shown(visit: Visit, node_id: str) -> HttpResponse:
     """Show a node: its GPUs, what was read from them last, and what runs there."""
     node = fleet.node_for(node_id)
+    readings = fleet.readings(node)
     context = {
         "node": node,
         "heartbeat": fleet.heartbeat_of(node),
-        "readings": fleet.readings(node),
+        "readings": readings,
+        "inventory": wiring.inventory_of(node),
+        "wiring": wiring.wiring(node, [reading.gpu for reading in readings]),
+        "holds": node.holds.filter(released_at=None).order_by("pk"),
         "living": list(fleet.living_on(node)),
         "history": fleet.history(node.public_id),
     }
     return visit.live_page("console/node.html", "live", context)
+
+
+@managers_only()
+def charts(visit: Visit, node_id: str) -> HttpResponse:
+    """Show the last hour of a node's GPUs: a part of its page, which asks for it by itself."""
+    node = fleet.node_for(node_id)
+    since = visit.at - lines.SPAN
+    gpus = list(node.gpus.filter(removed_at=None).order_by("index"))
+    found = telemetry.series(of=gpus, since=since, until=visit.at, step=telemetry.SLOT)
+    context = {
+        "node": node,
+        "has_points": any(one.points for one in found),
+        "charts": lines.charts(found, since=since, until=visit.at),
+    }
+    return visit.page("console/charts.html", context)
+
+
+@managers_only("POST")
+def accept_inventory(visit: Visit, node_id: str) -> HttpResponse:
+    """Make the GPUs that a node says it has its inventory."""
+    node = fleet.node_for(node_id)
+    if carried_out(visit, NoForm(sent(visit)), nodes.accept_inventory, node=node, at=visit.at):
+        messages.success(visit.request, _("These GPUs are now the node's inventory."))
+    return redirect("console-node", node_id)
 
 
 @managers_only("GET", "HEAD", "POST")

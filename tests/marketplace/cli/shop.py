@@ -56,6 +56,7 @@ class Shop:
         self.offers = [make_offer("h200-narvik")]
         self.output = [(0, "hello\n")]
         self.exit_code = 0
+        self.telemetry = []  # what the GPUs of every instance read
         self.runs_on = False  # the command never ends by itself
         self.is_quick = False  # the command has ended before anybody sees it run
         self.stays_in = None  # a phase in which every start gets stuck
@@ -184,6 +185,8 @@ class Shop:
     def about(self, method, row, verb, query, headers, body):
         if method == "GET" and verb == "logs":
             return 200, self.log_page(row, int(query.get("cursor", 0)))
+        if method == "GET" and verb == "telemetry":
+            return 200, {"resolution": "10s", "since": "", "until": "", "gpus": self.telemetry}
         if method == "GET":
             self.move_on(row)
         if method == "PATCH":

@@ -44,6 +44,7 @@ PAGES = [
 OF_ONE = [
     ("instance", "instance", 200, 200, 200),
     ("instance-log", "instance", 200, 200, 200),
+    ("instance-telemetry", "instance", 200, 200, 200),
     ("instance-log-file", "instance", 200, 200, 200),
     ("instance-start", "instance", 200, 200, 403),
     ("instance-stop", "instance", 200, 200, 403),
@@ -67,7 +68,7 @@ OF_ONE = [
 ]
 # Open to whoever has the link.
 BY_LINK = {"invitation"}
-FRAGMENTS = {"spending", "instance-log", "instance-log-file"}
+FRAGMENTS = {"spending", "instance-log", "instance-telemetry", "instance-log-file"}
 Things = dict[str, str]
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
-from provisioning.agent.gpus import SimulatedGpus
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Observed, Runtime
+from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.workload import Workload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment

@@ -1,153 +1,228 @@
 """GPU sources keep one promise: a value that is not there is None, a GPU that does not answer is not healthy."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from provisioning.agent.gpus import Gpu, GpuSourceError, Reading, open_source
+from provisioning.agent.gpus import Gpu, GpuSourceError, Link, Reading
 from provisioning.agent.monitor import GpuMonitor
+from provisioning.agent.nvml import NvmlGpus, in_words
+from provisioning.agent.simulated import SimulatedGpus
+from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home
+from tests.nvml import DRIVER_NOT_LOADED, RESET_REQUIRED, Failure, FakeNvml, compile_library
+from tests.packages import needs
 
-# Reads its state from a file, so that a test can lose a GPU while somebody looks. One line per GPU:
-# "error energy name", where error is what every question about that GPU is answered with and energy -1 means: no meter,
-# -2: the GPU is lost when it is asked for that alone.
-FAKE_NVML = r"""
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-static int errors[8], count; static long long energies[8]; static char names[8][8];
-static void look(void) {
-    FILE *file = fopen(getenv("FAKE_NVML"), "r");
-    count = 0;
-    while (file && fscanf(file, "%d %lld %7s", &errors[count], &energies[count], names[count]) == 3) count++;
-    if (file) fclose(file);
-}
-static int at(void *device) { look(); return (int)(long)device - 1; }
-int nvmlInitWithFlags(unsigned flags) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned *found) { look(); *found = count; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) { *device = (void *)(long)(index + 1); return 0; }
-int nvmlDeviceGetUUID(void *device, char *text, unsigned length) {
-    int n = at(device); snprintf(text, length, "GPU-fake-%s", names[n]); return errors[n]; }
-int nvmlDeviceGetName(void *device, char *text, unsigned length) {
-    int n = at(device); snprintf(text, length, "NVIDIA H200"); return errors[n]; }
-int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
-    int n = at(device); memory[0] = 143771ULL << 20; memory[2] = 512ULL << 20; return errors[n]; }
-int nvmlDeviceGetUtilizationRates(void *device, unsigned *use) { use[0] = 87; use[1] = 3; return errors[at(device)]; }
-int nvmlDeviceGetPowerUsage(void *device, unsigned *power) { *power = 512345; return errors[at(device)]; }
-int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *energy) {
-    int n = at(device); *energy = energies[n]; return energies[n] == -1 ? 3 : energies[n] == -2 ? 15 : errors[n]; }
-const char *nvmlErrorString(int error) { return "fake"; }
-"""  # nvmlDeviceGetTemperature is missing on purpose, as in a driver older than its question.
-
-READ = """
-import json, sys
-from dataclasses import asdict
-from provisioning.agent.gpus import NvmlGpus
-source = NvmlGpus()
-for line in sys.stdin:
-    print(json.dumps([[asdict(gpu), asdict(reading)] for gpu, reading in source.read(busy=frozenset())]), flush=True)
-"""
-
-
-@pytest.fixture(scope="session")
-def nvml_folder(tmp_path_factory) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc to build a stand-in for NVIDIA's library (apt-get install gcc)")
-    folder = tmp_path_factory.mktemp("nvml")
-    (folder / "nvml.c").write_text(FAKE_NVML)
-    library = folder / "libnvidia-ml.so.1"
-    flags = ["-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run(["gcc", *flags, "-o", str(library), str(folder / "nvml.c")], check=True)
-    return folder
-
-
-class NvmlReader:
-    """Our NVML source in a process that finds the stand-in, because a process loads such a library only once."""
-
-    def __init__(self, folder: Path, state: Path) -> None:
-        env = os.environ | {"LD_LIBRARY_PATH": str(folder), "FAKE_NVML": str(state)}
-        self.state = state
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", READ], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def read(self, *gpus: str) -> list[tuple[Gpu, Reading]]:
-        """Return what the source says while the machine has these GPUs."""
-        self.state.write_text("\n".join(gpus) + "\n")
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return [(Gpu(**gpu), Reading(**reading)) for gpu, reading in json.loads(self.process.stdout.readline())]
+MEBI = 1 << 20
+UNTOLD = {"uuid"}
 
 
 @pytest.fixture
-def nvml(nvml_folder, tmp_path):
-    reader = NvmlReader(nvml_folder, tmp_path / "state")
-    yield reader
-    reader.process.communicate()
+def gpus(own_nvml: FakeNvml) -> NvmlGpus:
+    return NvmlGpus()
 
 
-def test_nvml_values_are_read_and_a_missing_meter_is_none(nvml):
-    (first, meters), (second, fewer) = nvml.read("0 1000 a", "0 -1 b")
-    assert first == Gpu("GPU-fake-a", 0, "H200", 143771, healthy=True)
-    assert meters == Reading("GPU-fake-a", 87, 512, 512345, None, 1000)
-    assert second.healthy
-    assert fewer.millijoules is None
+def read(source: NvmlGpus) -> tuple[list[Gpu], list[Reading]]:
+    found = source.read(busy=frozenset())
+    return [gpu for gpu, _ in found], [reading for _, reading in found]
 
 
-@pytest.mark.parametrize("error", [15, 999])
-def test_a_gpu_that_was_here_and_answers_with_an_error_is_not_healthy(nvml, error):
-    nvml.read("0 1000 a", "0 1000 b")
-    (first, _), (second, meters) = nvml.read("0 1001 a", f"{error} 1000 b")
+@needs("gcc")
+def test_a_gpu_tells_what_it_is(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    first = read(gpus)[0][0]
+    assert (first.uuid, first.index, first.model, first.memory_mib, first.healthy) == (
+        own_nvml.uuid(0), 0, "H200", 143_771, True,
+    )  # fmt: skip
+    assert first.facts == {
+        "serial": "1650000000", "board_part": "900-21010-0040-000", "vbios": "96.00.BC.00.01",
+        "pci_bus_id": "00000000:17:00.0", "pcie_generation_max": 5, "pcie_width_max": 16, "numa_node": 0,
+        "power_limit_mw": 700_000, "ecc": True, "mig": False, "mig_devices": "", "nvlinks": 18, "nvlinks_up": 18,
+        "nvlinks_down": "",
+    }  # fmt: skip
+    assert gpus.driver == "580.95.05"
+
+
+@needs("gcc")
+def test_every_meter_is_read(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    own_nvml.set(
+        0,
+        {"temperature.0": 61, "field.82": 77, "clock.1": 1980, "clock.2": 3201, "ecc.0.0": 1, "ecc.1.0": 2,
+         "ecc.0.1": 3, "ecc.1.1": 4},
+        utilization=(97, 40), memory_bytes=(143_771 * MEBI, 512 * MEBI, 0), power_mw=512_345, energy_mj=9,
+        clocks_event_reasons=4 | 64, pcie_replay=7, remapped_rows=(1, 2, 1, 0),
+    )  # fmt: skip
+    assert read(gpus)[1][0] == Reading(
+        uuid=own_nvml.uuid(0), utilization_percent=97, memory_used_mib=512, power_mw=512_345, temperature_c=61,
+        millijoules=9, memory_temperature_c=77, sm_clock_mhz=1980, memory_clock_mhz=3201,
+        clocks_event_reasons=("sw_power_cap", "hw_thermal"), pcie_generation=5, pcie_width=16, pcie_replays=7,
+        ecc_volatile_corrected=1, ecc_volatile_uncorrected=2, ecc_aggregate_corrected=3, ecc_aggregate_uncorrected=4,
+        rows_corrected=1, rows_uncorrected=2, rows_pending=True, rows_failed=False,
+    )  # fmt: skip
+
+
+@needs("gcc")
+def test_a_gpu_that_supports_nothing_tells_nothing_and_is_not_ill(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    for key in [line.split(" ")[2] for line in own_nvml.path.read_text().splitlines() if line.startswith("gpu 0 ")]:
+        if key not in {"uuid", "name"}:
+            own_nvml.set(0, {key: None})
+    (first, *_), (meters, *_) = read(NvmlGpus())
     assert first.healthy
-    assert second == Gpu("GPU-fake-b", 1, "H200", 143771, healthy=False)
-    assert meters == Reading("GPU-fake-b")
+    assert first.memory_mib is None
+    assert set(first.facts.values()) == {None}
+    assert {getattr(meters, one.name) for one in fields(meters) if one.name not in UNTOLD} == {None}
 
 
-def test_a_gpu_that_fell_off_the_bus_stays_in_the_inventory_as_not_healthy(nvml):
-    nvml.read("0 1 a", "0 1 b", "0 1 c")
-    found = [gpu for gpu, _ in nvml.read("0 1 a", "0 1 b")]
-    assert [(gpu.uuid, gpu.index, gpu.healthy) for gpu in found] == [
-        ("GPU-fake-a", 0, True),
-        ("GPU-fake-b", 1, True),
-        ("GPU-fake-c", 2, False),
-    ]
-    assert [gpu.healthy for gpu, _ in nvml.read("0 1 a", "0 1 b", "0 1 c")] == [True, True, True]
-
-
-def test_two_gpus_never_claim_one_index(nvml):
-    nvml.read("0 1 a", "0 1 b", "0 1 c")
-    found = [gpu for gpu, _ in nvml.read("0 1 b", "0 1 c")]
-    assert [(gpu.uuid, gpu.index, gpu.healthy) for gpu in found] == [
-        ("GPU-fake-b", 0, True),
-        ("GPU-fake-c", 1, True),
-        ("GPU-fake-a", 2, False),
-    ]
-
-
-def test_a_meter_that_a_gpu_does_not_support_is_neither_illness_nor_zero(nvml):
-    ((gpu, meters),) = nvml.read("0 -1 a")
-    assert gpu.healthy
+@needs("gcc")
+@pytest.mark.parametrize("code", [RESET_REQUIRED, 15, 999])
+def test_an_error_that_is_no_answer_makes_a_gpu_ill_and_no_value_zero(
+    gpus: NvmlGpus, own_nvml: FakeNvml, code: int
+) -> None:
+    own_nvml.set(0, energy_mj=Failure(code))
+    (first, second, *_), (meters, *_) = read(gpus)
+    assert (first.healthy, second.healthy) == (False, True)
     assert meters.millijoules is None
+    assert meters.power_mw == 75_000
 
 
-def test_a_gpu_that_is_lost_while_it_is_asked_is_not_healthy(nvml):
-    ((gpu, _),) = nvml.read("0 -2 a")
-    assert gpu == Gpu("GPU-fake-a", 0, "H200", 143771, healthy=False)
+@needs("gcc")
+def test_a_lost_gpu_stays_at_its_index_as_not_healthy_and_comes_back(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    before = read(gpus)[0]
+    own_nvml.lose(3)
+    found = {gpu.uuid: gpu for gpu in read(gpus)[0]}
+    assert {gpu.uuid: gpu.index for gpu in before} == {name: gpu.index for name, gpu in found.items()}
+    assert [gpu.uuid for gpu in found.values() if not gpu.healthy] == [own_nvml.uuid(3)]
+    assert found[own_nvml.uuid(3)].facts == before[3].facts
+    own_nvml.heal(3)
+    assert all(gpu.healthy for gpu in read(gpus)[0])
 
 
-def test_a_gpu_that_does_not_tell_its_name_is_not_there(nvml):
-    assert nvml.read("3 1 a") == []
+@needs("gcc")
+def test_two_gpus_never_claim_one_index(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    names = [gpu.uuid for gpu in read(gpus)[0]]
+    own_nvml.take_out(6)
+    own_nvml.take_out(0)
+    found = read(gpus)[0]
+    assert [gpu.uuid for gpu in found if gpu.healthy] == [*names[1:6], names[7]]
+    assert sorted(gpu.index for gpu in found) == list(range(8))
+
+
+@needs("gcc")
+def test_a_gpu_that_does_not_tell_its_name_is_not_there(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    own_nvml.set(0, name=None)
+    assert own_nvml.uuid(0) not in [gpu.uuid for gpu in read(gpus)[0]]
+
+
+@needs("gcc")
+def test_links_are_told_once_for_each_pair_and_nothing_is_invented(own_nvml: FakeNvml) -> None:
+    own_nvml.pair(0, 1, "p2p.2", 5)
+    own_nvml.pair(0, 5, "p2p.2", None)
+    own_nvml.pair(6, 7, "p2p.2", None)
+    own_nvml.pair(6, 7, "topology", None)
+    source = NvmlGpus()
+    read(source)
+    names = [own_nvml.uuid(number) for number in range(8)]
+    links = {(link.a, link.b): link.kind for link in source.links()}
+    assert len(links) == 27
+    assert links[names[0], names[1]] == "phb"
+    assert links[names[0], names[5]] == "sys"
+    assert links[names[2], names[3]] == "nvlink"
+    assert (names[6], names[7]) not in links
+
+
+@needs("gcc")
+def test_a_broken_link_and_the_parts_of_a_cut_gpu_are_facts(own_nvml: FakeNvml) -> None:
+    own_nvml.set(0, {"nvlink.3": (0, ""), "mig_mode": (1, 1), "mig_max": 7})
+    own_nvml.set("0.1", uuid="MIG-a")
+    own_nvml.set("0.4", uuid="MIG-b")
+    facts = read(NvmlGpus())[0][0].facts
+    assert (facts["nvlinks"], facts["nvlinks_up"], facts["nvlinks_down"]) == (18, 17, "3")
+    assert (facts["mig"], facts["mig_devices"]) == (True, "MIG-a MIG-b")
+
+
+@needs("gcc")
+def test_a_driver_that_goes_and_comes_again_makes_all_ill_meanwhile(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
+    read(gpus)
+    own_nvml.driver(error=DRIVER_NOT_LOADED)
+    found = read(gpus)[0]
+    assert len(found) == 8
+    assert not any(gpu.healthy for gpu in found)
+    own_nvml.reload_driver(version="590.1")
+    assert all(gpu.healthy for gpu in read(gpus)[0])
+    assert gpus.driver == "590.1"
+    assert gpus.loads == 1
+
+
+@needs("gcc")
+def test_a_driver_older_than_a_question_answers_the_others(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    old = compile_library(tmp_path, without=["nvmlDeviceGetTemperature", "nvmlDeviceGetFieldValues"])
+    program = """if True:
+        from provisioning.agent.nvml import NvmlGpus
+        (gpu, reading), *_ = NvmlGpus().read(busy=frozenset())
+        print(gpu.healthy, reading.temperature_c, reading.memory_temperature_c, reading.power_mw)
+    """
+    said = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | fake_nvml.environment(old), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert said.stdout.split() == ["True", "None", "None", "75000"]
+
+
+def test_without_the_library_the_agent_says_what_to_do(tmp_path: Path) -> None:
+    program = "from provisioning.agent.main import run; run()"
+    (tmp_path / "token").write_text("t")
+    said = subprocess.run(
+        [sys.executable, "-c", program, "--url", "http://127.0.0.1:9", "--home", str(tmp_path / "home"),
+         "--join-token-file", str(tmp_path / "token")],
+        env={name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 2
+    assert "no NVIDIA driver answers" in said.stderr
+    assert "simulated:H200:8:144384" in said.stderr
+
+
+def test_reasons_are_words_and_a_new_one_is_named_by_its_bit() -> None:
+    assert in_words(0) == ()
+    assert in_words(1 | 8 | 4096) == ("idle", "hw_slowdown", "bit_4096")
+
+
+@needs("gcc")
+def test_a_reload_that_is_seen_begins_a_driver_epoch_even_where_counters_have_passed_their_old_value(
+    own_nvml: FakeNvml, tmp_path: Path
+) -> None:
+    kept = Home(tmp_path / "home")
+    kept.begin_epoch()
+    monitor = GpuMonitor(source=NvmlGpus(), home=kept, changed=lambda: None)
+    epoch = kept.driver_epoch()
+    own_nvml.driver(error=DRIVER_NOT_LOADED)
+    monitor.look()
+    own_nvml.reload_driver()
+    own_nvml.set(0, energy_mj=10**9)
+    monitor.look()
+    assert kept.driver_epoch() == epoch + 1
+    assert [one["driver_epoch"] for one in monitor.take_meters(busy=frozenset())[0]] == [epoch + 1] * 8
+    kept.close()
+
+
+def test_what_is_simulated_says_so_and_tells_as_much_as_a_real_gpu(tmp_path: Path) -> None:
+    source = SimulatedGpus(model="H200", count=2, memory_mib=1000, seed="s", home=tmp_path)
+    (gpu, meters), (other, _) = source.read(busy=frozenset())
+    assert gpu.facts["simulated"] is True
+    assert gpu.facts["serial"].startswith("SIM")
+    assert source.links() == (Link(gpu.uuid, other.uuid, "nvlink"),)
+    assert None not in [getattr(meters, one.name) for one in fields(meters)]
 
 
 class StubGpus:
     """A source that says what the test wants."""
 
     name = "nvml"
+    driver = "1"
+    loads = 0
 
     def __init__(self) -> None:
         self.energy = 1000
@@ -155,6 +230,9 @@ class StubGpus:
 
     def read(self, *, busy):
         return [(Gpu("GPU-1", 0, "H200", 143771, self.healthy), Reading("GPU-1", millijoules=self.energy))]
+
+    def links(self):
+        return ()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0005_prices_per_unit"),
         ("marketplace", "0006_audit_of_the_system"),
-        ("provisioning", "0005_project_registries"),
+        ("provisioning", "0007_partitioned_readings"),
     ]
 
     operations = [

@@ -1,0 +1,22 @@
+"""What the GPUs of an instance read, as charts on its page."""
+
+from django.http import HttpResponse
+
+from marketplace import access
+from marketplace.portal import lines
+from marketplace.portal.doors import Visit, page
+from provisioning import telemetry
+
+
+@page()
+def shown(visit: Visit, instance_id: str) -> HttpResponse:
+    """Show the last hour of an instance's GPUs: a part of its page, which asks for it by itself."""
+    instance = access.instance_for(visit.actor, instance_id, verb="instance.view")
+    since = visit.at - lines.SPAN
+    found = telemetry.series(of=instance, since=since, until=visit.at, step=telemetry.SLOT)
+    context = {
+        "instance": instance,
+        "has_points": any(one.points for one in found),
+        "charts": lines.charts(found, since=since, until=visit.at),
+    }
+    return visit.page("instances/telemetry.html", context)
