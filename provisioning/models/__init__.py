@@ -1,4 +1,14 @@
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
+from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, Site
+from provisioning.models.health import (
+    Breaker,
+    BreakerMark,
+    HealthEvent,
+    HealthNote,
+    Operation,
+    Remediation,
+    WipeRecord,
+)
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -24,9 +34,13 @@ __all__ = [
     "MOVES",
     "STARTING",
     "Assignment",
+    "Breaker",
+    "BreakerMark",
     "Fabric",
     "Gpu",
     "GpuHold",
+    "HealthEvent",
+    "HealthNote",
     "Heartbeat",
     "Instance",
     "InstanceEvent",
@@ -35,11 +49,14 @@ __all__ = [
     "Node",
     "NodeHold",
     "NodeInventory",
+    "Operation",
     "Phase",
     "Quota",
     "Reason",
     "RegistryCredential",
     "RollUp",
+    "Remediation",
     "Site",
+    "WipeRecord",
     "Workflow",
 ]
