@@ -19,6 +19,8 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
 from provisioning import engine, inventory, nodes, telemetry
+from provisioning import engine, nodes
+from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -33,7 +35,11 @@ MILLISECOND = timedelta(milliseconds=1)
 
 # Who takes an entry of a node's journal, by its kind: the node, when it happened, what it says.
 EventTaker = Callable[[Node, datetime, Mapping[str, Any]], None]
-EVENT_TAKERS: dict[str, EventTaker] = {}
+EVENT_TAKERS: dict[str, EventTaker] = {
+    "health": events.take,
+    "wipe": wipes.take,
+    "operation": operations.take,
+}
 
 # In the order of the nodes, so that two batches cannot deadlock.
 HEARD = """
@@ -222,6 +228,8 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
             ports=word.ports,
         )
     for row, word in moved:
+        if word.state == Assignment.Observed.WIPING.value:
+            wipes.show_wiping(row)
         log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
 
 
@@ -273,7 +281,7 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
         "log_cursors": {row.public_id: row.log_bytes for row in live},
     }
     if node.desired_generation != report.desired_seen:
-        answer["desired"] = {"assignments": _assignments(live), "operations": [], "volumes": []}
+        answer["desired"] = {"assignments": _assignments(live), "operations": operations.document(node), "volumes": []}
     return answer
 
 

@@ -249,9 +249,7 @@ class SimulatedEvents:
         except (FileNotFoundError, ValueError):
             lost = set()
         return {
-            uuid: Condition(
-                is_lost=index in lost, recovery=0, uncorrected=0, remap_pending=False, remap_failed=False
-            )
+            uuid: Condition(is_lost=index in lost, recovery=0, uncorrected=0, remap_pending=False, remap_failed=False)
             for index, uuid in self._gpus()
         }
 
@@ -263,7 +261,9 @@ class SimulatedEvents:
 class KernelLog:
     """Follows /dev/kmsg for what the GPU driver says there. Goes on after the last record that an earlier agent read."""
 
-    def __init__(self, *, home: Path, addresses: Callable[[], Mapping[str, str]], path: Path = Path("/dev/kmsg")) -> None:
+    def __init__(
+        self, *, home: Path, addresses: Callable[[], Mapping[str, str]], path: Path = Path("/dev/kmsg")
+    ) -> None:
         self._mark = home / "kernel-log.json"
         self._addresses = addresses
         self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -277,7 +277,8 @@ class KernelLog:
         """Return what the driver said meanwhile."""
         if not select.select([self._file], [], [], timeout_s)[0]:
             return []
-        events, before = [], self._seen
+        events: list[Event] = []
+        before = self._seen
         for line in self._lines():
             head, _, words = line.partition(";")
             number = head.split(",")[1] if head.count(",") >= 2 else ""

@@ -90,7 +90,7 @@ class HealthWatch:
             before = self._before.get(gpu, Condition())
             self._before[gpu] = condition
         codes = [code for code in codes_of(condition) if code not in codes_of(before)]
-        codes += [code for code in self._throttled(gpu, condition)]
+        codes += list(self._throttled(gpu, condition))
         for code in codes:
             self._tell(Event(gpu, "agent", code, DETAILS.get(code, "")))
 

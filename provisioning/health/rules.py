@@ -56,6 +56,7 @@ class Rule:
     detail: re.Pattern[str] | None = None
     drain: str = "immediate"
     drain_minutes: int = 60
+    spares: bool = False
     ladder: tuple[str, ...] = ()
     window_hours: int = 168
     clears_after_minutes: int | None = None

@@ -7,175 +7,360 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('marketplace', '0005_what_real_nodes_need'),
-        ('provisioning', '0003_what_real_nodes_need'),
+        ("marketplace", "0005_what_real_nodes_need"),
+        ("provisioning", "0003_what_real_nodes_need"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='Breaker',
+            name="Breaker",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_id', billing.public_ids.PublicIdField(prefix='brk')),
-                ('opened_at', models.DateTimeField(null=True)),
-                ('reason', models.CharField(blank=True, max_length=200)),
-                ('closed_at', models.DateTimeField(help_text='marks before this do not count any more', null=True)),
-                ('offer', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='breakers', to='marketplace.offer')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("public_id", billing.public_ids.PublicIdField(prefix="brk")),
+                ("opened_at", models.DateTimeField(null=True)),
+                ("reason", models.CharField(blank=True, max_length=200)),
+                ("closed_at", models.DateTimeField(help_text="marks before this do not count any more", null=True)),
+                (
+                    "offer",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="breakers",
+                        to="marketplace.offer",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='BreakerMark',
+            name="BreakerMark",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('at', models.DateTimeField()),
-                ('breaker', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='marks', to='provisioning.breaker')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='+', to='provisioning.node')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("at", models.DateTimeField()),
+                (
+                    "breaker",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="marks", to="provisioning.breaker"
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="provisioning.node"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='HealthNote',
+            name="HealthNote",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('run', models.PositiveIntegerField()),
-                ('at', models.DateTimeField()),
-                ('code', models.CharField(max_length=40)),
-                ('message', models.CharField(max_length=500)),
-                ('instance', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='health_notes', to='provisioning.instance')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("run", models.PositiveIntegerField()),
+                ("at", models.DateTimeField()),
+                ("code", models.CharField(max_length=40)),
+                ("message", models.CharField(max_length=500)),
+                (
+                    "instance",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="health_notes",
+                        to="provisioning.instance",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Remediation',
+            name="Remediation",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_id', billing.public_ids.PublicIdField(prefix='rem')),
-                ('action', models.CharField(max_length=12)),
-                ('severity', models.PositiveSmallIntegerField()),
-                ('rule', models.CharField(max_length=60)),
-                ('table_version', models.CharField(max_length=40)),
-                ('reason', models.CharField(max_length=200)),
-                ('state', models.CharField(choices=[('waiting', 'Held back by the breaker'), ('draining', 'Waits until nothing runs there'), ('acting', 'Being repaired'), ('verifying', 'At the gate'), ('stuck', 'Needs somebody: nobody knows how the repair ended'), ('condemned', 'To be replaced'), ('returned', 'Back in service'), ('replaced', 'Replaced'), ('cancelled', 'Part of a larger repair')], max_length=10)),
-                ('state_since', models.DateTimeField()),
-                ('message', models.TextField(blank=True)),
-                ('ladder', models.JSONField(default=list, help_text='the operation of each attempt, in order')),
-                ('attempts', models.PositiveSmallIntegerField(default=0, help_text='reserved ones, with those of earlier repairs')),
-                ('attempts_max', models.PositiveSmallIntegerField(default=0)),
-                ('drain_until', models.DateTimeField(help_text='null: what runs there may finish, however long it takes', null=True)),
-                ('clears_at', models.DateTimeField(help_text='when a fault that does not come again is over', null=True)),
-                ('is_for_person', models.BooleanField(default=False, help_text='nothing leads to the gate but a manager')),
-                ('opened_at', models.DateTimeField()),
-                ('closed_at', models.DateTimeField(null=True)),
-                ('gpu', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='remediations', to='provisioning.gpu')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='remediations', to='provisioning.node')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("public_id", billing.public_ids.PublicIdField(prefix="rem")),
+                ("action", models.CharField(max_length=12)),
+                ("severity", models.PositiveSmallIntegerField()),
+                ("rule", models.CharField(max_length=60)),
+                ("table_version", models.CharField(max_length=40)),
+                ("reason", models.CharField(max_length=200)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("waiting", "Held back by the breaker"),
+                            ("draining", "Waits until nothing runs there"),
+                            ("acting", "Being repaired"),
+                            ("verifying", "At the gate"),
+                            ("stuck", "Needs somebody: nobody knows how the repair ended"),
+                            ("condemned", "To be replaced"),
+                            ("returned", "Back in service"),
+                            ("replaced", "Replaced"),
+                            ("cancelled", "Part of a larger repair"),
+                        ],
+                        max_length=10,
+                    ),
+                ),
+                ("state_since", models.DateTimeField()),
+                ("message", models.TextField(blank=True)),
+                ("ladder", models.JSONField(default=list, help_text="the operation of each attempt, in order")),
+                (
+                    "attempts",
+                    models.PositiveSmallIntegerField(
+                        default=0, help_text="reserved ones, with those of earlier repairs"
+                    ),
+                ),
+                ("attempts_max", models.PositiveSmallIntegerField(default=0)),
+                (
+                    "drain_until",
+                    models.DateTimeField(
+                        help_text="null: what runs there may finish, however long it takes", null=True
+                    ),
+                ),
+                (
+                    "clears_at",
+                    models.DateTimeField(help_text="when a fault that does not come again is over", null=True),
+                ),
+                (
+                    "is_for_person",
+                    models.BooleanField(default=False, help_text="nothing leads to the gate but a manager"),
+                ),
+                ("opened_at", models.DateTimeField()),
+                ("closed_at", models.DateTimeField(null=True)),
+                (
+                    "gpu",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="remediations",
+                        to="provisioning.gpu",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="remediations", to="provisioning.node"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Operation',
+            name="Operation",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_id', billing.public_ids.PublicIdField(prefix='opr')),
-                ('kind', models.CharField(choices=[('wipe', 'Wipe'), ('reset_gpu', 'Reset the GPU'), ('reboot_node', 'Restart the node'), ('verify', 'Check')], max_length=11)),
-                ('attempt', models.PositiveSmallIntegerField(default=1)),
-                ('outcome', models.CharField(choices=[('pending', 'Under way'), ('succeeded', 'Succeeded'), ('failed', 'Failed'), ('unknown', 'Unknown'), ('cancelled', 'Cancelled')], default='pending', max_length=9)),
-                ('message', models.CharField(blank=True, max_length=500)),
-                ('boot_id', models.CharField(blank=True, help_text='of the node when this was reserved', max_length=64)),
-                ('reserved_at', models.DateTimeField()),
-                ('deadline_at', models.DateTimeField()),
-                ('finished_at', models.DateTimeField(null=True)),
-                ('gpu', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='operations', to='provisioning.gpu')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='operations', to='provisioning.node')),
-                ('remediation', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='operations', to='provisioning.remediation')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("public_id", billing.public_ids.PublicIdField(prefix="opr")),
+                (
+                    "kind",
+                    models.CharField(
+                        choices=[
+                            ("wipe", "Wipe"),
+                            ("reset_gpu", "Reset the GPU"),
+                            ("reboot_node", "Restart the node"),
+                            ("verify", "Check"),
+                        ],
+                        max_length=11,
+                    ),
+                ),
+                ("attempt", models.PositiveSmallIntegerField(default=1)),
+                (
+                    "outcome",
+                    models.CharField(
+                        choices=[
+                            ("pending", "Under way"),
+                            ("succeeded", "Succeeded"),
+                            ("failed", "Failed"),
+                            ("unknown", "Unknown"),
+                            ("cancelled", "Cancelled"),
+                        ],
+                        default="pending",
+                        max_length=9,
+                    ),
+                ),
+                ("message", models.CharField(blank=True, max_length=500)),
+                (
+                    "boot_id",
+                    models.CharField(blank=True, help_text="of the node when this was reserved", max_length=64),
+                ),
+                ("reserved_at", models.DateTimeField()),
+                ("deadline_at", models.DateTimeField()),
+                ("finished_at", models.DateTimeField(null=True)),
+                (
+                    "gpu",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="operations",
+                        to="provisioning.gpu",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="operations", to="provisioning.node"
+                    ),
+                ),
+                (
+                    "remediation",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="operations",
+                        to="provisioning.remediation",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='HealthEvent',
+            name="HealthEvent",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_id', billing.public_ids.PublicIdField(prefix='hev')),
-                ('at', models.DateTimeField()),
-                ('received_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('source', models.CharField(max_length=10)),
-                ('code', models.CharField(max_length=40)),
-                ('detail', models.CharField(blank=True, max_length=500)),
-                ('decided_at', models.DateTimeField(null=True)),
-                ('action', models.CharField(blank=True, max_length=12)),
-                ('severity', models.PositiveSmallIntegerField(null=True)),
-                ('scope', models.CharField(blank=True, max_length=4)),
-                ('rule', models.CharField(blank=True, max_length=60)),
-                ('table_version', models.CharField(blank=True, max_length=40)),
-                ('gpu', models.ForeignKey(null=True, on_delete=django.db.models.deletion.CASCADE, related_name='health_events', to='provisioning.gpu')),
-                ('node', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='health_events', to='provisioning.node')),
-                ('remediation', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='events', to='provisioning.remediation')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("public_id", billing.public_ids.PublicIdField(prefix="hev")),
+                ("at", models.DateTimeField()),
+                ("received_at", models.DateTimeField(default=django.utils.timezone.now)),
+                ("source", models.CharField(max_length=10)),
+                ("code", models.CharField(max_length=40)),
+                ("detail", models.CharField(blank=True, max_length=500)),
+                ("decided_at", models.DateTimeField(null=True)),
+                ("action", models.CharField(blank=True, max_length=12)),
+                ("severity", models.PositiveSmallIntegerField(null=True)),
+                ("scope", models.CharField(blank=True, max_length=4)),
+                ("rule", models.CharField(blank=True, max_length=60)),
+                ("table_version", models.CharField(blank=True, max_length=40)),
+                (
+                    "gpu",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="health_events",
+                        to="provisioning.gpu",
+                    ),
+                ),
+                (
+                    "node",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="health_events",
+                        to="provisioning.node",
+                    ),
+                ),
+                (
+                    "remediation",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="events",
+                        to="provisioning.remediation",
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='WipeRecord',
+            name="WipeRecord",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('public_id', billing.public_ids.PublicIdField(prefix='wip')),
-                ('fence', models.PositiveIntegerField(default=0)),
-                ('at', models.DateTimeField()),
-                ('method', models.CharField(max_length=80)),
-                ('result', models.CharField(choices=[('ok', 'Clean'), ('failed', 'Failed')], max_length=6)),
-                ('covered_bytes', models.BigIntegerField(null=True)),
-                ('duration_ms', models.PositiveIntegerField(default=0)),
-                ('message', models.CharField(blank=True, max_length=500)),
-                ('assignment', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='wipes', to='provisioning.assignment')),
-                ('gpu', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='wipes', to='provisioning.gpu')),
-                ('operation', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='wipes', to='provisioning.operation')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("public_id", billing.public_ids.PublicIdField(prefix="wip")),
+                ("fence", models.PositiveIntegerField(default=0)),
+                ("at", models.DateTimeField()),
+                ("method", models.CharField(max_length=80)),
+                ("result", models.CharField(choices=[("ok", "Clean"), ("failed", "Failed")], max_length=6)),
+                ("covered_bytes", models.BigIntegerField(null=True)),
+                ("duration_ms", models.PositiveIntegerField(default=0)),
+                ("message", models.CharField(blank=True, max_length=500)),
+                (
+                    "assignment",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="wipes",
+                        to="provisioning.assignment",
+                    ),
+                ),
+                (
+                    "gpu",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="wipes", to="provisioning.gpu"
+                    ),
+                ),
+                (
+                    "operation",
+                    models.ForeignKey(
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="wipes",
+                        to="provisioning.operation",
+                    ),
+                ),
             ],
         ),
         migrations.AddConstraint(
-            model_name='breaker',
-            constraint=models.UniqueConstraint(fields=('offer',), name='breaker_once_per_offer_and_fleet', nulls_distinct=False),
+            model_name="breaker",
+            constraint=models.UniqueConstraint(
+                fields=("offer",), name="breaker_once_per_offer_and_fleet", nulls_distinct=False
+            ),
         ),
         migrations.AddIndex(
-            model_name='breakermark',
-            index=models.Index(fields=['breaker', 'at'], name='breaker_mark_recent'),
+            model_name="breakermark",
+            index=models.Index(fields=["breaker", "at"], name="breaker_mark_recent"),
         ),
         migrations.AddIndex(
-            model_name='healthnote',
-            index=models.Index(fields=['instance', '-id'], name='health_note_newest'),
+            model_name="healthnote",
+            index=models.Index(fields=["instance", "-id"], name="health_note_newest"),
         ),
         migrations.AddIndex(
-            model_name='remediation',
-            index=models.Index(fields=['node', '-id'], name='remediation_newest_of_node'),
+            model_name="remediation",
+            index=models.Index(fields=["node", "-id"], name="remediation_newest_of_node"),
         ),
         migrations.AddConstraint(
-            model_name='remediation',
-            constraint=models.UniqueConstraint(condition=models.Q(('closed_at', None), ('gpu__isnull', False)), fields=('gpu',), name='gpu_repaired_once_at_a_time'),
+            model_name="remediation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("closed_at", None), ("gpu__isnull", False)),
+                fields=("gpu",),
+                name="gpu_repaired_once_at_a_time",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='remediation',
-            constraint=models.UniqueConstraint(condition=models.Q(('closed_at', None), ('gpu', None)), fields=('node',), name='node_repaired_once_at_a_time'),
+            model_name="remediation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("closed_at", None), ("gpu", None)),
+                fields=("node",),
+                name="node_repaired_once_at_a_time",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='remediation',
-            constraint=models.CheckConstraint(condition=models.Q(('attempts__lte', models.F('attempts_max'))), name='remediation_never_exceeds_its_attempts'),
+            model_name="remediation",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("attempts__lte", models.F("attempts_max"))),
+                name="remediation_never_exceeds_its_attempts",
+            ),
         ),
         migrations.AddIndex(
-            model_name='operation',
-            index=models.Index(condition=models.Q(('outcome', 'pending')), fields=['node'], name='operation_pending_on_node'),
+            model_name="operation",
+            index=models.Index(
+                condition=models.Q(("outcome", "pending")), fields=["node"], name="operation_pending_on_node"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='operation',
-            constraint=models.UniqueConstraint(condition=models.Q(('remediation__isnull', False)), fields=('remediation', 'kind', 'gpu', 'attempt'), name='operation_once_per_attempt', nulls_distinct=False),
+            model_name="operation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("remediation__isnull", False)),
+                fields=("remediation", "kind", "gpu", "attempt"),
+                name="operation_once_per_attempt",
+                nulls_distinct=False,
+            ),
         ),
         migrations.AddConstraint(
-            model_name='operation',
-            constraint=models.UniqueConstraint(condition=models.Q(('kind', 'wipe'), ('outcome', 'pending')), fields=('gpu',), name='gpu_wiped_once_at_a_time'),
+            model_name="operation",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("kind", "wipe"), ("outcome", "pending")),
+                fields=("gpu",),
+                name="gpu_wiped_once_at_a_time",
+            ),
         ),
         migrations.AddIndex(
-            model_name='healthevent',
-            index=models.Index(condition=models.Q(('decided_at', None)), fields=['id'], name='health_event_undecided'),
+            model_name="healthevent",
+            index=models.Index(condition=models.Q(("decided_at", None)), fields=["id"], name="health_event_undecided"),
         ),
         migrations.AddIndex(
-            model_name='healthevent',
-            index=models.Index(fields=['node', '-at'], name='health_event_newest_of_node'),
+            model_name="healthevent",
+            index=models.Index(fields=["node", "-at"], name="health_event_newest_of_node"),
         ),
         migrations.AddIndex(
-            model_name='wiperecord',
-            index=models.Index(fields=['gpu', '-id'], name='wipe_newest_of_gpu'),
+            model_name="wiperecord",
+            index=models.Index(fields=["gpu", "-id"], name="wipe_newest_of_gpu"),
         ),
     ]

@@ -90,7 +90,7 @@ class HealthEvent(models.Model):
 
 
 class Operation(models.Model):
-    """One thing that a node is asked to do once. Its result is permanent, `unknown` too, until something is observed."""
+    """One thing that a node is asked to do once. Its result is permanent, also `unknown`, until more is observed."""
 
     class Kind(models.TextChoices):
         WIPE = "wipe", _("Wipe")
