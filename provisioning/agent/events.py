@@ -57,6 +57,7 @@ class Condition:
     uncorrected: int | None = None
     remap_pending: bool | None = None
     remap_failed: bool | None = None
+    links_down: int | None = None
     is_hot: bool | None = None
     is_braked: bool | None = None
 
@@ -183,9 +184,17 @@ def condition_of(handle: Any) -> Condition:
         ),
         remap_pending=None if rows is None else bool(rows[2]),
         remap_failed=None if rows is None else bool(rows[3]),
+        links_down=_links_down(handle),
         is_hot=None if reasons is None else bool(reasons & HOT),
         is_braked=None if reasons is None else bool(reasons & BRAKED),
     )
+
+
+def _links_down(handle: Any) -> int | None:
+    states = [_asked(pynvml.nvmlDeviceGetNvLinkState, handle, link) for link in range(pynvml.NVML_NVLINK_MAX_LINKS)]
+    told = [state for state in states if state is not None]
+    # A GPU all of whose links are off is not wired to others; one that lost some is broken.
+    return None if not any(told) else told.count(0)
 
 
 def _field(handle: Any, field: int) -> int | None:
@@ -259,7 +268,7 @@ class SimulatedEvents:
 
 
 class KernelLog:
-    """Follows /dev/kmsg for what the GPU driver says there. Goes on after the last record that an earlier agent read."""
+    """Follows /dev/kmsg for what the GPU driver says there. Goes on where an earlier agent stopped."""
 
     def __init__(
         self, *, home: Path, addresses: Callable[[], Mapping[str, str]], path: Path = Path("/dev/kmsg")

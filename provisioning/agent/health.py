@@ -1,9 +1,9 @@
-"""Notices what goes wrong with the GPUs and tells the control plane within a second; judging it is the server's part."""
+"""Notices what goes wrong with the GPUs and tells the control plane within a second; the server judges it."""
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -27,12 +27,9 @@ class Record(Protocol):
 class HealthWatch:
     """Turns what the sources say, and what the GPUs say of themselves, into events in the journal."""
 
-    def __init__(
-        self, *, source: EventSource, journal: Record, changed: Callable[[], None], kernel_log: KernelLog | None = None
-    ) -> None:
+    def __init__(self, *, source: EventSource, journal: Record, kernel_log: KernelLog | None = None) -> None:
         self._source = source
         self._journal = journal
-        self._changed = changed
         self._kernel_log = kernel_log
         self._guard = threading.RLock()
         self._told: dict[tuple[str, str], float] = {}
@@ -79,8 +76,7 @@ class HealthWatch:
     def _tell(self, event: Event) -> None:
         log.warning("health event", extra={"gpu": event.gpu, "code": event.code, "detail": event.detail})
         body = {"gpu": event.gpu, "source": event.source, "code": event.code, "detail": event.detail}
-        self._journal.append("health", body)
-        self._changed()
+        self._journal.append("health", body)  # Which wakes the sync.
 
     def _compare(self, gpu: str, condition: Condition) -> None:
         """Tell what is worse than it was; what stays bad is told once."""
