@@ -67,7 +67,7 @@ def _decide(event_id: int, at: datetime) -> bool:
     event.save()
     log.warning(
         "health event decided",
-        event=event.public_id,
+        health_event=event.public_id,
         node=event.node.public_id,
         gpu=event.gpu.uuid if event.gpu else None,
         code=event.code,

@@ -143,7 +143,7 @@ def test_what_never_ran_costs_nothing_and_a_fault_before_the_run_is_charged_from
 
 
 def test_a_gang_ends_as_a_whole(rent: Any, clock: Any, fleet: Any, run_until_idle: Any) -> None:
-    gang = rent(replicas=2, gpus_per_replica=8)
+    gang = rent(replicas=2, gpus=8)
     run_until_idle()
     fleet.nodes["h200-1"].breaks(3, "xid:79")
     fleet.sync()
