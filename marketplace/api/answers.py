@@ -195,7 +195,7 @@ def quote(order: rentals.Order, found: rentals.Quote) -> Answer:
 def event(row: InstanceEvent) -> Answer:
     return {
         "at": row.at,
-        "kind": "phase",
+        "kind": row.kind,
         "run": row.run,
         "old_phase": row.old_phase,
         "new_phase": row.new_phase,

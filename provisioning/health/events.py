@@ -85,7 +85,7 @@ def _follow(event: HealthEvent, verdict: Verdict, at: datetime) -> None:
     if verdict.action == Action.APPLICATION:
         for instance in faults.using(gpu=event.gpu) if event.gpu else []:
             message = f"{verdict.rule.text} ({event.code}). The GPU itself is well; look at the program's own output."
-            faults.note(instance=instance, code=event.code, message=message, at=event.at)
+            faults.note(instance=instance, message=message, at=event.at)
         return
     remediation = remedies.demand(event=event, verdict=verdict, at=at)
     HealthEvent.objects.filter(pk=event.pk).update(remediation=remediation)

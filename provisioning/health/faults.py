@@ -11,8 +11,8 @@ from provisioning.models import (
     STARTING,
     Assignment,
     Gpu,
-    HealthNote,
     Instance,
+    InstanceEvent,
     Node,
     Phase,
     Reason,
@@ -72,20 +72,27 @@ def _message(instance: Instance, happened: str, ends_at: datetime | None) -> str
     return f"{happened}{who} {cost} {following}"
 
 
-def note(*, instance: Instance, code: str, message: str, at: datetime, is_degraded: bool = True) -> None:
+def note(*, instance: Instance, message: str, at: datetime) -> None:
     """Tell the customer of something that does not end the instance."""
-    HealthNote.objects.create(instance=instance, run=instance.run, at=at, code=code, message=message[:500])
-    if is_degraded:
-        healthy = Instance.objects.filter(pk=instance.pk, health=Instance.Health.HEALTHY)
-        healthy.update(health=Instance.Health.DEGRADED)
+    InstanceEvent.objects.create(
+        kind=InstanceEvent.Kind.HEALTH,
+        instance=instance,
+        run=instance.run,
+        at=at,
+        old_phase=instance.phase,
+        new_phase=instance.phase,
+        message=message,
+    )
+    healthy = Instance.objects.filter(pk=instance.pk, health=Instance.Health.HEALTHY)
+    healthy.update(health=Instance.Health.DEGRADED)
 
 
 def heal(*, at: datetime, limit: int) -> int:
     """Call those healthy again of whom nothing was noted for a while, and whose GPUs are not in repair."""
-    recent = HealthNote.objects.filter(at__gt=at - DEGRADED_FOR).values("instance")
+    recent = InstanceEvent.objects.filter(kind=InstanceEvent.Kind.HEALTH, at__gt=at - DEGRADED_FOR)
     in_repair = Assignment.objects.filter(holds__released_at=None, holds__gpu__state=Gpu.State.QUARANTINED)
     over = Instance.objects.filter(health=Instance.Health.DEGRADED, phase__in=CHARGED_PHASES)
-    over = over.exclude(pk__in=recent).exclude(pk__in=in_repair.values("instance"))
+    over = over.exclude(pk__in=recent.values("instance")).exclude(pk__in=in_repair.values("instance"))
     healed = 0
     for pk in list(over.order_by("pk").values_list("pk", flat=True)[:limit]):
         degraded = Instance.objects.filter(pk=pk, health=Instance.Health.DEGRADED)

@@ -14,9 +14,10 @@ import structlog
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
+from provisioning.errors import ProvisioningError
 from provisioning.health import breaker, faults, gate, operations, parts
 from provisioning.health.classification import Verdict
-from provisioning.health.rules import LEMON, Action, Rule, Severity, current
+from provisioning.health.rules import LEMON, MANUAL, Action, Rule, Severity, current
 from provisioning.models import Gpu, HealthEvent, Node, Operation, Remediation
 
 log = structlog.get_logger("provisioning.health")
@@ -138,7 +139,7 @@ def _tell(remediation: Remediation, event: HealthEvent, rule: Rule, *, at: datet
     others = faults.using(node=event.node) if remediation.gpu is None else []
     for instance in {one.pk: one for one in (*hit, *others)}.values():
         note = f"{rule.text} ({event.code}); nothing new is placed there.{ends}"
-        faults.note(instance=instance, code=event.code, message=note, at=at)
+        faults.note(instance=instance, message=note, at=at)
 
 
 @transaction.atomic
@@ -245,12 +246,6 @@ def _return(remediation: Remediation, at: datetime) -> None:
         parts.let_go(node=remediation.node, at=at)
 
 
-def replaced(*, remediation: Remediation, at: datetime) -> None:
-    """Close a repair because a person replaced the part: the new one has its own record to make."""
-    remediation.operations.filter(outcome=Outcome.PENDING).update(outcome=Outcome.CANCELLED, finished_at=at)
-    _move(remediation, State.REPLACED, at, closed=True)
-
-
 def _move(remediation: Remediation, state: State, at: datetime, message: str = "", *, closed: bool = False) -> None:
     old, remediation.state, remediation.state_since, remediation.message = remediation.state, state, at, message
     remediation.closed_at = at if closed else None
@@ -262,3 +257,49 @@ def due(*, limit: int) -> list[int]:
     """Return the repairs that may have something to do."""
     moving = Remediation.objects.filter(closed_at=None).exclude(state=State.CONDEMNED)
     return list(moving.order_by("pk").values_list("pk", flat=True)[:limit])
+
+
+@transaction.atomic
+def take_out(*, gpu: Gpu, reason: str, at: datetime) -> Remediation:
+    """Quarantine a GPU because a person says so; what runs on it may finish, and only a person lets it back."""
+    if _live(gpu.node).filter(Q(gpu=gpu) | Q(gpu=None)).exists():
+        raise ProvisioningError(f"GPU {gpu.index} of {gpu.node} is being repaired already.")
+    remediation = Remediation(node=gpu.node, gpu=gpu, state=State.DRAINING, state_since=at, opened_at=at)
+    _apply_rule(remediation, MANUAL, at=at)
+    remediation.reason = reason[:200]
+    remediation.save()
+    parts.quarantine(gpus=[gpu], reason=reason)
+    return remediation
+
+
+@transaction.atomic
+def release(*, remediation: Remediation, at: datetime) -> None:
+    """Lead a part to the gate because a person says so; whether it opens is for the gate to say."""
+    locked = Remediation.objects.select_for_update().filter(pk=remediation.pk, closed_at=None).first()
+    if locked is None or locked.state not in {State.WAITING, State.DRAINING, State.STUCK, State.CONDEMNED}:
+        raise ProvisioningError("It is on its way already.")
+    if _is_held(locked):
+        raise ProvisioningError("Something still runs there.")
+    knock(locked, at=at)
+
+
+@transaction.atomic
+def release_gpu(*, gpu: Gpu, at: datetime) -> Remediation:
+    """Lead a quarantined GPU to the gate, also one that nobody repairs: its wipe failed, say."""
+    repair = _live(gpu.node).filter(Q(gpu=gpu) | Q(gpu=None)).order_by("gpu").first()
+    if repair is None:
+        repair = take_out(gpu=gpu, reason=gpu.state_reason or MANUAL.text, at=at)
+    release(remediation=repair, at=at)
+    return repair
+
+
+@transaction.atomic
+def replaced(*, remediation: Remediation, at: datetime) -> None:
+    """Note that a person replaced what was broken. A GPU's row stays out for good, since the new one has another
+    UUID; a node whose parts were replaced goes to the gate."""
+    if remediation.gpu is None:
+        release(remediation=remediation, at=at)
+        return
+    pending = remediation.operations.filter(outcome=Outcome.PENDING)
+    pending.update(outcome=Outcome.CANCELLED, finished_at=at)
+    _move(remediation, State.REPLACED, at, closed=True)

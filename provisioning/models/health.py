@@ -162,22 +162,6 @@ class WipeRecord(models.Model):
         return f"{self.gpu}: {self.method}, {self.result}"
 
 
-class HealthNote(models.Model):
-    """What a customer reads about the machine under an instance, beside its moves."""
-
-    instance = models.ForeignKey("provisioning.Instance", models.CASCADE, related_name="health_notes")
-    run = models.PositiveIntegerField()
-    at = models.DateTimeField()
-    code = models.CharField(max_length=40)
-    message = models.CharField(max_length=500)
-
-    class Meta:
-        indexes = [models.Index(fields=["instance", "-id"], name="health_note_newest")]
-
-    def __str__(self) -> str:
-        return f"{self.instance}: {self.message}"
-
-
 class Breaker(models.Model):
     """Stops us from repairing too much at once. One for each offer, and one for the fleet; open: nothing is done."""
 

@@ -18,8 +18,8 @@ from provisioning.models import (
     Breaker,
     Gpu,
     HealthEvent,
-    HealthNote,
     Instance,
+    InstanceEvent,
     Node,
     NodeHold,
     Operation,
@@ -168,7 +168,7 @@ def test_a_fault_of_the_program_is_told_and_nothing_else_happens(played: Any, ru
     tasks.decide_health_events()
     running.refresh_from_db()
     assert (running.phase, running.health) == ("running", "degraded")
-    assert "xid:13" in HealthNote.objects.get(instance=running).message
+    assert "xid:13" in InstanceEvent.objects.get(instance=running, kind="health").message
     assert not Remediation.objects.exists()
     assert gpu_of(played).state == Gpu.State.CLEAN
     heal(rounds=3)
@@ -349,7 +349,7 @@ def test_others_on_the_node_may_finish_until_the_drain_is_over(
     heal(rounds=3)
     other.refresh_from_db()
     assert (other.phase, other.health) == ("running", "degraded")
-    assert "until 13:00 UTC" in other.health_notes.get().message
+    assert "until 13:00 UTC" in other.events.get(kind="health").message
     clock.shift(timedelta(minutes=60))
     heal()
     other.refresh_from_db()
