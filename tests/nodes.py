@@ -7,7 +7,7 @@ from typing import Any
 from django.utils import timezone
 
 from provisioning import nodes, reports
-from provisioning.models import Node
+from provisioning.models import GpuHold, Instance, Node, WipeRecord
 from provisioning.protocol import Event, GpuFact, LogPiece, Report, Said
 
 
@@ -150,6 +150,14 @@ def join(node: Node, *, at: datetime | None = None) -> PlayedNode:
     )
     node.refresh_from_db()
     return PlayedNode(node=node, key=key)
+
+
+def wiped(instance: Instance) -> None:
+    """Record that the nodes have wiped what an instance holds, as they do before they say that it is gone."""
+    for held in GpuHold.objects.filter(assignment__instance=instance, released_at=None):
+        WipeRecord.objects.create(
+            gpu=held.gpu, assignment=held.assignment, at=timezone.now(), method="simulated", result="ok"
+        )
 
 
 def facts(node: Node, *, healthy: bool = True) -> list[GpuFact]:

@@ -209,6 +209,7 @@ def test_nvml_tells_of_an_error_and_the_verdict_is_read_at_once(own_nvml: FakeNv
         own_nvml.take_out(6)
         eventually(lambda: notes.codes.count("lost") == 2, seconds=5)
         own_nvml.heal(5)
+        time.sleep(2.5)  # NVML tells a set of events only what comes after it was made.
         own_nvml.xid(1, 13)
         eventually(lambda: "xid:13" in notes.codes, seconds=5)
     finally:
