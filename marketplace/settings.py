@@ -190,7 +190,7 @@ TELEMETRY_KEEP = {
     "provisioning_hour": timedelta(days=730),
 }
 # Whether a GPU whose memory no tool could scrub stays out of placement; without it, ended processes are enough.
-GPU_WIPE_NEEDS_SCRUB = False
+GPU_WIPE_NEEDS_SCRUB = ENVIRONMENT.wipe_needs_scrub
 
 LOGGING_CONFIG = None
 logs.configure(style=ENVIRONMENT.log_format, level=ENVIRONMENT.log_level)

@@ -261,7 +261,10 @@ class Agent:
         self.runtime.poke()
         self.sync.stop()
         limit = time.monotonic() + within_s
-        for thread in self.threads[1:]:
+        for thread in self.threads:
+            # Those that look at GPUs or repair them may be stuck in a driver.
+            if thread.name not in {"runtime", "sync"}:
+                continue
             thread.join(timeout=max(0, limit - time.monotonic()))
 
 

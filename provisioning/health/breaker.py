@@ -42,7 +42,7 @@ def is_our_network(*, silent: int, fleet: int) -> bool:
 @transaction.atomic
 def admit(*, node: Node, at: datetime) -> bool:
     """Count a node as acted on, or open the breaker of its offer and return False. Two workers wait for each other."""
-    if is_open(at=at):
+    if is_open():
         return False
     breaker = _locked(offer_id=node.offer_id)
     if breaker.opened_at is not None:
@@ -70,9 +70,15 @@ def note_silence(*, node_ids: Iterable[int], at: datetime) -> bool:
     return True
 
 
-def is_open(*, at: datetime) -> bool:
+def is_open() -> bool:
     """Say whether the fleet's breaker is open: then nothing is done to any node."""
     return Breaker.objects.filter(offer=None, opened_at__isnull=False).exists()
+
+
+def open_offers() -> QuerySet[Breaker, int]:
+    """Return the offers whose breaker is open."""
+    opened = Breaker.objects.filter(offer__isnull=False, opened_at__isnull=False)
+    return opened.values_list("offer", flat=True)
 
 
 def close(*, breaker: Breaker, at: datetime) -> None:

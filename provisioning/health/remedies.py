@@ -172,6 +172,8 @@ def _drain(remediation: Remediation, at: datetime) -> None:
     """Wait for those who may finish, end the others, and then use the next attempt."""
     used_by = faults.using(gpu=remediation.gpu, node=None if remediation.gpu else remediation.node)
     if used_by and remediation.drain_until is not None and at >= remediation.drain_until:
+        if not breaker.admit(node=remediation.node, at=at):
+            return
         happened = f"Node {remediation.node.name} is taken out of service for repair: {remediation.reason}."
         for instance in used_by:
             faults.fail(instance=instance, happened=happened, fault_at=at, at=at)
@@ -182,7 +184,7 @@ def _drain(remediation: Remediation, at: datetime) -> None:
     elif remediation.clears_at is not None:
         if at >= remediation.clears_at:
             knock(remediation, at=at)
-    elif not breaker.is_open(at=at) and not operations.reserve(
+    elif breaker.admit(node=remediation.node, at=at) and not operations.reserve(
         remediation=remediation, gpus=list(parts.of(remediation)), at=at
     ):
         _move(remediation, State.CONDEMNED, at, "Its attempts are used up.")
@@ -256,6 +258,10 @@ def _move(remediation: Remediation, state: State, at: datetime, message: str = "
 def due(*, limit: int) -> list[int]:
     """Return the repairs that may have something to do."""
     moving = Remediation.objects.filter(closed_at=None).exclude(state=State.CONDEMNED)
+    # What an open breaker holds back must not keep the others from their turn, however much it is.
+    moving = moving.exclude(state=State.WAITING, node__offer__in=breaker.open_offers())
+    if breaker.is_open():
+        moving = moving.exclude(state=State.WAITING)
     return list(moving.order_by("pk").values_list("pk", flat=True)[:limit])
 
 

@@ -578,3 +578,22 @@ def test_a_node_that_lost_a_gpu_does_not_pass(fleet: Any, heal: Heal) -> None:
     heal(rounds=20)
     assert repair_of(played).state == Remediation.State.CONDEMNED
     assert "GPU 2" in repair_of(played).message
+
+
+def test_what_a_breaker_holds_back_does_not_keep_others_from_their_turn(fleet: Any, monkeypatch: Any) -> None:
+    Breaker.objects.create(offer=fleet.h200, opened_at=timezone.now())
+    held_back = make_repair(fleet.nodes["h200-1"].node, state="waiting")
+    other = make_repair(fleet.nodes["l40s-1"].node, state="waiting")
+    assert remedies.due(limit=1) == [other.pk]
+    Breaker.objects.create(offer=None, opened_at=timezone.now())
+    assert remedies.due(limit=9) == []
+    Breaker.objects.update(opened_at=None)
+    assert remedies.due(limit=9) == [held_back.pk, other.pk]
+
+
+def test_no_repair_goes_on_while_the_breaker_of_its_pool_is_open(fleet: Any) -> None:
+    repair = make_repair(fleet.nodes["h200-1"].node)
+    Breaker.objects.create(offer=fleet.h200, opened_at=timezone.now())
+    remedies.advance(repair.pk, at=timezone.now())
+    repair.refresh_from_db()
+    assert (repair.state, repair.attempts) == ("draining", 0)
