@@ -58,6 +58,9 @@ def admit(*, node: Node, at: datetime) -> bool:
 
 def note_silence(*, node_ids: Iterable[int], at: datetime) -> bool:
     """Count nodes that have just been found silent; return whether the fleet's breaker is open."""
+    node_ids = list(node_ids)
+    if not node_ids:
+        return is_open()
     breaker, _ = Breaker.objects.get_or_create(offer=None)
     BreakerMark.objects.bulk_create(BreakerMark(breaker=breaker, node_id=node_id, at=at) for node_id in node_ids)
     if breaker.opened_at is not None:
