@@ -48,7 +48,7 @@ def test_the_page_of_an_instance_says_so(client: Client, alice: User, fleet: Fle
     break_its_gpu(fleet, running, "xid:31")
     page = client.get(reverse("instance", args=[running.public_id])).content.decode()
     assert "A note on the machine" in page
-    assert "Something was noted about the machine" in page
+    assert "its machine reported a fault" in page
     break_its_gpu(fleet, running, "xid:79")
     page = client.get(reverse("instance", args=[running.public_id])).content.decode()
     assert "A GPU broke." in page

@@ -8,9 +8,11 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provisioning import nodes
 from provisioning.health import breaker
 from provisioning.models import Breaker
 
+IS_OUR_FAULT = nodes.is_our_fault
 START = datetime(2026, 11, 26, tzinfo=UTC)
 
 
@@ -87,3 +89,19 @@ def test_old_marks_are_forgotten(fleet: Any) -> None:
     at = timezone.now()
     breaker.admit(node=first, at=at - timedelta(days=2))
     assert breaker.purge(at=at) == 1
+
+
+def test_where_so_many_fall_silent_nobody_is_given_up_until_a_manager_closes_it(
+    fleet: Any, running: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(nodes, "is_our_fault", IS_OUR_FAULT)
+    at = timezone.now() + timedelta(hours=1)
+    nodes.notice_silence(at=at, limit=100)
+    assert breaker.is_open()
+    nodes.notice_silence(at=at + timedelta(seconds=5), limit=100)
+    running.refresh_from_db()
+    assert (running.phase, running.health) == ("running", "unreachable")
+    assert running.assignments.get().observed == "running"
+    breaker.close(breaker=Breaker.objects.get(offer=None), at=at + timedelta(seconds=10))
+    nodes.notice_silence(at=at + timedelta(seconds=15), limit=100)
+    assert running.assignments.get().observed == "gone"
