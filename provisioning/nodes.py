@@ -15,9 +15,9 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from billing import usage
 from provisioning import engine, inventory, leases, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
+from provisioning.health import breaker
 from provisioning.holds import hold as hold  # noqa: PLC0414  said as nodes.hold by whoever finds a reason
 from provisioning.holds import let_go as let_go  # noqa: PLC0414
-from provisioning.health import breaker
 from provisioning.models import (
     CHARGED_PHASES,
     STARTING,

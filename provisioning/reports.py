@@ -19,7 +19,6 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
 from provisioning import engine, inventory, nodes, telemetry
-from provisioning import engine, nodes
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said

@@ -4,7 +4,6 @@ from celery import shared_task
 from django.utils import timezone
 
 from provisioning import engine, nodes, partitions, rollups
-from provisioning import engine, nodes
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
@@ -48,6 +47,9 @@ def sum_up_readings() -> None:
 def keep_partitions() -> None:
     """Make the tables of readings ready for the days to come, and drop those that are too old."""
     partitions.sweep(at=timezone.now())
+
+
+@shared_task
 def decide_health_events() -> None:
     """Decide on new health events and do what follows at once. If this message is lost, the sweep finds them."""
     events.decide_all(at=timezone.now(), limit=HEALTH_MAX)

@@ -17,9 +17,8 @@ from types import FrameType
 
 from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
 from provisioning.agent.control import ControlPlane, Refused
-from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, SimulatedEvents
-from provisioning.agent.gpus import GpuSourceError, open_source
+from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor

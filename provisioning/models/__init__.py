@@ -1,5 +1,4 @@
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
-from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, Site
 from provisioning.models.health import (
     Breaker,
     BreakerMark,
@@ -52,8 +51,8 @@ __all__ = [
     "Quota",
     "Reason",
     "RegistryCredential",
-    "RollUp",
     "Remediation",
+    "RollUp",
     "Site",
     "WipeRecord",
     "Workflow",

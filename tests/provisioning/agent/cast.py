@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from provisioning.agent.cleaning import SimulatedCleaner
-from provisioning.agent.gpus import SimulatedGpus
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Observed, Runtime
