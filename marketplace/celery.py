@@ -36,6 +36,9 @@ app.conf.update(
         name: {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
         for name, task, seconds in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
+            ("health events", "provisioning.tasks.decide_health_events", 1.0),
+            ("repairs", "provisioning.tasks.repair", 2.0),
+            ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),

@@ -19,6 +19,7 @@ from django.utils.translation import gettext
 
 from billing.public_ids import new_public_id
 from provisioning.errors import NoCapacity
+from provisioning.health import wipes
 from provisioning.models import Assignment, Gpu, GpuHold, Instance, Node
 
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
@@ -121,10 +122,14 @@ def _claim(instance: Instance, at: datetime, *, avoid: int) -> list[Assignment]:
 
 
 def release(*, instance: Instance, at: datetime) -> None:
-    """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing."""
+    """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing.
+
+    It fails closed: a GPU without a good record of its wipe stays out of placement.
+    """
     held = GpuHold.objects.filter(assignment__instance=instance, released_at=None)
     node_ids = sorted(set(held.values_list("gpu__node_id", flat=True)))
     lock(node_ids)
+    wipes.settle_released(held.select_related("assignment__node"))
     held.update(released_at=at)
     recount(node_ids)
 

@@ -19,6 +19,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
 from provisioning import engine, inventory, nodes, telemetry, upkeep
+from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -33,7 +34,11 @@ MILLISECOND = timedelta(milliseconds=1)
 
 # Who takes an entry of a node's journal, by its kind: the node, when it happened, what it says.
 EventTaker = Callable[[Node, datetime, Mapping[str, Any]], None]
-EVENT_TAKERS: dict[str, EventTaker] = {}
+EVENT_TAKERS: dict[str, EventTaker] = {
+    "health": events.take,
+    "wipe": wipes.take,
+    "operation": operations.take,
+}
 
 # In the order of the nodes, so that two batches cannot deadlock.
 HEARD = """
@@ -224,6 +229,8 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
             ports=word.ports,
         )
     for row, word in moved:
+        if word.state == Assignment.Observed.WIPING.value:
+            wipes.show_wiping(row)
         log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
 
 
@@ -277,7 +284,7 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
     if node.desired_generation != report.desired_seen:
         answer["desired"] = {
             "assignments": _assignments(live),
-            "operations": [],
+            "operations": operations.document(node),
             "volumes": upkeep.document(node),
         }
     return answer

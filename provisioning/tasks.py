@@ -4,6 +4,7 @@ from celery import shared_task
 from django.utils import timezone
 
 from provisioning import engine, nodes, partitions, rollups, upkeep
+from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -11,6 +12,7 @@ DUE_MAX = 200
 NUDGE_LIFE_S = 10
 SILENT_MAX = 200
 VOLUMES_MAX = 200
+HEALTH_MAX = 200
 
 
 @shared_task
@@ -52,3 +54,26 @@ def sum_up_readings() -> None:
 def keep_partitions() -> None:
     """Make the tables of readings ready for the days to come, and drop those that are too old."""
     partitions.sweep(at=timezone.now())
+
+
+@shared_task
+def decide_health_events() -> None:
+    """Decide on new health events and do what follows at once. If this message is lost, the sweep finds them."""
+    events.decide_all(at=timezone.now(), limit=HEALTH_MAX)
+
+
+@shared_task
+def repair() -> None:
+    """Take every repair a step further, have unproven GPUs wiped, and call those healthy again that are."""
+    at = timezone.now()
+    operations.look(at=at, limit=HEALTH_MAX)
+    for remediation_id in remedies.due(limit=HEALTH_MAX):
+        remedies.advance(remediation_id, at=at)
+    operations.order_wipes(at=at, limit=HEALTH_MAX)
+    faults.heal(at=at, limit=HEALTH_MAX)
+
+
+@shared_task
+def purge_breaker_marks() -> None:
+    """Forget what no breaker counts any more."""
+    breaker.purge(at=timezone.now())

@@ -130,6 +130,7 @@ def _instance(
         "lease": row.lease,
         "on_failure": row.on_failure,
         "restarts": row.restarts,
+        "restart_at": row.restart_at,
         "desired": row.desired,
         "phase": row.phase,
         "health": row.health,
@@ -252,7 +253,7 @@ def quote(order: rentals.Order, found: rentals.Quote) -> Answer:
 def event(row: InstanceEvent) -> Answer:
     return {
         "at": row.at,
-        "kind": "phase",
+        "kind": row.kind,
         "run": row.run,
         "old_phase": row.old_phase,
         "new_phase": row.new_phase,

@@ -316,6 +316,7 @@ class InstanceAnswer(NamedRef):
     lease = serializers.ChoiceField(choices=Instance.Lease.choices)
     on_failure = serializers.ChoiceField(choices=Instance.OnFailure.choices)
     restarts = serializers.IntegerField(help_text="how often it was started again elsewhere by itself")
+    restart_at = serializers.DateTimeField(allow_null=True, help_text="when that happens next, if it is due")
     desired = serializers.ChoiceField(choices=Instance.Desired.choices)
     phase = serializers.ChoiceField(choices=Phase.choices)
     health = serializers.ChoiceField(choices=Instance.Health.choices)

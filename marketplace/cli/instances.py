@@ -144,7 +144,8 @@ def describe_running(instance: dict[str, Any]) -> list[str]:
     if instance.get("lease"):
         lines.append(f"  lease     {instance['lease']}: {words.LEASES[instance['lease']]}")
     if instance.get("on_failure") == "restart":
-        lines.append(f"  restarts  elsewhere when its node or a GPU fails; so far {instance['restarts']}")
+        due = f", next at {words.local_time(instance['restart_at'])}" if instance.get("restart_at") else ""
+        lines.append(f"  restarts  elsewhere when its node or a GPU fails; so far {instance['restarts']}{due}")
     return lines
 
 

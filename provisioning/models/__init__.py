@@ -1,4 +1,12 @@
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
+from provisioning.models.health import (
+    Breaker,
+    BreakerMark,
+    HealthEvent,
+    Operation,
+    Remediation,
+    WipeRecord,
+)
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -26,9 +34,12 @@ __all__ = [
     "MOVES",
     "STARTING",
     "Assignment",
+    "Breaker",
+    "BreakerMark",
     "Fabric",
     "Gpu",
     "GpuHold",
+    "HealthEvent",
     "Heartbeat",
     "Instance",
     "InstanceEvent",
@@ -37,13 +48,16 @@ __all__ = [
     "Node",
     "NodeHold",
     "NodeInventory",
+    "Operation",
     "Phase",
     "Quota",
     "Reason",
     "RegistryCredential",
+    "Remediation",
     "RollUp",
     "Site",
     "Volume",
     "VolumeAttachment",
+    "WipeRecord",
     "Workflow",
 ]

@@ -221,8 +221,13 @@ class Instance(models.Model):
 
 
 class InstanceEvent(models.Model):
-    """One move of an instance; `milliseconds` is how long it stood in the old phase."""
+    """One move of an instance, `milliseconds` after it came to the old phase; or a note on the machine under it."""
 
+    class Kind(models.TextChoices):
+        PHASE = "phase"
+        HEALTH = "health"
+
+    kind = models.CharField(max_length=6, choices=Kind.choices, default=Kind.PHASE)
     instance = models.ForeignKey(Instance, models.CASCADE, related_name="events")
     at = models.DateTimeField()
     run = models.PositiveIntegerField()

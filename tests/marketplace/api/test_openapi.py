@@ -76,7 +76,18 @@ def faults(description: dict[str, Any], path: str, method: str, answer: Any) -> 
 def route_of(path: str) -> str:
     """Return a row's path as the description writes it."""
     words = {"member": "membership_id", "stopped": "instance_id"}
-    for word in ("organization", "project", "instance", "stopped", "member", "invitation", "token", "key", "offer"):
+    for word in (
+        "organization",
+        "project",
+        "instance",
+        "stopped",
+        "member",
+        "invitation",
+        "token",
+        "key",
+        "registry",
+        "offer",
+    ):
         path = path.replace(f"{{{word}}}", f"{{{words.get(word, f'{word}_id')}}}")
     return path.partition("?")[0]
 
@@ -97,7 +108,7 @@ def test_every_answer_is_as_described(description: dict[str, Any], whole: Tenant
 
 def test_the_lists_of_that_test_are_not_empty(whole: Tenant) -> None:
     for path in ("offers", "sites", "instances", "usage", "projects", "quotas", "memberships", "invitations", "tokens",
-                 "ssh-keys", "audit", f"instances/{whole.ids['stopped']}/events"):  # fmt: skip
+                 "ssh-keys", "registries", "audit", f"instances/{whole.ids['stopped']}/events"):  # fmt: skip
         assert whole.programs["owner"].get(path).json()["data"], path
     assert whole.programs["owner"].get(f"instances/{whole.ids['stopped']}/logs").json()["data"]
 

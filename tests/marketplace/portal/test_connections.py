@@ -1,5 +1,7 @@
 """How to get into an instance: exact commands, ports as links, and what to do without a key."""
 
+from datetime import UTC, datetime
+
 import pytest
 from django.test import Client
 from django.urls import reverse
@@ -114,4 +116,18 @@ def test_an_image_that_cannot_be_pulled_is_explained(
     for words in ("manifest unknown", "Nothing was charged.", "check the name registry.example.com/a:1"):
         assert words in page.text
     assert len(page.all("a", href=reverse("registries"))) == 3
+    assert faults(page) == []
+
+
+def test_what_starts_again_by_itself_says_when(owner: Client, running: Instance) -> None:
+    at = datetime(2030, 1, 1, 12, tzinfo=UTC)
+    Instance.objects.update(phase="failed", reason="gpu_fault", on_failure="restart", restart_at=at, message="XID 79")
+    page = read(owner.get(reverse("instance", args=[running.public_id])))
+    for words in (
+        "A GPU broke",
+        "XID 79",
+        "It starts again elsewhere by itself, at 2030-01-01 12:00:00 at the earliest",
+    ):
+        assert words in page.text
+    assert "it may get another node" not in page.text
     assert faults(page) == []

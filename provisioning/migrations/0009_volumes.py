@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0005_prices_per_unit"),
         ("marketplace", "0006_audit_of_the_system"),
-        ("provisioning", "0007_partitioned_readings"),
+        ("provisioning", "0008_repair_and_wiping"),
     ]
 
     operations = [

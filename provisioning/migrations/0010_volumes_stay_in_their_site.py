@@ -19,7 +19,7 @@ END $$
 class Migration(migrations.Migration):
     dependencies = [
         ("marketplace", "0005_what_real_nodes_need"),
-        ("provisioning", "0008_volumes"),
+        ("provisioning", "0009_volumes"),
     ]
 
     operations = [
