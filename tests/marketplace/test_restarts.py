@@ -252,3 +252,11 @@ def test_whoever_fails_an_instance_only_faults_of_ours_are_followed_by_a_restart
     steady.move_to(Phase.FAILED, at=timezone.now(), reason=reason, retryable=retryable)
     ours = {"gpu_fault", "node_failed", "node_lost", "timed_out", "internal"}
     assert (latest(steady).restart_at is not None) == (retryable and reason in ours)
+
+
+def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fleet: Fleet, run_until_idle: Run) -> None:
+    for played in fleet.nodes.values():
+        played.fails_to_prepare = "there is no such image"
+    instance = rent(on_failure="restart")
+    run_until_idle()
+    assert (latest(instance).phase, latest(instance).restart_at) == ("failed", None)

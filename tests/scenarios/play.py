@@ -195,12 +195,10 @@ class Scene:
 def rent(scene: Scene, actor: Actor, project: Project, *, lease: str, tick: float) -> Instance:
     order = rentals.Order(
         offer=scene.offer, command=["sh", "-c", COMMAND], name=lease,
-        env={"STAMPS": str(scene.folder / f"{lease}.stamps"), "TICK": str(tick)},
+        env={"STAMPS": str(scene.folder / f"{lease}.stamps"), "TICK": str(tick)}, lease=lease, on_failure="restart",
     )  # fmt: skip
     with transaction.atomic():
-        instance = rentals.rent(actor=actor, project=project, order=order, at=timezone.now())
-        Instance.objects.filter(pk=instance.pk).update(lease=lease, on_failure="restart")
-    return instance
+        return rentals.rent(actor=actor, project=project, order=order, at=timezone.now())
 
 
 def stamps_of(scene: Scene, lease: str) -> list[tuple[str, float]]:
