@@ -64,7 +64,7 @@ RULES: Mapping[str, str] = {
     "span_costs_what_it_measured": """
         SELECT public_id, format('charged %%s, use costs %%s', charged_micros, cost) FROM (
             SELECT span.public_id, span.charged_micros, div(
-                2 * price.micros_per_gpu_hour::numeric * span.quantity
+                2 * price.micros_per_unit_hour::numeric * span.quantity
                   * (1000 * extract(epoch FROM span.charged_through - span.started_at)) + 3600000,
                 7200000
             ) AS cost
@@ -76,6 +76,11 @@ RULES: Mapping[str, str] = {
         SELECT span.public_id, format('starts %%s, price begins %%s', span.started_at, price.effective_from)
         FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
         WHERE price.effective_from > span.started_at
+    """,
+    "span_price_is_for_its_unit": """
+        SELECT span.public_id, format('meter %%s, price per %%s-hour', span.meter, price.unit)
+        FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
+        WHERE (span.meter, price.unit) NOT IN (('gpu', 'gpu'), ('volume', 'gib'))
     """,
     "spans_do_not_overlap": """
         SELECT public_id, format('starts %%s, the one before ends %%s', started_at, busy_until) FROM (
@@ -98,7 +103,7 @@ RULES: Mapping[str, str] = {
         SELECT format('organization %%s', organization_id),
                format('burns %%s, open spans %%s', coalesce(burn_micros_per_hour, 0), coalesce(open.total, 0))
         FROM billing_runway FULL JOIN (
-            SELECT span.organization_id, sum(span.quantity::numeric * price.micros_per_gpu_hour) AS total
+            SELECT span.organization_id, sum(span.quantity::numeric * price.micros_per_unit_hour) AS total
             FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
             WHERE span.ended_at IS NULL GROUP BY span.organization_id
         ) open USING (organization_id)

@@ -54,8 +54,8 @@ def charge_locked(span: UsageSpan, *, payer: accounts.CustomerAccounts, through:
     if through <= span.charged_through and not is_over:
         return None
     whole_micros = rating.amount_micros(
-        micros_per_gpu_hour=span.price_version.micros_per_gpu_hour,
-        gpu_milliseconds=rating.gpu_milliseconds(gpus=span.quantity, start=span.started_at, end=through),
+        micros_per_unit_hour=span.price_version.micros_per_unit_hour,
+        unit_milliseconds=rating.unit_milliseconds(quantity=span.quantity, start=span.started_at, end=through),
     )
     due_micros = whole_micros - span.charged_micros
     span.charged_micros = whole_micros

@@ -41,6 +41,15 @@ class PriceAlreadyPublished(BillingError):
     """Another price begins at the same moment; prices are never changed."""
 
 
+class UnitMismatch(BillingError):
+    """A meter counts one unit, and its price is for an hour of that unit."""
+
+    def __init__(self, *, expected: str, found: str) -> None:
+        super().__init__(f"a price per {found}-hour instead of per {expected}-hour")
+        self.expected = expected
+        self.found = found
+
+
 class CurrencyMismatch(BillingError):
     """Money moves between accounts of one currency, and a price is in the currency of who pays it."""
 

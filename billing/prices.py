@@ -6,11 +6,18 @@ from datetime import datetime
 from django.db.models import QuerySet
 
 from billing.errors import PriceAlreadyPublished, RetroactivePrice
-from billing.models import PriceVersion
+from billing.models import PriceVersion, Unit
 
 
 def publish(
-    *, sku: str, currency: str, micros_per_gpu_hour: int, effective_from: datetime, by: str, at: datetime
+    *,
+    sku: str,
+    currency: str,
+    micros_per_unit_hour: int,
+    effective_from: datetime,
+    by: str,
+    at: datetime,
+    unit: str = Unit.GPU,
 ) -> PriceVersion:
     """Publish a price that begins at `effective_from`, which may be `at` itself but not before it.
 
@@ -23,11 +30,16 @@ def publish(
             raise RetroactivePrice(f"{sku}: {effective_from:%Y-%m-%d %H:%M:%S} is over")
         price, _ = PriceVersion.objects.get_or_create(
             **same_moment,
-            defaults={"micros_per_gpu_hour": micros_per_gpu_hour, "published_at": at, "published_by": by},
+            defaults={
+                "micros_per_unit_hour": micros_per_unit_hour,
+                "published_at": at,
+                "published_by": by,
+                "unit": unit,
+            },
         )
-    if price.micros_per_gpu_hour != micros_per_gpu_hour:
+    if (price.micros_per_unit_hour, price.unit) != (micros_per_unit_hour, unit):
         raise PriceAlreadyPublished(
-            f"{sku}: {price.micros_per_gpu_hour} micros from {effective_from:%Y-%m-%d %H:%M:%S}"
+            f"{sku}: {price.micros_per_unit_hour} micros from {effective_from:%Y-%m-%d %H:%M:%S}"
         )
     return price
 

@@ -1,4 +1,4 @@
-"""From GPU-milliseconds and a price to money: whole numbers, one rounding."""
+"""From unit-milliseconds (of GPUs, of GiB) and a price per unit-hour to money: whole numbers, one rounding."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -7,21 +7,21 @@ MILLISECOND = timedelta(milliseconds=1)
 MILLISECONDS_PER_HOUR = 3_600_000
 
 
-def amount_micros(*, micros_per_gpu_hour: int, gpu_milliseconds: int) -> int:
+def amount_micros(*, micros_per_unit_hour: int, unit_milliseconds: int) -> int:
     """Return what the use cost, rounded half up to a whole micro.
 
     Callers pass the use of the whole span, never of a slice: rounding each
     slice would make the bill depend on how often we look. What a slice costs is
     the whole up to its end minus what was charged before.
     """
-    assert micros_per_gpu_hour >= 0
-    assert gpu_milliseconds >= 0
-    return (micros_per_gpu_hour * gpu_milliseconds + MILLISECONDS_PER_HOUR // 2) // MILLISECONDS_PER_HOUR
+    assert micros_per_unit_hour >= 0
+    assert unit_milliseconds >= 0
+    return (micros_per_unit_hour * unit_milliseconds + MILLISECONDS_PER_HOUR // 2) // MILLISECONDS_PER_HOUR
 
 
-def gpu_milliseconds(*, gpus: int, start: datetime, end: datetime) -> int:
-    """Return the use of `gpus` from `start` to `end`; none where the end lies before the start."""
-    return gpus * max(0, (end - start) // MILLISECOND)
+def unit_milliseconds(*, quantity: int, start: datetime, end: datetime) -> int:
+    """Return the use of `quantity` units from `start` to `end`; none where the end lies before the start."""
+    return quantity * max(0, (end - start) // MILLISECOND)
 
 
 def whole_millisecond(at: datetime) -> datetime:

@@ -15,9 +15,9 @@ HORIZON = timedelta(days=36500)  # what lasts longer lasts for ever, and would n
 
 # Per open span: what it burns in an hour, and what it burned until a moment without having been charged.
 BURN_SQL = """
-SELECT coalesce(sum(span.quantity::numeric * price.micros_per_gpu_hour), 0)::bigint,
+SELECT coalesce(sum(span.quantity::numeric * price.micros_per_unit_hour), 0)::bigint,
        coalesce(sum(
-           span.quantity::numeric * price.micros_per_gpu_hour * extract(epoch FROM %s - span.started_at) / 3600
+           span.quantity::numeric * price.micros_per_unit_hour * extract(epoch FROM %s - span.started_at) / 3600
            - span.charged_micros
        ), 0)::bigint
 FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id

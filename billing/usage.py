@@ -6,8 +6,8 @@ from typing import Any
 from django.db import transaction
 
 from billing import accounts, charging, holds, rating, runway
-from billing.errors import CurrencyMismatch
-from billing.models import PriceVersion, UsageSpan
+from billing.errors import CurrencyMismatch, UnitMismatch
+from billing.models import UNITS, PriceVersion, UsageSpan
 
 
 @transaction.atomic
@@ -29,6 +29,8 @@ def start(
     """
     if price_version.currency != organization.currency:
         raise CurrencyMismatch(expected=organization.currency, found=price_version.currency)
+    if price_version.unit != UNITS[meter]:
+        raise UnitMismatch(expected=UNITS[meter], found=price_version.unit)
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     latest = UsageSpan.objects.filter(resource_id=resource_id, meter=meter).order_by("-started_at", "-pk").first()
     started_at = rating.whole_millisecond(at)
@@ -77,15 +79,15 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     return span
 
 
-def gpu_milliseconds(*, span: UsageSpan, at: datetime) -> int:
+def unit_milliseconds(*, span: UsageSpan, at: datetime) -> int:
     """Return what the span measured until `at`, or until its end where that came before."""
     end = at if span.ended_at is None else min(at, span.ended_at)
-    return rating.gpu_milliseconds(gpus=span.quantity, start=span.started_at, end=end)
+    return rating.unit_milliseconds(quantity=span.quantity, start=span.started_at, end=end)
 
 
 def amount_micros(*, span: UsageSpan, at: datetime) -> int:
     """Return what the span costs until `at`, charged or not."""
     return rating.amount_micros(
-        micros_per_gpu_hour=span.price_version.micros_per_gpu_hour,
-        gpu_milliseconds=gpu_milliseconds(span=span, at=at),
+        micros_per_unit_hour=span.price_version.micros_per_unit_hour,
+        unit_milliseconds=unit_milliseconds(span=span, at=at),
     )

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.utils.translation import gettext
 
 from billing.models import Runway, UsageSpan
 from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
-from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential
+from provisioning import volumes as kept_volumes
+from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Volume
 
 LAST_USED_GRAIN = timedelta(minutes=1)
 ACTOR_NAME_LENGTH_MAX = 254
@@ -214,6 +215,33 @@ def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
         raise NotFound
     _check(actor, instance.project.organization_id, verb)
     return instance
+
+
+def volumes(actor: Actor) -> QuerySet[Volume]:
+    """Return the volumes that this actor may see, with what their pages show; those that are gone stay in the list."""
+    return _volumes(actor, _memberships_for(actor, "volume.view"))
+
+
+def _volumes(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Volume]:
+    return kept_volumes.shown(Volume.objects.filter(project__in=_projects(actor, through).values("pk")))
+
+
+def volume_for(actor: Actor, volume_id: str, *, verb: str) -> Volume:
+    """Return a volume by its id."""
+    volume = _volumes(actor, memberships(actor)).filter(public_id=volume_id).first()
+    if volume is None:
+        raise NotFound
+    _check(actor, volume.project.organization_id, verb)
+    return volume
+
+
+def volume_of(project: Project, name: str) -> Volume:
+    """Return a project's volume by its id or name; the caller came through `project_for`."""
+    alive = kept_volumes.shown(Volume.objects.filter(project=project)).exclude(state=Volume.State.DELETED)
+    volume = alive.filter(Q(public_id=name) | Q(name=name)).first()
+    if volume is None:
+        raise NotFound
+    return volume
 
 
 def events(instance: Instance) -> QuerySet[InstanceEvent]:

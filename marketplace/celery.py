@@ -37,13 +37,18 @@ app.conf.update(
         for name, task, seconds in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
             ("clusters to look at", "provisioning.tasks.look_at_clusters", 1.0),
+            ("health events", "provisioning.tasks.decide_health_events", 1.0),
+            ("repairs", "provisioning.tasks.repair", 2.0),
+            ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
+            ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
+            ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),
             ("answers that are old", "marketplace.tasks.purge_idempotency", 60.0),
         )
     },

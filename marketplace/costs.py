@@ -34,10 +34,10 @@ class Cost:
     gpu_milliseconds: int
 
 
-def rates(*, micros_per_gpu_hour: int, gpus: int) -> tuple[int, int, int]:
+def rates(*, micros_per_unit_hour: int, quantity: int) -> tuple[int, int, int]:
     """Return micros per second, hour and day of `gpus` GPUs; each is rounded by itself."""
     second, hour, day = (
-        rating.amount_micros(micros_per_gpu_hour=micros_per_gpu_hour, gpu_milliseconds=gpus * milliseconds)
+        rating.amount_micros(micros_per_unit_hour=micros_per_unit_hour, unit_milliseconds=quantity * milliseconds)
         for milliseconds in (SECOND_MS, HOUR_MS, DAY_MS)
     )
     return second, hour, day
@@ -57,7 +57,7 @@ def of(instances: Iterable[Instance], *, at: datetime) -> dict[int, Cost]:
 
 def _cost(instance: Instance, spans: list[UsageSpan], at: datetime) -> Cost:
     price = instance.price_version
-    second, hour, day = rates(micros_per_gpu_hour=price.micros_per_gpu_hour, gpus=instance.gpus)
+    second, hour, day = rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=instance.gpus)
     return Cost(
         billing=_billing(instance, spans),
         currency=price.currency,
@@ -65,7 +65,7 @@ def _cost(instance: Instance, spans: list[UsageSpan], at: datetime) -> Cost:
         per_hour_micros=hour,
         per_day_micros=day,
         so_far_micros=sum(usage.amount_micros(span=span, at=at) for span in spans),
-        gpu_milliseconds=sum(usage.gpu_milliseconds(span=span, at=at) for span in spans),
+        gpu_milliseconds=sum(usage.unit_milliseconds(span=span, at=at) for span in spans),
     )
 
 

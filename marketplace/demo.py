@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import transaction
 
 from billing import credits, prices
+from billing.models import Unit
 from marketplace import tenants, tokens
 from marketplace.access import person
 from marketplace.models import ApiToken, Membership, Offer, Organization, Project, Role, User
@@ -26,6 +27,8 @@ from provisioning.models import Fabric, Node, Site
 CUSTOMER, OPERATOR = "Example Research", "gpumarket operator"
 CREDIT_MICROS = 500 * MICROS
 QUOTA_GPUS = 32
+# About 7 cents for a GiB and month.
+STORAGE_MICROS = 96
 TOKEN_NAME = "command line of the demo"  # noqa: S105  a name, not a secret
 
 SITES = (
@@ -131,8 +134,18 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
         organization=customer, amount_micros=CREDIT_MICROS, key="demo", reason="Welcome to the demo", by=OPERATOR, at=at
     )
     sites = {facts["slug"]: Site.objects.get_or_create(slug=facts["slug"], defaults=facts)[0] for facts in SITES}
+    for site in sites.values():
+        _sell_storage(site, at)
     made = [_node(ware, name, operator, sites[ware.site], at) for ware in WARES for name in ware.nodes]
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
+
+
+def _sell_storage(site: Site, at: datetime) -> None:
+    if not prices.history(sku=site.storage_sku).exists():
+        prices.publish(
+            sku=site.storage_sku, currency="USD", micros_per_unit_hour=STORAGE_MICROS, effective_from=at, by=OPERATOR,
+            at=at, unit=Unit.GIB,
+        )  # fmt: skip
 
 
 def _person(email: str, role: Role, note: str, organization: str) -> dict[str, str]:
@@ -166,7 +179,7 @@ def _node(ware: Ware, name: str, operator: Organization, site: Site, at: datetim
     )
     if is_new:
         prices.publish(
-            sku=offer.sku, currency="USD", micros_per_gpu_hour=ware.price_micros, effective_from=at, by=OPERATOR, at=at
+            sku=offer.sku, currency="USD", micros_per_unit_hour=ware.price_micros, effective_from=at, by=OPERATOR, at=at
         )
     fabric, _ = Fabric.objects.get_or_create(site=site, name="fabric-1", defaults={"kind": ware.fabric_kind})
     node, _ = Node.objects.get_or_create(

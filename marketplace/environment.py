@@ -35,6 +35,7 @@ class Environment:
     log_format: str
     log_level: str
     email_url: str
+    wipe_needs_scrub: bool
 
     @property
     def is_production(self) -> bool:
@@ -61,6 +62,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         log_format=values.get("GPUMARKET_LOG_FORMAT", "json" if mode == "production" else "console"),
         log_level=values.get("GPUMARKET_LOG_LEVEL", "INFO").upper(),
         email_url=values.get("GPUMARKET_EMAIL_URL", ""),
+        wipe_needs_scrub=values.get("GPUMARKET_WIPE_NEEDS_SCRUB", "0") not in {"0", "no", "false"},
     )
     if faults := _faults(environment):
         raise BadEnvironment("The environment cannot be served:\n" + "\n".join(f"  - {fault}" for fault in faults))

@@ -29,6 +29,14 @@ def sites() -> QuerySet[Site]:
     return Site.objects.all()
 
 
+def site_for(site_id: str) -> Site:
+    """Return a site by its id or slug, or raise NotFound."""
+    site = sites().filter(Q(public_id=site_id) | Q(slug=site_id)).first()
+    if site is None:
+        raise NotFound
+    return site
+
+
 def listed(*, gpu_model: str = "", country: str = "") -> QuerySet[Offer]:
     """Return the offers on the market, narrowed by GPU model (any case) and the site's country."""
     found = Offer.objects.filter(is_listed=True).select_related("site", "supplier")

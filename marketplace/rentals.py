@@ -14,10 +14,11 @@ from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
 from marketplace import audit, runtimes
+from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
-from provisioning import instances, quotas
+from provisioning import instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 
@@ -51,6 +52,7 @@ class Order:
     ports: Sequence[int] = ()
     lease: str = Instance.Lease.STICKY
     on_failure: str = Instance.OnFailure.STOP
+    uses: Sequence[volumes.Use] = ()
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -66,7 +68,7 @@ def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
 
 def hourly_micros(*, price: PriceVersion, gpus: int) -> int:
     """Return what `gpus` GPUs cost for an hour, in micros of the price's currency."""
-    return rating.amount_micros(micros_per_gpu_hour=price.micros_per_gpu_hour, gpu_milliseconds=gpus * HOUR_MS)
+    return rating.amount_micros(micros_per_unit_hour=price.micros_per_unit_hour, unit_milliseconds=gpus * HOUR_MS)
 
 
 def check(order: Order) -> None:
@@ -79,6 +81,7 @@ def check(order: Order) -> None:
     _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
     _check_command(order.command)
     _check_env(order.env or {})
+    kept.check_uses(order.uses, site=order.offer.site)
 
 
 def check_size(order: Order) -> None:
@@ -158,6 +161,9 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Insta
 def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
     price = price_of(order.offer, currency=project.organization.currency, at=at)
     gpus = order.gpus * order.replicas
+    if order.uses:
+        # First, because whoever changes a volume locks it before the account.
+        volumes.lock([use.volume for use in order.uses])
     quotas.take(project_id=project.pk, gpus=gpus)
     instance_id = new_public_id("ins")
     _hold_first_hour(project=project, resource_id=instance_id, run=1, price=price, gpus=gpus, at=at)
@@ -177,6 +183,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
         lease=order.lease,
         on_failure=order.on_failure,
         at=at,
+        uses=order.uses,
     )
     instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}

@@ -164,6 +164,10 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
 }
 SPECTACULAR_SETTINGS = {
+    "ENUM_NAME_OVERRIDES": {
+        "SiteKindEnum": "provisioning.models.Site.Kind",
+        "VolumeKindEnum": "provisioning.models.Site.VolumeKind",
+    },
     "TITLE": "gpumarket",
     "DESCRIPTION": "Rent GPUs, watch them run, and see to the millisecond what they cost.",
     "VERSION": "1",
@@ -189,6 +193,8 @@ TELEMETRY_KEEP = {
     "provisioning_minute": timedelta(days=30),
     "provisioning_hour": timedelta(days=730),
 }
+# Whether a GPU whose memory no tool could scrub stays out of placement; without it, ended processes are enough.
+GPU_WIPE_NEEDS_SCRUB = ENVIRONMENT.wipe_needs_scrub
 
 LOGGING_CONFIG = None
 logs.configure(style=ENVIRONMENT.log_format, level=ENVIRONMENT.log_level)

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals, restarts
+from marketplace import idempotency, rentals, restarts, volumes
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
@@ -13,6 +13,12 @@ RESTARTS_MAX = 50
 def stop_what_nobody_can_pay_for() -> None:
     """Stop instances of organizations whose funds are used up."""
     rentals.stop_what_nobody_can_pay_for(at=timezone.now(), limit=STOPS_MAX)
+
+
+@shared_task
+def mind_unpaid_volumes() -> None:
+    """Keep the clock of volumes that nobody can pay for."""
+    volumes.mind_unpaid(at=timezone.now(), limit=STOPS_MAX)
 
 
 @shared_task

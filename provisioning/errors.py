@@ -17,6 +17,10 @@ class NoCapacity(ProvisioningError):
     """There are not enough free GPUs now."""
 
 
+class NoRoom(ProvisioningError):
+    """No node can keep a volume now."""
+
+
 class QuotaExceeded(ProvisioningError):
     """The project may not hold that many GPUs."""
 

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 
 from billing import usage
 from billing.models import PriceVersion
-from provisioning import engine, placement
+from provisioning import engine, placement, volumes
 from provisioning.errors import IllegalMove
 from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
 
@@ -34,6 +34,7 @@ def create(
     lease: str = Instance.Lease.STICKY,
     on_failure: str = Instance.OnFailure.STOP,
     at: datetime,
+    uses: Sequence[volumes.Use] = (),
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
 
@@ -59,7 +60,10 @@ def create(
     )
     InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
     Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at)
-    instance.claimed = placement.claim(instance=instance, at=at)
+    if uses:
+        volumes.attach_at_launch(instance=instance, uses=uses, at=at)
+    home = volumes.home_of(use.volume for use in uses)
+    instance.claimed = placement.claim(instance=instance, at=at, home=home)
     engine.nudge(instance.pk)
     return instance
 
@@ -82,6 +86,8 @@ def start(
         raise IllegalMove(f"{instance.name} is {instance.get_phase_display()} and cannot be started.")
     if instance.quota_held:
         raise IllegalMove(f"{instance.name} still gives back the GPUs of its last run; try again in a moment.")
+    if refusal := volumes.why_not_started(instance):
+        raise IllegalMove(refusal)
     engine.wake(instance.pk, step="place")
     instance.move_to(
         Phase.QUEUED,

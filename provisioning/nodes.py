@@ -15,6 +15,7 @@ from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from billing import usage
 from provisioning import engine, inventory, leases, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
+from provisioning.health import breaker
 from provisioning.holds import hold as hold  # noqa: PLC0414  said as nodes.hold by whoever finds a reason
 from provisioning.holds import let_go as let_go  # noqa: PLC0414
 from provisioning.models import (
@@ -154,7 +155,7 @@ def notice_silence(*, at: datetime, limit: int) -> int:
 
 def is_our_fault(node_ids: Sequence[int], at: datetime) -> bool:
     """Count nodes that have just fallen silent; return whether they are so many that the cause must lie with us."""
-    return False
+    return breaker.note_silence(node_ids=node_ids, at=at)
 
 
 def _newly_silent(at: datetime) -> QuerySet[Heartbeat, int]:

@@ -19,6 +19,7 @@ from django.utils.translation import gettext
 
 from billing.public_ids import new_public_id
 from provisioning.errors import NoCapacity
+from provisioning.health import wipes
 from provisioning.models import Assignment, Gpu, GpuHold, Instance, Node
 
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
@@ -39,6 +40,8 @@ WHERE id = (
 RETURNING id
 """
 TAKE_BEST_FIT_NOW = TAKE_BEST_FIT.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
+# The one node on which a local volume of the instance lies.
+TAKE_HOME = TAKE_BEST_FIT.replace("WHERE offer_id", "WHERE id = %(home)s AND offer_id")
 
 TAKE_NODES = """
 UPDATE provisioning_node SET free_gpus = free_gpus - wanted.gpus, desired_generation = desired_generation + 1
@@ -82,13 +85,19 @@ def placeable(offer_id: int) -> QuerySet[Node]:
     )
 
 
-def claim(*, instance: Instance, at: datetime) -> list[Assignment]:
+def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
     Runs inside the caller's transaction. Replicas share the tightest domain
     that has room: one node, else one rack, one fabric, the offer's site. The
-    node that failed the last run is taken only where there is no other.
+    node that failed the last run is taken only where there is no other. With a
+    `home`, where a local volume of theirs lies, all of them run there or nowhere.
     """
+    if home is not None:
+        node_id = _take_best_fit(instance, avoid=0, home=home)
+        if node_id is None:
+            raise NoCapacity(_why_not_home(instance, home))
+        return _take_gpus(instance, [node_id] * instance.replicas, at)
     failed_on = instance.failed_on_id or 0
     for avoid in (failed_on, 0) if failed_on else (0,):
         if found := _claim(instance, at, avoid=avoid):
@@ -113,10 +122,14 @@ def _claim(instance: Instance, at: datetime, *, avoid: int) -> list[Assignment]:
 
 
 def release(*, instance: Instance, at: datetime) -> None:
-    """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing."""
+    """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing.
+
+    It fails closed: a GPU without a good record of its wipe stays out of placement.
+    """
     held = GpuHold.objects.filter(assignment__instance=instance, released_at=None)
     node_ids = sorted(set(held.values_list("gpu__node_id", flat=True)))
     lock(node_ids)
+    wipes.settle_released(held.select_related("assignment__node"))
     held.update(released_at=at)
     recount(node_ids)
 
@@ -155,14 +168,15 @@ def recount(node_ids: Iterable[int]) -> None:
     )
 
 
-def _take_best_fit(instance: Instance, *, avoid: int) -> int | None:
+def _take_best_fit(instance: Instance, *, avoid: int, home: int | None = None) -> int | None:
     """Lock the fullest node that has room for all replicas and count their GPUs as taken; None where there is none.
 
     Nodes that are being claimed this moment are passed over, and waited for only when there is no other.
     """
     with connection.cursor() as cursor:
-        for take in (TAKE_BEST_FIT_NOW, TAKE_BEST_FIT):
-            cursor.execute(take, {"offer": instance.offer_id, "gpus": instance.gpus, "avoid": avoid})
+        for take in (TAKE_BEST_FIT_NOW, TAKE_BEST_FIT) if home is None else (TAKE_HOME,):
+            wanted = {"offer": instance.offer_id, "gpus": instance.gpus, "avoid": avoid, "home": home}
+            cursor.execute(take, wanted)
             if found := cursor.fetchone():
                 return int(found[0])
     return None
@@ -235,6 +249,21 @@ def _take_gpus(instance: Instance, places: Sequence[int], at: datetime) -> list[
     held = [uuid for assignment in assignments for uuid in assignment.gpu_uuids]
     assert len(held) == instance.gpus, f"nodes {sorted(set(places))} do not have the free GPUs that they count"
     return assignments
+
+
+def _why_not_home(instance: Instance, home: int) -> str:
+    node = Node.objects.get(pk=home)
+    shown = {"node": node.name, "gpus": instance.gpus, "free": node.free_gpus, "offer": instance.offer}
+    if node.offer_id != instance.offer_id:
+        return (
+            gettext("Its volume lies on node %(node)s, which is not of %(offer)s; launch the offer of that node.")
+            % shown
+        )
+    if node.state != Node.State.AVAILABLE or node.reachability != Node.Reachability.ONLINE:
+        return gettext("Its volume lies on node %(node)s, which takes no instances now.") % shown
+    return (
+        gettext("Its volume lies on node %(node)s, which has %(free)s free GPUs now; %(gpus)s are asked for.") % shown
+    )
 
 
 def _why(instance: Instance) -> str:

@@ -71,7 +71,8 @@ def of(instances: Sequence[Instance], *, at: datetime) -> dict[int, list[Stage]]
     events = {pk: [InstanceEvent(at=row.phase_since, new_phase=Phase.QUEUED)] for pk, row in queued.items()}
     runs = {row.pk: row.run for row in instances if row.pk not in queued}
     events |= {instance_id: [] for instance_id in runs}
-    for event in InstanceEvent.objects.filter(instance__in=list(runs)).order_by("pk") if runs else ():
+    moves = InstanceEvent.objects.filter(instance__in=list(runs), kind=InstanceEvent.Kind.PHASE)
+    for event in moves.order_by("pk") if runs else ():
         if event.run == runs[event.instance_id]:
             events[event.instance_id].append(event)
     typical, transfers = typical_ms(), _transfers(instances)
@@ -159,7 +160,9 @@ def typical_ms() -> dict[str, int]:
         found = {}
         for phase in STARTING:
             # Only those that went on: to fail or to be called off takes another time.
-            onward = InstanceEvent.objects.filter(old_phase=phase, new_phase__in=STARTING | CHARGED_PHASES)
+            onward = InstanceEvent.objects.filter(
+                kind=InstanceEvent.Kind.PHASE, old_phase=phase, new_phase__in=STARTING | CHARGED_PHASES
+            )
             recent = onward.order_by("-pk")
             if sample := list(recent.values_list("milliseconds", flat=True)[:TYPICAL_SAMPLE]):
                 found[phase] = round(median(sample))

@@ -18,7 +18,8 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, inventory, nodes, telemetry
+from provisioning import engine, inventory, nodes, telemetry, upkeep
+from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
@@ -33,7 +34,11 @@ MILLISECOND = timedelta(milliseconds=1)
 
 # Who takes an entry of a node's journal, by its kind: the node, when it happened, what it says.
 EventTaker = Callable[[Node, datetime, Mapping[str, Any]], None]
-EVENT_TAKERS: dict[str, EventTaker] = {}
+EVENT_TAKERS: dict[str, EventTaker] = {
+    "health": events.take,
+    "wipe": wipes.take,
+    "operation": operations.take,
+}
 
 # In the order of the nodes, so that two batches cannot deadlock.
 HEARD = """
@@ -165,6 +170,8 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
         nodes.come_back(node=node, at=at, running=running)
     if report.inventory is not None:
         _take_inventory(node, report.inventory, at)
+    if report.volumes:
+        upkeep.observe(node=node, said=report.volumes, at=at)
     live = list(_live(node)) if report.assignments or report.logs else []
     _take_states(live, report.assignments, at)
     take_logs(live, report.logs)
@@ -222,6 +229,8 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
             ports=word.ports,
         )
     for row, word in moved:
+        if word.state == Assignment.Observed.WIPING.value:
+            wipes.show_wiping(row)
         log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
 
 
@@ -273,7 +282,11 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
         "log_cursors": {row.public_id: row.log_bytes for row in live},
     }
     if node.desired_generation != report.desired_seen:
-        answer["desired"] = {"assignments": _assignments(live), "operations": [], "volumes": []}
+        answer["desired"] = {
+            "assignments": _assignments(live),
+            "operations": operations.document(node),
+            "volumes": upkeep.document(node),
+        }
     return answer
 
 
@@ -296,6 +309,7 @@ def _is_settled(row: Assignment, at: datetime) -> bool:
 def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
     peers = _peers(gangs) if gangs else {}
+    mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
     return [
         {
             "id": row.public_id,
@@ -310,7 +324,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "ports": row.instance.ports,
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
             "ssh_keys": [],
-            "volumes": [],
+            "volumes": mounts.get(row.instance_id, []),
             "network": None,
             "replica": row.replica,
             "replicas": row.instance.replicas,

@@ -12,7 +12,7 @@ from functools import partial
 from django.utils import timezone
 
 from billing import usage
-from provisioning import placement, quotas
+from provisioning import placement, quotas, volumes
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
@@ -43,7 +43,8 @@ def claim_gpus(instance: Instance) -> None:
     at = timezone.now()
     if not _assignments(instance):
         try:
-            placement.claim(instance=instance, at=at)
+            home = volumes.home_of(volumes.of_instance(instance))
+            placement.claim(instance=instance, at=at, home=home)
         except NoCapacity as refusal:
             raise NotYet(seconds=QUEUE_LOOK_S) from refusal
     instance.move_to(Phase.PLACING, at=at)
@@ -168,6 +169,8 @@ def finish(instance: Instance) -> None:
     if (ending := ENDINGS.get(Phase(instance.phase))) is not None:
         ended = {"ended_at": at} if ending == Phase.TERMINATED else {}
         instance.move_to(ending, at=at, reason=instance.reason, message=instance.message, **ended)
+        if ending == Phase.TERMINATED:
+            volumes.let_go(instance=instance, at=at)
     if instance.quota_held:
         quotas.give_back(project_id=instance.project_id, gpus=instance.quota_held)
         Instance.objects.filter(pk=instance.pk).update(quota_held=0)

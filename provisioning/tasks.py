@@ -3,7 +3,8 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import clusters, engine, nodes, partitions, rollups
+from provisioning import clusters, engine, nodes, partitions, rollups, upkeep
+from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
 TURNS_MAX = 20
@@ -11,6 +12,8 @@ DUE_MAX = 200
 NUDGE_LIFE_S = 10
 SILENT_MAX = 200
 CLUSTERS_MAX = 50
+VOLUMES_MAX = 200
+HEALTH_MAX = 200
 
 
 @shared_task
@@ -50,6 +53,12 @@ def look_at_cluster(cluster_id: int) -> None:
 
 
 @shared_task
+def settle_volumes() -> None:
+    """Let states and meters of volumes follow from what their nodes say, and remove what nobody took back in time."""
+    upkeep.settle_due(at=timezone.now(), limit=VOLUMES_MAX)
+
+
+@shared_task
 def sum_up_readings() -> None:
     """Sum readings up to minutes and hours, from where that was left off."""
     rollups.catch_up(at=timezone.now())
@@ -59,3 +68,26 @@ def sum_up_readings() -> None:
 def keep_partitions() -> None:
     """Make the tables of readings ready for the days to come, and drop those that are too old."""
     partitions.sweep(at=timezone.now())
+
+
+@shared_task
+def decide_health_events() -> None:
+    """Decide on new health events and do what follows at once. If this message is lost, the sweep finds them."""
+    events.decide_all(at=timezone.now(), limit=HEALTH_MAX)
+
+
+@shared_task
+def repair() -> None:
+    """Take every repair a step further, have unproven GPUs wiped, and call those healthy again that are."""
+    at = timezone.now()
+    operations.look(at=at, limit=HEALTH_MAX)
+    for remediation_id in remedies.due(limit=HEALTH_MAX):
+        remedies.advance(remediation_id, at=at)
+    operations.order_wipes(at=at, limit=HEALTH_MAX)
+    faults.heal(at=at, limit=HEALTH_MAX)
+
+
+@shared_task
+def purge_breaker_marks() -> None:
+    """Forget what no breaker counts any more."""
+    breaker.purge(at=timezone.now())

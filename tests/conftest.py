@@ -12,14 +12,16 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from billing import credits, prices
-from marketplace import rentals, tenants, tokens
+from billing.models import PriceVersion, Unit
+from marketplace import rentals, tenants, tokens, volumes
 from marketplace.access import Actor, person
 from marketplace.models import Membership, Offer, Organization, Project, Role, User
 from marketplace.money import MICROS
 from marketplace.permissions import SCOPES
-from provisioning import engine
-from provisioning.models import Fabric, Instance, Site
+from provisioning import engine, nodes, upkeep
+from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
+from provisioning.volumes import shown
 from tests.nodes import PlayedNode, announce, join
 from tests.nvml.library import fake_nvml, nvml_library, own_nvml
 from tests.slurm.stage import slurm, slurm_cluster
@@ -37,6 +39,12 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
     with django_db_blocker.unblock(), connection.cursor() as cursor:
         for table in ("billing_transfer", "billing_charge"):
             cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_is_never_emptied")
+
+
+@pytest.fixture(autouse=True)
+def _silence_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few nodes of a test fall silent together, which would be taken for our own fault; the breaker's tests do."""
+    monkeypatch.setattr(nodes, "is_our_fault", lambda node_ids, at: False)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +150,7 @@ def make_offer(operator: Organization, site: Site, *, slug: str, gpu_model: str,
     )
     now = timezone.now()
     prices.publish(
-        sku=offer.sku, currency="USD", micros_per_gpu_hour=price_micros, effective_from=now, by="test", at=now
+        sku=offer.sku, currency="USD", micros_per_unit_hour=price_micros, effective_from=now, by="test", at=now
     )
     return offer
 
@@ -180,6 +188,49 @@ def fleet(operator: Organization, site: Site) -> Fleet:
 
 def order(offer: Offer, **overrides: Any) -> rentals.Order:
     return rentals.Order(**{"offer": offer, "command": ["sleep", "1000"]} | overrides)
+
+
+def sell_storage(site: Site, *, price_micros: int = 100) -> PriceVersion:
+    """Put a site's storage on sale, per GiB-hour."""
+    now = timezone.now()
+    return prices.publish(
+        sku=site.storage_sku, currency="USD", micros_per_unit_hour=price_micros, effective_from=now, by="test", at=now,
+        unit=Unit.GIB,
+    )  # fmt: skip
+
+
+@dataclass
+class Storage:
+    """Makes volumes of Acme as Alice, and lets the nodes and the sweep do their part."""
+
+    actor: Actor
+    project: Project
+    fleet: Fleet
+    site: Site
+
+    def make(self, name: str = "data", *, is_ready: bool = True, **overrides: Any) -> Volume:
+        """Make a volume on an H200 node; what differs from 100 GiB is named."""
+        ordinary = {"site": self.site, "name": name, "size_gib": 100, "offer": self.fleet.h200}
+        wanted = volumes.Order(**ordinary | overrides)
+        with transaction.atomic():
+            volume = volumes.create(actor=self.actor, project=self.project, order=wanted, at=timezone.now())
+        return self.settle(volume) if is_ready else volume
+
+    def settle(self, volume: Volume) -> Volume:
+        """Let nodes report and the sweep follow until nothing moves, and return the volume as it is then."""
+        for _ in range(3):
+            self.fleet.sync()
+            upkeep.settle_due(at=timezone.now(), limit=100)
+        return shown(Volume.objects.all()).get(pk=volume.pk)
+
+    def node_of(self, volume: Volume) -> PlayedNode:
+        return next(node for node in self.fleet.nodes.values() if node.node.pk == volume.node_id)
+
+
+@pytest.fixture
+def storage(actor: Actor, project: Project, fleet: Fleet, site: Site) -> Storage:
+    sell_storage(site)
+    return Storage(actor, project, fleet, site)
 
 
 Rent = Callable[..., Instance]

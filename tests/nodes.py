@@ -7,8 +7,8 @@ from typing import Any
 from django.utils import timezone
 
 from provisioning import nodes, reports
-from provisioning.models import Node
-from provisioning.protocol import GpuFact, LogPiece, Report, Said
+from provisioning.models import GpuHold, Instance, Node, WipeRecord
+from provisioning.protocol import Event, GpuFact, LogPiece, Report, Said, VolumeSaid
 
 
 @dataclass
@@ -20,6 +20,7 @@ class PlayedNode:
     epoch: int = 1
     seq: int = 0
     generation: int = 0
+    told: int = 0
     desired: dict[str, dict[str, Any]] = field(default_factory=dict)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: list[tuple[str, int, bytes]] = field(default_factory=list)
@@ -29,6 +30,17 @@ class PlayedNode:
     fails_to_start: str = ""
     never_starts: bool = False
     is_silent: bool = False
+    # What its disk holds: bytes by volume. A test may lose or fill one here, or refuse new ones.
+    volumes: dict[str, int] = field(default_factory=dict)
+    wanted_volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    volume_trouble: str = ""
+    boot_id: str = "boot"
+    # What it tells: its journal, what came of each operation so far, and how the next of a kind will end.
+    journal: list[Event] = field(default_factory=list)
+    done: dict[str, dict[str, str]] = field(default_factory=dict)
+    operation_ends: dict[str, tuple[str, str]] = field(default_factory=dict)
+    ignores_operations: bool = False
+    wipe_result: str | None = "ok"  # None: it forgets to tell.
 
     def sync(self, at: datetime | None = None) -> dict[str, Any]:
         """Report, hear what is wanted, and do it; the next report says so."""
@@ -40,7 +52,7 @@ class PlayedNode:
             Report(
                 node=self.node.public_id,
                 key=self.key,
-                boot_id="boot",
+                boot_id=self.boot_id,
                 agent_epoch=self.epoch,
                 seq=self.seq,
                 desired_seen=self.generation,
@@ -55,22 +67,40 @@ class PlayedNode:
                     )
                     for assignment_id, state in self.states.items()
                 ],
+                volumes=[self._say_volume(entry) for entry in self.wanted_volumes.values()],
                 logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
+                events=self.journal[-500:],
             ),
             at=at,
         )
         self.output = []
+        self.journal = [event for event in self.journal if event.n > answer.get("events_seen", 0)]
         if "desired" in answer:
             self.generation = answer["desired_generation"]
             self.desired = {entry["id"]: entry for entry in answer["desired"]["assignments"]}
             self.states = {name: state for name, state in self.states.items() if name in self.desired}
+            self.wanted_volumes = {entry["id"]: entry for entry in answer["desired"]["volumes"]}
+            for operation in answer["desired"]["operations"]:
+                self._operate(operation)
         for assignment_id, entry in self.desired.items():
             self.states[assignment_id] = self._do(entry, self.states.get(assignment_id))
         return answer
 
+    def _say_volume(self, entry: dict[str, Any]) -> VolumeSaid:
+        name = entry["id"]
+        if entry["desired"] == "gone":
+            self.volumes.pop(name, None)
+            return VolumeSaid(id=name, state="gone")
+        if self.volume_trouble or (entry["made"] and name not in self.volumes):
+            return VolumeSaid(id=name, state="failed", message=self.volume_trouble or "it is not here any more")
+        used = self.volumes.setdefault(name, self.volumes.get(entry["source"], 0))
+        return VolumeSaid(id=name, state="present", used_bytes=used)
+
     def _do(self, entry: dict[str, Any], state: dict[str, Any] | None) -> dict[str, Any]:
         fence = entry["fence"]
         if entry["desired"] == "gone":
+            if (state or {}).get("state") != "gone":
+                self._wipe(entry["gpus"], assignment=entry["id"], fence=fence)
             return {**(state or {}), "fence": fence, "state": "gone"}
         if self.fails_to_prepare:
             return {"fence": fence, "state": "failed", "message": self.fails_to_prepare}
@@ -83,6 +113,31 @@ class PlayedNode:
         if entry["instance"] in self.exit_codes:
             return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]}
         return {"fence": fence, "state": "running"}
+
+    def tell(self, kind: str, /, *, ago_ms: int | None = 0, **body: Any) -> None:
+        """Write into the journal, for the next report."""
+        self.told += 1
+        self.journal.append(Event(n=self.told, kind=kind, ago_ms=ago_ms, body=body))
+
+    def breaks(self, gpu: int | None, code: str, *, ago_ms: int | None = 0, detail: str = "") -> None:
+        """Tell of a health event of one GPU, by index, or of the node."""
+        uuid = "" if gpu is None else f"GPU-{self.node.name}-{gpu}"
+        self.tell("health", ago_ms=ago_ms, gpu=uuid, source="nvml", code=code, detail=detail)
+
+    def _wipe(self, gpus: list[str], **why: Any) -> None:
+        for gpu in gpus if self.wipe_result is not None else []:
+            scrub = {"method": "simulated", "covered_bytes": 0, "duration_ms": 1, "message": ""}
+            self.tell("wipe", gpu=gpu, result=self.wipe_result, **scrub, **why)
+
+    def _operate(self, operation: dict[str, Any]) -> None:
+        if self.ignores_operations:
+            return
+        if operation["id"] not in self.done:
+            result, message = self.operation_ends.get(operation["kind"], ("succeeded", ""))
+            if operation["kind"] == "wipe":
+                self._wipe([operation["gpu"]], operation=operation["id"], fence=0)
+            self.done[operation["id"]] = {"operation": operation["id"], "result": result, "message": message}
+        self.tell("operation", **self.done[operation["id"]])
 
     def prints(self, text: str, *, offset: int = 0, assignment: str = "") -> None:
         """Ship output with the next report."""
@@ -111,6 +166,14 @@ def join(node: Node, *, at: datetime | None = None) -> PlayedNode:
     )
     node.refresh_from_db()
     return PlayedNode(node=node, key=key)
+
+
+def wiped(instance: Instance) -> None:
+    """Record that the nodes have wiped what an instance holds, as they do before they say that it is gone."""
+    for held in GpuHold.objects.filter(assignment__instance=instance, released_at=None):
+        WipeRecord.objects.create(
+            gpu=held.gpu, assignment=held.assignment, at=timezone.now(), method="simulated", result="ok"
+        )
 
 
 def facts(node: Node, *, healthy: bool = True) -> list[GpuFact]:

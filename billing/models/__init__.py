@@ -1,4 +1,4 @@
 from billing.models.ledger import Account, Hold, Transfer
-from billing.models.usage import Charge, PriceVersion, Runway, UsageSpan
+from billing.models.usage import UNITS, Charge, PriceVersion, Runway, Unit, UsageSpan
 
-__all__ = ["Account", "Charge", "Hold", "PriceVersion", "Runway", "Transfer", "UsageSpan"]
+__all__ = ["UNITS", "Account", "Charge", "Hold", "PriceVersion", "Runway", "Transfer", "Unit", "UsageSpan"]

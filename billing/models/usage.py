@@ -5,6 +5,7 @@ from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
 from django.db import models
 from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
 
@@ -26,13 +27,21 @@ def one_resource_and_meter() -> Func:
     return Func(both, both, Value("[]"), function="int8range", output_field=models.TextField())
 
 
+class Unit(models.TextChoices):
+    """What a price is for an hour of. Each meter counts one of these, see `UNITS`."""
+
+    GPU = "gpu", _("GPU")
+    GIB = "gib", _("GiB")
+
+
 class PriceVersion(models.Model):
-    """What a GPU-hour of a thing for sale costs from a moment on. Immutable: a new price is a new version."""
+    """What an hour of one unit of a thing for sale costs from a moment on. Immutable: a new price is a new version."""
 
     public_id = PublicIdField(prefix="prc")
     sku = models.CharField(max_length=100)
     currency = models.CharField(max_length=3)
-    micros_per_gpu_hour = models.BigIntegerField()
+    unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.GPU)
+    micros_per_unit_hour = models.BigIntegerField()
     effective_from = models.DateTimeField()
     published_at = models.DateTimeField()
     published_by = models.CharField(max_length=254)
@@ -40,7 +49,7 @@ class PriceVersion(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["sku", "currency", "effective_from"], name="price_one_per_moment"),
-            models.CheckConstraint(condition=Q(micros_per_gpu_hour__gt=0), name="price_is_positive"),
+            models.CheckConstraint(condition=Q(micros_per_unit_hour__gt=0), name="price_is_positive"),
             models.CheckConstraint(
                 condition=Q(effective_from__gte=F("published_at")), name="price_is_never_published_for_the_past"
             ),
@@ -48,7 +57,7 @@ class PriceVersion(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.sku}: {self.micros_per_gpu_hour} micros {self.currency} per GPU-hour"
+        return f"{self.sku}: {self.micros_per_unit_hour} micros {self.currency} per {self.unit}-hour"
 
 
 class UsageSpan(models.Model):
@@ -60,7 +69,8 @@ class UsageSpan(models.Model):
     """
 
     class Meter(models.TextChoices):
-        GPU = "gpu", "GPU"
+        GPU = "gpu", _("GPUs")
+        VOLUME = "volume", _("Volumes")
 
     public_id = PublicIdField(prefix="spn")
     organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="usage_spans")
@@ -126,6 +136,14 @@ class UsageSpan(models.Model):
     @property
     def is_open(self) -> bool:
         return self.ended_at is None
+
+    @property
+    def unit(self) -> Unit:
+        """What `quantity` counts."""
+        return UNITS[self.meter]
+
+
+UNITS: dict[str, Unit] = {UsageSpan.Meter.GPU: Unit.GPU, UsageSpan.Meter.VOLUME: Unit.GIB}
 
 
 class Charge(models.Model):

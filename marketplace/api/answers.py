@@ -6,7 +6,7 @@ from typing import Any
 
 from billing import accounts, usage
 from billing.models import PriceVersion, Runway, UsageSpan
-from marketplace import costs, rentals
+from marketplace import costs, rentals, volumes
 from marketplace.models import (
     ApiToken,
     AuditEntry,
@@ -21,7 +21,8 @@ from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
 from provisioning import placement, progress
-from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Site
+from provisioning import volumes as kept
+from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Site, Volume
 
 Answer = dict[str, Any]
 
@@ -31,7 +32,7 @@ def amount(micros: int, currency: str) -> Answer:
 
 
 def price(version: PriceVersion) -> Answer:
-    return {**amount(version.micros_per_gpu_hour, version.currency), "unit": "gpu_hour"}
+    return {**amount(version.micros_per_unit_hour, version.currency), "unit": f"{version.unit}_hour"}
 
 
 def site(row: Site) -> Answer:
@@ -49,7 +50,12 @@ def site(row: Site) -> Answer:
         "power_source": row.power_source,
         "pue": str(row.pue),
         "certifications": row.certifications,
+        "volume_kind": row.volume_kind,
     }
+
+
+def site_with_storage(row: Site, storage: PriceVersion | None) -> Answer:
+    return site(row) | {"storage": price(storage) if storage is not None else None}
 
 
 def listing(found: Listing) -> Answer:
@@ -180,6 +186,58 @@ def transfer(found: progress.Transfer) -> Answer:
     }
 
 
+def volume(row: Volume) -> Answer:
+    """Return a volume that came through `access`, which brought along all that is asked here."""
+    live = kept.live_attachment(row)
+    is_local = row.kind == Site.VolumeKind.LOCAL
+    return {
+        "id": row.public_id,
+        "name": row.name,
+        "project": {"id": row.project.public_id, "name": row.project.name},
+        "site": {"name": row.site.name, "country": row.site.country},
+        "kind": row.kind,
+        "node": row.node.name,
+        "offer": row.node.offer.slug if is_local else None,
+        "size_gib": row.size_gib,
+        "used_bytes": row.used_bytes,
+        "used_percent": row.used_percent,
+        "measured_at": row.measured_at,
+        "is_snapshot": row.is_snapshot,
+        "source": {"id": row.source.public_id, "name": row.source.name} if row.source else None,
+        "state": row.state,
+        "health": row.health,
+        "message": row.message,
+        "attachment": {
+            "instance": {"id": live.instance.public_id, "name": live.instance.name},
+            "path": live.path,
+            "attached_at": live.attached_at,
+        }
+        if live
+        else None,
+        "cost": _volume_cost(row),
+        "actions": {
+            verb: {"available": not refusal, "reason": refusal or None} for verb, refusal in kept.actions(row).items()
+        },
+        "created_at": row.created_at,
+        "ready_at": row.ready_at,
+        "unpaid_since": row.unpaid_since,
+        "deleted_when_unpaid": volumes.deleted_when_unpaid(row),
+        "delete_after": row.delete_after,
+        "deleted_at": row.deleted_at,
+    }
+
+
+def _volume_cost(row: Volume) -> Answer:
+    found = volumes.rate(price=row.price_version, size_gib=row.size_gib)
+    return {
+        "billing": volumes.billing_of(row),
+        "currency": found.currency,
+        "per_gib_hour": decimal_string(found.per_gib_hour_micros),
+        "per_hour": decimal_string(found.per_hour_micros),
+        "per_month": decimal_string(found.per_month_micros),
+    }
+
+
 def quote(order: rentals.Order, found: rentals.Quote) -> Answer:
     currency = found.price.currency
     return {
@@ -195,7 +253,7 @@ def quote(order: rentals.Order, found: rentals.Quote) -> Answer:
 def event(row: InstanceEvent) -> Answer:
     return {
         "at": row.at,
-        "kind": "phase",
+        "kind": row.kind,
         "run": row.run,
         "old_phase": row.old_phase,
         "new_phase": row.new_phase,
@@ -205,15 +263,20 @@ def event(row: InstanceEvent) -> Answer:
 
 
 def span(row: UsageSpan, *, at: datetime) -> Answer:
+    used = usage.unit_milliseconds(span=row, at=at)
+    is_gpus = row.meter == UsageSpan.Meter.GPU
     return {
         "id": row.public_id,
         "resource": row.resource_id,
         "name": row.resource_name,
         "meter": row.meter,
-        "gpus": row.quantity,
+        "unit": row.unit,
+        "quantity": row.quantity,
+        "gpus": row.quantity if is_gpus else 0,
         "started_at": row.started_at,
         "ended_at": row.ended_at,
-        "gpu_milliseconds": usage.gpu_milliseconds(span=row, at=at),
+        "unit_milliseconds": used,
+        "gpu_milliseconds": used if is_gpus else 0,
         "price": price(row.price_version),
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }

@@ -1,16 +1,19 @@
 """What is for sale, and where."""
 
+from collections.abc import Sequence
+
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, offers
-from marketplace.api import answers, shapes
+from marketplace import access, offers, volumes
+from marketplace.api import answers, shapes, volume_shapes
 from marketplace.api.pages import PageQuery, paged, paged_by_key, queried
 from marketplace.api.views import actor_of
 from marketplace.errors import NotFound
+from provisioning.models import Site
 
 
 class OfferList(APIView):
@@ -31,7 +34,7 @@ class OfferList(APIView):
         page, next_cursor = paged_by_key(
             (listing for listing in listings if listing.available_gpus >= least),
             query,
-            key=lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.pk),
+            key=lambda listing: (listing.price.micros_per_unit_hour, listing.offer.pk),
         )
         return Response({"data": [answers.listing(listing) for listing in page], "next_cursor": next_cursor})
 
@@ -57,10 +60,15 @@ class SiteList(APIView):
     @extend_schema(
         operation_id="list_sites",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.SiteAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(volume_shapes.SiteWithStorageAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
-        """List the sites."""
+        """List the sites, with what storage costs there."""
         query = queried(request, PageQuery)
-        access.organization_for(actor_of(request), None, verb="organization.view")
-        return paged(offers.sites(), query, lambda rows: [answers.site(row) for row in rows])
+        organization = access.organization_for(actor_of(request), None, verb="organization.view")
+
+        def shown(rows: Sequence[Site]) -> list[answers.Answer]:
+            known = volumes.prices_of(rows, currency=organization.currency, at=timezone.now())
+            return [answers.site_with_storage(row, known.get(row.pk)) for row in rows]
+
+        return paged(offers.sites(), query, shown)

@@ -19,7 +19,7 @@ from marketplace import errors, idempotency
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
-from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 log = structlog.get_logger("marketplace.api")
@@ -104,6 +104,10 @@ KINDS: dict[type[Exception], Kind] = {
     NoCapacity: Kind(
         409, "no_capacity", "Not enough free GPUs", "after",
         "Try again later, ask for fewer GPUs, or choose another offer (GET /api/v1/offers?available=true).",
+    ),
+    NoRoom: Kind(
+        409, "no_room", "No node can keep the volume", "after",
+        "Try again later, or make the volume in another site (GET /api/v1/sites).",
     ),
     QuotaExceeded: Kind(
         409, "quota_exceeded", "The project's quota is used up", "new_request",

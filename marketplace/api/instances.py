@@ -23,9 +23,11 @@ from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.errors import Forbidden, NotFound
+from marketplace.models import Project
 from marketplace.offers import offer_for
 from provisioning import output
 from provisioning.models import Instance
+from provisioning.volumes import Use
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
@@ -72,13 +74,13 @@ class InstanceList(APIView):
         with naming("project"):
             project = access.project_for(actor, asked.get("project"), verb="instance.change")
         if query["dry_run"]:
-            order = _order(asked)
+            order = _order(project, asked)
             quote = rentals.rehearse(actor=actor, project=project, order=order, at=at)
             return Response(answers.quote(order, quote))
 
         def effect() -> tuple[int, Any]:
             # The offer is looked up in here, so that an answer is given again even if it is sold no more.
-            instance = rentals.rent(actor=actor, project=project, order=_order(asked), at=at)
+            instance = rentals.rent(actor=actor, project=project, order=_order(project, asked), at=at)
             return 202, answers.instance(instance, at=at)
 
         # The project too, even if the token implied it: tokens of two projects may send the same body and key.
@@ -86,9 +88,11 @@ class InstanceList(APIView):
         return answered_once(request, organization=project.organization, order=order_key, effect=effect)
 
 
-def _order(asked: dict[str, Any]) -> rentals.Order:
+def _order(project: Project, asked: dict[str, Any]) -> rentals.Order:
     with naming("offer"):
         offer = offer_for(asked["offer"])
+    with naming("volumes"):
+        uses = [Use(access.volume_of(project, one["volume"]), one["path"]) for one in asked.get("volumes", [])]
     return rentals.Order(
         offer=offer,
         command=asked["command"],
@@ -100,6 +104,7 @@ def _order(asked: dict[str, Any]) -> rentals.Order:
         ports=asked.get("ports", ()),
         lease=asked.get("lease", Instance.Lease.STICKY),
         on_failure=asked.get("on_failure", Instance.OnFailure.STOP),
+        uses=uses,
     )
 
 

@@ -4,12 +4,13 @@ from typing import Any
 
 from rest_framework import serializers
 
+from billing.models import Unit, UsageSpan
 from billing.runway import Level
 from marketplace.models import Offer, Role
 from marketplace.permissions import SCOPES
 from marketplace.tenants import EMAIL_LENGTH_MAX
 from marketplace.tokens import LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX
-from provisioning.models import Instance, Phase, Reason
+from provisioning.models import Instance, Phase, Reason, Site
 
 
 class Shape(serializers.Serializer[Any]):
@@ -40,6 +41,11 @@ class Count(serializers.IntegerField):
 
 
 # Requests
+
+
+class VolumeUse(Shape):
+    volume = Text(max_length=63, help_text="its id or name")
+    path = Text(max_length=200, help_text="where the instance finds it, such as /data")
 
 
 class RentInstance(Shape):
@@ -76,6 +82,7 @@ class RentInstance(Shape):
         choices=Instance.OnFailure.choices, required=False, help_text="when its node or a GPU fails"
     )
     env = serializers.DictField(child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False)
+    volumes = serializers.ListField(child=VolumeUse(), required=False, max_length=16)
 
 
 class RenameInstance(Shape):
@@ -189,7 +196,7 @@ class Amount(serializers.Serializer[Any]):
 
 
 class Price(Amount):
-    unit = serializers.ChoiceField(choices=["gpu_hour"])
+    unit = serializers.ChoiceField(choices=["gpu_hour", "gib_hour"])
 
 
 class NamedRef(serializers.Serializer[Any]):
@@ -209,6 +216,7 @@ class SiteAnswer(NamedRef):
     power_source = serializers.CharField()
     pue = serializers.CharField()
     certifications = serializers.ListField(child=serializers.CharField())
+    volume_kind = serializers.ChoiceField(choices=Site.VolumeKind.choices, help_text="where volumes lie")
 
 
 class SupplierAnswer(serializers.Serializer[Any]):
@@ -363,11 +371,14 @@ class UsageAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     resource = serializers.CharField()
     name = serializers.CharField()
-    meter = serializers.CharField()
-    gpus = serializers.IntegerField()
+    meter = serializers.ChoiceField(choices=UsageSpan.Meter.values)
+    unit = serializers.ChoiceField(choices=Unit.values, help_text="what quantity counts")
+    quantity = serializers.IntegerField()
+    gpus = serializers.IntegerField(help_text="0 for what is no GPU")
     started_at = serializers.DateTimeField()
     ended_at = serializers.DateTimeField(allow_null=True)
-    gpu_milliseconds = serializers.IntegerField()
+    unit_milliseconds = serializers.IntegerField(help_text="quantity x milliseconds")
+    gpu_milliseconds = serializers.IntegerField(help_text="0 for what is no GPU")
     price = Price()
     amount = Amount()
 

@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, registries, telemetry, tenants, till
+from marketplace.api import catalogue, instances, registries, telemetry, tenants, till, volumes
 
 
 class PublicIdConverter:
@@ -32,6 +32,12 @@ urlpatterns = [
     path("instances/<id:instance_id>/events", instances.InstanceEvents.as_view()),
     path("instances/<id:instance_id>/logs", instances.InstanceLogs.as_view()),
     path("instances/<id:instance_id>/logs/stream", instances.InstanceLogStream.as_view()),
+    path("volumes", volumes.VolumeList.as_view()),
+    path("volumes/<id:volume_id>", volumes.VolumeDetail.as_view()),
+    path("volumes/<id:volume_id>/restore", volumes.VolumeRestore.as_view()),
+    path("volumes/<id:volume_id>/snapshot", volumes.VolumeSnapshot.as_view()),
+    path("volumes/<id:volume_id>/attach", volumes.VolumeAttach.as_view()),
+    path("volumes/<id:volume_id>/detach", volumes.VolumeDetach.as_view()),
     path("instances/<id:instance_id>/telemetry", telemetry.InstanceTelemetry.as_view()),
     path("usage", till.UsageList.as_view()),
     path("balance", till.Balance.as_view()),

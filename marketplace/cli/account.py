@@ -67,7 +67,7 @@ def usage(
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """List what was used, line by line: GPU-milliseconds x price = amount."""
+    """List what was used, line by line: GPU-milliseconds (of volumes: GiB-milliseconds) x price = amount."""
     begin, end = moment(since), moment(until) if until else None
     with open_session(as_json=as_json, explain=explain) as session:
         instance_id = find_instance(session, instance)["id"] if instance else None
@@ -79,7 +79,7 @@ def usage(
             session.terminal.say(f"Nothing was used since {words.local_time(begin)}, so nothing was charged.")
             return
         session.terminal.table(
-            ["STARTED", "NAME", "RESOURCE", ">GPUS", ">LASTED", ">GPU-MS", ">PRICE", ">AMOUNT"],
+            ["STARTED", "NAME", "RESOURCE", ">SIZE", ">LASTED", ">MEASURED", ">PRICE", ">AMOUNT"],
             [usage_cells(row) for row in rows],
         )
         sums = ", ".join(words.money(amount, currency) for currency, amount in words.total(rows).items())
@@ -92,9 +92,9 @@ def usage_cells(row: dict[str, Any]) -> list[str]:
         words.local_time(row["started_at"]),
         row["name"],
         row["resource"],
-        str(row["gpus"]),
+        f"{row['quantity']} GiB" if row.get("meter") == "volume" else f"{row['gpus']} GPU",
         lasted if row["ended_at"] else f"{lasted} so far",
-        f"{row['gpu_milliseconds']:,}",
+        f"{words.measured(row)}-ms",
         words.price(row["price"]),
         words.money(row["amount"]["amount"], row["amount"]["currency"]),
     ]

@@ -27,6 +27,7 @@ def launch(
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
     project: Project = None,
+    volume: orders.Volumes = None,
     wait: Wait = True,
     timeout_s: TimeoutS = 600,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and price the order; launch nothing.")] = False,
@@ -54,6 +55,7 @@ def launch(
             key=key,
             command=ctx.meta[orders.COMMAND],
             running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
+            volumes=volume or [],
         )
         order.say()
         if dry_run:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from marketplace.cli import account, instances, launch, logs, offers, orders, registries, top
+from marketplace.cli import account, instances, launch, logs, offers, orders, registries, top, volumes
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal
@@ -42,6 +42,7 @@ app.command()(instances.stop)
 app.command()(instances.start)
 app.command()(instances.terminate)
 app.command()(instances.rename)
+app.add_typer(volumes.app, name="volume")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)

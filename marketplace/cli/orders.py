@@ -57,6 +57,15 @@ Lease = Annotated[
 RestartOnFailure = Annotated[
     bool, typer.Option("--restart-on-failure", help="Start it again elsewhere when its node or a GPU fails.")
 ]
+Volumes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--volume",
+        metavar="NAME:PATH",
+        help="Mount a volume, such as data:/data; the offer is then one that can. Repeat as needed.",
+        show_default=False,
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -168,6 +177,7 @@ def make_order(
     key: str | None,
     command: list[str],
     running: Running,
+    volumes: Sequence[str] = (),
 ) -> Order:
     """Return the order that a command line means; refuse what can be refused before asking for it."""
     if key and not offer:
@@ -175,6 +185,11 @@ def make_order(
             "--key needs the offer of the first try.",
             suggestion="Name the OFFER; an order is repeated exactly or not at all.",
         )
+    uses = [mounted(text) for text in volumes]
+    homes = {row["offer"] for row in find_volumes(session, uses, project=project)}
+    if not offer and len(homes - {None}) == 1 and not (gpu_model or country):
+        # A local volume can be used on its own node alone, and that node is of one offer.
+        offer = str((homes - {None}).pop())
     if offer and (gpu_model or country):
         raise usage(
             "An OFFER leaves nothing to choose.",
@@ -193,6 +208,8 @@ def make_order(
             runs_images=running.image is not None,
         )
     body: dict[str, Any] = {"replicas": replicas, "gpus": gpus, "command": command, **running.body()}
+    if uses:
+        body["volumes"] = uses
     if name:
         body["name"] = name
     if env:
@@ -200,6 +217,33 @@ def make_order(
     if project:
         body["project"] = project_id(session, project)
     return Order(session, offers=offers, body=body, key=key, chosen=not offer)
+
+
+def mounted(text: str) -> dict[str, str]:
+    """Return the volume and path of "data:/data"."""
+    volume, colon, path = text.partition(":")
+    if not (volume and colon and path.startswith("/")):
+        raise usage(f"{text!r} does not mount a volume.", suggestion="Write --volume NAME:/PATH, such as data:/data.")
+    return {"volume": volume, "path": path}
+
+
+def find_volumes(session: Session, uses: Sequence[dict[str, str]], *, project: str | None) -> list[dict[str, Any]]:
+    """Return the volumes that are named, to know where they can be used."""
+    if not uses:
+        return []
+    wanted = project_id(session, project) if project else None
+    known = list(session.client.rows("/volumes", project=wanted))
+    found = []
+    for use in uses:
+        rows = [row for row in known if use["volume"] in {row["id"], row["name"]}]
+        if not rows:
+            raise problem(
+                code="not_found",
+                title=f"There is no volume {use['volume']!r}.",
+                suggestion="See what there is: gpumarket volume ls",
+            )
+        found.append(rows[0])
+    return found
 
 
 def project_id(session: Session, name: str) -> str:

@@ -45,6 +45,7 @@ def run(
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
     project: Project = None,
+    volume: orders.Volumes = None,
     timeout_s: Annotated[
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0, help="End it after this time.", show_default=False),
@@ -73,6 +74,7 @@ def run(
             key=key,
             command=ctx.meta[orders.COMMAND],
             running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
+            volumes=volume or [],
         )
         order.say()
         raise typer.Exit(Run(session, order, timeout_s=timeout_s, detach=detach).to_the_end())

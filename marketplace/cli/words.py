@@ -34,8 +34,8 @@ def money(amount: str | Decimal, currency: str) -> str:
 
 
 def price(value: Mapping[str, Any]) -> str:
-    """Return "2.49 USD per GPU-hour"."""
-    unit = value["unit"].replace("gpu", "GPU").replace("_", "-")
+    """Return "2.49 USD per GPU-hour" or "0.0001 USD per GiB-hour"."""
+    unit = value["unit"].replace("gpu", "GPU").replace("gib", "GiB").replace("_", "-")
     return f"{money(value['amount'], value['currency'])} per {unit}"
 
 
@@ -122,10 +122,17 @@ def cost_so_far(instance: Mapping[str, Any]) -> str:
     return money(instance["cost"]["so_far"], instance["cost"]["currency"])
 
 
+def measured(row: Mapping[str, Any]) -> str:
+    """Return "3,000 GPU" or "3,000 GiB": what a line of usage measured, in milliseconds of its unit."""
+    if row.get("meter") == "volume":
+        return f"{row['unit_milliseconds']:,} GiB"
+    return f"{row['gpu_milliseconds']:,} GPU"
+
+
 def usage_sum(row: Mapping[str, Any]) -> str:
-    """Return one line of a bill: GPU-milliseconds x price = amount."""
+    """Return one line of a bill: GPU-milliseconds (or GiB-milliseconds) x price = amount."""
     amount = money(row["amount"]["amount"], row["amount"]["currency"])
-    return f"{row['gpu_milliseconds']:,} GPU-milliseconds x {price(row['price'])} = {amount}"
+    return f"{measured(row)}-milliseconds x {price(row['price'])} = {amount}"
 
 
 def total(rows: list[dict[str, Any]]) -> dict[str, Decimal]:

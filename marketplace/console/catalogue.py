@@ -11,13 +11,14 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
 
 from billing import prices
-from billing.models import PriceVersion
+from billing.models import PriceVersion, Unit
 from marketplace import audit, costs, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Offer, Organization
-from provisioning.models import Fabric, Node, Site
+from provisioning.models import Fabric, Heartbeat, Node, Site, Volume
 
+VOLUMES_MOST = 500
 TERMS = ("name", "interconnect", "runtime", "min_gpus", "max_gpus", "is_listed")
 
 
@@ -106,11 +107,11 @@ def preview(
     before = prices.current(skus=[offer.sku], currency=currency, at=begins).get(offer.sku)
     later = prices.history(sku=offer.sku).filter(currency=currency, effective_from__gt=begins)
     following = later.order_by("effective_from").first()
-    __, node_hour_micros, __ = costs.rates(micros_per_gpu_hour=amount_micros, gpus=offer.gpus_per_node)
+    __, node_hour_micros, __ = costs.rates(micros_per_unit_hour=amount_micros, quantity=offer.gpus_per_node)
     return Preview(
         currency=currency,
         effective_from=begins,
-        before_micros=before.micros_per_gpu_hour if before else None,
+        before_micros=before.micros_per_unit_hour if before else None,
         after_micros=amount_micros,
         node_hour_micros=node_hour_micros,
         ends_at=following.effective_from if following else None,
@@ -131,7 +132,7 @@ def publish_price(
     price = prices.publish(
         sku=offer.sku,
         currency=currency,
-        micros_per_gpu_hour=amount_micros,
+        micros_per_unit_hour=amount_micros,
         effective_from=effective_from or at,
         by=actor.name,
         at=at,
@@ -144,6 +145,34 @@ def publish_price(
     }
     _record(actor, "price.publish", offer.public_id, after=after)
     return price
+
+
+@transaction.atomic
+def publish_storage_price(*, actor: Actor, site: Site, currency: str, amount_micros: int, at: datetime) -> PriceVersion:
+    """Publish what a GiB-hour of a site's storage costs from now on. A volume keeps its price until it grows."""
+    price = prices.publish(
+        sku=site.storage_sku,
+        currency=currency,
+        micros_per_unit_hour=amount_micros,
+        effective_from=at,
+        by=actor.name,
+        at=at,
+        unit=Unit.GIB,
+    )
+    after = {"amount": money.decimal_string(amount_micros), "currency": currency, "unit": "gib_hour"}
+    _record(actor, "price.publish", site.public_id, after=after)
+    return price
+
+
+def volumes_in(site: Site) -> list[Volume]:
+    """Return the volumes that a site keeps, those with trouble first."""
+    alive = Volume.objects.filter(site=site).exclude(state=Volume.State.DELETED)
+    return list(alive.select_related("project__organization", "node").order_by("-health", "-pk")[:VOLUMES_MOST])
+
+
+def strays_in(site: Site) -> list[Heartbeat]:
+    """Return the nodes of a site that keep folders which are no volumes of ours."""
+    return list(Heartbeat.objects.filter(node__fabric__site=site).exclude(stray_volumes=[]).select_related("node"))
 
 
 @transaction.atomic

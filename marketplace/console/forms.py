@@ -156,6 +156,13 @@ class PriceForm(ConsoleForm):
     )
 
 
+class StoragePriceForm(ConsoleForm):
+    """What a GiB-hour of a site's storage costs, from now on."""
+
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    amount_micros = MoneyField(label=_("Price per GiB-hour"), help_text=_("Such as 0.0001; up to six decimal places."))
+
+
 class SiteForm(ConsoleForm):
     """A new site."""
 
@@ -179,6 +186,12 @@ class SiteForm(ConsoleForm):
         label=_("PUE"), min_value=1, max_value=Decimal("99.99"), decimal_places=2,
         help_text=_("All power over the power of the computers; at least 1."),
     )  # fmt: skip
+    volume_kind = forms.ChoiceField(
+        label=_("Volumes lie"),
+        choices=Site.VolumeKind.choices,
+        initial=Site.VolumeKind.LOCAL,
+        help_text=_("On a shared path, agents need --volumes and --volumes-are-shared."),
+    )
     certifications = forms.CharField(
         label=_("Certifications"), max_length=500, required=False, help_text=_("Separated by commas.")
     )

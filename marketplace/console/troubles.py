@@ -12,7 +12,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from billing import runway
-from marketplace.console import clusters, fleet
+from marketplace.console import clusters, fleet, health
 from marketplace.errors import NotFound
 from provisioning.models import CHARGED_PHASES, Assignment, Gpu, Heartbeat, Instance, InstanceEvent, Node, Phase
 
@@ -52,7 +52,7 @@ class Trouble:
     detail: str
     since: datetime | None
     page: str
-    subject_id: str
+    subject_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,14 @@ def events_of(instance: Instance) -> QuerySet[InstanceEvent]:
 
 
 def alarm(*, at: datetime) -> Alarm:
-    """Return everything that needs somebody. Six queries, whatever the fleet's size."""
+    """Return everything that needs somebody. Nine queries, whatever the fleet's size."""
     kinds = [
         list(_silent_clusters(at)),
+        list(_breakers()),
         list(_silent_nodes()),
         list(_broken_gpus()),
         list(_wrong_clocks()),
+        list(_repairs()),
         list(_instances(at)),
         list(_running_dry(at)),
     ]
@@ -139,6 +141,30 @@ def _silent_clusters(at: datetime) -> Iterator[Trouble]:
             since=cluster.last_contact or cluster.created_at,
             page="console-cluster",
             subject_id=cluster.public_id,
+        )
+
+
+def _breakers() -> Iterator[Trouble]:
+    for breaker in health.open_breakers()[: SHOWN_PER_KIND + 1]:
+        yield Trouble(
+            is_red=True,
+            what=gettext("Breaker open: nothing is repaired"),
+            subject=str(breaker.offer or gettext("the fleet")),
+            detail=breaker.reason,
+            since=breaker.opened_at,
+            page="console-health",
+        )
+
+
+def _repairs() -> Iterator[Trouble]:
+    for repair in health.needing_somebody()[: SHOWN_PER_KIND + 1]:
+        yield Trouble(
+            is_red=True,
+            what=repair.get_state_display(),
+            subject=f"{repair.node.name} · GPU {repair.gpu.index}" if repair.gpu else repair.node.name,
+            detail=f"{repair.reason} {repair.message}".strip(),
+            since=repair.state_since,
+            page="console-health",
         )
 
 

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from marketplace.console.views import catalogue, clusters, fleet, instances, nodes, organizations
+from marketplace.console.views import catalogue, clusters, fleet, health, instances, nodes, organizations
 
 urlpatterns = [
     path("", fleet.overview, name="console"),
@@ -18,6 +18,12 @@ urlpatterns = [
     path("nodes/<slug:node_id>/accept-inventory", nodes.accept_inventory, name="console-node-accept-inventory"),
     path("nodes/<slug:node_id>/drain", nodes.drain, name="console-node-drain"),
     path("nodes/<slug:node_id>/confirm-off", nodes.confirm_off, name="console-node-confirm-off"),
+    path("health", health.shown, name="console-health"),
+    path("health/gpus/<slug:gpu_id>/quarantine", health.quarantine, name="console-gpu-quarantine"),
+    path("health/gpus/<slug:gpu_id>/release", health.release_gpu, name="console-gpu-release"),
+    path("health/repairs/<slug:repair_id>/release", health.release, name="console-repair-release"),
+    path("health/repairs/<slug:repair_id>/replaced", health.replaced, name="console-repair-replaced"),
+    path("health/breakers/<slug:breaker_id>/close", health.close_breaker, name="console-breaker-close"),
     path("instances", instances.listed, name="console-instances"),
     path("instances/<slug:instance_id>", instances.shown, name="console-instance"),
     path("instances/<slug:instance_id>/stop", instances.stop, name="console-instance-stop"),
@@ -29,6 +35,7 @@ urlpatterns = [
     path("offers/<slug:offer_id>/price", catalogue.offer_price, name="console-offer-price"),
     path("sites", catalogue.sites, name="console-sites"),
     path("sites/new", catalogue.new_site, name="console-site-new"),
+    path("sites/<slug:site_id>/storage", catalogue.storage, name="console-site-storage"),
     path("sites/<slug:site_id>/fabrics/new", catalogue.new_fabric, name="console-fabric-new"),
     path("clusters", clusters.listed, name="console-clusters"),
     path("clusters/new", clusters.new, name="console-cluster-new"),

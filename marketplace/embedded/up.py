@@ -238,6 +238,8 @@ class Marketplace:
             "--home": str(home),
             "--gpus": node["gpus"],
             "--hostname": "localhost",
+            # What is simulated may be restarted in pretence: so the demonstration shows a whole repair.
+            "--reboot-command": "simulated",
             **({"--join-token-file": str(token)} if token.exists() else {}),
         }
         words = [word for pair in options.items() for word in pair]

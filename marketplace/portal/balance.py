@@ -14,6 +14,8 @@ from marketplace.portal.doors import Visit, page
 
 PAGE = 50
 CHART_DAYS = 30
+# What a resource's id begins with, and the route of its page.
+PAGES = {"ins_": "instance", "vol_": "volume"}
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Line:
     """One span with what it measured and costs until now."""
 
     span: UsageSpan
-    gpu_milliseconds: int
+    unit_milliseconds: int
     amount_micros: int
-    has_own_page: bool
+    page: str
 
 
 @page()
@@ -56,9 +58,9 @@ def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
         "lines": [
             Line(
                 span=span,
-                gpu_milliseconds=usage.gpu_milliseconds(span=span, at=visit.at),
+                unit_milliseconds=usage.unit_milliseconds(span=span, at=visit.at),
                 amount_micros=usage.amount_micros(span=span, at=visit.at),
-                has_own_page=span.resource_id.startswith("ins_"),
+                page=PAGES.get(span.resource_id[:4], ""),
             )
             for span in rows
         ],

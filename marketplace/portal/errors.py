@@ -18,7 +18,7 @@ from marketplace import idempotency
 from marketplace.errors import BadOrder, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
-from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 Text = str | Promise
@@ -85,6 +85,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Not enough free GPUs"),
         gettext_lazy("Ask for fewer GPUs, choose another offer, or try again in a moment."),
         link=(gettext_lazy("See what is free"), reverse_lazy("market")),
+    ),
+    NoRoom: Kind(
+        409,
+        gettext_lazy("No node can keep the volume"),
+        gettext_lazy("Choose another site, or try again later."),
+        link=(gettext_lazy("See volumes"), reverse_lazy("volumes")),
     ),
     IllegalMove: Kind(
         409,

@@ -137,7 +137,7 @@ def start(visit: Visit, instance_id: str) -> HttpResponse:
         )
         return redirect("instance", instance.public_id)
     price = rentals.price_of(instance.offer, currency=instance.project.organization.currency, at=visit.at)
-    second, hour, day = costs.rates(micros_per_gpu_hour=price.micros_per_gpu_hour, gpus=instance.gpus)
+    second, hour, day = costs.rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=instance.gpus)
     context = {"currency": price.currency, "per_second": second, "per_hour": hour, "per_day": day}
     return _ask(visit, instance, "start", context)
 

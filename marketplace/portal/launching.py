@@ -243,7 +243,7 @@ def _changed(running: dict[str, Any]) -> dict[str, Any]:
 
 def _listings(visit: Visit, currency: str) -> list[Listing]:
     found = offers.listings(offers.listed(), currency=currency, at=visit.at)
-    return sorted(found, key=lambda listing: listing.price.micros_per_gpu_hour)
+    return sorted(found, key=lambda listing: listing.price.micros_per_unit_hour)
 
 
 def _chosen(listings: list[Listing], draft: Draft) -> Listing | None:
@@ -261,12 +261,12 @@ def _chosen(listings: list[Listing], draft: Draft) -> Listing | None:
 def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int) -> Estimate:
     """Price an order and see whether size, quota, credit and free GPUs allow it. Two queries."""
     gpus, price = gpus_each * replicas, listing.price
-    second, hour, day = costs.rates(micros_per_gpu_hour=price.micros_per_gpu_hour, gpus=gpus)
+    second, hour, day = costs.rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=gpus)
     wallet = accounts.wallet(organization=project.organization)
     return Estimate(
         currency=price.currency,
         gpus=gpus,
-        per_gpu_hour=price.micros_per_gpu_hour,
+        per_gpu_hour=price.micros_per_unit_hour,
         per_second=second,
         per_hour=hour,
         per_day=day,

@@ -15,8 +15,8 @@ from marketplace.portal import commands, words
 from marketplace.portal.doors import Visit, page
 
 SORTS: dict[str, Callable[[Listing], Any]] = {
-    "price": lambda listing: (listing.price.micros_per_gpu_hour, listing.offer.slug),
-    "-price": lambda listing: (-listing.price.micros_per_gpu_hour, listing.offer.slug),
+    "price": lambda listing: (listing.price.micros_per_unit_hour, listing.offer.slug),
+    "-price": lambda listing: (-listing.price.micros_per_unit_hour, listing.offer.slug),
     "free": lambda listing: (-listing.available_gpus, listing.offer.slug),
 }
 NUMBER_DIGITS_MAX = 6

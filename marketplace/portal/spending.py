@@ -12,14 +12,14 @@ from marketplace.models import Organization
 # What a span costs up to a moment, as `rating.amount_micros` has it: whole milliseconds, rounded half up, once. A
 # stretch costs the difference of its two ends, so that stretches which touch add up to the bill.
 UP_TO = """
-div(price.micros_per_gpu_hour::numeric * span.quantity * greatest(0, floor(
+div(price.micros_per_unit_hour::numeric * span.quantity * greatest(0, floor(
     extract(epoch FROM least(coalesce(span.ended_at, {moment}), {moment}, %(now)s) - span.started_at) * 1000
 )) + 1800000, 3600000)
 """
 SPENT = f"""
 SELECT stretch.number,
        coalesce(sum({UP_TO.format(moment="stretch.till")} - {UP_TO.format(moment="stretch.began")}), 0)::bigint,
-       coalesce(sum(price.micros_per_gpu_hour * span.quantity) FILTER (WHERE span.ended_at IS NULL), 0)::bigint
+       coalesce(sum(price.micros_per_unit_hour * span.quantity) FILTER (WHERE span.ended_at IS NULL), 0)::bigint
 FROM unnest(%(began)s::timestamptz[], %(till)s::timestamptz[]) WITH ORDINALITY AS stretch (began, till, number)
 LEFT JOIN (billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id)
        ON span.organization_id = %(organization)s

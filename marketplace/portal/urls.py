@@ -18,6 +18,7 @@ from marketplace.portal import (
     ssh_keys,
     telemetry,
     tokens,
+    volumes,
 )
 
 urlpatterns = [
@@ -36,6 +37,17 @@ urlpatterns = [
     path("instances/<str:instance_id>/stop", instances.stop, name="instance-stop"),
     path("instances/<str:instance_id>/terminate", instances.terminate, name="instance-terminate"),
     path("instances/<str:instance_id>/rename", instances.rename, name="instance-rename"),
+    path("volumes", volumes.listed, name="volumes"),
+    path("volumes/new", volumes.new, name="volume-new"),
+    path("volumes/estimate", volumes.estimate, name="volume-estimate"),
+    path("volumes/<str:volume_id>", volumes.shown, name="volume"),
+    path("volumes/<str:volume_id>/delete", volumes.delete, name="volume-delete"),
+    path("volumes/<str:volume_id>/restore", volumes.restore, name="volume-restore"),
+    path("volumes/<str:volume_id>/snapshot", volumes.snapshot, name="volume-snapshot"),
+    path("volumes/<str:volume_id>/resize", volumes.resize, name="volume-resize"),
+    path("volumes/<str:volume_id>/attach", volumes.attach, name="volume-attach"),
+    path("volumes/<str:volume_id>/detach", volumes.detach, name="volume-detach"),
+    path("volumes/<str:volume_id>/rename", volumes.rename, name="volume-rename"),
     path("balance", balance.balance, name="balance"),
     path("tokens", tokens.listed, name="tokens"),
     path("tokens/<str:token_id>/revoke", tokens.revoke, name="token-revoke"),

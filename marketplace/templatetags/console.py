@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 from marketplace.console.troubles import KINDS, RED_KINDS
 from marketplace.portal import words
 from marketplace.templatetags.portal import badge
-from provisioning.models import Heartbeat, Node
+from provisioning.models import Gpu, Heartbeat, Node, Remediation
 
 register = template.Library()
 
@@ -37,6 +37,33 @@ def reachability(node: Node) -> SafeString:
 def node_state(node: Node) -> SafeString:
     """Write whether placement may use a node."""
     return badge(node.get_state_display(), *STATES[Node.State(node.state)])
+
+
+REPAIRS = {
+    Remediation.State.WAITING: ("bad", "pause"),
+    Remediation.State.DRAINING: ("warn", "clock"),
+    Remediation.State.ACTING: ("warn", "loader"),
+    Remediation.State.VERIFYING: ("warn", "loader"),
+    Remediation.State.STUCK: ("bad", "alert"),
+    Remediation.State.CONDEMNED: ("bad", "cross"),
+    Remediation.State.RETURNED: ("good", "check"),
+    Remediation.State.REPLACED: ("quiet", "check"),
+    Remediation.State.CANCELLED: ("quiet", "minus"),
+}
+
+
+@register.simple_tag
+def repair_state(repair: Remediation) -> SafeString:
+    """Write how far a repair is."""
+    return badge(repair.get_state_display(), *REPAIRS[Remediation.State(repair.state)])
+
+
+@register.simple_tag
+def gpu_state(gpu: Gpu) -> SafeString:
+    """Write what keeps a GPU from being placed, if anything does."""
+    if gpu.state == Gpu.State.CLEAN:
+        return SafeString()
+    return badge(gpu.get_state_display(), "bad" if gpu.state == Gpu.State.QUARANTINED else "warn", "alert")
 
 
 @register.simple_tag

@@ -16,10 +16,11 @@ from django.utils.translation import ngettext
 from marketplace import money
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
-from provisioning.models import Instance, Phase, Reason
+from provisioning.models import GIB, Instance, Phase, Reason, Volume
 
 register = template.Library()
 
+MIB = 1024**2
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
 
 # Each phase has an icon beside its word and its colour, so that none of the three has to be seen.
@@ -62,6 +63,36 @@ def phase(instance: Instance) -> SafeString:
     if instance.is_charged and instance.health == Instance.Health.UNREACHABLE:
         return badge(instance.get_health_display(), "warn", "alert")
     return badge(instance.get_phase_display(), tone, name)
+
+
+VOLUME_STATES: dict[Volume.State, tuple[str, str]] = {
+    Volume.State.CREATING: ("loader", "moving"),
+    Volume.State.AVAILABLE: ("check", "good"),
+    Volume.State.ATTACHED: ("play", "good"),
+    Volume.State.DELETING: ("trash", "warn"),
+    Volume.State.DELETED: ("minus", "quiet"),
+    Volume.State.FAILED: ("alert", "bad"),
+}
+
+
+@register.simple_tag
+def volume_state(volume: Volume) -> SafeString:
+    """Write where a volume stands."""
+    name, tone = VOLUME_STATES[Volume.State(volume.state)]
+    is_alive = volume.state in {Volume.State.AVAILABLE, Volume.State.ATTACHED}
+    if is_alive and volume.health != Volume.Health.OK:
+        return badge(volume.get_health_display(), "warn", "alert")
+    return badge(volume.get_state_display(), tone, name)
+
+
+@register.filter(name="bytes")
+def bytes_in_words(count: int | None) -> str:
+    """Write a number of bytes in GiB or MiB; what was not measured is a dash and never zero."""
+    if count is None:
+        return "–"
+    if count < GIB:
+        return f"{count / MIB:.0f} MiB"
+    return f"{count / GIB:.1f} GiB"
 
 
 @register.filter

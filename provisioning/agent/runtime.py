@@ -12,11 +12,14 @@ from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.volumes import Volumes, link_into, variables
+from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Look, Origin, Workload, find_workloads, make_workload
 
 log = logging.getLogger("gpumarket.agent")
 
 DISK_FULL = "the disk of the node is full"
+NO_VOLUMES = "this node keeps no volumes"
 AGENT_ENDS = "the node agent was told to end its workloads"
 
 
@@ -26,7 +29,7 @@ class Observed:
 
     id: str
     fence: int
-    state: str  # preparing | prepared | running | exited | failed | gone
+    state: str  # preparing | prepared | running | exited | failed | wiping | gone
     gpus: tuple[str, ...]
     exit_code: int | None = None
     exited_at: float | None = None
@@ -42,12 +45,21 @@ class Runtime:
     LOG_WAIT_S = 5.0
 
     def __init__(
-        self, *, home: Home, lease: Lease, inventory: Callable[[], Inventory], changed: Callable[[], None]
+        self,
+        *,
+        home: Home,
+        lease: Lease,
+        inventory: Callable[[], Inventory],
+        changed: Callable[[], None],
+        wiper: Wiper,
+        volumes: Volumes | None = None,
     ) -> None:
+        self._volumes = volumes
         self._home = home
         self._lease = lease
         self._inventory = inventory
         self._changed = changed
+        self._wiper = wiper
         self._workloads: dict[str, Workload] = find_workloads(home.workloads)
         self._refused: dict[tuple[str, int], str] = {}
         self._ended_at: dict[str, float] = {}
@@ -62,7 +74,7 @@ class Runtime:
     def run(self, stopping: threading.Event) -> None:
         """Step until told to stop: often while there is work, seldom while there is none."""
         while not stopping.is_set():
-            self._poke.wait(self.TICK_S if self._workloads else self.REST_S)
+            self._poke.wait(self.TICK_S if self._workloads or self._wiper.pending() else self.REST_S)
             self._poke.clear()
             try:
                 self.step()
@@ -82,6 +94,10 @@ class Runtime:
     def busy_gpus(self) -> frozenset[str]:
         """Return the GPUs on which something runs."""
         return frozenset(gpu for one in self.observed if one.state == "running" for gpu in one.gpus)
+
+    def held_gpus(self) -> frozenset[str]:
+        """Return the GPUs of every workload that is here, running or not."""
+        return frozenset(gpu for one in tuple(self._workloads.values()) for gpu in one.origin.gpus)
 
     def forget_orphans(self, reported: frozenset[str]) -> None:
         """Note that the server knows of these orphans; those that are removed need no more mention."""
@@ -108,6 +124,9 @@ class Runtime:
             self._changed()
 
     def _remove_orphans(self, wanted: set[str]) -> None:
+        for name in self._wiper.pending():
+            if name not in wanted and name not in self._workloads:
+                self._wiper.step(name)
         for name, workload in tuple(self._workloads.items()):
             if name in wanted:
                 continue
@@ -157,9 +176,10 @@ class Runtime:
     def _step_absent(self, wanted: Assignment) -> Observed:
         gone = Observed(wanted.id, wanted.fence, "gone", wanted.gpus)
         if wanted.fence <= self._home.removed_fence(wanted.id):
-            return gone
+            return gone if self._wiper.step(wanted.id) else self._wiping(wanted)
         if wanted.desired == "gone":
             # Never seen here. Written down, so that no later word can start it.
+            self._wiper.never_used(assignment=wanted.id, fence=wanted.fence, gpus=wanted.gpus)
             self._home.remember_removed(wanted.id, wanted.fence)
             return gone
         refusal = self._refused.get((wanted.id, wanted.fence)) or self._why_not(wanted)
@@ -171,6 +191,7 @@ class Runtime:
         holders = [
             one.origin.id for one in self._workloads.values() if not set(one.origin.gpus).isdisjoint(wanted.gpus)
         ]
+        holders += self._wiper.holders(wanted.gpus)
         if holders:
             message = f"waiting for GPUs that {', '.join(holders)} still holds"
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=message)
@@ -191,6 +212,8 @@ class Runtime:
                 return f"{name} is not in this node"
             if not gpu.healthy:
                 return f"{name} is not healthy"
+        if wanted.volumes and (refusal := self._volumes.why_not(wanted) if self._volumes else NO_VOLUMES):
+            return refusal
         return "" if wanted.command else "there is no command to run"
 
     def _may_start(self, workload: Workload) -> bool:
@@ -205,6 +228,10 @@ class Runtime:
         indices = sorted(gpu.index for gpu in map(inventory.find, wanted.gpus) if gpu is not None)
         workdir = workload.folder / "work"
         env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=workload.origin.mark)
+        if self._volumes is not None:
+            binds = self._volumes.binds(wanted)
+            link_into(workdir, binds)
+            env |= variables(binds, work=workdir)
         workload.start(command=wanted.command, env=env)
 
     def _step_towards_gone(self, workload: Workload) -> Observed:
@@ -213,8 +240,13 @@ class Runtime:
             return observe(workload, workload.look())
         seen = observe(workload, workload.look())
         if self._is_log_shipped(workload) and self._remove(workload):
+            if not self._wiper.step(origin.id):
+                return self._wiping(origin)
             return Observed(origin.id, origin.fence, "gone", origin.gpus)
         return seen
+
+    def _wiping(self, removed: Origin | Assignment) -> Observed:
+        return Observed(removed.id, removed.fence, "wiping", removed.gpus, message=self._wiper.phase(removed.id))
 
     def _is_log_shipped(self, workload: Workload) -> bool:
         """Return whether the server has the whole log, or had its time to take it."""
@@ -228,6 +260,8 @@ class Runtime:
         name, fence = workload.origin.id, workload.origin.fence
         if self._home.removed_fence(name) < fence:
             self._home.remember_removed(name, fence)
+        # Before its folder goes: it alone would tell the next agent which GPUs are dirty.
+        self._wiper.expect(assignment=name, fence=fence, gpus=workload.origin.gpus)
         if not workload.remove():
             return False
         self._workloads.pop(name, None)

@@ -8,6 +8,7 @@ journal         what happened here and the server has not acknowledged yet, see 
 lease.json      when the server was last heard: each workload may go on from then for its own lease
 reserve         room for the files above when the disk is full
 seed            of the names of simulated GPUs
+volumes/        one folder for each volume, unless --volumes names another place, see `volumes`
 workloads/      one folder per assignment, see `workload`
 """
 

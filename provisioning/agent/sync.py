@@ -17,6 +17,7 @@ from provisioning.agent.output import read_chunk
 from provisioning.agent.protocol import Joined, ProtocolError, Result
 from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.volumes import Volumes
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -57,6 +58,7 @@ class SyncLoop:
         control: ControlPlane,
         home: Home,
         journal: Journal,
+        volumes: Volumes,
         lease: Lease,
         runtime: Runtime,
         monitor: GpuMonitor,
@@ -66,6 +68,7 @@ class SyncLoop:
         self._control = control
         self._home = home
         self._journal = journal
+        self._volumes = volumes
         self._lease = lease
         self._runtime = runtime
         self._monitor = monitor
@@ -147,6 +150,7 @@ class SyncLoop:
             self._inventory_known = report["inventory"]["generation"]
         self._lease.hear(asked_at=asked_at)
         self._runtime.forget_orphans(orphans)
+        self._volumes.note_heard(report["volumes"], generation=report["desired_seen"])
         is_journal_waiting = self._journal.note_seen(result.events_seen)
         is_log_waiting = self._note_cursors(result, observed=observed, shipping=shipping)
         self._adopt(result)
@@ -177,6 +181,7 @@ class SyncLoop:
             "assignments": [assignment_report(one) for one in observed],
             "clock_ms": round(time.time() * 1000),
             "orphans": sorted(orphans),
+            "volumes": self._volumes.report(),
             "events": self._journal.waiting(EVENTS_MAX),
             "logs": logs,
             "energy": energy,

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from django.utils import timezone
+
 from provisioning.drivers.protocol import Observation
-from provisioning.models import Assignment
+from provisioning.models import Assignment, Gpu, WipeRecord
 
 State = Assignment.Observed
 
@@ -30,6 +32,9 @@ class FakeDriver:
     def destroy(self, assignment: Assignment) -> bool:
         # Remembered, so that a late worker's `create` does not bring it back.
         self.things[assignment.public_id] = Observation(state=State.GONE)
+        for gpu in Gpu.objects.filter(node=assignment.node_id, uuid__in=assignment.gpu_uuids):
+            wiped = {"gpu": gpu, "assignment": assignment, "method": "simulated", "result": "ok"}
+            WipeRecord.objects.get_or_create(**wiped, defaults={"at": timezone.now(), "fence": assignment.fence})
         return True
 
     def exit(self, assignment: Assignment, *, exit_code: int, at: datetime) -> None:

@@ -1,4 +1,12 @@
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
+from provisioning.models.health import (
+    Breaker,
+    BreakerMark,
+    HealthEvent,
+    Operation,
+    Remediation,
+    WipeRecord,
+)
 from provisioning.models.instances import (
     AT_REST,
     CHARGED_PHASES,
@@ -17,18 +25,23 @@ from provisioning.models.instances import (
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
 from provisioning.models.telemetry import RollUp
+from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
 __all__ = [
     "AT_REST",
     "CHARGED_PHASES",
+    "GIB",
     "INFRASTRUCTURE",
     "MOVES",
     "STARTING",
     "Assignment",
+    "Breaker",
+    "BreakerMark",
     "Cluster",
     "Fabric",
     "Gpu",
     "GpuHold",
+    "HealthEvent",
     "Heartbeat",
     "Instance",
     "InstanceEvent",
@@ -37,13 +50,18 @@ __all__ = [
     "Node",
     "NodeHold",
     "NodeInventory",
+    "Operation",
     "Phase",
     "Quota",
     "Reason",
     "RegistryCredential",
+    "Remediation",
     "RollUp",
     "Site",
     "SlurmJob",
     "SlurmNode",
+    "Volume",
+    "VolumeAttachment",
+    "WipeRecord",
     "Workflow",
 ]

@@ -15,6 +15,10 @@ class Site(models.Model):
         CORE = "core", _("Data centre")
         EDGE = "edge", _("Edge site")
 
+    class VolumeKind(models.TextChoices):
+        LOCAL = "local", _("On the disk of one node")
+        SHARED = "shared", _("On a path that all nodes share")
+
     public_id = PublicIdField(prefix="sit")
     slug = models.SlugField(unique=True)
     name = models.CharField(max_length=100)
@@ -30,12 +34,20 @@ class Site(models.Model):
         max_digits=4, decimal_places=2, help_text="power usage effectiveness: total over IT power"
     )
     certifications = models.JSONField(default=list, blank=True)
+    volume_kind = models.CharField(
+        max_length=6, choices=VolumeKind.choices, default=VolumeKind.LOCAL, help_text="where its volumes lie"
+    )
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(pue__gte=1), name="site_pue_is_at_least_one")]
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def storage_sku(self) -> str:
+        """The name under which its storage has a price per GiB-hour."""
+        return f"storage:{self.public_id}"
 
 
 class Fabric(models.Model):
@@ -130,6 +142,7 @@ class Heartbeat(models.Model):
     energy = models.JSONField(default=list)
     events_seen = models.BigIntegerField(default=0, help_text="the last entry of the node's journal that was taken")
     access = models.JSONField(default=dict, help_text="where customers reach its SSH gateway, and its host key")
+    stray_volumes = models.JSONField(default=list, help_text="folders among its volumes that are none of ours")
     clock_skew_ms = models.BigIntegerField(null=True, help_text="the node's wall clock minus ours")
 
     def __str__(self) -> str:

@@ -177,6 +177,8 @@ class Instance(models.Model):
         """Return whether a failure is to be followed by a start elsewhere: asked for, and the fault was ours."""
         if self.on_failure != Instance.OnFailure.RESTART or not changes.get("retryable", self.retryable):
             return False
+        if reason == Reason.NODE_FAILED and self.ready_at is None and self.restarts == 0:
+            return False  # What no node could ever prepare: an image that does not exist would fail everywhere.
         # A restart of ours that found no room in its time is tried again, too; a customer's own start is not.
         return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and self.restarts > 0)
 
@@ -221,8 +223,13 @@ class Instance(models.Model):
 
 
 class InstanceEvent(models.Model):
-    """One move of an instance; `milliseconds` is how long it stood in the old phase."""
+    """One move of an instance, `milliseconds` after it came to the old phase; or a note on the machine under it."""
 
+    class Kind(models.TextChoices):
+        PHASE = "phase"
+        HEALTH = "health"
+
+    kind = models.CharField(max_length=6, choices=Kind.choices, default=Kind.PHASE)
     instance = models.ForeignKey(Instance, models.CASCADE, related_name="events")
     at = models.DateTimeField()
     run = models.PositiveIntegerField()

@@ -130,7 +130,7 @@ def _offer(operator: Organization, site: Site, model: str, micros: int, at: obje
         slug=f"{model.lower()}-{site.slug}", name=f"{model} in {site.name}", supplier=operator, site=site,
         gpu_model=model, gpu_memory_gib=141, gpus_per_node=GPUS_PER_NODE, interconnect="NVLink", max_gpus=4096,
     )  # fmt: skip
-    prices.publish(sku=offer.sku, currency="USD", micros_per_gpu_hour=micros, effective_from=at, by="x", at=at)
+    prices.publish(sku=offer.sku, currency="USD", micros_per_unit_hour=micros, effective_from=at, by="x", at=at)
     return offer
 
 

@@ -75,14 +75,15 @@ def hold_money(organization, amount_micros, *, key=None, resource_id="ins_1", ex
     )
 
 
-def make_price(*, micros_per_gpu_hour=PRICE, sku="ofr_1/on_demand", currency="USD"):
+def make_price(*, micros_per_unit_hour=PRICE, sku="ofr_1/on_demand", currency="USD", unit="gpu"):
     return prices.publish(
         sku=sku,
         currency=currency,
-        micros_per_gpu_hour=micros_per_gpu_hour,
+        micros_per_unit_hour=micros_per_unit_hour,
         effective_from=NOON - HOUR,
         by="operator@example.com",
         at=NOON - HOUR,
+        unit=unit,
     )
 
 

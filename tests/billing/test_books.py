@@ -55,6 +55,7 @@ BREAKS = {
     "span_is_the_sum_of_its_charges": "UPDATE billing_usagespan SET charged_micros = charged_micros + 1",
     "span_costs_what_it_measured": "UPDATE billing_usagespan SET quantity = quantity + 1",
     "span_price_was_in_force": "UPDATE billing_usagespan SET started_at = '2026-03-02 10:59:59+00'",
+    "span_price_is_for_its_unit": "UPDATE billing_usagespan SET meter = 'volume' WHERE resource_id = 'ins_2'",
     "spans_do_not_overlap": "UPDATE billing_usagespan SET resource_id = 'ins_1'",
     "ended_span_is_charged_to_its_end": "UPDATE billing_usagespan SET ended_at = ended_at + interval '1 ms'",
     "nothing_is_charged_ahead": "UPDATE billing_usagespan SET charged_through = '2999-01-01'",
@@ -79,7 +80,7 @@ def test_a_finding_names_the_row_and_both_numbers(busy):
 @pytest.mark.parametrize("micros", [1, 3, 7, 2_499_999, 10**13 - 1])
 @pytest.mark.parametrize("ms", [1, 899_999, 900_000, 1_800_000, 10_800_001])
 def test_sql_and_python_agree_on_every_charge(acme, micros, ms):
-    start(acme, quantity=3, price_version=make_price(micros_per_gpu_hour=micros))
+    start(acme, quantity=3, price_version=make_price(micros_per_unit_hour=micros))
     usage.stop(resource_id="ins_1", at=NOON + timedelta(milliseconds=ms))
     assert broken_rules() == set()
 

@@ -84,7 +84,7 @@ def test_an_expired_hold_is_not_taken_from(acme):
 
 
 def test_less_than_half_a_micro_is_not_charged_until_it_is_more(acme):
-    span = start(acme, quantity=1, price_version=make_price(micros_per_gpu_hour=1))
+    span = start(acme, quantity=1, price_version=make_price(micros_per_unit_hour=1))
     assert charge(span, NOON + HOUR / 2 - MS) is None
     span.refresh_from_db()
     assert (span.charged_micros, span.charged_through) == (0, NOON + HOUR / 2 - MS)
@@ -184,7 +184,7 @@ def test_a_correction_may_end_at_the_moment_of_an_earlier_charge(acme):
     charge(span, NOON + MINUTE)
     charge(span, NOON + 2 * MINUTE)
     span = usage.stop(resource_id="ins_1", at=NOON + MINUTE)
-    assert span.charged_micros == rating.amount_micros(micros_per_gpu_hour=2_500_000, gpu_milliseconds=120_000)
+    assert span.charged_micros == rating.amount_micros(micros_per_unit_hour=2_500_000, unit_milliseconds=120_000)
 
 
 def test_the_sweep_charges_what_waits_longest_and_no_more_than_its_limit(acme):
@@ -258,11 +258,11 @@ class ChargingProperties(TestCase):
         hold, promo, cash = funds
         organization = make_organization(promo=promo + hold, cash=cash)
         hold_money(organization, hold)
-        span = start(organization, quantity=gpus, price_version=make_price(micros_per_gpu_hour=price))
+        span = start(organization, quantity=gpus, price_version=make_price(micros_per_unit_hour=price))
         for moment in moments:
             charge(span, NOON + moment * MS)
         span = usage.stop(resource_id="ins_1", at=NOON + end * MS)
-        cost = rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=gpus * end)
+        cost = rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=gpus * end)
         has = wallet(organization)
         assert span.charged_micros == cost
         assert has.promo_micros + has.cash_micros - has.owed_micros == hold + promo + cash - cost

@@ -103,7 +103,7 @@ def test_the_ledger_cannot_be_emptied(acme, table):
 def test_no_price_can_be_changed_or_deleted(acme):
     make_price()
     with pytest.raises(IntegrityError, match="append-only"), transaction.atomic():
-        PriceVersion.objects.update(micros_per_gpu_hour=1)
+        PriceVersion.objects.update(micros_per_unit_hour=1)
     with pytest.raises(IntegrityError, match="append-only"):
         PriceVersion.objects.all().delete()
 

@@ -17,7 +17,7 @@ def publish(micros, *, at=NOON, effective_from=None, sku="ofr_1/on_demand", curr
     return prices.publish(
         sku=sku,
         currency=currency,
-        micros_per_gpu_hour=micros,
+        micros_per_unit_hour=micros,
         effective_from=effective_from or at,
         by="operator@example.com",
         at=at,
@@ -29,8 +29,8 @@ def test_the_price_in_force_is_the_latest_that_has_begun():
     publish(200, effective_from=NOON + HOUR)
     asked = {"skus": ["ofr_1/on_demand"], "currency": "USD"}
     assert prices.current(**asked, at=NOON - timedelta(microseconds=1)) == {}
-    assert prices.current(**asked, at=NOON)["ofr_1/on_demand"].micros_per_gpu_hour == 100
-    assert prices.current(**asked, at=NOON + HOUR)["ofr_1/on_demand"].micros_per_gpu_hour == 200
+    assert prices.current(**asked, at=NOON)["ofr_1/on_demand"].micros_per_unit_hour == 100
+    assert prices.current(**asked, at=NOON + HOUR)["ofr_1/on_demand"].micros_per_unit_hour == 200
 
 
 def test_many_prices_are_one_question(django_assert_num_queries):
@@ -41,7 +41,7 @@ def test_many_prices_are_one_question(django_assert_num_queries):
     skus = [f"ofr_{number}/on_demand" for number in range(6)]
     with django_assert_num_queries(1):
         found = prices.current(skus=skus, currency="USD", at=NOON)
-    assert {sku: price.micros_per_gpu_hour for sku, price in found.items()} == {
+    assert {sku: price.micros_per_unit_hour for sku, price in found.items()} == {
         f"ofr_{number}/on_demand": 100 + number for number in range(5)
     }
 
@@ -49,7 +49,7 @@ def test_many_prices_are_one_question(django_assert_num_queries):
 def test_history_shows_the_newest_first():
     publish(100)
     publish(200, effective_from=NOON + HOUR)
-    assert [price.micros_per_gpu_hour for price in prices.history(sku="ofr_1/on_demand")] == [200, 100]
+    assert [price.micros_per_unit_hour for price in prices.history(sku="ofr_1/on_demand")] == [200, 100]
 
 
 def test_publishing_the_same_price_again_changes_nothing_however_late():
@@ -72,8 +72,8 @@ def test_no_price_can_be_published_for_the_past():
     "change",
     [
         {"effective_from": NOON - HOUR},
-        {"micros_per_gpu_hour": 0},
-        {"micros_per_gpu_hour": -1},
+        {"micros_per_unit_hour": 0},
+        {"micros_per_unit_hour": -1},
         {"currency": "usd"},
         {"effective_from": NOON + HOUR},
     ],
@@ -83,7 +83,7 @@ def test_the_database_refuses_a_price_that_breaks_the_rules(change):
     ordinary = {
         "sku": "ofr_1/on_demand",
         "currency": "USD",
-        "micros_per_gpu_hour": 100,
+        "micros_per_unit_hour": 100,
         "effective_from": NOON,
         "published_at": NOON,
         "published_by": "operator@example.com",

@@ -14,47 +14,47 @@ prices = st.integers(min_value=1, max_value=10**12)
 uses = st.integers(min_value=0, max_value=10**15)
 
 
-@given(price=prices, gpu_ms=uses)
-def test_an_amount_is_the_exact_product_rounded_half_up(price, gpu_ms):
-    exact = Fraction(price * gpu_ms, 3_600_000)
-    amount = rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=gpu_ms)
+@given(price=prices, unit_ms=uses)
+def test_an_amount_is_the_exact_product_rounded_half_up(price, unit_ms):
+    exact = Fraction(price * unit_ms, 3_600_000)
+    amount = rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=unit_ms)
     assert Fraction(-1, 2) < amount - exact <= Fraction(1, 2)
 
 
 @pytest.mark.parametrize(
-    ("price", "gpu_ms", "amount"),
+    ("price", "unit_ms", "amount"),
     [(2_500_000, 3_600_000, 2_500_000), (1, 1_800_000, 1), (1, 1_799_999, 0), (3, 600_000, 1), (10**12, 0, 0)],
 )
-def test_halves_are_rounded_up(price, gpu_ms, amount):
-    assert rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=gpu_ms) == amount
+def test_halves_are_rounded_up(price, unit_ms, amount):
+    assert rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=unit_ms) == amount
 
 
 @given(price=prices, slices=st.lists(st.integers(min_value=0, max_value=10**10), max_size=30))
 def test_charging_in_any_slices_takes_exactly_what_the_whole_costs(price, slices):
     used = charged = 0
-    for gpu_ms in slices:
-        used += gpu_ms
-        due = rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=used) - charged
+    for unit_ms in slices:
+        used += unit_ms
+        due = rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=used) - charged
         assert due >= 0
         charged += due
-    assert charged == rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=sum(slices))
+    assert charged == rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=sum(slices))
 
 
-@given(price=prices, gpu_ms=uses, more_price=uses, more_ms=uses)
-def test_more_use_or_a_higher_price_never_costs_less(price, gpu_ms, more_price, more_ms):
-    less = rating.amount_micros(micros_per_gpu_hour=price, gpu_milliseconds=gpu_ms)
-    assert rating.amount_micros(micros_per_gpu_hour=price + more_price, gpu_milliseconds=gpu_ms + more_ms) >= less
+@given(price=prices, unit_ms=uses, more_price=uses, more_ms=uses)
+def test_more_use_or_a_higher_price_never_costs_less(price, unit_ms, more_price, more_ms):
+    less = rating.amount_micros(micros_per_unit_hour=price, unit_milliseconds=unit_ms)
+    assert rating.amount_micros(micros_per_unit_hour=price + more_price, unit_milliseconds=unit_ms + more_ms) >= less
 
 
 @given(
-    gpus=st.integers(min_value=1, max_value=300_000),
+    quantity=st.integers(min_value=1, max_value=300_000),
     start=st.integers(min_value=0, max_value=10**9),
     length=st.integers(min_value=-(10**6), max_value=10**12),
 )
-def test_use_is_gpus_times_whole_milliseconds_and_never_negative(gpus, start, length):
+def test_use_is_quantity_times_whole_milliseconds_and_never_negative(quantity, start, length):
     begin = NOON + timedelta(milliseconds=start)
     end = begin + timedelta(milliseconds=length)
-    assert rating.gpu_milliseconds(gpus=gpus, start=begin, end=end) == gpus * max(0, length)
+    assert rating.unit_milliseconds(quantity=quantity, start=begin, end=end) == quantity * max(0, length)
 
 
 @given(at=st.datetimes())

@@ -84,7 +84,7 @@ def test_the_exhausted_are_those_whose_moment_has_come(acme):
 
 @pytest.mark.django_db
 def test_at_the_moment_it_names_the_money_is_really_used_up(acme):
-    start(acme, quantity=7, price_version=make_price(micros_per_gpu_hour=3_333_333))
+    start(acme, quantity=7, price_version=make_price(micros_per_unit_hour=3_333_333))
     moment = Runway.objects.get(organization=acme).exhausts_at
     span = usage.stop(resource_id="ins_1", at=moment)
     assert 15 * USD - 10 < span.charged_micros <= 15 * USD

@@ -57,7 +57,7 @@ def test_times_are_cut_to_the_millisecond(acme):
     start(acme, at=NOON + timedelta(microseconds=1999))
     span = stop(at=NOON + timedelta(microseconds=5001))
     assert (span.started_at, span.ended_at) == (NOON + MS, NOON + 5 * MS)
-    assert usage.gpu_milliseconds(span=span, at=NOON + HOUR) == 2 * 4
+    assert usage.unit_milliseconds(span=span, at=NOON + HOUR) == 2 * 4
 
 
 def test_a_stop_before_the_start_gives_an_empty_span_that_costs_nothing(acme):
@@ -88,11 +88,11 @@ def test_a_span_never_begins_before_the_one_before_it_ended(acme):
 
 def test_use_is_measured_while_the_meter_runs(acme):
     span = start(acme, at=NOON, quantity=3)
-    assert usage.gpu_milliseconds(span=span, at=NOON - HOUR) == 0
-    assert usage.gpu_milliseconds(span=span, at=NOON + 10 * MS) == 30
+    assert usage.unit_milliseconds(span=span, at=NOON - HOUR) == 0
+    assert usage.unit_milliseconds(span=span, at=NOON + 10 * MS) == 30
     assert usage.amount_micros(span=span, at=NOON + HOUR) == 3 * 2_500_000
     span = stop(at=NOON + 20 * MS)
-    assert usage.gpu_milliseconds(span=span, at=NOON + HOUR) == 60
+    assert usage.unit_milliseconds(span=span, at=NOON + HOUR) == 60
 
 
 def test_a_price_in_another_currency_is_refused(acme):

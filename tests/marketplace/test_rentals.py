@@ -170,13 +170,13 @@ def test_a_start_is_at_today_s_price_and_holds_another_first_hour(
     assert wallet(acme).held_micros == 0
     at = timezone.now()
     prices.publish(
-        sku=fleet.h200.sku, currency="USD", micros_per_gpu_hour=3_000_000, effective_from=at, by="test", at=at
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=3_000_000, effective_from=at, by="test", at=at
     )
     again = Instance.objects.select_related("project__organization", "offer").get(pk=running.pk)
     rentals.start(actor=actor, instance=again, at=timezone.now())
     run_until_idle()
     assert wallet(acme).held_micros == 3_000_000
-    assert [span.price_version.micros_per_gpu_hour for span in UsageSpan.objects.order_by("pk")] == [
+    assert [span.price_version.micros_per_unit_hour for span in UsageSpan.objects.order_by("pk")] == [
         H200_HOUR,
         3_000_000,
     ]

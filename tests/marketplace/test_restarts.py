@@ -93,11 +93,11 @@ def test_it_costs_what_it_did_before_whatever_the_price_is_today(
     clock.shift(timedelta(seconds=1))
     now = timezone.now()
     prices.publish(
-        sku=fleet.h200.sku, currency="USD", micros_per_gpu_hour=9_000_000, effective_from=now, by="test", at=now
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=9_000_000, effective_from=now, by="test", at=now
     )
     lose(steady)
     sweep()
-    assert latest(steady).price_version.micros_per_gpu_hour == 2_490_000
+    assert latest(steady).price_version.micros_per_unit_hour == 2_490_000
     assert Hold.objects.get(key__startswith=f"first-hour:{steady.public_id}:2/").amount_micros == 2 * 2_490_000
 
 
@@ -252,3 +252,11 @@ def test_whoever_fails_an_instance_only_faults_of_ours_are_followed_by_a_restart
     steady.move_to(Phase.FAILED, at=timezone.now(), reason=reason, retryable=retryable)
     ours = {"gpu_fault", "node_failed", "node_lost", "timed_out", "internal"}
     assert (latest(steady).restart_at is not None) == (retryable and reason in ours)
+
+
+def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fleet: Fleet, run_until_idle: Run) -> None:
+    for played in fleet.nodes.values():
+        played.fails_to_prepare = "there is no such image"
+    instance = rent(on_failure="restart")
+    run_until_idle()
+    assert (latest(instance).phase, latest(instance).restart_at) == ("failed", None)

@@ -151,6 +151,8 @@ def test_a_workload_that_its_lease_ended_is_lost_and_not_an_exit(
     look(clock, timedelta(seconds=41))
     clock.move_to(NOON + timedelta(seconds=140))
     report(played, of(strict, "failed", exit_code=143, exited_ago_ms=20_000), of(sticky, "running"))
+    nodes.resume_meters(at=timezone.now(), limit=10)
+    assert {span.resource_id for span in UsageSpan.objects.filter(ended_at=None)} == {pair[1].public_id}
     look(clock, timedelta(seconds=140))
     assert phases(*pair) == ["failed", "running"]
     assert UsageSpan.objects.get(resource_id=pair[0].public_id).ended_at == NOON
@@ -238,6 +240,7 @@ def test_when_so_many_fall_silent_that_it_must_be_us_meters_close_and_nobody_is_
     look(clock, timedelta(seconds=41))
     assert sorted(noticed) == sorted(Node.objects.values_list("pk", flat=True))
     look(clock, timedelta(hours=2))
+    assert nodes.notice_silence(at=timezone.now(), limit=100) == 0, "they would keep others from being looked at"
     assert len(noticed) == 3, "each is counted when it falls silent, once"
     assert phases(*pair) == ["running", "running"]
     assert set(UsageSpan.objects.values_list("ended_at", flat=True)) == {NOON}

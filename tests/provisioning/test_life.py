@@ -78,7 +78,7 @@ def test_the_meter_runs_from_running_to_the_stop_request(
         run_until_idle()
         span = UsageSpan.objects.get(resource_id=instance.public_id)
         assert (span.started_at, span.ended_at) == (began, began + timedelta(hours=5))
-        assert usage.gpu_milliseconds(span=span, at=timezone.now()) == 2 * 5 * 3_600_000
+        assert usage.unit_milliseconds(span=span, at=timezone.now()) == 2 * 5 * 3_600_000
         assert span.charged_micros == 2 * 5 * 2_490_000
         assert_nothing_is_left_over(instance, fleet)
 

@@ -18,7 +18,7 @@ from provisioning.models import Assignment, Gpu, GpuHold, Heartbeat, Instance, N
 from provisioning.protocol import GpuFact, Inventory
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
-from tests.nodes import PlayedNode, facts, join
+from tests.nodes import PlayedNode, facts, join, wiped
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -78,6 +78,7 @@ def test_a_held_gpu_that_breaks_and_heals_is_counted_once(running: Instance, nod
     assert free(node) == 7
     take(node, sick)
     assert free(node) == 7
+    wiped(running)
     placement.release(instance=running, at=timezone.now())
     assert free(node) == 7
     take(node, well)

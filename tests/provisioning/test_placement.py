@@ -17,6 +17,7 @@ from provisioning import placement
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Fabric, Gpu, GpuHold, Instance, Node, Site
 from tests.conftest import Fleet, Rent, make_offer
+from tests.nodes import wiped
 
 pytestmark = pytest.mark.django_db
 
@@ -201,6 +202,7 @@ def test_what_is_released_is_as_if_it_had_never_been_claimed(
             assert_counts_are_right()
         order.shuffle(living)  # type: ignore[attr-defined]
         for instance in living:
+            wiped(instance)
             placement.release(instance=instance, at=timezone.now())
             placement.release(instance=instance, at=timezone.now())
             assert_counts_are_right()

@@ -195,12 +195,10 @@ class Scene:
 def rent(scene: Scene, actor: Actor, project: Project, *, lease: str, tick: float) -> Instance:
     order = rentals.Order(
         offer=scene.offer, command=["sh", "-c", COMMAND], name=lease,
-        env={"STAMPS": str(scene.folder / f"{lease}.stamps"), "TICK": str(tick)},
+        env={"STAMPS": str(scene.folder / f"{lease}.stamps"), "TICK": str(tick)}, lease=lease, on_failure="restart",
     )  # fmt: skip
     with transaction.atomic():
-        instance = rentals.rent(actor=actor, project=project, order=order, at=timezone.now())
-        Instance.objects.filter(pk=instance.pk).update(lease=lease, on_failure="restart")
-    return instance
+        return rentals.rent(actor=actor, project=project, order=order, at=timezone.now())
 
 
 def stamps_of(scene: Scene, lease: str) -> list[tuple[str, float]]:
@@ -289,7 +287,7 @@ def bill(instance: Instance, cut_on: datetime) -> list[Span]:
         assert span.ended_at is not None
         milliseconds = (span.ended_at - span.started_at) // timedelta(milliseconds=1)
         due = rating.amount_micros(
-            micros_per_gpu_hour=span.price_version.micros_per_gpu_hour, gpu_milliseconds=milliseconds
+            micros_per_unit_hour=span.price_version.micros_per_unit_hour, unit_milliseconds=milliseconds
         )
         taken = sum(Charge.objects.filter(span=span).values_list("amount_micros", flat=True))
         found.append(Span(after(span.started_at, cut_on), after(span.ended_at, cut_on), taken, due))

@@ -29,6 +29,7 @@ from provisioning.models import (
 from provisioning.steps import PLAN, STEPS
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
+from tests.nodes import wiped
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -250,6 +251,7 @@ def release_while_another_claims(monkeypatch: pytest.MonkeyPatch, running: Insta
 
     def release() -> None:
         assert has_taken.wait(timeout=10)
+        wiped(running)
         with transaction.atomic():
             placement.release(instance=running, at=timezone.now())
 

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from billing import prices
 from marketplace.console import catalogue, fleet
 from marketplace.console.door import carried_out, form_page, managers_only, sent
-from marketplace.console.forms import FabricForm, OfferForm, PriceForm, SiteForm, TermsForm
+from marketplace.console.forms import FabricForm, OfferForm, PriceForm, SiteForm, StoragePriceForm, TermsForm
 from marketplace.portal.doors import Visit
 
 
@@ -93,6 +93,25 @@ def new_site(visit: Visit) -> HttpResponse:
     text = _("Policy and placement read these facts, so write them down as they are.")
     return form_page(
         visit, form, title=_("New site"), text=text, send=_("Make the site"), back=reverse("console-sites")
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def storage(visit: Visit, site_id: str) -> HttpResponse:
+    """Show a site's volumes and what their storage costs, and publish a new price."""
+    site = catalogue.site_for(site_id)
+    form = StoragePriceForm(sent(visit))
+    if carried_out(visit, form, catalogue.publish_storage_price, site=site, at=visit.at):
+        messages.success(visit.request, _("The price is published."))
+        return redirect("console-site-storage", site_id)
+    return form_page(
+        visit,
+        form,
+        "console/storage.html",
+        site=site,
+        volumes=catalogue.volumes_in(site),
+        strays=catalogue.strays_in(site),
+        prices=list(prices.history(sku=site.storage_sku)),
     )
 
 

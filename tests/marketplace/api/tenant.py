@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from django.utils import timezone
 
-from marketplace import registries, rentals, tenants, tokens
+from marketplace import registries, rentals, tenants, tokens, volumes
 from marketplace.access import person
 from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
-from provisioning.models import Instance
-from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order
+from provisioning import upkeep
+from provisioning.models import Instance, Volume
+from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
@@ -57,6 +58,18 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     registry = registries.add(
         actor=actor, project=project, host=f"{name}.example", username=f"{name}-bot", password=f"{name} opens", at=at
     )
+    sell_storage(fleet.h200.site)
+    kept, deleted = (
+        volumes.create(
+            actor=actor, project=project, at=timezone.now(),
+            order=volumes.Order(site=fleet.h200.site, name=f"{name}-{kind}", size_gib=10, offer=fleet.h200),
+        )
+        for kind in ("kept", "deleted")
+    )  # fmt: skip
+    for _ in range(2):
+        fleet.sync()
+        upkeep.settle_due(at=timezone.now(), limit=10)
+    volumes.delete(actor=actor, volume=Volume.objects.get(pk=deleted.pk), at=timezone.now())
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -73,5 +86,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "token": ApiToken.objects.get(membership__user=owner).public_id,
             "key": key.public_id,
             "registry": registry.public_id,
+            "volume": kept.public_id,
+            "deleted": deleted.public_id,
         },
     )

@@ -24,6 +24,8 @@ KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project
 REGISTRY = {"host": "new.example", "username": "bot", "password": "p", "project": "{project}"}
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
+VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
+USE = {"instance": "{stopped}", "path": "/data"}
 
 # fmt: off
 # method, path, body, the scope it needs, then what is answered to:
@@ -46,6 +48,16 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "instances/{instance}/logs", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("get", "instances/{instance}/telemetry", None, "read",         200, 200, 200, 200, 200, 404, 401),
     ("get", "instances/{instance}/logs/stream", None, "read",       200, 200, 200, 200, 200, 404, 401),
+    ("get", "volumes", None, "read",                                200, 200, 200, 200, 200, 200, 401),
+    ("get", "volumes?project={project}", None, "read",              200, 200, 200, 200, 200, 404, 401),
+    ("post", "volumes", VOLUME, "rent",                             202, 202, 403, 202, 403, 404, 401),
+    ("get", "volumes/{volume}", None, "read",                       200, 200, 200, 200, 200, 404, 401),
+    ("patch", "volumes/{volume}", NAME, "rent",                     200, 200, 403, 200, 403, 404, 401),
+    ("delete", "volumes/{volume}", None, "rent",                    202, 202, 403, 202, 403, 404, 401),
+    ("post", "volumes/{deleted}/restore", None, "rent",             202, 202, 403, 202, 403, 404, 401),
+    ("post", "volumes/{volume}/snapshot", NAME, "rent",             202, 202, 403, 202, 403, 404, 401),
+    ("post", "volumes/{volume}/attach", USE, "rent",                202, 202, 403, 202, 403, 404, 401),
+    ("post", "volumes/{volume}/detach", None, "rent",               202, 202, 403, 202, 403, 404, 401),
     ("get", "usage", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
     ("get", "usage?organization={organization}", None, "read",      200, 200, 200, 200, 200, 404, 401),
     ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
@@ -94,7 +106,11 @@ OTHERS = {
              "registries/<str:registry_id>/remove", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
-             "organizations/choose", "organizations/new", "organizations/rename"],
+             "organizations/choose", "organizations/new", "organizations/rename", "volumes", "volumes/new",
+             "volumes/estimate", "volumes/<str:volume_id>", "volumes/<str:volume_id>/delete",
+             "volumes/<str:volume_id>/restore", "volumes/<str:volume_id>/snapshot",
+             "volumes/<str:volume_id>/resize", "volumes/<str:volume_id>/attach",
+             "volumes/<str:volume_id>/detach", "volumes/<str:volume_id>/rename"],
 }
 # fmt: on
 

@@ -166,7 +166,7 @@ def test_full_width_digits_are_understood(desk: Client, fleet: Fleet) -> None:
 SITE = {
     "name": "Teesside", "slug": "teesside", "kind": "core", "city": "Middlesbrough", "country": "GB",
     "jurisdiction": "GB", "latitude": "54.57420", "longitude": "-1.23490", "grid_zone": "GB", "power_source": "wind",
-    "pue": "1.20", "certifications": "ISO 27001, ISO 50001",
+    "pue": "1.20", "volume_kind": "local", "certifications": "ISO 27001, ISO 50001",
 }  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def test_a_price_is_shown_before_it_is_published(desk: Client, fleet: Fleet) -> 
     assert prices.history(sku=fleet.h200.sku).count() == 1
     send(desk, "console-offer-price", fleet.h200.public_id, confirmed="yes", **price)
     newest = prices.history(sku=fleet.h200.sku)[0]
-    assert (newest.micros_per_gpu_hour, newest.published_by) == (3_735_000, "carol@operator.example")
+    assert (newest.micros_per_unit_hour, newest.published_by) == (3_735_000, "carol@operator.example")
     after = only_entry("price.publish").after
     assert after is not None
     assert (after["amount"], after["currency"]) == ("3.735000", "USD")
@@ -294,7 +294,7 @@ def test_a_price_that_is_no_amount_is_refused(desk: Client, fleet: Fleet, amount
 def test_a_scheduled_price_is_shown_as_such(desk: Client, fleet: Fleet) -> None:
     now = timezone.now()
     prices.publish(
-        sku=fleet.h200.sku, currency="USD", micros_per_gpu_hour=3 * USD, effective_from=now + timedelta(days=1),
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=3 * USD, effective_from=now + timedelta(days=1),
         by="test", at=now,
     )  # fmt: skip
     page = desk.get(reverse("console-offer", args=[fleet.h200.public_id])).content.decode()

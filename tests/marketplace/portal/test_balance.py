@@ -28,7 +28,7 @@ HOUR = timedelta(hours=1)
 @pytest.fixture
 def price(db: None) -> Any:
     return prices.publish(
-        sku="ofr_1/on_demand", currency="USD", micros_per_gpu_hour=2_490_001, effective_from=NOON - 999 * HOUR,
+        sku="ofr_1/on_demand", currency="USD", micros_per_unit_hour=2_490_001, effective_from=NOON - 999 * HOUR,
         by="test", at=NOON - 999 * HOUR,
     )  # fmt: skip
 

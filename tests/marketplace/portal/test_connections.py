@@ -9,10 +9,11 @@ from django.utils import timezone
 
 from marketplace import tokens
 from marketplace.access import Actor
-from marketplace.models import Offer, Project
+from marketplace.models import Offer, Project, User
 from provisioning.models import Assignment, Heartbeat, Instance
 from tests.conftest import Fleet, Rent, Run
 from tests.marketplace.api.tenant import ssh_key
+from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 
 GATEWAY = {"host": "n1.example", "ssh_port": 2222, "host_key": "ssh-ed25519 AAAAnode"}
@@ -131,3 +132,24 @@ def test_what_starts_again_by_itself_says_when(owner: Client, running: Instance)
         assert words in page.text
     assert "it may get another node" not in page.text
     assert faults(page) == []
+
+
+def test_a_note_on_the_machine_stands_in_the_history_of_both_doors(
+    owner: Client, running: Instance, carol: User
+) -> None:
+    running.events.create(
+        at=timezone.now(),
+        run=1,
+        kind="health",
+        old_phase="running",
+        new_phase="running",
+        message="GPU 3 reported XID 13",
+    )
+    Instance.objects.update(health="degraded", on_failure="restart")
+    page = read(owner.get(reverse("instance", args=[running.public_id])))
+    for words in ("A note on the machine", "GPU 3 reported XID 13", "its machine reported a fault",
+                  "it starts again elsewhere by itself"):  # fmt: skip
+        assert words in page.text
+    seen = read(browser(carol).get(reverse("console-instance", args=[running.public_id]))).text
+    assert "A note on the machine" in seen
+    assert "Running → Running" not in seen

@@ -10,7 +10,7 @@ from django.urls import URLPattern, reverse
 from marketplace.models import Invitation, Membership, Organization, Project, User
 from marketplace.portal import urls
 from provisioning.models import Instance
-from tests.conftest import Fleet, make_person, make_token
+from tests.conftest import Fleet, Storage, make_person, make_token
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 
@@ -23,6 +23,9 @@ PAGES = [
     ("launch", 200, 200, 403),
     ("launch-estimate", 405, 405, 405),
     ("instances", 200, 200, 200),
+    ("volumes", 200, 200, 200),
+    ("volume-new", 200, 200, 403),
+    ("volume-estimate", 405, 405, 405),
     ("balance", 200, 200, 200),
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
@@ -47,6 +50,14 @@ OF_ONE = [
     ("instance-stop", "instance", 200, 200, 403),
     ("instance-terminate", "instance", 200, 200, 403),
     ("instance-rename", "instance", 200, 200, 403),
+    ("volume", "volume", 200, 200, 200),
+    ("volume-delete", "volume", 200, 200, 403),
+    ("volume-restore", "volume", 200, 200, 403),
+    ("volume-snapshot", "volume", 200, 200, 403),
+    ("volume-resize", "volume", 200, 200, 403),
+    ("volume-attach", "volume", 200, 200, 403),
+    ("volume-detach", "volume", 200, 200, 403),
+    ("volume-rename", "volume", 200, 200, 403),
     ("token-revoke", "token", 200, 404, 404),
     ("ssh-key-remove", "key", 200, 200, 403),
     ("registry-remove", "registry", 200, 200, 403),
@@ -62,7 +73,7 @@ Things = dict[str, str]
 
 
 @pytest.fixture
-def things(running: Instance, acme: Organization, alice: User, project: Project, bob: User) -> Things:
+def things(running: Instance, acme: Organization, alice: User, project: Project, bob: User, storage: Storage) -> Things:
     """One of each, all Alice's or Acme's."""
     make_token(alice, acme)
     owner = browser(alice)
@@ -78,6 +89,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "member": Membership.objects.get(user=bob).public_id,
         "invitation": Invitation.objects.get().public_id,
         "project": project.public_id,
+        "volume": storage.make().public_id,
     }
 
 
@@ -131,7 +143,8 @@ def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
     for name, *_rest in PAGES:
         if name in {"help", "theme", "set_language"}:
             continue
-        method = client.post if name in {"launch-estimate", "member-invite", "organization-choose"} else client.get
+        posts = {"launch-estimate", "volume-estimate", "member-invite", "organization-choose"}
+        method = client.post if name in posts else client.get
         answer = method(reverse(name))
         assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, reverse("account_login")), name
 

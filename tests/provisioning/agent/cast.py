@@ -8,15 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from provisioning.agent.cleaning import SimulatedCleaner
+from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Workload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
 
@@ -93,6 +97,7 @@ class Node:
         self.home.begin_epoch()
         self.lease = Lease(self.home)
         self.news = threading.Event()
+        self.journal = Journal(path / "journal", news=self.news.set)
         source = SimulatedGpus(model="H200", count=4, memory_mib=144384, seed=self.home.seed(), home=path)
         self.monitor = GpuMonitor(source=source, home=self.home, changed=self.news.set)
         self.gpus = [gpu.uuid for gpu in self.monitor.inventory().gpus]
@@ -107,7 +112,16 @@ class Node:
         self.runtime = self._make_runtime()
 
     def _make_runtime(self) -> Runtime:
-        runtime = Runtime(home=self.home, lease=self.lease, inventory=self.monitor.inventory, changed=self.news.set)
+        self.wiper = Wiper(
+            home=self.home.path, journal=self.journal, cleaner=SimulatedCleaner(), excused=lambda gpu: nullcontext()
+        )
+        runtime = Runtime(
+            home=self.home,
+            lease=self.lease,
+            inventory=self.monitor.inventory,
+            changed=self.news.set,
+            wiper=self.wiper,
+        )
         runtime.LOG_WAIT_S = 0  # Nobody takes the logs here.
         return runtime
 

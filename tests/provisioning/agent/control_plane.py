@@ -46,6 +46,7 @@ class ControlPlane:
         self.logs: dict[str, bytearray] = {}
         self.chunks: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
+        self.volumes: dict[str, dict[str, Any]] = {}
         self.poll_after_ms = 100
         self.forced: Callable[[str], Answer | None] = lambda path: None
         self.lose_answers: dict[str, int] = {}  # How many of the next answers are lost on their way, by path.
@@ -153,7 +154,7 @@ class ControlPlane:
             "events_seen": self.note_events(report.get("events", [])),
         }
         if report["desired_seen"] != self.generation:
-            result["desired"] = {"assignments": list(self.desired.values())}
+            result["desired"] = {"assignments": list(self.desired.values()), "volumes": list(self.volumes.values())}
         return result
 
     def note_events(self, events: list[dict[str, Any]]) -> int:
@@ -162,6 +163,18 @@ class ControlPlane:
             if not self.events or event["n"] > self.events[-1]["n"]:
                 self.events.append(event)
         return self.events[-1]["n"] if self.events else 0
+
+    def keep(self, name: str, desired: str = "present", **changes: Any) -> None:
+        """Change one volume of the document."""
+        with self.guard:
+            ordinary = {"id": name, "size_bytes": 4096, "desired": desired, "source": "", "made": False}
+            self.volumes[name] = ordinary | changes
+            self.generation += 1
+
+    def said_of(self, name: str) -> dict[str, Any] | None:
+        """The last word of the node on a volume."""
+        words = [word for report in self.reports for word in report.get("volumes", []) if word["id"] == name]
+        return words[-1] if words else None
 
     def want(self, name: str, desired: str, **changes: Any) -> None:
         """Change one assignment of the document."""

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("marketplace", "0005_what_real_nodes_need"),
-        ("provisioning", "0005_project_registries"),
+        ("provisioning", "0010_volumes_stay_in_their_site"),
     ]
 
     operations = [

@@ -1,0 +1,221 @@
+"""Operations: done once under one id, whatever happens to the agent meanwhile."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from provisioning.agent import operations
+from provisioning.agent.cleaning import SimulatedCleaner
+from provisioning.agent.events import Condition
+from provisioning.agent.operations import End, NvmlTools, Operations, call, faults_of
+from provisioning.agent.protocol import Operation
+from provisioning.agent.wiping import Wiper
+from tests.provisioning.agent.test_health import Notes
+
+GPU = "GPU-a"
+
+
+class Killed(BaseException):
+    """The agent ends here, as if by SIGKILL."""
+
+
+class Bench:
+    """An agent's operations without its threads; `restart` forgets all that is only in memory."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.notes = Notes()
+        self.wanted: list[Operation] = []
+        self.resets: list[str] = []
+        self.reset_end: End | BaseException = End("succeeded")
+        self.found: list[str] = []
+        self.busy: frozenset[str] = frozenset()
+        self.reboot_command = ""
+        self.restart()
+
+    def restart(self) -> None:
+        wiper = Wiper(home=self.home, journal=self.notes, cleaner=SimulatedCleaner(), excused=lambda gpu: nullcontext())
+        self.operations = Operations(
+            home=self.home,
+            journal=self.notes,
+            wanted=lambda: self.wanted,
+            gpus=lambda: [GPU, "GPU-b"],
+            busy=lambda: self.busy,
+            tools=self,
+            wiper=wiper,
+            excused=lambda gpu: nullcontext(),
+            reboot_command=self.reboot_command,
+        )
+
+    def reset(self, gpu: str) -> End:
+        self.resets.append(gpu)
+        if isinstance(self.reset_end, BaseException):
+            raise self.reset_end
+        return self.reset_end
+
+    def faults(self, gpu: str) -> Sequence[str]:
+        return self.found
+
+    def ask(self, kind: str, *, gpu: str = GPU, name: str = "opr_a") -> None:
+        self.wanted = [Operation(id=name, kind=kind, gpu=gpu, attempt=1)]
+        self.operations.step()
+
+    @property
+    def ends(self) -> list[tuple[str, str]]:
+        told = [body for kind, body in zip(self.notes.kinds, self.notes.bodies, strict=True) if kind == "operation"]
+        return [(body["result"], body["message"]) for body in told]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_an_operation_is_done_and_told_once_for_as_long_as_it_is_asked_for(bench: Bench) -> None:
+    for _ in range(3):
+        bench.ask("reset_gpu")
+    assert (bench.resets, bench.ends) == ([GPU], [("succeeded", "")])
+
+
+def test_one_that_is_asked_for_again_gets_its_stored_end_and_is_not_done_again(bench: Bench) -> None:
+    bench.reset_end = End("failed", "no")
+    bench.ask("reset_gpu")
+    bench.wanted = []
+    bench.operations.step()
+    bench.ask("reset_gpu")
+    bench.restart()
+    bench.ask("reset_gpu")
+    assert (bench.resets, bench.ends) == ([GPU], [("failed", "no")] * 3)
+
+
+def test_a_reset_that_was_cut_short_is_unknown_for_ever(bench: Bench) -> None:
+    bench.reset_end = Killed()
+    with pytest.raises(Killed):
+        bench.ask("reset_gpu")
+    bench.reset_end = End("succeeded")
+    for _ in range(2):
+        bench.restart()
+        bench.ask("reset_gpu")
+    assert bench.resets == [GPU]
+    assert {result for result, _ in bench.ends} == {"unknown"}
+
+
+def test_an_end_that_could_not_be_told_is_told_by_the_next_agent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr(bench.notes, "append", die)
+        with pytest.raises(Killed):
+            bench.ask("reset_gpu")
+    bench.restart()
+    bench.ask("reset_gpu")
+    assert (bench.resets, bench.ends) == ([GPU], [("succeeded", "")])
+
+
+@pytest.mark.parametrize("kind", ["wipe", "verify"])
+def test_a_wipe_or_a_check_that_was_cut_short_is_begun_again(
+    kind: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dying:
+        dying.setattr(bench.operations, "_keep", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            bench.ask(kind)
+    bench.restart()
+    bench.ask(kind)
+    assert [result for result, _ in bench.ends] == ["succeeded"]
+
+
+def test_another_boot_proves_a_restart(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.reboot_command = "/bin/true"
+    bench.restart()
+    bench.operations._stopping.set()  # The machine goes down, and the agent with it.
+    bench.ask("reboot_node", gpu="")
+    assert bench.ends == []
+    monkeypatch.setattr(operations, "boot_id", lambda: "another boot")
+    bench.restart()
+    bench.ask("reboot_node", gpu="")
+    assert bench.ends == [("succeeded", "the machine has started anew")]
+
+
+def test_without_another_boot_nobody_knows(bench: Bench) -> None:
+    bench.reboot_command = "/bin/true"
+    bench.restart()
+    bench.operations._stopping.set()
+    bench.ask("reboot_node", gpu="")
+    bench.restart()
+    bench.ask("reboot_node", gpu="")
+    assert [result for result, _ in bench.ends] == ["unknown"]
+
+
+def test_an_agent_restarts_its_machine_only_where_it_was_told_how(bench: Bench) -> None:
+    bench.ask("reboot_node", gpu="")
+    assert bench.ends[0][0] == "failed"
+    assert "--reboot-command" in bench.ends[0][1]
+
+
+def test_a_reboot_command_that_fails_says_why(bench: Bench) -> None:
+    bench.reboot_command = "sh -c 'echo not allowed >&2; exit 3'"
+    bench.restart()
+    bench.ask("reboot_node", gpu="")
+    assert bench.ends == [("failed", "not allowed")]
+
+
+@pytest.mark.parametrize("kind", ["reset_gpu", "wipe", "reboot_node"])
+def test_nothing_is_done_under_a_workload(kind: str, bench: Bench) -> None:
+    bench.busy = frozenset({GPU})
+    bench.ask(kind)
+    assert bench.ends[0][0] == "failed"
+    assert bench.resets == []
+
+
+def test_a_wipe_leaves_its_record_before_its_end(bench: Bench) -> None:
+    bench.ask("wipe")
+    assert bench.notes.kinds == ["wipe", "operation"]
+    record = bench.notes.bodies[0]
+    assert (record["operation"], record["method"], record["result"]) == ("opr_a", "simulated", "ok")
+
+
+def test_a_check_names_every_fault_of_every_gpu(bench: Bench) -> None:
+    bench.found = ["it is too hot"]
+    bench.ask("verify", gpu="")
+    assert bench.ends == [("failed", "GPU-a: it is too hot; GPU-b: it is too hot")]
+
+
+def test_without_its_tool_a_reset_fails_and_says_so() -> None:
+    end = NvmlTools(condition=lambda gpu: None, program="no-such-program").reset(GPU)
+    assert end == End("failed", "no-such-program is not on this node")
+
+
+def test_a_tool_is_called_with_the_gpu(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$@"\n')
+    tool.chmod(0o755)
+    assert NvmlTools(condition=lambda gpu: None, program=str(tool)).reset(GPU) == End(
+        "succeeded", "--gpu-reset -i GPU-a"
+    )
+
+
+def test_a_tool_that_takes_too_long_may_or_may_not_have_done_it() -> None:
+    assert call(["sleep", "5"], limit_s=0.1).result == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_well"),
+    [
+        (None, False),
+        (Condition(is_lost=True), False),
+        (Condition(needs_reset=True), False),
+        (Condition(recovery=1), False),
+        (Condition(uncorrected=1), False),
+        (Condition(remap_pending=True), False),
+        (Condition(remap_failed=True), False),
+        (Condition(links_down=1), False),
+        (Condition(recovery=0, uncorrected=0, remap_pending=False, remap_failed=False, links_down=0), True),
+    ],
+)
+def test_what_keeps_a_gpu_from_passing(condition: Condition | None, is_well: bool) -> None:
+    assert (not faults_of(condition)) is is_well
