@@ -476,6 +476,22 @@ def test_a_record_that_is_not_of_this_tenant_cleans_nothing(
     assert gpu_of(played).state == Gpu.State.DIRTY
 
 
+@pytest.mark.parametrize("earlier", ["failed", None])
+def test_an_agent_that_lost_its_memory_cannot_call_a_used_gpu_unused(
+    earlier: str | None, played: Any, running: Instance, actor: Any, run_until_idle: Any
+) -> None:
+    played.wipe_result = earlier
+    assignment = running.assignments.get()
+    stop(actor, running)
+    run_until_idle()
+    played.tell(
+        "wipe", gpu=gpu_of(played).uuid, assignment=assignment.public_id, fence=assignment.fence,
+        method="never used", result="ok", covered_bytes=None, duration_ms=0, message="",
+    )  # fmt: skip
+    played.sync()
+    assert gpu_of(played).state == (Gpu.State.QUARANTINED if earlier else Gpu.State.DIRTY)
+
+
 def test_a_record_that_comes_after_the_release_counts(
     played: Any, running: Instance, actor: Any, run_until_idle: Any
 ) -> None:
