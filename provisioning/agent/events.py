@@ -4,6 +4,7 @@ What a GPU does not support or did not tell is None: never zero, never healthy.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import select
@@ -93,6 +94,7 @@ class NvmlEvents:
     def __init__(self) -> None:
         self._set: Any = None
         self._registered: frozenset[str] = frozenset()
+        self._handle_names: dict[int | None, str] = {}
         self._known: dict[str, str] = {}  # PCI addresses of all GPUs ever seen, by UUID.
         self._pause = threading.Event()
 
@@ -111,7 +113,8 @@ class NvmlEvents:
 
     def _event(self, said: Any) -> list[Event]:
         code = EVENT_CODES.get(int(said.eventType))
-        uuid = _asked(pynvml.nvmlDeviceGetUUID, said.device) or ""
+        # A lost GPU does not tell its name any more; its handle is the one that we have known it by.
+        uuid = _asked(pynvml.nvmlDeviceGetUUID, said.device) or self._handle_names.get(_address(said.device), "")
         if code == "recovery":
             return []  # The verdict itself is read from the GPU.
         if code == "xid":
@@ -144,6 +147,7 @@ class NvmlEvents:
             uuid = _asked(pynvml.nvmlDeviceGetUUID, handle) if handle is not None else None
             if uuid is not None:
                 found[uuid] = handle
+                self._handle_names[_address(handle)] = uuid
                 if uuid not in self._known and (pci := _asked(pynvml.nvmlDeviceGetPciInfo, handle)) is not None:
                     self._known[uuid] = pci_address(_text(pci.busId))
         return found
@@ -210,6 +214,10 @@ def _asked(question: Callable[..., Any], *details: Any) -> Any:
         return question(*details)
     except pynvml.NVMLError:
         return None
+
+
+def _address(handle: Any) -> int | None:
+    return ctypes.cast(handle, ctypes.c_void_p).value
 
 
 def _text(value: bytes | str) -> str:

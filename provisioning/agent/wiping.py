@@ -75,6 +75,7 @@ class Wiper:
         self._excused = excused
         self._phases: dict[str, str] = {}
         self._runs: dict[str, tuple[float, list[_Run]]] = {}
+        self._wiped: set[tuple[str, int]] = set()
 
     def expect(self, *, assignment: str, fence: int, gpus: Iterable[str]) -> None:
         """Write down, before a workload is removed, that its GPUs must be wiped: its folder will not tell any more."""
@@ -109,6 +110,7 @@ class Wiper:
                 run.give_up(f"it took longer than {self.LIMIT_S:.0f} s")
         if not all(run.is_recorded for run in runs):
             return False
+        self._wiped.add((assignment, self._kept(assignment)["fence"]))
         self._path(assignment).unlink(missing_ok=True)
         del self._runs[assignment]
         return True
@@ -128,6 +130,8 @@ class Wiper:
 
     def never_used(self, *, assignment: str, fence: int, gpus: Iterable[str]) -> None:
         """Record that an assignment ended before anything of it was here: there is nothing to wipe."""
+        if (assignment, fence) in self._wiped:
+            return  # A document that is older than its end still asked for it.
         for gpu in gpus:
             self._record(gpu, Wish(assignment=assignment, fence=fence), Scrub("never used"), "ok", 0.0)
 

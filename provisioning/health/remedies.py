@@ -46,6 +46,8 @@ def demand(*, event: HealthEvent, verdict: Verdict, at: datetime) -> Remediation
         Remediation.objects.filter(pk=same.pk).update(clears_at=at + timedelta(minutes=rule.clears_after_minutes))
     if same.state != State.WAITING:
         _tell(same, event, rule, at=at)
+        if event.gpu is not None and rule.severity >= Severity.RESET_GPU:
+            parts.quarantine(gpus=[event.gpu], reason=rule.text)
     return same
 
 

@@ -8,12 +8,24 @@ import structlog
 from django.conf import settings
 from django.db.models import Exists, OuterRef, Q
 
-from provisioning.models import Assignment, Gpu, GpuHold, Node, Operation, Remediation, WipeRecord
+from provisioning.models import (
+    CHARGED_PHASES,
+    Assignment,
+    Gpu,
+    GpuHold,
+    InstanceEvent,
+    Node,
+    Operation,
+    Remediation,
+    WipeRecord,
+)
 
 log = structlog.get_logger("provisioning.health")
 
 # What an agent says that has no tool to scrub memory with.
 NONE_AVAILABLE = "none available"
+# What an agent says of an assignment that ended before anything of it was on the node.
+NEVER_USED = "never used"
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 BETWEEN_TENANTS = (Gpu.State.DIRTY, Gpu.State.WIPING, Gpu.State.VERIFYING)
 
@@ -34,6 +46,9 @@ def take(node: Node, at: datetime, body: Mapping[str, Any]) -> None:
     if assignment is not None and assignment.fence != body.get("fence"):
         log.error("wipe under another fence", assignment=assignment.public_id, fence=str(body.get("fence"))[:20])
         return
+    if body.get("method") == NEVER_USED and (assignment is None or _was_used(assignment, gpu)):
+        log.error("a GPU that was used is said to be unused", node=node.public_id, gpu=gpu.uuid)
+        return
     record = WipeRecord.objects.create(
         gpu=gpu,
         assignment=assignment,
@@ -48,6 +63,13 @@ def take(node: Node, at: datetime, body: Mapping[str, Any]) -> None:
     )
     log.info("wiped", gpu=gpu.uuid, method=record.method, result=record.result, record=record.public_id)
     _settle(record)
+
+
+def _was_used(assignment: Assignment, gpu: Gpu) -> bool:
+    """Return whether we know that a command may have run there: an agent that lost its memory knows nothing of it."""
+    moves = InstanceEvent.objects.filter(instance=assignment.instance_id, run=assignment.fence)
+    ran = moves.filter(new_phase__in=CHARGED_PHASES).exists()
+    return ran or WipeRecord.objects.filter(assignment=assignment, gpu=gpu).exclude(method=NEVER_USED).exists()
 
 
 def _whole(value: object) -> int | None:

@@ -206,6 +206,7 @@ def test_nvml_tells_of_an_error_and_the_verdict_is_read_at_once(own_nvml: FakeNv
         assert len({body["gpu"] for body in notes.bodies}) == 1
         own_nvml.lose(5)
         eventually(lambda: "lost" in notes.codes, seconds=5)
+        assert {body["gpu"] for body in notes.bodies if body["code"] == "xid:79"} <= {own_nvml.uuid(5)}
         own_nvml.take_out(6)
         eventually(lambda: notes.codes.count("lost") == 2, seconds=5)
         own_nvml.heal(5)

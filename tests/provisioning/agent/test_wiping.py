@@ -137,6 +137,14 @@ def test_what_was_never_here_needs_no_wipe_and_says_so(node: Node) -> None:
     assert node.journal.waiting(1)[0]["body"]["method"] == "never used"
 
 
+def test_what_was_wiped_is_not_called_unused_by_a_document_that_is_late(wiper: Wiper, notes: Notes, slow: Slow) -> None:
+    slow.may_end.set()
+    wiper.expect(assignment="asg_a", fence=1, gpus=["GPU-a"])
+    eventually(lambda: wiper.step("asg_a"))
+    wiper.never_used(assignment="asg_a", fence=1, gpus=["GPU-a"])
+    assert [body["method"] for body in notes.bodies] == ["slow"]
+
+
 def test_the_record_is_told_with_the_end(start_agent: Any, plane: ControlPlane) -> None:
     start_agent()
     gpu = eventually(lambda: plane.reports and plane.inventory()["gpus"][0]["uuid"])

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from billing.models import UsageSpan
 from marketplace import rentals
-from provisioning import tasks
+from provisioning import inventory, tasks
 from provisioning.health import breaker, faults, operations, remedies
 from provisioning.models import (
     Breaker,
@@ -377,6 +377,19 @@ def test_a_graver_event_makes_the_repair_larger_and_a_lesser_one_joins_it(
     assert Remediation.objects.count() == 2
 
 
+def test_a_second_gpu_that_breaks_on_a_node_in_repair_is_quarantined_with_it(
+    played: Any, running: Instance, heal: Heal
+) -> None:
+    played.ignores_operations = True
+    played.breaks(None, "xid:79")
+    heal(rounds=1)
+    played.breaks(0, "lost")
+    heal(rounds=1)
+    assert gpu_of(played).state == Gpu.State.QUARANTINED
+    running.refresh_from_db()
+    assert running.phase == "failed"
+
+
 def test_a_node_that_is_repaired_again_and_again_is_condemned(played: Any, running: Instance, heal: Heal) -> None:
     for index in range(1, 6):
         played.breaks(index, "xid:109")
@@ -476,6 +489,22 @@ def test_a_record_that_is_not_of_this_tenant_cleans_nothing(
     assert gpu_of(played).state == Gpu.State.DIRTY
 
 
+@pytest.mark.parametrize("earlier", ["failed", None])
+def test_an_agent_that_lost_its_memory_cannot_call_a_used_gpu_unused(
+    earlier: str | None, played: Any, running: Instance, actor: Any, run_until_idle: Any
+) -> None:
+    played.wipe_result = earlier
+    assignment = running.assignments.get()
+    stop(actor, running)
+    run_until_idle()
+    played.tell(
+        "wipe", gpu=gpu_of(played).uuid, assignment=assignment.public_id, fence=assignment.fence,
+        method="never used", result="ok", covered_bytes=None, duration_ms=0, message="",
+    )  # fmt: skip
+    played.sync()
+    assert gpu_of(played).state == (Gpu.State.QUARANTINED if earlier else Gpu.State.DIRTY)
+
+
 def test_a_record_that_comes_after_the_release_counts(
     played: Any, running: Instance, actor: Any, run_until_idle: Any
 ) -> None:
@@ -572,9 +601,7 @@ def test_a_node_that_lost_a_gpu_does_not_pass(fleet: Any, heal: Heal) -> None:
     played = fleet.nodes["h200-1"]
     played.breaks(2, "lost")
     report = facts(played.node)[:2] + facts(played.node)[3:]
-    from provisioning import nodes
-
-    nodes.take_inventory(node=played.node, gpus=Inventory(generation=2, gpus=report).gpus)
+    inventory.take(node=played.node, said=Inventory(generation=2, gpus=report), at=timezone.now())
     heal(rounds=20)
     assert repair_of(played).state == Remediation.State.CONDEMNED
     assert "GPU 2" in repair_of(played).message
