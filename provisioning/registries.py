@@ -11,7 +11,7 @@ from django.db.models import F
 from provisioning import images, nodes
 from provisioning.errors import NodeUnknown, NotAssigned
 from provisioning.models import Assignment, Node, RegistryCredential
-from provisioning.secrets import Unreadable, resealed, unseal
+from provisioning.secrets import Unreadable, unseal
 
 log = structlog.get_logger("provisioning.registries")
 
@@ -65,16 +65,3 @@ def _handed_out(assignment: Assignment, at: datetime) -> Login | None:
     RegistryCredential.objects.filter(pk=row.pk).update(handed_out_at=at)
     told.info("registry credential handed out")
     return Login(host=host, username=row.username, password=password)
-
-
-def reseal() -> tuple[int, list[str]]:
-    """Seal every password with today's key; return how many, and the ids of those that no key of ours opens."""
-    done, unreadable = 0, []
-    for row in RegistryCredential.objects.order_by("pk").iterator():
-        try:
-            sealed = resealed(row.sealed_password)
-        except Unreadable:
-            unreadable.append(row.public_id)
-            continue
-        done += RegistryCredential.objects.filter(pk=row.pk).update(sealed_password=sealed)
-    return done, unreadable

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.test import Client, override_settings
 from django.utils import timezone
@@ -12,6 +13,7 @@ from django.utils import timezone
 from marketplace import registries, rentals
 from marketplace.access import Actor
 from marketplace.models import Offer, Project
+from provisioning import resealing
 from provisioning.models import Assignment, Instance, RegistryCredential
 from provisioning.registries import Login
 from tests.conftest import Fleet, order
@@ -149,3 +151,13 @@ def test_after_a_new_secret_key_all_is_sealed_anew_and_the_former_one_forgotten(
     assert "1 sealed anew" in capsys.readouterr().out
     settings.SECRET_KEY_FALLBACKS = []
     assert ask(pulling, fleet).json()["registry"]["password"] == "opens it"
+
+
+def test_every_column_that_rests_sealed_is_known_to_the_command() -> None:
+    named = {
+        (model, field.name)
+        for model in apps.get_models()
+        for field in model._meta.concrete_fields
+        if "sealed" in field.name
+    }
+    assert named == set(resealing.SEALED)

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from provisioning import registries
+from provisioning import resealing
 
 
 class Command(BaseCommand):
@@ -13,7 +13,7 @@ class Command(BaseCommand):
     help = "Seal what rests encrypted with today's secret key."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        done, unreadable = registries.reseal()
+        done, unreadable = resealing.reseal()
         if unreadable:
             lost = ", ".join(unreadable)
             raise CommandError(f"{done} sealed anew; these need a key that is no more a fallback: {lost}")
