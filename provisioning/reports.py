@@ -43,7 +43,7 @@ EVENT_TAKERS: dict[str, EventTaker] = {
 # In the order of the nodes, so that two batches cannot deadlock.
 HEARD = """
 WITH locked AS (
-    SELECT node_id FROM provisioning_heartbeat WHERE node_id = ANY (%(nodes)s::bigint[])
+    SELECT node_id, boot_id, last_seen FROM provisioning_heartbeat WHERE node_id = ANY (%(nodes)s::bigint[])
     ORDER BY node_id FOR NO KEY UPDATE
 )
 UPDATE provisioning_heartbeat heartbeat
@@ -55,7 +55,7 @@ FROM unnest(%(nodes)s::bigint[], %(boot_ids)s::text[], %(epochs)s::bigint[], %(s
     AS said (node_id, boot_id, agent_epoch, seq, clock_skew_ms, telemetry, energy) JOIN locked USING (node_id)
 WHERE heartbeat.node_id = said.node_id
     AND (heartbeat.agent_epoch, heartbeat.seq) < (said.agent_epoch, said.seq)
-RETURNING heartbeat.node_id
+RETURNING heartbeat.node_id, locked.boot_id, locked.last_seen
 """
 
 
@@ -72,7 +72,7 @@ def take_all(said: Sequence[Report], *, at: datetime) -> list[dict[str, Any]]:
         node = known.get(report.node)
         if node is not None and node.pk not in calm and _is_calm(report, node, live.get(node.pk, ())):
             calm[node.pk] = report
-    heard = _hear(calm, at=at) if calm else set()
+    heard = _hear(calm, at=at) if calm else {}
     answers = []
     for report in said:
         node = known.get(report.node)
@@ -108,8 +108,11 @@ def _is_its_key(report: Report, node: Node) -> bool:
     return bool(node.key_hash) and hmac.compare_digest(nodes.digest(report.key), node.key_hash)
 
 
-def _hear(calm: Mapping[int, Report], *, at: datetime) -> set[int]:
-    """Note that these nodes live and what they read; return those whose report was not overtaken by a newer one."""
+def _hear(calm: Mapping[int, Report], *, at: datetime) -> dict[int, tuple[str, datetime]]:
+    """Note that these nodes live and what they read; return how those were before whose report was not overtaken.
+
+    For each its boot, and when it was last seen.
+    """
     said = list(calm.values())
     with connection.cursor() as cursor:
         cursor.execute(
@@ -126,7 +129,7 @@ def _hear(calm: Mapping[int, Report], *, at: datetime) -> set[int]:
                 "at": at,
             },
         )
-        heard = {node_id for (node_id,) in cursor.fetchall()}
+        heard = {node_id: (boot_id, last_seen) for node_id, boot_id, last_seen in cursor.fetchall()}
     telemetry.record([(node_id, calm[node_id]) for node_id in sorted(heard)], at=at)
     return heard
 
@@ -158,13 +161,13 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     node = Node.objects.filter(public_id=report.node).first()
     if node is None or not _is_its_key(report, node):
         return {"node": report.node, "status": "unauthorized", "poll_after_ms": 30_000}
-    # How it was before this report, under the lock.
-    before = Heartbeat.objects.only("boot_id", "last_seen").select_for_update(no_key=True).get(node=node)
-    if not _hear({node.pk: report}, at=at):
+    heard = _hear({node.pk: report}, at=at)
+    if not heard:
         return _stale(report)
-    if before.boot_id != report.boot_id:
+    boot_id, last_seen = heard[node.pk]
+    if boot_id != report.boot_id:
         ended = [word.id for word in report.assignments if word.state == "exited" and word.exit_code is not None]
-        nodes.note_restart(node=node, last_seen=before.last_seen, ended=ended)
+        nodes.note_restart(node=node, last_seen=last_seen, ended=ended)
     if node.reachability != Node.Reachability.ONLINE:
         running = [word.id for word in report.assignments if word.state == "running"]
         nodes.come_back(node=node, at=at, running=running)

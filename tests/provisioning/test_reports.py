@@ -382,4 +382,4 @@ def test_a_busy_report_asks_as_often_however_much_runs_there(
         rent()
     run_until_idle()
     rows = list(Assignment.objects.all())
-    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 6
+    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 5
