@@ -9,7 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from marketplace import access, tenants, tokens
-from marketplace.api import answers, shapes
+from marketplace.api import answers, shapes, tenant_shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import actor_of, naming
 from marketplace.models import Role
@@ -18,7 +18,7 @@ from marketplace.models import Role
 class Me(APIView):
     """Who the token speaks for."""
 
-    @extend_schema(operation_id="show_me", responses={200: shapes.MeAnswer, shapes.REFUSED: shapes.Problem})
+    @extend_schema(operation_id="show_me", responses={200: tenant_shapes.MeAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request) -> Response:
         """Show the person, organization, token and projects behind this request."""
         queried(request)
@@ -88,7 +88,7 @@ class ProjectList(APIView):
     @extend_schema(
         operation_id="list_projects",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.ProjectAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.ProjectAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the projects that the token may see."""
@@ -99,7 +99,7 @@ class ProjectList(APIView):
     @extend_schema(
         operation_id="create_project",
         request=shapes.CreateProject,
-        responses={201: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
+        responses={201: tenant_shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Make a project."""
@@ -112,7 +112,9 @@ class ProjectList(APIView):
 
 
 class ProjectDetail(APIView):
-    @extend_schema(operation_id="show_project", responses={200: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem})
+    @extend_schema(
+        operation_id="show_project", responses={200: tenant_shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem}
+    )
     def get(self, request: Request, project_id: str) -> Response:
         """Show a project."""
         queried(request)
@@ -121,7 +123,7 @@ class ProjectDetail(APIView):
     @extend_schema(
         operation_id="rename_project",
         request=shapes.NameOnly,
-        responses={200: shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
+        responses={200: tenant_shapes.ProjectAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, project_id: str) -> Response:
         """Give a project another name."""
@@ -136,7 +138,7 @@ class QuotaList(APIView):
     @extend_schema(
         operation_id="list_quotas",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(shapes.QuotaAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.QuotaAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List how many GPUs each project may hold, and holds."""
@@ -149,7 +151,7 @@ class MemberList(APIView):
     @extend_schema(
         operation_id="list_members",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.MemberAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.MemberAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the people of an organization."""
@@ -160,7 +162,9 @@ class MemberList(APIView):
 
 
 class MemberDetail(APIView):
-    @extend_schema(operation_id="show_member", responses={200: shapes.MemberAnswer, shapes.REFUSED: shapes.Problem})
+    @extend_schema(
+        operation_id="show_member", responses={200: tenant_shapes.MemberAnswer, shapes.REFUSED: shapes.Problem}
+    )
     def get(self, request: Request, membership_id: str) -> Response:
         """Show a member."""
         queried(request)
@@ -169,7 +173,7 @@ class MemberDetail(APIView):
     @extend_schema(
         operation_id="change_role",
         request=shapes.ChangeRole,
-        responses={200: shapes.MemberAnswer, shapes.REFUSED: shapes.Problem},
+        responses={200: tenant_shapes.MemberAnswer, shapes.REFUSED: shapes.Problem},
     )
     def patch(self, request: Request, membership_id: str) -> Response:
         """Give a member another role."""
@@ -193,7 +197,7 @@ class InvitationList(APIView):
     @extend_schema(
         operation_id="list_invitations",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.InvitationAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.InvitationAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List invitations, used and revoked ones too."""
@@ -206,7 +210,7 @@ class InvitationList(APIView):
     @extend_schema(
         operation_id="invite",
         request=shapes.CreateInvitation,
-        responses={201: shapes.NewInvitationAnswer, shapes.REFUSED: shapes.Problem},
+        responses={201: tenant_shapes.NewInvitationAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Invite an e-mail address; the link is in this answer only."""
@@ -236,7 +240,7 @@ class TokenList(APIView):
     @extend_schema(
         operation_id="list_tokens",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.TokenAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.TokenAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List your tokens; owners and admins see everybody's."""
@@ -250,7 +254,7 @@ class TokenList(APIView):
     @extend_schema(
         operation_id="create_token",
         request=shapes.CreateToken,
-        responses={201: shapes.NewTokenAnswer, shapes.REFUSED: shapes.Problem},
+        responses={201: tenant_shapes.NewTokenAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Make a token of your own; its secret is in this answer only."""
@@ -287,7 +291,7 @@ class SshKeyList(APIView):
     @extend_schema(
         operation_id="list_ssh_keys",
         parameters=[shapes.ProjectQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.SshKeyAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.SshKeyAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List the SSH keys of a project."""
@@ -299,7 +303,7 @@ class SshKeyList(APIView):
     @extend_schema(
         operation_id="add_ssh_key",
         request=shapes.AddSshKey,
-        responses={201: shapes.SshKeyAnswer, shapes.REFUSED: shapes.Problem},
+        responses={201: tenant_shapes.SshKeyAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Let a public key into a project's instances."""
@@ -325,7 +329,7 @@ class AuditList(APIView):
     @extend_schema(
         operation_id="list_audit",
         parameters=[shapes.OrganizationQuery, PageQuery],
-        responses={200: shapes.page_of(shapes.AuditAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(tenant_shapes.AuditAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
         """List who changed what, newest first."""
