@@ -83,6 +83,7 @@ def test_what_takes_too_long_has_failed_and_its_late_end_is_not_believed(
     wiper.expect(assignment="asg_a", fence=1, gpus=["GPU-a"])
     eventually(lambda: wiper.step("asg_a"))
     slow.may_end.set()
+    eventually(lambda: not any(thread.name == "wipe-GPU-a" for thread in threading.enumerate()))
     assert results(notes) == [("GPU-a", "failed")]
 
 

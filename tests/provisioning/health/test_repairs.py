@@ -1,6 +1,7 @@
 """From an event to the gate: what leaves placement, who is told and not charged, and what comes back."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,7 +14,7 @@ from django.utils import timezone
 from billing.models import UsageSpan
 from marketplace import rentals
 from provisioning import inventory, tasks
-from provisioning.health import breaker, faults, operations, remedies
+from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.models import (
     Breaker,
     Gpu,
@@ -543,6 +544,16 @@ def at_the_same_moment(count: int, work: Callable[[], Any]) -> list[Any]:
     return answers
 
 
+def slowly(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let others come between what was read and what is written."""
+
+    def late(*given: Any, **named: Any) -> Any:
+        time.sleep(0.3)
+        return work(*given, **named)
+
+    return late
+
+
 def make_repair(node: Node, **overrides: Any) -> Remediation:
     at = timezone.now()
     ordinary = {
@@ -566,18 +577,29 @@ def test_the_last_attempt_is_reserved_once_however_many_try(fleet: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_nodes_at_once_do_not_both_pass_the_breaker(fleet: Any) -> None:
+def test_two_nodes_at_once_do_not_both_pass_the_breaker(fleet: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(breaker, "admits", slowly(breaker.admits))
     nodes = [fleet.nodes[name].node for name in ("h200-1", "h200-2")]
     turns = iter(nodes)
     assert sorted(at_the_same_moment(2, lambda: breaker.admit(node=next(turns), at=timezone.now()))) == [False, True]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_workers_decide_on_an_event_once(fleet: Any) -> None:
+def test_two_workers_decide_on_an_event_once(fleet: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(events, "classify", slowly(events.classify))
+    demanded: list[Any] = []
+    real = remedies.demand
+    monkeypatch.setattr(remedies, "demand", lambda **order: demanded.append(order) or real(**order))
     node = fleet.nodes["h200-1"].node
     HealthEvent.objects.create(node=node, gpu=node.gpus.first(), at=timezone.now(), source="nvml", code="xid:119")
     at_the_same_moment(3, tasks.decide_health_events)
-    assert Remediation.objects.count() == 1
+    assert (len(demanded), Remediation.objects.count()) == (1, 1)
+
+
+def test_what_is_used_up_cannot_be_reserved(fleet: Any) -> None:
+    repair = make_repair(fleet.nodes["h200-1"].node, attempts=1)
+    assert not operations.reserve(remediation=repair, gpus=[], at=timezone.now())
+    assert not Operation.objects.exists()
 
 
 def test_a_crash_between_the_count_and_the_operation_leaves_neither(fleet: Any, monkeypatch: Any) -> None:
