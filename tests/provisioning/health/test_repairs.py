@@ -579,6 +579,7 @@ def test_the_last_attempt_is_reserved_once_however_many_try(fleet: Any) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_two_nodes_at_once_do_not_both_pass_the_breaker(fleet: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(breaker, "admits", slowly(breaker.admits))
+    Breaker.objects.create(offer=fleet.h200)
     nodes = [fleet.nodes[name].node for name in ("h200-1", "h200-2")]
     turns = iter(nodes)
     assert sorted(at_the_same_moment(2, lambda: breaker.admit(node=next(turns), at=timezone.now()))) == [False, True]
