@@ -48,31 +48,30 @@ class PlayedNode:
         if self.is_silent:
             return {}
         self.seq += 1
-        answer = reports.take(
-            Report(
-                node=self.node.public_id,
-                key=self.key,
-                boot_id=self.boot_id,
-                agent_epoch=self.epoch,
-                seq=self.seq,
-                desired_seen=self.generation,
-                assignments=[
-                    Said(
-                        id=assignment_id,
-                        fence=state["fence"],
-                        state=state["state"],
-                        exit_code=state.get("exit_code"),
-                        exited_ago_ms=0 if "exit_code" in state else None,
-                        message=state.get("message", ""),
-                    )
-                    for assignment_id, state in self.states.items()
-                ],
-                volumes=[self._say_volume(entry) for entry in self.wanted_volumes.values()],
-                logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
-                events=self.journal[-500:],
-            ),
-            at=at,
+        report = Report(
+            node=self.node.public_id,
+            key=self.key,
+            boot_id=self.boot_id,
+            agent_epoch=self.epoch,
+            seq=self.seq,
+            desired_seen=self.generation,
+            assignments=[
+                Said(
+                    id=assignment_id,
+                    fence=state["fence"],
+                    state=state["state"],
+                    exit_code=state.get("exit_code"),
+                    exited_ago_ms=0 if "exit_code" in state else None,
+                    message=state.get("message", ""),
+                )
+                for assignment_id, state in self.states.items()
+            ],
+            volumes=[self._say_volume(entry) for entry in self.wanted_volumes.values()],
+            logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
+            events=self.journal[-500:],
         )
+        [answer] = reports.take_all([report], at=at)
+        assert answer["status"] != "error"
         self.output = []
         self.journal = [event for event in self.journal if event.n > answer.get("events_seen", 0)]
         if "desired" in answer:
