@@ -207,8 +207,15 @@ def home_label(seed: str) -> str:
 
 def remove_all_of(podman: Podman, label: str) -> None:
     """Remove containers and networks by their label, and nothing else."""
-    for one in podman.ask("ps", "--all", "--filter", label, "--format", "json"):
-        podman.run("rm", "--force", "--volumes", "--time", "0", one["Id"])
+
+    def is_empty() -> bool:
+        left = podman.ask("ps", "--all", "--filter", label, "--format", "json")
+        for one in left:
+            with suppress(PodmanError):  # It may be ending at this very moment.
+                podman.run("rm", "--force", "--volumes", "--time", "0", one["Id"])
+        return not left
+
+    eventually(is_empty, seconds=30)
     for name in podman.run("network", "ls", "--quiet", "--filter", label).split():
         with suppress(PodmanError):  # A gang's network may still have the container of another home.
             podman.run("network", "rm", name)
