@@ -21,7 +21,7 @@ from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.wiping import Wiper
-from provisioning.agent.workload import Workload
+from provisioning.agent.workload import Processes, ProcessWorkload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
 
 GPUS = "simulated:H200:4:144384"
@@ -118,6 +118,7 @@ class Node:
         runtime = Runtime(
             home=self.home,
             lease=self.lease,
+            kind=Processes(self.home.workloads),
             inventory=self.monitor.inventory,
             changed=self.news.set,
             wiper=self.wiper,
@@ -125,9 +126,11 @@ class Node:
         runtime.LOG_WAIT_S = 0  # Nobody takes the logs here.
         return runtime
 
-    def workload(self, name: str) -> Workload:
+    def workload(self, name: str) -> ProcessWorkload:
         """What the runtime holds of an assignment."""
-        return self.runtime._workloads[name]
+        workload = self.runtime._workloads[name]
+        assert isinstance(workload, ProcessWorkload)
+        return workload
 
     def shim_pid(self, name: str) -> int:
         """The pid of an assignment's supervisor."""
@@ -148,7 +151,7 @@ class Node:
         generation = self.home.document().generation + 1
         assert self.home.adopt_document(generation=generation, desired={"assignments": list(self.desired.values())})
 
-    def want(self, name: str, desired: str, **changes: Any) -> None:
+    def want(self, name: str, desired: str, /, **changes: Any) -> None:
         """Change one assignment of the document."""
         self.desired[name] = self.desired.get(name, make_assignment(name)) | {"desired": desired} | changes
         self.say()
@@ -191,7 +194,7 @@ class Node:
         path = self.home.workloads / name / "output"
         return path.read_text() if path.exists() else ""
 
-    def run(self, name: str, script: str, **changes: Any) -> None:
+    def run(self, name: str, script: str, /, **changes: Any) -> None:
         """Have a shell script run, and wait until it does (or has ended)."""
         self.want(name, "running", command=["sh", "-c", script], **changes)
         eventually(lambda: self.look(name).state in {"running", "exited"})

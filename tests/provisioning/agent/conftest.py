@@ -6,6 +6,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.provisioning.agent.boxes import BoxNode, ImageStore, home_label, remove_all_of
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
 
@@ -46,5 +47,40 @@ def start_agent(plane: ControlPlane, home: Path) -> Iterator[Callable[..., Agent
 def node(home: Path) -> Iterator[Node]:
     """A node with four simulated GPUs, stepped by hand."""
     node = Node(home)
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
+    """Tiny images for containers."""
+    images = ImageStore(tmp_path_factory.mktemp("images"))
+    yield images
+    images.close()
+
+
+@pytest.fixture
+def start_box_agent(
+    images: ImageStore, home: Path, start_agent: Callable[..., AgentRun]
+) -> Iterator[Callable[..., Any]]:
+    """Start an agent in this test's home that runs containers. None of them is left when the test is over."""
+
+    def start(*options: str, **more: Any) -> AgentRun:
+        return start_agent(
+            "--runtime", "podman", "--podman-config", images.podman.env["CONTAINERS_CONF"], *options, **more
+        )
+
+    yield start
+    if not (home / "seed").exists():
+        return
+    for process in processes_of(home):
+        process.kill()
+    remove_all_of(images.podman, home_label((home / "seed").read_text()))
+
+
+@pytest.fixture
+def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
+    """A node with four simulated GPUs that runs containers, stepped by hand."""
+    node = BoxNode(home, images.podman, images.plain)
     yield node
     node.close()
