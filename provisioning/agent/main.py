@@ -29,6 +29,7 @@ from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
+from provisioning.agent.workload import Processes
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -202,6 +203,7 @@ class Agent:
         self.runtime = Runtime(
             home=self.home,
             lease=lease,
+            kind=Processes(self.home.workloads, binds=self.volumes.binds),
             inventory=self.monitor.inventory,
             changed=news.set,
             wiper=self.wiper,

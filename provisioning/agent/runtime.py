@@ -2,19 +2,19 @@
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from provisioning.agent.clock import boottime
-from provisioning.agent.environment import command_environment
+from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.state import Home, Lease
-from provisioning.agent.volumes import Volumes, link_into, variables
+from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
-from provisioning.agent.workload import Look, Origin, Workload, find_workloads, make_workload
+from provisioning.agent.workloads import Kind, Look, Origin, Progress, Workload
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -35,6 +35,8 @@ class Observed:
     exited_at: float | None = None
     message: str = ""
     output: Path | None = None
+    progress: Progress | None = None
+    ports: Mapping[int, int] = field(default_factory=dict)
 
 
 class Runtime:
@@ -49,6 +51,7 @@ class Runtime:
         *,
         home: Home,
         lease: Lease,
+        kind: Kind,
         inventory: Callable[[], Inventory],
         changed: Callable[[], None],
         wiper: Wiper,
@@ -56,11 +59,12 @@ class Runtime:
     ) -> None:
         self._volumes = volumes
         self._home = home
+        self._kind = kind
         self._lease = lease
         self._inventory = inventory
         self._changed = changed
         self._wiper = wiper
-        self._workloads: dict[str, Workload] = find_workloads(home.workloads)
+        self._workloads: dict[str, Workload] = kind.find()
         self._refused: dict[tuple[str, int], str] = {}
         self._ended_at: dict[str, float] = {}
         self._poke = threading.Event()
@@ -98,6 +102,13 @@ class Runtime:
     def held_gpus(self) -> frozenset[str]:
         """Return the GPUs of every workload that is here, running or not."""
         return frozenset(gpu for one in tuple(self._workloads.values()) for gpu in one.origin.gpus)
+
+    def find(self, instance: str) -> Workload | None:
+        """Return the running workload of the instance with this id or name; its first replica here, if several."""
+        observed = {one.id for one in self.observed if one.state == "running"}
+        running = [one for name, one in tuple(self._workloads.items()) if name in observed]
+        named = (one for one in running if instance and instance in {one.origin.instance, one.origin.name})
+        return min(named, key=lambda one: one.origin.id, default=None)
 
     def forget_orphans(self, reported: frozenset[str]) -> None:
         """Note that the server knows of these orphans; those that are removed need no more mention."""
@@ -168,7 +179,9 @@ class Runtime:
         if wanted.desired == "gone":
             return self._step_towards_gone(workload)
         look = workload.look()
-        if look.state == "prepared" and wanted.desired == "running" and self._may_start(workload):
+        if look.state == "preparing":
+            self._prepare(wanted, workload)
+        elif look.state == "prepared" and wanted.desired == "running" and self._may_start(workload):
             self._start(wanted, workload)
             look = workload.look()
         return observe(workload, look)
@@ -195,10 +208,7 @@ class Runtime:
         if holders:
             message = f"waiting for GPUs that {', '.join(holders)} still holds"
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=message)
-        origin = Origin(
-            wanted.id, wanted.fence, wanted.instance, wanted.gpus, wanted.stop_grace_s, lease_s=wanted.lease_s
-        )
-        workload = self._workloads[wanted.id] = make_workload(self._home.workloads, origin)
+        workload = self._workloads[wanted.id] = self._kind.make(wanted)
         return observe(workload, workload.look())
 
     def _why_not(self, wanted: Assignment) -> str:
@@ -214,25 +224,27 @@ class Runtime:
                 return f"{name} is not healthy"
         if wanted.volumes and (refusal := self._volumes.why_not(wanted) if self._volumes else NO_VOLUMES):
             return refusal
-        return "" if wanted.command else "there is no command to run"
+        return self._kind.refusal(wanted)
+
+    def _gpus(self, wanted: Assignment) -> list[Gpu]:
+        return [gpu for gpu in map(self._inventory().find, wanted.gpus) if gpu is not None]
 
     def _may_start(self, workload: Workload) -> bool:
         return self._ending_all is None and not self._lease.has_run_out(workload.origin.lease_s)
+
+    def _prepare(self, wanted: Assignment, workload: Workload) -> None:
+        refusal = self._why_not(wanted)
+        if refusal:
+            workload.cancel(refusal)
+        elif self._may_start(workload):
+            workload.prepare(wanted, self._gpus(wanted))
 
     def _start(self, wanted: Assignment, workload: Workload) -> None:
         refusal = self._why_not(wanted)
         if refusal:
             workload.cancel(refusal)
-            return
-        inventory = self._inventory()
-        indices = sorted(gpu.index for gpu in map(inventory.find, wanted.gpus) if gpu is not None)
-        workdir = workload.folder / "work"
-        env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=workload.origin.mark)
-        if self._volumes is not None:
-            binds = self._volumes.binds(wanted)
-            link_into(workdir, binds)
-            env |= variables(binds, work=workdir)
-        workload.start(command=wanted.command, env=env)
+        else:
+            workload.start(wanted, self._gpus(wanted))
 
     def _step_towards_gone(self, workload: Workload) -> Observed:
         origin = workload.origin
@@ -281,4 +293,6 @@ def observe(workload: Workload, look: Look) -> Observed:
         exited_at=look.exited_at,
         message=look.message,
         output=workload.output,
+        progress=look.progress,
+        ports=look.ports,
     )

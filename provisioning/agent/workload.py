@@ -1,4 +1,4 @@
-"""One assignment on this node: a folder, and what its shim runs there.
+"""The process runtime: an assignment is a folder, and what its shim runs there.
 
 The process runtime is for development: a command runs as the agent's own user and sees the machine. Nothing here
 isolates tenants from each other. The folder is the truth; this object may be forgotten and made again at any time.
@@ -14,62 +14,56 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from provisioning.agent.clock import boot_id, boottime
+from provisioning.agent.environment import command_environment
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
-from provisioning.agent.lease import MACHINE_RESTARTED, STICKY_S
-from provisioning.agent.protocol import ID
+from provisioning.agent.gpus import Gpu
+from provisioning.agent.lease import MACHINE_RESTARTED
+from provisioning.agent.protocol import ID, Assignment
+from provisioning.agent.volumes import link_into, variables
+from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Binds, Entry, Files, Look, Origin, Workload
 
 log = logging.getLogger("gpumarket.agent")
 
-OUTPUT_LIMIT_BYTES = 60 << 20  # Below the 64 MiB of a log that the control plane keeps, so that our notice arrives.
 PACKAGE_ROOT = Path(__file__).parents[2]
 SHIM_TRIES = 3
-KILLED = 137
 HUNG_SHIM_S = 5.0  # After the grace: how long a shim may take to kill what is left before we do it ourselves.
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a folder was made for."""
+class Processes:
+    """The process runtime of one node: folders below `root`."""
 
-    id: str
-    fence: int
-    instance: str
-    gpus: tuple[str, ...]
-    stop_grace_s: float
-    lease_s: float = STICKY_S
-    mark: str = field(default_factory=partial(secrets.token_hex, 8))  # In the environment of all that runs for it.
+    name = "process"
 
+    def __init__(self, root: Path, *, binds: Binds = lambda _: ()) -> None:
+        self._root = root
+        self._binds = binds
 
-@dataclass(frozen=True)
-class Look:
-    """What is true of a workload now. `exited_at` is boot time, None where nobody saw it end."""
+    def find(self) -> dict[str, Workload]:
+        return find_workloads(self._root, binds=self._binds)
 
-    state: str  # prepared | running | exited | failed
-    exit_code: int | None = None
-    exited_at: float | None = None
-    message: str = ""
+    def make(self, wanted: Assignment) -> Workload:
+        return make_workload(self._root, Origin.of(wanted), binds=self._binds)
 
-    @property
-    def has_ended(self) -> bool:
-        """Return whether nothing of it runs, now and for ever."""
-        return self.state in {"exited", "failed"}
+    def refusal(self, wanted: Assignment) -> str:
+        if wanted.image:
+            return "this node runs processes, not images; it needs --runtime podman"
+        return "" if wanted.command else "there is no command to run"
 
 
-class Workload:
-    """Makes, starts, watches, ends and removes one workload. Every verb may be repeated, after any crash."""
+class ProcessWorkload:
+    """Keeps the promise of `Workload` for a command that runs as the agent's own user."""
 
-    def __init__(self, folder: Path, origin: Origin) -> None:
+    def __init__(self, folder: Path, origin: Origin, *, binds: Binds = lambda _: ()) -> None:
         self.folder = folder
         self.origin = origin
+        self._binds = binds
         self._shim: subprocess.Popen[bytes] | None = None
         self._tries = 0
         self._killing_from: float | None = None
@@ -83,7 +77,10 @@ class Workload:
         """The file with all that the command wrote."""
         return self.folder / "output"
 
-    def start(self, *, command: Sequence[str], env: dict[str, str]) -> None:
+    def prepare(self, wanted: Assignment, gpus: Sequence[Gpu]) -> None:
+        """Do nothing: the folder is all that a process needs."""
+
+    def start(self, wanted: Assignment, gpus: Sequence[Gpu]) -> None:
         """See to it that the command is started, once and never again. Until it is, `look` says prepared."""
         if self._shim is not None and self._shim.poll() is None:
             return
@@ -96,8 +93,13 @@ class Workload:
             self.cancel("its supervisor could not be started; see the agent's log")
             return
         self._tries += 1
+        workdir, binds = self.folder / "work", self._binds(wanted)
+        indices = sorted(gpu.index for gpu in gpus)
+        env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=self.origin.mark)
+        env |= variables(binds, work=workdir)
         try:
-            self._launch(command=command, env=env)
+            link_into(workdir, binds)
+            self._launch(command=wanted.command, env=env)
         except OSError as error:
             log.warning("cannot start a supervisor", extra={"assignment": self.origin.id, "error": str(error)})
 
@@ -201,6 +203,23 @@ class Workload:
             log.warning("cannot remove a folder yet", extra={"assignment": self.origin.id, "error": str(error)})
             threading.Event().wait(1.0)
 
+    def entry(self, command: str | None, *, tty: bool, env: Mapping[str, str]) -> Entry:
+        """Return a shell in the working folder, with the command's own environment."""
+        order = read_json(self.folder / "order.json") or {"env": {}}
+        return Entry(
+            argv=("/bin/sh", "-l") if command is None else ("/bin/sh", "-c", command),
+            env=order["env"] | dict(env),
+            cwd=str(self.folder / "work"),
+        )
+
+    def files(self) -> Files:
+        """Return the working folder. It confines nobody: see above."""
+        return Files(self.folder / "work")
+
+    def address(self) -> str:
+        """Return the node's own address, which the command shares."""
+        return "127.0.0.1"
+
     @property
     def _stop_file(self) -> Path:
         return self.folder / "stop.json"
@@ -269,25 +288,25 @@ class Workload:
             pass
 
 
-def make_workload(root: Path, origin: Origin) -> Workload:
+def make_workload(root: Path, origin: Origin, *, binds: Binds = lambda _: ()) -> ProcessWorkload:
     """Make the folder of a workload, whole or not at all."""
     building = root / f".new-{origin.id}"
     if building.exists():
         remove_tree(building)
     (building / "work").mkdir(parents=True, mode=0o700)
-    write_json(building / "assignment.json", asdict(origin))
+    write_json(building / "assignment.json", origin.as_json())
     folder = root / origin.id
     building.rename(folder)
     sync_folder(root)
-    return Workload(folder, origin)
+    return ProcessWorkload(folder, origin, binds=binds)
 
 
-def find_workloads(root: Path) -> dict[str, Workload]:
+def find_workloads(root: Path, *, binds: Binds = lambda _: ()) -> dict[str, Workload]:
     """Return what earlier agents left here, by assignment; finish the removals that they began."""
-    found = {}
+    found: dict[str, Workload] = {}
     for folder in sorted(root.iterdir()):
         if ID.fullmatch(folder.name):
-            found[folder.name] = Workload(folder, read_origin(folder))
+            found[folder.name] = ProcessWorkload(folder, read_origin(folder), binds=binds)
         elif folder.name.startswith((".new-", ".old-")):
             try:
                 remove_tree(folder)
@@ -299,8 +318,7 @@ def find_workloads(root: Path) -> dict[str, Workload]:
 def read_origin(folder: Path) -> Origin:
     """Return what a folder was made for. One that does not say is nobody's, and will be removed as an orphan."""
     try:
-        kept = json.loads((folder / "assignment.json").read_bytes())
-        return Origin(**kept | {"gpus": tuple(kept["gpus"])})
+        return Origin.from_json(json.loads((folder / "assignment.json").read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         return Origin(id=folder.name, fence=-1, instance="", gpus=(), stop_grace_s=0)
 

@@ -21,7 +21,7 @@ from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.wiping import Wiper
-from provisioning.agent.workload import Workload
+from provisioning.agent.workload import Processes, ProcessWorkload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
 
 GPUS = "simulated:H200:4:144384"
@@ -118,6 +118,7 @@ class Node:
         runtime = Runtime(
             home=self.home,
             lease=self.lease,
+            kind=Processes(self.home.workloads),
             inventory=self.monitor.inventory,
             changed=self.news.set,
             wiper=self.wiper,
@@ -125,9 +126,11 @@ class Node:
         runtime.LOG_WAIT_S = 0  # Nobody takes the logs here.
         return runtime
 
-    def workload(self, name: str) -> Workload:
+    def workload(self, name: str) -> ProcessWorkload:
         """What the runtime holds of an assignment."""
-        return self.runtime._workloads[name]
+        workload = self.runtime._workloads[name]
+        assert isinstance(workload, ProcessWorkload)
+        return workload
 
     def shim_pid(self, name: str) -> int:
         """The pid of an assignment's supervisor."""
