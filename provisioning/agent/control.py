@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 
 import httpx
 
-from provisioning.agent.protocol import VERSION, Joined, ProtocolError, Result, parse_joined, parse_result
+from provisioning.agent.protocol import (
+    VERSION,
+    Joined,
+    Login,
+    ProtocolError,
+    Result,
+    parse_joined,
+    parse_login,
+    parse_result,
+)
 
 Answer = TypeVar("Answer")
 
@@ -35,7 +44,7 @@ class Refused(Exception):
 
 
 class ControlPlane:
-    """The two calls of the protocol."""
+    """The calls of the protocol."""
 
     def __init__(self, url: str, *, agent_version: str) -> None:
         self._client = httpx.Client(
@@ -52,6 +61,11 @@ class ControlPlane:
     def sync(self, report: dict[str, Any]) -> Result:
         """Say what is and hear what should be. Raises Trouble, Refused."""
         return parsed(parse_result, self._post("/agent/v1/sync", {"protocol": VERSION, "reports": [report]}))
+
+    def secrets(self, *, node: str, key: str, assignment: str, fence: int) -> Login | None:
+        """Return the login for the registry of an assignment's image, if it needs one. Raises Trouble, Refused."""
+        asked = {"node": node, "key": key, "assignment": assignment, "fence": fence}
+        return parsed(parse_login, self._post("/agent/v1/secrets", asked))
 
     def _post(self, path: str, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> Any:
         began = time.monotonic()

@@ -15,16 +15,29 @@ and may not replace, because they say what was rented and who is who:
     RANK and NODE_RANK (the replica), WORLD_SIZE and NNODES (the replicas), LOCAL_RANK (0), LOCAL_WORLD_SIZE (1):
     one process per replica, until a launcher such as torchrun starts more and sets its own,
     PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (the same for torchrun, as its options)
+
+In a container these differ:
+
+    PATH and LANG are the image's own; HOME is /workspace; there is no GPUMARKET_MARK,
+    CUDA_VISIBLE_DEVICES counts from 0: the driver shows a container its own GPUs alone, numbered anew,
+    GPUMARKET_PEERS holds replica-0, replica-1, ... in a gang: names that every replica can reach by,
+    GPUMARKET_HOSTFILE (of a gang; the same names with their slots, for mpirun),
+    NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME (of a gang; the interface of its private network). Nothing is said of
+    InfiniBand: where the node's CDI specification brings none into containers, NCCL finds none, and says so itself.
 """
 
 import hashlib
+import ipaddress
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from provisioning.agent.protocol import Assignment
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+WORKSPACE = "/workspace"
+HOSTFILE = "/etc/gpumarket/hostfile"
+INTERFACE = "eth0"
 PORT_FIRST, PORT_COUNT = 20_000, 10_000  # Below the ports that Linux gives to outgoing connections.
 
 
@@ -38,20 +51,67 @@ def command_environment(
         "PATH": f"{SYSTEM_PATH}:{Path(sys.base_prefix, 'bin')}",
         "HOME": str(workdir),
         "LANG": "C.UTF-8",
-        "PYTHONUNBUFFERED": "1",
-        "MASTER_ADDR": assignment.peers[0] if is_gang else "127.0.0.1",
-        "MASTER_PORT": str(meeting_port(assignment.instance)),
-        "PET_NPROC_PER_NODE": str(max(1, len(gpu_indices))),
-    } | assignment.env
-    replica, replicas = str(assignment.replica), str(assignment.replicas)
+    }
+    meeting = _meeting(assignment, at=assignment.peers[0] if is_gang else "127.0.0.1", gpus=len(gpu_indices))
+    given |= meeting | assignment.env
     return given | {
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpu_indices)),
+        "GPUMARKET_PEERS": ",".join(assignment.peers),
+        "GPUMARKET_MARK": mark,
+        **_fixed(assignment, given),
+    }
+
+
+def container_environment(assignment: Assignment) -> dict[str, str]:
+    """Return what a container's environment has beside that of its image; see above."""
+    names = replica_names(assignment)
+    given = {"HOME": WORKSPACE}
+    given |= _meeting(assignment, at=replica_address(assignment, 0) or "127.0.0.1", gpus=len(assignment.gpus))
+    if names:
+        given |= {"NCCL_SOCKET_IFNAME": INTERFACE, "GLOO_SOCKET_IFNAME": INTERFACE}
+    given |= assignment.env
+    return (
+        given
+        | {
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(len(assignment.gpus)))),
+            "GPUMARKET_PEERS": ",".join(names) or "localhost",
+            **_fixed(assignment, given),
+        }
+        | ({"GPUMARKET_HOSTFILE": HOSTFILE} if names else {})
+    )
+
+
+def replica_names(assignment: Assignment) -> list[str]:
+    """Return the names by which the replicas of a gang reach each other; none for what stands alone."""
+    if assignment.network is None:
+        return []
+    return [f"replica-{replica}" for replica in range(assignment.replicas)]
+
+
+def replica_address(assignment: Assignment, replica: int) -> str:
+    """Return a replica's address in the private network: they follow each other by number. Nothing without one."""
+    if assignment.network is None:
+        return ""
+    return str(ipaddress.ip_address(assignment.network.address) - assignment.replica + replica)
+
+
+def _meeting(assignment: Assignment, *, at: str, gpus: int) -> dict[str, str]:
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "MASTER_ADDR": at,
+        "MASTER_PORT": str(meeting_port(assignment.instance)),
+        "PET_NPROC_PER_NODE": str(max(1, gpus)),
+    }
+
+
+def _fixed(assignment: Assignment, given: Mapping[str, str]) -> dict[str, str]:
+    """Return what was rented and who is who."""
+    replica, replicas = str(assignment.replica), str(assignment.replicas)
+    return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NVIDIA_VISIBLE_DEVICES": ",".join(assignment.gpus),
         "GPUMARKET_INSTANCE_ID": assignment.instance,
         "GPUMARKET_ASSIGNMENT_ID": assignment.id,
-        "GPUMARKET_PEERS": ",".join(assignment.peers),
-        "GPUMARKET_MARK": mark,
         "RANK": replica,
         "NODE_RANK": replica,
         "WORLD_SIZE": replicas,

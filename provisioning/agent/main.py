@@ -16,13 +16,16 @@ from pathlib import Path
 from types import FrameType
 
 from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
-from provisioning.agent.control import ControlPlane, Refused
+from provisioning.agent.containers import Containers
+from provisioning.agent.control import ControlPlane, Refused, Trouble
 from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, SimulatedEvents
 from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.operations import NvmlTools, Operations, SimulatedTools
+from provisioning.agent.podman import Podman, PodmanError
+from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home, HomeError, Lease
@@ -30,6 +33,7 @@ from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Processes
+from provisioning.agent.workloads import Kind
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -60,6 +64,7 @@ exit codes:
   0 ended by a signal   1 the control plane refused the join   2 wrong use: arguments, home or GPUs
 
 The process runtime runs commands as the user of this agent and does not isolate tenants: it is for development.
+The podman runtime runs images; it must be root, and finds GPUs through CDI (nvidia-ctk cdi generate).
 """
 
 
@@ -102,6 +107,17 @@ def parser() -> argparse.ArgumentParser:
         default="nvml",
         metavar="SOURCE",
         help="nvml (default: this machine's NVIDIA GPUs) or simulated:MODEL:COUNT:MEMORY_MIB",
+    )
+    made.add_argument(
+        "--runtime",
+        choices=("process", "podman"),
+        default="process",
+        help="process: commands run as this user, for development; podman: images run in containers (default: process)",
+    )
+    made.add_argument(
+        "--podman-config",
+        metavar="FILE",
+        help="containers.conf for podman; or set CONTAINERS_CONF (default: podman's own)",
     )
     made.add_argument(
         "--hostname",
@@ -186,7 +202,9 @@ class Agent:
             token = join_token(options)
             if not token:
                 raise HomeError("this node has not joined yet: give it a join token (see --help)")
-        self.introduction = Introduction(token, options.hostname, importlib.metadata.version("gpumarket"))
+        version = importlib.metadata.version("gpumarket")
+        self.introduction = Introduction(token, options.hostname, version, options.runtime)
+        self.control = ControlPlane(options.url, agent_version=version)
         source = open_source(options.gpus, seed=self.home.seed(), home=self.home.path)
         epoch = self.home.begin_epoch()
         lease = Lease(self.home)
@@ -203,7 +221,7 @@ class Agent:
         self.runtime = Runtime(
             home=self.home,
             lease=lease,
-            kind=Processes(self.home.workloads, binds=self.volumes.binds),
+            kind=self._kind(options),
             inventory=self.monitor.inventory,
             changed=news.set,
             wiper=self.wiper,
@@ -211,7 +229,7 @@ class Agent:
         )
         self._take_operations(options, source_name=source.name)
         self.sync = SyncLoop(
-            control=ControlPlane(options.url, agent_version=self.introduction.agent_version),
+            control=self.control,
             home=self.home,
             journal=self.journal,
             volumes=self.volumes,
@@ -254,6 +272,28 @@ class Agent:
             excused=self.health.excused,
             reboot_command=options.reboot_command,
         )
+
+    def _kind(self, options: argparse.Namespace) -> Kind:
+        if options.runtime == "process":
+            log.warning("the process runtime runs commands as this user and does not isolate tenants")
+            return Processes(self.home.workloads, binds=self.volumes.binds)
+        return Containers(
+            Podman.here(config=options.podman_config),
+            root=self.home.workloads,
+            identity=self.home.seed(),
+            node_gpus=lambda: len(self.monitor.inventory().gpus),
+            login=self._login,
+            binds=self.volumes.binds,
+        )
+
+    def _login(self, assignment: str, fence: int) -> Login | None:
+        """Ask for the login of an image's registry. Raises PodmanError: without an answer there is no pull."""
+        identity = self.home.identity()
+        assert identity is not None  # Only who has joined has assignments.
+        try:
+            return self.control.secrets(node=identity.node, key=self.home.key(), assignment=assignment, fence=fence)
+        except (Trouble, Refused) as error:
+            raise PodmanError(f"the control plane does not give the login for the image: {error}") from error
 
     def start(self, *, on_refusal: int) -> None:
         """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
@@ -327,10 +367,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, on_signal)
     try:
         agent = Agent(options)
-    except (HomeError, GpuSourceError) as error:
+    except (HomeError, GpuSourceError, PodmanError) as error:
         sys.stderr.write(f"gpumarket-agent: {error}\n")
         sys.exit(EXIT_USAGE)
-    log.warning("the process runtime runs commands as this user and does not isolate tenants: for development only")
     if options.url.startswith("http://") and "127.0.0.1" not in options.url and "localhost" not in options.url:
         log.warning("--url is not https: the node's key crosses the network in the clear")
     agent.start(on_refusal=tell)

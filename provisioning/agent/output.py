@@ -11,7 +11,8 @@ class OutputFile:
 
     def __init__(self, path: Path, *, limit_bytes: int) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._left = limit_bytes
+        # Where a killed supervisor left off, the next goes on; the notice, too, is written once.
+        self._left = max(0, limit_bytes - os.fstat(self._file).st_size)
         self._notice = f"\n[gpumarket] The output reached its limit of {limit_bytes} bytes; the rest is not kept.\n"
 
     def write(self, data: bytes) -> None:

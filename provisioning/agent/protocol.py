@@ -1,7 +1,7 @@
 """The agent's side of the protocol, as values. What the server says is checked here and trusted afterwards."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from provisioning.agent.lease import STICKY_S
@@ -112,6 +112,15 @@ class Joined:
     node: str
     name: str
     poll_after_ms: int
+
+
+@dataclass(frozen=True)
+class Login:
+    """A name and a password for one registry. It is kept in memory alone, and never logged."""
+
+    host: str
+    username: str
+    password: str = field(repr=False)
 
 
 def take(source: Any, name: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
@@ -249,6 +258,14 @@ def parse_result(body: Any) -> Result:
         log_cursors=cursors,
         events_seen=take(source, "events_seen", int, default=0),
     )
+
+
+def parse_login(body: Any) -> Login | None:
+    """Return the login for a registry, or None where none is needed; raises ProtocolError."""
+    registry = take(body, "registry", (dict, type(None)), default=None)
+    if registry is None:
+        return None
+    return Login(*(take(registry, name, str) for name in ("host", "username", "password")))
 
 
 def parse_joined(body: Any) -> Joined:

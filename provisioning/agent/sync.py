@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
@@ -47,6 +47,7 @@ class Introduction:
     token: str | None
     hostname: str
     agent_version: str
+    runtime: str = "process"
 
 
 class SyncLoop:
@@ -92,7 +93,7 @@ class SyncLoop:
             "hostname": introduction.hostname,
             "boot_id": boot_id(),
             "agent_version": introduction.agent_version,
-            "runtime": "process",
+            "runtime": introduction.runtime,
         }
         while not self._stopping.is_set():
             joined = self._home.identity()
@@ -265,4 +266,6 @@ def assignment_report(one: Observed) -> dict[str, Any]:
         "exit_code": one.exit_code,
         "exited_ago_ms": ago_ms,
         "message": one.message[:MESSAGE_MAX],
+        "progress": asdict(one.progress) if one.progress else None,
+        "ports": {str(inside): outside for inside, outside in one.ports.items()},
     }

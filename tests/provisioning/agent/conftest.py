@@ -6,6 +6,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.provisioning.agent.boxes import BoxNode, ImageStore
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
 
@@ -46,5 +47,21 @@ def start_agent(plane: ControlPlane, home: Path) -> Iterator[Callable[..., Agent
 def node(home: Path) -> Iterator[Node]:
     """A node with four simulated GPUs, stepped by hand."""
     node = Node(home)
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
+    """Tiny images for containers."""
+    images = ImageStore(tmp_path_factory.mktemp("images"))
+    yield images
+    images.close()
+
+
+@pytest.fixture
+def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
+    """A node with four simulated GPUs that runs containers, stepped by hand."""
+    node = BoxNode(home, images.podman, images.plain)
     yield node
     node.close()

@@ -1,0 +1,244 @@
+"""Makes a container ready: everything from its image to the moment before its first instruction.
+
+So what is wrong with an order (no such image, no such command, no room) is known before anybody is charged for it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from provisioning.agent import confinement
+from provisioning.agent.clock import boot_id
+from provisioning.agent.environment import (
+    HOSTFILE,
+    WORKSPACE,
+    container_environment,
+    replica_address,
+    replica_names,
+)
+from provisioning.agent.files import write_json
+from provisioning.agent.gpus import Gpu
+from provisioning.agent.images import LOCAL, Aborted, Pull
+from provisioning.agent.network import Wiring, address_in, published
+from provisioning.agent.podman import PodmanError, reason
+from provisioning.agent.protocol import Assignment
+from provisioning.agent.workloads import Progress
+
+if TYPE_CHECKING:
+    from provisioning.agent.containers import Containers, ContainerWorkload
+
+log = logging.getLogger("gpumarket.agent")
+
+PORT_TRIES = 3
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+NO_SUCH_GPU = "unresolvable CDI devices"
+
+
+class NotStartable(Exception):
+    """What was ordered cannot run here; the message is for the customer."""
+
+    def __init__(self, message: str, *, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Preparation:
+    """Makes a container ready, from its image to everything but the first instruction, in a thread of its own."""
+
+    def __init__(
+        self, kind: "Containers", workload: "ContainerWorkload", wanted: Assignment, gpus: Sequence[Gpu]
+    ) -> None:
+        self._kind = kind
+        self._podman = kind.podman
+        self._workload = workload
+        self._folder = workload.folder
+        self._wanted = wanted
+        self._gpus = gpus
+        self._name = kind.container_name(workload.origin)
+        self._pull: Pull | None = None
+        self._is_aborted = False
+        self._thread = threading.Thread(target=self._run, name=f"prepare-{wanted.id}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Return whether the thread works."""
+        return self._thread.is_alive()
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the pull is, if there is one."""
+        return self._pull.progress if self._pull else None
+
+    def abort(self) -> None:
+        """Stop pulling; nobody wants it any more."""
+        self._is_aborted = True
+        if self._pull is not None:
+            self._pull.abort()
+
+    def _run(self) -> None:
+        try:
+            self._bring_image()
+            if not self._is_aborted:
+                self._make_ready()
+        except Aborted:
+            return
+        except NotStartable as error:
+            self._workload.give_up(str(error), exit_code=error.exit_code)
+        except (PodmanError, OSError) as error:
+            self._workload.give_up(f"the container could not be made ready: {error}")
+        except Exception:
+            log.exception("preparing failed", extra={"assignment": self._wanted.id})
+            self._workload.give_up("the container could not be made ready; the agent's log says why")
+
+    def _bring_image(self) -> None:
+        image = self._wanted.image
+        is_here = self._is_here(image)
+        if image.startswith(LOCAL):
+            if not is_here:
+                raise NotStartable(f"the image {image} is not on this node, and {LOCAL} images are never pulled")
+            return
+        if is_here and not self._kind.is_private(image):
+            return
+        login = self._kind.login(self._wanted.id, self._wanted.fence)
+        if login is not None:
+            write_json(self._folder / "private.json", image)
+        # Set before the look at `_is_aborted`: an abort sees the pull, or the pull sees the abort.
+        self._pull = Pull(self._podman, image, login=login, folder=self._folder)
+        if self._is_aborted:
+            return
+        try:
+            self._pull.run()
+        except PodmanError as error:
+            raise NotStartable(f"the image {image} could not be pulled: {error}") from error
+        finally:
+            self._pull = None
+
+    def _is_here(self, image: str) -> bool:
+        try:
+            self._podman.run("image", "exists", image)
+        except PodmanError:
+            return False
+        return True
+
+    def _make_ready(self) -> None:
+        image = self._podman.ask("image", "inspect", self._wanted.image)[0]
+        if not self._wanted.command and not any(map((image.get("Config") or {}).get, ("Cmd", "Entrypoint"))):
+            raise NotStartable("there is no command to run, neither in the order nor in the image")
+        wiring = self._kind.networks.make(self._wanted)
+        write_json(self._folder / "network.json", wiring.name)
+        found = self._initialize(image, wiring)
+        self._kind.networks.join_hosts(self._wanted)
+        ready = {"boot_id": boot_id(), "ports": published(found), "address": address_in(found)}
+        write_json(self._folder / "prepared.json", ready)
+
+    def _initialize(self, image: Mapping[str, Any], wiring: Wiring) -> Any:
+        """Return the container, ready to start. A host port that was taken meanwhile is chosen anew."""
+        names = [gpu.uuid for gpu in self._gpus]
+        tries = PORT_TRIES
+        while True:
+            found = self._podman.find(self._name)
+            try:
+                if found is None:
+                    self._create(image, wiring, names)
+                    found = self._podman.find(self._name)
+                if found["State"]["Status"] not in {"initialized", "running"}:
+                    self._init()
+                return self._podman.find(self._name)
+            except PodmanError as error:
+                self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
+                said, tries = str(error), tries - 1
+                if NO_SUCH_GPU in said and names != [str(gpu.index) for gpu in self._gpus]:
+                    names = [str(gpu.index) for gpu in self._gpus]  # Specifications may name GPUs by number alone.
+                elif "address already in use" not in said or not tries:
+                    raise explained(error, self._wanted) from error
+
+    def _create(self, image: Mapping[str, Any], wiring: Wiring, gpus: Sequence[str]) -> None:
+        handle, environment = confinement.environment_file(container_environment(self._wanted))
+        share = confinement.share_of_node(gpus=len(gpus), node_gpus=self._kind.node_gpus())
+        try:
+            self._podman.run(
+                *("create", "--name", self._name, "--pull", "never", "--log-driver", "passthrough"),
+                *self._labels(),
+                *wiring.words,
+                *confinement.isolation(self._wanted, image),
+                *confinement.limits(share),
+                *environment,
+                *("--workdir", confinement.workdir(image)),
+                *self._mounts(),
+                *(word for gpu in gpus for word in ("--device", f"nvidia.com/gpu={gpu}")),
+                *(word for port in dict.fromkeys(self._wanted.ports) for word in ("--publish", str(port))),
+                *self._neighbours(),
+                self._wanted.image,
+                *self._wanted.command,
+                pass_fds=(handle,),
+            )
+        finally:
+            os.close(handle)
+
+    def _labels(self) -> list[str]:
+        origin = self._workload.origin
+        labels = {
+            "home": self._kind.home,
+            "assignment": origin.id,
+            "fence": str(origin.fence),
+            "instance": origin.instance,
+            "origin": json.dumps(origin.as_json()),
+        }
+        return [word for name, value in labels.items() for word in ("--label", f"gpumarket.{name}={value}")]
+
+    def _mounts(self) -> list[str]:
+        words = ["--volume", f"{self._folder / 'work'}:{WORKSPACE}:rw,nosuid,nodev"]
+        for mount in self._wanted.volumes:
+            words += ["--volume", f"{self._kind.volume(mount.id)}:{mount.path}:rw,nosuid,nodev"]
+        if names := replica_names(self._wanted):
+            slots = max(1, len(self._wanted.gpus))
+            (self._folder / "hostfile").write_text("".join(f"{name} slots={slots}\n" for name in names))
+            (self._folder / "hostfile").chmod(0o644)
+            words += ["--volume", f"{self._folder / 'hostfile'}:{HOSTFILE}:ro"]
+        return words
+
+    def _neighbours(self) -> list[str]:
+        names = enumerate(replica_names(self._wanted))
+        others = [(name, replica_address(self._wanted, number)) for number, name in names]
+        return [word for name, address in others for word in ("--add-host", f"{name}:{address}")]
+
+    def _init(self) -> None:
+        """Have everything set up but the first instruction. Podman's monitor keeps the pipe for the output."""
+        pipe = os.open(self._folder / "pipe", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            os.set_blocking(pipe, True)
+            said = self._folder / "podman.log"
+            with said.open("wb") as complaints:
+                try:
+                    self._podman.run("init", self._name, stdout=pipe, stderr=complaints)
+                except PodmanError:
+                    raise PodmanError(reason_in(said)) from None
+            os.set_blocking(pipe, False)
+            with contextlib.suppress(BlockingIOError):
+                os.read(pipe, 1 << 16)  # Podman says the container's name; nothing in the container has begun.
+        finally:
+            os.close(pipe)
+
+
+def reason_in(said: Path) -> str:
+    """Return why podman failed, from what it said."""
+    return reason(said.read_bytes())
+
+
+def explained(error: PodmanError, wanted: Assignment) -> Exception:
+    """Return the error in the customer's words where it is about the order, and as it is otherwise."""
+    said = str(error)
+    program = wanted.command[0] if wanted.command else "its command"
+    if "executable file not found" in said or ("no such file or directory" in said.lower() and "exec" in said):
+        return NotStartable(f"cannot run {program!r}: it is not in the image", exit_code=NOT_FOUND)
+    if "permission denied" in said.lower() and "exec" in said:
+        return NotStartable(f"cannot run {program!r}: it may not be executed", exit_code=NOT_EXECUTABLE)
+    if NO_SUCH_GPU in said:
+        return NotStartable(f"the node's CDI specification does not know the rented GPUs: {said}")
+    return error
