@@ -148,6 +148,8 @@ class ContainerWorkload:
         self._last_look: Look | None = None
         self._removal: threading.Thread | None = None
         self._is_removed = False
+        # Held besides the guard: what is in a pipe that nobody has open any more is lost.
+        self._pipe = os.open(folder / "pipe", os.O_RDWR | os.O_NONBLOCK) if (folder / "pipe").exists() else None
 
     @property
     def output(self) -> Path:
@@ -297,6 +299,9 @@ class ContainerWorkload:
                 self.folder.rename(doomed)
             if doomed.exists():
                 remove_tree(doomed)
+            if self._pipe is not None:
+                os.close(self._pipe)
+                self._pipe = None
             self._is_removed = True
         except (OSError, PodmanError) as error:
             log.warning("cannot remove a container yet", extra={"assignment": self.origin.id, "error": str(error)})

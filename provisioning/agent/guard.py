@@ -18,6 +18,7 @@ they were. Only a start that was interrupted is given up, because nobody could t
 import fcntl
 import json
 import os
+import select
 import selectors
 import signal
 import sys
@@ -80,6 +81,7 @@ class Guard:
         self.stop_began: float | None = None
         self.has_killed = False
         self.saw_it_end = False
+        self.lost_its_monitor = False
         self.ended_at: float | None = None
         self.init = self.conmon = -1  # pidfds of the container's first process and of podman's monitor.
         self.wake, wake_in = os.pipe()
@@ -158,6 +160,7 @@ class Guard:
         # The monitor's last act is podman's clean-up. One that was killed leaves a container that nobody reaps.
         self.conmon = -1
         if self.ended_at is None:
+            self.lost_its_monitor = not select.select([self.init], [], [], 0)[0]
             self._signal(signal.SIGKILL)
             self.ended_at = boottime()
 
@@ -201,7 +204,10 @@ class Guard:
     def _end(self) -> dict[str, Any]:
         """Return what is written down about a container that has ended."""
         found = self.podman.find(self.name)
-        code, message = (KILLED, "somebody removed its container") if found is None else exit_of(found)
+        if self.lost_its_monitor:
+            code, message = KILLED, "its monitor was killed; the exit code is assumed"
+        else:
+            code, message = (KILLED, "somebody removed its container") if found is None else exit_of(found)
         asked = (read_json(self.folder / "stop.json") or {}).get("reason")
         lapsed = "" if self.lapse is None or asked == self.lapse["reason"] else self.lapse["reason"]
         return {
@@ -220,7 +226,7 @@ def exit_of(found: dict[str, Any]) -> tuple[int, str]:
     """
     code = found["State"]["ExitCode"]
     if code < 0:
-        return KILLED, "its monitor was killed; the exit code is assumed"
+        return KILLED, "podman does not know its exit code; it is assumed"
     if found["State"].get("OOMKilled"):
         return code, f"killed: it needed more memory than its limit of {found['HostConfig']['Memory']} bytes"
     if SIGNALLED < code < SIGNALLED + 65:

@@ -209,26 +209,27 @@ class Preparation:
         return [word for name, address in others for word in ("--add-host", f"{name}:{address}")]
 
     def _init(self) -> None:
-        """Have everything set up but the first instruction. Podman's monitor keeps the pipe for the output."""
-        pipe = os.open(self._folder / "pipe", os.O_RDWR | os.O_NONBLOCK)
+        """Have everything set up but the first instruction. Podman's own two streams become the container's."""
+        theirs = os.open(self._folder / "pipe", os.O_RDWR)
+        ours = os.open(self._folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            os.set_blocking(pipe, True)
-            said = self._folder / "podman.log"
-            with said.open("wb") as complaints:
-                try:
-                    self._podman.run("init", self._name, stdout=pipe, stderr=complaints)
-                except PodmanError:
-                    raise PodmanError(reason_in(said)) from None
-            os.set_blocking(pipe, False)
-            with contextlib.suppress(BlockingIOError):
-                os.read(pipe, 1 << 16)  # Podman says the container's name; nothing in the container has begun.
+            self._podman.run("init", self._name, stdout=theirs, stderr=theirs)
+        except PodmanError as error:
+            raise PodmanError(reason(read_all(ours)) or str(error)) from error
+        else:
+            read_all(ours)  # Podman's words about it. Nothing in the container has begun.
         finally:
-            os.close(pipe)
+            os.close(theirs)
+            os.close(ours)
 
 
-def reason_in(said: Path) -> str:
-    """Return why podman failed, from what it said."""
-    return reason(said.read_bytes())
+def read_all(pipe: int) -> bytes:
+    """Return what waits in a pipe."""
+    said = b""
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(pipe, 1 << 16):
+            said += piece
+    return said
 
 
 def explained(error: PodmanError, wanted: Assignment) -> Exception:

@@ -12,6 +12,8 @@ from tests.provisioning.agent.cast import eventually, is_running
 
 pytestmark = needs("podman")
 
+SLEEP = "trap 'exit 143' TERM; while :; do usleep 50000; done"
+
 
 def test_a_container_is_prepared_to_its_first_instruction_and_waits(boxes):
     boxes.want("asg_a", "prepared", command=["sh", "-c", "echo began"])
@@ -29,7 +31,7 @@ def test_a_container_is_prepared_to_its_first_instruction_and_waits(boxes):
     [
         ("exit 0", 0, ""),
         ("exit 7", 7, ""),
-        ("sh -c 'kill -SEGV $$'", 139, "killed by signal 11 (SIGSEGV)"),
+        ("sh -c 'kill -SEGV $$'; exit $?", 139, "killed by signal 11 (SIGSEGV)"),
     ],
 )
 def test_the_exit_code_is_the_commands_own(boxes, script, exit_code, message):
@@ -137,7 +139,7 @@ def test_a_container_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(bo
 
 
 def test_a_container_whose_monitor_is_killed_ends(boxes):
-    boxes.run("asg_a", "sleep 600")
+    boxes.run("asg_a", SLEEP)
     state = eventually(lambda: boxes.inspect("asg_a")["State"]["ConmonPid"] and boxes.inspect("asg_a")["State"])
     eventually(lambda: boxes.guard_pid("asg_a"))
     time.sleep(0.3)  # The guard holds on to both by now.
@@ -147,7 +149,7 @@ def test_a_container_whose_monitor_is_killed_ends(boxes):
 
 
 def test_a_container_that_nobody_wants_is_an_orphan_and_is_removed(boxes):
-    boxes.run("asg_a", "sleep 600")
+    boxes.run("asg_a", SLEEP)
     name = boxes.box("asg_a")._name
     boxes.unwant("asg_a")
     boxes.runtime.step()
@@ -157,7 +159,7 @@ def test_a_container_that_nobody_wants_is_an_orphan_and_is_removed(boxes):
 
 
 def test_a_container_whose_folder_was_lost_is_known_by_its_labels(boxes, home):
-    boxes.run("asg_a", "sleep 600", gpus=[])
+    boxes.run("asg_a", SLEEP, gpus=[])
     origin = boxes.box("asg_a").origin
     os.kill(boxes.guard_pid("asg_a"), signal.SIGKILL)
     boxes.box("asg_a").folder.rename(home / "lost")
@@ -182,7 +184,7 @@ def test_containers_of_another_agent_on_this_host_are_left_alone(boxes, images):
 
 
 def test_a_later_fence_gets_a_container_of_its_own_after_the_earlier_one(boxes):
-    boxes.run("asg_a", "echo first; sleep 600")
+    boxes.run("asg_a", "echo first; exec sleep 600")
     first = boxes.box("asg_a")._name
     boxes.want("asg_a", "running", fence=2, stop_grace_s=0)
     eventually(lambda: boxes.look("asg_a").state == "running" and boxes.box("asg_a").origin.fence == 2)

@@ -1,0 +1,230 @@
+"""Bad orders and bad luck: each container fails with its reason, nothing of it is left, nothing is charged."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from provisioning.agent.podman import Podman, PodmanError
+from provisioning.agent.protocol import Login
+from tests.packages import needs
+from tests.provisioning.agent.boxes import BoxNode, ImageStore
+from tests.provisioning.agent.cast import eventually
+from tests.provisioning.agent.registry import Registry
+
+pytestmark = needs("podman")
+
+LOGIN = ("robot", "correct-horse-battery")
+
+
+@pytest.fixture
+def registry(images: ImageStore, boxes: BoxNode, tmp_path: Path) -> Iterator[Registry]:
+    """A registry that wants a password, known to the node's podman as one without TLS."""
+    # Every image is another one, so that no layer of it is here already; noise does not compress.
+    registry = Registry(images.archive, login=LOGIN, filling=b"")
+    yield from served(registry, boxes, tmp_path)
+
+
+@pytest.fixture
+def slow_registry(images: ImageStore, boxes: BoxNode, tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(noisy(images.archive, tmp_path))
+    registry.pause_s = 0.05
+    yield from served(registry, boxes, tmp_path)
+
+
+def noisy(archive: Path, folder: Path) -> Path:
+    """Return the archive with a file that does not compress: a layer that is new here, and takes its time."""
+    import io
+    import shutil
+    import tarfile
+
+    copy = folder / "noisy.tar"
+    shutil.copy(archive, copy)
+    with tarfile.open(copy, "a") as tar:
+        entry = tarfile.TarInfo("etc/noise")
+        entry.size = 2 << 20
+        tar.addfile(entry, io.BytesIO(os.urandom(entry.size)))
+    return copy
+
+
+def served(registry: Registry, boxes: BoxNode, folder: Path) -> Iterator[Registry]:
+    conf = folder / "registries.conf"
+    conf.write_text(f'[[registry]]\nlocation = "{registry.host}"\ninsecure = true\n')
+    boxes.podman = Podman(boxes.podman.env | {"CONTAINERS_REGISTRIES_CONF": str(conf)})
+    boxes.wake_up()
+    yield registry
+    registry.close()
+    boxes.desired = {}
+    for name in list(boxes.runtime._workloads):
+        workload = boxes.runtime._workloads[name]
+        eventually(lambda workload=workload: workload.end(grace_s=0, reason="over"))
+        eventually(workload.remove)
+    for one in boxes.podman.ask("images", "--format", "json"):
+        if any(name.startswith(registry.host) for name in one.get("Names") or []):
+            boxes.podman.run("image", "rm", "--force", one["Id"])
+
+
+@pytest.mark.parametrize(
+    ("command", "exit_code", "message"),
+    [
+        (["no-such-program"], 127, "cannot run 'no-such-program': it is not in the image"),
+        (["/no/such/program"], 127, "cannot run '/no/such/program': it is not in the image"),
+        (["/etc/unrunnable"], 126, "cannot run '/etc/unrunnable': it may not be executed"),
+    ],
+)
+def test_a_command_that_cannot_run_fails_before_anybody_pays(boxes, command, exit_code, message):
+    boxes.want("asg_a", "prepared", command=command)
+    seen = boxes.until("asg_a", "failed")
+    assert (seen.exit_code, seen.message) == (exit_code, message)
+    assert boxes.containers() == []
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    assert boxes.networks() == []
+
+
+def test_an_image_that_does_not_exist_fails_with_its_reason(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    boxes.want("asg_a", "prepared", image=f"{registry.host}/team/absent:2")
+    seen = boxes.until("asg_a", "failed")
+    assert seen.message.startswith(f"the image {registry.host}/team/absent:2 could not be pulled: ")
+    assert "manifest unknown" in seen.message
+
+
+def test_a_local_image_is_never_pulled(boxes):
+    boxes.want("asg_a", "prepared", image="localhost/absent:1")
+    assert "never pulled" in boxes.until("asg_a", "failed").message
+    assert boxes.asked_for_login == []
+
+
+@pytest.mark.parametrize("image", ["--privileged", "two words", ""])
+def test_what_is_no_image_is_refused(boxes, image):
+    boxes.want("asg_a", "prepared", image=image)
+    assert "image" in boxes.until("asg_a", "failed").message
+    assert boxes.containers() == []
+
+
+def test_the_process_runtime_refuses_an_image(node):
+    node.want("asg_a", "prepared", image="localhost/any:1")
+    assert "needs --runtime podman" in node.until("asg_a", "failed").message
+
+
+def test_an_image_without_a_command_needs_one_in_the_order(boxes, images):
+    boxes.want("asg_a", "prepared", command=[])
+    assert "neither in the order nor in the image" in boxes.until("asg_a", "failed").message
+    image = images.image("speaks", 'CMD ["echo", "of the image"]')
+    boxes.want("asg_b", "running", command=[], image=image)
+    boxes.until("asg_b", "exited")
+    assert boxes.output("asg_b") == "of the image\n"
+
+
+def test_a_private_image_comes_with_a_login_that_rests_nowhere(boxes, registry, caplog):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    image = f"{registry.host}/team/private:1"
+    boxes.want("asg_a", "running", image=image, command=["sh", "-c", "env; echo there"])
+    assert boxes.until("asg_a", "exited").exit_code == 0
+    assert "there" in boxes.output("asg_a")
+    assert boxes.asked_for_login == [("asg_a", 1)]
+    secret = LOGIN[1]
+    token = registry.expected
+    everything = [path.read_bytes() for path in boxes.home.path.rglob("*") if path.is_file()]
+    everything += [caplog.text.encode(), repr(boxes.logins).encode(), str(boxes.inspect("asg_a")).encode()]
+    assert not any(secret.encode() in data or token.encode() in data for data in everything)
+    assert not [path for path in Path("/dev/shm").iterdir() if "auth" in path.name]
+
+
+def test_a_private_image_is_no_free_image_for_the_next_tenant(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    image = f"{registry.host}/team/private:1"
+    boxes.run("asg_a", "trap exit TERM; while :; do usleep 50000; done", image=image)
+    boxes.want("asg_b", "prepared", image=image)  # Without a login, while the image is on the node.
+    assert "could not be pulled" in boxes.until("asg_b", "failed").message
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    with pytest.raises(PodmanError):
+        boxes.podman.run("image", "exists", image)
+
+
+def test_the_customer_sees_how_far_the_pull_is(boxes, slow_registry):
+    boxes.want("asg_a", "prepared", image=f"{slow_registry.host}/big:1", command=["true"])
+    seen = []
+
+    def is_prepared() -> bool:
+        look = boxes.look("asg_a")
+        if look.progress:
+            seen.append(look.progress)
+        return look.state == "prepared"
+
+    eventually(is_prepared)
+    assert {one.step for one in seen} == {"pull"}
+    done = [one.done_bytes for one in seen]
+    assert done == sorted(done)
+    assert 0 < max(done) <= slow_registry.layer_bytes + 4096
+    assert {one.total_bytes for one in seen} <= {None, slow_registry.layer_bytes}
+    assert slow_registry.layer_bytes in {one.total_bytes for one in seen}
+    assert max(one.bytes_per_s for one in seen) > 0
+    assert not list(boxes.box("asg_a").folder.glob("pull-*"))
+
+
+def test_a_pull_that_nobody_wants_any_more_is_broken_off(boxes, slow_registry):
+    slow_registry.pause_s = 1
+    boxes.want("asg_a", "prepared", image=f"{slow_registry.host}/big:1")
+    eventually(lambda: boxes.look("asg_a").progress)
+    began = time.monotonic()
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    assert time.monotonic() - began < 5
+
+
+def test_a_host_port_that_is_taken_meanwhile_is_chosen_anew(boxes, monkeypatch):
+    boxes.want("asg_a", "prepared", ports=[8080])
+    from provisioning.agent import preparation
+
+    taken = []
+    create = preparation.Preparation._create
+
+    def create_and_lose_the_port(self, *args):
+        create(self, *args)
+        if not taken:
+            port = next(iter(preparation.published(self._podman.find(self._name)).values()), None) or int(
+                self._podman.find(self._name)["HostConfig"]["PortBindings"]["8080/tcp"][0]["HostPort"]
+            )
+            taken.append(socket.create_server(("0.0.0.0", port)))
+
+    monkeypatch.setattr(preparation.Preparation, "_create", create_and_lose_the_port)
+    seen = boxes.until("asg_a", "prepared")
+    (lost,) = taken
+    assert seen.ports[8080] != lost.getsockname()[1]
+    lost.close()
+
+
+def test_a_full_disk_fails_the_container_and_not_the_agent(boxes, monkeypatch):
+    from provisioning.agent import preparation
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as while_full:
+        while_full.setattr(preparation.Preparation, "_mounts", full)
+        boxes.want("asg_a", "prepared")
+        assert "No space left on device" in boxes.until("asg_a", "failed").message
+    boxes.want("asg_b", "prepared")
+    boxes.until("asg_b", "prepared")
+
+
+def test_more_memory_than_the_limit_is_said_to_be_the_reason(boxes, monkeypatch):
+    from provisioning.agent import confinement
+
+    monkeypatch.setattr(confinement, "share_of_node", lambda **_: confinement.Share(cpus=1, memory_mib=16, pids=64))
+    boxes.run("asg_a", "tail -c 100m /dev/zero; exit $?")
+    seen = boxes.until("asg_a", "exited")
+    assert seen.exit_code == 137
+    assert "it needed more memory than its limit of 16777216 bytes" in seen.message
+
+
+def test_a_podman_that_is_not_there_keeps_the_agent_from_starting(plane, start_agent):
+    agent = start_agent("--runtime", "podman", env={"PATH": "/nowhere"})
+    assert agent.exit_code() == 2
+    assert "cannot run podman" in agent.log
