@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, inventory, nodes, telemetry, upkeep
+from provisioning import engine, inventory, networks, nodes, telemetry, upkeep
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
@@ -325,7 +325,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
             "ssh_keys": [],
             "volumes": mounts.get(row.instance_id, []),
-            "network": None,
+            "network": networks.network_of(row.instance, replica=row.replica),
             "replica": row.replica,
             "replicas": row.instance.replicas,
             "peers": peers.get((row.instance_id, row.fence), []),

@@ -125,7 +125,7 @@ class BoxNode(Node):
         self.lease = type(self.lease)(self.home)
         self.runtime = self._make_runtime()
 
-    def want(self, name: str, desired: str, **changes: Any) -> None:
+    def want(self, name: str, desired: str, /, **changes: Any) -> None:
         super().want(name, desired, **({"image": self.image} | changes if name not in self.desired else changes))
 
     def box(self, name: str) -> ContainerWorkload:
@@ -134,11 +134,11 @@ class BoxNode(Node):
         assert isinstance(box, ContainerWorkload)
         return box
 
-    def run(self, name: str, script: str, **changes: Any) -> None:
+    def run(self, name: str, script: str, /, **changes: Any) -> None:
         self.want(name, "running", command=["sh", "-c", script], **changes)
         eventually(lambda: self.look(name).state in {"running", "exited", "failed"})
 
-    def said(self, name: str, script: str, **changes: Any) -> str:
+    def said(self, name: str, script: str, /, **changes: Any) -> str:
         """Run a script to its end; return what it wrote."""
         self.run(name, script, **changes)
         seen = self.until(name, "exited")

@@ -151,7 +151,7 @@ class Node:
         generation = self.home.document().generation + 1
         assert self.home.adopt_document(generation=generation, desired={"assignments": list(self.desired.values())})
 
-    def want(self, name: str, desired: str, **changes: Any) -> None:
+    def want(self, name: str, desired: str, /, **changes: Any) -> None:
         """Change one assignment of the document."""
         self.desired[name] = self.desired.get(name, make_assignment(name)) | {"desired": desired} | changes
         self.say()
@@ -194,7 +194,7 @@ class Node:
         path = self.home.workloads / name / "output"
         return path.read_text() if path.exists() else ""
 
-    def run(self, name: str, script: str, **changes: Any) -> None:
+    def run(self, name: str, script: str, /, **changes: Any) -> None:
         """Have a shell script run, and wait until it does (or has ended)."""
         self.want(name, "running", command=["sh", "-c", script], **changes)
         eventually(lambda: self.look(name).state in {"running", "exited"})
