@@ -36,6 +36,7 @@ class Environment:
     log_level: str
     email_url: str
     wipe_needs_scrub: bool
+    gang_networks: str
 
     @property
     def is_production(self) -> bool:
@@ -63,6 +64,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         log_level=values.get("GPUMARKET_LOG_LEVEL", "INFO").upper(),
         email_url=values.get("GPUMARKET_EMAIL_URL", ""),
         wipe_needs_scrub=values.get("GPUMARKET_WIPE_NEEDS_SCRUB", "0") not in {"0", "no", "false"},
+        gang_networks=values.get("GPUMARKET_GANG_NETWORKS", "10.128.0.0/9"),
     )
     if faults := _faults(environment):
         raise BadEnvironment("The environment cannot be served:\n" + "\n".join(f"  - {fault}" for fault in faults))

@@ -187,7 +187,7 @@ NODE_POLL_MS = {"moving": 200, "busy": 1000, "idle": 5000 if ENVIRONMENT.is_prod
 # How long an instance goes on where its node cannot reach us, in seconds; the node ends it by itself.
 ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900}
 # Where gangs of containers get their private networks from; it must not be in use at any site.
-GANG_NETWORKS = "10.128.0.0/9"
+GANG_NETWORKS = ENVIRONMENT.gang_networks
 
 # For how long what GPUs' meters said is kept at least, by table: every ten seconds, minutes, hours.
 TELEMETRY_KEEP = {

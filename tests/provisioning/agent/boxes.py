@@ -1,5 +1,6 @@
 """What the tests with real containers share: a podman for this machine, a tiny image, a node stepped by hand."""
 
+import hashlib
 import io
 import json
 import os
@@ -46,11 +47,15 @@ def root_archive(folder: Path) -> Path:
     archive = folder / "root.tar"
     names = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     with tarfile.open(archive, "w") as tar:
-        for name in ("bin", "etc", "root", "tmp", "proc", "sys", "dev"):
+        for name in ("bin", "etc", "root", "tmp", "proc", "sys", "dev", "usr"):
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755
             tar.addfile(entry)
         tar.add(BUSYBOX, "bin/busybox")
+        for name, target in {"lib": "usr/lib", "lib64": "usr/lib64"}.items():  # For a test that mounts the host's.
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
         for name in names:
             if name != "busybox":
                 entry = tarfile.TarInfo(f"bin/{name}")
@@ -168,14 +173,26 @@ class BoxNode(Node):
         try:
             super().close()
         finally:
-            for name in self.containers():
-                self.podman.run("rm", "--force", "--volumes", "--time", "0", name)
-            for name in self.networks():
-                self.podman.run("network", "rm", name)
+            remove_all_of(self.podman, home_label(self.home.seed()))
+
+
+def home_label(seed: str) -> str:
+    """Return the label of all that belongs to the agent with this seed."""
+    return f"label=gpumarket.home={hashlib.sha256(seed.encode()).hexdigest()[:12]}"
+
+
+def remove_all_of(podman: Podman, label: str) -> None:
+    """Remove containers and networks by their label, and nothing else."""
+    for one in podman.ask("ps", "--all", "--filter", label, "--format", "json"):
+        podman.run("rm", "--force", "--volumes", "--time", "0", one["Id"])
+    for name in podman.run("network", "ls", "--quiet", "--filter", label).split():
+        podman.run("network", "rm", name)
 
 
 @contextmanager
-def cdi_devices(gpus: list[str], folder: Path, *, named_by_index: bool = False) -> Iterator[None]:
+def cdi_devices(
+    gpus: list[str], folder: Path, *, named_by_index: bool = False, edits_for_all: dict[str, Any] | None = None
+) -> Iterator[None]:
     """Have a CDI specification with a device node for each GPU, as nvidia-ctk writes it for real ones."""
     devices = []
     for index, uuid in enumerate(gpus):
@@ -188,7 +205,7 @@ def cdi_devices(gpus: list[str], folder: Path, *, named_by_index: bool = False) 
         "cdiVersion": "0.5.0",
         "kind": "nvidia.com/gpu",
         "devices": devices,
-        "containerEdits": {"env": ["NVIDIA_VISIBLE_DEVICES=void"]},
+        "containerEdits": edits_for_all or {"env": ["NVIDIA_VISIBLE_DEVICES=void"]},
     }
     CDI.mkdir(parents=True, exist_ok=True)
     path = CDI / f"gm-test-{secrets.token_hex(6)}.json"

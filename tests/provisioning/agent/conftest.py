@@ -6,7 +6,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.provisioning.agent.boxes import BoxNode, ImageStore
+from tests.provisioning.agent.boxes import BoxNode, ImageStore, home_label, remove_all_of
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
 
@@ -57,6 +57,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageStore]:
     images = ImageStore(tmp_path_factory.mktemp("images"))
     yield images
     images.close()
+
+
+@pytest.fixture
+def start_box_agent(
+    images: ImageStore, home: Path, start_agent: Callable[..., AgentRun]
+) -> Iterator[Callable[..., Any]]:
+    """Start an agent in this test's home that runs containers. None of them is left when the test is over."""
+
+    def start(*options: str, **more: Any) -> AgentRun:
+        return start_agent(
+            "--runtime", "podman", "--podman-config", images.podman.env["CONTAINERS_CONF"], *options, **more
+        )
+
+    yield start
+    if not (home / "seed").exists():
+        return
+    for process in processes_of(home):
+        process.kill()
+    remove_all_of(images.podman, home_label((home / "seed").read_text()))
 
 
 @pytest.fixture

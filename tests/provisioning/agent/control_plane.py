@@ -47,6 +47,8 @@ class ControlPlane:
         self.chunks: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.volumes: dict[str, dict[str, Any]] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
+        self.asked_for_secrets: list[tuple[str, int]] = []
         self.poll_after_ms = 100
         self.forced: Callable[[str], Answer | None] = lambda path: None
         self.lose_answers: dict[str, int] = {}  # How many of the next answers are lost on their way, by path.
@@ -116,6 +118,9 @@ class ControlPlane:
                 status, content = self.join(headers.get("Authorization"), body)
             elif path == "/agent/v1/sync":
                 status, content = 200, {"results": [self.sync(report) for report in body["reports"]]}
+            elif path == "/agent/v1/secrets":
+                self.asked_for_secrets.append((body["assignment"], body["fence"]))
+                status, content = 200, {"registry": self.secrets.get(body["assignment"])}
             else:
                 status, content = 404, {"detail": "no such door"}
             return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
