@@ -8,12 +8,12 @@ import secrets
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from provisioning.agent.containers import Containers, ContainerWorkload
-from provisioning.agent.podman import Podman
+from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
 from tests.provisioning.agent.cast import Node, eventually
@@ -186,7 +186,8 @@ def remove_all_of(podman: Podman, label: str) -> None:
     for one in podman.ask("ps", "--all", "--filter", label, "--format", "json"):
         podman.run("rm", "--force", "--volumes", "--time", "0", one["Id"])
     for name in podman.run("network", "ls", "--quiet", "--filter", label).split():
-        podman.run("network", "rm", name)
+        with suppress(PodmanError):  # A gang's network may still have the container of another home.
+            podman.run("network", "rm", name)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ pytestmark = [needs("podman"), needs("ip")]
 CLONE_NEWNET = 0x40000000
 SERVE = "echo hello from $RANK > index.html; trap exit TERM; httpd -p 8080; while :; do usleep 50000; done"
 ASK = """
-until wget -q -T 1 -O - http://replica-0:8080/; do usleep 200000; done
+until timeout 2 wget -q -O - http://replica-0:8080/; do usleep 200000; done
 cat $GPUMARKET_HOSTFILE
 echo $RANK/$WORLD_SIZE $GPUMARKET_PEERS $MASTER_ADDR $NCCL_SOCKET_IFNAME
 ip -4 -o address show $NCCL_SOCKET_IFNAME | grep -o 'inet [0-9.]*'
@@ -100,8 +100,11 @@ class Host:
             f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/graph"\n'
         )
         # Locks in files of its own: those in shared memory belong to the machine's podman.
-        engine = f'lock_type = "file"\ntmp_dir = "{folder}/tmp"\nstatic_dir = "{folder}/static"\nvolume_path = "{folder}/volumes"\n'
-        (folder / "containers.conf").write_text(f'{CONF}{engine}[network]\nnetwork_config_dir = "{folder}/networks"\n')
+        folders = {"tmp_dir": "tmp", "static_dir": "static", "volume_path": "volumes"}
+        engine = "".join(f'{name} = "{folder}/{inner}"\n' for name, inner in folders.items())
+        (folder / "containers.conf").write_text(
+            f'{CONF}lock_type = "file"\n{engine}[network]\nnetwork_config_dir = "{folder}/networks"\n'
+        )
         config = {"CONTAINERS_CONF": str(folder / "containers.conf")}
         config["CONTAINERS_STORAGE_CONF"] = str(folder / "storage.conf")
         self.podman = Podman(Podman.here().env | config)
