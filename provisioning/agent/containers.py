@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from provisioning.agent.environment import WORKSPACE
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.guard import take_claim
+from provisioning.agent.images import NAME
 from provisioning.agent.network import Networks
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.preparation import Preparation
@@ -38,6 +40,7 @@ from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Entry, File
 log = logging.getLogger("gpumarket.agent")
 
 PACKAGE_ROOT = Path(__file__).parents[2]
+PATH = re.compile(r"(/[\w.-]+)+", re.ASCII)
 GUARD_TRIES = 3
 GUARD_PAUSE_S = 1.0  # Between two guards of one container.
 HUNG_GUARD_S = 8.0  # After the grace: how long a guard may take before the next one gets its turn.
@@ -115,8 +118,11 @@ class Containers:
     def refusal(self, wanted: Assignment) -> str:
         if not wanted.image:
             return "this node runs images; there is none in the order (a bare command needs --runtime process)"
-        if wanted.image.startswith("-") or not wanted.image.isprintable() or " " in wanted.image:
-            return f"{wanted.image!r} cannot be the name of an image"
+        if not NAME.fullmatch(wanted.image):
+            return f"{wanted.image!r} is not the full name of an image, such as registry.example.com/team/app:1.0"
+        for mount in wanted.volumes:
+            if not PATH.fullmatch(mount.path) or ".." in mount.path.split("/"):
+                return f"{mount.path!r} cannot be the path of a volume"
         missing = [mount.id for mount in wanted.volumes if self.volume(mount.id) is None]
         return f"{', '.join(missing)} is not on this node" if missing else ""
 
@@ -247,7 +253,7 @@ class ContainerWorkload:
             return
         order = read_json(self.folder / "order.json") or {}
         if order.get("boot_id") != boot_id():
-            message = "the machine restarted; the exit code is assumed"
+            message = "the machine restarted while it ran; the exit code is assumed"
             self._write_end("exited", message, exit_code=KILLED, boot="")
             return
         self._launch()
@@ -279,6 +285,9 @@ class ContainerWorkload:
             return True
         self._last_look = self.look()
         assert self._last_look.has_ended
+        if self._preparation is not None and self._preparation.is_under_way:
+            self._preparation.abort()  # What it makes now must not be there after the removal.
+            return False
         if self._removal is None or not self._removal.is_alive():
             self._removal = threading.Thread(target=self._remove, name=f"remove-{self.origin.id}", daemon=True)
             self._removal.start()

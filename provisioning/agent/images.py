@@ -9,6 +9,7 @@ the registry does not tell it. Layers that are here already are in the total and
 import base64
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
@@ -23,6 +24,11 @@ from provisioning.agent.protocol import Login
 from provisioning.agent.workloads import Progress
 
 LOCAL = "localhost/"
+# A registry's host first, always: podman takes other beginnings for folders and archives of this machine.
+NAME = re.compile(
+    r"(localhost|[a-z0-9-]+(\.[a-z0-9-]+)+|[a-z0-9.-]+:[0-9]{1,5})(/[a-z0-9]+([._-]+[a-z0-9]+)*)+"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
 LOOK_S = 0.25
 RATE_OVER_S = 5.0
 MANIFEST_S = 15.0
@@ -69,7 +75,7 @@ class Pull:
     def _pull(self, words: list[str], fds: tuple[int, ...], scratch: Path) -> None:
         with tempfile.TemporaryFile(dir=scratch) as said:
             pulling = subprocess.Popen(  # noqa: S603
-                ["podman", "pull", *words, "--quiet", self._image],  # noqa: S607
+                ["podman", "pull", *words, "--quiet", f"docker://{self._image}"],  # noqa: S607
                 env=self._podman.env | {"TMPDIR": str(scratch)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -111,7 +117,7 @@ class Pull:
             self._total = None  # Not every registry tells; the pull itself will say what is wrong.
 
     def _manifest(self, words: list[str], fds: tuple[int, ...], image: str) -> Any:
-        said = self._podman.run("manifest", "inspect", *words, image, timeout_s=MANIFEST_S, pass_fds=fds)
+        said = self._podman.run("manifest", "inspect", *words, f"docker://{image}", timeout_s=MANIFEST_S, pass_fds=fds)
         return json.loads(said)
 
 

@@ -150,8 +150,10 @@ class Preparation:
                     self._init()
                 return self._podman.find(self._name)
             except PodmanError as error:
-                self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
                 said, tries = str(error), tries - 1
+                if "is already in use" in said and self._name in said and tries:
+                    continue  # An agent that was killed had asked for it: the next look finds and adopts it.
+                self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
                 if NO_SUCH_GPU in said and names != [str(gpu.index) for gpu in self._gpus]:
                     names = [str(gpu.index) for gpu in self._gpus]  # Specifications may name GPUs by number alone.
                 elif "address already in use" not in said or not tries:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from provisioning.agent.clock import boottime
+from provisioning.agent.preparation import Preparation
 from tests.packages import needs
 from tests.provisioning.agent.cast import eventually, is_running
 
@@ -207,3 +208,39 @@ def test_published_ports_are_reported_and_answer(boxes):
 
     assert eventually(answer) == "hello\n"
     assert httpx.get(f"http://{boxes.box('asg_a').address()}:8080/").text == "hello\n"
+
+
+def test_a_container_that_appears_while_it_is_made_is_adopted(boxes, monkeypatch):
+    create = Preparation._create
+
+    def create_twice(self, *args):
+        create(self, *args)  # As by the podman of an agent that was killed and whose podman was not.
+        create(self, *args)
+
+    monkeypatch.setattr(Preparation, "_create", create_twice)
+    boxes.want("asg_a", "prepared")
+    boxes.until("asg_a", "prepared")
+    assert len(boxes.containers()) == 1
+
+
+def test_a_volume_is_found_at_its_path(boxes, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "kept").write_text("kept\n")
+    boxes.kind.volume = lambda name: tmp_path / "data" if name == "vol_a" else None
+    script = "cat /data/kept; echo new > /data/new"
+    assert boxes.said("asg_a", script, volumes=[{"id": "vol_a", "path": "/data"}]) == "kept\n"
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    assert (tmp_path / "data" / "new").read_text() == "new\n"
+
+
+def test_a_removal_waits_for_a_preparation_that_is_under_way(boxes, monkeypatch):
+    create = Preparation._create
+    monkeypatch.setattr(Preparation, "_create", lambda self, *args: (time.sleep(0.5), create(self, *args)))
+    boxes.want("asg_a", "prepared")
+    eventually(lambda: boxes.look("asg_a") and boxes.box("asg_a")._preparation)
+    boxes.box("asg_a").cancel("its GPU fell ill")  # As where the node cannot do it any more.
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    time.sleep(0.6)
+    assert boxes.containers() == []

@@ -99,11 +99,29 @@ def test_a_local_image_is_never_pulled(boxes):
     assert boxes.asked_for_login == []
 
 
-@pytest.mark.parametrize("image", ["--privileged", "two words", ""])
+@pytest.mark.parametrize(
+    "image",
+    [
+        *("", "--privileged", "busybox", "two words/x:1", "docker.io/x:1 y", "localhost/x:1\n"),
+        # To podman these are files of the node.
+        *("dir:/root", "oci:/var/lib/x", "docker-archive:x.tar", "oci-archive:/x/y.tar:z", "containers-storage:x/y"),
+    ],
+)
 def test_what_is_no_image_is_refused(boxes, image):
     boxes.want("asg_a", "prepared", image=image)
     assert "image" in boxes.until("asg_a", "failed").message
     assert boxes.containers() == []
+
+
+@pytest.mark.parametrize("path", ["relative", "/a:/etc", "/a/../etc", "/a:suid", "/"])
+def test_what_is_no_path_for_a_volume_is_refused(boxes, path):
+    boxes.want("asg_a", "prepared", volumes=[{"id": "vol_a", "path": path}])
+    assert "cannot be the path" in boxes.until("asg_a", "failed").message
+
+
+def test_a_volume_that_is_not_there_is_refused(boxes):
+    boxes.want("asg_a", "prepared", volumes=[{"id": "vol_a", "path": "/data"}])
+    assert boxes.until("asg_a", "failed").message == "vol_a is not on this node"
 
 
 def test_the_process_runtime_refuses_an_image(node):
