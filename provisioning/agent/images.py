@@ -117,7 +117,7 @@ class Pull:
             self._total = None  # Not every registry tells; the pull itself will say what is wrong.
 
     def _manifest(self, words: list[str], fds: tuple[int, ...], image: str) -> Any:
-        said = self._podman.run("manifest", "inspect", *words, f"docker://{image}", timeout_s=MANIFEST_S, pass_fds=fds)
+        said = self._podman.run("manifest", "inspect", *words, image, timeout_s=MANIFEST_S, pass_fds=fds)
         return json.loads(said)
 
 

@@ -84,6 +84,7 @@ def test_a_killed_agent_finds_its_container_again_which_noticed_nothing(boxes):
 def test_a_killed_guard_costs_neither_the_container_nor_a_byte_of_its_output(boxes):
     boxes.run("asg_a", "i=0; while [ ! -e /workspace/end ]; do echo tick $i; i=$((i+1)); usleep 10000; done")
     for _ in range(2):
+        eventually(lambda: boxes.output("asg_a"))
         guard = boxes.guard_pid("asg_a")
         os.kill(guard, signal.SIGKILL)
         eventually(lambda guard=guard: boxes.look("asg_a") and boxes.box("asg_a")._guard_pid() not in {None, guard})
@@ -95,6 +96,7 @@ def test_a_killed_guard_costs_neither_the_container_nor_a_byte_of_its_output(box
 
 def test_an_end_that_no_guard_saw_is_found_with_its_code_but_without_a_time(boxes):
     boxes.run("asg_a", "sleep 1; echo done; exit 9")
+    eventually(lambda: boxes.inspect("asg_a")["State"]["Status"] == "running")
     os.kill(boxes.guard_pid("asg_a"), signal.SIGKILL)
     eventually(lambda: boxes.inspect("asg_a")["State"]["Status"] == "exited")
     seen = boxes.until("asg_a", "exited")
