@@ -31,6 +31,7 @@ from provisioning.agent.files import read_json, remove_tree, sync_folder, write_
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.guard import take_claim
 from provisioning.agent.images import NAME
+from provisioning.agent.lease import MACHINE_RESTARTED
 from provisioning.agent.network import Networks
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.preparation import Preparation
@@ -253,7 +254,7 @@ class ContainerWorkload:
             return
         order = read_json(self.folder / "order.json") or {}
         if order.get("boot_id") != boot_id():
-            message = "the machine restarted while it ran; the exit code is assumed"
+            message = f"{MACHINE_RESTARTED}; the exit code is assumed"
             self._write_end("exited", message, exit_code=KILLED, boot="")
             return
         self._launch()

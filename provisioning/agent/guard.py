@@ -31,7 +31,7 @@ from provisioning.agent.files import read_json, write_json, write_whole
 from provisioning.agent.lease import LEASE_RAN_OUT, LeaseWatch
 from provisioning.agent.output import OutputFile
 from provisioning.agent.podman import Podman, PodmanError
-from provisioning.agent.shim import lease_grace_s, signal_name
+from provisioning.agent.shim import lease_grace_s, lease_s, signal_name
 
 READ_BYTES = 1 << 16
 QUICK_LOOK_S = 0.05
@@ -76,7 +76,7 @@ class Guard:
         self.podman = Podman(order["podman_env"])
         self.output = OutputFile(folder / "output", limit_bytes=order["output_limit_bytes"])
         self.pipe = os.open(folder / "pipe", os.O_RDWR | os.O_NONBLOCK)
-        self.lease = LeaseWatch(folder.parents[1] / "lease.json")
+        self.lease = LeaseWatch(folder.parents[1] / "lease.json", lease_s=lease_s(folder))
         self.lapse: dict[str, Any] | None = None  # The order to stop that the lease gave by running out.
         self.stop_began: float | None = None
         self.has_killed = False

@@ -130,16 +130,16 @@ def test_a_start_that_was_interrupted_is_never_tried_again(boxes):
     assert boxes.output("asg_a") == ""
 
 
-def test_a_container_of_an_earlier_boot_is_an_exit_137_and_not_a_second_start(boxes, monkeypatch):
+def test_a_container_of_an_earlier_boot_is_lost_and_not_started_again(boxes, monkeypatch):
     boxes.run("asg_a", "echo began; sleep 600")
     eventually(lambda: boxes.output("asg_a"))
     os.kill(boxes.guard_pid("asg_a"), signal.SIGKILL)
     eventually(lambda: boxes.box("asg_a")._guard_pid() is None)
     monkeypatch.setattr("provisioning.agent.containers.boot_id", lambda: "another-boot")
     boxes.wake_up()
-    seen = boxes.look("asg_a")
-    seen = boxes.until("asg_a", "exited")
+    seen = boxes.until("asg_a", "failed")
     assert (seen.exit_code, seen.exited_at) == (137, None)
+    assert "the machine restarted while it ran" in seen.message
     assert boxes.output("asg_a") == "began\n"
 
 

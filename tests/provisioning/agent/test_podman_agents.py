@@ -63,19 +63,17 @@ def test_agents_that_are_killed_at_any_moment_never_start_a_container_twice(plan
 
 
 def test_a_dead_agents_container_ends_with_its_lease(plane, home, images, start_box_agent):
-    plane.lease_ms = 1000
     agent = start_box_agent()
     script = "trap '' TERM; echo ready; while :; do usleep 50000; done"
-    plane.want("asg_a", "running", command=["sh", "-c", script], image=images.plain, stop_grace_s=1)
+    plane.want("asg_a", "running", command=["sh", "-c", script], image=images.plain, stop_grace_s=1, lease_s=1)
     eventually(lambda: plane.log("asg_a") == "ready\n", seconds=30)
     pid = container(images, home)["State"]["Pid"]
     agent.kill()
     end = home / "workloads" / "asg_a" / "end.json"
     eventually(end.exists, seconds=1 + LeaseWatch.LATE_S + LeaseWatch.LOOK_S + SLOW_LOOK_S + shim.SLOW_LOOK_S + 8)
     assert not is_running(pid)
-    plane.lease_ms = 60_000
     start_box_agent()
-    eventually(lambda: plane.view("asg_a")["state"] == "exited", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "failed", seconds=30)
     seen = plane.view("asg_a")
     assert (seen["exit_code"], seen["message"]) == (137, f"killed by signal 9 (SIGKILL); {LEASE_RAN_OUT}")
     assert seen["exited_ago_ms"] < 30_000
