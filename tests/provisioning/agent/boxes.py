@@ -42,6 +42,20 @@ def config_file(folder: Path) -> str:
     return str(path)
 
 
+def podman_of_its_own(folder: Path) -> Podman:
+    """Return a podman that shares nothing with the machine's: no images, containers, networks or locks."""
+    (folder / "storage.conf").write_text(
+        f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/graph"\n'
+    )
+    # Locks in files of its own: those in shared memory belong to the machine's podman.
+    folders = {"tmp_dir": "tmp", "static_dir": "static", "volume_path": "volumes"}
+    engine = "".join(f'{name} = "{folder}/{inner}"\n' for name, inner in folders.items())
+    network = f'[network]\nnetwork_config_dir = "{folder}/networks"\n'
+    (folder / "containers.conf").write_text(f'{CONF}lock_type = "file"\n{engine}{network}')
+    names = {"CONTAINERS_CONF": "containers.conf", "CONTAINERS_STORAGE_CONF": "storage.conf"}
+    return Podman(Podman.here().env | {name: str(folder / file) for name, file in names.items()})
+
+
 def root_archive(folder: Path) -> Path:
     """Return an archive with the root of an image: busybox under all of its names, a user, an unrunnable file."""
     archive = folder / "root.tar"

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import socket
+import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from provisioning.agent.guard import exit_of
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from tests.packages import needs
-from tests.provisioning.agent.boxes import BoxNode, ImageStore
+from tests.provisioning.agent.boxes import BoxNode, ImageStore, podman_of_its_own
 from tests.provisioning.agent.cast import eventually
 from tests.provisioning.agent.registry import Registry
 
@@ -50,10 +51,15 @@ def noisy(archive: Path, folder: Path) -> Path:
     return copy
 
 
-def served(registry: Registry, boxes: BoxNode, folder: Path) -> Iterator[Registry]:
+def registries_file(registry: Registry, folder: Path) -> str:
+    """Return the file by which podman knows a registry as one without TLS."""
     conf = folder / "registries.conf"
     conf.write_text(f'[[registry]]\nlocation = "{registry.host}"\ninsecure = true\n')
-    boxes.podman = Podman(boxes.podman.env | {"CONTAINERS_REGISTRIES_CONF": str(conf)})
+    return str(conf)
+
+
+def served(registry: Registry, boxes: BoxNode, folder: Path) -> Iterator[Registry]:
+    boxes.podman = Podman(boxes.podman.env | {"CONTAINERS_REGISTRIES_CONF": registries_file(registry, folder)})
     boxes.wake_up()
     yield registry
     registry.close()
@@ -212,6 +218,31 @@ def test_a_host_port_that_is_taken_meanwhile_is_chosen_anew(boxes, monkeypatch):
     (lost,) = taken
     assert seen.ports[8080] != lost.getsockname()[1]
     lost.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder for podman whose images lie on a disk of three megabytes."""
+    folder = tmp_path / "podman"
+    (folder / "graph").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder / "graph"], check=True)
+    yield folder
+    subprocess.run(["umount", "-R", folder / "graph"], check=True)
+
+
+def test_an_image_that_the_disk_has_no_room_for_fails_with_that_reason(images, small_disk, tmp_path):
+    registry = Registry(noisy(images.archive, tmp_path))
+    conf = registries_file(registry, tmp_path)
+    podman = Podman(podman_of_its_own(small_disk).env | {"CONTAINERS_REGISTRIES_CONF": conf})
+    node = BoxNode(tmp_path / "home", podman, f"{registry.host}/big:1")
+    try:
+        node.want("asg_a", "prepared")
+        assert "no space left on device" in node.until("asg_a", "failed").message
+        node.want("asg_a", "gone")
+        node.until("asg_a", "gone")
+    finally:
+        node.close()
+        registry.close()
 
 
 def test_a_full_disk_fails_the_container_and_not_the_agent(boxes, monkeypatch):

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from provisioning.agent.podman import Podman
 from tests.packages import needs
-from tests.provisioning.agent.boxes import CONF, BoxNode, ImageStore
+from tests.provisioning.agent.boxes import BoxNode, ImageStore, podman_of_its_own
 from tests.provisioning.agent.cast import eventually
 
 pytestmark = [needs("podman"), needs("ip")]
@@ -96,18 +95,7 @@ class Host:
         self.name = name
         self.folder = folder
         folder.mkdir()
-        (folder / "storage.conf").write_text(
-            f'[storage]\ndriver = "overlay"\nrunroot = "{folder}/run"\ngraphroot = "{folder}/graph"\n'
-        )
-        # Locks in files of its own: those in shared memory belong to the machine's podman.
-        folders = {"tmp_dir": "tmp", "static_dir": "static", "volume_path": "volumes"}
-        engine = "".join(f'{name} = "{folder}/{inner}"\n' for name, inner in folders.items())
-        (folder / "containers.conf").write_text(
-            f'{CONF}lock_type = "file"\n{engine}[network]\nnetwork_config_dir = "{folder}/networks"\n'
-        )
-        config = {"CONTAINERS_CONF": str(folder / "containers.conf")}
-        config["CONTAINERS_STORAGE_CONF"] = str(folder / "storage.conf")
-        self.podman = Podman(Podman.here().env | config)
+        self.podman = podman_of_its_own(folder)
         with self.entered():
             self.podman.run("import", "--quiet", str(archive), "localhost/gm-test:1")
             self.node = BoxNode(folder / "home", self.podman, "localhost/gm-test:1")
