@@ -207,7 +207,8 @@ class Guard:
         if self.lost_its_monitor:
             code, message = KILLED, "its monitor was killed; the exit code is assumed"
         else:
-            code, message = (KILLED, "somebody removed its container") if found is None else exit_of(found)
+            has_no_memory = (self.folder / "oom").exists()  # The monitor notes it where it was started.
+            code, message = exit_of(found, has_no_memory=has_no_memory)
         asked = (read_json(self.folder / "stop.json") or {}).get("reason")
         lapsed = "" if self.lapse is None or asked == self.lapse["reason"] else self.lapse["reason"]
         return {
@@ -219,15 +220,17 @@ class Guard:
         }
 
 
-def exit_of(found: dict[str, Any]) -> tuple[int, str]:
+def exit_of(found: dict[str, Any] | None, *, has_no_memory: bool) -> tuple[int, str]:
     """Return the exit code of an ended container, and what there is to say about it.
 
     Podman tells a command that a signal killed by 128 and its number, as a shell does.
     """
+    if found is None:
+        return KILLED, "somebody removed its container"
     code = found["State"]["ExitCode"]
     if code < 0:
         return KILLED, "podman does not know its exit code; it is assumed"
-    if found["State"].get("OOMKilled"):
+    if code == KILLED and (has_no_memory or found["State"].get("OOMKilled")):
         return code, f"killed: it needed more memory than its limit of {found['HostConfig']['Memory']} bytes"
     if SIGNALLED < code < SIGNALLED + 65:
         return code, f"killed by signal {code - SIGNALLED} ({signal_name(code - SIGNALLED)})"

@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 # What podman may know of the agent's own environment. The rest stays with the agent: its join token, for one.
 ENVIRONMENT = frozenset(
@@ -41,7 +42,8 @@ class Podman:
         timeout_s: float = SLOW_S,
         pass_fds: Sequence[int] = (),
         stdout: int = subprocess.PIPE,
-        stderr: int | IO[bytes] = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        cwd: Path = Path("/"),
     ) -> str:
         """Run one command; return what it says, where nobody else gets that. Raises PodmanError."""
         try:
@@ -52,6 +54,7 @@ class Podman:
                 timeout=timeout_s,
                 check=False,
                 pass_fds=pass_fds,
+                cwd=cwd,
                 stdout=stdout,
                 stderr=stderr,
             )

@@ -210,11 +210,15 @@ class Preparation:
         return [word for name, address in others for word in ("--add-host", f"{name}:{address}")]
 
     def _init(self) -> None:
-        """Have everything set up but the first instruction. Podman's own two streams become the container's."""
+        """Have everything set up but the first instruction.
+
+        Podman's own two streams become the container's, and its folder that of the monitor, which notes there that
+        the memory ran out.
+        """
         theirs = os.open(self._folder / "pipe", os.O_RDWR)
         ours = os.open(self._folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            self._podman.run("init", self._name, stdout=theirs, stderr=theirs)
+            self._podman.run("init", self._name, stdout=theirs, stderr=theirs, cwd=self._folder)
         except PodmanError as error:
             raise PodmanError(reason(read_all(ours)) or str(error)) from error
         else:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from provisioning.agent import preparation
-from provisioning.agent.guard import exit_of
+from provisioning.agent import confinement, preparation
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from tests.packages import needs
@@ -257,9 +256,12 @@ def test_a_full_disk_fails_the_container_and_not_the_agent(boxes, monkeypatch):
     boxes.until("asg_b", "prepared")
 
 
-def test_more_memory_than_the_limit_is_said_to_be_the_reason():
-    found = {"State": {"ExitCode": 137, "OOMKilled": True}, "HostConfig": {"Memory": 16 << 20}}
-    assert exit_of(found) == (137, "killed: it needed more memory than its limit of 16777216 bytes")
+def test_more_memory_than_the_limit_is_said_to_be_the_reason(boxes, monkeypatch):
+    monkeypatch.setattr(confinement, "share_of_node", lambda **_: confinement.Share(cpus=1, memory_mib=16, pids=64))
+    boxes.run("asg_a", "tail -c 100m /dev/zero; exit $?")
+    seen = boxes.until("asg_a", "exited")
+    assert seen.exit_code == 137
+    assert seen.message == "killed: it needed more memory than its limit of 16777216 bytes"
 
 
 def test_a_podman_that_is_not_there_keeps_the_agent_from_starting(plane, start_agent):
