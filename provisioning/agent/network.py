@@ -20,7 +20,10 @@ log = logging.getLogger("gpumarket.agent")
 
 VXLAN_PORT = 4789
 MTU = 1450  # What a frame may hold when VXLAN's own header must fit into 1500 bytes too.
+FOUND_DONE = ("File exists", "Cannot find device", "Chain already exists", "does a matching rule exist", "Bad rule")
 EVERYWHERE = "00:00:00:00:00:00"
+CHAIN = "GPUMARKET-ISOLATION"
+IPTABLES = ("iptables", "--wait", "30", "--table", "mangle")
 IN_USE = ("being used", "in use", "has associated containers")
 
 
@@ -54,15 +57,18 @@ class Networks:
         return Wiring(name, (*words, "--hostname", f"replica-{wanted.replica}"))
 
     def _create(self, name: str, wanted: Assignment, words: tuple[str, ...]) -> None:
-        # `isolate` keeps the networks of other instances on this host from reaching into this one.
         labels = ("--label", f"gpumarket.instance={wanted.instance}", "--label", f"gpumarket.home={self._home}")
         try:
-            self._podman.run("network", "create", "--disable-dns", "--opt", "isolate=true", *labels, *words, name)
+            self._podman.run("network", "create", "--disable-dns", *labels, *words, name)
         except PodmanError as error:
             if "already exists" not in str(error) and "already used" not in str(error):
                 raise
             if not self._is_there(name):
                 raise PodmanError(f"the subnet of the private network is taken on this node: {error}") from error
+        isolate(self._bridge(name))
+
+    def _bridge(self, name: str) -> str:
+        return str(self._podman.ask("network", "inspect", name)[0]["network_interface"])
 
     def _is_there(self, name: str) -> bool:
         try:
@@ -78,7 +84,7 @@ class Networks:
         others = sorted(set(wanted.peers) - {wanted.peers[wanted.replica]})
         if not others:
             return
-        bridge = self._podman.ask("network", "inspect", gang_name(wanted))[0]["network_interface"]
+        bridge = self._bridge(gang_name(wanted))
         device = device_name(wanted.network.vni)
         tolerate(
             "ip", "link", "add", device, "type", "vxlan", "id", str(wanted.network.vni), "dstport", str(VXLAN_PORT)
@@ -92,7 +98,9 @@ class Networks:
         if not name:
             return
         try:
+            bridge = self._bridge(name)
             self._podman.run("network", "rm", name)
+            end_isolation(bridge)
         except PodmanError as error:
             said = str(error)
             if any(word in said for word in IN_USE):
@@ -102,6 +110,41 @@ class Networks:
         if name.startswith("gm-ins_"):
             vni = name.rpartition("-")[2]
             tolerate("ip", "link", "del", device_name(int(vni)))
+
+
+def isolate(bridge: str) -> None:
+    """Let nothing pass between this bridge and any other of podman's. Raises PodmanError.
+
+    Podman's own `isolate` forgets some networks when others go, so it is not relied upon. In the mangle table, because
+    nothing that podman accepts elsewhere can come before it.
+    """
+    tolerate(*IPTABLES, "-N", CHAIN)
+    add_rule("FORWARD", "-j", CHAIN)
+    for rule in isolation_rules(bridge):
+        add_rule(CHAIN, *rule)
+
+
+def end_isolation(bridge: str) -> None:
+    """Remove the rules of a bridge that is no more. Raises PodmanError."""
+    for rule in isolation_rules(bridge):
+        tolerate(*IPTABLES, "-D", CHAIN, *rule)
+
+
+def isolation_rules(bridge: str) -> list[tuple[str, ...]]:
+    """Return the rules of one bridge, in their order: what stays in it goes on to the next bridge's rules, freely."""
+    return [
+        ("-i", bridge, "-o", bridge, "-j", "RETURN"),
+        ("-i", bridge, "-o", "podman+", "-j", "DROP"),
+        ("-i", "podman+", "-o", bridge, "-j", "DROP"),
+    ]
+
+
+def add_rule(chain: str, *rule: str) -> None:
+    """Append a rule that is not there yet."""
+    try:
+        call(*IPTABLES, "-C", chain, *rule)
+    except PodmanError:
+        call(*IPTABLES, "-A", chain, *rule)
 
 
 def gang_name(wanted: Assignment) -> str:
@@ -139,7 +182,7 @@ def call(*words: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PodmanError(f"cannot run {words[0]}: {error}") from error
     if done.returncode:
-        raise PodmanError(f"{' '.join(words[:3])}: {done.stderr.decode(errors='replace').strip()}")
+        raise PodmanError(f"{' '.join(words[:8])}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="replace")
 
 
@@ -148,7 +191,7 @@ def tolerate(*words: str) -> None:
     try:
         call(*words)
     except PodmanError as error:
-        if not any(word in str(error) for word in ("File exists", "Cannot find device")):
+        if not any(word in str(error) for word in FOUND_DONE):
             raise
 
 

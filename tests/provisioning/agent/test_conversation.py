@@ -116,6 +116,8 @@ def test_a_prepared_gang_and_its_start_take_two_polls(plane, start_agent):
         "exit_code": None,
         "exited_ago_ms": None,
         "message": "",
+        "progress": None,
+        "ports": {},
     }
 
 

@@ -20,7 +20,7 @@ pytestmark = [needs("podman"), needs("ip")]
 CLONE_NEWNET = 0x40000000
 SERVE = "echo hello from $RANK > index.html; trap exit TERM; httpd -p 8080; while :; do usleep 50000; done"
 ASK = """
-until timeout 2 wget -q -O - http://replica-0:8080/; do usleep 200000; done
+until timeout 2 wget -q -O - http://replica-0:8080/ 2> /dev/null; do usleep 200000; done
 cat $GPUMARKET_HOSTFILE
 echo $RANK/$WORLD_SIZE $GPUMARKET_PEERS $MASTER_ADDR $NCCL_SOCKET_IFNAME
 ip -4 -o address show $NCCL_SOCKET_IFNAME | grep -o 'inet [0-9.]*'

@@ -156,6 +156,10 @@ def test_instances_cannot_reach_each_other(boxes):
             return False
 
     eventually(is_up)
+    # What podman itself does for isolation must not be lost with a third network that goes.
+    boxes.run("asg_c", "true", instance="ins_third")
+    boxes.want("asg_c", "gone")
+    boxes.until("asg_c", "gone")
     boxes.run("asg_b", f"timeout 3 wget -O - http://{address}:8080/ || echo unreachable $?", instance="ins_other")
     boxes.until("asg_b", "exited")
     assert "hello" not in boxes.output("asg_b")
