@@ -36,7 +36,7 @@ from provisioning.agent.network import Networks
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.preparation import Preparation
 from provisioning.agent.protocol import ID, Assignment, Login
-from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Entry, Files, Look, Origin, Workload
+from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Binds, Entry, Files, Look, Origin, Workload
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -61,7 +61,7 @@ class Containers:
         identity: str,
         node_gpus: Callable[[], int],
         login: Callable[[str, int], Login | None] = lambda _assignment, _fence: None,
-        volume: Callable[[str], Path | None] = lambda _id: None,
+        binds: Binds = lambda _: (),
     ) -> None:
         self.podman = podman
         self.root = root
@@ -69,7 +69,7 @@ class Containers:
         self.networks = Networks(podman, home=self.home)
         self.node_gpus = node_gpus
         self.login = login  # Asked just before a pull.
-        self.volume = volume  # The folder of a volume that is on this node.
+        self.binds = binds
         self.podman.run("version")  # Raises now what every assignment would meet later.
 
     def find(self) -> dict[str, Workload]:
@@ -124,8 +124,7 @@ class Containers:
         for mount in wanted.volumes:
             if not PATH.fullmatch(mount.path) or ".." in mount.path.split("/"):
                 return f"{mount.path!r} cannot be the path of a volume"
-        missing = [mount.id for mount in wanted.volumes if self.volume(mount.id) is None]
-        return f"{', '.join(missing)} is not on this node" if missing else ""
+        return ""
 
     def container_name(self, origin: Origin) -> str:
         """Return the name of a container: one for each home, assignment and fence."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from provisioning.agent import confinement
+from provisioning.agent import confinement, volumes
 from provisioning.agent.clock import boot_id
 from provisioning.agent.environment import (
     HOSTFILE,
@@ -160,7 +160,8 @@ class Preparation:
                     raise explained(error, self._wanted) from error
 
     def _create(self, image: Mapping[str, Any], wiring: Wiring, gpus: Sequence[str]) -> None:
-        handle, environment = confinement.environment_file(container_environment(self._wanted))
+        variables = container_environment(self._wanted) | volumes.variables(self._kind.binds(self._wanted))
+        handle, environment = confinement.environment_file(variables)
         share = confinement.share_of_node(gpus=len(gpus), node_gpus=self._kind.node_gpus())
         try:
             self._podman.run(
@@ -195,8 +196,8 @@ class Preparation:
 
     def _mounts(self) -> list[str]:
         words = ["--volume", f"{self._folder / 'work'}:{WORKSPACE}:rw,nosuid,nodev"]
-        for mount in self._wanted.volumes:
-            words += ["--volume", f"{self._kind.volume(mount.id)}:{mount.path}:rw,nosuid,nodev"]
+        for bind in self._kind.binds(self._wanted):
+            words += ["--volume", f"{bind.source}:{bind.target}:rw,nosuid,nodev"]
         if names := replica_names(self._wanted):
             slots = max(1, len(self._wanted.gpus))
             (self._folder / "hostfile").write_text("".join(f"{name} slots={slots}\n" for name in names))

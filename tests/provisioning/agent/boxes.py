@@ -8,14 +8,17 @@ import secrets
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from provisioning.agent.cleaning import SimulatedCleaner
 from provisioning.agent.containers import Containers, ContainerWorkload
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
+from provisioning.agent.volumes import Volumes
+from provisioning.agent.wiping import Wiper
 from tests.provisioning.agent.cast import Node, eventually
 
 BUSYBOX = Path("/bin/busybox")
@@ -118,12 +121,17 @@ class BoxNode(Node):
         super().__init__(path)
 
     def _make_runtime(self) -> Runtime:
+        self.volumes = Volumes(root=self.home.path / "volumes", document=self.home.document, changed=self.news.set)
         self.kind = Containers(
             self.podman,
             root=self.home.workloads,
             identity=self.home.seed(),
             node_gpus=lambda: len(self.gpus),
             login=self._login,
+            binds=self.volumes.binds,
+        )
+        self.wiper = Wiper(
+            home=self.home.path, journal=self.journal, cleaner=SimulatedCleaner(), excused=lambda gpu: nullcontext()
         )
         runtime = Runtime(
             home=self.home,
@@ -131,6 +139,8 @@ class BoxNode(Node):
             kind=self.kind,
             inventory=self.monitor.inventory,
             changed=self.news.set,
+            wiper=self.wiper,
+            volumes=self.volumes,
         )
         runtime.LOG_WAIT_S = 0
         return runtime

@@ -225,15 +225,16 @@ def test_a_container_that_appears_while_it_is_made_is_adopted(boxes, monkeypatch
     assert len(boxes.containers()) == 1
 
 
-def test_a_volume_is_found_at_its_path(boxes, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "kept").write_text("kept\n")
-    boxes.kind.volume = lambda name: tmp_path / "data" if name == "vol_a" else None
-    script = "cat /data/kept; echo new > /data/new"
-    assert boxes.said("asg_a", script, volumes=[{"id": "vol_a", "path": "/data"}]) == "kept\n"
+def test_a_volume_is_found_at_its_path(boxes):
+    folder = boxes.volumes.root / "vol_a"
+    folder.mkdir()
+    (folder / "kept").write_text("kept\n")
+    script = "cat $GPUMARKET_VOLUME_SETS/kept; echo new > /data/new"
+    volumes = [{"id": "vol_a", "path": "/data", "name": "sets"}]
+    assert boxes.said("asg_a", script, volumes=volumes) == "kept\n"
     boxes.want("asg_a", "gone")
     boxes.until("asg_a", "gone")
-    assert (tmp_path / "data" / "new").read_text() == "new\n"
+    assert (folder / "new").read_text() == "new\n"
 
 
 def test_a_removal_waits_for_a_preparation_that_is_under_way(boxes, monkeypatch):

@@ -118,15 +118,16 @@ def test_what_is_no_image_is_refused(boxes, image):
     assert boxes.containers() == []
 
 
-@pytest.mark.parametrize("path", ["relative", "/a:/etc", "/a/../etc", "/a:suid", "/"])
+@pytest.mark.parametrize("path", ["/a:/etc", "/a:suid", "/a b"])
 def test_what_is_no_path_for_a_volume_is_refused(boxes, path):
+    (boxes.volumes.root / "vol_a").mkdir()
     boxes.want("asg_a", "prepared", volumes=[{"id": "vol_a", "path": path}])
     assert "cannot be the path" in boxes.until("asg_a", "failed").message
 
 
 def test_a_volume_that_is_not_there_is_refused(boxes):
     boxes.want("asg_a", "prepared", volumes=[{"id": "vol_a", "path": "/data"}])
-    assert boxes.until("asg_a", "failed").message == "vol_a is not on this node"
+    assert boxes.until("asg_a", "failed").message == "the volume vol_a is not on this node"
 
 
 def test_the_process_runtime_refuses_an_image(node):
