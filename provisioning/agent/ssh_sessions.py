@@ -1,4 +1,4 @@
-"""One shell, command or transfer of files in a workload: joins an SSH channel and a process, with pressure both ways."""
+"""One shell, command or transfer of files in a workload: joins an SSH channel and a process, pressure both ways."""
 
 import asyncio
 import contextlib

@@ -9,6 +9,7 @@ import pytest
 from tests.provisioning.agent.boxes import BoxNode, ImageStore, home_label, remove_all_of
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
+from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
 
 
 @pytest.fixture
@@ -84,3 +85,12 @@ def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
     node = BoxNode(home, images.podman, images.plain)
     yield node
     node.close()
+
+
+@pytest.fixture
+def door(plane: ControlPlane, start_agent: Callable[..., AgentRun], home: Path, tmp_path: Path) -> Door:
+    """A node with an SSH gateway, and an instance there that sleeps."""
+    key, stranger = make_key(tmp_path, "key"), make_key(tmp_path, "stranger")
+    door = Door(plane, start_agent(*GATEWAY), key, stranger, tmp_path, home)
+    door.run()
+    return door
