@@ -23,6 +23,7 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.registries import RegistryCredential
+from provisioning.models.sessions import SshSession
 from provisioning.models.telemetry import RollUp
 from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
@@ -56,6 +57,7 @@ __all__ = [
     "Remediation",
     "RollUp",
     "Site",
+    "SshSession",
     "Volume",
     "VolumeAttachment",
     "WipeRecord",
