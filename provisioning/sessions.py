@@ -74,11 +74,10 @@ def _door(instance: Instance, row: Assignment) -> Door:
 def keys_of(instances: Iterable[Instance]) -> dict[int, list[str]]:
     """Return the SSH keys of these instances' projects, by project. One query."""
     found: dict[int, list[str]] = {}
-    projects = {instance.project_id for instance in instances}
-    rows = Instance._meta.get_field("project").related_model.objects.filter(pk__in=projects)  # type: ignore[union-attr]
-    for project_id, key in rows.order_by("ssh_keys__id").values_list("pk", "ssh_keys__public_key"):
-        if key:
-            found.setdefault(project_id, []).append(key)
+    rows = Instance.objects.filter(pk__in=[instance.pk for instance in instances], project__ssh_keys__isnull=False)
+    pairs = rows.order_by("project__ssh_keys__id").values_list("project_id", "project__ssh_keys__public_key")
+    for project_id, key in pairs.distinct():
+        found.setdefault(project_id, []).append(key)
     return found
 
 
