@@ -1,7 +1,6 @@
 """Files into and out of an instance: scp, told where to go."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -55,4 +54,4 @@ def there(door: dict[str, Any], path: str) -> str:
 
 def here(path: str) -> str:
     """Return scp's words for a file of ours, which it must not take for another machine's."""
-    return path if ":" not in path or Path(path).is_absolute() else f"./{path}"
+    return f"./{path}" if ":" in path.split("/", maxsplit=1)[0] else path
