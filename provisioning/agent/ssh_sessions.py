@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import asyncssh
+import psutil
 
+from provisioning.agent.podman import PodmanError
 from provisioning.agent.ssh_places import Place
-from provisioning.agent.workload import PACKAGE_ROOT
+from provisioning.agent.workload import PACKAGE_ROOT, ProcessWorkload
 from provisioning.agent.workloads import Entry, Workload
 
 log = logging.getLogger("gpumarket.agent")
@@ -32,6 +34,7 @@ LAST_OUTPUT_S = 0.5  # How long a terminal may still print what the programs beh
 TERM_SHAPE = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 WELCOME_VARIABLES = re.compile(r"(LANG|LC_[A-Z]{1,20}|COLORTERM)")
 VALUE_MAX = 200
+MARK = "GPUMARKET_SESSION"  # In the environment of what a session runs: by it a container's processes are found.
 ENDED_BY_US, CANNOT_START = 255, 126
 
 
@@ -134,7 +137,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def signal_received(self, signal: str) -> None:
         """Pass a signal on to what runs in front."""
         number = NUMBERS.get(signal)
-        if number is not None and self._process is not None:
+        if number is None or self._process is None:
+            return
+        if self._command_is_elsewhere:
+            self._signal_inside(number)
+        else:
             self._signal(number)
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -144,6 +151,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._signal(signal.SIGHUP)
         if self._terminal is not None and self._task is not None:
             self._task.cancel()  # Closes the terminal, which hangs up the shell too.
+        self._signal_inside(signal.SIGHUP)
         self._visit.closed(self)
 
     def end(self, why: str) -> None:
@@ -152,7 +160,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
             line = f"\r\ngpumarket: {why}\r\n" if self._terminal else f"gpumarket: {why}\n"
             self._chan.write_stderr(line.encode())
             self._chan.exit(ENDED_BY_US)
+        self._signal_inside(signal.SIGKILL)
         self._signal(signal.SIGKILL)
+
+    def _signal_inside(self, number: int) -> None:
+        """Signal a command in a container, which is no child of ours and does not notice when podman's client ends."""
+        if self._command_is_elsewhere:
+            asyncio.get_running_loop().run_in_executor(None, signal_marked, self.id, number)
+
+    @property
+    def _command_is_elsewhere(self) -> bool:
+        return self._kind != "sftp" and not isinstance(self._visit.place.workload, ProcessWorkload)
 
     def _signal(self, number: int) -> None:
         process = self._process
@@ -168,7 +186,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _run(self) -> None:
         try:
             code = await (self._run_in_terminal() if self._terminal and self._kind != "sftp" else self._run_in_pipes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, PodmanError) as error:
             log.warning("a session could not start", extra={"session": self.id, "error": str(error)})
             self._finish(CANNOT_START, f"gpumarket: it could not be started: {error}\n")
         else:
@@ -188,14 +206,15 @@ class Session(asyncssh.SSHServerSession[bytes]):
         else:
             self._chan.exit(code)
 
-    def _entry(self) -> Entry:
+    async def _entry(self) -> Entry:
         workload = self._visit.place.workload
         if self._kind == "sftp":
-            return sftp_entry(workload)
+            return await asyncio.to_thread(sftp_entry, workload)  # It may have to ask podman.
         given = self._chan.get_environment()
         env = {name: value for name, value in given.items() if is_welcome(name, value)}
         if self._terminal is not None:
             env["TERM"] = self._terminal.kind
+        env[MARK] = self.id
         inside = workload.entry(self._command, tty=self._terminal is not None, env=env)
         kind = "tty" if self._terminal is not None else "pipes"
         launcher = (sys.executable, "-I", "-S", str(Path(__file__).with_name("terminal.py")), kind)
@@ -243,7 +262,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             writing.close()
 
     async def _spawn(self, **pipes: Any) -> asyncio.subprocess.Process:
-        entry = self._entry()
+        entry = await self._entry()
         self._process = await asyncio.create_subprocess_exec(
             *entry.argv, env=entry.env, cwd=entry.cwd, start_new_session=True, limit=PIECE_BYTES, **pipes
         )
@@ -281,6 +300,20 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
 NUMBERS = {one.name.removeprefix("SIG"): one.value for one in signal.Signals if not one.name.startswith("SIGRT")}
 NAMES = {number: name for name, number in NUMBERS.items()}
+
+
+def signal_marked(session: str, number: int) -> None:
+    """Signal what a session runs in a container: its first process, and what stayed in the kernel's session of that."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == session:
+                found.append((process.create_time(), os.getsid(process.pid), process))
+    for _, kernels_session, process in found:
+        # What left for a session of its own (tmux) goes on, as it does where nothing is contained.
+        if kernels_session == min(found, key=lambda one: one[:2])[1]:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
 
 
 async def piece(reader: asyncio.StreamReader) -> bytes:

@@ -46,6 +46,12 @@ class Door:
         report = next(one for one in reversed(self.plane.reports) if one.get("inventory"))
         return report["inventory"]["access"]
 
+    def stop(self, *names: str) -> None:
+        """End instances, and wait until nothing of them is left."""
+        for name in names or tuple(self.plane.desired):
+            self.plane.want(name, "gone")
+        eventually(lambda: all(self.plane.view(name)["state"] == "gone" for name in names or self.plane.desired))
+
     @property
     def work(self) -> Path:
         return self.home / "workloads" / "asg_a" / "work"
