@@ -130,6 +130,10 @@ class Connection(asyncssh.SSHServer):
         self._forwards.add(session)
         return session
 
+    def shut_because(self) -> str:
+        """Return why the place is closed by now, or nothing."""
+        return self._gate.places.shut_because(self.place)
+
     def opened(self, session: Session, kind: str) -> bool:
         """Put a session on record; False if its place has closed meanwhile."""
         if not self._gate.places.is_open(self.place):

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,13 @@ import psutil
 from provisioning.agent.podman import PodmanError
 from provisioning.agent.ssh_places import Place
 from provisioning.agent.workload import PACKAGE_ROOT, ProcessWorkload
-from provisioning.agent.workloads import Entry, Workload
+from provisioning.agent.workloads import KILLED, Entry, Workload
 
 log = logging.getLogger("gpumarket.agent")
 
 PIECE_BYTES = 128 << 10
 WAITING_BYTES_MAX = 1 << 20
+NEWS_S = 1.2  # How long after a kill we may hear that the whole workload ended.
 LAST_OUTPUT_S = 0.5  # How long a terminal may still print what the programs behind it wrote.
 TERM_SHAPE = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 WELCOME_VARIABLES = re.compile(r"(LANG|LC_[A-Z]{1,20}|COLORTERM)")
@@ -44,6 +46,9 @@ class Visit(Protocol):
     @property
     def place(self) -> Place:
         """Where it is."""
+
+    def shut_because(self) -> str:
+        """Return why the place is closed by now, or nothing."""
 
     def opened(self, session: "Session", kind: str) -> bool:
         """Note a session; False if there may be no more, or the place has closed."""
@@ -190,11 +195,21 @@ class Session(asyncssh.SSHServerSession[bytes]):
             log.warning("a session could not start", extra={"session": self.id, "error": str(error)})
             self._finish(CANNOT_START, f"gpumarket: it could not be started: {error}\n")
         else:
-            self._finish(code)
+            await self._conclude(code)
         finally:
             if self._master >= 0:
                 os.close(self._master)
                 self._master = -1
+
+    async def _conclude(self, code: int) -> None:
+        """Tell how it ended; what was killed together with its instance is told as that."""
+        limit = time.monotonic() + (NEWS_S if code in {KILLED, -signal.SIGKILL} else 0)
+        while not (why := self._visit.shut_because()) and time.monotonic() < limit:
+            await asyncio.sleep(0.05)
+        if why:
+            self.end(why)
+        else:
+            self._finish(code)
 
     def _finish(self, code: int, message: str = "") -> None:
         if self._chan.is_closing():

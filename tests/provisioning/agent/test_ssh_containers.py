@@ -1,53 +1,49 @@
-"""SSH and files in real containers, of an image that has neither an sshd nor an sftp-server nor a shell but busybox's."""
+"""SSH and files in real containers, of an image that has neither an sshd nor an sftp-server: busybox and nothing else."""
 
 import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.packages import needs
 from tests.provisioning.agent.boxes import ImageStore, config_file
-from tests.provisioning.agent.cast import eventually, is_running
+from tests.provisioning.agent.cast import AgentRun, eventually
+from tests.provisioning.agent.control_plane import ControlPlane
 from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
 
 pytestmark = [needs("podman"), needs("ssh")]
 
 
-@pytest.fixture
-def open_box(plane: Any, start_agent: Any, home: Path, tmp_path: Path, images: ImageStore) -> Iterator[Any]:
-    """Return how to have a container behind a gateway."""
-    doors: list[Door] = []
-
-    def open_one(image: str = "", script: str = "sleep 600", **changes: Any) -> Door:
-        agent = start_agent(*GATEWAY, "--runtime", "podman", "--podman-config", config_file(tmp_path))
-        door = Door(plane, agent, make_key(tmp_path, "key"), make_key(tmp_path, "stranger"), tmp_path, home)
-        doors.append(door)
-        door.run(image=image or images.plain, command=["sh", "-c", script], stop_grace_s=0, **changes)
-        return door
-
-    yield open_one
-    for door in doors:
-        if door.agent.process.poll() is None:
-            door.stop()
+@contextmanager
+def a_box(folder: Path, images: ImageStore, *, image: str = "", script: str = "sleep 600") -> Iterator[Door]:
+    """Have a container behind a gateway."""
+    plane, home = ControlPlane(), folder / "home"
+    agent = AgentRun(home, plane.url, *GATEWAY, "--runtime", "podman", "--podman-config", config_file(folder))
+    door = Door(plane, agent, make_key(folder, "key"), make_key(folder, "stranger"), folder, home)
+    try:
+        door.run(image=image or images.plain, command=["sh", "-c", script], stop_grace_s=0)
+        yield door
+        door.stop()
+    finally:
+        agent.kill()
+        plane.close()
 
 
-@pytest.fixture
-def box(open_box: Any) -> Door:
-    door: Door = open_box()
-    return door
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory, images: ImageStore) -> Iterator[Door]:
+    """One container for the tests that leave it as it is."""
+    with a_box(tmp_path_factory.mktemp("box"), images) as door:
+        yield door
 
 
 def test_a_command_runs_in_the_container_and_another_key_does_not_open_it(box: Door) -> None:
-    done = box.ssh("pwd; echo $GPUMARKET_INSTANCE_ID; cat /proc/1/cmdline | tr '\\0' ' '; ls /; exit 7")
+    done = box.ssh("pwd; echo $GPUMARKET_INSTANCE_ID; [ -e /etc/debian_version ] || echo contained; exit 7")
     assert done.returncode == 7, done.stderr
-    words = done.stdout.decode().split()
-    assert words[:2] == ["/workspace", "ins_demo"]
-    assert "sleep" in words
-    assert "var" not in words
+    assert done.stdout.decode().split() == ["/workspace", "ins_demo", "contained"]
     assert box.ssh("true", key=box.stranger).returncode == 255
 
 
@@ -97,7 +93,7 @@ def test_the_helper_has_no_powers_but_those_over_files(box: Door) -> None:
                     if b"container" in words and b"provisioning.agent.sftp" in words:
                         lines = (process / "status").read_text().splitlines()
                         facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-                        if facts["NoNewPrivs"] == "1" and os.readlink(process / "root") != "/":
+                        if facts["NoNewPrivs"] == "1":
                             return facts
                 except OSError:
                     continue
@@ -109,19 +105,17 @@ def test_the_helper_has_no_powers_but_those_over_files(box: Door) -> None:
         client.communicate(b"bye\n", timeout=10)
 
 
-def test_a_container_of_another_user_keeps_that_user_for_files_too(open_box: Any, images: ImageStore,
-                                                                  tmp_path: Path) -> None:  # fmt: skip
-    door = open_box(images.image("guest", "USER guest"))
+def test_a_container_of_another_user_keeps_that_user_and_its_ports_are_reached(
+    tmp_path: Path, images: ImageStore
+) -> None:
     (tmp_path / "note").write_text("hello")
-    assert door.copy(str(tmp_path / "note"), "there:/tmp/note").returncode == 0
-    owner = door.ssh("id -u; stat -c %u /tmp/note").stdout.decode().split()
-    assert owner[0] == owner[1]
-    assert door.copy(str(tmp_path / "note"), "there:/etc/note").returncode != 0
-
-
-def test_a_port_inside_is_forwarded(open_box: Any) -> None:
-    door = open_box(script="while :; do echo from inside | nc -l -p 8080; done")
-    eventually(lambda: door.ssh(options=("-W", "localhost:8080")).stdout == b"from inside\n")
+    script = "while :; do echo from inside | nc -l -p 8080; done"
+    with a_box(tmp_path, images, image=images.image("guest", "USER guest"), script=script) as door:
+        assert door.copy(str(tmp_path / "note"), "there:/dev/shm/note").returncode == 0
+        owner = door.ssh("id -u; stat -c %u /dev/shm/note").stdout.decode().split()
+        assert owner == ["1000", "1000"]
+        assert door.copy(str(tmp_path / "note"), "there:/etc/note").returncode != 0
+        eventually(lambda: door.ssh(options=("-W", "localhost:8080")).stdout == b"from inside\n")
 
 
 def test_what_a_client_left_running_in_front_is_hung_up_in_the_container_too(box: Door) -> None:
@@ -146,14 +140,17 @@ def test_a_removed_key_ends_its_shell_in_the_container(box: Door) -> None:
     said, _ = client.communicate(timeout=10)
     assert b"this key was removed from the project" in said
     eventually(lambda: b"sleep 4343" not in box.ssh("ps", key=box.stranger).stdout)
+    box.run()
 
 
-def test_the_end_of_a_container_ends_its_sessions(box: Door) -> None:
-    client = subprocess.Popen(box.command("echo up; exec sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert client.stdout is not None
-    client.stdout.readline()
-    box.stop()
-    _, said = client.communicate(timeout=15)
+def test_the_end_of_a_container_ends_its_sessions(tmp_path: Path, images: ImageStore) -> None:
+    with a_box(tmp_path, images) as box:
+        client = subprocess.Popen(
+            box.command("echo up; exec sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert client.stdout is not None
+        client.stdout.readline()
+        box.stop()
+        _, said = client.communicate(timeout=15)
     assert b"does not run here any more" in said
     assert client.returncode == 255
-    assert not is_running(client.pid)
