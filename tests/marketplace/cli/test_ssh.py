@@ -8,7 +8,7 @@ import pytest
 from marketplace.cli import doors
 from tests.marketplace.cli.shop import make_door
 from tests.packages import needs
-from tests.provisioning.agent.conftest import door, home, plane, start_agent  # noqa: F401  fixtures of the gateway
+from tests.provisioning.agent.conftest import own_door  # noqa: F401  a fixture
 
 OPENSSH = needs("ssh")
 
@@ -129,19 +129,19 @@ def test_ports_shows_what_is_published_and_the_way_to_any_other(renter, shop):
 
 
 @OPENSSH
-def test_a_shell_a_command_and_files_of_a_real_instance(renter, shop, process, door, tmp_path):  # noqa: F811
-    access = door.access
+def test_a_shell_a_command_and_files_of_a_real_instance(renter, shop, process, own_door, tmp_path):  # noqa: F811
+    access = own_door.access
     shop.door = make_door(user="ins_demo", ports=[], **access)
-    key = str(door.key.file)
+    key = str(own_door.key.file)
     done = process("ssh", "box", "-i", key, "--", "echo $GPUMARKET_INSTANCE_ID; exit 7")
     assert done.communicate(timeout=20)[0] == "ins_demo\n"
     assert done.returncode == 7
     (tmp_path / "data").write_text("hello")
     assert process("cp", "-i", key, str(tmp_path / "data"), "box:there").wait(20) == 0
-    assert (door.work / "there").read_text() == "hello"
+    assert (own_door.work / "there").read_text() == "hello"
     assert process("cp", "-i", key, "box:there", str(tmp_path / "back")).wait(20) == 0
     assert (tmp_path / "back").read_text() == "hello"
-    other = json.loads(json.dumps(access)) | {"host_key": door.stranger.public}
+    other = json.loads(json.dumps(access)) | {"host_key": own_door.stranger.public}
     shop.door = make_door(user="ins_demo", ports=[], **other)
     imposter = process("ssh", "box", "-i", key, "--", "true")
     assert "Host key verification failed" in imposter.communicate(timeout=20)[1]

@@ -9,7 +9,7 @@ import pytest
 from tests.provisioning.agent.boxes import BoxNode, ImageStore, home_label, remove_all_of
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
-from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
+from tests.provisioning.agent.ssh_clients import Door, a_door
 
 
 @pytest.fixture
@@ -87,10 +87,15 @@ def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
     node.close()
 
 
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """A node with an SSH gateway and an instance that sleeps, for the tests that leave both as they are."""
+    with a_door(tmp_path_factory.mktemp("door")) as door:
+        yield door
+
+
 @pytest.fixture
-def door(plane: ControlPlane, start_agent: Callable[..., AgentRun], home: Path, tmp_path: Path) -> Door:
-    """A node with an SSH gateway, and an instance there that sleeps."""
-    key, stranger = make_key(tmp_path, "key"), make_key(tmp_path, "stranger")
-    door = Door(plane, start_agent(*GATEWAY), key, stranger, tmp_path, home)
-    door.run()
-    return door
+def own_door(tmp_path: Path) -> Iterator[Door]:
+    """The same, for one test."""
+    with a_door(tmp_path) as door:
+        yield door

@@ -1,13 +1,17 @@
 """Who dials in: OpenSSH's own programs with a key, and a node with a gateway to dial."""
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncssh
+import psutil
 
-from tests.provisioning.agent.cast import AgentRun, eventually
+from tests.provisioning.agent.cast import AgentRun, eventually, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
 
 GATEWAY = ("--ssh-port", "0", "--ssh-listen", "127.0.0.1", "--ssh-address", "127.0.0.1")
@@ -116,3 +120,22 @@ class Door:
         given: dict[str, Any] = {"ssh_keys": [f"{self.key.public} laptop"], "name": "quiet-otter", "lease_s": 60}
         self.plane.want(assignment, "running", **given | changes)
         eventually(lambda: self.plane.view(assignment)["state"] == "running")
+
+
+@contextmanager
+def a_door(folder: Path, *options: str, **changes: Any) -> Iterator[Door]:
+    """Have a node with a gateway, and an instance there that is gone at the end."""
+    plane, home = ControlPlane(), folder / "home"
+    agent = AgentRun(home, plane.url, *GATEWAY, *options)
+    door = Door(plane, agent, make_key(folder, "key"), make_key(folder, "stranger"), folder, home)
+    try:
+        door.run(**{"stop_grace_s": 0} | changes)
+        yield door
+        if door.agent.process.poll() is None:
+            door.stop()
+    finally:
+        door.agent.kill()
+        plane.close()
+        for process in processes_of(home):
+            with contextlib.suppress(psutil.Error):
+                process.kill()

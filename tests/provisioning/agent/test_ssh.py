@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from tests.packages import needs
-from tests.provisioning.agent.cast import eventually, is_running
+from tests.provisioning.agent.cast import AgentRun, eventually, is_running
 from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
 
 pytestmark = needs("ssh")
@@ -32,32 +32,35 @@ def test_the_user_name_is_the_instances_name_or_id(door: Door, user: str) -> Non
     assert door.ssh("echo hello", user=user).stdout == b"hello\n"
 
 
-def test_another_key_another_user_name_and_a_password_are_refused_alike(door: Door) -> None:
-    door.run("asg_b", instance="ins_other", name="other", ssh_keys=[door.stranger.public])
-    door.plane.want("asg_c", "prepared", instance="ins_ready", name="ready", ssh_keys=[door.key.public])
-    eventually(lambda: door.plane.view("asg_c")["state"] == "prepared")
+def test_another_key_another_user_name_and_a_password_are_refused_alike(own_door: Door) -> None:
+    own_door.run("asg_b", instance="ins_other", name="other", ssh_keys=[own_door.stranger.public])
+    own_door.plane.want("asg_c", "prepared", instance="ins_ready", name="ready", ssh_keys=[own_door.key.public])
+    eventually(lambda: own_door.plane.view("asg_c")["state"] == "prepared")
     refusals = [
-        door.ssh("true", key=door.stranger),
-        door.ssh("true", user="nobody"),
-        door.ssh("true", user="root"),
-        door.ssh("true", user="ins_other"),
-        door.ssh("true", user="quiet-otter.1"),
-        door.ssh("true", user="ready"),
-        door.ssh("true", options=("-oPubkeyAuthentication=no",)),
+        own_door.ssh("true", key=own_door.stranger),
+        own_door.ssh("true", user="nobody"),
+        own_door.ssh("true", user="root"),
+        own_door.ssh("true", user="ins_other"),
+        own_door.ssh("true", user="quiet-otter.1"),
+        own_door.ssh("true", user="ready"),
+        own_door.ssh("true", options=("-oPubkeyAuthentication=no",)),
     ]
     said = {refusal.stderr.decode().split(": ", 1)[1] for refusal in refusals}
     assert said == {"Permission denied (publickey).\r\n"}
     assert {refusal.returncode for refusal in refusals} == {255}
 
 
-def test_of_two_tenants_with_one_name_the_key_decides(door: Door) -> None:
-    door.run("asg_b", instance="ins_other", name="quiet-otter", ssh_keys=[door.stranger.public])
-    shown = [door.ssh("echo $GPUMARKET_INSTANCE_ID", user="quiet-otter", key=key) for key in (door.key, door.stranger)]
+def test_of_two_tenants_with_one_name_the_key_decides(own_door: Door) -> None:
+    own_door.run("asg_b", instance="ins_other", name="quiet-otter", ssh_keys=[own_door.stranger.public])
+    shown = [
+        own_door.ssh("echo $GPUMARKET_INSTANCE_ID", user="quiet-otter", key=key)
+        for key in (own_door.key, own_door.stranger)
+    ]
     assert [one.stdout for one in shown] == [b"ins_demo\n", b"ins_other\n"]
-    both = [door.stranger.public, door.key.public]
-    door.run("asg_b", instance="ins_other", name="quiet-otter", ssh_keys=both)
-    eventually(lambda: door.ssh("true", user="quiet-otter").returncode == 255)  # Which one is meant?
-    assert door.ssh("true", user="ins_other").returncode == 0
+    both = [own_door.stranger.public, own_door.key.public]
+    own_door.run("asg_b", instance="ins_other", name="quiet-otter", ssh_keys=both)
+    eventually(lambda: own_door.ssh("true", user="quiet-otter").returncode == 255)  # Which one is meant?
+    assert own_door.ssh("true", user="ins_other").returncode == 0
 
 
 def test_the_exit_code_and_both_outputs_come_back(door: Door) -> None:
@@ -168,38 +171,41 @@ def test_nothing_else_is_forwarded(door: Door) -> None:
 
 
 @pytest.mark.parametrize("tty", [False, True])
-def test_a_removed_key_ends_its_open_sessions_and_opens_no_new_one(door: Door, *, tty: bool) -> None:
+def test_a_removed_key_ends_its_open_sessions_and_opens_no_new_one(own_door: Door, *, tty: bool) -> None:
     client = subprocess.Popen(
-        door.command("echo here; sleep 600", options=("-tt",) if tty else ()),
+        own_door.command("echo here; sleep 600", options=("-tt",) if tty else ()),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     assert client.stdout is not None
     assert client.stdout.readline().strip() == b"here"
-    door.plane.want("asg_a", "running", ssh_keys=[door.stranger.public])
+    own_door.plane.want("asg_a", "running", ssh_keys=[own_door.stranger.public])
     said, _ = client.communicate(timeout=10)
     assert b"this key was removed from the project" in said
     assert client.returncode == 255
-    assert door.ssh("true").returncode == 255
-    assert door.ssh("true", key=door.stranger).returncode == 0
-    assert door.plane.view("asg_a")["state"] == "running"
+    assert own_door.ssh("true").returncode == 255
+    assert own_door.ssh("true", key=own_door.stranger).returncode == 0
+    assert own_door.plane.view("asg_a")["state"] == "running"
 
 
-def test_when_the_instance_ends_its_sessions_end_with_a_line(door: Door) -> None:
-    client = subprocess.Popen(door.command("echo $$; exec sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_when_the_instance_ends_its_sessions_end_with_a_line(own_door: Door) -> None:
+    client = subprocess.Popen(
+        own_door.command("echo $$; exec sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert client.stdout is not None
     pid = int(client.stdout.readline())
-    door.plane.want("asg_a", "gone")
+    own_door.plane.want("asg_a", "gone")
     _, said = client.communicate(timeout=10)
     assert b"gpumarket: quiet-otter does not run here any more" in said
     eventually(lambda: not is_running(pid))
-    eventually(lambda: door.plane.view("asg_a")["state"] == "gone")
+    eventually(lambda: own_door.plane.view("asg_a")["state"] == "gone")
 
 
-def test_a_client_that_hangs_up_takes_its_command_along_but_not_what_ignores_that(door: Door) -> None:
+def test_a_client_that_hangs_up_takes_its_command_along_but_not_what_ignores_that(own_door: Door) -> None:
     client = subprocess.Popen(
-        door.command("nohup sleep 601 >/dev/null 2>&1 & sleep 0.3; echo $! $$; exec sleep 600"), stdout=subprocess.PIPE
+        own_door.command("nohup sleep 601 >/dev/null 2>&1 & sleep 0.3; echo $! $$; exec sleep 600"),
+        stdout=subprocess.PIPE,
     )
     assert client.stdout is not None
     stays, goes = map(int, client.stdout.readline().split())
@@ -207,61 +213,59 @@ def test_a_client_that_hangs_up_takes_its_command_along_but_not_what_ignores_tha
     client.communicate()
     eventually(lambda: not is_running(goes))
     assert is_running(stays)
-    door.plane.want("asg_a", "gone")
+    own_door.plane.want("asg_a", "gone")
     eventually(lambda: not is_running(stays))  # It carries the workload's mark.
 
 
-def test_the_host_key_and_the_port_stay_when_the_agent_is_killed_and_started_again(
-    door: Door, start_agent: Any
-) -> None:
-    before = door.access
-    assert (door.home / "ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
-    client = subprocess.Popen(door.command("echo $$; exec sleep 600"), stdout=subprocess.PIPE)
+def test_the_host_key_and_the_port_stay_when_the_agent_is_killed_and_started_again(own_door: Door) -> None:
+    before = own_door.access
+    assert (own_door.home / "ssh_host_ed25519_key").stat().st_mode & 0o777 == 0o600
+    client = subprocess.Popen(own_door.command("echo $$; exec sleep 600"), stdout=subprocess.PIPE)
     assert client.stdout is not None
     pid = int(client.stdout.readline())
-    door.agent.kill()
+    own_door.agent.kill()
     client.communicate(timeout=10)
     eventually(lambda: not is_running(pid))
-    door.agent = start_agent(*GATEWAY)
-    eventually(lambda: door.plane.reports[-1]["agent_epoch"] == 2)
-    assert door.access == before
-    assert eventually(lambda: door.ssh("echo again").stdout) == b"again\n"
+    own_door.agent = AgentRun(own_door.home, own_door.plane.url, *GATEWAY)
+    eventually(lambda: own_door.plane.reports[-1]["agent_epoch"] == 2)
+    assert own_door.access == before
+    assert eventually(lambda: own_door.ssh("echo again").stdout) == b"again\n"
 
 
-def test_an_agent_that_is_told_to_end_says_so_to_its_sessions(door: Door) -> None:
-    client = subprocess.Popen(door.command("echo here; sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_an_agent_that_is_told_to_end_says_so_to_its_sessions(own_door: Door) -> None:
+    client = subprocess.Popen(own_door.command("echo here; sleep 600"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert client.stdout is not None
     client.stdout.readline()
-    assert door.agent.stop() < 3
+    assert own_door.agent.stop() < 3
     _, said = client.communicate(timeout=10)
     assert b"the node's agent is stopping" in said
     assert client.returncode == 255
 
 
-def test_sessions_and_refusals_are_told_with_key_and_peer(door: Door) -> None:
-    door.ssh("true")
-    door.ssh("true", key=door.stranger)
-    eventually(lambda: door.sessions("refused") and door.sessions("closed"))
-    opened, closed, refused = (door.sessions(action)[0] for action in ("opened", "closed", "refused"))
+def test_sessions_and_refusals_are_told_with_key_and_peer(own_door: Door) -> None:
+    own_door.ssh("true")
+    own_door.ssh("true", key=own_door.stranger)
+    eventually(lambda: own_door.sessions("refused") and own_door.sessions("closed"))
+    opened, closed, refused = (own_door.sessions(action)[0] for action in ("opened", "closed", "refused"))
     assert opened | {"action": ""} == closed | {"action": ""}
-    assert (opened["assignment"], opened["kind"], opened["fingerprint"]) == ("asg_a", "exec", door.key.fingerprint)
-    assert (refused["assignment"], refused["fingerprint"]) == ("asg_a", door.stranger.fingerprint)
+    assert (opened["assignment"], opened["kind"], opened["fingerprint"]) == ("asg_a", "exec", own_door.key.fingerprint)
+    assert (refused["assignment"], refused["fingerprint"]) == ("asg_a", own_door.stranger.fingerprint)
     assert opened["peer"] == refused["peer"] == "127.0.0.1"
 
 
-def test_a_peer_that_is_refused_again_and_again_fills_no_journal(door: Door) -> None:
+def test_a_peer_that_is_refused_again_and_again_fills_no_journal(own_door: Door) -> None:
     for _ in range(8):
-        door.ssh("true", key=door.stranger)
-    door.ssh("true")
-    eventually(lambda: door.sessions("closed"))
-    assert len(door.sessions("refused")) == 5
+        own_door.ssh("true", key=own_door.stranger)
+    own_door.ssh("true")
+    eventually(lambda: own_door.sessions("closed"))
+    assert len(own_door.sessions("refused")) == 5
 
 
 def test_who_tries_many_keys_is_hung_up_on(door: Door, tmp_path: Path) -> None:
     keys = [make_key(tmp_path, f"key-{number}") for number in range(9)]
     more = [word for key in keys for word in ("-i", str(key.file))]
-    door_key_last = door.ssh("true", key=keys[0], options=(*more[2:], "-i", str(door.key.file)))
-    assert b"Too many keys were tried" in door_key_last.stderr
+    refused = door.ssh("true", key=keys[0], options=(*more[2:], "-i", str(door.key.file)))
+    assert b"Too many keys were tried" in refused.stderr
 
 
 def test_connections_of_one_peer_are_limited(door: Door) -> None:

@@ -1,36 +1,26 @@
-"""SSH and files in real containers, of an image that has neither an sshd nor an sftp-server: busybox and nothing else."""
+"""SSH and files in real containers, of an image without any sshd or sftp-server: busybox and nothing else."""
 
 import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.packages import needs
 from tests.provisioning.agent.boxes import ImageStore, config_file
-from tests.provisioning.agent.cast import AgentRun, eventually
-from tests.provisioning.agent.control_plane import ControlPlane
-from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
+from tests.provisioning.agent.cast import eventually
+from tests.provisioning.agent.ssh_clients import Door, a_door
 
 pytestmark = [needs("podman"), needs("ssh")]
 
 
-@contextmanager
-def a_box(folder: Path, images: ImageStore, *, image: str = "", script: str = "sleep 600") -> Iterator[Door]:
+def a_box(folder: Path, images: ImageStore, *, image: str = "", script: str = "sleep 600") -> Any:
     """Have a container behind a gateway."""
-    plane, home = ControlPlane(), folder / "home"
-    agent = AgentRun(home, plane.url, *GATEWAY, "--runtime", "podman", "--podman-config", config_file(folder))
-    door = Door(plane, agent, make_key(folder, "key"), make_key(folder, "stranger"), folder, home)
-    try:
-        door.run(image=image or images.plain, command=["sh", "-c", script], stop_grace_s=0)
-        yield door
-        door.stop()
-    finally:
-        agent.kill()
-        plane.close()
+    options = ("--runtime", "podman", "--podman-config", config_file(folder))
+    return a_door(folder, *options, image=image or images.plain, command=["sh", "-c", script])
 
 
 @pytest.fixture(scope="module")
