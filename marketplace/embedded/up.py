@@ -305,7 +305,8 @@ def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -
         "Try next, in a second terminal",
         f"  {run} offers",
         f'''  {run} run --gpus 2 -- python3 -c "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"''',
-        f"  {run} launch --name box -- sleep 3600 && {run} ssh box   (add your SSH key in the portal first)",
+        f"  {run} launch --name box -- sleep 3600",
+        f"  {run} ssh box          # with your public key under SSH keys in the portal",
         "",
         "Ctrl-C stops everything; the next `up` goes on where this one ended.",
     ]

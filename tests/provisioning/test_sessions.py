@@ -11,7 +11,7 @@ from marketplace.models import AuditEntry, Organization, Project, SshKey
 from marketplace.sessions import write_into_audit
 from provisioning import placement, reports, sessions
 from provisioning.models import Assignment, Heartbeat, Instance, Node, SshSession
-from tests.conftest import Fleet, Rent, Run
+from tests.conftest import Fleet, Rent, Run, make_token
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ6SZcmxNpxsOStRdQEkPZGsxoPBZ6WIJuO+Jvs4q0eV"
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -148,3 +148,18 @@ def test_a_running_replica_has_a_door_with_its_ports(running: Instance, row: Ass
     assert [(port.port, port.host_port) for port in door.ports] == [(80, 31001), (8080, 31002)]
     Assignment.objects.filter(pk=row.pk).update(observed=Assignment.Observed.EXITED)
     assert sessions.doors(running, placement.places([running])) == []
+
+
+def test_the_audit_page_and_the_api_show_a_session_without_a_person(
+    row: Assignment, key: SshKey, alice: Any, acme: Organization, client: Any
+) -> None:
+    sessions.take(row.node, NOON, said(row, "opened", fingerprint=key.fingerprint))
+    write_into_audit(limit=10)
+    client.force_login(alice)
+    page = client.get("/audit", follow=True).content.decode()
+    assert "SSH key laptop" in page
+    assert "Entered an instance by SSH" in page
+    secret = make_token(alice, acme)
+    answer = client.get("/api/v1/audit", headers={"Authorization": f"Bearer {secret}"}).json()
+    assert (answer["data"][0]["verb"], answer["data"][0]["actor"]) == ("token.create", "alice@acme.example")
+    assert (answer["data"][1]["verb"], answer["data"][1]["actor"]) == ("ssh.open", "SSH key laptop")
