@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("provisioning", "0003_what_real_nodes_need"),
+        ("provisioning", "0004_restart_elsewhere"),
     ]
 
     operations = [
