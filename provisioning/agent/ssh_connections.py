@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import asyncssh
 
 from provisioning.agent.ssh_places import Place, Places
+from provisioning.agent.ssh_ports import Forward, forward
 from provisioning.agent.ssh_sessions import Session
 
 log = logging.getLogger("gpumarket.agent")
@@ -49,7 +50,7 @@ class Connection(asyncssh.SSHServer):
         self._candidate: tuple[Place, str] | None = None
         self._is_admitted = False
         self._sessions: dict[Session, str] = {}
-        self._forwards: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._forwards: weakref.WeakSet[Forward] = weakref.WeakSet()
         self._ports: dict[int, str] = {}  # Forwarded ports that are on record, with the session's id.
 
     @property
@@ -125,8 +126,8 @@ class Connection(asyncssh.SSHServer):
             self._record(self._ports[dest_port], "opened", "forward", f"port {dest_port}")
         return self._forward(dest_port)
 
-    async def _forward(self, port: int) -> Any:
-        session = await self._conn.forward_connection(self.place.workload.address(), port)
+    async def _forward(self, port: int) -> Forward:
+        session = await forward(self.place.workload.address(), port)
         self._forwards.add(session)
         return session
 

@@ -315,3 +315,41 @@ def test_an_agent_without_a_gateway_tells_none(start_agent: Any, plane: Any) -> 
     start_agent()
     eventually(lambda: plane.reports)
     assert "access" not in plane.reports[0]["inventory"]
+
+
+def test_a_port_that_speaks_first_and_hangs_up_is_heard_to_its_end(door: Door) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            while True:
+                try:
+                    peer, _ = server.accept()
+                except OSError:
+                    return
+                peer.sendall(b"220 greetings\r\n")
+                peer.close()
+
+        threading.Thread(target=greet, daemon=True).start()
+        said = [door.ssh(options=("-W", f"localhost:{server.getsockname()[1]}")).stdout for _ in range(5)]
+        server.shutdown(socket.SHUT_RDWR)
+    assert said == [b"220 greetings\r\n"] * 5
+
+
+def test_much_passes_through_a_port_both_ways(door: Door) -> None:
+    data = os.urandom(8 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def echo() -> None:
+            peer, _ = server.accept()
+            with peer:
+                while piece := peer.recv(1 << 16):
+                    peer.sendall(piece)
+
+        threading.Thread(target=echo, daemon=True).start()
+        assert door.ssh(options=("-W", f"localhost:{server.getsockname()[1]}"), stdin=data).stdout == data
+
+
+def test_a_port_where_nobody_listens_is_said_to_be_so(door: Door) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert b"stdio forwarding failed" in door.ssh(options=("-W", f"localhost:{port}")).stderr
