@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("provisioning", "0004_restart_elsewhere"),
+        ("provisioning", "0010_volumes_stay_in_their_site"),
     ]
 
     operations = [
