@@ -131,10 +131,8 @@ class Shop:
                 return 200, {"data": rows, "next_cursor": None}
             case _, ["registries", *key]:
                 return self.about_registries(method, "".join(key), body)
-            case "GET", ["ssh-keys"]:
-                return 200, {"data": self.keys, "next_cursor": None}
-            case "GET", ["balance"]:
-                return 200, BALANCE
+            case "GET", ["balance" | "ssh-keys" as page]:
+                return 200, {"balance": BALANCE, "ssh-keys": {"data": self.keys, "next_cursor": None}}[page]
             case "GET", ["usage"]:
                 wanted = query.get("instance")
                 rows = [usage_row(row) for key, row in self.instances.items() if wanted in {None, key}]
