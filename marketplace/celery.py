@@ -49,6 +49,8 @@ app.conf.update(
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),
+            ("sessions to write down", "marketplace.tasks.write_sessions_into_audit", 2.0),
+            ("sessions that nobody closed", "provisioning.tasks.close_sessions_left_open", 60.0),
             ("answers that are old", "marketplace.tasks.purge_idempotency", 60.0),
         )
     },

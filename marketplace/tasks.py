@@ -3,10 +3,11 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals, restarts, volumes
+from marketplace import idempotency, rentals, restarts, sessions, volumes
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
+SESSIONS_MAX = 500
 
 
 @shared_task
@@ -31,3 +32,9 @@ def purge_idempotency() -> None:
 def start_again() -> None:
     """Start elsewhere what a fault of ours ended, where its customer asked for that."""
     restarts.start_again(at=timezone.now(), limit=RESTARTS_MAX)
+
+
+@shared_task
+def write_sessions_into_audit() -> None:
+    """Write into the audit logs who was inside an instance by SSH."""
+    sessions.write_into_audit(limit=SESSIONS_MAX)

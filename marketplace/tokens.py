@@ -15,6 +15,7 @@ from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import ApiToken, Membership, Organization, Project, SshKey
 from marketplace.permissions import SCOPES
 from marketplace.tenants import checked_name
+from provisioning import sessions
 
 LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX = 90, 365
 PREFIX = "gm_"
@@ -105,6 +106,7 @@ def add_ssh_key(*, actor: Actor, project: Project, name: str, public_key: str) -
     except IntegrityError as error:
         raise Conflict(gettext("The project has this key already.")) from error
     after = {"name": key.name, "fingerprint": fingerprint}
+    sessions.keys_changed(project_id=project.pk)
     audit.record(
         actor=actor, organization=project.organization, verb="ssh_key.add", subject_id=key.public_id, after=after
     )
@@ -113,11 +115,12 @@ def add_ssh_key(*, actor: Actor, project: Project, name: str, public_key: str) -
 
 @transaction.atomic
 def remove_ssh_key(*, actor: Actor, key: SshKey) -> None:
-    """Shut a public key out."""
+    """Shut a public key out; what it has open is closed within a poll of the nodes."""
     organization = key.project.organization
     before = {"name": key.name, "fingerprint": key.fingerprint}
     audit.record(actor=actor, organization=organization, verb="ssh_key.remove", subject_id=key.public_id, before=before)
     key.delete()
+    sessions.keys_changed(project_id=key.project_id)
 
 
 def _parsed(public_key: str) -> tuple[str, bytes]:

@@ -143,8 +143,13 @@ def places(instances: Iterable[Instance]) -> list[Assignment]:
         runs.pop(row.instance_id, None)
     if not runs:
         return known
-    rows = Assignment.objects.filter(instance__in=list(runs)).select_related("node").order_by("instance", "replica")
-    rows = rows.only("instance_id", "fence", "replica", "gpu_uuids", "node__name")
+    rows = (
+        Assignment.objects.filter(instance__in=list(runs))
+        .select_related("node__heartbeat")
+        .order_by("instance", "replica")
+    )
+    rows = rows.only("instance_id", "fence", "replica", "gpu_uuids", "observed", "ports", "node__name",
+                     "node__heartbeat__access", "node__heartbeat__hostname")  # fmt: skip
     return known + [row for row in rows if row.fence == runs[row.instance_id]]
 
 

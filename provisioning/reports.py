@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, inventory, networks, nodes, telemetry, upkeep
+from provisioning import engine, inventory, networks, nodes, sessions, telemetry, upkeep
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
@@ -38,6 +38,7 @@ EVENT_TAKERS: dict[str, EventTaker] = {
     "health": events.take,
     "wipe": wipes.take,
     "operation": operations.take,
+    "session": sessions.take,
 }
 
 # In the order of the nodes, so that two batches cannot deadlock.
@@ -313,6 +314,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
     peers = _peers(gangs) if gangs else {}
     mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
+    keys = sessions.keys_of(row.instance for row in wanted) if wanted else {}
     return [
         {
             "id": row.public_id,
@@ -326,7 +328,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "env": row.instance.env,
             "ports": row.instance.ports,
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
-            "ssh_keys": [],
+            "ssh_keys": keys.get(row.instance.project_id, []),
             "volumes": mounts.get(row.instance_id, []),
             "network": networks.network_of(row.instance, replica=row.replica),
             "replica": row.replica,

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import clusters, engine, nodes, partitions, rollups, upkeep
+from provisioning import clusters, engine, nodes, partitions, rollups, sessions, upkeep
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
@@ -14,6 +14,7 @@ SILENT_MAX = 200
 CLUSTERS_MAX = 50
 VOLUMES_MAX = 200
 HEALTH_MAX = 200
+LEFT_OPEN_MAX = 500
 
 
 @shared_task
@@ -91,3 +92,9 @@ def repair() -> None:
 def purge_breaker_marks() -> None:
     """Forget what no breaker counts any more."""
     breaker.purge(at=timezone.now())
+
+
+@shared_task
+def close_sessions_left_open() -> None:
+    """Close SSH sessions of what is gone."""
+    sessions.close_left_open(at=timezone.now(), limit=LEFT_OPEN_MAX)

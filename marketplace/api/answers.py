@@ -1,6 +1,7 @@
 """Rows as the API shows them: public ids, money as exact decimal strings, times as RFC 3339."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -20,9 +21,9 @@ from marketplace.models import (
 from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
-from provisioning import placement, progress
+from provisioning import placement, progress, sessions
 from provisioning import volumes as kept
-from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Site, Volume
+from provisioning.models import Assignment, Instance, InstanceEvent, Quota, RegistryCredential, Site, Volume
 
 Answer = dict[str, Any]
 
@@ -94,17 +95,21 @@ def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
     """Return instances with cost, steps and places: four queries for any number of them."""
     cost_of = costs.of(rows, at=at)
     steps_of = progress.of(rows, at=at)
-    places = _places(rows)
-    return [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
+    found = placement.places(rows)
+    places = _places(rows, found)
+    answered = [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
+    for row, answer in zip(rows, answered, strict=True):
+        answer["access"] = [asdict(door) for door in sessions.doors(row, found)] if row.is_charged else []
+    return answered
 
 
 def instance(row: Instance, *, at: datetime) -> Answer:
     return instances([row], at=at)[0]
 
 
-def _places(rows: Sequence[Instance]) -> dict[int, list[Answer]]:
+def _places(rows: Sequence[Instance], found: Iterable[Assignment]) -> dict[int, list[Answer]]:
     places: dict[int, list[Answer]] = {row.pk: [] for row in rows}
-    for assignment in placement.places(rows):
+    for assignment in found:
         places[assignment.instance_id].append(
             {"replica": assignment.replica, "node": assignment.node.name, "gpus": assignment.gpu_uuids}
         )

@@ -302,6 +302,21 @@ class PlaceAnswer(serializers.Serializer[Any]):
     gpus = serializers.ListField(child=serializers.CharField())
 
 
+class PublishedPortAnswer(serializers.Serializer[Any]):
+    port = serializers.IntegerField(help_text="inside the instance")
+    host = serializers.CharField()
+    host_port = serializers.IntegerField()
+
+
+class AccessAnswer(serializers.Serializer[Any]):
+    replica = serializers.IntegerField()
+    host = serializers.CharField()
+    ssh_port = serializers.IntegerField(allow_null=True, help_text="null where the node has no SSH gateway")
+    user = serializers.CharField(help_text="the SSH user name that means this replica")
+    host_key = serializers.CharField(help_text="the gateway's public key, as in known_hosts")
+    ports = PublishedPortAnswer(many=True)
+
+
 class InstanceAnswer(NamedRef):
     project = NamedRef()
     offer = OfferRef()
@@ -330,6 +345,7 @@ class InstanceAnswer(NamedRef):
     cost = CostAnswer()
     actions = ActionsAnswer()
     nodes = PlaceAnswer(many=True)
+    access = AccessAnswer(many=True, help_text="how each replica that runs is reached; empty while none does")
     created_at = serializers.DateTimeField()
     ready_at = serializers.DateTimeField(allow_null=True)
     ended_at = serializers.DateTimeField(allow_null=True)

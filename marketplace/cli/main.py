@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from marketplace.cli import account, instances, launch, logs, offers, orders, registries, top, volumes
+from marketplace.cli import account, copying, instances, launch, logs, offers, orders, registries, ssh, top, volumes
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal
@@ -18,7 +18,7 @@ EPILOG = "\n".join(
         "\b",
         "Exit codes:",
         *(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items()),
-        "gpumarket run exits with the exit code of its command.",
+        "gpumarket run and gpumarket ssh exit with the exit code of their command.",
     ]
 )
 
@@ -38,6 +38,9 @@ app.command()(instances.ls)
 app.command()(instances.show)
 app.command()(logs.logs)
 app.command()(top.top)
+app.command(cls=ssh.MayTakeCommand)(ssh.ssh)
+app.command()(copying.cp)
+app.command()(ssh.ports)
 app.command()(instances.stop)
 app.command()(instances.start)
 app.command()(instances.terminate)

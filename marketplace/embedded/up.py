@@ -240,6 +240,10 @@ class Marketplace:
             "--hostname": "localhost",
             # What is simulated may be restarted in pretence: so the demonstration shows a whole repair.
             "--reboot-command": "simulated",
+            # Any free port, the same after a restart; nobody but this machine may dial it.
+            "--ssh-port": "0",
+            "--ssh-listen": "127.0.0.1",
+            "--ssh-address": "127.0.0.1",
             **({"--join-token-file": str(token)} if token.exists() else {}),
         }
         words = [word for pair in options.items() for word in pair]
@@ -301,6 +305,8 @@ def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -
         "Try next, in a second terminal",
         f"  {run} offers",
         f'''  {run} run --gpus 2 -- python3 -c "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"''',
+        f"  {run} launch --name box -- sleep 3600",
+        f"  {run} ssh box          # with your public key under SSH keys in the portal",
         "",
         "Ctrl-C stops everything; the next `up` goes on where this one ended.",
     ]

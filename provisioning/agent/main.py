@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
 from provisioning.agent.containers import Containers
 from provisioning.agent.control import ControlPlane, Refused, Trouble
+from provisioning.agent.errors import GatewayError
 from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, SimulatedEvents
 from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.health import HealthWatch
@@ -34,6 +37,9 @@ from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Processes
 from provisioning.agent.workloads import Kind
+
+if TYPE_CHECKING:
+    from provisioning.agent.ssh import Gateway
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -124,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
         default=socket.gethostname(),
         help="name by which other nodes reach this one (default: %(default)s)",
     )
+    add_ssh_options(made)
     made.add_argument(
         "--volumes",
         type=Path,
@@ -171,6 +178,22 @@ def volumes_root(options: argparse.Namespace) -> Path:
     if not options.volumes.is_dir():
         raise HomeError(f"--volumes {options.volumes} is not there; is its disk mounted?")
     return Path(options.volumes).absolute()
+
+
+def add_ssh_options(made: argparse.ArgumentParser) -> None:
+    """Add what makes a gateway, by which customers reach the inside of their instances."""
+    made.add_argument(
+        "--ssh-port",
+        type=int,
+        metavar="PORT",
+        help="let customers in by SSH at this port; 0 is any free one, the same after a restart (default: no gateway)",
+    )
+    made.add_argument(
+        "--ssh-listen", default="", metavar="ADDRESS", help="listen for SSH here only (default: everywhere)"
+    )
+    made.add_argument(
+        "--ssh-address", metavar="HOST", help="name or address that customers dial for SSH (default: --hostname)"
+    )
 
 
 def join_token(options: argparse.Namespace) -> str | None:
@@ -228,6 +251,7 @@ class Agent:
             volumes=self.volumes,
         )
         self._take_operations(options, source_name=source.name)
+        self.gateway = self._make_gateway(options)
         self.sync = SyncLoop(
             control=self.control,
             home=self.home,
@@ -238,6 +262,7 @@ class Agent:
             monitor=self.monitor,
             epoch=epoch,
             news=news,
+            access=asdict(self.gateway.access) if self.gateway else None,
         )
         self.stopping = threading.Event()
         self.exit_code = 0
@@ -295,6 +320,21 @@ class Agent:
         except (Trouble, Refused) as error:
             raise PodmanError(f"the control plane does not give the login for the image: {error}") from error
 
+    def _make_gateway(self, options: argparse.Namespace) -> "Gateway | None":
+        if options.ssh_port is None:
+            return None
+        from provisioning.agent.ssh import Gateway  # noqa: PLC0415  an agent without a gateway starts in half the time
+        from provisioning.agent.ssh_places import Places  # noqa: PLC0415
+
+        return Gateway(
+            home=self.home.path,
+            places=Places(document=self.home.document, runtime=self.runtime),
+            record=self.journal.append,
+            port=options.ssh_port,
+            listen=options.ssh_listen,
+            address=options.ssh_address or options.hostname,
+        )
+
     def start(self, *, on_refusal: int) -> None:
         """Start the threads. One byte is written to `on_refusal` if the control plane refuses the join."""
         self.runtime.step()  # Before the first report, which must not keep quiet about what runs.
@@ -309,6 +349,8 @@ class Agent:
         ]
         for thread in self.threads:
             thread.start()
+        if self.gateway is not None:
+            self.gateway.start()
 
     def _speak(self, on_refusal: int) -> None:
         try:
@@ -335,6 +377,8 @@ class Agent:
     def stop(self, *, within_s: float) -> None:
         """End the threads, or leave behind the one that is stuck: all they keep is whole at any time."""
         self.stopping.set()
+        if self.gateway is not None:
+            self.gateway.stop()
         self.runtime.poke()
         self.sync.stop()
         limit = time.monotonic() + within_s
@@ -367,7 +411,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         signal.signal(number, on_signal)
     try:
         agent = Agent(options)
-    except (HomeError, GpuSourceError, PodmanError) as error:
+    except (HomeError, GpuSourceError, PodmanError, GatewayError) as error:
         sys.stderr.write(f"gpumarket-agent: {error}\n")
         sys.exit(EXIT_USAGE)
     if options.url.startswith("http://") and "127.0.0.1" not in options.url and "localhost" not in options.url:

@@ -110,6 +110,12 @@ class Runtime:
         named = (one for one in running if instance and instance in {one.origin.instance, one.origin.name})
         return min(named, key=lambda one: one.origin.id, default=None)
 
+    def running(self, name: str, fence: int) -> Workload | None:
+        """Return the workload of this assignment if it runs, in this run and no other."""
+        workload = self._workloads.get(name)
+        is_running = any(one.id == name and one.fence == fence and one.state == "running" for one in self.observed)
+        return workload if is_running and workload is not None and workload.origin.fence == fence else None
+
     def forget_orphans(self, reported: frozenset[str]) -> None:
         """Note that the server knows of these orphans; those that are removed need no more mention."""
         self._orphans_heard = reported

@@ -65,6 +65,7 @@ class SyncLoop:
         monitor: GpuMonitor,
         epoch: int,
         news: threading.Event,
+        access: dict[str, Any] | None = None,
     ) -> None:
         self._control = control
         self._home = home
@@ -79,6 +80,7 @@ class SyncLoop:
         self._is_introduced = False
         self._backoff = Backoff()
         self._news = news
+        self._access = {} if access is None else {"access": access}  # The SSH gateway's; part of each inventory.
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -100,7 +102,7 @@ class SyncLoop:
             if joined is not None:
                 return joined
             try:
-                inventory = self._monitor.inventory().as_json()
+                inventory = self._monitor.inventory().as_json() | self._access
                 joined = self._control.join(token=introduction.token or "", facts=facts | {"inventory": inventory})
             except Trouble as trouble:
                 self._stopping.wait(self._after(trouble, doing="join"))
@@ -190,7 +192,7 @@ class SyncLoop:
         }
         inventory = self._monitor.inventory()
         if inventory.generation != self._inventory_known:
-            report["inventory"] = inventory.as_json()
+            report["inventory"] = inventory.as_json() | self._access
         return report, shipping
 
     def _logs(self, observed: tuple[Observed, ...]) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -33,6 +33,7 @@ log = logging.getLogger("gpumarket.agent")
 
 PACKAGE_ROOT = Path(__file__).parents[2]
 SHIM_TRIES = 3
+SHELLS = ("/bin/bash", "/bin/sh")
 HUNG_SHIM_S = 5.0  # After the grace: how long a shim may take to kill what is left before we do it ourselves.
 
 
@@ -207,7 +208,8 @@ class ProcessWorkload:
         """Return a shell in the working folder, with the command's own environment."""
         order = read_json(self.folder / "order.json") or {"env": {}}
         return Entry(
-            argv=("/bin/sh", "-l") if command is None else ("/bin/sh", "-c", command),
+            # Not as a login shell: /etc/profile would take the command's own PATH away.
+            argv=(next(filter(os.path.exists, SHELLS)),) if command is None else ("/bin/sh", "-c", command),
             env=order["env"] | dict(env),
             cwd=str(self.folder / "work"),
         )

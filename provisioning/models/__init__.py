@@ -23,6 +23,7 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.registries import RegistryCredential
+from provisioning.models.sessions import SshSession
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
 from provisioning.models.telemetry import RollUp
 from provisioning.models.volumes import GIB, Volume, VolumeAttachment
@@ -60,6 +61,7 @@ __all__ = [
     "Site",
     "SlurmJob",
     "SlurmNode",
+    "SshSession",
     "Volume",
     "VolumeAttachment",
     "WipeRecord",

@@ -33,6 +33,17 @@ def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, l
     }
 
 
+def make_door(**changes):
+    return {
+        "replica": 0,
+        "host": "node1.example",
+        "ssh_port": 2222,
+        "user": "ins_1",
+        "host_key": "ssh-ed25519 AAAA",
+        "ports": [{"port": 80, "host": "node1.example", "host_port": 31001}],
+    } | changes
+
+
 def make_problem(status, code, **overrides):
     document = {
         "type": f"https://gpumarket.example/problems/{code}",
@@ -70,6 +81,8 @@ class Shop:
         self.server = None
         self.port = 0
         self.lock = threading.RLock()
+        self.door = make_door()
+        self.keys = [{"id": "key_1", "name": "laptop"}]
 
     @property
     def url(self):
@@ -118,8 +131,8 @@ class Shop:
                 return 200, {"data": rows, "next_cursor": None}
             case _, ["registries", *key]:
                 return self.about_registries(method, "".join(key), body)
-            case "GET", ["balance"]:
-                return 200, BALANCE
+            case "GET", ["balance" | "ssh-keys" as page]:
+                return 200, {"balance": BALANCE, "ssh-keys": {"data": self.keys, "next_cursor": None}}[page]
             case "GET", ["usage"]:
                 wanted = query.get("instance")
                 rows = [usage_row(row) for key, row in self.instances.items() if wanted in {None, key}]
@@ -259,6 +272,7 @@ class Shop:
                 "rename": {"available": True, "reason": None},
             },
             "nodes": [{"replica": 0, "node": "narvik-r1-n01", "gpus": ["GPU-1"]}],
+            "access": [self.door] if row["phase"] == "running" else [],
             "created_at": (datetime.now(UTC) - timedelta(minutes=3)).isoformat(),
             "ended_at": None,
             "as_of": "2026-11-23T12:00:00Z",

@@ -9,6 +9,7 @@ import pytest
 from tests.provisioning.agent.boxes import BoxNode, ImageStore, home_label, remove_all_of
 from tests.provisioning.agent.cast import AgentRun, Node, processes_of
 from tests.provisioning.agent.control_plane import ControlPlane
+from tests.provisioning.agent.ssh_clients import Door, a_door
 
 
 @pytest.fixture
@@ -84,3 +85,17 @@ def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
     node = BoxNode(home, images.podman, images.plain)
     yield node
     node.close()
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """A node with an SSH gateway and an instance that sleeps, for the tests that leave both as they are."""
+    with a_door(tmp_path_factory.mktemp("door")) as door:
+        yield door
+
+
+@pytest.fixture
+def own_door(tmp_path: Path) -> Iterator[Door]:
+    """The same, for one test."""
+    with a_door(tmp_path) as door:
+        yield door

@@ -15,7 +15,7 @@ NODE = "nod_narvik1"
 Answer = tuple[int, dict[str, str], bytes]
 
 
-def make_assignment(name: str, **changes: Any) -> dict[str, Any]:
+def make_assignment(name: str, /, **changes: Any) -> dict[str, Any]:
     """An entry of `desired` as the protocol spells it: one replica without GPUs that sleeps."""
     return {
         "id": name,
@@ -181,7 +181,7 @@ class ControlPlane:
         words = [word for report in self.reports for word in report.get("volumes", []) if word["id"] == name]
         return words[-1] if words else None
 
-    def want(self, name: str, desired: str, **changes: Any) -> None:
+    def want(self, name: str, desired: str, /, **changes: Any) -> None:
         """Change one assignment of the document."""
         with self.guard:
             self.desired[name] = self.desired.get(name, make_assignment(name)) | {"desired": desired} | changes
