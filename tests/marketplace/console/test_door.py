@@ -19,7 +19,7 @@ def routes() -> Iterator[tuple[str, str]]:
 
 
 ROUTES = list(routes())
-ONLY_POSTED = {"console-node-accept-inventory", "console-node-uncordon", "console-project-resume"}
+ONLY_POSTED = {"console-node-uncordon", "console-node-accept-inventory", "console-project-resume"}
 
 
 def methods(name: str) -> list[str]:
