@@ -52,7 +52,8 @@ PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime
 
 DESCRIPTION = """\
 Makes this machine a node of a gpumarket control plane: reports its GPUs, runs what is assigned to it, ships the
-output. It calls the control plane; nothing calls it. All it must remember is in --home: keep that folder.
+output. It calls the control plane; nothing calls it
+but, with --ssh-port, its customers. All it must remember is in --home: keep that folder.
 
 The first start needs a join token (shown once in the console, under the node). Give it as a file or in the
 environment: a command line can be read by everybody on the machine. Later starts need none.
@@ -131,17 +132,7 @@ def parser() -> argparse.ArgumentParser:
         help="name by which other nodes reach this one (default: %(default)s)",
     )
     add_ssh_options(made)
-    made.add_argument(
-        "--volumes",
-        type=Path,
-        metavar="FOLDER",
-        help="folder for customers' volumes (default: volumes in --home); it has to be there already",
-    )
-    made.add_argument(
-        "--volumes-are-shared",
-        action="store_true",
-        help="--volumes is one path on every node of the site: volumes of other nodes lie there too",
-    )
+    add_volume_options(made)
     made.add_argument(
         "--reboot-command",
         default="",
@@ -167,6 +158,21 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
     return made
+
+
+def add_volume_options(made: argparse.ArgumentParser) -> None:
+    """Add where customers' volumes lie."""
+    made.add_argument(
+        "--volumes",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for customers' volumes (default: volumes in --home); it has to be there already",
+    )
+    made.add_argument(
+        "--volumes-are-shared",
+        action="store_true",
+        help="--volumes is one path on every node of the site: volumes of other nodes lie there too",
+    )
 
 
 def volumes_root(options: argparse.Namespace) -> Path:
