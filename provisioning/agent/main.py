@@ -52,8 +52,8 @@ PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime
 
 DESCRIPTION = """\
 Makes this machine a node of a gpumarket control plane: reports its GPUs, runs what is assigned to it, ships the
-output. It calls the control plane; nothing calls it
-but, with --ssh-port, its customers. All it must remember is in --home: keep that folder.
+output. It calls the control plane; nothing calls it but, with --ssh-port, its customers. All it must remember is in
+--home: keep that folder.
 
 The first start needs a join token (shown once in the console, under the node). Give it as a file or in the
 environment: a command line can be read by everybody on the machine. Later starts need none.
