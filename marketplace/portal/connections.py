@@ -5,8 +5,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from django.core.exceptions import ObjectDoesNotExist
-
+from provisioning import sessions
 from provisioning.models import Assignment, Instance
 
 SHOWN_MAX = 8
@@ -30,16 +29,27 @@ class Port:
 
 @dataclass(frozen=True)
 class Connection:
-    """How one replica is reached. Without `user` its node has no SSH gateway."""
+    """A door of an instance as commands to copy."""
 
     name: str
-    replica: int
-    host: str
-    ssh_port: int | None
-    host_key: str
-    user: str
-    ports: tuple[Port, ...]
     alone: bool
+    door: sessions.Door
+
+    @property
+    def replica(self) -> int:
+        return self.door.replica
+
+    @property
+    def ssh_port(self) -> int | None:
+        return self.door.ssh_port
+
+    @property
+    def host_key(self) -> str:
+        return self.door.host_key
+
+    @property
+    def ports(self) -> list[Port]:
+        return [Port(inside=one.port, address=f"{one.host}:{one.host_port}") for one in self.door.ports]
 
     @property
     def cli(self) -> str:
@@ -48,22 +58,25 @@ class Connection:
 
     @property
     def ssh(self) -> str:
-        return shlex.join(["ssh", "-p", str(self.ssh_port), f"{self.user}@{self.host}"])
+        return shlex.join(["ssh", "-p", str(self.ssh_port), self._there])
 
     @property
     def scp(self) -> str:
-        return shlex.join(["scp", "-P", str(self.ssh_port), "FILE", f"{self.user}@{self.host}:"])
+        return shlex.join(["scp", "-P", str(self.ssh_port), "FILE", f"{self._there}:"])
 
     @property
     def forward(self) -> str:
         """Bring a port that is not published to the customer's own machine."""
-        way = ["-N", "-L", "8888:localhost:8888"]
-        return shlex.join(["ssh", "-p", str(self.ssh_port), *way, f"{self.user}@{self.host}"])
+        return shlex.join(["ssh", "-p", str(self.ssh_port), "-N", "-L", "8888:localhost:8888", self._there])
 
     @property
     def known_host(self) -> str:
         """The line of ~/.ssh/known_hosts that lets nobody else answer for the node."""
-        return f"[{self.host}]:{self.ssh_port} {self.host_key}"
+        return f"[{self.door.host}]:{self.ssh_port} {self.host_key}"
+
+    @property
+    def _there(self) -> str:
+        return f"{self.door.user}@{self.door.host}"
 
 
 @dataclass(frozen=True)
@@ -83,27 +96,7 @@ class Box:
 
 def box(instance: Instance, places: Iterable[Assignment]) -> Box:
     """Return how the replicas that run are reached; `places` come with their nodes' heartbeats."""
-    running = [row for row in places if row.observed == Assignment.Observed.RUNNING] if instance.is_charged else []
-    found = [_connection(instance, row) for row in running[:SHOWN_MAX]]
-    return Box(connections=tuple(one for one in found if one.ssh_port or one.ports))
-
-
-def _connection(instance: Instance, row: Assignment) -> Connection:
-    try:
-        access, hostname = row.node.heartbeat.access or {}, row.node.heartbeat.hostname
-    except ObjectDoesNotExist:
-        access, hostname = {}, row.node.name
-    host = access.get("host") or hostname
-    published = sorted((int(inside), outside) for inside, outside in row.ports.items())
+    found = sessions.doors(instance, places) if instance.is_charged else []
     alone = instance.replicas == 1
-    return Connection(
-        name=instance.name,
-        replica=row.replica,
-        host=host,
-        ssh_port=access.get("ssh_port"),
-        host_key=access.get("host_key") or "",
-        # By its id: a name may be another project's too, and can be changed.
-        user=instance.public_id if alone else f"{instance.public_id}.{row.replica}",
-        ports=tuple(Port(inside=inside, address=f"{host}:{outside}") for inside, outside in published),
-        alone=alone,
-    )
+    shown = [Connection(name=instance.name, alone=alone, door=door) for door in found[:SHOWN_MAX]]
+    return Box(connections=tuple(one for one in shown if one.ssh_port or one.ports))
