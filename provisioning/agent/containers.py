@@ -230,7 +230,9 @@ class ContainerWorkload:
         ports = {int(inside): outside for inside, outside in ready.get("ports", {}).items()}
         if (self.folder / "started").exists():
             self._see_to_guard()
-            return Look("running", message=self._stop[1] if self._stop else "", ports=ports)
+            # Between the mark and podman's answer nobody can get inside yet.
+            state = "running" if (self.folder / "running").exists() else "prepared"
+            return Look(state, message=self._stop[1] if self._stop else "", ports=ports)
         if ready.get("boot_id") == boot_id():
             return Look("prepared", ports=ports)
         return Look("preparing", progress=self._preparation.progress if self._preparation else None)

@@ -7,6 +7,7 @@ assignment and node has run out, and writes down its end. The folder is the conv
     claim       locked with flock(2) as long as a guard lives (or while the agent makes sure that none will act).
     pipe        what the container writes. It holds both ends open itself, so it does not notice a guard that died.
     started     there from the moment when the command may have begun: it is never started again after that.
+    running     there when podman has started it.
     stop.json   {"grace_s"}: the agent writes it and sends SIGTERM. The command gets SIGTERM, then all get SIGKILL.
     output      what was written, byte by byte, up to the limit.
     end.json    exit code and time; written last.
@@ -23,6 +24,7 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +99,19 @@ class Guard:
         failure = self._take_over() if (self.folder / "started").exists() else self._start()
         if not failure:
             self._stay()
-        self._drain()
+        self._drain(self.output.write)
         write_json(self.folder / "end.json", self._failed(failure) if failure else self._end())
 
     def _start(self) -> str:
         """Start the container for the only time; return why that failed, or nothing."""
         self._watch()  # Its first process is there already, and waits: so no end is too quick to be seen.
+        self._drain(lambda _words_of_podman: None)  # Nothing in the container has begun.
         write_whole(self.folder / "started", b"")
         try:
             self.podman.run("start", self.name)
         except PodmanError as error:
             return f"podman could not start it: {error}"
+        (self.folder / "running").touch()
         return ""
 
     def _take_over(self) -> str:
@@ -115,6 +119,7 @@ class Guard:
         found = self.podman.find(self.name)
         if found is None or found["State"]["Status"] not in {"created", "initialized", "configured"}:
             self._watch()
+            (self.folder / "running").touch()
             return ""
         # Its start may be on its way even now. A container that is gone cannot be started by it.
         self.podman.run("rm", "--force", "--time", "0", self.name)
@@ -190,13 +195,13 @@ class Guard:
         except ProcessLookupError:
             return  # It has ended.
 
-    def _drain(self) -> None:
+    def _drain(self, take: Callable[[bytes], None]) -> None:
         while True:
             try:
                 data = os.read(self.pipe, READ_BYTES)
             except BlockingIOError:
                 return
-            self.output.write(data)
+            take(data)
 
     def _failed(self, why: str) -> dict[str, Any]:
         return {"state": "failed", "exit_code": None, "message": why, "at": boottime(), "boot_id": boot_id()}

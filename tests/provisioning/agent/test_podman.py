@@ -115,6 +115,15 @@ def test_a_container_that_was_created_by_an_agent_that_died_is_adopted(boxes):
     assert boxes.inspect("asg_a")["Id"] == identity
 
 
+def test_words_that_podman_left_for_a_killed_agent_are_not_the_commands_output(boxes):
+    boxes.want("asg_a", "prepared", command=["echo", "mine"])
+    boxes.until("asg_a", "prepared")
+    (boxes.box("asg_a").folder / "pipe").write_text("gm-some-name\n")
+    boxes.want("asg_a", "running")
+    boxes.until("asg_a", "exited")
+    assert boxes.output("asg_a") == "mine\n"
+
+
 def test_a_start_that_was_interrupted_is_never_tried_again(boxes):
     boxes.want("asg_a", "prepared", command=["sh", "-c", "echo began"])
     boxes.until("asg_a", "prepared")
