@@ -11,6 +11,7 @@ must hold. docs/benchmarks.md explains the figures.
 import argparse
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -20,6 +21,10 @@ from tests.bench import machine
 from tests.bench.stage import Stage, set_up
 
 WARM_UP_INTERVALS = 1
+# Long enough for silent nodes to be found unreachable, which is after 40 s.
+SILENCE_S = 70
+SILENT_EVERY, XID_EVERY = 20, 10
+SWEEP_S = 1.0
 
 
 def main() -> int:
@@ -143,7 +148,85 @@ class Bench:
         return sum(kept[node["id"]] < node["acknowledged"] for node in self.nodes)
 
     def _break(self, stage: Stage, web: Any) -> None:
-        """Let one node in twenty fall silent and one in a hundred lose a GPU, and see that nobody acts on a mass."""
+        """Let one node in twenty fall silent and one in ten lose a GPU, and see that nobody acts on a mass of them."""
+        from provisioning.models import Assignment, Breaker, HealthEvent, Node, Remediation
+
+        seconds = max(SILENCE_S, 2 * self.given.interval)
+        with Sweeps() as sweeps:
+            seen = self._speak(stage, web, seconds=seconds, silent_every=SILENT_EVERY, xid_every=XID_EVERY)
+            time.sleep(SWEEP_S)
+        raised = len(self.nodes[::XID_EVERY])
+        taken = HealthEvent.objects.filter(code="xid:79").count()
+        acted = Remediation.objects.exclude(state=Remediation.State.WAITING).values("node").distinct().count()
+        fleet = Breaker.objects.filter(offer=None, opened_at__isnull=False).exists()
+        silent = Node.objects.filter(reachability=Node.Reachability.UNREACHABLE).count()
+        lost = Node.objects.filter(reachability=Node.Reachability.LOST).count()
+        given_up = Assignment.objects.filter(message__contains="has not answered").count()
+        self.figures["failures"] = {
+            "seconds": round(seconds),
+            "silent_nodes": len(seen["silent"]),
+            "marked_unreachable": silent,
+            "given_up": given_up + lost,
+            "fleet_breaker_open": fleet,
+            "xids_raised": raised,
+            "xids_taken": taken,
+            "nodes_acted_on": acted,
+            "nodes_that_may_be_acted_on": _may_be_acted_on(),
+            "offer_breakers_open": Breaker.objects.filter(offer__isnull=False, opened_at__isnull=False).count(),
+            "sweep_slowest_s": round(sweeps.slowest_s, 2),
+            "lag_slowest_s": round(max(seen["late_s"]), 2),
+            "answers": seen["statuses"],
+        }
+        self.say(f"failures: {self.figures['failures']}")
+        self._judge(self.figures["failures"])
+
+    def _judge(self, seen: dict[str, Any]) -> None:
+        """Note what should not be: events lost, a mass acted on, nodes given up while the silence is our own."""
+        if seen["xids_taken"] + len(self.nodes[:: XID_EVERY * SILENT_EVERY]) < seen["xids_raised"]:
+            self.figures["faults"].append("health events were lost")
+        if seen["nodes_acted_on"] > seen["nodes_that_may_be_acted_on"]:
+            self.figures["faults"].append("more nodes were acted on than the breakers allow")
+        if not seen["fleet_breaker_open"] or seen["given_up"]:
+            self.figures["faults"].append("a mass of silent nodes was taken for lost")
+        if set(seen["answers"]) != {"ok"}:
+            self.figures["faults"].append(f"answers {seen['answers']}")
+
+
+class Sweeps:
+    """What workers do for nodes' health, at the pace of beat, in a thread of this process."""
+
+    def __init__(self) -> None:
+        self.slowest_s = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Sweeps":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from django.db import connection
+
+        from provisioning import tasks
+
+        while not self._over.wait(SWEEP_S):
+            for sweep in (tasks.decide_health_events, tasks.repair, tasks.notice_silent_nodes):
+                began = time.monotonic()
+                sweep()
+                self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+        connection.close()
+
+
+def _may_be_acted_on() -> int:
+    """Return how many nodes all breakers together let through in ten minutes."""
+    from marketplace.models import Offer
+    from provisioning.health import breaker
+
+    return sum(breaker.nodes_max(offer.nodes.count()) for offer in Offer.objects.all())
 
 
 def _redis_commands(stage: Stage) -> int:

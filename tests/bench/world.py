@@ -36,16 +36,18 @@ SELECT 'nod_' || left(translate(md5((%(from)s + n)::text), '0189', 'wxyz'), 20),
 FROM generate_series(0, %(count)s - 1) AS n
 """
 GPUS = """
-INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy, state, state_reason)
+INSERT INTO provisioning_gpu (public_id, node_id, uuid, index, memory_mib, healthy, state, state_reason,
+    facts)
 SELECT 'gpu_' || left(translate(md5(node.id || '-' || i), '0189', 'wxyz'), 20), node.id,
-    'GPU-' || node.name || '-' || i, i, 144384, true, 'clean', ''
+    'GPU-' || node.name || '-' || i, i, 144384, true, 'clean', '', '{}'
 FROM provisioning_node node, generate_series(0, %(gpus)s - 1) AS i
 WHERE NOT EXISTS (SELECT FROM provisioning_gpu gpu WHERE gpu.node_id = node.id)
 """
 HEARTBEATS = """
 INSERT INTO provisioning_heartbeat (node_id, boot_id, agent_epoch, seq, last_seen, hostname, agent_version, runtime,
-    gpu_source, inventory_generation, telemetry, energy, events_seen, access)
-SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]', 0, '{}' FROM provisioning_node node
+    gpu_source, inventory_generation, telemetry, energy, events_seen, access, stray_volumes)
+SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]', 0, '{}', '[]'
+FROM provisioning_node node
 WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = node.id)
 """
 

@@ -14,6 +14,7 @@ from marketplace.access import Actor
 from provisioning import output, reports
 from provisioning.models import Assignment, Instance, LogChunk
 from provisioning.output import BadCursor
+from provisioning.protocol import LogPiece
 from tests.conftest import Fleet, Rent, Run
 
 pytestmark = pytest.mark.django_db
@@ -23,7 +24,7 @@ def prints(instance: Instance, data: bytes | str, *, replica: int = 0) -> None:
     """Let a replica of the current run print a piece of log."""
     row = Assignment.objects.get(instance=instance, fence=instance.run, replica=replica)
     piece = data.encode() if isinstance(data, str) else data
-    reports._take_logs([row], [(row.public_id, row.log_bytes, piece)])
+    reports.take_logs([row], [LogPiece(assignment=row.public_id, offset=row.log_bytes, data=piece)])
 
 
 def texts(page: output.Page) -> list[tuple[int, int, str]]:

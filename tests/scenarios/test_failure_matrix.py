@@ -252,7 +252,7 @@ def _no_nudges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @database
 @pytest.mark.usefixtures("_no_nudges")
-@pytest.mark.parametrize("where", ["_hear", "_take_states", "_take_logs", "_answer", "after the commit"])
+@pytest.mark.parametrize("where", ["_hear", "_take_states", "take_logs", "_answer", "after the commit"])
 def test_a_gateway_killed_in_the_middle_of_a_report_takes_all_of_it_or_nothing(
     monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet, where: str
 ) -> None:

@@ -54,7 +54,7 @@ def test_without_the_cursor_only_a_constraint_keeps_a_piece_of_log_from_being_ke
         for row in live:
             LogChunk.objects.create(assignment=row, offset=logs[0].offset, data=logs[0].data)
 
-    monkeypatch.setattr(reports, "_take_logs", append_blindly)
+    monkeypatch.setattr(reports, "take_logs", append_blindly)
     said = [report_of(fleet.nodes["h200-1"], running, seq=seq) for seq in (1000, 1001)]
     outcomes = [at_the_same_moment(lambda report=report: reports.take(report, at=timezone.now())) for report in said]
     assert outcomes == [["done"], ["IntegrityError"]]
