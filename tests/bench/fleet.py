@@ -23,7 +23,7 @@ from tests.bench.stage import Stage, set_up
 WARM_UP_INTERVALS = 1
 # Long enough for silent nodes to be found unreachable, which is after 40 s.
 SILENCE_S = 70
-SILENT_EVERY, XID_EVERY = 20, 10
+SILENT_EVERY, XID_EVERY = 20, 20
 SWEEP_S = 1.0
 
 
@@ -148,7 +148,7 @@ class Bench:
         return sum(kept[node["id"]] < node["acknowledged"] for node in self.nodes)
 
     def _break(self, stage: Stage, web: Any) -> None:
-        """Let one node in twenty fall silent and one in ten lose a GPU, and see that nobody acts on a mass of them."""
+        """Let one node in twenty fall silent and another lose a GPU, and see that nobody acts on a mass of them."""
         from provisioning.models import Assignment, Breaker, HealthEvent, Node, Remediation
 
         seconds = max(SILENCE_S, 2 * self.given.interval)
