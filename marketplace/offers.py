@@ -59,7 +59,7 @@ def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Li
     """Return the offers that are sold in this currency, with price and free GPUs. Two queries."""
     offers = list(offers)
     known = prices.current(skus=[offer.sku for offer in offers], currency=currency, at=at)
-    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE)
+    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE, nodes__is_held=False)
     free = {
         row["pk"]: row
         for row in Offer.objects.filter(pk__in=[offer.pk for offer in offers])

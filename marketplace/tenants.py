@@ -7,6 +7,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils.translation import gettext
 
 from billing import accounts
@@ -177,8 +178,7 @@ def change_role(*, actor: Actor, member: Membership, role: Role) -> None:
 @transaction.atomic
 def remove_member(*, actor: Actor, member: Membership) -> None:
     """Take a person out of an organization; their tokens end with it."""
-    # The role of now, under a lock: somebody may just have been made an owner.
-    member.role = Membership.objects.select_for_update().values_list("role", flat=True).get(pk=member.pk)
+    member.role = _locked_role(member)
     _check_may_give(actor, member.organization, Role(member.role))
     if member.role == Role.OWNER:
         _check_not_last_owner(member)
@@ -212,6 +212,20 @@ def _check_may_give(actor: Actor, organization: Organization, role: Role) -> Non
     own = Membership.objects.filter(organization=organization, user=actor.user).first()
     if own is None or (role == Role.OWNER and own.role != Role.OWNER):
         raise Forbidden(gettext("Only an owner may give or take the role of an owner."))
+
+
+def _locked_role(member: Membership) -> Role:
+    """Return the role of now: somebody may just have been made an owner.
+
+    The owners are locked with the member, in id order: two who leave each other would wait for each other.
+    """
+    rows = Membership.objects.select_for_update().filter(
+        Q(role=Role.OWNER) | Q(pk=member.pk), organization=member.organization
+    )
+    roles = dict(rows.order_by("pk").values_list("pk", "role"))
+    if member.pk not in roles:
+        raise NotFound
+    return Role(roles[member.pk])
 
 
 def _check_not_last_owner(member: Membership) -> None:

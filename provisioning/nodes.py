@@ -149,7 +149,10 @@ def notice_silence(*, at: datetime, limit: int) -> int:
     is_us = is_our_fault(list(_newly_silent(at)), at)
     changed = 0
     for node_id in list(_to_mark(at, is_us=is_us).order_by("node_id").values_list("node_id", flat=True)[:limit]):
-        changed += _mark(node_id, at, is_us=is_us)
+        try:
+            changed += _mark(node_id, at, is_us=is_us)
+        except Exception:
+            log.exception("silence not noted", node=node_id)  # It must not hold up the others.
     return changed
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q, QuerySet
 
 from provisioning import engine, inventory, networks, nodes, sessions, telemetry, upkeep
@@ -257,7 +257,8 @@ def _take_events(node: Node, events: Sequence[Event], at: datetime) -> int:
     """Take each entry of the node's journal once, in order; return the last that is taken.
 
     One that cannot be taken is left out with an error of ours in the log: the
-    node would come with it again for ever, and look silent meanwhile.
+    node would come with it again for ever, and look silent meanwhile. What only
+    the database could not do this moment fails the whole report, which comes again.
     """
     heartbeat = Heartbeat.objects.only("events_seen").get(node=node)
     for event in sorted(events, key=lambda event: event.n):
@@ -271,6 +272,8 @@ def _take_events(node: Node, events: Sequence[Event], at: datetime) -> int:
         try:
             with transaction.atomic():
                 take_event(node, at - (event.ago_ms or 0) * MILLISECOND, event.body)
+        except (OperationalError, InterfaceError):
+            raise
         except Exception:
             log.exception("event failed", node=node.public_id, n=event.n, kind=event.kind)
     heartbeat.save(update_fields=["events_seen"])

@@ -1,11 +1,14 @@
 """Nudges and sweeps. A nudge carries an id and may be lost; what it would have done is found by a sweep."""
 
+import structlog
 from celery import shared_task
 from django.utils import timezone
 
 from provisioning import clusters, engine, nodes, partitions, rollups, sessions, upkeep
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
+
+log = structlog.get_logger("provisioning.tasks")
 
 TURNS_MAX = 20
 DUE_MAX = 200
@@ -83,7 +86,10 @@ def repair() -> None:
     at = timezone.now()
     operations.look(at=at, limit=HEALTH_MAX)
     for remediation_id in remedies.due(limit=HEALTH_MAX):
-        remedies.advance(remediation_id, at=at)
+        try:
+            remedies.advance(remediation_id, at=at)
+        except Exception:
+            log.exception("repair failed", repair=remediation_id)  # It must not hold up the others.
     operations.order_wipes(at=at, limit=HEALTH_MAX)
     faults.heal(at=at, limit=HEALTH_MAX)
 

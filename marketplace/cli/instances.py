@@ -153,7 +153,7 @@ def describe_rate(cost: dict[str, Any]) -> str:
     currency = cost["currency"]
     rate = f"{words.money(cost['per_hour'], currency)} per hour, {words.money(cost['per_day'], currency)} per day"
     return {
-        "ended_early": f"billing has not started; {rate} once ready",
+        "not_started": f"billing has not started; {rate} once ready",
         "running": rate,
         "paused": "nothing is charged now",
         "ended": "billing has ended",

@@ -43,7 +43,7 @@ def fabrics() -> QuerySet[Fabric]:
 
 def offers() -> QuerySet[Offer]:
     """Return all offers, also those not on the market, with the nodes and GPUs that serve them."""
-    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE)
+    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE, nodes__is_held=False)
     return (
         Offer.objects.select_related("site", "supplier")
         .annotate(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import BooleanField, ExpressionWrapper, Q, QuerySet
 
 from marketplace import audit
 from marketplace.access import Actor
@@ -56,11 +56,14 @@ def quarantined() -> QuerySet[Gpu]:
     return found.order_by("node__name", "index")
 
 
-def needing_somebody() -> QuerySet[Remediation]:
-    """Return the repairs that end only when a person does something."""
-    states = (Remediation.State.STUCK, Remediation.State.CONDEMNED)
-    found = Remediation.objects.filter(closed_at=None, state__in=states).select_related("node", "gpu")
-    return found.order_by("state_since")
+# These end only when a person does something.
+FOR_A_PERSON = (Remediation.State.STUCK, Remediation.State.CONDEMNED)
+
+
+def open_repairs() -> QuerySet[Remediation]:
+    """Return the repairs under way, those that need a person first."""
+    found = Remediation.objects.filter(closed_at=None).select_related("node", "gpu")
+    return found.order_by(ExpressionWrapper(Q(state__in=FOR_A_PERSON), BooleanField()).desc(), "state_since")
 
 
 def gpu_for(gpu_id: str) -> Gpu:

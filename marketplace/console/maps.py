@@ -45,7 +45,7 @@ LETTERS = {
 MEANINGS: dict[Kind, Promise] = {
     Kind.FREE: _("free"),
     Kind.HELD: _("held"),
-    Kind.CLOSED: _("cordoned or draining"),
+    Kind.CLOSED: _("not for sale now"),
     Kind.SILENT: _("node silent"),
     Kind.BROKEN: _("GPU not healthy"),
     Kind.ABSENT: _("not joined"),
@@ -189,13 +189,14 @@ def _tiles(node: Node, gpus: Sequence[Gpu], top: int) -> list[Tile]:
 
 
 def _kind(node: Node, gpu: Gpu) -> Kind:
-    if not gpu.healthy:
+    if not gpu.healthy or gpu.state == Gpu.State.QUARANTINED:
         return Kind.BROKEN
     if node.reachability in SILENT:
         return Kind.SILENT
     if gpu.is_held:  # type: ignore[attr-defined]
         return Kind.HELD
-    return Kind.CLOSED if node.state in CLOSED else Kind.FREE
+    is_for_sale = node.state not in CLOSED and not node.is_held and gpu.state == Gpu.State.CLEAN
+    return Kind.FREE if is_for_sale else Kind.CLOSED
 
 
 def _by_rack(nodes: QuerySet[Node], *, site: str) -> FleetMap:
@@ -217,7 +218,7 @@ def _by_rack(nodes: QuerySet[Node], *, site: str) -> FleetMap:
 
 
 def _sums(nodes: QuerySet[Node], *domain: str) -> list[dict[str, Any]]:
-    sellable = Q(state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE)
+    sellable = Q(state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, is_held=False)
     summed = nodes.values(*domain).annotate(
         gpu_total=Sum("gpu_count"),
         free=Sum("free_gpus", default=0, filter=sellable),

@@ -166,8 +166,10 @@ def gpus(count: int) -> str:
 
 
 @register.filter(name="bytes")
-def size(count: int) -> str:
-    """Write a number of bytes in powers of a thousand, with three digits that count."""
+def size(count: int | None) -> str:
+    """Write a number of bytes in powers of a thousand, with three digits that count; a dash where nobody knows."""
+    if count is None:
+        return "–"
     value, unit = Decimal(count), "B"
     for bigger in ("kB", "MB", "GB", "TB"):
         if value < 1000:

@@ -51,7 +51,16 @@ def nudge() -> None:
 def decide_all(*, at: datetime, limit: int) -> int:
     """Decide on the events that nobody has decided on yet, the oldest first. Each in a transaction of its own."""
     waiting = HealthEvent.objects.filter(decided_at=None).order_by("pk").values_list("pk", flat=True)[:limit]
-    return sum(_decide(event_id, at) for event_id in list(waiting))
+    return sum(_decided(event_id, at) for event_id in list(waiting))
+
+
+def _decided(event_id: int, at: datetime) -> bool:
+    """Decide on one event; one that cannot be decided on must not hold up the others."""
+    try:
+        return _decide(event_id, at)
+    except Exception:
+        log.exception("health event not decided", event=event_id)
+        return False
 
 
 @transaction.atomic

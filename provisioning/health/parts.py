@@ -46,7 +46,7 @@ def let_go(*, node: Node, at: datetime) -> None:
 
 
 def of(remediation: Remediation) -> list[Gpu]:
-    """Return the GPUs that a repair is about: one, or all of the node."""
+    """Return the GPUs that a repair is about: one, or all that the node has now."""
     if remediation.gpu is not None:
         return [remediation.gpu]
-    return list(remediation.node.gpus.order_by("index"))
+    return list(remediation.node.gpus.filter(removed_at=None).order_by("index"))

@@ -105,8 +105,8 @@ class Table:
         return next((rule for rule in self.rules if rule.fits(code=code, detail=detail)), UNLISTED)
 
     def named(self, rule_id: str) -> Rule:
-        """Return the rule of this id."""
-        return next(rule for rule in (*self.rules, UNLISTED, LEMON, MANUAL) if rule.id == rule_id)
+        """Return the rule of this id; where the table has it no more, the one that leaves all to a person."""
+        return next((rule for rule in (*self.rules, UNLISTED, LEMON) if rule.id == rule_id), MANUAL)
 
     def covers(self, driver: str | None) -> bool:
         """Say whether the table was made for this driver; True where the driver is not known."""

@@ -139,6 +139,7 @@ def unproven() -> Iterable[Gpu]:
         ~Exists(pending),
         ~Exists(repairs),
         state__in=BETWEEN_TENANTS,
+        removed_at=None,
         node__reachability=Node.Reachability.ONLINE,
         node__driver="agent",
     )
