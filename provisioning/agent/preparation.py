@@ -97,16 +97,17 @@ class Preparation:
 
     def _bring_image(self) -> None:
         image = self._wanted.image
-        is_here = self._is_here(image)
+        found = self._image_id()
         if image.startswith(LOCAL):
-            if not is_here:
+            if not found:
                 raise NotStartable(f"the image {image} is not on this node, and {LOCAL} images are never pulled")
             return
-        if is_here and not self._kind.is_private(image):
+        # Podman finds a digest in any repository: only the registry can say whether it is in the one that is named.
+        if found and "@" not in image and not self._kind.is_private(image, found):
             return
         login = self._kind.login(self._wanted.id, self._wanted.fence)
         if login is not None:
-            write_json(self._folder / "private.json", image)
+            write_json(self._folder / "private.json", {"image": image, "id": ""})
         # Set before the look at `_is_aborted`: an abort sees the pull, or the pull sees the abort.
         self._pull = Pull(self._podman, image, login=login, folder=self._folder)
         if self._is_aborted:
@@ -117,13 +118,18 @@ class Preparation:
             raise NotStartable(f"the image {image} could not be pulled: {error}") from error
         finally:
             self._pull = None
+        found = self._image_id()
+        if login is not None:
+            write_json(self._folder / "private.json", {"image": image, "id": found})
+        elif self._kind.is_private(image, found):
+            raise NotStartable(f"the image {image} is here for somebody with a login; give one that may pull it")
 
-    def _is_here(self, image: str) -> bool:
+    def _image_id(self) -> str:
+        """Return the ID of the image that podman would take, or nothing."""
         try:
-            self._podman.run("image", "exists", image)
+            return self._podman.run("image", "inspect", "--format", "{{.Id}}", self._wanted.image).strip()
         except PodmanError:
-            return False
-        return True
+            return ""
 
     def _make_ready(self) -> None:
         image = self._podman.ask("image", "inspect", self._wanted.image)[0]
