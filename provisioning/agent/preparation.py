@@ -22,7 +22,7 @@ from provisioning.agent.environment import (
 )
 from provisioning.agent.files import write_json
 from provisioning.agent.gpus import Gpu
-from provisioning.agent.images import LOCAL, Aborted, Pull
+from provisioning.agent.images import LOCAL, Aborted, Pull, for_podman
 from provisioning.agent.network import Wiring, address_in, published
 from provisioning.agent.podman import PodmanError, reason
 from provisioning.agent.protocol import Assignment
@@ -57,6 +57,7 @@ class Preparation:
         self._workload = workload
         self._folder = workload.folder
         self._wanted = wanted
+        self._image = for_podman(wanted.image)
         self._gpus = gpus
         self._name = kind.container_name(workload.origin)
         self._pull: Pull | None = None
@@ -96,7 +97,7 @@ class Preparation:
             self._workload.give_up("the container could not be made ready; the agent's log says why")
 
     def _bring_image(self) -> None:
-        image = self._wanted.image
+        image = self._image
         found = self._image_id()
         if image.startswith(LOCAL):
             if not found:
@@ -127,12 +128,12 @@ class Preparation:
     def _image_id(self) -> str:
         """Return the ID of the image that podman would take, or nothing."""
         try:
-            return self._podman.run("image", "inspect", "--format", "{{.Id}}", self._wanted.image).strip()
+            return self._podman.run("image", "inspect", "--format", "{{.Id}}", self._image).strip()
         except PodmanError:
             return ""
 
     def _make_ready(self) -> None:
-        image = self._podman.ask("image", "inspect", self._wanted.image)[0]
+        image = self._podman.ask("image", "inspect", self._image)[0]
         if not self._wanted.command and not any(map((image.get("Config") or {}).get, ("Cmd", "Entrypoint"))):
             raise NotStartable("there is no command to run, neither in the order nor in the image")
         wiring = self._kind.networks.make(self._wanted)
@@ -182,7 +183,7 @@ class Preparation:
                 *(word for gpu in gpus for word in ("--device", f"nvidia.com/gpu={gpu}")),
                 *(word for port in dict.fromkeys(self._wanted.ports) for word in ("--publish", str(port))),
                 *self._neighbours(),
-                self._wanted.image,
+                self._image,
                 *self._wanted.command,
                 pass_fds=(handle,),
             )

@@ -179,6 +179,12 @@ def test_a_private_image_is_not_had_by_its_digest_in_another_repository(boxes, r
     assert "could not be pulled" in boxes.until("asg_b", "failed").message
 
 
+def test_a_tag_beside_a_digest_is_left_out(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    boxes.want("asg_a", "prepared", image=f"{registry.host}/team/private:1@{digest(registry.manifest)}")
+    boxes.until("asg_a", "prepared")
+
+
 def test_the_customer_sees_how_far_the_pull_is(boxes, slow_registry):
     boxes.want("asg_a", "prepared", image=f"{slow_registry.host}/big:1", command=["true"])
     seen = []
