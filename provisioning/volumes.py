@@ -31,7 +31,7 @@ SYSTEM_FOLDERS = frozenset(
     {"bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "run", "sbin", "sys", "usr", "var"}
 )
 # Folders in which a volume may lie but which it may not replace.
-SHARED_FOLDERS = frozenset({"/home", "/mnt", "/opt", "/root", "/srv", "/tmp", "/media"})  # noqa: S108  names, not files
+SHARED_FOLDERS = frozenset({"/home", "/mnt", "/opt", "/root", "/srv", "/tmp", "/media", "/workspace"})  # noqa: S108  names, not files
 WARN_PERCENT = 90
 SILENT = (Node.Reachability.UNREACHABLE, Node.Reachability.LOST)
 

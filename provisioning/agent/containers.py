@@ -130,11 +130,10 @@ class Containers:
         """Return the name of a container: one for each home, assignment and fence."""
         return f"gm-{self.home}-{origin.id}-f{origin.fence}"
 
-    def is_private(self, image: str) -> bool:
+    def is_private(self, image: str, image_id: str) -> bool:
         """Return whether an image is here only because somebody with a login of their own brought it."""
-        return any(
-            read_json(folder / "private.json") == image for folder in self.root.iterdir() if ID.fullmatch(folder.name)
-        )
+        marks = [read_json(folder / "private.json") for folder in self.root.iterdir() if ID.fullmatch(folder.name)]
+        return any(mark["image"] == image or mark["id"] == image_id for mark in marks if mark)
 
 
 class ContainerWorkload:
@@ -322,8 +321,12 @@ class ContainerWorkload:
         """Leave nothing here that its owner's registry gives only to those who have a login."""
         private = read_json(self.folder / "private.json")
         if private:
-            with contextlib.suppress(PodmanError):  # In use by another container, whose end will remove it.
-                self._kind.podman.run("image", "rm", private)
+            try:
+                self._kind.podman.run("image", "rm", private["image"])
+            except PodmanError as error:
+                # In use by another container, whose end will remove it; anything else keeps the folder with its mark.
+                if not any(word in str(error) for word in ("in use", "image not known")):
+                    raise
 
     def entry(self, command: str | None, *, tty: bool, env: Mapping[str, str]) -> Entry:
         """Return `podman exec` of a shell. The variables' values are in the environment, not among the arguments."""

@@ -14,6 +14,8 @@ log = logging.getLogger("gpumarket.agent")
 
 WAIT_S = 1.0
 DUPLICATE_S = 300.0  # NVML and the kernel log tell of the same XID; a burst of one is one.
+# What a reset of ours itself causes: the GPU is off the bus, or away, for a moment. All else is news even then.
+OF_A_RESET = frozenset({"xid:79", "lost", "gpu_unavailable"})
 HOT_WINDOW_S, HOT_SHARE = 600.0, 0.6
 
 
@@ -68,7 +70,9 @@ class HealthWatch:
         now = boottime()
         with self._guard:
             key = (event.gpu, event.code)
-            if event.gpu in self._excused or now - self._told.get(key, -DUPLICATE_S) < DUPLICATE_S:
+            if (event.gpu in self._excused and event.code in OF_A_RESET) or now - self._told.get(
+                key, -DUPLICATE_S
+            ) < DUPLICATE_S:
                 return
             self._told = {old: at for old, at in self._told.items() if now - at < DUPLICATE_S} | {key: now}
         self._tell(event)

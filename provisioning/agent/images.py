@@ -35,6 +35,17 @@ MANIFEST_S = 15.0
 PLATFORM = ("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine))
 
 
+def for_podman(image: str) -> str:
+    """Return an image as podman takes it: it refuses a tag beside a digest, which says all.
+
+    >>> for_podman("registry.example.com:5000/a:1@sha256:00"), for_podman("registry.example.com:5000/a:1")
+    ('registry.example.com:5000/a@sha256:00', 'registry.example.com:5000/a:1')
+    """
+    name, at, digest = image.partition("@")
+    host, slash, path = name.partition("/")
+    return f"{host}{slash}{path.partition(':')[0]}@{digest}" if at else image
+
+
 class Aborted(Exception):
     """Nobody wants this image any more."""
 

@@ -22,7 +22,7 @@ from provisioning.agent.environment import (
 )
 from provisioning.agent.files import write_json
 from provisioning.agent.gpus import Gpu
-from provisioning.agent.images import LOCAL, Aborted, Pull
+from provisioning.agent.images import LOCAL, Aborted, Pull, for_podman
 from provisioning.agent.network import Wiring, address_in, published
 from provisioning.agent.podman import PodmanError, reason
 from provisioning.agent.protocol import Assignment
@@ -57,6 +57,7 @@ class Preparation:
         self._workload = workload
         self._folder = workload.folder
         self._wanted = wanted
+        self._image = for_podman(wanted.image)
         self._gpus = gpus
         self._name = kind.container_name(workload.origin)
         self._pull: Pull | None = None
@@ -96,17 +97,18 @@ class Preparation:
             self._workload.give_up("the container could not be made ready; the agent's log says why")
 
     def _bring_image(self) -> None:
-        image = self._wanted.image
-        is_here = self._is_here(image)
+        image = self._image
+        found = self._image_id()
         if image.startswith(LOCAL):
-            if not is_here:
+            if not found:
                 raise NotStartable(f"the image {image} is not on this node, and {LOCAL} images are never pulled")
             return
-        if is_here and not self._kind.is_private(image):
+        # Podman finds a digest in any repository: only the registry can say whether it is in the one that is named.
+        if found and "@" not in image and not self._kind.is_private(image, found):
             return
         login = self._kind.login(self._wanted.id, self._wanted.fence)
         if login is not None:
-            write_json(self._folder / "private.json", image)
+            write_json(self._folder / "private.json", {"image": image, "id": ""})
         # Set before the look at `_is_aborted`: an abort sees the pull, or the pull sees the abort.
         self._pull = Pull(self._podman, image, login=login, folder=self._folder)
         if self._is_aborted:
@@ -117,16 +119,21 @@ class Preparation:
             raise NotStartable(f"the image {image} could not be pulled: {error}") from error
         finally:
             self._pull = None
+        found = self._image_id()
+        if login is not None:
+            write_json(self._folder / "private.json", {"image": image, "id": found})
+        elif self._kind.is_private(image, found):
+            raise NotStartable(f"the image {image} is here for somebody with a login; give one that may pull it")
 
-    def _is_here(self, image: str) -> bool:
+    def _image_id(self) -> str:
+        """Return the ID of the image that podman would take, or nothing."""
         try:
-            self._podman.run("image", "exists", image)
+            return self._podman.run("image", "inspect", "--format", "{{.Id}}", self._image).strip()
         except PodmanError:
-            return False
-        return True
+            return ""
 
     def _make_ready(self) -> None:
-        image = self._podman.ask("image", "inspect", self._wanted.image)[0]
+        image = self._podman.ask("image", "inspect", self._image)[0]
         if not self._wanted.command and not any(map((image.get("Config") or {}).get, ("Cmd", "Entrypoint"))):
             raise NotStartable("there is no command to run, neither in the order nor in the image")
         wiring = self._kind.networks.make(self._wanted)
@@ -176,7 +183,7 @@ class Preparation:
                 *(word for gpu in gpus for word in ("--device", f"nvidia.com/gpu={gpu}")),
                 *(word for port in dict.fromkeys(self._wanted.ports) for word in ("--publish", str(port))),
                 *self._neighbours(),
-                self._wanted.image,
+                self._image,
                 *self._wanted.command,
                 pass_fds=(handle,),
             )

@@ -55,8 +55,14 @@ class Places:
         return "" if place.key in keys_of(wanted) else "this key was removed from the project"
 
     def meant(self, user: str) -> str:
-        """Return the assignment that a user name means, or nothing: for the record of refusals."""
-        return next((one.id for one in self._named(user)), "")
+        """Return the assignment that a user name means, or nothing: for the record of refusals.
+
+        A name that several instances have means none of them: the refusal would be on a stranger's record.
+        """
+        named = list(self._named(user))
+        by_id = [one for one in named if user in {one.instance, f"{one.instance}.{one.replica}"}]
+        found = by_id or named
+        return found[0].id if len({one.instance for one in found}) == 1 else ""
 
     def _named(self, user: str) -> Iterator[Assignment]:
         for one in sorted(self._document().assignments, key=lambda one: one.replica):

@@ -40,6 +40,7 @@ def test_a_whole_reference_is_understood(text: str, found: Reference) -> None:
         ("registry.example.com/a:" + "x" * 129, "A tag has"),
         ("registry.example.com/a@sha256:abc", "A digest is"),
         ("registry.example.com/a@md5:abc", "A digest is"),
+        ("registry.example.com/a@sha512:" + "a1" * 64, "A digest is sha256"),
         ("registry.example.com/a@", "A digest is"),
         ("registry.example.com/A:1", "no capital letters"),
         ("registry.example.com/a//b:1", "the image's name"),

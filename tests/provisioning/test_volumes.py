@@ -386,6 +386,10 @@ def test_a_path_is_absolute_plain_and_not_the_systems(path):
     assert volumes.why_no_path(path)
 
 
+def test_the_folder_of_work_is_no_path_of_a_volume():
+    assert volumes.why_no_path("/workspace") == "/workspace belongs to the system; use a folder such as /data."
+
+
 @pytest.mark.parametrize("path", ["/data", "/mnt/data", "/opt/me/.cache", "/workspace/a-b_c.d", "/srv/x", "/..."])
 def test_other_paths_are_good(path):
     assert volumes.why_no_path(path) == ""

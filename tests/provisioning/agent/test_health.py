@@ -118,6 +118,13 @@ def test_nothing_is_told_of_a_gpu_that_we_took_away_ourselves(watch: HealthWatch
     assert notes.codes == ["lost"], "what is still wrong afterwards is news"
 
 
+def test_an_error_of_the_memory_during_a_wipe_is_told(watch: HealthWatch, script: Script, notes: Notes) -> None:
+    with watch.excused("GPU-a"):
+        script.events = [Event("GPU-a", "kmsg", "xid:79"), Event("GPU-a", "kmsg", "xid:48")]
+        watch.step(0)
+    assert notes.codes == ["xid:48"]
+
+
 def test_heat_is_told_when_it_lasts(
     watch: HealthWatch, script: Script, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

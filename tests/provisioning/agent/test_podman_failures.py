@@ -18,7 +18,7 @@ from provisioning.agent.protocol import Login
 from tests.packages import needs
 from tests.provisioning.agent.boxes import BoxNode, ImageStore, podman_of_its_own
 from tests.provisioning.agent.cast import eventually
-from tests.provisioning.agent.registry import Registry
+from tests.provisioning.agent.registry import Registry, digest
 
 pytestmark = needs("podman")
 
@@ -169,6 +169,20 @@ def test_a_private_image_is_no_free_image_for_the_next_tenant(boxes, registry):
     boxes.until("asg_a", "gone")
     with pytest.raises(PodmanError):
         boxes.podman.run("image", "exists", image)
+
+
+def test_a_private_image_is_not_had_by_its_digest_in_another_repository(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    script = "trap exit TERM; while :; do usleep 50000; done"
+    boxes.run("asg_a", script, image=f"{registry.host}/team/private:1")
+    boxes.want("asg_b", "prepared", image=f"{registry.host}/mine/other@{digest(registry.manifest)}")
+    assert "could not be pulled" in boxes.until("asg_b", "failed").message
+
+
+def test_a_tag_beside_a_digest_is_left_out(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    boxes.want("asg_a", "prepared", image=f"{registry.host}/team/private:1@{digest(registry.manifest)}")
+    boxes.until("asg_a", "prepared")
 
 
 def test_the_customer_sees_how_far_the_pull_is(boxes, slow_registry):

@@ -7,11 +7,13 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
 import pytest
 
+from provisioning.agent.ssh_places import Places
 from tests.packages import needs
 from tests.provisioning.agent.cast import AgentRun, eventually, is_running
 from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
@@ -257,6 +259,13 @@ def test_sessions_and_refusals_are_told_with_key_and_peer(own_door: Door) -> Non
     assert (opened["assignment"], opened["kind"], opened["fingerprint"]) == ("asg_a", "exec", own_door.key.fingerprint)
     assert (refused["assignment"], refused["fingerprint"]) == ("asg_a", own_door.stranger.fingerprint)
     assert opened["peer"] == refused["peer"] == "127.0.0.1"
+
+
+def test_a_refusal_under_a_name_of_two_tenants_is_on_no_record_of_theirs() -> None:
+    one = SimpleNamespace(id="asg_a", instance="ins_a", name="demo", replica=0)
+    other = SimpleNamespace(id="asg_b", instance="ins_b", name="demo", replica=0)
+    places = Places(document=lambda: SimpleNamespace(assignments=(one, other)), runtime=None)  # type: ignore
+    assert [places.meant(user) for user in ("demo", "demo.0", "ins_b", "ins_a.0")] == ["", "", "asg_b", "asg_a"]
 
 
 def test_a_peer_that_is_refused_again_and_again_fills_no_journal(own_door: Door) -> None:
