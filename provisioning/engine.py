@@ -79,10 +79,10 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps, how long each may take as a whole, and the step that follows a failure."""
+    """The steps, how long each may take as a whole (for this instance), and the step that follows a failure."""
 
     steps: Mapping[str, Step]
-    deadlines: Mapping[str, Deadline]
+    deadlines: Mapping[str, Deadline | Callable[[Instance], Deadline]]
     on_failure: str
     fail: Callable[[Instance, Failed], None]
 
@@ -118,6 +118,8 @@ def run_one(workflow_id: int, plan: Plan) -> bool:
 
 def _outcome(workflow: Workflow, plan: Plan, now: datetime) -> Outcome:
     deadline = plan.deadlines.get(workflow.step)
+    if callable(deadline):
+        deadline = deadline(workflow.instance)
     if deadline is not None and now > workflow.step_since + deadline.limit:
         return Failed(Reason.TIMED_OUT, deadline.message)
     return plan.steps[workflow.step](workflow.instance)

@@ -6,6 +6,7 @@ A stop or terminate request moves the instance and sends its workflow to
 `tear_down`; whoever is at work on another step then loses its outcome.
 """
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -21,6 +22,8 @@ from provisioning.models import Assignment, Instance, Node, Phase, Reason
 
 QUEUE_LOOK_S = 5
 QUEUE_MAX = timedelta(minutes=30)
+# An image of many gigabytes over a slow line.
+LONG = timedelta(minutes=30)
 # Nodes that report wake the workflow; these looks are for reports that never come.
 LOOK_S = 10
 WATCH_LOOK_S = 300
@@ -217,14 +220,28 @@ def _look(instance: Instance) -> list[Observation]:
     return [driver_for(assignment).observe(assignment) for assignment in _assignments(instance)]
 
 
+def prepare_deadline(instance: Instance) -> Deadline:
+    """A container's image is pulled meanwhile, and a Slurm job may wait for a cluster that does not answer."""
+    if instance.offer.runtime == "process":
+        return Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s.")
+    return Deadline(LONG, f"The nodes did not get ready within {LONG // timedelta(minutes=1)} minutes.")
+
+
+def begin_deadline(instance: Instance) -> Deadline:
+    """A Slurm job is told to start by a cluster that may not answer for a while; a node of ours is told at once."""
+    if instance.offer.runtime == "slurm":
+        return Deadline(LONG, f"The nodes did not start the command within {LONG // timedelta(minutes=1)} minutes.")
+    return Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s.")
+
+
 STEPS: dict[str, Step] = {
     step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
 }
 # Longer than a lease of the engine: a killed worker must not cost its instance the start.
-DEADLINES = {
+DEADLINES: dict[str, Deadline | Callable[[Instance], Deadline]] = {
     "create": Deadline(timedelta(minutes=5), "The nodes could not be asked within 5 minutes."),
-    "prepare": Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s."),
+    "prepare": prepare_deadline,
     "verify": Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s."),
-    "begin": Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s."),
+    "begin": begin_deadline,
 }
 PLAN = Plan(steps=STEPS, deadlines=DEADLINES, on_failure="tear_down", fail=fail)

@@ -27,11 +27,13 @@ OVERDUE_AFTER = timedelta(seconds=30)
 STUCK_AFTER = {
     "place": timedelta(minutes=5),
     "create": timedelta(seconds=15),
-    "prepare": timedelta(seconds=20),
+    "prepare": timedelta(minutes=10),
     "verify": timedelta(seconds=10),
     "begin": timedelta(seconds=15),
     "tear_down": timedelta(seconds=60),
 }
+# Where no image is pulled, a node is ready at once.
+PROCESS_STUCK_AFTER = timedelta(seconds=20)
 KINDS: dict[str, Promise] = {
     "unreachable": _("Unreachable"),
     "failing": _("Step keeps failing"),
@@ -66,6 +68,9 @@ class Alarm:
 def rules(*, at: datetime, failed_within: timedelta) -> dict[str, Q]:
     """Return, for each kind of trouble, which instances are in it."""
     in_step = [Q(workflow__step=step, workflow__step_since__lt=at - after) for step, after in STUCK_AFTER.items()]
+    in_step.append(
+        Q(workflow__step="prepare", workflow__step_since__lt=at - PROCESS_STUCK_AFTER, offer__runtime="process")
+    )
     in_nobodys_hands = Q(workflow__lease_until=None) | Q(workflow__lease_until__lt=at)
     return {
         "unreachable": Q(health=Instance.Health.UNREACHABLE, phase__in=CHARGED_PHASES),

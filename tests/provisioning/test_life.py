@@ -390,3 +390,23 @@ def test_what_cannot_be_started_says_why(running: Instance) -> None:
         instances.start(instance=running, price_version=running.price_version, at=timezone.now())
     assert instances.actions(running)["start"] == "Only what is stopped or failed can be started; this is: Running."
     assert instances.actions(running)["stop"] == ""
+
+
+@pytest.mark.parametrize(("runtime", "phase"), [("process", "failed"), ("podman", "provisioning")])
+def test_an_image_may_take_longer_than_a_process_to_get_ready(
+    runtime: str, phase: str, rent: Rent, fleet: Fleet
+) -> None:
+    instance = rent()
+    type(fleet.h200).objects.filter(pk=fleet.h200.pk).update(runtime=runtime)
+    Instance.objects.filter(pk=instance.pk).update(phase="provisioning")
+    since = timezone.now() - timedelta(minutes=5)
+    Workflow.objects.filter(pk=instance.pk).update(step="prepare", step_since=since, due_at=since)
+    engine.run_one(instance.pk, PLAN)
+    instance.refresh_from_db()
+    assert instance.phase == phase
+    late = timezone.now() - timedelta(minutes=30, seconds=1)
+    Workflow.objects.filter(pk=instance.pk, step="prepare").update(step_since=late, due_at=late)
+    engine.run_one(instance.pk, PLAN)
+    instance.refresh_from_db()
+    assert instance.phase == "failed"
+    assert instance.message == f"The nodes did not get ready within {'40 s' if runtime == 'process' else '30 minutes'}."

@@ -159,6 +159,8 @@ def test_instances_in_trouble_tell_step_age_and_error(desk: Client, fleet: Fleet
     assert "7 min" in page
     assert "Timeout: slow" in page
     assert instance.name not in text_of(desk, "console-instances", kind="unreachable")
+    type(fleet.h200).objects.filter(pk=fleet.h200.pk).update(runtime="podman")
+    assert instance.name not in text_of(desk, "console-instances", kind="stuck")
 
 
 def test_each_kind_of_trouble_is_found(desk: Client, fleet: Fleet, rent: Rent) -> None:
