@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from marketplace.cli import instances
 from marketplace.cli.account import moment
 from marketplace.cli.connection import login_path
 from tests.marketplace.cli.shop import TOKEN, make_offer, make_problem
@@ -125,6 +126,12 @@ def test_show_says_steps_nodes_and_what_can_be_done(renter):
     for part in ("[2/4] Prepare nodes: done 0.4 s", "narvik-r1-n01: GPU-1", "python3 train.py", "stop      possible"):
         assert part in said.out
     assert said.err == "Next: gpumarket logs -f train, gpumarket stop train, gpumarket terminate train\n"
+
+
+@pytest.mark.parametrize("billing", ["not_started", "running", "paused", "ended"])
+def test_every_way_to_be_charged_has_its_words(billing):
+    cost = {"billing": billing, "currency": "USD", "per_hour": "1.780000", "per_day": "42.720000"}
+    assert instances.describe_rate(cost)
 
 
 def test_a_name_cannot_steer_the_terminal(renter, shop):

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from provisioning.models import Instance, Node
+from provisioning import nodes
+from provisioning.models import Instance, Node, NodeHold
 from tests.conftest import Fleet
 from tests.marketplace.portal.reading import Page, faults, read
 
@@ -68,6 +70,11 @@ def test_the_filters_can_be_copied_as_a_command(owner: Client, fleet: Fleet) -> 
 
 def test_what_is_taken_or_unreachable_is_not_free(owner: Client, fleet: Fleet, running: Instance) -> None:
     Node.objects.filter(name="h200-2").update(reachability="unreachable")
+    assert "7 free" in market(owner, gpu_model="H200").text
+
+
+def test_what_a_held_node_has_is_not_free(owner: Client, fleet: Fleet, running: Instance) -> None:
+    nodes.hold(node=Node.objects.get(name="h200-2"), kind=NodeHold.Kind.HEALTH, reason="test", at=timezone.now())
     assert "7 free" in market(owner, gpu_model="H200").text
 
 
