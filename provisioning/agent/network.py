@@ -118,6 +118,8 @@ def isolate(bridge: str) -> None:
     Podman's own `isolate` forgets some networks when others go, so it is not relied upon. In the mangle table, because
     nothing that podman accepts elsewhere can come before it.
     """
+    # A node takes such a packet for a frame of a gang's network. Before routing, so that this node gets none either.
+    add_rule("PREROUTING", "-i", "podman+", "-p", "udp", "--dport", str(VXLAN_PORT), "-j", "DROP")
     tolerate(*IPTABLES, "-N", CHAIN)
     add_rule("FORWARD", "-j", CHAIN)
     for rule in isolation_rules(bridge):

@@ -49,8 +49,10 @@ class Connection(asyncssh.SSHServer):
         self._refused_key = ""
         self._candidate: tuple[Place, str] | None = None
         self._is_admitted = False
+        self._channels: set[Session] = set()  # Counted from when they are asked for: many may be asked for at once.
         self._sessions: dict[Session, str] = {}
         self._forwards: weakref.WeakSet[Forward] = weakref.WeakSet()
+        self._connecting = 0
         self._ports: dict[int, str] = {}  # Forwarded ports that are on record, with the session's id.
 
     @property
@@ -110,7 +112,11 @@ class Connection(asyncssh.SSHServer):
 
     def session_requested(self) -> Session | bool:
         """Open a channel for a shell, a command or files."""
-        return Session(self) if len(self._sessions) < SESSIONS_MAX else False
+        if len(self._channels) >= SESSIONS_MAX:
+            return False
+        session = Session(self)
+        self._channels.add(session)
+        return session
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Any:
         """Forward a port of the place itself, and of nothing else."""
@@ -118,17 +124,21 @@ class Connection(asyncssh.SSHServer):
             raise asyncssh.ChannelOpenError(
                 asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "only ports of the instance itself are forwarded"
             )
-        if len(self._forwards) >= FORWARDS_MAX or not self._gate.places.is_open(self.place):
+        if len(self._forwards) + self._connecting >= FORWARDS_MAX or not self._gate.places.is_open(self.place):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more ports can be forwarded now")
         if dest_port not in self._ports and len(self._ports) < FORWARDS_MAX:
             # Once for each port: a browser opens a hundred channels to one page.
             self._ports[dest_port] = secrets.token_hex(8)
             self._record(self._ports[dest_port], "opened", "forward", f"port {dest_port}")
+        self._connecting += 1
         return self._forward(dest_port)
 
     async def _forward(self, port: int) -> Forward:
-        session = await forward(self.place.workload.address(), port)
-        self._forwards.add(session)
+        try:
+            session = await forward(self.place.workload.address(), port)
+            self._forwards.add(session)
+        finally:
+            self._connecting -= 1
         return session
 
     def shut_because(self) -> str:
@@ -146,6 +156,7 @@ class Connection(asyncssh.SSHServer):
 
     def closed(self, session: Session) -> None:
         """Put the end of a session on record."""
+        self._channels.discard(session)
         kind = self._sessions.pop(session, None)
         if kind is not None:
             self._record(session.id, "closed", kind, "")

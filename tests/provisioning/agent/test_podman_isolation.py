@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from provisioning.agent.confinement import is_root_writable, share_of_node
+from provisioning.agent.network import IPTABLES
 from tests.packages import needs
 from tests.provisioning.agent.boxes import cdi_devices
 from tests.provisioning.agent.cast import eventually
@@ -164,6 +165,13 @@ def test_instances_cannot_reach_each_other(boxes):
     boxes.until("asg_b", "exited")
     assert "hello" not in boxes.output("asg_b")
     assert "unreachable 143" in boxes.output("asg_b"), boxes.output("asg_b")  # It waited in vain.
+
+
+def test_no_container_can_send_a_frame_of_a_gangs_network(boxes):
+    boxes.want("asg_a", "prepared")
+    boxes.until("asg_a", "prepared")
+    rule = ("-i", "podman+", "-p", "udp", "--dport", "4789", "-j", "DROP")
+    subprocess.run([*IPTABLES, "-C", "PREROUTING", *rule], check=True)
 
 
 def test_an_instance_is_entered_with_its_own_environment_and_confinement(boxes):

@@ -13,7 +13,9 @@ from typing import Any
 import asyncssh
 import pytest
 
+from provisioning.agent.ssh_connections import SESSIONS_MAX, Connection
 from provisioning.agent.ssh_places import Places
+from provisioning.agent.ssh_sessions import Session
 from tests.packages import needs
 from tests.provisioning.agent.cast import AgentRun, eventually, is_running
 from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
@@ -299,6 +301,18 @@ def test_connections_of_one_peer_are_limited(door: Door) -> None:
         for one in held:
             one.close()
     eventually(lambda: door.ssh("true").returncode == 0)
+
+
+def test_a_session_takes_its_place_when_it_is_asked_for_and_gives_it_back() -> None:
+    gate = SimpleNamespace()
+    connection = Connection(gate)  # type: ignore[arg-type]
+    asked = [connection.session_requested() for _ in range(SESSIONS_MAX + 5)]
+    assert [session for session in asked[SESSIONS_MAX:] if session] == []
+    first = asked[0]
+    assert isinstance(first, Session)
+    connection.closed(first)
+    assert connection.session_requested()
+    assert not connection.session_requested()
 
 
 def test_sessions_of_one_connection_are_limited(door: Door) -> None:
