@@ -165,11 +165,9 @@ def gpus(count: int) -> str:
     return ngettext("%(count)s GPU", "%(count)s GPUs", count) % {"count": count}
 
 
-@register.filter(name="bytes")
-def size(count: int | None) -> str:
-    """Write a number of bytes in powers of a thousand, with three digits that count; a dash where nobody knows."""
-    if count is None:
-        return "–"
+@register.filter
+def downloaded(count: int) -> str:
+    """Write a number of bytes as downloads are told: in powers of a thousand, with three digits that count."""
     value, unit = Decimal(count), "B"
     for bigger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
