@@ -31,6 +31,25 @@ def record(
     )
 
 
+def record_of(
+    thing: Any,
+    verb: str,
+    *,
+    actor: Actor,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Write one entry of what was done to something of a project."""
+    record(
+        actor=actor,
+        organization=thing.project.organization,
+        verb=verb,
+        subject_id=thing.public_id,
+        before=before,
+        after=after,
+    )
+
+
 def record_own(
     *, organization: Organization, verb: str, subject_id: str, before: dict[str, Any], after: dict[str, Any]
 ) -> None:

@@ -35,14 +35,16 @@ def add(*, actor: Actor, project: Project, host: str, username: str, password: s
     except IntegrityError as error:
         message = gettext("The project has a user for %(host)s already; remove that one first.") % {"host": host}
         raise Conflict(message) from error
-    _record(actor, credential, "registry.add", after={"host": host, "username": username})
+    audit.record_of(credential, "registry.add", actor=actor, after={"host": host, "username": username})
     return credential
 
 
 @transaction.atomic
 def remove(*, actor: Actor, credential: RegistryCredential) -> None:
     """Forget a way into a registry; what runs goes on, the next pull from there is without it."""
-    _record(actor, credential, "registry.remove", before={"host": credential.host, "username": credential.username})
+    audit.record_of(
+        credential, "registry.remove", actor=actor, before={"host": credential.host, "username": credential.username}
+    )
     credential.delete()
 
 
@@ -65,14 +67,3 @@ def _check_login(username: str, password: str) -> None:
             "password",
             gettext("Use 1 to %(most)s printable characters, without a line break.") % {"most": PASSWORD_LENGTH_MAX},
         )
-
-
-def _record(actor: Actor, credential: RegistryCredential, verb: str, **change: dict[str, str]) -> None:
-    audit.record(
-        actor=actor,
-        organization=credential.project.organization,
-        verb=verb,
-        subject_id=credential.public_id,
-        before=change.get("before"),
-        after=change.get("after"),
-    )

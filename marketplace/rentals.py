@@ -1,13 +1,13 @@
 """Renting on demand: what a customer can ask, from every door alike."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.utils.translation import gettext
 
 from billing import holds, prices, rating, runway
@@ -16,8 +16,9 @@ from billing.public_ids import new_public_id
 from marketplace import audit, runtimes
 from marketplace import volumes as kept
 from marketplace.access import Actor
-from marketplace.errors import BadOrder, Conflict, ProjectSuspended
+from marketplace.errors import BadOrder, ProjectSuspended
 from marketplace.models import Offer, Project
+from marketplace.names import given_once
 from provisioning import instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
@@ -188,7 +189,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
     instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
     after |= {"image": instance.image} if instance.image else {}
-    _record(actor, instance, "instance.rent", after=after)
+    audit.record_of(instance, "instance.rent", actor=actor, after=after)
     return instance
 
 
@@ -217,7 +218,7 @@ def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
     instances.start(instance=instance, price_version=price, at=at)
     hold_for_run(instance, at=at)
-    _record(actor, instance, "instance.start")
+    audit.record_of(instance, "instance.start", actor=actor)
 
 
 def hold_for_run(instance: Instance, *, at: datetime) -> None:
@@ -239,7 +240,7 @@ def stop(*, actor: Actor, instance: Instance, at: datetime) -> None:
     was = instance.phase
     instances.stop(instance=instance, at=at, message=f"Stopped by {actor.name}.")
     if instance.phase != was:
-        _record(actor, instance, "instance.stop", before={"phase": was})
+        audit.record_of(instance, "instance.stop", actor=actor, before={"phase": was})
 
 
 @transaction.atomic
@@ -248,7 +249,7 @@ def terminate(*, actor: Actor, instance: Instance, at: datetime) -> None:
     was = instance.phase
     instances.terminate(instance=instance, at=at, message=f"Terminated by {actor.name}.")
     if instance.phase != was:
-        _record(actor, instance, "instance.terminate", before={"phase": was})
+        audit.record_of(instance, "instance.terminate", actor=actor, before={"phase": was})
 
 
 def rename(*, actor: Actor, instance: Instance, name: str) -> None:
@@ -261,7 +262,7 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
         raise IllegalMove(f"{instance.name} has ended and keeps its name.")
     with _name_in_use(name), transaction.atomic():
         instances.rename(instance=instance, name=name)
-        _record(actor, instance, "instance.rename", before={"name": was}, after={"name": name})
+        audit.record_of(instance, "instance.rename", actor=actor, before={"name": was}, after={"name": name})
 
 
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
@@ -302,33 +303,6 @@ def _hold_first_hour(
     )
 
 
-@contextmanager
-def _name_in_use(name: str) -> Iterator[None]:
-    """Turn the refusal of the constraint on names into a Conflict."""
-    try:
-        yield
-    except IntegrityError as error:
-        if "instance_name_once_per_project" not in str(error):
-            raise
-        message = gettext(
-            "The project has an instance named %(name)s already; choose another name or terminate it."
-        ) % {"name": name}
-        raise Conflict(message) from error
-
-
-def _record(
-    actor: Actor,
-    instance: Instance,
-    verb: str,
-    *,
-    before: dict[str, object] | None = None,
-    after: dict[str, object] | None = None,
-) -> None:
-    audit.record(
-        actor=actor,
-        organization=instance.project.organization,
-        verb=verb,
-        subject_id=instance.public_id,
-        before=before,
-        after=after,
-    )
+def _name_in_use(name: str) -> AbstractContextManager[None]:
+    text = gettext("The project has an instance named %(name)s already; choose another name or terminate it.")
+    return given_once("instance_name_once_per_project", text % {"name": name})

@@ -160,15 +160,16 @@ def accept_invitation(*, user: User, secret: str, at: datetime, request_id: str 
 @transaction.atomic
 def change_role(*, actor: Actor, member: Membership, role: Role) -> None:
     """Give a member another role. Only an owner makes or unmakes owners; the last owner stays one."""
-    before = member.role
+    before = _locked_role(member)
+    if before != member.role:
+        raise Conflict(gettext("Somebody else changed this member at the same moment; look again."))
     if before == role:
         return
     _check_may_give(actor, member.organization, Role(before))
     _check_may_give(actor, member.organization, role)
     if before == Role.OWNER:
         _check_not_last_owner(member)
-    if not Membership.objects.filter(pk=member.pk, role=before).update(role=role):
-        raise Conflict(gettext("Somebody else changed this member at the same moment; look again."))
+    Membership.objects.filter(pk=member.pk).update(role=role)
     member.role = role
     _record(
         actor, member.organization, "member.change", member.public_id, before={"role": before}, after={"role": role}

@@ -1,14 +1,13 @@
 """Volumes: what a customer can ask of them, from every door alike."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Count, Q
 from django.utils.translation import gettext
 
@@ -19,6 +18,7 @@ from marketplace import audit, costs
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
+from marketplace.names import given_once
 from provisioning import volumes
 from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import Instance, Site, Volume
@@ -132,10 +132,10 @@ def _create(actor: Actor, project: Project, order: Order, at: datetime, *, is_sn
         volume.project = project
         _hold_first_hour(volume, cause="1", at=at)
         after = {"name": order.name, "site": order.site.slug, "size_gib": order.size_gib}
-        _record(
-            actor,
+        audit.record_of(
             volume,
             "volume.snapshot" if is_snapshot else "volume.create",
+            actor=actor,
             after=after | ({"source": order.source.public_id} if order.source else {}),
         )
     return volume
@@ -205,7 +205,7 @@ def attach(*, actor: Actor, volume: Volume, instance: Instance, path: str, at: d
     others = [volumes.Use(other.volume, other.path) for other in volumes.uses_of(instance)]
     check_uses([*others, volumes.Use(volume, path)], site=instance.offer.site)
     volumes.attach(volume=volume, instance=instance, path=path, at=at)
-    _record(actor, volume, "volume.attach", after={"instance": instance.public_id, "path": path})
+    audit.record_of(volume, "volume.attach", actor=actor, after={"instance": instance.public_id, "path": path})
 
 
 @transaction.atomic
@@ -213,7 +213,7 @@ def detach(*, actor: Actor, volume: Volume, at: datetime) -> None:
     """Take a volume from an instance at rest. Detaching what is not attached changes nothing."""
     instance = volumes.detach(volume=volume, at=at)
     if instance is not None:
-        _record(actor, volume, "volume.detach", before={"instance": instance.public_id})
+        audit.record_of(volume, "volume.detach", actor=actor, before={"instance": instance.public_id})
 
 
 @transaction.atomic
@@ -228,7 +228,7 @@ def resize(*, actor: Actor, volume: Volume, size_gib: int, at: datetime) -> None
     volumes.resize(volume=volume, size_gib=size_gib, price_version=price, at=at)
     volume.size_gib, volume.price_version = size_gib, price
     _hold_first_hour(volume, cause=f"{size_gib}-gib", at=at)
-    _record(actor, volume, "volume.resize", before={"size_gib": was}, after={"size_gib": size_gib})
+    audit.record_of(volume, "volume.resize", actor=actor, before={"size_gib": was}, after={"size_gib": size_gib})
 
 
 @transaction.atomic
@@ -250,14 +250,14 @@ def rename(*, actor: Actor, volume: Volume, name: str) -> None:
         raise IllegalMove(refusal)
     with _name_in_use(name), transaction.atomic():
         volumes.rename(volume=volume, name=name)
-        _record(actor, volume, "volume.rename", before={"name": was}, after={"name": name})
+        audit.record_of(volume, "volume.rename", actor=actor, before={"name": was}, after={"name": name})
 
 
 @transaction.atomic
 def delete(*, actor: Actor, volume: Volume, at: datetime) -> None:
     """Ask for a volume's end: charges end now, and until the grace is over it can be restored."""
     volumes.delete(volume=volume, at=at, message=f"Deleted by {actor.name}.")
-    _record(actor, volume, "volume.delete", before={"name": volume.name, "size_gib": volume.size_gib})
+    audit.record_of(volume, "volume.delete", actor=actor, before={"name": volume.name, "size_gib": volume.size_gib})
 
 
 @transaction.atomic
@@ -266,7 +266,7 @@ def restore(*, actor: Actor, volume: Volume, at: datetime) -> None:
     _check_open(volume.project)
     volumes.restore(volume=volume, at=at)
     _hold_first_hour(volume, cause=f"restored-{at:%Y%m%dT%H%M%S}", at=at)
-    _record(actor, volume, "volume.restore")
+    audit.record_of(volume, "volume.restore", actor=actor)
 
 
 def mind_unpaid(*, at: datetime, limit: int) -> int:
@@ -340,31 +340,6 @@ def _hold_first_hour(volume: Volume, *, cause: str, at: datetime) -> None:
     )
 
 
-@contextmanager
-def _name_in_use(name: str) -> Iterator[None]:
-    """Turn the refusal of the constraint on names into a Conflict."""
-    try:
-        yield
-    except IntegrityError as error:
-        if "volume_name_once_per_project" not in str(error):
-            raise
-        message = gettext("The project has a volume named %(name)s already; choose another name.") % {"name": name}
-        raise Conflict(message) from error
-
-
-def _record(
-    actor: Actor,
-    volume: Volume,
-    verb: str,
-    *,
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-) -> None:
-    audit.record(
-        actor=actor,
-        organization=volume.project.organization,
-        verb=verb,
-        subject_id=volume.public_id,
-        before=before,
-        after=after,
-    )
+def _name_in_use(name: str) -> AbstractContextManager[None]:
+    text = gettext("The project has a volume named %(name)s already; choose another name.")
+    return given_once("volume_name_once_per_project", text % {"name": name})

@@ -45,16 +45,16 @@ def glance(*, at: datetime) -> Glance:
     """Return the figures of the whole fleet. Four queries."""
     groups = (
         Node.objects.exclude(state=Node.State.RETIRED)
-        .values("state", "reachability")
+        .values("state", "reachability", "is_held")
         .annotate(nodes=Count("pk"), gpu_total=Sum("gpu_count"), free=Sum("free_gpus"))
     )
     rows = list(groups.order_by())
-    sellable = (Node.State.AVAILABLE, Node.Reachability.ONLINE)
+    sellable = (Node.State.AVAILABLE, Node.Reachability.ONLINE, False)
     burn = Runway.objects.filter(burn_micros_per_hour__gt=0).values_list("organization__currency")
     revenue = burn.annotate(total=Sum("burn_micros_per_hour")).order_by("organization__currency")
     return Glance(
         gpus=sum(row["gpu_total"] for row in rows if row["state"] not in OUT_OF_SERVICE),
-        free=sum(row["free"] for row in rows if (row["state"], row["reachability"]) == sellable),
+        free=sum(row["free"] for row in rows if (row["state"], row["reachability"], row["is_held"]) == sellable),
         held=GpuHold.objects.filter(released_at=None).count(),
         running=Instance.objects.filter(phase__in=CHARGED_PHASES).count(),
         revenue=[money.shown(micros, currency) for currency, micros in revenue],
