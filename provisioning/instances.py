@@ -3,7 +3,7 @@
 Lock order everywhere: workflow, instance, quota, account, node, assignment.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from django.db import transaction
@@ -14,6 +14,21 @@ from billing.models import PriceVersion
 from provisioning import engine, placement, volumes
 from provisioning.errors import IllegalMove
 from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
+
+# Meters lock their organization's accounts: in the same order whichever node or GPU breaks.
+MONEY_ORDER = ("project__organization", "pk")
+
+
+def lock(instance_ids: Iterable[int]) -> list[Instance]:
+    """Lock instances and before them their workflows, and return them as they are now, in the order of their money.
+
+    For whoever closes several meters in one transaction: an account may be
+    locked only once all of these are.
+    """
+    chosen = sorted(set(instance_ids))
+    list(Workflow.objects.select_for_update().filter(pk__in=chosen).order_by("pk"))
+    list(Instance.objects.select_for_update(no_key=True).filter(pk__in=chosen).order_by("pk"))
+    return list(Instance.objects.filter(pk__in=chosen).order_by(*MONEY_ORDER))
 
 
 # Without a savepoint: on a refusal the caller rolls back everything anyway, and every launch waits here.
@@ -86,6 +101,9 @@ def start(
         raise IllegalMove(f"{instance.name} is {instance.get_phase_display()} and cannot be started.")
     if instance.quota_held:
         raise IllegalMove(f"{instance.name} still gives back the GPUs of its last run; try again in a moment.")
+    lock([instance.pk])
+    # A copy that is being asked for this moment holds the volume's lock, and is seen once it is over.
+    volumes.lock(volumes.of_instance(instance))
     if refusal := volumes.why_not_started(instance):
         raise IllegalMove(refusal)
     engine.wake(instance.pk, step="place")

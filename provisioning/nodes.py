@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from billing import usage
-from provisioning import engine, inventory, leases, placement
+from provisioning import engine, instances, inventory, leases, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
 from provisioning.health import breaker
 from provisioning.holds import hold as hold  # noqa: PLC0414  said as nodes.hold by whoever finds a reason
@@ -37,8 +37,6 @@ JOIN_TOKEN_LIFE = timedelta(hours=24)
 SUSPECT_AFTER = timedelta(seconds=25)
 UNREACHABLE_AFTER = timedelta(seconds=40)
 LOST_STATES = {Assignment.Observed.FAILED, Assignment.Observed.GONE}
-# Meters lock their organization's accounts: in the same order whichever node falls silent.
-MONEY_ORDER = ("project__organization", "pk")
 
 
 def digest(secret: str) -> str:
@@ -212,8 +210,12 @@ def _live(node: Any) -> QuerySet[Assignment]:
 
 
 def _close_meters(node: Node, *, at: datetime) -> None:
-    """Charge for what runs there until `at`, the last that the node proved, and no longer."""
-    for instance in living_on(node).filter(phase__in=CHARGED_PHASES).order_by(*MONEY_ORDER):
+    """Charge for what runs there until `at`, the last that the node proved, and no longer.
+
+    All that is there is locked first, since what follows may wake any of it.
+    """
+    there = instances.lock(_live(node.pk).values_list("instance_id", flat=True))
+    for instance in [one for one in there if Phase(one.phase) in CHARGED_PHASES]:
         Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
         usage.stop(resource_id=instance.public_id, at=at)
 

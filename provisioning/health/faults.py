@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from django.db import transaction
 
 from billing import usage
-from provisioning import engine
+from provisioning import engine, instances
 from provisioning.models import (
     CHARGED_PHASES,
     STARTING,
@@ -16,12 +16,9 @@ from provisioning.models import (
     Node,
     Phase,
     Reason,
-    Workflow,
 )
 
 LIVING = {*CHARGED_PHASES, *STARTING}
-# Meters lock their organization's accounts: in the same order as everywhere else.
-MONEY_ORDER = ("project__organization", "pk")
 DEGRADED_FOR = timedelta(minutes=10)
 
 
@@ -30,7 +27,7 @@ def using(*, gpu: Gpu | None = None, node: Node | None = None) -> list[Instance]
     live = Assignment.objects.exclude(observed=Assignment.Observed.GONE)
     live = live.filter(holds__gpu=gpu, holds__released_at=None) if gpu is not None else live.filter(node=node)
     found = Instance.objects.filter(pk__in=live.values("instance"), phase__in=LIVING)
-    return list(found.order_by(*MONEY_ORDER))
+    return list(found.order_by(*instances.MONEY_ORDER))
 
 
 @transaction.atomic
@@ -41,8 +38,7 @@ def fail(*, instance: Instance, happened: str, fault_at: datetime, at: datetime)
     now. The whole gang ends: it started together. The instance can be started
     again, and is by itself where its customer asked for that.
     """
-    Workflow.objects.select_for_update().get(pk=instance.pk)
-    instance = Instance.objects.select_for_update().get(pk=instance.pk)
+    [instance] = instances.lock([instance.pk])
     if Phase(instance.phase) not in LIVING:
         return False
     ran = instance.health != Instance.Health.UNKNOWN

@@ -14,6 +14,7 @@ import structlog
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
+from provisioning import instances
 from provisioning.errors import ProvisioningError
 from provisioning.health import breaker, faults, gate, operations, parts
 from provisioning.health.classification import Verdict
@@ -133,14 +134,16 @@ def _tell(remediation: Remediation, event: HealthEvent, rule: Rule, *, at: datet
     hit = faults.using(gpu=event.gpu) if event.gpu is not None else []
     if rule.severity >= Severity.RESET_GPU and not rule.spares:
         happened = f"{rule.text} on node {event.node.name}, at {event.at.astimezone(UTC):%H:%M:%S} UTC ({event.code})."
-        for instance in hit:
+        for instance in instances.lock(one.pk for one in hit):
             faults.fail(instance=instance, happened=happened, fault_at=event.at, at=at)
         hit = []
     until = remediation.drain_until
     ends = f" It may go on until {until.astimezone(UTC):%H:%M} UTC." if until is not None and until > at else ""
     others = faults.using(node=event.node) if remediation.gpu is None else []
+    own = {one.pk for one in hit}
     for instance in {one.pk: one for one in (*hit, *others)}.values():
-        note = f"{rule.text} ({event.code}); nothing new is placed there.{ends}"
+        whose = "" if event.gpu is None or instance.pk in own else "Another GPU of its node: "
+        note = f"{whose}{rule.text} ({event.code}); nothing new is placed there.{ends}"
         faults.note(instance=instance, message=note, at=at)
 
 
@@ -177,7 +180,7 @@ def _drain(remediation: Remediation, at: datetime) -> None:
         if not breaker.admit(node=remediation.node, at=at):
             return
         happened = f"Node {remediation.node.name} is taken out of service for repair: {remediation.reason}."
-        for instance in used_by:
+        for instance in instances.lock(one.pk for one in used_by):
             faults.fail(instance=instance, happened=happened, fault_at=at, at=at)
     if remediation.is_for_person or _is_held(remediation):
         return

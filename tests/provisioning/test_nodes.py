@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from msgspec import structs
 
@@ -324,3 +326,23 @@ def test_joining_anew_starts_counting_reports_anew(node: Node, fleet: Fleet) -> 
     join(node)
     heartbeat = Heartbeat.objects.get(node=node)
     assert (heartbeat.agent_epoch, heartbeat.seq) == (0, 0)
+
+
+def test_what_a_silent_node_runs_is_locked_before_any_account(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    for _ in range(2):
+        rent()
+    run_until_idle()
+    at = timezone.now() + nodes.leases.lost_after() + timedelta(minutes=1)
+    with CaptureQueriesContext(
+        connection,
+    ) as captured:
+        nodes.notice_silence(at=at, limit=10)
+    locks = [query["sql"] for query in captured.captured_queries if "FOR " in query["sql"] and "UPDATE" in query["sql"]]
+    tables = [
+        next(name for name in ("workflow", "instance", "account", "heartbeat", "node") if f'_{name}"' in sql)
+        for sql in locks
+    ]
+    first_account = tables.index("account")
+    assert "workflow" in tables[:first_account]
+    assert "instance" in tables[:first_account]
+    assert tables.count("workflow") == tables[:first_account].count("workflow")
