@@ -318,11 +318,15 @@ NAMES = {number: name for name, number in NUMBERS.items()}
 
 
 def signal_marked(session: str, number: int) -> None:
-    """Signal what a session runs in a container: its first process, and what stayed in the kernel's session of that."""
+    """Signal what a session runs in a container: its first process, and what stayed in the kernel's session of that.
+
+    Podman's client carries the mark too, and is older; but it is in our namespace of processes and not in there.
+    """
     found = []
+    ours = os.readlink("/proc/self/ns/pid")
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == session:
+            if process.environ().get(MARK) == session and os.readlink(f"/proc/{process.pid}/ns/pid") != ours:
                 found.append((process.create_time(), os.getsid(process.pid), process))
     for _, kernels_session, process in found:
         # What left for a session of its own (tmux) goes on, as it does where nothing is contained.

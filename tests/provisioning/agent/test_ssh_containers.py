@@ -1,5 +1,6 @@
 """SSH and files in real containers, of an image without any sshd or sftp-server: busybox and nothing else."""
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -115,6 +116,19 @@ def test_what_a_client_left_running_in_front_is_hung_up_in_the_container_too(box
     client.kill()
     client.communicate()
     eventually(lambda: b"sleep 4242" not in box.ssh("ps").stdout)
+
+
+def test_a_signal_reaches_the_command_in_the_container_and_not_only_its_client(box: Door) -> None:
+    async def talk() -> None:
+        async with await box.connect() as connection:
+            script = "trap 'echo got it; exit 9' USR1; echo ready; while :; do sleep 0.05; done"
+            process = await connection.create_process(script)
+            assert await process.stdout.readline() == "ready\n"
+            process.send_signal("USR1")
+            done = await process.wait()
+            assert (done.stdout, done.exit_status) == ("got it\n", 9)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
 
 
 def test_a_removed_key_ends_its_shell_in_the_container(box: Door) -> None:
