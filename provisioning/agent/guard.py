@@ -37,6 +37,7 @@ from provisioning.agent.shim import lease_grace_s, lease_s, signal_name
 
 READ_BYTES = 1 << 16
 QUICK_LOOK_S = 0.05
+LOOKS_MAX = 50  # For a container that lives and whose processes we cannot hold.
 SLOW_LOOK_S = 2.0
 KILLED, SIGNALLED = 137, 128
 INTERRUPTED = "never started: its supervisor was killed while it started the container"
@@ -99,6 +100,7 @@ class Guard:
         failure = self._take_over() if (self.folder / "started").exists() else self._start()
         if not failure:
             self._stay()
+            self._hold_on()
         self._drain(self.output.write)
         write_json(self.folder / "end.json", self._failed(failure) if failure else self._end())
 
@@ -136,6 +138,24 @@ class Guard:
                     os.read(self.wake, READ_BYTES)
                 else:
                     self._note_end_of(key.fd)
+
+    def _hold_on(self) -> None:
+        """Watch anew what lives though we lost sight of it; what cannot be held is ended: nothing may run alone."""
+        for _ in range(LOOKS_MAX):
+            if self.lost_its_monitor or not self._is_running():
+                return
+            self._watch()
+            if self.conmon >= 0:
+                self._stay()
+            else:
+                time.sleep(QUICK_LOOK_S)
+        log_line = f"gpumarket: {self.name} could not be watched and is ended\n"
+        self.output.write(log_line.encode())
+        self.podman.run("rm", "--force", "--time", "0", self.name)
+
+    def _is_running(self) -> bool:
+        found = self.podman.find(self.name)
+        return found is not None and found["State"]["Status"] == "running"
 
     def _watch(self) -> None:
         """Hold on to the processes of a container that lives; their pids cannot mean anybody else from then on."""
