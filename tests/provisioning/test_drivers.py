@@ -7,20 +7,31 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from django.utils import timezone
 
 from marketplace import rentals
 from marketplace.access import Actor
 from marketplace.models import Offer
+from provisioning import nodes, reports
+from provisioning.agent.sync import assignment_report
 from provisioning.drivers import registry
 from provisioning.drivers.agent import AgentDriver
 from provisioning.drivers.fake import FakeDriver
 from provisioning.drivers.protocol import Driver
 from provisioning.drivers.slurm import SlurmDriver
-from provisioning.models import Assignment, GpuHold, Node
-from tests.conftest import Rent, Run
+from provisioning.models import Assignment, Fabric, GpuHold, Node
+from provisioning.protocol import Inventory, Report
+from tests.conftest import Rent, Run, make_offer
+from tests.nodes import announce
 from tests.packages import needs
+from tests.provisioning.agent.boxes import cdi_devices
+from tests.provisioning.agent.cast import Node as Machine
+from tests.provisioning.agent.cast import eventually
+from tests.provisioning.agent.conftest import boxes, home, images, node
+
+__all__ = ["boxes", "home", "images", "node"]  # Fixtures of the agent's own tests.
 
 pytestmark = pytest.mark.django_db
 
@@ -34,12 +45,21 @@ class DataCentre:
     exit: Callable[[Assignment, int], None]
     offer: Offer
     command: list[str] = field(default_factory=lambda: ["sleep", "1000"])
+    image: str = ""
 
 
-# A driver joins the contract by a function that returns its data centre, and a line here.
-@pytest.fixture(params=["agent", "fake", pytest.param("slurm", marks=needs("slurmctld"))])
+# A driver, or a runtime of the agent's, joins the contract by a function that returns its data centre, and a line here.
+@pytest.fixture(
+    params=[
+        "fake",
+        "played",
+        "process",
+        pytest.param("podman", marks=needs("podman")),
+        pytest.param("slurm", marks=needs("slurmctld")),
+    ]
+)
 def data_centre(request: pytest.FixtureRequest) -> DataCentre:
-    makers = {"agent": _agents, "fake": _fake, "slurm": _slurm}
+    makers = {"fake": _fake, "played": _played, "process": _process, "podman": _podman, "slurm": _slurm}
     return makers[request.param](request)
 
 
@@ -52,7 +72,7 @@ def _fake(request: pytest.FixtureRequest) -> DataCentre:
     return DataCentre(fake, lambda: None, end, fleet.h200)
 
 
-def _agents(request: pytest.FixtureRequest) -> DataCentre:
+def _played(request: pytest.FixtureRequest) -> DataCentre:
     fleet = request.getfixturevalue("fleet")
 
     def settle() -> None:
@@ -65,6 +85,90 @@ def _agents(request: pytest.FixtureRequest) -> DataCentre:
         settle()
 
     return DataCentre(AgentDriver(), settle, end, fleet.h200)
+
+
+def _process(request: pytest.FixtureRequest) -> DataCentre:
+    """An agent's own runtime that runs processes."""
+    return _agent(request, request.getfixturevalue("node"), runtime="process", word="word")
+
+
+def _podman(request: pytest.FixtureRequest) -> DataCentre:
+    """An agent's own runtime that runs containers, in a real podman."""
+    boxes, folder = request.getfixturevalue("boxes"), request.getfixturevalue("tmp_path")
+    devices = cdi_devices(boxes.gpus, folder)
+    devices.__enter__()
+    request.addfinalizer(lambda: devices.__exit__(None, None, None))
+    return _agent(request, boxes, runtime="podman", word="/workspace/word", image=boxes.image)
+
+
+def _agent(request: pytest.FixtureRequest, machine: Machine, *, runtime: str, word: str, image: str = "") -> DataCentre:
+    operator, site = request.getfixturevalue("operator"), request.getfixturevalue("site")
+    offer = make_offer(operator, site, slug=f"h200-{runtime}", gpu_model="H200", price_micros=1_000_000)
+    gpus = len(machine.gpus)
+    Offer.objects.filter(pk=offer.pk).update(runtime=runtime, gpus_per_node=gpus)
+    offer.refresh_from_db()
+    fabric = Fabric.objects.create(site=site, name=f"fabric-{runtime}", kind="ethernet")
+    node = announce(offer, fabric, name=f"machine-{runtime}", gpus=gpus)
+    line = Line(machine, node)
+    line.join(runtime)
+
+    def settle() -> None:
+        eventually(line.is_settled, seconds=30)
+
+    def end(row: Assignment, exit_code: int) -> None:
+        (machine.work(row.public_id) / "word").write_text(str(exit_code))
+        eventually(lambda: line.exchange() and Assignment.objects.get(pk=row.pk).observed == "exited", seconds=30)
+
+    script = f"until [ -s {word} ]; do sleep 0.05; done; exit $(cat {word})"
+    return DataCentre(AgentDriver(), settle, end, offer, ["sh", "-c", script], image)
+
+
+@dataclass
+class Line:
+    """Carries the words of an agent's runtime, stepped by hand, to the control plane and back, without HTTP."""
+
+    machine: Machine
+    node: Node
+    seq: int = 0
+
+    def join(self, runtime: str) -> None:
+        inventory = msgspec.convert(self.machine.monitor.inventory().as_json(), Inventory)
+        nodes.join(
+            secret=nodes.issue_join_token(node=self.node, at=timezone.now()),
+            key_hash=nodes.digest("key"),
+            boot_id="boot",
+            facts={"hostname": "machine", "agent_version": "1", "runtime": runtime, "gpu_source": "simulated"},
+            gpus=inventory.gpus,
+            at=timezone.now(),
+        )
+
+    def exchange(self) -> bool:
+        """Let the machine take a step, tell of it, and hear what should be."""
+        self.machine.runtime.step()
+        self.seq += 1
+        report = {
+            "node": self.node.public_id,
+            "key": "key",
+            "boot_id": "boot",
+            "agent_epoch": 1,
+            "seq": self.seq,
+            "desired_seen": self.machine.home.document().generation,
+            "assignments": [assignment_report(one) for one in self.machine.runtime.observed],
+            "events": self.machine.journal.waiting(100),
+        }
+        [answer] = reports.take_all([msgspec.convert(report, Report)], at=timezone.now())
+        assert answer["status"] == "ok"
+        self.machine.journal.note_seen(answer.get("events_seen", 0))
+        if "desired" in answer:
+            self.machine.home.adopt_document(generation=answer["desired_generation"], desired=answer["desired"])
+        return True
+
+    def is_settled(self) -> bool:
+        """Exchange once; return whether everything is as it should be, or ended by itself."""
+        self.exchange()
+        ends = {"exited", "failed", "gone"}
+        rows = Assignment.objects.filter(node=self.node)
+        return all(row.observed in {row.desired} | (ends if row.desired != "gone" else set()) for row in rows)
 
 
 def _slurm(request: pytest.FixtureRequest) -> DataCentre:
@@ -84,7 +188,7 @@ def _slurm(request: pytest.FixtureRequest) -> DataCentre:
 
 @pytest.fixture
 def assignment(rent: Rent, data_centre: DataCentre) -> Assignment:
-    instance = rent(gpus=2, offer=data_centre.offer, command=data_centre.command)
+    instance = rent(gpus=2, offer=data_centre.offer, command=data_centre.command, image=data_centre.image)
     return Assignment.objects.select_related("instance").get(instance=instance)
 
 
