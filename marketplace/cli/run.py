@@ -192,6 +192,7 @@ class Run:
 
     def _settle(self, instance: dict[str, Any]) -> int:
         """Give the GPUs back, say what it cost, and return the exit code of the command."""
+        told = instance  # Why it ended; afterwards it says that we ended it.
         try:
             instance = self._end(instance)
             self._say_bill(instance)
@@ -201,7 +202,7 @@ class Run:
             # The command has ended and with it the charging: its own code is worth more than our last questions.
             self._terminal.complain(silence)
         if instance["exit_code"] is None:
-            raise ended_early(instance)
+            raise ended_early(instance | {name: told[name] for name in ("phase", "reason", "message", "retryable")})
         return as_exit_status(instance["exit_code"])
 
     def _end(self, instance: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,14 @@ VERBS: dict[str, Promise] = {
     "audit.view": _("See the audit log"),
 }
 AUDITED: dict[str, Promise] = {
+    "volume.create": _("Made a volume"),
+    "volume.snapshot": _("Copied a volume"),
+    "volume.attach": _("Attached a volume"),
+    "volume.detach": _("Detached a volume"),
+    "volume.resize": _("Made a volume bigger"),
+    "volume.rename": _("Renamed a volume"),
+    "volume.delete": _("Deleted a volume"),
+    "volume.restore": _("Took back the deletion of a volume"),
     "instance.rent": _("Rented an instance"),
     "instance.start": _("Started an instance"),
     "instance.stop": _("Stopped an instance"),

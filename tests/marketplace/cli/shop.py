@@ -242,7 +242,7 @@ class Shop:
         }
 
     def end(self, row, phase):
-        row |= {"desired": phase, "phase": phase}
+        row |= {"desired": phase, "phase": phase, "reason": "user", "message": "Asked by developer@example.com."}
 
     def shown(self, row):
         billing = "not_started" if row["ready_at"] is None else "running"
