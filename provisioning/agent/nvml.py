@@ -203,6 +203,7 @@ def facts_of(ask: NvmlQuestions) -> dict[str, Scalar]:
         "board_part": ask(pynvml.nvmlDeviceGetBoardPartNumber),
         "vbios": ask(pynvml.nvmlDeviceGetVbiosVersion),
         "pci_bus_id": pci.busId if pci else None,
+        "minor_number": ask(pynvml.nvmlDeviceGetMinorNumber),
         "pcie_generation_max": ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration),
         "pcie_width_max": ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth),
         "numa_node": ask(pynvml.nvmlDeviceGetNumaNodeId),

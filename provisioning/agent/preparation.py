@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,11 @@ log = logging.getLogger("gpumarket.agent")
 PORT_TRIES = 3
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 NO_SUCH_GPU = "unresolvable CDI devices"
+GPU_NODE = re.compile(r"nvidia([0-9]+)")  # In /dev; the number is the driver's own, which never moves.
+OTHER_GPUS = (
+    "the CDI specification of this node gave other GPUs than those rented; its operator must write it anew, with GPUs "
+    "by UUID: nvidia-ctk cdi generate --device-name-strategy=uuid"
+)
 
 
 class NotStartable(Exception):
@@ -139,9 +145,21 @@ class Preparation:
         wiring = self._kind.networks.make(self._wanted)
         write_json(self._folder / "network.json", wiring.name)
         found = self._initialize(image, wiring)
+        self._check_gpus(found)
         self._kind.networks.join_hosts(self._wanted)
         ready = {"boot_id": boot_id(), "ports": published(found), "address": address_in(found)}
         write_json(self._folder / "prepared.json", ready)
+
+    def _check_gpus(self, found: Any) -> None:
+        """Refuse a container with other GPUs than the rented ones, before anything of the customer's runs in it.
+
+        A specification that names GPUs by index may be older than the driver's present count.
+        """
+        there = {int(match[1]) for name in os.listdir(f"/proc/{found['State']['Pid']}/root/dev")
+                 if (match := GPU_NODE.fullmatch(name))}  # fmt: skip
+        if there != {gpu.facts.get("minor_number") for gpu in self._gpus}:
+            self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
+            raise NotStartable(OTHER_GPUS)
 
     def _initialize(self, image: Mapping[str, Any], wiring: Wiring) -> Any:
         """Return the container, ready to start. A host port that was taken meanwhile is chosen anew."""

@@ -105,6 +105,7 @@ def simulated_facts(seed: str, index: int) -> dict[str, Scalar]:
         "board_part": "simulated",
         "vbios": "simulated",
         "pci_bus_id": f"00000000:{0x17 + 8 * (index % 28):02X}:{index // 28:02X}.0",
+        "minor_number": index,
         "pcie_generation_max": 5,
         "pcie_width_max": 16,
         "numa_node": index // 4 % 2,

@@ -39,6 +39,7 @@ def test_a_gpu_tells_what_it_is(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
     )  # fmt: skip
     assert first.facts == {
         "serial": "1650000000", "board_part": "900-21010-0040-000", "vbios": "96.00.BC.00.01",
+        "minor_number": 0,
         "pci_bus_id": "00000000:17:00.0", "pcie_generation_max": 5, "pcie_width_max": 16, "numa_node": 0,
         "power_limit_mw": 700_000, "ecc": True, "mig": False, "mig_devices": "", "nvlinks": 18, "nvlinks_up": 18,
         "nvlinks_down": "",

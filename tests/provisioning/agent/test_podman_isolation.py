@@ -50,6 +50,15 @@ def test_it_sees_the_rented_gpus_and_no_other(boxes, tmp_path, named_by_index):
     assert said[3] == "0,1"  # The driver numbers them anew inside.
 
 
+def test_an_old_specification_never_gives_a_neighbours_gpu(boxes, tmp_path):
+    moved = [boxes.gpus[1], boxes.gpus[0], *boxes.gpus[2:]]  # It was written when these two stood the other way round.
+    with cdi_devices(moved, tmp_path):
+        boxes.want("asg_a", "running", gpus=[boxes.gpus[0]])
+        seen = boxes.until("asg_a", "failed")
+    assert "other GPUs than those rented" in seen.message
+    assert boxes.containers() == []
+
+
 def test_a_gpu_that_the_cdi_specification_does_not_know_is_a_failure_with_its_reason(boxes):
     boxes.want("asg_a", "running", gpus=[boxes.gpus[0]])
     seen = boxes.until("asg_a", "failed")
