@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from provisioning.agent import confinement, volumes
@@ -155,8 +156,8 @@ class Preparation:
 
         A specification that names GPUs by index may be older than the driver's present count.
         """
-        there = {int(match[1]) for name in os.listdir(f"/proc/{found['State']['Pid']}/root/dev")
-                 if (match := GPU_NODE.fullmatch(name))}  # fmt: skip
+        devices = Path("/proc", str(found["State"]["Pid"]), "root", "dev")
+        there = {int(match[1]) for device in devices.iterdir() if (match := GPU_NODE.fullmatch(device.name))}
         if there != {gpu.facts.get("minor_number") for gpu in self._gpus}:
             self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
             raise NotStartable(OTHER_GPUS)
