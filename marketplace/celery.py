@@ -41,6 +41,7 @@ app.conf.update(
             ("repairs", "provisioning.tasks.repair", 2.0),
             ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
+            ("capacity of offers", "provisioning.tasks.count_capacity", 60.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),

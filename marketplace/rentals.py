@@ -19,7 +19,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
 from marketplace.models import Offer, Project
 from marketplace.names import given_once
-from provisioning import instances, quotas, volumes
+from provisioning import calendar, instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 
@@ -232,6 +232,7 @@ def hold_for_run(instance: Instance, *, at: datetime) -> None:
         gpus=instance.gpus,
         at=at,
     )
+    calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at)
 
 
 @transaction.atomic

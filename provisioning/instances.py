@@ -1,6 +1,6 @@
 """What can be asked of an instance. Each verb is safe to repeat; the workflow does the work.
 
-Lock order everywhere: workflow, instance, quota, account, node, assignment.
+Lock order everywhere: workflow, instance, quota, account, node, assignment, capacity.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 
 from billing import usage
 from billing.models import PriceVersion
-from provisioning import engine, placement, volumes
+from provisioning import calendar, engine, placement, volumes
 from provisioning.errors import IllegalMove
 from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
 
@@ -79,6 +79,7 @@ def create(
         volumes.attach_at_launch(instance=instance, uses=uses, at=at)
     home = volumes.home_of(use.volume for use in uses)
     instance.claimed = placement.claim(instance=instance, at=at, home=home)
+    calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at)
     engine.nudge(instance.pk)
     return instance
 

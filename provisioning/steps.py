@@ -13,7 +13,7 @@ from functools import partial
 from django.utils import timezone
 
 from billing import usage
-from provisioning import placement, quotas, volumes
+from provisioning import calendar, placement, quotas, volumes
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
@@ -178,6 +178,8 @@ def finish(instance: Instance) -> None:
         quotas.give_back(project_id=instance.project_id, gpus=instance.quota_held)
         Instance.objects.filter(pk=instance.pk).update(quota_held=0)
     placement.release(instance=instance, at=at)
+    if instance.quota_held and instance.market == Instance.Market.ON_DEMAND:
+        calendar.close(offer_id=instance.offer_id, gpus=instance.quota_held)
 
 
 def rest(instance: Instance) -> Outcome:

@@ -4,7 +4,7 @@ import structlog
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import clusters, engine, nodes, partitions, rollups, sessions, upkeep
+from provisioning import calendar, clusters, engine, nodes, partitions, rollups, sessions, upkeep
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
@@ -104,3 +104,9 @@ def purge_breaker_marks() -> None:
 def close_sessions_left_open() -> None:
     """Close SSH sessions of what is gone."""
     sessions.close_left_open(at=timezone.now(), limit=LEFT_OPEN_MAX)
+
+
+@shared_task
+def count_capacity() -> None:
+    """Count the GPUs of every offer, against which promises of later hours are held."""
+    calendar.count(at=timezone.now())

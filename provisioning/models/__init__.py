@@ -1,3 +1,4 @@
+from provisioning.models.calendar import Capacity, CommittedHour
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
 from provisioning.models.health import (
     Breaker,
@@ -38,7 +39,9 @@ __all__ = [
     "Assignment",
     "Breaker",
     "BreakerMark",
+    "Capacity",
     "Cluster",
+    "CommittedHour",
     "Fabric",
     "Gpu",
     "GpuHold",

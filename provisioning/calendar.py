@@ -1,0 +1,159 @@
+"""What of an offer may still be promised: commitments as a step function over UTC hours.
+
+What runs on demand has no end, so it counts in every hour to come;
+reservations count in theirs; spot counts nowhere, since it makes room. New
+work is admitted where the sum stays within the offer's GPUs in every hour
+that it touches. Counts suffice, because a reservation's nodes are chosen when
+it begins: the intervals on a line form a perfect graph, so where no hour
+exceeds the capacity, first-fit in order of starts gives everyone whole nodes.
+
+Each promise locks the offer's `Capacity` row, so callers make it last in
+their transaction: after accounts, nodes and assignments.
+"""
+
+from datetime import datetime, timedelta
+
+from django.db import connection, transaction
+from django.db.models import F, Max
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext
+
+from provisioning.errors import NoCapacity
+from provisioning.models import Capacity, CommittedHour
+
+HOUR = timedelta(hours=1)
+
+# An offer without commitments is limited by its nodes alone, so that their coming and going needs no count.
+OPEN = """
+INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, counted_at)
+VALUES (%(offer)s, 0, %(gpus)s, 0, %(at)s)
+ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s
+    WHERE capacity.peak = 0 OR capacity.open_ended + %(gpus)s + capacity.peak <= capacity.gpus
+"""
+
+# Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order.
+COUNT = """
+INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, counted_at)
+SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0), 0, 0, %(at)s
+FROM marketplace_offer offer
+LEFT JOIN (
+    SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
+    WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
+) built ON built.offer_id = offer.id
+LEFT JOIN (
+    SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
+    WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
+        AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
+) broken ON broken.offer_id = offer.id
+WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
+ON CONFLICT (offer_id) DO UPDATE SET gpus = excluded.gpus, counted_at = excluded.counted_at, peak = coalesce(
+    (SELECT max(hour.gpus) FROM provisioning_committedhour hour
+     WHERE hour.offer_id = capacity.offer_id AND hour.hour > %(since)s), 0
+)
+"""
+
+COMMIT = """
+INSERT INTO provisioning_committedhour AS committed (offer_id, hour, gpus)
+SELECT %(offer)s, hour, %(gpus)s
+FROM generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
+ON CONFLICT (offer_id, hour) DO UPDATE SET gpus = committed.gpus + excluded.gpus
+"""
+
+
+def hour_of(at: datetime) -> datetime:
+    """Return when the UTC hour of `at` began."""
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def count(*, at: datetime, offer_id: int | None = None) -> None:
+    """Count the GPUs of an offer, or of all, and forget hours that are over. Three sums, whatever is promised."""
+    with connection.cursor() as cursor:
+        cursor.execute(COUNT, {"offer": offer_id, "at": at, "since": at - HOUR})
+
+
+def open_ended(*, offer_id: int, gpus: int, at: datetime) -> None:
+    """Promise GPUs from now on without an end, or raise NoCapacity with nothing promised. One statement."""
+    assert gpus > 0
+    for is_last in (False, True):
+        with connection.cursor() as cursor:
+            cursor.execute(OPEN, {"offer": offer_id, "gpus": gpus, "at": at})
+            if cursor.rowcount:
+                return
+        if not is_last:
+            count(at=at, offer_id=offer_id)  # It may have grown since, or the fullest hour may be over.
+    capacity = Capacity.objects.get(pk=offer_id)
+    raise NoCapacity(
+        gettext(
+            "%(gpus)s GPUs without an end do not fit beside what is reserved: "
+            "of %(all)s GPUs, %(open)s run on demand and up to %(peak)s are reserved in one hour."
+        )
+        % {"gpus": gpus, "all": capacity.gpus, "open": capacity.open_ended, "peak": capacity.peak}
+    )
+
+
+def close(*, offer_id: int, gpus: int) -> None:
+    """Take back a promise without an end; the column's own check refuses to go below zero."""
+    Capacity.objects.filter(pk=offer_id).update(open_ended=F("open_ended") - gpus)
+
+
+@transaction.atomic
+def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
+    """Commit GPUs in each hour of a window of whole hours, or raise NoCapacity with nothing committed.
+
+    Four statements and a row for each hour.
+    """
+    assert gpus > 0
+    assert hour_of(starts_at) == starts_at < ends_at == hour_of(ends_at), "a window is whole hours"
+    capacity = _lock(offer_id, at=at)
+    most = peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
+    if capacity.open_ended + most + gpus > capacity.gpus:
+        count(at=at, offer_id=offer_id)
+        capacity.refresh_from_db()
+    if capacity.open_ended + most + gpus > capacity.gpus:
+        raise NoCapacity(
+            gettext("%(gpus)s GPUs are not free in every hour of that window; at its fullest, %(free)s are.")
+            % {"gpus": gpus, "free": max(0, capacity.gpus - capacity.open_ended - most)}
+        )
+    with connection.cursor() as cursor:
+        cursor.execute(COMMIT, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at})
+    if most + gpus > capacity.peak:
+        Capacity.objects.filter(pk=offer_id).update(peak=most + gpus)
+
+
+@transaction.atomic
+def release(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
+    """Take back a commitment in each hour of a window, of which the hours that are over do not matter."""
+    _lock(offer_id, at=at)
+    hours = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=starts_at, hour__lt=ends_at)
+    hours.update(gpus=F("gpus") - gpus)
+    hours.filter(gpus=0).delete()
+    peak = peak_within(offer_id=offer_id, starts_at=hour_of(at), ends_at=None)
+    Capacity.objects.filter(pk=offer_id).update(peak=peak)
+
+
+def peak_within(*, offer_id: int, starts_at: datetime, ends_at: datetime | None) -> int:
+    """Return the most that one hour has committed, from the hour of `starts_at` until `ends_at` or for ever."""
+    hours = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(starts_at))
+    if ends_at is not None:
+        hours = hours.filter(hour__lt=ends_at)
+    most: int = hours.aggregate(most=Coalesce(Max("gpus"), 0))["most"]
+    return most
+
+
+def free(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
+    """Return how many GPUs may still be committed in every hour of a window, as last counted. Two queries."""
+    capacity = Capacity.objects.filter(pk=offer_id).first()
+    if capacity is None:
+        return 0
+    most = peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
+    return max(0, capacity.gpus - capacity.open_ended - most)
+
+
+def _lock(offer_id: int, *, at: datetime) -> Capacity:
+    """Lock what is promised of an offer, counted for the first time where nothing was yet."""
+    locked = Capacity.objects.select_for_update(no_key=True).filter(pk=offer_id)
+    found = locked.first()
+    if found is None:
+        count(at=at, offer_id=offer_id)
+        found = locked.get()
+    return found

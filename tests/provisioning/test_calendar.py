@@ -1,0 +1,158 @@
+"""What is promised of an offer, hour by hour, against a list of numbers."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from marketplace.models import Offer
+from provisioning import calendar, instances
+from provisioning.errors import NoCapacity
+from provisioning.models import Capacity, CommittedHour, Gpu, Instance, Node
+from tests.conftest import Fleet, Rent, Run
+
+pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+GPUS = 16
+SPAN = 6
+
+
+@pytest.fixture
+def offer(fleet: Fleet) -> Offer:
+    """An offer of two nodes of eight GPUs."""
+    assert sum(node.gpu_count for node in Node.objects.filter(offer=fleet.h200)) == GPUS
+    return fleet.h200
+
+
+def commit(offer: Offer, gpus: int, first: int, last: int) -> None:
+    """Commit from the first hour after noon until the last."""
+    calendar.commit(offer_id=offer.pk, gpus=gpus, starts_at=NOON + first * HOUR, ends_at=NOON + last * HOUR, at=NOON)
+
+
+def release(offer: Offer, gpus: int, first: int, last: int) -> None:
+    calendar.release(offer_id=offer.pk, gpus=gpus, starts_at=NOON + first * HOUR, ends_at=NOON + last * HOUR, at=NOON)
+
+
+def test_commitments_fill_each_hour_of_their_window_and_no_other(offer: Offer) -> None:
+    commit(offer, 10, 1, 3)
+    commit(offer, 6, 2, 4)
+    assert [calendar.free(offer_id=offer.pk, starts_at=NOON + n * HOUR, ends_at=NOON + (n + 1) * HOUR)
+            for n in range(5)] == [16, 6, 0, 10, 16]  # fmt: skip
+    with pytest.raises(NoCapacity, match="at its fullest, 0 are"):
+        commit(offer, 1, 0, 3)
+    assert calendar.free(offer_id=offer.pk, starts_at=NOON, ends_at=NOON + HOUR) == 16
+
+
+def test_what_runs_on_demand_counts_in_every_hour_to_come(offer: Offer) -> None:
+    calendar.open_ended(offer_id=offer.pk, gpus=4, at=NOON)
+    with pytest.raises(NoCapacity):
+        commit(offer, 13, 1000, 1001)
+    commit(offer, 12, 1000, 1001)
+    with pytest.raises(NoCapacity, match="of 16 GPUs, 4 run on demand and up to 12 are reserved"):
+        calendar.open_ended(offer_id=offer.pk, gpus=1, at=NOON)
+    calendar.close(offer_id=offer.pk, gpus=4)
+    calendar.open_ended(offer_id=offer.pk, gpus=4, at=NOON)
+
+
+def test_hours_that_are_over_limit_nothing_any_more(offer: Offer) -> None:
+    commit(offer, 16, 0, 1)
+    with pytest.raises(NoCapacity):
+        calendar.open_ended(offer_id=offer.pk, gpus=1, at=NOON + timedelta(minutes=59))
+    calendar.open_ended(offer_id=offer.pk, gpus=1, at=NOON + HOUR)
+
+
+def test_only_gpus_in_good_order_on_nodes_that_may_be_sold_are_promised(offer: Offer) -> None:
+    node = Node.objects.get(name="h200-1")
+    Gpu.objects.filter(node=node, index=0).update(healthy=False)
+    calendar.count(at=NOON)
+    assert Capacity.objects.get(pk=offer.pk).gpus == 15
+    Node.objects.filter(pk=node.pk).update(state="cordoned")
+    calendar.count(at=NOON)
+    assert Capacity.objects.get(pk=offer.pk).gpus == 8
+
+
+def test_an_instance_is_promised_from_its_launch_until_its_nodes_confirmed_the_end(
+    rent: Rent, run_until_idle: Run
+) -> None:
+    instance = rent(gpus=3)
+    assert Capacity.objects.get(pk=instance.offer_id).open_ended == 3
+    run_until_idle()
+    instance.refresh_from_db()
+    instances.terminate(instance=instance, at=timezone.now())
+    assert Capacity.objects.get(pk=instance.offer_id).open_ended == 3
+    run_until_idle()
+    assert Instance.objects.get(pk=instance.pk).phase == "terminated"
+    assert Capacity.objects.get(pk=instance.offer_id).open_ended == 0
+
+
+windows = st.tuples(st.integers(0, SPAN - 1), st.integers(1, SPAN)).filter(lambda window: window[0] < window[1])
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.integers(1, GPUS), windows),
+        st.tuples(st.just("release"), st.integers(0, 5), st.none()),
+        st.tuples(st.just("open"), st.integers(1, GPUS), st.none()),
+        st.tuples(st.just("close"), st.integers(0, 5), st.none()),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves=moves)
+def test_no_hour_is_ever_promised_beyond_its_gpus_and_none_is_refused_that_fits(offer: Offer, moves: list[Any]) -> None:
+    with transaction.atomic():
+        committed: list[tuple[int, tuple[int, int]]] = []
+        running: list[int] = []
+        for verb, number, window in moves:
+            hours = [sum(gpus for gpus, (first, last) in committed if first <= hour < last) for hour in range(SPAN)]
+            if verb == "commit":
+                fits = max(hours[slice(*window)]) + sum(running) + number <= GPUS
+                _try(lambda n=number, w=window: commit(offer, n, *w), fits)
+                committed += [(number, window)] if fits else []
+            elif verb == "open":
+                # Nothing is reserved, so only nodes limit; placement claims them first.
+                fits = max(hours) == 0 or max(hours) + sum(running) + number <= GPUS
+                _try(lambda n=number: calendar.open_ended(offer_id=offer.pk, gpus=n, at=NOON), fits)
+                running += [number] if fits else []
+            elif verb == "release" and number < len(committed):
+                gpus, (first, last) = committed.pop(number)
+                release(offer, gpus, first, last)
+            elif verb == "close" and number < len(running):
+                calendar.close(offer_id=offer.pk, gpus=running.pop(number))
+        rows = {row.hour: row.gpus for row in CommittedHour.objects.filter(offer=offer)}
+        expected = [sum(gpus for gpus, (first, last) in committed if first <= hour < last) for hour in range(SPAN)]
+        assert [rows.get(NOON + hour * HOUR, 0) for hour in range(SPAN)] == expected
+        transaction.set_rollback(True)
+
+
+def _try(verb: Callable[[], None], fits: bool) -> None:
+    if fits:
+        verb()
+    else:
+        with pytest.raises(NoCapacity), transaction.atomic():
+            verb()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_sixteen_bookings_at_once_only_those_that_fit_are_made(offer: Offer) -> None:
+    def book(_: int) -> bool:
+        try:
+            commit(offer, 3, 0, 4)
+        except NoCapacity:
+            return False
+        finally:
+            connection.close()
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        made = sum(pool.map(book, range(16)))
+    assert made == GPUS // 3
+    assert set(CommittedHour.objects.values_list("gpus", flat=True)) == {15}
