@@ -2,15 +2,19 @@
 
 A report carries the state of everything on a node; the answer carries
 everything that should be there, as one document with a generation number.
-Nothing is a command that could be lost. Reports that say nothing new are taken
-in sets: a batch costs three statements, however many nodes it speaks for, and
-each report with news some more of its own.
+Nothing is a command that could be lost. That nodes live and what they read is
+taken in sets: a batch costs three statements, however many nodes it speaks for.
+News are taken one report at a time and a few seconds long; a report whose news
+must wait is heard and answered all the same, and says them again.
 """
 
 import hmac
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -31,6 +35,8 @@ LOG_BYTES_MAX = 64 * 1024 * 1024
 STOP_GRACE_S = 10
 ENDING = timedelta(seconds=10)
 MILLISECOND = timedelta(milliseconds=1)
+# How long a batch takes news; what is left comes again with the nodes' next reports.
+NEWS_S = 5.0
 
 # Who takes an entry of a node's journal, by its kind: the node, when it happened, what it says.
 EventTaker = Callable[[Node, datetime, Mapping[str, Any]], None]
@@ -56,33 +62,60 @@ FROM unnest(%(nodes)s::bigint[], %(boot_ids)s::text[], %(epochs)s::bigint[], %(s
     AS said (node_id, boot_id, agent_epoch, seq, clock_skew_ms, telemetry, energy) JOIN locked USING (node_id)
 WHERE heartbeat.node_id = said.node_id
     AND (heartbeat.agent_epoch, heartbeat.seq) < (said.agent_epoch, said.seq)
-RETURNING heartbeat.node_id, locked.boot_id, locked.last_seen
+    AND (heartbeat.boot_id = said.boot_id OR %(any_boot)s)
+RETURNING heartbeat.node_id, locked.boot_id, locked.last_seen, heartbeat.events_seen
 """
 
 
 def take_all(said: Sequence[Report], *, at: datetime) -> list[dict[str, Any]]:
     """Take the reports of many nodes and return an answer for each, in the same order.
 
-    An error of ours with one node must not make the others of its batch look
-    silent: it is that node's answer, nothing of its report counts, and it comes again.
+    All are heard before any news are taken, so that no node looks silent while
+    others tell much. An error of ours with one node must not touch the others of
+    its batch: it is that node's answer, none of its news count, and they come again.
     """
     known = {node.public_id: node for node in Node.objects.filter(public_id__in={report.node for report in said})}
     live = _live_by_node([node.pk for node in known.values()])
-    calm: dict[int, Report] = {}
-    for report in said:
+    first: dict[int, int] = {}
+    for place, report in enumerate(said):
         node = known.get(report.node)
-        if node is not None and node.pk not in calm and _is_calm(report, node, live.get(node.pk, ())):
-            calm[node.pk] = report
-    heard = _hear(calm, at=at) if calm else {}
-    answers = []
-    for report in said:
-        node = known.get(report.node)
-        if node is not None and calm.get(node.pk) is report:
-            is_heard = node.pk in heard
-            answers.append(_answer(node, report, live.get(node.pk, ()), at=at) if is_heard else _stale(report))
+        if node is not None and node.pk not in first and _is_ordinary(report, node):
+            first[node.pk] = place
+    heard = _hear({node_id: said[place] for node_id, place in first.items()}, at=at) if first else {}
+    answers: dict[int, dict[str, Any]] = {}
+    news: list[int] = []
+    for node_id, place in first.items():
+        report, node = said[place], known[said[place].node]
+        if node_id not in heard:
+            continue
+        if _is_calm(report, live.get(node_id, ())):
+            answers[place] = _answer(node, report, live.get(node_id, ()), at=at)
         else:
-            answers.append(_taken(report, at=at))
+            news.append(place)
+    answers |= _take_news_of_many({place: (known[said[place].node], said[place]) for place in news}, live, at=at)
+    return [answers[place] if place in answers else _taken(report, at=at) for place, report in enumerate(said)]
+
+
+def _take_news_of_many(
+    news: Mapping[int, tuple[Node, Report]], live: Mapping[int, Sequence[Assignment]], *, at: datetime
+) -> dict[int, dict[str, Any]]:
+    """Take the news of reports that were heard, as long as there is time; all are answered."""
+    answers = {}
+    until = time.monotonic() + NEWS_S
+    # Those of whom nothing is taken this time must not be the same ones the next time.
+    for place in random.sample(list(news), len(news)):
+        node, report = news[place]
+        if time.monotonic() < until or not _can_wait(report):
+            answers[place] = _tried(partial(take_news, node, report, at=at), report)
+        else:
+            waits = _answer(node, report, live.get(node.pk, ()), at=at)
+            answers[place] = waits | {"poll_after_ms": settings.NODE_POLL_MS["busy"]}
     return answers
+
+
+def _can_wait(report: Report) -> bool:
+    """Return whether a node says again, after an answer, what the answer does not acknowledge."""
+    return not (report.inventory or report.volumes)
 
 
 def _live_by_node(node_ids: Sequence[int]) -> dict[int, list[Assignment]]:
@@ -94,32 +127,43 @@ def _live_by_node(node_ids: Sequence[int]) -> dict[int, list[Assignment]]:
     return found
 
 
-def _is_calm(report: Report, node: Node, live: Sequence[Assignment]) -> bool:
-    """Return whether a report only says that all is as we know it; taking it is then one row of a set."""
+def _is_ordinary(report: Report, node: Node) -> bool:
+    """Return whether to hear it is all that must be done in one go: the node comes back from nowhere."""
+    return node.reachability == Node.Reachability.ONLINE and _is_its_key(report, node)
+
+
+def _is_calm(report: Report, live: Sequence[Assignment]) -> bool:
+    """Return whether a report only says that all is as we know it; the node may have to hear of changes."""
     if report.inventory or report.logs or report.events or report.volumes:
         return False
-    if report.desired_seen != node.desired_generation or node.reachability != Node.Reachability.ONLINE:
-        return False
     rows = {row.public_id: row for row in live}
-    as_known = all(word.id not in rows or not _is_news(rows[word.id], word) for word in report.assignments)
-    return as_known and _is_its_key(report, node)
+    return all(word.id not in rows or not _is_news(rows[word.id], word) for word in report.assignments)
 
 
 def _is_its_key(report: Report, node: Node) -> bool:
     return bool(node.key_hash) and hmac.compare_digest(nodes.digest(report.key), node.key_hash)
 
 
-def _hear(calm: Mapping[int, Report], *, at: datetime) -> dict[int, tuple[str, datetime]]:
-    """Note that these nodes live and what they read; return how those were before whose report was not overtaken.
+class Heard(NamedTuple):
+    """How a node stood before its report was heard."""
 
-    For each its boot, and when it was last seen.
+    boot_id: str
+    last_seen: datetime
+    events_seen: int
+
+
+def _hear(reports: Mapping[int, Report], *, at: datetime, any_boot: bool = False) -> dict[int, Heard]:
+    """Note that these nodes live and what they read; return those whose report was not overtaken.
+
+    A machine that has started anew is not among them, unless `any_boot`: what that means
+    must be written down in the same transaction.
     """
-    said = list(calm.values())
+    said = list(reports.values())
     with connection.cursor() as cursor:
         cursor.execute(
             HEARD,
             {
-                "nodes": list(calm),
+                "nodes": list(reports),
                 "boot_ids": [report.boot_id for report in said],
                 "epochs": [report.agent_epoch for report in said],
                 "seqs": [report.seq for report in said],
@@ -128,10 +172,11 @@ def _hear(calm: Mapping[int, Report], *, at: datetime) -> dict[int, tuple[str, d
                 "telemetry": [_json(readings(report.telemetry)) for report in said],
                 "energy": [_json(readings(report.energy)) for report in said],
                 "at": at,
+                "any_boot": any_boot,
             },
         )
-        heard = {node_id: (boot_id, last_seen) for node_id, boot_id, last_seen in cursor.fetchall()}
-    telemetry.record([(node_id, calm[node_id]) for node_id in sorted(heard)], at=at)
+        heard = {node_id: Heard(*before) for node_id, *before in cursor.fetchall()}
+    telemetry.record([(node_id, reports[node_id]) for node_id in sorted(heard)], at=at)
     return heard
 
 
@@ -145,8 +190,12 @@ def _skew_ms(report: Report, at: datetime) -> int | None:
 
 
 def _taken(report: Report, *, at: datetime) -> dict[str, Any]:
+    return _tried(partial(take, report, at=at), report)
+
+
+def _tried(taking: Callable[[], dict[str, Any]], report: Report) -> dict[str, Any]:
     try:
-        return take(report, at=at)
+        return taking()
     except Exception:
         log.exception("report failed", node=report.node)
         return {"node": report.node, "status": "error", "poll_after_ms": settings.NODE_POLL_MS["busy"]}
@@ -162,27 +211,47 @@ def take(report: Report, *, at: datetime) -> dict[str, Any]:
     node = Node.objects.filter(public_id=report.node).first()
     if node is None or not _is_its_key(report, node):
         return {"node": report.node, "status": "unauthorized", "poll_after_ms": 30_000}
-    heard = _hear({node.pk: report}, at=at)
+    heard = _hear({node.pk: report}, at=at, any_boot=True)
     if not heard:
         return _stale(report)
-    boot_id, last_seen = heard[node.pk]
-    if boot_id != report.boot_id:
+    before = heard[node.pk]
+    if before.boot_id != report.boot_id:
         ended = [word.id for word in report.assignments if word.state == "exited" and word.exit_code is not None]
-        nodes.note_restart(node=node, last_seen=last_seen, ended=ended)
+        nodes.note_restart(node=node, last_seen=before.last_seen, ended=ended)
     if node.reachability != Node.Reachability.ONLINE:
         running = [word.id for word in report.assignments if word.state == "running"]
         nodes.come_back(node=node, at=at, running=running)
+    return _take_news(node, report, events_seen=before.events_seen, at=at)
+
+
+@transaction.atomic
+def take_news(node: Node, report: Report, *, at: datetime) -> dict[str, Any]:
+    """Take what is new in a report that was heard already, and return what the node is told.
+
+    Between the two a newer report may have come: it says all this again, and has the last word.
+    """
+    latest = Heartbeat.objects.select_for_update(no_key=True).filter(
+        node=node, agent_epoch=report.agent_epoch, seq=report.seq
+    )
+    events_seen = latest.values_list("events_seen", flat=True).first()
+    if events_seen is None:
+        return _stale(report)
+    return _take_news(node, report, events_seen=events_seen, at=at)
+
+
+def _take_news(node: Node, report: Report, *, events_seen: int, at: datetime) -> dict[str, Any]:
     if report.inventory is not None:
         _take_inventory(node, report.inventory, at)
     if report.volumes:
         upkeep.observe(node=node, said=report.volumes, at=at)
-    live = list(_live(node)) if report.assignments or report.logs else []
-    _take_states(live, report.assignments, at)
-    take_logs(live, report.logs)
-    events_seen = _take_events(node, report.events, at) if report.events else 0
+    live = list(_live(node)) if report.assignments or report.logs else None
+    _take_states(live or (), report.assignments, at)
+    take_logs(live or (), report.logs)
+    seen = {"events_seen": _take_events(node, report.events, events_seen, at)} if report.events else {}
     node.refresh_from_db(fields=["desired_generation"])
-    answer = _answer(node, report, list(_live(node).select_related("instance")), at=at)
-    return answer | {"events_seen": events_seen} if report.events else answer
+    if live is None or node.desired_generation != report.desired_seen:
+        live = list(_live(node))  # As it is now that the generation is known, or the document could be older than it.
+    return _answer(node, report, live, at=at) | seen
 
 
 def _stale(report: Report) -> dict[str, Any]:
@@ -191,7 +260,8 @@ def _stale(report: Report) -> dict[str, Any]:
 
 
 def _live(node: Node) -> QuerySet[Assignment]:
-    return Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node=node).order_by("pk")
+    rows = Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node=node)
+    return rows.select_related("instance").order_by("pk")
 
 
 def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:
@@ -216,26 +286,32 @@ def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime)
     """Write down what is new, and wake the workflows of those whose state changed."""
     rows = {row.public_id: row for row in live}
     news = [(rows[word.id], word) for word in said if word.id in rows and _is_news(rows[word.id], word)]
-    moved = [(row, word) for row, word in news if word.state != row.observed]
-    for instance_id in sorted({row.instance_id for row, _ in moved}):
+    moved = [(row, word, row.observed) for row, word in news if word.state != row.observed]
+    for instance_id in sorted({row.instance_id for row, _, _ in moved}):
         engine.wake(instance_id)
-    if any(word.state == Assignment.Observed.GONE.value for _, word in moved):
+    if any(word.state == Assignment.Observed.GONE.value for _, word, _ in moved):
         # What is gone leaves the node's document, so that the node may forget it.
         Node.objects.filter(pk=moved[0][0].node_id).update(desired_generation=F("desired_generation") + 1)
     for row, word in news:
-        ended = word.exited_ago_ms is not None and row.exited_at is None
-        Assignment.objects.filter(pk=row.pk).update(
-            observed=word.state,
-            message=word.message,
-            exit_code=word.exit_code if word.exit_code is not None else row.exit_code,
-            exited_at=at - timedelta(milliseconds=word.exited_ago_ms or 0) if ended else row.exited_at,
-            progress=_progress(word),
-            ports=word.ports,
-        )
-    for row, word in moved:
+        _note(row, word, at)
+    for row, word, before in moved:
         if word.state == Assignment.Observed.WIPING.value:
             wipes.show_wiping(row)
-        log.info("observed", assignment=row.public_id, old=row.observed, new=word.state)
+        log.info("observed", assignment=row.public_id, old=before, new=word.state)
+
+
+def _note(row: Assignment, word: Said, at: datetime) -> None:
+    changes: dict[str, Any] = {
+        "observed": Assignment.Observed(word.state), "message": word.message, "progress": _progress(word),
+        "ports": word.ports,
+    }  # fmt: skip
+    if word.exit_code is not None:
+        changes["exit_code"] = word.exit_code
+    if word.exited_ago_ms is not None and row.exited_at is None:
+        changes["exited_at"] = at - timedelta(milliseconds=word.exited_ago_ms)
+    Assignment.objects.filter(pk=row.pk).update(**changes)
+    for name, value in changes.items():
+        setattr(row, name, value)
 
 
 def take_logs(live: Sequence[Assignment], logs: Sequence[LogPiece]) -> None:
@@ -253,18 +329,17 @@ def take_logs(live: Sequence[Assignment], logs: Sequence[LogPiece]) -> None:
             LogChunk.objects.create(assignment=row, offset=piece.offset, data=piece.data)
 
 
-def _take_events(node: Node, events: Sequence[Event], at: datetime) -> int:
-    """Take each entry of the node's journal once, in order; return the last that is taken.
+def _take_events(node: Node, events: Sequence[Event], seen: int, at: datetime) -> int:
+    """Take each entry of the node's journal after `seen` once, in order; return the last that is taken.
 
     One that cannot be taken is left out with an error of ours in the log: the
     node would come with it again for ever, and look silent meanwhile. What only
     the database could not do this moment fails the whole report, which comes again.
     """
-    heartbeat = Heartbeat.objects.only("events_seen").get(node=node)
     for event in sorted(events, key=lambda event: event.n):
-        if event.n <= heartbeat.events_seen:
+        if event.n <= seen:
             continue
-        heartbeat.events_seen = event.n
+        seen = event.n
         take_event = EVENT_TAKERS.get(event.kind)
         if take_event is None:
             log.error("event of an unknown kind", node=node.public_id, kind=event.kind)
@@ -276,8 +351,8 @@ def _take_events(node: Node, events: Sequence[Event], at: datetime) -> int:
             raise
         except Exception:
             log.exception("event failed", node=node.public_id, n=event.n, kind=event.kind)
-    heartbeat.save(update_fields=["events_seen"])
-    return heartbeat.events_seen
+    Heartbeat.objects.filter(node=node).update(events_seen=seen)
+    return seen
 
 
 def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datetime) -> dict[str, Any]:

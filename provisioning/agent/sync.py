@@ -154,7 +154,10 @@ class SyncLoop:
         self._lease.hear(asked_at=asked_at)
         self._runtime.forget_orphans(orphans)
         self._volumes.note_heard(report["volumes"], generation=report["desired_seen"])
-        is_journal_waiting = self._journal.note_seen(result.events_seen)
+        told = report["events"]
+        is_journal_moving = not told or result.events_seen >= told[0]["n"]
+        # Urgent only as far as it is taken: a server that has no time for it is asked at its own pace.
+        is_journal_waiting = self._journal.note_seen(result.events_seen) and is_journal_moving
         is_log_waiting = self._note_cursors(result, observed=observed, shipping=shipping)
         self._adopt(result)
         if is_log_waiting or is_journal_waiting:

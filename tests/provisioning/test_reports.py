@@ -14,7 +14,7 @@ from msgspec import structs
 
 from marketplace import rentals
 from marketplace.access import Actor
-from provisioning import engine, reports
+from provisioning import engine, reports, telemetry
 from provisioning.models import Assignment, Heartbeat, Instance, LogChunk, Node, Workflow
 from provisioning.protocol import Event, Inventory, LogPiece, Progress, Report, Said
 from provisioning.steps import PLAN
@@ -319,6 +319,117 @@ def test_a_batch_of_calm_reports_asks_as_often_however_many_nodes_it_speaks_for(
     assert [answer["status"] for answer in again] == ["stale"] * 3
 
 
+def test_what_nodes_read_costs_as_much_in_a_batch_of_news_as_in_a_calm_one(fleet: Fleet) -> None:
+    """Each report with news costs its own few statements; hearing all of them costs what hearing one does."""
+    fleet.sync()
+    telemetry._prepared.clear()  # What an earlier test had made was rolled back.
+    tell(fleet.nodes["l40s-1"], telemetry=[{"uuid": "GPU-l40s-1-0", "power_mw": 7}])  # Today's partition is there.
+    costs = []
+    for count in (1, 3):
+        batch = [
+            report_of(
+                played,
+                telemetry=[{"uuid": f"GPU-{played.node.name}-0", "power_mw": 7}],
+                events=[Event(n=count, kind="unheard of")],
+            )
+            for played in list(fleet.nodes.values())[:count]
+        ]
+        answers: list[dict[str, Any]] = []
+        costs.append(questions(lambda: answers.extend(reports.take_all(batch, at=timezone.now()))))  # noqa: B023
+        assert [(answer["status"], answer["events_seen"]) for answer in answers] == [("ok", count)] * count
+    hearing, news = 5, 4
+    assert costs == [hearing + news, hearing + 3 * news]
+    assert set(Heartbeat.objects.values_list("telemetry__0__power_mw", flat=True)) == {7}
+
+
+def test_a_change_of_what_should_be_there_is_told_without_a_transaction_of_its_own(
+    running: Instance, played: PlayedNode
+) -> None:
+    row = the_assignment()
+    Node.objects.filter(pk=row.node_id).update(desired_generation=99)
+    with CaptureQueriesContext(connection) as asked:
+        [answer] = reports.take_all(
+            [report_of(played, assignments=[said(row, "running")], desired_seen=played.generation)], at=timezone.now()
+        )
+    assert (answer["desired_generation"], len(answer["desired"]["assignments"])) == (99, 1)
+    assert not [query for query in asked.captured_queries if "FOR NO KEY UPDATE" in query["sql"][-40:]]
+
+
+def storm(fleet: Fleet, *, n: int) -> list[Report]:
+    """One report of each node with one entry of its journal."""
+    events = [Event(n=n, kind="good")]
+    return [report_of(played, events=events) for played in fleet.nodes.values()]
+
+
+def test_where_time_is_short_all_are_heard_and_some_say_their_news_again(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet, takers: list[Any]
+) -> None:
+    fleet.sync()
+    monkeypatch.setattr(reports, "NEWS_S", -1.0)
+    at = timezone.now()
+    answers = reports.take_all(storm(fleet, n=1), at=at)
+    assert [(answer["status"], answer.get("events_seen")) for answer in answers] == [("ok", None)] * 3
+    assert set(Heartbeat.objects.values_list("last_seen", "events_seen")) == {(at, 0)}
+    assert takers == []
+    monkeypatch.setattr(reports, "NEWS_S", 5.0)
+    answers = reports.take_all(storm(fleet, n=1), at=timezone.now())
+    assert [(answer["status"], answer["events_seen"]) for answer in answers] == [("ok", 1)] * 3
+    assert {name for name, _, _ in takers} == set(fleet.nodes)
+
+
+def test_over_several_batches_every_node_gets_its_turn(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet, takers: list[Any]
+) -> None:
+    """Where there is time for one of three, it is not always the same one, whoever has news every time."""
+    fleet.sync()
+    clock = iter(range(10_000))
+    monkeypatch.setattr(reports.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(reports, "NEWS_S", 1.5)
+    for n in range(1, 60):
+        reports.take_all(storm(fleet, n=n), at=timezone.now())
+    told = [sum(name == one for name, _, _ in takers) for one in fleet.nodes]
+    assert sum(told) == 59
+    assert min(told) > 5
+
+
+def test_an_inventory_is_taken_however_short_time_is(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet, played: PlayedNode
+) -> None:
+    """Its node takes any answer for the word that it is known."""
+    fleet.sync()
+    monkeypatch.setattr(reports, "NEWS_S", -1.0)
+    said = Inventory(generation=4, gpus=facts(played.node, healthy=False))
+    assert reports.take_all([report_of(played, inventory=said)], at=timezone.now())[0]["status"] == "ok"
+    assert Heartbeat.objects.get(node=played.node).inventory_generation == 4
+
+
+def test_a_machine_that_started_anew_is_never_heard_in_a_set(running: Instance, played: PlayedNode) -> None:
+    row = the_assignment()
+    [answer] = reports.take_all([report_of(played, boot_id="another")], at=timezone.now())
+    assert answer["status"] == "ok"
+    row.refresh_from_db()
+    assert (row.observed, Heartbeat.objects.get(node=played.node).boot_id) == ("gone", "another")
+
+
+def test_an_error_with_one_nodes_news_leaves_the_others_and_its_own_heartbeat(
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet, takers: list[Any]
+) -> None:
+    fleet.sync()
+    real = reports._take_news
+
+    def fail_once(node: Node, *given: Any, **more: Any) -> dict[str, Any]:
+        answer = real(node, *given, **more)
+        if node.name == "h200-1":
+            raise ValueError("one of ours")
+        return answer
+
+    monkeypatch.setattr(reports, "_take_news", fail_once)
+    at = timezone.now()
+    answers = reports.take_all(storm(fleet, n=1), at=at)
+    assert sorted(answer["status"] for answer in answers) == ["error", "ok", "ok"]
+    assert sorted(Heartbeat.objects.values_list("last_seen", "events_seen")) == [(at, 0), (at, 1), (at, 1)]
+
+
 def test_news_in_a_batch_are_taken_beside_what_is_calm(running: Instance, fleet: Fleet, run_until_idle: Run) -> None:
     run_until_idle()
     row = the_assignment()
@@ -382,4 +493,4 @@ def test_a_busy_report_asks_as_often_however_much_runs_there(
         rent()
     run_until_idle()
     rows = list(Assignment.objects.all())
-    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 5
+    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 4

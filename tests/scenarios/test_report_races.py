@@ -110,3 +110,37 @@ def test_without_the_order_of_reports_a_late_one_turns_time_back(running: Instan
     Heartbeat.objects.update(seq=0)
     assert reports.take(structs.replace(late, logs=[]), at=timezone.now())["status"] == "ok"
     assert Assignment.objects.get().observed == "prepared"
+
+
+def test_news_of_a_report_that_was_heard_have_not_the_last_word_after_a_newer_one(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
+) -> None:
+    assert heard_then_overtaken(monkeypatch, running, fleet) == (["ok", "stale"], "exited")
+
+
+def test_without_a_second_look_at_the_heartbeat_news_that_were_heard_turn_time_back(
+    monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
+) -> None:
+    monkeypatch.setattr(
+        reports, "take_news", lambda node, report, *, at: reports._take_news(node, report, events_seen=0, at=at)
+    )
+    assert heard_then_overtaken(monkeypatch, running, fleet) == (["ok", "ok"], "prepared")
+
+
+def heard_then_overtaken(monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> tuple[list[str], str]:
+    """Let a newer report come and be taken whole between the hearing of an older one and its news."""
+    older, newer = (
+        report_of(fleet.nodes["h200-1"], running, seq=seq, state=state)
+        for seq, state in ((1000, "prepared"), (1001, "exited"))
+    )
+    statuses: list[str] = []
+    real = reports._take_news_of_many
+    turns = iter([lambda: statuses.append(reports.take_all([newer], at=timezone.now())[0]["status"])])
+
+    def after_the_newer(*given: Any, **more: Any) -> Any:
+        next(turns, lambda: None)()
+        return real(*given, **more)
+
+    monkeypatch.setattr(reports, "_take_news_of_many", after_the_newer)
+    statuses.append(reports.take_all([older], at=timezone.now())[0]["status"])
+    return statuses, Assignment.objects.get().observed
