@@ -31,6 +31,7 @@ from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.sources import open_source
+from provisioning.agent.ssh_records import SessionRecords
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.volumes import Volumes
@@ -327,6 +328,10 @@ class Agent:
             raise PodmanError(f"the control plane does not give the login for the image: {error}") from error
 
     def _make_gateway(self, options: argparse.Namespace) -> "Gateway | None":
+        records = SessionRecords(
+            self.home.path / "ssh-sessions", record=self.journal.append, writing=self.home.reserve.writing
+        )
+        records.end_left_open()
         if options.ssh_port is None:
             return None
         from provisioning.agent.ssh import Gateway  # noqa: PLC0415  an agent without a gateway starts in half the time
@@ -335,7 +340,7 @@ class Agent:
         return Gateway(
             home=self.home.path,
             places=Places(document=self.home.document, runtime=self.runtime),
-            record=self.journal.append,
+            record=records.append,
             port=options.ssh_port,
             listen=options.ssh_listen,
             address=options.ssh_address or options.hostname,

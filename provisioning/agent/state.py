@@ -5,6 +5,7 @@ key             the node's own secret, 256 bits in hex, mode 0600; made here, ne
 node.json       who we are: written once, when the server accepted us
 state.json      counters that only grow, and the last document of what we should run
 journal         what happened here and the server has not acknowledged yet, see `journal`
+ssh-sessions    the SSH sessions that are on record as open, see `ssh_records`
 lease.json      when the server was last heard: each workload may go on from then for its own lease
 reserve         room for the files above when the disk is full
 seed            of the names of simulated GPUs
