@@ -69,8 +69,47 @@ RULES: Mapping[str, str] = {
                 7200000
             ) AS cost
             FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
+            WHERE NOT price.is_floating
         ) rated
         WHERE charged_micros <> cost
+    """,
+    "span_at_a_floating_price_costs_what_its_points_say": """
+        SELECT public_id, format('charged %%s, use costs %%s', charged_micros, cost) FROM (
+            SELECT span.public_id, span.charged_micros, div(2 * coalesce(sum(
+                span.quantity * point.micros_per_unit_hour::numeric * 1000 * extract(epoch FROM
+                    least(span.charged_through, point.ends_at) - greatest(span.started_at, point.starts_at))
+            ), 0) + 3600000, 7200000) AS cost
+            FROM billing_usagespan span
+            JOIN billing_priceversion price ON price.id = span.price_version_id AND price.is_floating
+            LEFT JOIN (
+                SELECT price_version_id, micros_per_unit_hour, starts_at, coalesce(
+                    lead(starts_at) OVER (PARTITION BY price_version_id ORDER BY starts_at), 'infinity'
+                ) AS ends_at FROM billing_pricepoint
+            ) point ON point.price_version_id = price.id
+                AND point.starts_at < span.charged_through AND point.ends_at > span.started_at
+            GROUP BY span.id
+        ) rated
+        WHERE charged_micros <> cost
+    """,
+    "floating_price_sums_up_its_points": """
+        SELECT sku, format('sum %%s at %%s, points say %%s', sum_micro_ms, starts_at, expected) FROM (
+            SELECT price.sku, point.starts_at, point.sum_micro_ms, coalesce(sum(lasted) OVER (
+                PARTITION BY point.price_version_id ORDER BY point.starts_at ROWS BETWEEN UNBOUNDED PRECEDING
+                AND 1 PRECEDING), 0) AS expected
+            FROM (
+                SELECT *, micros_per_unit_hour * 1000 * extract(epoch FROM
+                    lead(starts_at) OVER (PARTITION BY price_version_id ORDER BY starts_at) - starts_at) AS lasted
+                FROM billing_pricepoint
+            ) point JOIN billing_priceversion price ON price.id = point.price_version_id
+        ) summed
+        WHERE sum_micro_ms <> expected
+    """,
+    "floating_price_has_points_from_its_start": """
+        SELECT sku, 'no point at its start' FROM billing_priceversion price
+        WHERE is_floating AND NOT EXISTS (
+            SELECT FROM billing_pricepoint point
+            WHERE point.price_version_id = price.id AND point.starts_at = price.effective_from
+        )
     """,
     "span_price_was_in_force": """
         SELECT span.public_id, format('starts %%s, price begins %%s', span.started_at, price.effective_from)
@@ -103,7 +142,10 @@ RULES: Mapping[str, str] = {
         SELECT format('organization %%s', organization_id),
                format('burns %%s, open spans %%s', coalesce(burn_micros_per_hour, 0), coalesce(open.total, 0))
         FROM billing_runway FULL JOIN (
-            SELECT span.organization_id, sum(span.quantity::numeric * price.micros_per_unit_hour) AS total
+            SELECT span.organization_id, sum(span.quantity::numeric * CASE WHEN price.is_floating THEN (
+                SELECT micros_per_unit_hour FROM billing_pricepoint
+                WHERE price_version_id = price.id ORDER BY starts_at DESC LIMIT 1
+            ) ELSE price.micros_per_unit_hour END) AS total
             FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
             WHERE span.ended_at IS NULL GROUP BY span.organization_id
         ) open USING (organization_id)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import F, Q, Sum
 
-from billing import accounts, holds, ledger, rating, receivables
+from billing import accounts, floating, holds, ledger, rating, receivables
 from billing.models import Account, Charge, Hold, Transfer, UsageSpan
 
 # What is not charged yet is known to the runway, so the period only decides how fresh balances look.
@@ -53,10 +53,9 @@ def charge_locked(span: UsageSpan, *, payer: accounts.CustomerAccounts, through:
     is_over = through == span.ended_at
     if through <= span.charged_through and not is_over:
         return None
-    whole_micros = rating.amount_micros(
-        micros_per_unit_hour=span.price_version.micros_per_unit_hour,
-        unit_milliseconds=rating.unit_milliseconds(quantity=span.quantity, start=span.started_at, end=through),
-    )
+    if span.price_version.is_floating:
+        floating.keep_still(span.price_version)
+    (whole_micros,) = floating.amounts_micros([(span, through)])
     due_micros = whole_micros - span.charged_micros
     span.charged_micros = whole_micros
     span.charged_through = through

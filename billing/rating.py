@@ -16,7 +16,12 @@ def amount_micros(*, micros_per_unit_hour: int, unit_milliseconds: int) -> int:
     """
     assert micros_per_unit_hour >= 0
     assert unit_milliseconds >= 0
-    return (micros_per_unit_hour * unit_milliseconds + MILLISECONDS_PER_HOUR // 2) // MILLISECONDS_PER_HOUR
+    return rounded_micros(micros_per_unit_hour * unit_milliseconds)
+
+
+def rounded_micros(unit_micro_milliseconds: int) -> int:
+    """Return an exact product of units, micros per unit-hour and milliseconds as money, rounded half up, once."""
+    return (unit_micro_milliseconds + MILLISECONDS_PER_HOUR // 2) // MILLISECONDS_PER_HOUR
 
 
 def unit_milliseconds(*, quantity: int, start: datetime, end: datetime) -> int:

@@ -13,15 +13,29 @@ LOW = timedelta(hours=1)
 CRITICAL = timedelta(minutes=10)
 HORIZON = timedelta(days=36500)  # what lasts longer lasts for ever, and would not fit a date
 
-# Per open span: what it burns in an hour, and what it burned until a moment without having been charged.
+# Per open span: what it burns in an hour, and what it burned until a moment without having been charged. A floating
+# price burns what its last point says, and has burned the difference of two sums.
 BURN_SQL = """
-SELECT coalesce(sum(span.quantity::numeric * price.micros_per_unit_hour), 0)::bigint,
-       coalesce(sum(
-           span.quantity::numeric * price.micros_per_unit_hour * extract(epoch FROM %s - span.started_at) / 3600
-           - span.charged_micros
-       ), 0)::bigint
+SELECT coalesce(
+           sum(span.quantity::numeric * coalesce(last.micros_per_unit_hour, price.micros_per_unit_hour)), 0
+       )::bigint,
+       coalesce(sum(span.quantity::numeric * (CASE WHEN price.is_floating
+           THEN last.sum_micro_ms + last.micros_per_unit_hour * 1000 * extract(epoch FROM %(at)s - last.starts_at)
+               - first.sum_micro_ms
+               - first.micros_per_unit_hour * 1000 * extract(epoch FROM span.started_at - first.starts_at)
+           ELSE price.micros_per_unit_hour * 1000 * extract(epoch FROM %(at)s - span.started_at)
+       END) / 3600000 - span.charged_micros), 0)::bigint
 FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
-WHERE span.organization_id = %s AND span.ended_at IS NULL
+LEFT JOIN LATERAL (
+    SELECT * FROM billing_pricepoint WHERE price.is_floating AND price_version_id = price.id
+    ORDER BY starts_at DESC LIMIT 1
+) last ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM billing_pricepoint
+    WHERE price.is_floating AND price_version_id = price.id AND starts_at <= span.started_at
+    ORDER BY starts_at DESC LIMIT 1
+) first ON true
+WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL
 """
 
 
@@ -94,6 +108,6 @@ def level(*, organization: accounts.Organization, at: datetime) -> Level:
 
 def _burn(organization_id: int, at: datetime) -> tuple[int, int]:
     with connection.cursor() as cursor:
-        cursor.execute(BURN_SQL, [at, organization_id])
+        cursor.execute(BURN_SQL, {"at": at, "organization": organization_id})
         burn_micros_per_hour, uncharged_micros = cursor.fetchone()
     return burn_micros_per_hour, uncharged_micros

@@ -1,11 +1,12 @@
 """The meters."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from django.db import transaction
 
-from billing import accounts, charging, holds, rating, runway
+from billing import accounts, charging, floating, holds, rating, runway
 from billing.errors import CurrencyMismatch, UnitMismatch
 from billing.models import UNITS, PriceVersion, UsageSpan
 
@@ -32,6 +33,8 @@ def start(
     if price_version.unit != UNITS[meter]:
         raise UnitMismatch(expected=UNITS[meter], found=price_version.unit)
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    if price_version.is_floating:
+        floating.keep_still(price_version)
     latest = UsageSpan.objects.filter(resource_id=resource_id, meter=meter).order_by("-started_at", "-pk").first()
     started_at = rating.whole_millisecond(at)
     if latest is not None:
@@ -79,15 +82,46 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     return span
 
 
+@transaction.atomic
+def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, meter: str = UsageSpan.Meter.GPU) -> None:
+    """Go on at another price from `at` on: the span ends and another begins there. What is held stays held.
+
+    Without an open meter, or at the price that it has already, nothing changes.
+    """
+    running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
+    running = running.select_related("organization", "price_version")
+    span = running.first()
+    if span is None or span.price_version_id == price_version.pk:
+        return
+    payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
+    span = running.first()  # again, now that nobody else can close it
+    if span is None or span.price_version_id == price_version.pk:
+        return
+    span.ended_at = max(span.started_at, rating.whole_millisecond(at))
+    charging.charge_locked(span, payer=payer, through=span.ended_at)
+    start(
+        organization=span.organization,
+        resource_id=resource_id,
+        resource_name=span.resource_name,
+        labels=span.labels,
+        quantity=span.quantity,
+        price_version=price_version,
+        at=span.ended_at,
+        meter=meter,
+    )
+
+
 def unit_milliseconds(*, span: UsageSpan, at: datetime) -> int:
     """Return what the span measured until `at`, or until its end where that came before."""
     end = at if span.ended_at is None else min(at, span.ended_at)
     return rating.unit_milliseconds(quantity=span.quantity, start=span.started_at, end=end)
 
 
+def amounts_micros(spans: Iterable[UsageSpan], *, at: datetime) -> list[int]:
+    """Return what each span costs until `at`, charged or not. At most one query, with which floating prices come."""
+    return floating.amounts_micros((span, at if span.ended_at is None else min(at, span.ended_at)) for span in spans)
+
+
 def amount_micros(*, span: UsageSpan, at: datetime) -> int:
     """Return what the span costs until `at`, charged or not."""
-    return rating.amount_micros(
-        micros_per_unit_hour=span.price_version.micros_per_unit_hour,
-        unit_milliseconds=unit_milliseconds(span=span, at=at),
-    )
+    return amounts_micros([span], at=at)[0]

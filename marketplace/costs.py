@@ -1,11 +1,11 @@
 """What instances cost, now and so far, as every door shows it. One query for any number of instances."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from billing import rating, usage
+from billing import floating, rating, usage
 from billing.models import UsageSpan
 from provisioning.models import AT_REST, Instance, Phase
 
@@ -44,27 +44,37 @@ def rates(*, micros_per_unit_hour: int, quantity: int) -> tuple[int, int, int]:
 
 
 def of(instances: Iterable[Instance], *, at: datetime) -> dict[int, Cost]:
-    """Return the cost of each instance by its primary key, until `at`."""
+    """Return the cost of each instance by its primary key, until `at`. Floating prices take two queries more."""
     instances = list(instances)
     spans: dict[str, list[UsageSpan]] = {instance.public_id: [] for instance in instances}
     # What was never ready was never metered; every launch is answered here.
     metered = [instance.public_id for instance in instances if instance.ready_at is not None or instance.run > 1]
+    amounts: dict[int, int] = {}
     if metered:
-        for span in UsageSpan.objects.filter(resource_id__in=metered).select_related("price_version"):
+        found = list(UsageSpan.objects.filter(resource_id__in=metered).select_related("price_version"))
+        for span, micros in zip(found, usage.amounts_micros(found, at=at), strict=True):
             spans[span.resource_id].append(span)
-    return {instance.pk: _cost(instance, spans[instance.public_id], at) for instance in instances}
+            amounts[span.pk] = micros
+    series = {instance.price_version_id for instance in instances if instance.price_version.is_floating}
+    prices = floating.prices_now(series, at=at) if series else {}
+    return {instance.pk: _cost(instance, spans[instance.public_id], amounts, prices, at) for instance in instances}
 
 
-def _cost(instance: Instance, spans: list[UsageSpan], at: datetime) -> Cost:
+def _cost(
+    instance: Instance, spans: list[UsageSpan], amounts: Mapping[int, int], prices: Mapping[int, int], at: datetime
+) -> Cost:
     price = instance.price_version
-    second, hour, day = rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=instance.gpus)
+    # Between its notice and its end it pays another price than its own.
+    running = next((span.price_version for span in spans if span.is_open and not span.price_version.is_floating), price)
+    micros_per_unit_hour = prices.get(running.pk, running.micros_per_unit_hour)
+    second, hour, day = rates(micros_per_unit_hour=micros_per_unit_hour, quantity=instance.gpus)
     return Cost(
         billing=_billing(instance, spans),
         currency=price.currency,
         per_second_micros=second,
         per_hour_micros=hour,
         per_day_micros=day,
-        so_far_micros=sum(usage.amount_micros(span=span, at=at) for span in spans),
+        so_far_micros=sum(amounts[span.pk] for span in spans),
         gpu_milliseconds=sum(usage.unit_milliseconds(span=span, at=at) for span in spans),
     )
 

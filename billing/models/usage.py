@@ -1,5 +1,7 @@
 """What was used, at which price, what was taken for it, and how long the money lasts."""
 
+from typing import Any
+
 from django.contrib.postgres.constraints import ExclusionConstraint
 from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
 from django.db import models
@@ -27,6 +29,19 @@ def one_resource_and_meter() -> Func:
     return Func(both, both, Value("[]"), function="int8range", output_field=models.TextField())
 
 
+class LongNumberField(models.Field):  # type: ignore[type-arg]  # which Django itself does not take
+    """A whole number of up to 38 digits: an integral of money over time outgrows 64 bits."""
+
+    def db_type(self, connection: Any) -> str:
+        return "numeric(38, 0)"
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> int | None:
+        return None if value is None else int(value)
+
+    def to_python(self, value: Any) -> int | None:
+        return None if value is None else int(value)
+
+
 class Unit(models.TextChoices):
     """What a price is for an hour of. Each meter counts one of these, see `UNITS`."""
 
@@ -35,13 +50,17 @@ class Unit(models.TextChoices):
 
 
 class PriceVersion(models.Model):
-    """What an hour of one unit of a thing for sale costs from a moment on. Immutable: a new price is a new version."""
+    """What an hour of one unit of a thing for sale costs from a moment on. Immutable: a new price is a new version.
+
+    One that floats is what it says only at first; its points say what it is later.
+    """
 
     public_id = PublicIdField(prefix="prc")
     sku = models.CharField(max_length=100)
     currency = models.CharField(max_length=3)
     unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.GPU)
     micros_per_unit_hour = models.BigIntegerField()
+    is_floating = models.BooleanField(default=False)
     effective_from = models.DateTimeField()
     published_at = models.DateTimeField()
     published_by = models.CharField(max_length=254)
@@ -54,10 +73,38 @@ class PriceVersion(models.Model):
                 condition=Q(effective_from__gte=F("published_at")), name="price_is_never_published_for_the_past"
             ),
             models.CheckConstraint(condition=Q(currency__regex="^[A-Z]{3}$"), name="price_currency_is_an_iso_code"),
+            models.UniqueConstraint(
+                fields=["sku", "currency"], condition=Q(is_floating=True), name="price_floats_once_per_sku_and_currency"
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.sku}: {self.micros_per_unit_hour} micros {self.currency} per {self.unit}-hour"
+
+
+class PricePoint(models.Model):
+    """From when on a floating price is another amount. Append-only, in the order of time: a trigger refuses the rest.
+
+    `sum_micro_ms` is the price times the milliseconds that it held, summed from the first point up to this one.
+    """
+
+    price_version = models.ForeignKey(PriceVersion, models.PROTECT, related_name="points", db_index=False)
+    starts_at = models.DateTimeField()
+    micros_per_unit_hour = models.BigIntegerField()
+    sum_micro_ms = LongNumberField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["price_version", "starts_at"], name="price_point_one_per_moment"),
+            models.CheckConstraint(condition=Q(micros_per_unit_hour__gt=0), name="price_point_is_positive"),
+            models.CheckConstraint(condition=Q(sum_micro_ms__gte=0), name="price_point_sums_forward"),
+            models.CheckConstraint(
+                condition=Q(starts_at=to_the_millisecond("starts_at")), name="price_point_at_a_whole_millisecond"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.price_version.sku}: {self.micros_per_unit_hour} micros from {self.starts_at:%Y-%m-%d %H:%M:%S}"
 
 
 class UsageSpan(models.Model):
@@ -79,7 +126,7 @@ class UsageSpan(models.Model):
     labels = models.JSONField(default=dict)
     meter = models.CharField(max_length=16, choices=Meter.choices, default=Meter.GPU)
     quantity = models.PositiveIntegerField()
-    price_version = models.ForeignKey(PriceVersion, models.PROTECT, related_name="usage_spans")
+    price_version = models.ForeignKey(PriceVersion, models.PROTECT, related_name="usage_spans", db_index=False)
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
     during = models.GeneratedField(
@@ -122,6 +169,8 @@ class UsageSpan(models.Model):
         indexes = [
             models.Index(fields=["organization", "-started_at"], name="usage_span_newest_first"),
             models.Index(fields=["resource_id", "-started_at"], name="usage_span_by_resource"),
+            # How far a floating price was charged: no point may come before that.
+            models.Index(fields=["price_version", "charged_through"], name="usage_span_by_price"),
             models.Index(fields=["organization"], condition=Q(ended_at=None), name="usage_span_open"),
             models.Index(
                 fields=["charged_through"],

@@ -7,7 +7,7 @@ import pytest
 from django.core.management import call_command
 from django.db import connection
 
-from billing import books, charging, usage
+from billing import books, charging, floating, usage
 from tests.billing.makers import HOUR, NOON, USD, account, hold_money, make_price, start
 
 pytestmark = pytest.mark.django_db
@@ -17,6 +17,7 @@ SUSPENDED = """
     SET CONSTRAINTS ALL IMMEDIATE;
     ALTER TABLE billing_transfer DISABLE TRIGGER USER;
     ALTER TABLE billing_charge DISABLE TRIGGER USER;
+    ALTER TABLE billing_pricepoint DISABLE TRIGGER USER;
     ALTER TABLE billing_usagespan DROP CONSTRAINT usage_span_no_overlap;
     ALTER TABLE billing_usagespan DROP CONSTRAINT usage_span_not_charged_beyond_its_end;
 """
@@ -24,7 +25,7 @@ SUSPENDED = """
 
 @pytest.fixture
 def busy(acme):
-    """One resource that ran, was charged and stopped, one that runs, and a hold that waits."""
+    """One resource that ran, was charged and stopped, one that runs, one at a floating price, a hold that waits."""
     price = make_price()
     hold_money(acme, USD, resource_id="ins_1", key="first-hour:ins_1:1")
     start(acme, resource_id="ins_1", price_version=price)
@@ -32,6 +33,10 @@ def busy(acme):
     span = start(acme, resource_id="ins_2", at=NOON, price_version=price)
     charging.charge_span(span=span, through=NOON + HOUR / 2)
     hold_money(acme, USD, resource_id="ins_3", key="first-hour:ins_3:1")
+    series = floating.open_series(sku="ofr_1/spot", currency="USD", micros_per_unit_hour=9, by="x", at=NOON)
+    span = start(acme, resource_id="ins_4", price_version=series)
+    floating.append(series=series, micros_per_unit_hour=99, at=NOON + HOUR / 4)
+    charging.charge_span(span=span, through=NOON + HOUR / 2)
     assert broken_rules() == set()
     return acme
 
@@ -54,9 +59,12 @@ BREAKS = {
     "transfer_has_its_charge": "UPDATE billing_transfer SET key = 'charge:spn_unknown:1:cash' WHERE reason = 'Test'",
     "span_is_the_sum_of_its_charges": "UPDATE billing_usagespan SET charged_micros = charged_micros + 1",
     "span_costs_what_it_measured": "UPDATE billing_usagespan SET quantity = quantity + 1",
+    "span_at_a_floating_price_costs_what_its_points_say": "UPDATE billing_usagespan SET quantity = quantity + 1",
+    "floating_price_sums_up_its_points": "UPDATE billing_pricepoint SET sum_micro_ms = 1 WHERE sum_micro_ms > 0",
+    "floating_price_has_points_from_its_start": "DELETE FROM billing_pricepoint WHERE sum_micro_ms = 0",
     "span_price_was_in_force": "UPDATE billing_usagespan SET started_at = '2026-03-02 10:59:59+00'",
     "span_price_is_for_its_unit": "UPDATE billing_usagespan SET meter = 'volume' WHERE resource_id = 'ins_2'",
-    "spans_do_not_overlap": "UPDATE billing_usagespan SET resource_id = 'ins_1'",
+    "spans_do_not_overlap": "UPDATE billing_usagespan SET resource_id = 'ins_1' WHERE resource_id = 'ins_2'",
     "ended_span_is_charged_to_its_end": "UPDATE billing_usagespan SET ended_at = ended_at + interval '1 ms'",
     "nothing_is_charged_ahead": "UPDATE billing_usagespan SET charged_through = '2999-01-01'",
     "runway_burns_what_is_open": "DELETE FROM billing_runway",
@@ -90,7 +98,7 @@ def test_the_command_prints_one_line_and_ends_well_when_the_books_balance(busy, 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("The books balance: ")
-    assert "2 usage spans" in lines[0]
+    assert "3 usage spans" in lines[0]
 
 
 def test_the_command_names_each_finding_and_ends_with_one(busy, capsys):
@@ -106,7 +114,7 @@ def test_the_command_names_each_finding_and_ends_with_one(busy, capsys):
 def test_the_command_speaks_json(busy, capsys):
     call_command("check_books", "--json")
     report = json.loads(capsys.readouterr().out)
-    assert (report["balanced"], report["findings"], report["counts"]["usage spans"]) == (True, [], 2)
+    assert (report["balanced"], report["findings"], report["counts"]["usage spans"]) == (True, [], 3)
     run_sql("DELETE FROM billing_runway")
     with pytest.raises(SystemExit):
         call_command("check_books", "--json")
