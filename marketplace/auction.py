@@ -1,0 +1,158 @@
+"""The spot auction of one offer and tick, as a pure function of its book: no clock, no database, no float.
+
+A sealed-bid, uniform-price batch auction with a reserve. Bids are maximums and
+all or none; the eligible ones are ranked by price, those that run already with
+a bonus of `hysteresis_bp`, and walked once: what still fits, wins. Everybody
+pays p = max(reserve, min(lowest winning bid, highest losing bid)), the
+(m+1)-price, clamped because a bid that lost for its size alone may be higher
+than one that won. What is charged may rise by `rise_bp` from tick to tick at
+most, so it may lie below p, never above it.
+
+The book is bytes with one form, so its SHA-256 says which auction was held and
+`replay` gives every published number again. O(n log n) time, O(n) space.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from itertools import groupby
+from typing import NamedTuple
+
+BASIS = 10_000
+# What is published of the demand: beyond so many steps, every n-th one.
+CURVE_STEPS_MAX = 100
+
+
+class Bid(NamedTuple):
+    """`gpus` GPUs, all or none, for at most `price_micros` per GPU-hour each; `placed_us` counts from 1970."""
+
+    id: str
+    gpus: int
+    price_micros: int
+    is_incumbent: bool
+    placed_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What holds in one auction beside its bids; amounts in micros of `currency` per GPU-hour."""
+
+    offer: str
+    tick: str
+    currency: str
+    capacity_gpus: int
+    reserve_micros: int
+    hysteresis_bp: int
+    rise_bp: int
+    last_charged_micros: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an auction gave. `passed_over` bids ranked before a winner and lost for their size alone."""
+
+    price_micros: int
+    charged_micros: int
+    winners: tuple[str, ...]
+    bids: int
+    eligible: int
+    passed_over: int
+    demanded_gpus: int
+    allocated_gpus: int
+    demand: tuple[tuple[int, int], ...]
+
+    def published(self) -> bytes:
+        """Return everything that is published, in its one form; the winners as a hash, since bids are sealed."""
+        shown = asdict(self) | {"winners": len(self.winners), "winners_sha256": digest("\n".join(self.winners))}
+        return json.dumps(shown, sort_keys=True, separators=(",", ":")).encode()
+
+
+def digest(content: str | bytes) -> str:
+    """Return the SHA-256 of a text or of bytes, in hex."""
+    return sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
+    """Hold the auction. The order of `bids` does not matter; ties go to who runs, then to who bid first, then by id."""
+    reserve, bonus = rules.reserve_micros, BASIS + rules.hysteresis_bp
+    ranked = [
+        (-price * (bonus if incumbent else BASIS), not incumbent, placed, name, gpus, price)
+        for name, gpus, price, incumbent, placed in bids
+        if price >= reserve
+    ]
+    ranked.sort()
+    left = rules.capacity_gpus
+    winners: list[str] = []
+    lowest_winning: int | None = None
+    highest_losing = 0
+    lost = passed_over = 0
+    for _, _, _, name, gpus, price in ranked:
+        if gpus <= left:
+            left -= gpus
+            winners.append(name)
+            lowest_winning = price if lowest_winning is None else min(price, lowest_winning)
+            passed_over = lost
+        else:
+            lost += 1
+            highest_losing = max(price, highest_losing)
+    price_micros = max(reserve, highest_losing if lowest_winning is None else min(lowest_winning, highest_losing))
+    return Outcome(
+        price_micros=price_micros,
+        charged_micros=charged(rules, price_micros),
+        winners=tuple(winners),
+        bids=len(bids),
+        eligible=len(ranked),
+        passed_over=passed_over,
+        demanded_gpus=sum(entry[4] for entry in ranked),
+        allocated_gpus=rules.capacity_gpus - left,
+        demand=_demand((entry[5], entry[4]) for entry in ranked),
+    )
+
+
+def charged(rules: Rules, price_micros: int) -> int:
+    """Return what winners pay: the price, but no more than `rise_bp` above what was charged last; never below reserve.
+
+    Rounded up to a whole micro, so that it moves at all.
+    """
+    if rules.last_charged_micros is None:
+        return price_micros
+    risen = -(-rules.last_charged_micros * (BASIS + rules.rise_bp) // BASIS)
+    return max(rules.reserve_micros, min(price_micros, risen))
+
+
+def _demand(priced: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return how many GPUs are asked for at each price or more, from the highest price down: nobody's bid alone."""
+    total = 0
+    steps = []
+    for price, bids in groupby(sorted(priced, reverse=True), key=lambda bid: bid[0]):
+        total += sum(gpus for _, gpus in bids)
+        steps.append((price, total))
+    if len(steps) <= CURVE_STEPS_MAX:
+        return tuple(steps)
+    stride = -(-len(steps) // (CURVE_STEPS_MAX - 1))
+    return (*steps[:-1:stride], steps[-1])
+
+
+def book(rules: Rules, bids: Iterable[Bid]) -> bytes:
+    """Return the book in its one form: a line of rules, then a line for each bid in the order of their ids."""
+    header = json.dumps(asdict(rules), sort_keys=True, separators=(",", ":"))
+    lines = [
+        f"{name} {gpus} {price} {int(incumbent)} {placed}" for name, gpus, price, incumbent, placed in sorted(bids)
+    ]
+    return "\n".join([header, *lines, ""]).encode()
+
+
+def read(content: bytes) -> tuple[Rules, list[Bid]]:
+    """Return what a book holds. Raises ValueError, TypeError or KeyError for what is no book."""
+    header, *lines = content.decode().splitlines()
+    bids = []
+    for line in lines:
+        name, gpus, price, incumbent, placed = line.split(" ")
+        bids.append(Bid(name, int(gpus), int(price), incumbent == "1", int(placed)))
+    return Rules(**json.loads(header)), bids
+
+
+def replay(content: bytes) -> Outcome:
+    """Hold the auction of a book again. `published` of what comes out is, byte for byte, what was published."""
+    return clear(*read(content))
