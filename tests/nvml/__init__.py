@@ -8,6 +8,7 @@ The file has one fact a line, and a fact that is not there is NOT_SUPPORTED:
     driver version 580.95.05        driver error 9 (all calls fail)        driver hang 1 (all calls wait)
     gpu 0 uuid GPU-...              gpu 0 power_mw 75000                   gpu 0 power_mw !4 (this question fails)
     gpu 0 error 15 (it is lost)     gpu 0 compute PID BYTES                gpu 0.1 uuid MIG-... (its second MIG device)
+    gpu 0 gi.3 0 (a GPU instance of profile 0; "0 19": it cannot be destroyed)     gpu 0 ci.3.0 0 (the part in it)
     pair 0 1 topology 20            pair 0 1 p2p.2 0                       event 7 GPU-... 8 79 (an XID)
 """
 
@@ -108,7 +109,8 @@ class FakeNvml:
             "temperature.0": 33, "field.82": 38, "clock.0": 345, "clock.1": 345, "clock.2": 2619,
             "clocks_event_reasons": 1, "pcie_replay": 0, "remapped_rows": (0, 0, 0, 0), "event_types": ALL_EVENTS,
             "ecc.0.0": 0, "ecc.0.1": 0, "ecc.1.0": 0, "ecc.1.1": 0, "field.230": 0, "nvlink_version": 5,
-            "nvlink_remote_type": 2,
+            "nvlink_remote_type": 2, "field.91": 18, "fabric": (3, 0, 0), "sram_exceeded": 0,
+            "temperature_threshold.2": 95,
         }  # fmt: skip
         facts |= {f"nvlink.{link}": (1, f"00000000:{5 + link // 6:02X}:00.0") for link in range(18)}
         return {f"gpu {number} {key}": _written(value) for key, value in facts.items()}

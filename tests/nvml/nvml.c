@@ -27,6 +27,10 @@ typedef struct { unsigned field, scope; long long at, latency; int type, status;
 typedef struct { Device device; u64 type, data; unsigned gpu_instance, compute_instance; } Event;
 typedef struct { Device watched[WATCHED_MAX]; u64 masks[WATCHED_MAX]; int count; u64 seen; } *EventSet;
 typedef struct { unsigned version; int sensor, celsius; } TemperatureV1;
+typedef struct { unsigned version; u64 counts[11]; unsigned is_exceeded; } Sram;
+typedef struct { unsigned version; unsigned char cluster[16]; int status; unsigned clique; unsigned char state; unsigned mask; } Fabric;
+typedef struct { unsigned version, id, unused[2], instances; } Profile;  /* As far as we fill it; the same places for both kinds. */
+typedef struct { char uuid[96]; unsigned gpu_instance; int compute_instance; } *Part;
 typedef struct { unsigned multiprocessors, ce, dec, enc, jpeg, ofa, gpu_slices, compute_slices; u64 memory_mib; } Attributes;
 
 /* One per UUID for ever: a handle outlives the GPU that it names, as NVIDIA's do. */
@@ -339,6 +343,107 @@ int nvmlDeviceGetAttributes_v2(Device device, Attributes *attributes) {
     return status;
 }
 
+/* ---- MIG: lines "gpu 0 gi.3 PROFILE" and "gpu 0 ci.3.0 PROFILE"; a code behind the profile is how destroying it fails ---- */
+
+enum { PARTS_MAX = 256, PROFILES = 5, INSTANCES_MAX = 7, ID_OF_PROFILE = 100, IN_USE = 19 };
+
+static struct { char uuid[96]; unsigned gpu_instance; int compute_instance; } parts[PARTS_MAX];
+
+static Part part_named(const char *uuid, unsigned gpu_instance, int compute_instance) {
+    for (int i = 0; i < PARTS_MAX; i++) {
+        if (!parts[i].uuid[0]) {
+            snprintf(parts[i].uuid, sizeof parts[i].uuid, "%.95s", uuid);
+            parts[i].gpu_instance = gpu_instance;
+            parts[i].compute_instance = compute_instance;
+        }
+        if (!strcmp(parts[i].uuid, uuid) && parts[i].gpu_instance == gpu_instance && parts[i].compute_instance == compute_instance)
+            return (Part)&parts[i];
+    }
+    return NULL;
+}
+
+static int is_cut(Device device) {
+    unsigned current = 0, pending;
+    return !ask_pair(device, "mig_mode", &current, &pending) && current;
+}
+
+/* List the parts of a GPU (of one of its parts) that have this profile; -1 counts all. */
+static int list_parts(Device device, const char *prefix, int profile, int within, unsigned *count, Part *found) {
+    char place[32], start[VALUE_MAX], value[VALUE_MAX];
+    const char *cursor = text;
+    unsigned number, room = *count;
+    int kind, status = driver();
+    *count = 0;
+    if (status) return status;
+    if (!place_of(device, place)) return GPU_IS_LOST;
+    snprintf(start, sizeof start, "gpu %s %s", place, prefix);
+    while (line_after(&cursor, start, value)) {
+        if (sscanf(value, "%u %d", &number, &kind) != 2 || (profile >= 0 && kind != profile)) continue;
+        if (found && *count == room) return INSUFFICIENT_SIZE;
+        if (found) found[*count] = within < 0 ? part_named(device->uuid, number, -1) : part_named(device->uuid, (unsigned)within, (int)number);
+        ++*count;
+    }
+    return SUCCESS;
+}
+
+static int fill_profile(unsigned profile, Profile *info) {
+    if (profile >= PROFILES) return NOT_SUPPORTED;
+    info->id = ID_OF_PROFILE + profile;
+    info->instances = INSTANCES_MAX;
+    return SUCCESS;
+}
+
+/* Take a line out of the file. */
+static int destroy(Part part) {
+    char place[32], key[64], start[VALUE_MAX], value[VALUE_MAX], path[4 * VALUE_MAX];
+    int kind, failure = 0, status = driver();
+    if (status) return status;
+    if (!place_of((Device)part, place)) return GPU_IS_LOST;
+    if (part->compute_instance < 0) snprintf(key, sizeof key, "gi.%u", part->gpu_instance);
+    else snprintf(key, sizeof key, "ci.%u.%d", part->gpu_instance, part->compute_instance);
+    snprintf(start, sizeof start, "gpu %s %s ", place, key);
+    if (!look_up(start, value)) return NOT_FOUND;
+    if (sscanf(value, "%d %d", &kind, &failure) == 2 && failure) return failure > 0 ? failure : SUCCESS;
+    char *line = strstr(text, start), *end = strchr(line, '\n');
+    memmove(line, end + 1, strlen(end + 1) + 1);
+    snprintf(path, sizeof path, "%s.new", getenv("FAKE_NVML_STATE"));
+    FILE *file = fopen(path, "w");
+    fputs(text, file);
+    fclose(file);
+    return rename(path, getenv("FAKE_NVML_STATE")) ? INVALID_ARGUMENT : SUCCESS;
+}
+
+int nvmlDeviceGetGpuInstanceProfileInfoV(Device device, unsigned profile, Profile *info) { return is_cut(device) ? fill_profile(profile, info) : NOT_SUPPORTED; }
+
+int nvmlDeviceGetGpuInstances(Device device, unsigned id, Part *found, unsigned *count) {
+    return is_cut(device) ? list_parts(device, "gi.", (int)id - ID_OF_PROFILE, -1, count, found) : NOT_SUPPORTED;
+}
+
+int nvmlGpuInstanceGetComputeInstanceProfileInfoV(Part part, unsigned profile, unsigned engines, Profile *info) {
+    (void)part;
+    if (engines || profile >= PROFILES) return NOT_SUPPORTED;
+    /* This kind of profile has no word about peers: its numbers stand one place earlier. */
+    info->id = ID_OF_PROFILE + profile;
+    info->unused[1] = INSTANCES_MAX;
+    return SUCCESS;
+}
+
+int nvmlGpuInstanceGetComputeInstances(Part part, unsigned id, Part *found, unsigned *count) {
+    char prefix[32];
+    snprintf(prefix, sizeof prefix, "ci.%u.", part->gpu_instance);
+    return list_parts((Device)part, prefix, (int)id - ID_OF_PROFILE, (int)part->gpu_instance, count, found);
+}
+
+int nvmlComputeInstanceDestroy(Part part) { return destroy(part); }
+
+int nvmlGpuInstanceDestroy(Part part) {
+    char prefix[32];
+    unsigned inner = 0;
+    snprintf(prefix, sizeof prefix, "ci.%u.", part->gpu_instance);
+    int status = list_parts((Device)part, prefix, -1, (int)part->gpu_instance, &inner, NULL);
+    return status ? status : inner ? IN_USE : destroy(part);
+}
+
 /* ---- meters ---- */
 
 NUMBER(nvmlDeviceGetPowerUsage, "power_mw")
@@ -419,6 +524,19 @@ int nvmlDeviceGetMemoryErrorCounter(Device device, unsigned type, unsigned count
     char key[64];
     snprintf(key, sizeof key, "ecc.%u.%u.%u", type, counter, location);
     return ask_number(device, key, answer);
+}
+
+int nvmlDeviceGetSramEccErrorStatus(Device device, Sram *sram) { return ask_unsigned(device, "sram_exceeded", &sram->is_exceeded); }
+
+/* "STATE STATUS MASK" */
+int nvmlDeviceGetGpuFabricInfoV(Device device, Fabric *fabric) {
+    char value[VALUE_MAX];
+    unsigned state = 0;
+    int status = ask(device, "fabric", value);
+    if (status) return status;
+    sscanf(value, "%u %d %u", &state, &fabric->status, &fabric->mask);
+    fabric->state = (unsigned char)state;
+    return SUCCESS;
 }
 
 int nvmlDeviceGetRemappedRows(Device device, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
