@@ -9,12 +9,13 @@ from typing import Any
 
 import pynvml
 
+from provisioning.agent import mig
 from provisioning.agent.clock import boottime
 from provisioning.agent.events import pci_address
+from provisioning.agent.tools import NONE_AVAILABLE
 from provisioning.agent.wiping import NotClean, Scrub
 
 TOOL_NAMES = ("nvidia_gpu_tools", "nvidia_gpu_tools.py")
-NONE_AVAILABLE = "none available"
 # What a driver keeps for itself on a GPU that nobody uses, at most.
 LEFT_SHARE_MAX = 0.05
 
@@ -24,6 +25,10 @@ class SimulatedCleaner:
 
     def expect_idle(self, gpu: str) -> None:
         """Nothing can use it."""
+
+    def destroy_parts(self, gpu: str) -> int:
+        """Nobody can cut it."""
+        return 0
 
     def scrub(self, gpu: str) -> Scrub:
         """Nothing is in it."""
@@ -51,6 +56,20 @@ class NvmlCleaner:
             if boottime() > limit:
                 raise NotClean(f"still used by the processes {', '.join(map(str, users))}")
             self._pause.wait(self.LOOK_S)
+
+    def destroy_parts(self, gpu: str) -> int:
+        """Destroy the MIG instances that somebody left, and look again; where MIG is off nothing is done."""
+        handle = _handle(gpu)
+        try:
+            if not mig.is_cut(handle):
+                return 0
+            destroyed = mig.destroy_all(handle)
+            left = len(mig.gpu_instances(handle))
+        except pynvml.NVMLError as error:
+            raise NotClean(f"its MIG instances cannot be destroyed ({error})") from error
+        if left:
+            raise NotClean(f"{left} MIG instances are still there, though they were destroyed")
+        return destroyed
 
     def scrub(self, gpu: str) -> Scrub:
         """Reset the GPU by its bus and clear its memory, which NVIDIA's tool does only while no driver is bound."""

@@ -10,14 +10,16 @@ import re
 import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pynvml
 
 from provisioning.agent.clock import boot_id
+from provisioning.agent.conditions import Condition, asked, condition_of
 from provisioning.agent.files import read_json, write_json
+from provisioning.agent.simulated import NVLINKS
 
 DETAIL_MAX = 500
 RECORD_MAX = 8192  # More than the kernel writes in one record.
@@ -33,9 +35,22 @@ EVENT_CODES: dict[int, str] = {
     pynvml.nvmlEventTypeGpuRecoveryAction: "recovery",
 }
 XID_LINE = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? ?(.*)")
+# What the kernel says of the machine itself where an error was not corrected: memory, a processor, firmware's word.
+HOST_LINES = (
+    re.compile(r"EDAC MC\d+: \d+ UE (.*)"),
+    re.compile(r"Memory failure: (0x[0-9a-f]+: .*)"),
+    re.compile(r"\[Hardware Error\]: (event severity: (?:fatal|recoverable).*)"),
+)
+MACHINE_CHECK = re.compile(r"\[Hardware Error\]: (CPU \d+: Machine Check.*? Bank \d+: ([0-9a-f]{1,16}))")
+UNCORRECTED = 1 << 61  # Of a machine check's status, as Intel and AMD define it.
 SXID_LINE = re.compile(r"SXid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? ?(.*)")
-HOT = pynvml.nvmlClocksEventReasonHwThermalSlowdown | pynvml.nvmlClocksThrottleReasonHwSlowdown
-BRAKED = pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+
+ILLS = frozenset(
+    {
+        *("needs_reset", "sram_exceeded", "remap_pending", "remap_failed", "is_hot", "is_memory_hot", "is_braked"),
+        *("is_pcie_narrow", "is_pcie_slow"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -48,21 +63,6 @@ class Event:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What one GPU says of itself now; None is what it does not tell."""
-
-    is_lost: bool = False
-    needs_reset: bool = False
-    recovery: int | None = None
-    uncorrected: int | None = None
-    remap_pending: bool | None = None
-    remap_failed: bool | None = None
-    links_down: int | None = None
-    is_hot: bool | None = None
-    is_braked: bool | None = None
-
-
 class EventSource(Protocol):
     """What we ask of anything that tells of the health of GPUs."""
 
@@ -71,6 +71,9 @@ class EventSource(Protocol):
 
     def conditions(self) -> dict[str, Condition]:
         """Return what every GPU that is or was here says of itself."""
+
+    def trouble(self) -> str:
+        """Return why the driver as a whole does not answer; empty where it does."""
 
     def addresses(self) -> Mapping[str, str]:
         """Return the UUID of each GPU by its PCI address, as `pci_address` writes it."""
@@ -114,7 +117,7 @@ class NvmlEvents:
     def _event(self, said: Any) -> list[Event]:
         code = EVENT_CODES.get(int(said.eventType))
         # A lost GPU does not tell its name any more; its handle is the one that we have known it by.
-        uuid = _asked(pynvml.nvmlDeviceGetUUID, said.device) or self._handle_names.get(_address(said.device), "")
+        uuid = asked(pynvml.nvmlDeviceGetUUID, said.device) or self._handle_names.get(_address(said.device), "")
         if code == "recovery":
             return []  # The verdict itself is read from the GPU.
         if code == "xid":
@@ -128,10 +131,10 @@ class NvmlEvents:
         self._forget_set()
         made = pynvml.nvmlEventSetCreate()
         for handle in handles.values():
-            supported = _asked(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0
+            supported = asked(pynvml.nvmlDeviceGetSupportedEventTypes, handle) or 0
             wanted = sum(bit for bit in EVENT_CODES if supported & bit)
             if wanted:
-                _asked(pynvml.nvmlDeviceRegisterEvents, handle, wanted, made)
+                asked(pynvml.nvmlDeviceRegisterEvents, handle, wanted, made)
         self._set, self._registered = made, frozenset(handles)
 
     def _forget_set(self) -> None:
@@ -142,19 +145,19 @@ class NvmlEvents:
 
     def _handles(self) -> dict[str, Any]:
         found = {}
-        for index in range(int(_asked(pynvml.nvmlDeviceGetCount) or 0)):
-            handle = _asked(pynvml.nvmlDeviceGetHandleByIndex, index)
-            uuid = _asked(pynvml.nvmlDeviceGetUUID, handle) if handle is not None else None
+        for index in range(int(asked(pynvml.nvmlDeviceGetCount) or 0)):
+            handle = asked(pynvml.nvmlDeviceGetHandleByIndex, index)
+            uuid = asked(pynvml.nvmlDeviceGetUUID, handle) if handle is not None else None
             if uuid is not None:
                 found[uuid] = handle
                 self._handle_names[_address(handle)] = uuid
-                if uuid not in self._known and (pci := _asked(pynvml.nvmlDeviceGetPciInfo, handle)) is not None:
+                if uuid not in self._known and (pci := asked(pynvml.nvmlDeviceGetPciInfo, handle)) is not None:
                     self._known[uuid] = pci_address(_text(pci.busId))
         return found
 
     def conditions(self) -> dict[str, Condition]:
         """Return what each GPU says; one that was here and is not enumerated any more is lost."""
-        if _asked(pynvml.nvmlDeviceGetCount) is None:
+        if asked(pynvml.nvmlDeviceGetCount) is None:
             return {}  # The driver as a whole does not answer: of no GPU anything is known.
         handles = self._handles()
         return {
@@ -162,58 +165,22 @@ class NvmlEvents:
             for uuid in sorted(self._known.keys() | handles.keys())
         }
 
+    def trouble(self) -> str:
+        """Return what NVML says where it does not even count: the driver is gone, or another than its library."""
+        try:
+            pynvml.nvmlDeviceGetCount()
+        except pynvml.NVMLError as error:
+            if error.value != pynvml.NVML_ERROR_UNINITIALIZED:
+                return str(error)
+            try:
+                pynvml.nvmlInit()
+            except pynvml.NVMLError as reason:
+                return str(reason)
+        return ""
+
     def addresses(self) -> Mapping[str, str]:
         """Return the UUIDs by PCI address."""
         return {address: uuid for uuid, address in self._known.items()}
-
-
-def condition_of(handle: Any) -> Condition:
-    """Ask one GPU how it is."""
-    try:
-        pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
-    except pynvml.NVMLError as error:
-        if error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
-            return Condition(is_lost=True)
-        if error.value == pynvml.NVML_ERROR_RESET_REQUIRED:
-            return Condition(needs_reset=True)
-    rows = _asked(pynvml.nvmlDeviceGetRemappedRows, handle)
-    reasons = _asked(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
-    return Condition(
-        recovery=_field(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION),
-        uncorrected=_asked(
-            pynvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            pynvml.NVML_VOLATILE_ECC,
-        ),
-        remap_pending=None if rows is None else bool(rows[2]),
-        remap_failed=None if rows is None else bool(rows[3]),
-        links_down=_links_down(handle),
-        is_hot=None if reasons is None else bool(reasons & HOT),
-        is_braked=None if reasons is None else bool(reasons & BRAKED),
-    )
-
-
-def _links_down(handle: Any) -> int | None:
-    states = [_asked(pynvml.nvmlDeviceGetNvLinkState, handle, link) for link in range(pynvml.NVML_NVLINK_MAX_LINKS)]
-    told = [state for state in states if state is not None]
-    # A GPU all of whose links are off is not wired to others; one that lost some is broken.
-    return None if not any(told) else told.count(0)
-
-
-def _field(handle: Any, field: int) -> int | None:
-    answers = _asked(pynvml.nvmlDeviceGetFieldValues, handle, [field])
-    if answers is None or answers[0].nvmlReturn != pynvml.NVML_SUCCESS:
-        return None
-    return int(answers[0].value.uiVal)
-
-
-def _asked(question: Callable[..., Any], *details: Any) -> Any:
-    """Return the answer of NVML, or None where there is none."""
-    try:
-        return question(*details)
-    except pynvml.NVMLError:
-        return None
 
 
 def _address(handle: Any) -> int | None:
@@ -229,13 +196,17 @@ class SimulatedEvents:
 
     `simulated-events`  lines "INDEX CODE [words]", such as "0 xid:79 GPU has fallen off the bus"; it is taken away
     `simulated-lost`    indices of GPUs that seem lost, as the simulated GPUs read it
+    `simulated-ills`    lines "INDEX ILL [words]" for as long as they stand there: those of ILLS, "0 nvlink 3 7" and
+                        "0 fabric its words"
     """
 
     LOOK_S = 0.1
+    LINKS = range(NVLINKS)
 
     def __init__(self, *, home: Path, gpus: Callable[[], Sequence[tuple[int, str]]]) -> None:
         self._file = home / "simulated-events"
         self._lost = home / "simulated-lost"
+        self._ills = home / "simulated-ills"
         self._gpus = gpus
         self._pause = threading.Event()
 
@@ -265,18 +236,56 @@ class SimulatedEvents:
             lost = {int(word) for word in self._lost.read_text().split()}
         except (FileNotFoundError, ValueError):
             lost = set()
-        return {
-            uuid: Condition(is_lost=index in lost, recovery=0, uncorrected=0, remap_pending=False, remap_failed=False)
-            for index, uuid in self._gpus()
-        }
+        ills = self._written_ills()
+        return {uuid: self._condition(ills.get(index, []), is_lost=index in lost) for index, uuid in self._gpus()}
+
+    def _written_ills(self) -> dict[int, list[list[str]]]:
+        """Return what ails each GPU, by index; a line that makes no sense ails none."""
+        found: dict[int, list[list[str]]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._ills.read_text().splitlines():
+                index, *words = line.split()
+                if index.isdigit() and words:
+                    found.setdefault(int(index), []).append(words)
+        return found
+
+    def _condition(self, ills: Sequence[list[str]], *, is_lost: bool) -> Condition:
+        down = {int(word) for name, *words in ills if name == "nvlink" for word in words if word.isdigit()}
+        well = Condition(
+            is_lost=is_lost,
+            recovery=0,
+            uncorrected=0,
+            sram_exceeded=False,
+            remap_pending=False,
+            remap_failed=False,
+            links={link: link not in down for link in self.LINKS},
+            fabric=next((" ".join(words) for name, *words in ills if name == "fabric"), ""),
+            is_pcie_narrow=False,
+        )
+        named: dict[str, Any] = dict.fromkeys({name for name, *_ in ills} & ILLS, True)
+        return replace(well, **named)
+
+    def trouble(self) -> str:
+        """Return nothing: there is no driver that could fail."""
+        return ""
 
     def addresses(self) -> Mapping[str, str]:
         """Return nothing: what does not exist has no address."""
         return {}
 
 
+def host_error(line: str) -> str:
+    """Return what a line of the kernel log says of an error of the machine that was not corrected; else nothing."""
+    if found := MACHINE_CHECK.search(line):
+        return found[1] if int(found[2], 16) & UNCORRECTED else ""
+    return next((found[1] for pattern in HOST_LINES if (found := pattern.search(line))), "")
+
+
 class KernelLog:
-    """Follows /dev/kmsg for what the GPU driver says there. Goes on where an earlier agent stopped."""
+    """Follows /dev/kmsg for what the GPU driver, and the machine itself, say there.
+
+    It goes on where an earlier agent stopped.
+    """
 
     def __init__(
         self, *, home: Path, addresses: Callable[[], Mapping[str, str]], path: Path = Path("/dev/kmsg")
@@ -329,7 +338,8 @@ class KernelLog:
                 gpu = "" if kind == "sxid" else self._addresses().get(pci_address(address), "")
                 where = "" if gpu else f"PCI:{address} "
                 return Event(gpu, "kmsg", f"{kind}:{int(number)}", f"{where}{words}"[:DETAIL_MAX])
-        return None
+        words = host_error(line)
+        return Event("", "kmsg", "host", words[:DETAIL_MAX]) if words else None
 
     def close(self) -> None:
         """Let go of the log."""

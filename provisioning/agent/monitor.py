@@ -39,10 +39,18 @@ class GpuMonitor:
     INTERVAL_S = 2.0
     SILENT_AFTER_S = 60.0
 
-    def __init__(self, *, source: GpuSource, home: Home, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        source: GpuSource,
+        home: Home,
+        changed: Callable[[], None],
+        went_silent: Callable[[], None] = lambda: None,
+    ) -> None:
         self._source = source
         self._home = home
         self._changed = changed
+        self._went_silent = went_silent
         self._guard = threading.Lock()
         self._busy: frozenset[str] = frozenset()
         self._readings: list[Reading] = []
@@ -95,6 +103,7 @@ class GpuMonitor:
         assert self._inventory is not None
         if is_silent and any(gpu.healthy for gpu in self._inventory.gpus):
             log.error("the GPU driver does not answer", extra={"source": self._source.name})
+            self._went_silent()
             ill = tuple(replace(gpu, healthy=False) for gpu in self._inventory.gpus)
             self._publish(ill, driver=self._inventory.driver, links=self._inventory.links)
         return self._inventory

@@ -4,7 +4,7 @@ NOT_SUPPORTED is an answer that tells nothing, so it becomes None: neither zero 
 change while a GPU works (facts, links) is asked anew once a minute only; the meters at every read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pynvml
 
 from provisioning.agent.clock import boottime
+from provisioning.agent.conditions import UNTOLD, links_of
 from provisioning.agent.gpus import Gpu, GpuSourceError, Link, Reading, Scalar
 
 MEBI = 1 << 20
@@ -36,16 +37,6 @@ RELOADED = frozenset({pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_DRIVER_
 class NvmlQuestions:
     """Asks one GPU; remembers whether an answer meant that something is wrong with it."""
 
-    # What a sound GPU may answer where it has no such meter or we may not read it.
-    HARMLESS = frozenset(
-        {
-            pynvml.NVML_ERROR_NOT_SUPPORTED,
-            pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-            pynvml.NVML_ERROR_NO_PERMISSION,
-            pynvml.NVML_ERROR_NO_DATA,
-        }
-    )
-
     def __init__(self, handle: Any) -> None:
         self.handle = handle
         self.is_failing = False
@@ -55,7 +46,7 @@ class NvmlQuestions:
         try:
             return question(self.handle, *details)
         except pynvml.NVMLError as error:
-            self.is_failing |= error.value not in self.HARMLESS
+            self.is_failing |= error.value not in UNTOLD  # A sound GPU may answer these.
             return None
 
     def field(self, number: int) -> int | None:
@@ -78,13 +69,15 @@ class NvmlGpus:
     name = "nvml"
     FACTS_EVERY_S = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_patient: bool = False) -> None:
+        """Raises GpuSourceError where no driver answers, unless `is_patient`: then it is asked again at every read."""
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
-            raise GpuSourceError(
-                f"no NVIDIA driver answers ({error}); install it, or try --gpus simulated:H200:8:144384"
-            ) from error
+            if not is_patient:
+                raise GpuSourceError(
+                    f"no NVIDIA driver answers ({error}); install it, or try --gpus simulated:H200:8:144384"
+                ) from error
         self.driver: str | None = None
         self.loads = 0
         self._seen: dict[str, Gpu] = {}
@@ -197,7 +190,8 @@ def facts_of(ask: NvmlQuestions) -> dict[str, Scalar]:
     pci = ask(pynvml.nvmlDeviceGetPciInfo)
     mig = ask(pynvml.nvmlDeviceGetMigMode)
     ecc = ask(pynvml.nvmlDeviceGetEccMode)
-    links = nvlinks(ask)
+    links = links_of(ask.handle) or {}
+    told = {link: state for link, state in links.items() if state is not None}
     return {
         "serial": ask(pynvml.nvmlDeviceGetSerial),
         "board_part": ask(pynvml.nvmlDeviceGetBoardPartNumber),
@@ -211,9 +205,10 @@ def facts_of(ask: NvmlQuestions) -> dict[str, Scalar]:
         "ecc": None if ecc is None else bool(ecc[0]),
         "mig": None if mig is None else bool(mig[0]),
         "mig_devices": None if mig is None else " ".join(mig_devices(ask)) if mig[0] else "",
-        "nvlinks": None if links is None else len(links),
-        "nvlinks_up": None if links is None else sum(links.values()),
-        "nvlinks_down": None if links is None else " ".join(str(link) for link, up in links.items() if not up),
+        "nvlinks": len(told) or None,
+        "nvlinks_up": sum(told.values()) if told else None,
+        "nvlinks_down": _numbers(told, False) if told else None,
+        "nvlinks_active": _numbers(told, True) if told else None,
     }
 
 
@@ -227,17 +222,6 @@ def mig_devices(ask: NvmlQuestions) -> list[str]:
         except pynvml.NVMLError:
             continue  # There may be gaps: an index without a device is no illness of the GPU.
     return found
-
-
-def nvlinks(ask: NvmlQuestions) -> dict[int, bool] | None:
-    """Return which links a GPU has and whether each is up; None where it has none or does not tell."""
-    states = {}
-    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
-        try:
-            states[link] = bool(pynvml.nvmlDeviceGetNvLinkState(ask.handle, link))
-        except pynvml.NVMLError:
-            break  # Links are numbered without gaps; the first that is not there ends them, and tells nothing ill.
-    return states or None
 
 
 def in_words(bits: int) -> tuple[str, ...]:
@@ -256,6 +240,10 @@ def _kind(one: Any, other: Any) -> str | None:
         return ANCESTORS.get(pynvml.nvmlDeviceGetTopologyCommonAncestor(one, other))
     except pynvml.NVMLError:
         return None
+
+
+def _numbers(links: Mapping[int, bool], state: bool) -> str:
+    return " ".join(str(link) for link, is_active in links.items() if is_active is state)
 
 
 def _aside(lost: list[Gpu], taken: set[int]) -> list[Gpu]:

@@ -7,113 +7,26 @@ a check that was cut short is begun again, which harms nothing.
 
 import logging
 import shlex
-import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from provisioning.agent.clock import boot_id
-from provisioning.agent.events import Condition
+from provisioning.agent.conditions import Condition, faults_of, untold_of
 from provisioning.agent.files import read_json, write_json
 from provisioning.agent.health import Record
 from provisioning.agent.protocol import Operation
+from provisioning.agent.tools import FAILED, SUCCEEDED, UNKNOWN, End, Tools, call
 from provisioning.agent.wiping import Wiper
 
 log = logging.getLogger("gpumarket.agent")
 
-SUCCEEDED, FAILED, UNKNOWN = "succeeded", "failed", "unknown"
 REPEATABLE = {"wipe", "verify"}
 SIMULATED_REBOOT = "simulated"
 KEPT_MAX = 1000
 MESSAGE_MAX = 500
-
-
-@dataclass(frozen=True)
-class End:
-    """How an operation ended."""
-
-    result: str
-    message: str = ""
-
-
-class Tools(Protocol):
-    """What can be done to GPUs of a kind."""
-
-    def reset(self, gpu: str) -> End:
-        """Reset one GPU."""
-
-    def faults(self, gpu: str) -> Sequence[str]:
-        """Return what speaks against giving a GPU to a customer; empty where nothing does."""
-
-
-class SimulatedTools:
-    """Repairs what does not exist, and says so. A GPU that seems lost stays lost."""
-
-    def __init__(self, *, condition: Callable[[str], Condition | None]) -> None:
-        self._condition = condition
-
-    def reset(self, gpu: str) -> End:
-        """Pretend."""
-        return End(SUCCEEDED, "simulated")
-
-    def faults(self, gpu: str) -> Sequence[str]:
-        """Return whether it seems lost."""
-        return faults_of(self._condition(gpu))
-
-
-class NvmlTools:
-    """Repairs real GPUs with NVIDIA's own programs."""
-
-    RESET_LIMIT_S = 120.0
-
-    def __init__(self, *, condition: Callable[[str], Condition | None], program: str = "nvidia-smi") -> None:
-        self._condition = condition
-        self._program = program
-
-    def reset(self, gpu: str) -> End:
-        """Reset it through nvidia-smi; what takes too long may or may not have happened."""
-        program = shutil.which(self._program)
-        if program is None:
-            return End(FAILED, f"{self._program} is not on this node")
-        return call([program, "--gpu-reset", "-i", gpu], limit_s=self.RESET_LIMIT_S)
-
-    def faults(self, gpu: str) -> Sequence[str]:
-        """Return what the GPU says against itself."""
-        return faults_of(self._condition(gpu))
-
-
-def faults_of(condition: Condition | None) -> Sequence[str]:
-    """Return what a condition says against a GPU. What it does not tell is no fault and no proof of health either."""
-    if condition is None or condition.is_lost:
-        return ["it is not enumerated"]
-    checks = (
-        (condition.needs_reset, "it asks for a reset"),
-        (condition.recovery, f"the driver asks for recovery action {condition.recovery}"),
-        (condition.uncorrected, f"{condition.uncorrected} memory errors are uncorrected"),
-        (condition.remap_pending, "a row of its memory still waits to be replaced"),
-        (condition.remap_failed, "a bad row of its memory cannot be replaced"),
-        (condition.links_down, f"{condition.links_down} of its links are down"),
-        (condition.is_hot, "it is too hot"),
-    )
-    return [why for is_bad, why in checks if is_bad]
-
-
-def call(command: Sequence[str], *, limit_s: float) -> End:
-    """Run a program of the operator's and say how it ended."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        return End(UNKNOWN, f"{command[0]} did not end within {limit_s:.0f} s")
-    except OSError as error:
-        return End(FAILED, f"{command[0]} cannot be run: {error.strerror}")
-    words = (done.stderr or done.stdout).strip().splitlines()
-    if done.returncode:
-        return End(FAILED, words[-1] if words else f"{command[0]} ended with {done.returncode}")
-    return End(SUCCEEDED, words[-1] if words else "")
 
 
 class Operations:
@@ -131,6 +44,7 @@ class Operations:
         gpus: Callable[[], Iterable[str]],
         busy: Callable[[], frozenset[str]],
         tools: Tools,
+        condition: Callable[[str], Condition | None],
         wiper: Wiper,
         excused: Callable[[str], AbstractContextManager[None]],
         reboot_command: str = "",
@@ -142,6 +56,7 @@ class Operations:
         self._gpus = gpus
         self._busy = busy
         self._tools = tools
+        self._condition = condition
         self._wiper = wiper
         self._excused = excused
         self._reboot_command = reboot_command
@@ -224,9 +139,30 @@ class Operations:
         return End(UNKNOWN, "the restart was ordered, and the machine still runs")
 
     def _verify(self, one: Operation) -> End:
+        """Check GPUs, test their memory, and check what the test did to them."""
         gpus = [one.gpu] if one.gpu else sorted(self._gpus())
-        faults = [f"{gpu}: {why}" for gpu in gpus for why in self._tools.faults(gpu)]
-        return End(FAILED, "; ".join(faults)) if faults else End(SUCCEEDED, f"{len(gpus)} GPUs are well")
+        if not self._busy().isdisjoint(gpus):
+            return End(FAILED, "a workload is still on this GPU" if one.gpu else "workloads are still on this node")
+        if faults := self._faults(one, gpus):
+            return End(FAILED, faults)
+        tested = self._tools.test_memory(gpus)
+        if tested.result != SUCCEEDED:
+            return End(FAILED, tested.message)
+        if faults := self._faults(one, gpus):
+            return End(FAILED, f"after the test of its memory: {faults}")
+        words = [f"{len(gpus)} GPUs are well", f"memory test: {tested.message}"]
+        untold: dict[str, list[str]] = {}
+        for gpu in gpus:
+            for what in untold_of(self._condition(gpu), links=one.links.get(gpu)):
+                untold.setdefault(what, []).append(gpu)
+        if untold:
+            unknown = (f"{what} of {of[0] if len(of) == 1 else f'{len(of)} GPUs'}" for what, of in untold.items())
+            words.append(f"cannot tell: {', '.join(unknown)}")
+        return End(SUCCEEDED, "; ".join(words))
+
+    def _faults(self, one: Operation, gpus: Iterable[str]) -> str:
+        faults = ((gpu, faults_of(self._condition(gpu), links=one.links.get(gpu))) for gpu in gpus)
+        return "; ".join(f"{gpu}: {why}" for gpu, whys in faults for why in whys)
 
     def _path(self, one: Operation) -> Path:
         return self._folder / f"{one.id}.json"

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from provisioning.agent.environment import (
     replica_address,
     replica_names,
 )
+from provisioning.agent.events import pci_address
 from provisioning.agent.files import write_json
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.images import LOCAL, Aborted, Pull, for_podman
@@ -39,6 +40,7 @@ PORT_TRIES = 3
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 NO_SUCH_GPU = "unresolvable CDI devices"
 GPU_NODE = re.compile(r"nvidia([0-9]+)")  # In /dev; the number is the driver's own, which never moves.
+DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 OTHER_GPUS = (
     "the CDI specification of this node gave other GPUs than those rented; its operator must write it anew, with GPUs "
     "by UUID: nvidia-ctk cdi generate --device-name-strategy=uuid"
@@ -158,7 +160,7 @@ class Preparation:
         """
         devices = Path("/proc", str(found["State"]["Pid"]), "root", "dev")
         there = {int(match[1]) for device in devices.iterdir() if (match := GPU_NODE.fullmatch(device.name))}
-        if there != {gpu.facts.get("minor_number") for gpu in self._gpus}:
+        if are_others(there, self._gpus):
             self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
             raise NotStartable(OTHER_GPUS)
 
@@ -253,6 +255,32 @@ class Preparation:
         finally:
             os.close(theirs)
             os.close(ours)
+
+
+def are_others(there: Collection[int], gpus: Sequence[Gpu], *, folder: Path = DRIVER_GPUS) -> bool:
+    """Say whether these minor numbers are those of other GPUs, or of more or fewer.
+
+    Where neither NVML nor the driver's own files tell the number of a GPU, it may be any of them.
+    """
+    known = {minor for gpu in gpus if (minor := minor_of(gpu, folder=folder)) is not None}
+    return len(there) != len(gpus) or not known <= set(there)
+
+
+def minor_of(gpu: Gpu, *, folder: Path = DRIVER_GPUS) -> int | None:
+    """Return the number of a GPU's device node: as NVML tells it, or else as the driver's own file does."""
+    minor = gpu.facts.get("minor_number")
+    if isinstance(minor, int):
+        return minor
+    bus_id = gpu.facts.get("pci_bus_id")
+    for file in folder.glob("*/information"):
+        with contextlib.suppress(OSError, ValueError):
+            facts = dict(re.findall(r"(?m)^([^:\n]+):[ \t]*(.*?)[ \t]*$", file.read_text()))
+            is_it = facts.get("GPU UUID") == gpu.uuid
+            if isinstance(bus_id, str) and "Bus Location" in facts:
+                is_it |= pci_address(facts["Bus Location"]) == pci_address(bus_id)
+            if is_it and facts.get("Device Minor", "").isdigit():
+                return int(facts["Device Minor"])
+    return None
 
 
 def read_all(pipe: int) -> bytes:

@@ -1,6 +1,7 @@
 """The agent's side of the protocol, as values. What the server says is checked here and trusted afterwards."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,12 +61,16 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something to be done once to the node or one GPU of it; its result is kept by its id."""
+    """Something to be done once to the node or one GPU of it; its result is kept by its id.
+
+    `links`: for a check, the NVLinks that each GPU was accepted with; one that is not named has told of none.
+    """
 
     id: str
     kind: str
     gpu: str
     attempt: int
+    links: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,11 @@ def parse_operation(source: Any) -> Operation:
     if kind not in OPERATIONS:
         raise ProtocolError(f"{kind!r} is none of {', '.join(OPERATIONS)}")
     gpu, attempt = take(source, "gpu", str, default=""), take(source, "attempt", int, default=1)
-    return Operation(id=an_id(source), kind=kind, gpu=gpu, attempt=attempt)
+    links = take(source, "links", dict, default={})
+    if not all(isinstance(of, list) and all(type(link) is int for link in of) for of in links.values()):
+        raise ProtocolError("'links' must map GPUs to lists of numbers")
+    named = {uuid: tuple(of) for uuid, of in links.items()}
+    return Operation(id=an_id(source), kind=kind, gpu=gpu, attempt=attempt, links=named)
 
 
 def parse_volume(source: Any) -> Volume:

@@ -116,4 +116,5 @@ def simulated_facts(seed: str, index: int) -> dict[str, Scalar]:
         "nvlinks": NVLINKS,
         "nvlinks_up": NVLINKS,
         "nvlinks_down": "",
+        "nvlinks_active": " ".join(map(str, range(NVLINKS))),
     }

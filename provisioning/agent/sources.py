@@ -7,10 +7,13 @@ from provisioning.agent.nvml import NvmlGpus
 from provisioning.agent.simulated import SimulatedGpus
 
 
-def open_source(text: str, *, seed: str, home: Path) -> GpuSource:
-    """Return the source that `nvml` or `simulated:MODEL:COUNT:MEMORY_MIB` names; raises GpuSourceError."""
+def open_source(text: str, *, seed: str, home: Path, is_patient: bool = False) -> GpuSource:
+    """Return the source that `nvml` or `simulated:MODEL:COUNT:MEMORY_MIB` names; raises GpuSourceError.
+
+    `is_patient`: a driver that does not answer is waited for.
+    """
     if text == "nvml":
-        return NvmlGpus()
+        return NvmlGpus(is_patient=is_patient)
     kind, *parts = text.split(":")
     try:
         model, count, memory_mib = parts

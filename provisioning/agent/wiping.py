@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,9 @@ class Cleaner(Protocol):
 
     def expect_idle(self, gpu: str) -> None:
         """Return once no process uses the GPU."""
+
+    def destroy_parts(self, gpu: str) -> int:
+        """Undo that somebody cut it into parts (MIG); return how many there were."""
 
     def scrub(self, gpu: str) -> Scrub:
         """Clear its memory."""
@@ -139,10 +142,14 @@ class Wiper:
         with self._excused(gpu):
             self._phases[gpu] = "wiping"
             self._cleaner.expect_idle(gpu)
+            parts = self._cleaner.destroy_parts(gpu)
             scrub = self._cleaner.scrub(gpu)
             self._phases[gpu] = "verifying"
             self._cleaner.verify(gpu)
-            return scrub
+            if not parts:
+                return scrub
+            words = [f"{parts} MIG instances were destroyed", scrub.message]
+            return replace(scrub, message="; ".join(filter(None, words)))
 
     def _record(self, gpu: str, wish: Wish, scrub: Scrub, result: str, duration_s: float) -> None:
         log.info("wiped", extra={"gpu": gpu, "method": scrub.method, "result": result, "reason": scrub.message})

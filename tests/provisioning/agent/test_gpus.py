@@ -42,7 +42,7 @@ def test_a_gpu_tells_what_it_is(gpus: NvmlGpus, own_nvml: FakeNvml) -> None:
         "minor_number": 0,
         "pci_bus_id": "00000000:17:00.0", "pcie_generation_max": 5, "pcie_width_max": 16, "numa_node": 0,
         "power_limit_mw": 700_000, "ecc": True, "mig": False, "mig_devices": "", "nvlinks": 18, "nvlinks_up": 18,
-        "nvlinks_down": "",
+        "nvlinks_down": "", "nvlinks_active": " ".join(map(str, range(18))),
     }  # fmt: skip
     assert gpus.driver == "580.95.05"
 
@@ -141,6 +141,7 @@ def test_a_broken_link_and_the_parts_of_a_cut_gpu_are_facts(own_nvml: FakeNvml) 
     own_nvml.set("0.4", uuid="MIG-b")
     facts = read(NvmlGpus())[0][0].facts
     assert (facts["nvlinks"], facts["nvlinks_up"], facts["nvlinks_down"]) == (18, 17, "3")
+    assert facts["nvlinks_active"] == " ".join(str(link) for link in range(18) if link != 3)
     assert (facts["mig"], facts["mig_devices"]) == (True, "MIG-a MIG-b")
 
 
@@ -189,6 +190,17 @@ def test_without_the_library_the_agent_says_what_to_do(tmp_path: Path) -> None:
 def test_reasons_are_words_and_a_new_one_is_named_by_its_bit() -> None:
     assert in_words(0) == ()
     assert in_words(1 | 8 | 4096) == ("idle", "hw_slowdown", "bit_4096")
+
+
+@needs("gcc")
+def test_a_driver_that_does_not_answer_at_first_is_waited_for_where_the_node_is_known(own_nvml: FakeNvml) -> None:
+    own_nvml.driver(error=18)
+    with pytest.raises(GpuSourceError):
+        NvmlGpus()
+    gpus = NvmlGpus(is_patient=True)
+    assert read(gpus) == ([], [])
+    own_nvml.driver()
+    assert len(read(gpus)[0]) == 8
 
 
 @needs("gcc")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from provisioning.agent import health
-from provisioning.agent.events import Condition, Event, KernelLog, NvmlEvents, SimulatedEvents, pci_address
-from provisioning.agent.health import HealthWatch, codes_of
+from provisioning.agent.conditions import Condition, findings
+from provisioning.agent.events import Event, KernelLog, NvmlEvents, SimulatedEvents, pci_address
+from provisioning.agent.health import HealthWatch
 from tests.nvml import FakeNvml
 from tests.provisioning.agent.cast import AgentRun, eventually
 from tests.provisioning.agent.control_plane import ControlPlane
@@ -37,6 +38,7 @@ class Script:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.state: dict[str, Condition] = {}
+        self.driver = ""
 
     def wait(self, timeout_s: float) -> list[Event]:
         events, self.events = self.events, []
@@ -44,6 +46,9 @@ class Script:
 
     def conditions(self) -> dict[str, Condition]:
         return self.state
+
+    def trouble(self) -> str:
+        return self.driver
 
     def addresses(self) -> dict[str, str]:
         return {"0000:17:00": "GPU-a"}
@@ -93,10 +98,13 @@ def test_nvml_and_the_kernel_log_tell_of_one_error_and_it_is_told_once(
         (Condition(recovery=2), ["recovery:2"]),
         (Condition(uncorrected=3, remap_pending=True), ["ecc_dbe", "row_remap_pending"]),
         (Condition(remap_failed=True), ["row_remap_failed"]),
+        (Condition(sram_exceeded=True), ["sram_threshold"]),
+        (Condition(sram_exceeded=False, fabric="", is_pcie_narrow=False), []),
+        (Condition(fabric="its registration failed (999)"), ["fabric"]),
     ],
 )
 def test_what_a_condition_amounts_to(condition: Condition, codes: list[str]) -> None:
-    assert codes_of(condition) == codes
+    assert list(findings(condition)) == codes
 
 
 def test_what_stays_bad_is_told_once_and_what_comes_back_is_told_again(
@@ -150,6 +158,26 @@ def test_heat_is_told_when_it_lasts(
             Event("", "kmsg", "sxid:20034", "PCI:0000:a9:00.0 Fatal, Link 30 LTSSM Fault Up"),
         ),
         ("NVRM: loading NVIDIA UNIX Open Kernel Module", None),
+        (
+            "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
+            Event("", "kmsg", "host", "memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0"),
+        ),
+        ("EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0", None),
+        (
+            "Memory failure: 0x5f3a1: recovery action for dirty LRU page: Recovered",
+            Event("", "kmsg", "host", "0x5f3a1: recovery action for dirty LRU page: Recovered"),
+        ),
+        (
+            "{1}[Hardware Error]: event severity: recoverable",
+            Event("", "kmsg", "host", "event severity: recoverable"),
+        ),
+        ("{1}[Hardware Error]: event severity: corrected", None),
+        (
+            "mce: [Hardware Error]: CPU 2: Machine Check: 0 Bank 5: bea00000000c0135",
+            Event("", "kmsg", "host", "CPU 2: Machine Check: 0 Bank 5: bea00000000c0135"),
+        ),
+        ("mce: [Hardware Error]: CPU 2: Machine Check: 0 Bank 7: 9c00004001010091", None),
+        ("mce: [Hardware Error]: Machine check events logged", None),
         ("usb 1-1: new device (PCI:0000:17:00): 79", None),
     ],
 )

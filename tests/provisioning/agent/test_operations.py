@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,19 @@ import pytest
 
 from provisioning.agent import operations
 from provisioning.agent.cleaning import SimulatedCleaner
-from provisioning.agent.events import Condition
-from provisioning.agent.operations import End, NvmlTools, Operations, call, faults_of
+from provisioning.agent.conditions import Condition, faults_of
+from provisioning.agent.operations import Operations
 from provisioning.agent.protocol import Operation
+from provisioning.agent.tools import End, NvmlTools, call
 from provisioning.agent.wiping import Wiper
 from tests.provisioning.agent.test_health import Notes
 
 GPU = "GPU-a"
+WELL = Condition(
+    recovery=0, uncorrected=0, sram_exceeded=False, remap_pending=False, remap_failed=False,
+    links={0: True, 1: True}, fabric="", is_pcie_narrow=False,
+)  # fmt: skip
+LINKED: dict[str, tuple[int, ...]] = {GPU: (0, 1), "GPU-b": (0, 1)}
 
 
 class Killed(BaseException):
@@ -31,7 +38,10 @@ class Bench:
         self.wanted: list[Operation] = []
         self.resets: list[str] = []
         self.reset_end: End | BaseException = End("succeeded")
-        self.found: list[str] = []
+        self.conditions = {GPU: WELL, "GPU-b": WELL}
+        self.tested: list[list[str]] = []
+        self.test_end = End("succeeded", "none available")
+        self.worn_by_test: dict[str, Condition] = {}
         self.busy: frozenset[str] = frozenset()
         self.reboot_command = ""
         self.restart()
@@ -45,10 +55,14 @@ class Bench:
             gpus=lambda: [GPU, "GPU-b"],
             busy=lambda: self.busy,
             tools=self,
+            condition=self.condition,
             wiper=wiper,
             excused=lambda gpu: nullcontext(),
             reboot_command=self.reboot_command,
         )
+
+    def condition(self, gpu: str) -> Condition | None:
+        return self.conditions.get(gpu)
 
     def reset(self, gpu: str) -> End:
         self.resets.append(gpu)
@@ -56,11 +70,15 @@ class Bench:
             raise self.reset_end
         return self.reset_end
 
-    def faults(self, gpu: str) -> Sequence[str]:
-        return self.found
+    def test_memory(self, gpus: Sequence[str]) -> End:
+        self.tested.append(list(gpus))
+        self.conditions |= self.worn_by_test
+        return self.test_end
 
-    def ask(self, kind: str, *, gpu: str = GPU, name: str = "opr_a") -> None:
-        self.wanted = [Operation(id=name, kind=kind, gpu=gpu, attempt=1)]
+    def ask(
+        self, kind: str, *, gpu: str = GPU, name: str = "opr_a", links: dict[str, tuple[int, ...]] = LINKED
+    ) -> None:
+        self.wanted = [Operation(id=name, kind=kind, gpu=gpu, attempt=1, links=links)]
         self.operations.step()
 
     @property
@@ -164,12 +182,12 @@ def test_a_reboot_command_that_fails_says_why(bench: Bench) -> None:
     assert bench.ends == [("failed", "not allowed")]
 
 
-@pytest.mark.parametrize("kind", ["reset_gpu", "wipe", "reboot_node"])
+@pytest.mark.parametrize("kind", ["reset_gpu", "wipe", "reboot_node", "verify"])
 def test_nothing_is_done_under_a_workload(kind: str, bench: Bench) -> None:
     bench.busy = frozenset({GPU})
     bench.ask(kind)
     assert bench.ends[0][0] == "failed"
-    assert bench.resets == []
+    assert (bench.resets, bench.tested) == ([], [])
 
 
 def test_a_wipe_leaves_its_record_before_its_end(bench: Bench) -> None:
@@ -180,13 +198,70 @@ def test_a_wipe_leaves_its_record_before_its_end(bench: Bench) -> None:
 
 
 def test_a_check_names_every_fault_of_every_gpu(bench: Bench) -> None:
-    bench.found = ["it is too hot"]
+    hot = replace(WELL, is_hot=True)
+    bench.conditions = {GPU: hot, "GPU-b": replace(hot, links={0: True, 1: False})}
     bench.ask("verify", gpu="")
-    assert bench.ends == [("failed", "GPU-a: it is too hot; GPU-b: it is too hot")]
+    assert bench.ends == [("failed", "GPU-a: it is too hot; GPU-b: NVLink 1 is not active; GPU-b: it is too hot")]
+    assert bench.tested == [], "what is broken is not filled"
+
+
+def test_a_check_tests_the_memory_of_all_its_gpus_and_says_how(bench: Bench) -> None:
+    bench.ask("verify", gpu="")
+    assert bench.tested == [[GPU, "GPU-b"]]
+    assert bench.ends == [("succeeded", "2 GPUs are well; memory test: none available")]
+
+
+def test_a_memory_that_fails_its_test_keeps_the_gate_shut(bench: Bench) -> None:
+    bench.test_end = End("failed", "the test 'memory' failed: mismatch")
+    bench.ask("verify")
+    assert bench.ends == [("failed", "the test 'memory' failed: mismatch")]
+
+
+def test_what_the_memory_test_does_to_a_gpu_counts_though_the_test_passed(bench: Bench) -> None:
+    bench.worn_by_test = {GPU: replace(WELL, uncorrected=2)}
+    bench.test_end = End("succeeded", "dcgmi diag memory passed")
+    bench.ask("verify")
+    assert bench.ends == [("failed", "after the test of its memory: GPU-a: 2 memory errors are uncorrected")]
+
+
+@pytest.mark.parametrize(
+    ("links", "end"),
+    [
+        ({0: True, 1: True}, ("succeeded", "1 GPUs are well; memory test: none available")),
+        ({0: True, 1: False}, ("failed", "GPU-a: NVLink 1 is not active")),
+        ({0: True}, ("failed", "GPU-a: NVLink 1 is not active")),
+        ({0: False, 1: False}, ("failed", "GPU-a: NVLink 0, 1 is not active")),
+        (
+            {0: True, 1: None},
+            ("succeeded", "1 GPUs are well; memory test: none available; cannot tell: NVLink 1 of GPU-a"),
+        ),
+        (None, ("succeeded", "1 GPUs are well; memory test: none available; cannot tell: NVLink 0, 1 of GPU-a")),
+        ({0: True, 1: True, 2: False}, ("succeeded", "1 GPUs are well; memory test: none available")),
+    ],
+)
+def test_links_are_compared_with_those_that_the_gpu_was_accepted_with(
+    links: dict[int, bool | None] | None, end: tuple[str, str], bench: Bench
+) -> None:
+    bench.conditions = {GPU: replace(WELL, links=links)}
+    bench.ask("verify")
+    assert bench.ends == [end]
+
+
+def test_without_anything_to_compare_with_a_gpu_that_lost_some_links_fails_and_one_without_any_passes(
+    bench: Bench,
+) -> None:
+    bench.conditions = {GPU: replace(WELL, links={0: True, 1: False})}
+    bench.ask("verify", links={})
+    bench.conditions = {GPU: replace(WELL, links={0: False, 1: False})}
+    bench.ask("verify", name="opr_b", links={})
+    bench.conditions = {GPU: replace(WELL, links=None), "GPU-b": replace(WELL, links=None, uncorrected=None)}
+    bench.ask("verify", name="opr_c", gpu="", links={})
+    assert [result for result, _ in bench.ends] == ["failed", "succeeded", "succeeded"]
+    assert bench.ends[2][1].endswith("cannot tell: NVLinks of 2 GPUs, memory errors of GPU-b")
 
 
 def test_without_its_tool_a_reset_fails_and_says_so() -> None:
-    end = NvmlTools(condition=lambda gpu: None, program="no-such-program").reset(GPU)
+    end = NvmlTools(smi="no-such-program").reset(GPU)
     assert end == End("failed", "no-such-program is not on this node")
 
 
@@ -194,9 +269,7 @@ def test_a_tool_is_called_with_the_gpu(tmp_path: Path) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text('#!/bin/sh\necho "$@"\n')
     tool.chmod(0o755)
-    assert NvmlTools(condition=lambda gpu: None, program=str(tool)).reset(GPU) == End(
-        "succeeded", "--gpu-reset -i GPU-a"
-    )
+    assert NvmlTools(smi=str(tool)).reset(GPU) == End("succeeded", "--gpu-reset -i GPU-a")
 
 
 def test_a_tool_that_takes_too_long_may_or_may_not_have_done_it() -> None:
@@ -213,8 +286,12 @@ def test_a_tool_that_takes_too_long_may_or_may_not_have_done_it() -> None:
         (Condition(uncorrected=1), False),
         (Condition(remap_pending=True), False),
         (Condition(remap_failed=True), False),
-        (Condition(links_down=1), False),
-        (Condition(recovery=0, uncorrected=0, remap_pending=False, remap_failed=False, links_down=0), True),
+        (Condition(sram_exceeded=True), False),
+        (Condition(links={0: True, 1: False}), False),
+        (Condition(fabric="its registration has not begun"), False),
+        (Condition(is_pcie_narrow=True), False),
+        (Condition(is_memory_hot=True), False),
+        (WELL, True),
     ],
 )
 def test_what_keeps_a_gpu_from_passing(condition: Condition | None, is_well: bool) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from provisioning.agent.cleaning import NvmlCleaner, SimulatedCleaner
 from provisioning.agent.wiping import NotClean, Scrub, Wiper
-from tests.nvml import FakeNvml
+from tests.nvml import Failure, FakeNvml
 from tests.provisioning.agent.cast import Node, eventually
 from tests.provisioning.agent.control_plane import ControlPlane
 from tests.provisioning.agent.test_health import Notes
@@ -175,6 +175,56 @@ def uuid(cleaner: NvmlCleaner) -> str:
     import pynvml
 
     return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(0)))
+
+
+def test_mig_instances_that_a_tenant_left_are_destroyed_from_the_inside_out(
+    cleaner: NvmlCleaner, own_nvml: FakeNvml, uuid: str
+) -> None:
+    own_nvml.set(0, {"mig_mode": (1, 1), "gi.3": 0, "gi.7": 4, "ci.3.0": 0, "ci.3.1": 0, "ci.7.0": 4})
+    own_nvml.set(1, {"mig_mode": (1, 1), "gi.3": 0})
+    assert cleaner.destroy_parts(uuid) == 2
+    left = own_nvml.path.read_text()
+    assert "gpu 0 gi." not in left
+    assert "gpu 0 ci." not in left
+    assert "gpu 1 gi.3" in left, "that of another GPU stays"
+    assert cleaner.destroy_parts(uuid) == 0
+
+
+def test_where_mig_is_off_or_not_supported_nothing_is_destroyed(
+    cleaner: NvmlCleaner, own_nvml: FakeNvml, uuid: str
+) -> None:
+    for mode in ((0, 0), None, Failure(13)):
+        own_nvml.set(0, {"mig_mode": mode, "gi.3": 0})
+        assert cleaner.destroy_parts(uuid) == 0
+        assert "gpu 0 gi.3" in own_nvml.path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({"gi.3": "0 19"}, "cannot be destroyed"),  # In use.
+        ({"gi.3": 0, "ci.3.0": "0 19"}, "cannot be destroyed"),
+        ({"gi.3": "0 -1"}, "1 MIG instances are still there"),  # It says that it did, and did not.
+        ({"mig_mode": Failure(999)}, "cannot be destroyed"),
+    ],
+)
+def test_a_mig_instance_that_stays_makes_the_wipe_fail(
+    lines: dict[str, Any], words: str, cleaner: NvmlCleaner, own_nvml: FakeNvml, uuid: str
+) -> None:
+    own_nvml.set(0, {"mig_mode": (1, 1)} | lines)
+    with pytest.raises(NotClean, match=words):
+        cleaner.destroy_parts(uuid)
+
+
+def test_the_record_says_how_many_mig_instances_were_destroyed(
+    cleaner: NvmlCleaner, own_nvml: FakeNvml, uuid: str, tmp_path: Path, notes: Notes
+) -> None:
+    own_nvml.set(0, {"mig_mode": (1, 1), "gi.3": 0, "ci.3.0": 0})
+    wiper = make_wiper(tmp_path, notes, cleaner)
+    assert wiper.wipe(uuid, operation="opr_a")[0]
+    body = notes.bodies[0]
+    assert (body["result"], body["method"]) == ("ok", "none available")
+    assert body["message"].startswith("1 MIG instances were destroyed; ")
 
 
 def test_without_the_vendors_tool_the_record_says_that_no_memory_was_scrubbed(cleaner: NvmlCleaner, uuid: str) -> None:
