@@ -1,7 +1,8 @@
 """What is built into a node. A node's Gpu rows are what was accepted; what it says may differ, and then it is held.
 
 The GPUs differ when one is missing or new, or sits at another index or bus address, or has another serial. Facts that
-a maintenance changes without a GPU changing (VBIOS, driver, MIG, a link) are written down and hold nobody back. A
+a maintenance changes without a GPU changing (VBIOS, driver, MIG) are written down and hold nobody back. An NVLink that
+a GPU had and that is down now is a health event, and the gate asks for every link that a GPU was accepted with. A
 hold ends by itself as soon as the node says again exactly what was accepted: whether a GPU that went and came back is
 well is a question of health, not of inventory. Otherwise a manager accepts what is there.
 """
@@ -13,11 +14,11 @@ from typing import Any
 import msgspec
 import structlog
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from provisioning import holds, placement
 from provisioning.errors import InventoryMismatch, ProvisioningError
-from provisioning.models import Gpu, GpuHold, Node, NodeHold, NodeInventory
+from provisioning.models import Gpu, GpuHold, Node, NodeHold, NodeInventory, Remediation
 from provisioning.protocol import GpuFact, Inventory
 
 log = structlog.get_logger("provisioning.inventory")
@@ -59,7 +60,7 @@ def take(*, node: Node, said: Inventory, at: datetime) -> None:
     if changes:
         _hold(node, ", ".join(changes), at)
     else:
-        _write_facts(known, facts)
+        _write_facts(node, known, facts, at)
         if node.is_held:
             holds.let_go(node=node, kind=NodeHold.Kind.INVENTORY_CHANGED, at=at)
     placement.recount([node.pk])
@@ -136,14 +137,39 @@ def _hold(node: Node, reason: str, at: datetime) -> None:
     live.update(reason=reason[: holds.REASON_MAX])  # It may differ in more by now than when the hold was placed.
 
 
-def _write_facts(known: Mapping[str, Gpu], facts: Iterable[Mapping[str, Any]]) -> None:
+def _write_facts(node: Node, known: Mapping[str, Gpu], facts: Iterable[Mapping[str, Any]], at: datetime) -> None:
     changed = []
     for one in facts:
         gpu = known[one["uuid"]]
         if gpu.facts != one["facts"]:
+            _tell_of_lost_links(node, gpu, one["facts"], at)
+            gpu.nvlinks = _links_with(gpu.nvlinks, one["facts"])
             gpu.facts = one["facts"]
             changed.append(gpu)
-    Gpu.objects.bulk_update(changed, ["facts"])
+    Gpu.objects.bulk_update(changed, ["facts", "nvlinks"])
+
+
+def _tell_of_lost_links(node: Node, gpu: Gpu, facts: Mapping[str, Any], at: datetime) -> None:
+    """Take a link that was down when its agent began as an event: only who knew the link before can miss it."""
+    from provisioning.health import events  # noqa: PLC0415  health stands on this file
+
+    before = _numbers(gpu.facts.get("nvlinks_down")) or set()
+    lost = ((_numbers(facts.get("nvlinks_down")) or set()) - before) & set(gpu.nvlinks or ())
+    in_repair = Remediation.objects.filter(Q(gpu=gpu) | Q(gpu=None, node=node), closed_at=None)
+    if lost and not in_repair.exists():
+        words = f"NVLink {', '.join(map(str, sorted(lost)))}, which it was accepted with, is not active"
+        events.take(node, at, {"gpu": gpu.uuid, "source": "agent", "code": "nvlink", "detail": words})
+
+
+def _links_with(known: list[int] | None, facts: Mapping[str, Any]) -> list[int] | None:
+    """Return the links that a GPU is known to have, with those that it tells to be active now."""
+    told = _numbers(facts.get("nvlinks_active"))
+    return known if told is None else sorted({*(known or ()), *told})
+
+
+def _numbers(told: object) -> set[int] | None:
+    """Return the numbers in a fact; None where it is not told."""
+    return {int(word) for word in told.split() if word.isdigit()} if isinstance(told, str) else None
 
 
 def _refuse_other_models(node: Node, facts: Iterable[Mapping[str, Any]]) -> None:
@@ -162,7 +188,9 @@ def _put_in_place(node: Node, facts: list[dict[str, Any]]) -> None:
             continue
         gpu.node, gpu.index, gpu.removed_at = node, one["index"], None
         gpu.facts, gpu.memory_mib, gpu.healthy = one["facts"], one["memory_mib"], one["healthy"]
-    Gpu.objects.bulk_update(there.values(), ["node", "index", "removed_at", "facts", "memory_mib", "healthy"])
+        gpu.nvlinks = _links_with(None, one["facts"])
+    written = ["node", "index", "removed_at", "facts", "nvlinks", "memory_mib", "healthy"]
+    Gpu.objects.bulk_update(there.values(), written)
     Gpu.objects.bulk_create(_made(node, one) for one in facts if one["uuid"] not in there)
 
 
@@ -174,6 +202,7 @@ def _made(node: Node, one: Mapping[str, Any]) -> Gpu:
         memory_mib=one["memory_mib"],
         healthy=one["healthy"],
         facts=one["facts"],
+        nvlinks=_links_with(None, one["facts"]),
     )
 
 

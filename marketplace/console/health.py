@@ -11,8 +11,8 @@ from marketplace import audit
 from marketplace.access import Actor
 from marketplace.errors import NotFound
 from provisioning.health import breaker, remedies
-from provisioning.health.rules import current
-from provisioning.models import Breaker, Gpu, HealthEvent, Operation, Remediation, WipeRecord
+from provisioning.health.rules import Table, current
+from provisioning.models import Breaker, Gpu, HealthEvent, NodeInventory, Operation, Remediation, WipeRecord
 
 SHOWN_MAX = 50
 CLOSED_WITHIN = timedelta(hours=24)
@@ -28,11 +28,12 @@ class Overview:
     operations: Sequence[Operation]
     events: Sequence[HealthEvent]
     wipes: Sequence[WipeRecord]
-    table_version: str
+    table: Table
+    uncovered: Sequence[str]
 
 
 def overview(*, at: datetime) -> Overview:
-    """Return what is open, and the latest of what happened. Six queries."""
+    """Return what is open, and the latest of what happened. Seven queries."""
     repairs = Remediation.objects.exclude(closed_at__lt=at - CLOSED_WITHIN).select_related("node", "gpu")
     return Overview(
         breakers=list(open_breakers()),
@@ -41,8 +42,15 @@ def overview(*, at: datetime) -> Overview:
         operations=list(Operation.objects.select_related("node", "gpu").order_by("-pk")[:SHOWN_MAX]),
         events=list(HealthEvent.objects.select_related("node", "gpu").order_by("-pk")[:SHOWN_MAX]),
         wipes=list(WipeRecord.objects.select_related("gpu__node").order_by("-pk")[:SHOWN_MAX]),
-        table_version=current().version,
+        table=current(),
+        uncovered=uncovered_drivers(),
     )
+
+
+def uncovered_drivers() -> list[str]:
+    """Return the versions of drivers, of all nodes, that the table of rules was not made for."""
+    drivers = NodeInventory.objects.order_by("driver").values_list("driver", flat=True).distinct()
+    return [driver for driver in drivers if not current().covers(driver)]
 
 
 def open_breakers() -> QuerySet[Breaker]:

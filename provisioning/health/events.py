@@ -12,7 +12,7 @@ from django.utils import timezone
 from provisioning.health import faults, remedies
 from provisioning.health.classification import Seen, Verdict, classify
 from provisioning.health.rules import Action, current
-from provisioning.models import Gpu, HealthEvent, Node
+from provisioning.models import Gpu, HealthEvent, Node, NodeInventory
 
 log = structlog.get_logger("provisioning.health")
 
@@ -69,7 +69,9 @@ def _decide(event_id: int, at: datetime) -> bool:
     event = rows.filter(pk=event_id, decided_at=None).first()
     if event is None:
         return False
-    verdict = classify(_seen(event), _history(event), current())
+    table = current()
+    verdict = classify(_seen(event), _history(event), table)
+    driver = NodeInventory.objects.filter(node=event.node).values_list("driver", flat=True).first()
     event.decided_at = at
     event.action, event.severity, event.scope = verdict.action, verdict.severity, verdict.scope
     event.rule, event.table_version = verdict.rule.id, verdict.table_version
@@ -83,6 +85,7 @@ def _decide(event_id: int, at: datetime) -> bool:
         rule=verdict.rule.id,
         table=verdict.table_version,
         action=verdict.action,
+        **({} if table.covers(driver) else {"driver_outside_table": driver}),
     )
     _follow(event, verdict, at)
     return True

@@ -84,8 +84,15 @@ def document(node: Node) -> list[dict[str, Any]]:
     pending = Operation.objects.filter(node=node, outcome=Operation.Outcome.PENDING).select_related("gpu")
     return [
         {"id": one.public_id, "kind": one.kind, "gpu": one.gpu.uuid if one.gpu else "", "attempt": one.attempt}
+        | ({"links": _links(one)} if one.kind == Operation.Kind.VERIFY else {})
         for one in pending.order_by("pk")
     ]
+
+
+def _links(check: Operation) -> dict[str, list[int]]:
+    """Return the NVLinks that the GPUs of a check were accepted with; one that told of none is left out."""
+    gpus = [check.gpu] if check.gpu else check.node.gpus.filter(removed_at=None)
+    return {gpu.uuid: gpu.nvlinks for gpu in gpus if gpu.nvlinks is not None}
 
 
 def take(node: Node, at: datetime, body: Mapping[str, Any]) -> None:

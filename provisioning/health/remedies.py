@@ -154,6 +154,9 @@ def advance(remediation_id: int, *, at: datetime) -> bool:
     remediation = rows.filter(pk=remediation_id, closed_at=None).first()
     if remediation is None:
         return False
+    if remediation.gpu is not None and remediation.gpu.removed_at is not None:
+        _close_replaced(remediation, at, "Its GPU was taken out of the node.")
+        return True
     before = remediation.state, remediation.attempts
     steps = {
         State.WAITING: _wait,
@@ -197,7 +200,8 @@ def _drain(remediation: Remediation, at: datetime) -> None:
 
 def _is_held(remediation: Remediation) -> bool:
     """Return whether anything of anybody is still there; nodes confirm when it is not."""
-    gpus = Gpu.objects.filter(node=remediation.node, holds__released_at=None, holds__isnull=False)
+    here = Gpu.objects.filter(node=remediation.node, removed_at=None)
+    gpus = here.filter(holds__released_at=None, holds__isnull=False)
     return (gpus.filter(pk=remediation.gpu_id) if remediation.gpu_id else gpus).exists()
 
 
@@ -273,6 +277,7 @@ def due(*, limit: int) -> list[int]:
 @transaction.atomic
 def take_out(*, gpu: Gpu, reason: str, at: datetime) -> Remediation:
     """Quarantine a GPU because a person says so; what runs on it may finish, and only a person lets it back."""
+    _refuse_removed(gpu)
     if _live(gpu.node).filter(Q(gpu=gpu) | Q(gpu=None)).exists():
         raise ProvisioningError(f"GPU {gpu.index} of {gpu.node} is being repaired already.")
     remediation = Remediation(node=gpu.node, gpu=gpu, state=State.DRAINING, state_since=at, opened_at=at)
@@ -289,6 +294,8 @@ def release(*, remediation: Remediation, at: datetime) -> None:
     locked = Remediation.objects.select_for_update().filter(pk=remediation.pk, closed_at=None).first()
     if locked is None or locked.state not in {State.WAITING, State.DRAINING, State.STUCK, State.CONDEMNED}:
         raise ProvisioningError("It is on its way already.")
+    if locked.gpu is not None:
+        _refuse_removed(locked.gpu)
     if _is_held(locked):
         raise ProvisioningError("Something still runs there.")
     knock(locked, at=at)
@@ -297,6 +304,7 @@ def release(*, remediation: Remediation, at: datetime) -> None:
 @transaction.atomic
 def release_gpu(*, gpu: Gpu, at: datetime) -> Remediation:
     """Lead a quarantined GPU to the gate, also one that nobody repairs: its wipe failed, say."""
+    _refuse_removed(gpu)
     repair = _live(gpu.node).filter(Q(gpu=gpu) | Q(gpu=None)).order_by("gpu").first()
     if repair is None:
         repair = take_out(gpu=gpu, reason=gpu.state_reason or MANUAL.text, at=at)
@@ -311,6 +319,15 @@ def replaced(*, remediation: Remediation, at: datetime) -> None:
     if remediation.gpu is None:
         release(remediation=remediation, at=at)
         return
+    _close_replaced(remediation, at)
+
+
+def _close_replaced(remediation: Remediation, at: datetime, message: str = "") -> None:
     pending = remediation.operations.filter(outcome=Outcome.PENDING)
     pending.update(outcome=Outcome.CANCELLED, finished_at=at)
-    _move(remediation, State.REPLACED, at, closed=True)
+    _move(remediation, State.REPLACED, at, message, closed=True)
+
+
+def _refuse_removed(gpu: Gpu) -> None:
+    if gpu.removed_at is not None:
+        raise ProvisioningError(f"The GPU {gpu.uuid} was taken out of {gpu.node}.")

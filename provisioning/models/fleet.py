@@ -223,6 +223,9 @@ class Gpu(models.Model):
     state = models.CharField(max_length=12, choices=State.choices, default=State.CLEAN)
     state_reason = models.CharField(max_length=200, blank=True)
     facts = models.JSONField(default=dict, help_text="what it says it is; null is what it does not tell")
+    nvlinks = models.JSONField(
+        null=True, help_text="numbers of the NVLinks that it was accepted with or had since; null where it told of none"
+    )
     removed_at = models.DateTimeField(null=True, help_text="taken out of its node, as a manager accepted")
 
     class Meta:

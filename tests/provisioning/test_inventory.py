@@ -10,7 +10,7 @@ from msgspec import structs
 from provisioning import inventory, nodes
 from provisioning.errors import InventoryMismatch
 from provisioning.inventory import GpusHeld
-from provisioning.models import Gpu, GpuHold, Node, NodeHold, NodeInventory
+from provisioning.models import Gpu, GpuHold, HealthEvent, Node, NodeHold, NodeInventory, Remediation
 from provisioning.protocol import GpuFact, Inventory, Link
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import facts
@@ -177,3 +177,60 @@ def test_the_manager_s_cordon_and_other_holds_are_left_alone(node: Node) -> None
     node = take(node, facts(node))
     assert node.is_held
     assert list(NodeHold.objects.filter(released_at=None).values_list("kind", flat=True)) == ["health"]
+
+
+def linked(gpus: list[GpuFact], *, down: str = "", count: int = 4, active: bool = True) -> list[GpuFact]:
+    """These GPUs with NVLinks 0 to count - 1; some of the first one's are down."""
+    told = []
+    for gpu in gpus:
+        off = set(down.split()) if gpu.index == 0 else set()
+        up = " ".join(str(link) for link in range(count) if str(link) not in off)
+        told.append(
+            structs.replace(gpu, facts={"nvlinks_active": up, "nvlinks_down": " ".join(sorted(off))} if active else {})
+        )
+    return told
+
+
+def links_of(node: Node) -> list[int] | None:
+    found: list[int] | None = node.gpus.get(index=0).nvlinks
+    return found
+
+
+def test_the_links_that_a_gpu_had_are_remembered_when_they_go_and_grow_when_one_comes(node: Node) -> None:
+    take(node, linked(facts(node), active=False))
+    assert links_of(node) is None, "nobody knows"
+    take(node, linked(facts(node), count=3))
+    assert links_of(node) == [0, 1, 2]
+    take(node, linked(facts(node), down="1"))
+    assert links_of(node) == [0, 1, 2, 3]
+    take(node, linked(facts(node), active=False))
+    assert links_of(node) == [0, 1, 2, 3], "what is not told now was told before"
+
+
+def test_a_link_that_is_down_is_an_event_once_and_what_is_not_told_is_none(node: Node) -> None:
+    take(node, linked(facts(node)))
+    take(node, linked(facts(node), active=False))
+    assert not HealthEvent.objects.exists()
+    for _ in range(2):
+        assert not take(node, linked(facts(node), down="2 3")).is_held
+    event = HealthEvent.objects.get()
+    assert (event.code, event.gpu, event.source) == ("nvlink", node.gpus.get(index=0), "agent")
+    assert event.detail == "NVLink 2, 3, which it was accepted with, is not active"
+
+
+def test_a_link_that_goes_down_while_its_gpu_is_repaired_is_no_news(node: Node) -> None:
+    take(node, linked(facts(node)))
+    Remediation.objects.create(
+        node=node, gpu=node.gpus.get(index=0), state="acting", action="reset_gpu", severity=3, rule="nvlink",
+        table_version="1", reason="test", state_since=timezone.now(), opened_at=timezone.now(),
+    )  # fmt: skip
+    take(node, linked(facts(node), down="2"))
+    assert not HealthEvent.objects.exists()
+
+
+def test_accepting_what_is_there_accepts_the_links_that_are_there(node: Node) -> None:
+    take(node, linked(facts(node)))
+    take(node, linked(facts(node)[:-1], down="2"))
+    assert links_of(node) == [0, 1, 2, 3]
+    inventory.accept(node=node, at=timezone.now())
+    assert links_of(node) == [0, 1, 3]

@@ -1,4 +1,4 @@
-"""When these tests begin, and how they look at what is being repaired."""
+"""When these tests begin (after everything that their fixtures made), and how they look at what is being repaired."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -9,7 +9,7 @@ from provisioning.models import (
     Remediation,
 )
 
-START = datetime.fromisoformat("2026-11-26T12:00:00+00:00")
+START = datetime.fromisoformat("2030-11-26T12:00:00+00:00")
 Heal = Callable[..., None]
 
 

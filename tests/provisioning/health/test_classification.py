@@ -6,9 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provisioning.agent.events import EVENT_CODES
 from provisioning.health.classification import Seen, classify
 from provisioning.health.rules import OPERATIONS, Action, Severity, current
 
+# What agents tell without a number: provisioning/agent/{events,conditions,health}.py.
+CODES_OF_AGENTS = {
+    *("lost", "reset_required", "ecc_dbe", "sram_threshold", "row_remap_pending", "row_remap_failed", "fabric"),
+    *("nvlink", "thermal", "memory_thermal", "power_brake", "pcie", "driver", "host"),
+    *({*EVENT_CODES.values()} - {"xid", "recovery"}),
+}
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 TABLE = current()
 GPU = "GPU-a"
@@ -59,7 +66,11 @@ POLICY = [
     ("fabric", "", "degrade", "node", "fabric"),
     ("thermal", "", "degrade", "gpu", "thermal"),
     ("power_brake", "", "degrade", "gpu", "power-brake"),
-    ("clocks:power_cap", "", "record", "gpu", "normal"),
+    ("memory_thermal", "", "degrade", "gpu", "memory-thermal"),
+    ("gpu_unavailable", "", "reset_gpu", "gpu", "gpu-unavailable"),
+    ("nonfatal_poison", "", "application", "gpu", "nonfatal-poison"),
+    ("nvlink", "", "reset_gpu", "gpu", "nvlink"),
+    ("sxid:22013", "Minion Link DLREQ interrupt", "record", "gpu", "switch-other"),
     ("pcie", "", "degrade", "gpu", "pcie"),
     ("driver", "", "reboot_node", "node", "driver"),
     ("host", "", "reboot_node", "node", "host"),
@@ -92,9 +103,13 @@ def test_each_row_of_the_policy(code: str, detail: str, action: str, scope: str,
 def test_every_rule_of_the_table_is_in_the_policy_above() -> None:
     correlated = {correlation.rule for correlation in TABLE.correlations}
     known = {rule for *_, rule in POLICY} | correlated
-    assert {rule.id for rule in TABLE.rules} - known == {
-        "gpu-unavailable", "nonfatal-poison", "switch-other",
-    }  # fmt: skip
+    assert {rule.id for rule in TABLE.rules} - known == set()
+
+
+def test_every_code_of_the_table_is_one_that_an_agent_can_tell() -> None:
+    numbered = ("xid:", "sxid:", "recovery:")
+    codes = {code for rule in TABLE.rules for code in rule.codes if not code.startswith(numbered)}
+    assert codes == CODES_OF_AGENTS
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 from django.utils import timezone
+from structlog.testing import capture_logs
 
 from billing.models import UsageSpan
 from marketplace import rentals
 from provisioning import tasks
-from provisioning.health import breaker, faults, operations
+from provisioning.errors import ProvisioningError
+from provisioning.health import breaker, faults, operations, remedies
 from provisioning.models import (
     Breaker,
     Gpu,
@@ -18,6 +20,7 @@ from provisioning.models import (
     InstanceEvent,
     Node,
     NodeHold,
+    NodeInventory,
     Operation,
     Remediation,
 )
@@ -373,3 +376,88 @@ def test_an_event_of_an_unknown_gpu_concerns_the_node(played: Any) -> None:
     played.sync()
     event = HealthEvent.objects.get()
     assert (event.gpu, event.detail) == (None, "unknown GPU GPU-of-another; ab")
+
+
+def test_a_check_is_asked_with_the_links_that_its_gpus_were_accepted_with(
+    played: Any, running: Instance, heal: Heal
+) -> None:
+    Gpu.objects.filter(node=played.node, index__in=[5, 6]).update(nvlinks=[0, 1])
+    Gpu.objects.filter(node=played.node, index=7).update(removed_at=timezone.now(), healthy=False, nvlinks=[0])
+    for gpu, with_links in ((5, [5]), (None, [5, 6])):
+        part = gpu_of(played, gpu) if gpu is not None else None
+        operations.order(kind=Operation.Kind.VERIFY, node=played.node, gpu=part, at=timezone.now())
+        assert operations.document(played.node)[-1]["links"] == {
+            gpu_of(played, index).uuid: [0, 1] for index in with_links
+        }
+    operations.order(kind=Operation.Kind.REBOOT_NODE, node=played.node, gpu=None, at=timezone.now())
+    assert "links" not in operations.document(played.node)[-1]
+
+
+def remove(gpu: Gpu) -> Gpu:
+    """Take a GPU out of its node, as a manager accepted."""
+    Gpu.objects.filter(pk=gpu.pk).update(removed_at=timezone.now(), healthy=False)
+    gpu.refresh_from_db()
+    return gpu
+
+
+def test_what_a_removed_gpu_still_holds_keeps_no_node_from_its_repair(
+    played: Any, running: Instance, heal: Heal
+) -> None:
+    played.ignores_operations = True
+    remove(gpu_of(played))
+    assert gpu_of(played).holds.filter(released_at=None).exists()
+    played.breaks(None, "driver")
+    heal(rounds=1)
+    repair = repair_of(played)
+    Remediation.objects.filter(pk=repair.pk).update(state=Remediation.State.CONDEMNED)
+    remedies.release(remediation=repair, at=timezone.now())
+    repair.refresh_from_db()
+    assert repair.state == Remediation.State.VERIFYING
+
+
+def test_what_a_gpu_that_is_there_holds_keeps_its_node_from_the_gate(
+    played: Any, running: Instance, heal: Heal
+) -> None:
+    played.breaks(None, "driver")
+    heal(rounds=1)
+    repair = repair_of(played)
+    Remediation.objects.filter(pk=repair.pk).update(state=Remediation.State.CONDEMNED)
+    with pytest.raises(ProvisioningError, match="still runs"):
+        remedies.release(remediation=repair, at=timezone.now())
+
+
+def test_a_removed_gpu_is_neither_taken_out_nor_led_to_the_gate(played: Any, running: Instance) -> None:
+    gone = remove(gpu_of(played, 5))
+    for verb in (
+        lambda: remedies.release_gpu(gpu=gone, at=timezone.now()),
+        lambda: remedies.take_out(gpu=gone, reason="test", at=timezone.now()),
+    ):
+        with pytest.raises(ProvisioningError, match="was taken out of h200-"):
+            verb()
+    assert not Remediation.objects.exists()
+
+
+def test_the_repair_of_a_gpu_that_was_taken_out_ends_with_it(played: Any, running: Instance, heal: Heal) -> None:
+    played.breaks(5, "row_remap_pending")
+    played.ignores_operations = True
+    heal(rounds=3)
+    remove(gpu_of(played, 5))
+    heal(rounds=1)
+    assert repair_of(played).state == Remediation.State.REPLACED
+    assert set(Operation.objects.values_list("kind", "outcome")) == {("reset_gpu", "cancelled")}
+    with pytest.raises(ProvisioningError):
+        remedies.release(remediation=repair_of(played), at=timezone.now())
+
+
+def test_a_driver_that_the_table_was_not_made_for_is_named_in_the_log(played: Any, running: Instance) -> None:
+    NodeInventory.objects.update_or_create(
+        node=played.node, defaults={"driver": "450.80.02", "told_at": timezone.now()}
+    )
+    for driver in ("450.80.02", "580.95.05"):
+        NodeInventory.objects.filter(node=played.node).update(driver=driver)
+        played.breaks(5, "xid:63")
+        played.sync()
+        with capture_logs() as said:
+            tasks.decide_health_events()
+        decided = [entry for entry in said if entry["event"] == "health event decided"]
+        assert [entry.get("driver_outside_table") for entry in decided] == [driver if driver < "5" else None]
