@@ -22,6 +22,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import selectors
 import signal
 import sys
@@ -214,6 +215,9 @@ def become(order: dict[str, Any], *, workdir: Path, output: int) -> None:
         signal.signal(number, signal.SIG_DFL)  # An exec would keep what Python or our own parents ignore.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o022)
+    # An order that an earlier agent left says nothing of it.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (order.get("files", hard), hard))
     os.chdir(workdir)
     os.execvpe(order["command"][0], order["command"], order["env"])  # noqa: S606  it is what was rented
 

@@ -22,7 +22,8 @@ import asyncssh
 
 from provisioning.agent.errors import GatewayError
 from provisioning.agent.files import write_whole
-from provisioning.agent.ssh_connections import Connection, gateway_options
+from provisioning.agent.limits import raise_files
+from provisioning.agent.ssh_connections import CHANNELS_MAX, Connection, gateway_options
 from provisioning.agent.ssh_places import Places
 
 log = logging.getLogger("gpumarket.agent")
@@ -75,7 +76,8 @@ class Gateway:
         self._thread = threading.Thread(target=self._run, name="ssh", daemon=True)
 
     def start(self) -> None:
-        """Let customers in."""
+        """Let customers in: each channel takes a handful of open files, and all together more than the usual 1024."""
+        log.info("open files", extra={"at_most": raise_files()})
         self._thread.start()
 
     def stop(self, *, within_s: float = STOP_S) -> None:
@@ -135,6 +137,11 @@ class Gateway:
             self._connections.remove(connection)
             self._peers[peer] -= 1
             self._peers += Counter()  # Drops what is zero.
+
+    def has_room(self, assignment: str) -> bool:
+        """Return whether one more channel may be opened into an assignment, over all of its connections."""
+        there = [one for one in self._connections if one.is_admitted and one.place.assignment == assignment]
+        return sum(one.open_channels for one in there) < CHANNELS_MAX
 
     def record(self, **body: str) -> None:
         """Put an event of a session into the journal, in the order of the calls."""

@@ -17,6 +17,8 @@ log = logging.getLogger("gpumarket.agent")
 KEY_TRIES_MAX = 6  # As OpenSSH's MaxAuthTries.
 SESSIONS_MAX = 10  # As OpenSSH's MaxSessions: open at once in one connection.
 FORWARDS_MAX = 64
+CHANNELS_MAX = 256  # Sessions and forwarded ports of one assignment, over all of its connections.
+FULL = f"{CHANNELS_MAX} sessions and ports of this instance are open, and no more can be: close one first"
 PORT_MAX = 65535
 
 
@@ -30,6 +32,9 @@ class Gate(Protocol):
 
     def leave(self, connection: "Connection", peer: str) -> None:
         """Note that a connection is over."""
+
+    def has_room(self, assignment: str) -> bool:
+        """Return whether one more channel may be opened into an assignment, over all of its connections."""
 
     def record(self, **body: str) -> None:
         """Put an event of a session on record."""
@@ -110,10 +115,16 @@ class Connection(asyncssh.SSHServer):
         """Note that the key was proven."""
         self._is_admitted = True
 
+    @property
+    def open_channels(self) -> int:
+        """How many sessions and forwarded ports it has open, or is about to."""
+        return len(self._channels) + self._connecting + sum(not one.is_over for one in self._forwards)
+
     def session_requested(self) -> Session | bool:
         """Open a channel for a shell, a command or files."""
         if len(self._channels) >= SESSIONS_MAX:
             return False
+        self._refuse_where_full()
         session = Session(self)
         self._channels.add(session)
         return session
@@ -124,7 +135,9 @@ class Connection(asyncssh.SSHServer):
             raise asyncssh.ChannelOpenError(
                 asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "only ports of the instance itself are forwarded"
             )
-        if len(self._forwards) + self._connecting >= FORWARDS_MAX or not self._gate.places.is_open(self.place):
+        self._refuse_where_full()
+        forwards = sum(not one.is_over for one in self._forwards)
+        if forwards + self._connecting >= FORWARDS_MAX or not self._gate.places.is_open(self.place):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "no more ports can be forwarded now")
         if dest_port not in self._ports and len(self._ports) < FORWARDS_MAX:
             # Once for each port: a browser opens a hundred channels to one page.
@@ -132,6 +145,10 @@ class Connection(asyncssh.SSHServer):
             self._record(self._ports[dest_port], "opened", "forward", f"port {dest_port}")
         self._connecting += 1
         return self._forward(dest_port)
+
+    def _refuse_where_full(self) -> None:
+        if not self._gate.has_room(self.place.assignment):
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, FULL)
 
     async def _forward(self, port: int) -> Forward:
         try:

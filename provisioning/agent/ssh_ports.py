@@ -27,6 +27,7 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
         self._client_is_done = False
         self._port_is_done = False
         self._is_paused = False
+        self.is_over = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, chan: asyncssh.SSHTCPChannel[bytes]) -> None:
@@ -64,6 +65,7 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Hang up at the port too."""
+        self.is_over = True
         for task in tuple(self._tasks):
             task.cancel()
         self._writer.close()

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import asyncssh
 import psutil
 
+from provisioning.agent.limits import BEFORE
 from provisioning.agent.podman import PodmanError
 from provisioning.agent.ssh_places import Place
 from provisioning.agent.workload import PACKAGE_ROOT, ProcessWorkload
@@ -232,7 +233,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         env[MARK] = self.id
         inside = workload.entry(self._command, tty=self._terminal is not None, env=env)
         kind = "tty" if self._terminal is not None else "pipes"
-        launcher = (sys.executable, "-I", "-S", str(Path(__file__).with_name("terminal.py")), kind)
+        launcher = (sys.executable, "-I", "-S", str(Path(__file__).with_name("terminal.py")), kind, str(BEFORE))
         return Entry((*launcher, *inside.argv), inside.env, inside.cwd)
 
     async def _run_in_pipes(self) -> int:

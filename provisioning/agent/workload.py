@@ -25,6 +25,7 @@ from provisioning.agent.environment import command_environment
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import MACHINE_RESTARTED
+from provisioning.agent.limits import BEFORE
 from provisioning.agent.protocol import ID, Assignment
 from provisioning.agent.volumes import link_into, variables
 from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Binds, Entry, Files, Look, Origin, Workload
@@ -109,6 +110,7 @@ class ProcessWorkload:
             "command": list(command),
             "env": env,
             "output_limit_bytes": OUTPUT_LIMIT_BYTES,
+            "files": BEFORE,
             "boot_id": boot_id(),
         }
         write_json(self.folder / "order.json", order)

@@ -1,7 +1,9 @@
 """The SSH gateway with OpenSSH's own client: who gets in, what is there, and when it ends."""
 
 import asyncio
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import threading
@@ -13,12 +15,12 @@ from typing import Any
 import asyncssh
 import pytest
 
-from provisioning.agent.ssh_connections import SESSIONS_MAX, Connection
+from provisioning.agent.ssh_connections import CHANNELS_MAX, FORWARDS_MAX, SESSIONS_MAX, Connection
 from provisioning.agent.ssh_places import Places
 from provisioning.agent.ssh_sessions import Session
 from tests.packages import needs
 from tests.provisioning.agent.cast import AgentRun, eventually, is_running
-from tests.provisioning.agent.ssh_clients import GATEWAY, Door, make_key
+from tests.provisioning.agent.ssh_clients import GATEWAY, Door, a_door, make_key
 
 pytestmark = needs("ssh")
 
@@ -304,8 +306,9 @@ def test_connections_of_one_peer_are_limited(door: Door) -> None:
 
 
 def test_a_session_takes_its_place_when_it_is_asked_for_and_gives_it_back() -> None:
-    gate = SimpleNamespace()
+    gate = SimpleNamespace(has_room=lambda assignment: True)
     connection = Connection(gate)  # type: ignore[arg-type]
+    connection._candidate = (SimpleNamespace(assignment="asg_a"), "")  # type: ignore[assignment]
     asked = [connection.session_requested() for _ in range(SESSIONS_MAX + 5)]
     assert [session for session in asked[SESSIONS_MAX:] if session] == []
     first = asked[0]
@@ -324,6 +327,65 @@ def test_sessions_of_one_connection_are_limited(door: Door) -> None:
                 await connection.create_process("sleep 600")
 
     asyncio.run(asyncio.wait_for(talk(), 20))
+
+
+def test_channels_of_one_instance_are_limited_over_all_of_its_connections(own_door: Door) -> None:
+    async def talk() -> None:
+        port = await asyncio.to_thread(port_that_listens, own_door)
+        connections = [await own_door.connect() for _ in range(CHANNELS_MAX // FORWARDS_MAX + 1)]
+        held = []
+        for connection in connections[:-1]:
+            held += [await connection.open_connection("localhost", port) for _ in range(FORWARDS_MAX)]
+        assert len(held) == CHANNELS_MAX
+        with pytest.raises(asyncssh.ChannelOpenError, match="256 sessions and ports of this instance are open"):
+            await connections[-1].create_process("true")
+        with pytest.raises(asyncssh.ChannelOpenError, match="close one first"):
+            await connections[-1].open_connection("localhost", port)
+        held[0][1].close()
+        await held[0][1].wait_closed()
+        for _ in range(100):
+            with contextlib.suppress(asyncssh.ChannelOpenError):
+                assert (await connections[-1].run("echo there")).stdout == "there\n"
+                break
+            await asyncio.sleep(0.05)
+        else:
+            pytest.fail("the place of a channel that was closed is not given back")
+        for connection in connections:
+            connection.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 60))
+
+
+def port_that_listens(door: Door) -> int:
+    """Have a program in the instance that listens, and takes all who come; return its port."""
+    script = (
+        "import socket, time\n"
+        "s = socket.create_server(('127.0.0.1', 0), backlog=512)\n"
+        "open('port', 'w').write(str(s.getsockname()[1]) + chr(10))\n"
+        "held = []\n"
+        "while True: held.append(s.accept())\n"
+    )
+    (door.work / "listen.py").write_text(script)
+    door.ssh("nohup python3 listen.py > /dev/null 2>&1 < /dev/null &")
+    eventually(lambda: (door.work / "port").exists() and (door.work / "port").read_text().endswith("\n"))
+    return int((door.work / "port").read_text())
+
+
+def test_the_agent_may_open_as_many_files_as_the_machine_allows_and_what_it_runs_as_many_as_before(
+    tmp_path: Path,
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (700, before[1]))
+    try:
+        with a_door(tmp_path) as door:
+            limits = resource.prlimit(door.agent.process.pid, resource.RLIMIT_NOFILE)
+            assert limits == (before[1], before[1])
+            assert door.ssh("ulimit -n").stdout == b"700\n"
+            door.run("asg_b", command=["sh", "-c", "ulimit -n > files; exec sleep 60"], instance="ins_b", name="b")
+            told = door.home / "workloads" / "asg_b" / "work" / "files"
+            eventually(lambda: told.exists() and told.read_text() == "700\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_port_that_is_taken_is_said_at_the_start(start_agent: Any, home: Path) -> None:
