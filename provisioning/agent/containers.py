@@ -35,6 +35,7 @@ from provisioning.agent.lease import MACHINE_RESTARTED
 from provisioning.agent.network import Networks
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.preparation import Preparation
+from provisioning.agent.private_images import PrivateImages
 from provisioning.agent.protocol import ID, Assignment, Login
 from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Binds, Entry, Files, Look, Origin, Workload
 
@@ -71,6 +72,7 @@ class Containers:
         self.login = login  # Asked just before a pull.
         self.binds = binds
         self.podman.run("version")  # Raises now what every assignment would meet later.
+        self.private = PrivateImages(podman, folder=root.parent / "private-images", workloads=root)
 
     def find(self) -> dict[str, Workload]:
         containers = self._containers()
@@ -129,11 +131,6 @@ class Containers:
     def container_name(self, origin: Origin) -> str:
         """Return the name of a container: one for each home, assignment and fence."""
         return f"gm-{self.home}-{origin.id}-f{origin.fence}"
-
-    def is_private(self, image: str, image_id: str) -> bool:
-        """Return whether an image is here only because somebody with a login of their own brought it."""
-        marks = [read_json(folder / "private.json") for folder in self.root.iterdir() if ID.fullmatch(folder.name)]
-        return any(mark["image"] == image or mark["id"] == image_id for mark in marks if mark)
 
 
 class ContainerWorkload:
@@ -304,7 +301,7 @@ class ContainerWorkload:
             if podman.find(self._name) is not None:
                 podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
             self._kind.networks.remove(read_json(self.folder / "network.json") or "")
-            self._remove_private_image()
+            self._kind.private.tidy()
             if self.folder.exists():
                 self.folder.rename(doomed)
             if doomed.exists():
@@ -316,17 +313,6 @@ class ContainerWorkload:
         except (OSError, PodmanError) as error:
             log.warning("cannot remove a container yet", extra={"assignment": self.origin.id, "error": str(error)})
             threading.Event().wait(1.0)
-
-    def _remove_private_image(self) -> None:
-        """Leave nothing here that its owner's registry gives only to those who have a login."""
-        private = read_json(self.folder / "private.json")
-        if private:
-            try:
-                self._kind.podman.run("image", "rm", private["image"])
-            except PodmanError as error:
-                # In use by another container, whose end will remove it; anything else keeps the folder with its mark.
-                if not any(word in str(error) for word in ("in use", "image not known")):
-                    raise
 
     def entry(self, command: str | None, *, tty: bool, env: Mapping[str, str]) -> Entry:
         """Return `podman exec` of a shell. The variables' values are in the environment, not among the arguments."""

@@ -92,9 +92,10 @@ class Preparation:
 
     def _run(self) -> None:
         try:
-            self._bring_image()
-            if not self._is_aborted:
-                self._make_ready()
+            with self._kind.private.wanted(self._image):
+                self._bring_image()
+                if not self._is_aborted:
+                    self._make_ready()
         except Aborted:
             return
         except NotStartable as error:
@@ -113,11 +114,12 @@ class Preparation:
                 raise NotStartable(f"the image {image} is not on this node, and {LOCAL} images are never pulled")
             return
         # Podman finds a digest in any repository: only the registry can say whether it is in the one that is named.
-        if found and "@" not in image and not self._kind.is_private(image, found):
+        # Whom it gives a private image, it alone can say too; what is here already is not sent again.
+        if found and "@" not in image and not self._kind.private.covers(image, found):
             return
         login = self._kind.login(self._wanted.id, self._wanted.fence)
         if login is not None:
-            write_json(self._folder / "private.json", {"image": image, "id": ""})
+            self._kind.private.mark(image, "")
         # Set before the look at `_is_aborted`: an abort sees the pull, or the pull sees the abort.
         self._pull = Pull(self._podman, image, login=login, folder=self._folder)
         if self._is_aborted:
@@ -128,11 +130,8 @@ class Preparation:
             raise NotStartable(f"the image {image} could not be pulled: {error}") from error
         finally:
             self._pull = None
-        found = self._image_id()
         if login is not None:
-            write_json(self._folder / "private.json", {"image": image, "id": found})
-        elif self._kind.is_private(image, found):
-            raise NotStartable(f"the image {image} is here for somebody with a login; give one that may pull it")
+            self._kind.private.mark(image, self._image_id())
 
     def _image_id(self) -> str:
         """Return the ID of the image that podman would take, or nothing."""

@@ -35,7 +35,7 @@ class Registry:
             "config": {"Cmd": ["/bin/sh"]},
             "rootfs": {"type": "layers", "diff_ids": [digest(archive.read_bytes())]},
         }
-        self.layer_bytes = len(layer)
+        self.layer, self.layer_bytes = digest(layer), len(layer)
         self.manifest = json.dumps(
             {
                 "schemaVersion": 2,

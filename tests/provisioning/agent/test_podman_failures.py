@@ -1,6 +1,7 @@
 """Bad orders and bad luck: each container fails with its reason, nothing of it is left, nothing is charged."""
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -164,6 +165,66 @@ def test_a_private_image_is_no_free_image_for_the_next_tenant(boxes, registry):
     image = f"{registry.host}/team/private:1"
     boxes.run("asg_a", "trap exit TERM; while :; do usleep 50000; done", image=image)
     boxes.want("asg_b", "prepared", image=image)  # Without a login, while the image is on the node.
+    assert "could not be pulled" in boxes.until("asg_b", "failed").message
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    with pytest.raises(PodmanError):
+        boxes.podman.run("image", "exists", image)
+
+
+def test_an_image_that_somebody_pulled_with_a_login_is_had_without_one_where_the_registry_says_so(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    image, script = f"{registry.host}/team/public:1", "trap exit TERM; while :; do usleep 50000; done"
+    boxes.run("asg_a", script, image=image)
+    registry.expected = None  # It is public: who has no login is given it too.
+    blobs = len([path for path in registry.asked if "/blobs/" in path and registry.layer in path])
+    boxes.run("asg_b", script, image=image)
+    assert boxes.look("asg_b").state == "running"
+    assert len([path for path in registry.asked if "/blobs/" in path and registry.layer in path]) == blobs
+    registry.expected = "another"
+    boxes.want("asg_c", "prepared", image=image)
+    assert "could not be pulled" in boxes.until("asg_c", "failed").message
+
+
+def test_another_login_proves_itself_to_the_registry_too(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    boxes.logins["asg_b"] = Login(registry.host, "robot", "wrong")
+    image = f"{registry.host}/team/private:1"
+    boxes.run("asg_a", "trap exit TERM; while :; do usleep 50000; done", image=image)
+    boxes.want("asg_b", "prepared", image=image)
+    assert "could not be pulled" in boxes.until("asg_b", "failed").message
+
+
+def test_a_private_image_that_is_in_use_keeps_its_mark(boxes, registry):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    image, script = f"{registry.host}/team/private:1", "trap exit TERM; while :; do usleep 50000; done"
+    boxes.run("asg_a", script, image=image)
+    expected, registry.expected = registry.expected, None
+    boxes.run("asg_b", script, image=image)  # Without a login and so without a mark of its own.
+    registry.expected = expected
+    boxes.want("asg_a", "gone")
+    boxes.until("asg_a", "gone")
+    boxes.podman.run("image", "exists", image)
+    boxes.want("asg_c", "prepared", image=image)
+    assert "could not be pulled" in boxes.until("asg_c", "failed").message
+    boxes.want("asg_b", "gone")
+    boxes.until("asg_b", "gone")
+    with pytest.raises(PodmanError):
+        boxes.podman.run("image", "exists", image)
+    assert list((boxes.home.path / "private-images").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_the_mark_of_an_earlier_agent_is_read_as_what_it_was(boxes, registry, is_older):
+    boxes.logins["asg_a"] = Login(registry.host, *LOGIN)
+    image = f"{registry.host}/team/private:1"
+    boxes.run("asg_a", "trap exit TERM; while :; do usleep 50000; done", image=image)
+    for mark in (boxes.home.path / "private-images").iterdir():
+        mark.unlink()
+    old = image if is_older else {"image": image, "id": ""}
+    (boxes.home.workloads / "asg_a" / "private.json").write_text(json.dumps(old))
+    boxes.wake_up()
+    boxes.want("asg_b", "prepared", image=image)
     assert "could not be pulled" in boxes.until("asg_b", "failed").message
     boxes.want("asg_a", "gone")
     boxes.until("asg_a", "gone")
