@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-from provisioning import nodes, protocol, registries, reports
+from provisioning import networks, nodes, protocol, registries, reports
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, NotAssigned
 
 log = structlog.get_logger("provisioning.gateway")
@@ -44,6 +44,7 @@ def join(request: HttpRequest) -> JsonResponse:
                 "runtime": said.runtime,
                 "gpu_source": said.inventory.source,
                 "access": msgspec.to_builtins(said.inventory.access),
+                "encrypts": said.inventory.encrypts,
             },
             gpus=said.inventory.gpus,
             at=at,
@@ -79,21 +80,31 @@ def sync(request: HttpRequest) -> JsonResponse:
 @csrf_exempt
 @require_POST
 def secrets(request: HttpRequest) -> JsonResponse:
-    """Tell a node how to log in for the pull that it is about to make; it keeps that in memory alone."""
+    """Tell a node how to log in for the pull that it is about to make, or the key of its gang's network.
+
+    It keeps either in memory alone.
+    """
     try:
-        said = _decoded(request, protocol.SecretsWanted)
-        login = registries.login_for(
-            node=said.node, key=said.key, assignment=said.assignment, fence=said.fence, at=timezone.now()
-        )
+        told = _secret(_decoded(request, protocol.SecretsWanted))
     except Malformed as error:
         return _refusal(422, error)
     except NodeUnknown as error:
         return _refusal(401, error)
     except NotAssigned as error:
         return _refusal(409, error)
-    answer = JsonResponse({"registry": dataclasses.asdict(login) if login else None})
+    answer = JsonResponse(told)
     answer["Cache-Control"] = "no-store"
     return answer
+
+
+def _secret(said: protocol.SecretsWanted) -> dict[str, object]:
+    if said.of == "network":
+        key = networks.key_for(node=said.node, key=said.key, assignment=said.assignment, fence=said.fence)
+        return {"network": {"key": key}}
+    login = registries.login_for(
+        node=said.node, key=said.key, assignment=said.assignment, fence=said.fence, at=timezone.now()
+    )
+    return {"registry": dataclasses.asdict(login) if login else None}
 
 
 def _refusal(status: int, error: Exception) -> JsonResponse:

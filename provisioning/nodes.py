@@ -54,7 +54,7 @@ def issue_join_token(*, node: Node, at: datetime) -> str:
 
 @transaction.atomic
 def join(
-    *, secret: str, key_hash: str, boot_id: str, facts: Mapping[str, str], gpus: Sequence[GpuFact], at: datetime
+    *, secret: str, key_hash: str, boot_id: str, facts: Mapping[str, Any], gpus: Sequence[GpuFact], at: datetime
 ) -> Node:
     """Let an announced node in and write down its GPUs. Repeating it with the same key changes nothing.
 

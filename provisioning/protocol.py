@@ -65,6 +65,7 @@ class Inventory(Struct, frozen=True, kw_only=True):
     source: Word = ""
     driver: Name | None = None
     access: Access = Access()
+    encrypts: bool = False
     links: Annotated[list[Link], Meta(max_length=LINKS_MAX)] = []
 
     def __post_init__(self) -> None:
@@ -158,12 +159,13 @@ class Introduction(Struct, frozen=True, kw_only=True):
 
 
 class SecretsWanted(Struct, frozen=True, kw_only=True):
-    """The body that asks for what a pull needs."""
+    """The body that asks for what a pull needs, or for what a gang's hosts share."""
 
     node: Id
     key: Annotated[str, Meta(max_length=200, pattern=STORABLE)]
     assignment: Id
     fence: Integer
+    of: Literal["registry", "network"] = "registry"
 
 
 class Spoken(Struct, frozen=True):

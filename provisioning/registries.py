@@ -35,6 +35,14 @@ def login_for(*, node: str, key: str, assignment: str, fence: int, at: datetime)
     Raises NodeUnknown for a node or key that is not known, and NotAssigned
     unless the node is about to pull for exactly this assignment and fence.
     """
+    return _handed_out(in_preparation(node=node, key=key, assignment=assignment, fence=fence), at)
+
+
+def in_preparation(*, node: str, key: str, assignment: str, fence: int) -> Assignment:
+    """Return the assignment of an image that a node is about to prepare, of this fence and for this key alone.
+
+    Raises NodeUnknown, NotAssigned.
+    """
     asked_by = Node.objects.filter(public_id=node).first()
     if asked_by is None or not asked_by.key_hash or not hmac.compare_digest(nodes.digest(key), asked_by.key_hash):
         raise NodeUnknown("This key opens nothing here.")
@@ -43,7 +51,7 @@ def login_for(*, node: str, key: str, assignment: str, fence: int, at: datetime)
     found = wanted.select_related("instance").first()
     if found is None or not found.instance.image:
         raise NotAssigned("This node has no image to pull for such an assignment with this fence.")
-    return _handed_out(found, at)
+    return found
 
 
 def _handed_out(assignment: Assignment, at: datetime) -> Login | None:

@@ -267,7 +267,7 @@ def _live(node: Node) -> QuerySet[Assignment]:
 def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:
     inventory.take(node=node, said=said, at=at)
     Heartbeat.objects.filter(node=node).update(
-        inventory_generation=said.generation, access=msgspec.to_builtins(said.access)
+        inventory_generation=said.generation, access=msgspec.to_builtins(said.access), encrypts=said.encrypts
     )
 
 
@@ -390,7 +390,7 @@ def _is_settled(row: Assignment, at: datetime) -> bool:
 
 def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
-    peers = _peers(gangs) if gangs else {}
+    peers, encrypted = _peers(gangs) if gangs else ({}, set())
     mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
     keys = sessions.keys_of(row.instance for row in wanted) if wanted else {}
     return [
@@ -408,7 +408,9 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
             "ssh_keys": keys.get(row.instance.project_id, []),
             "volumes": mounts.get(row.instance_id, []),
-            "network": networks.network_of(row.instance, replica=row.replica),
+            "network": networks.network_of(
+                row.instance, replica=row.replica, encrypted=(row.instance_id, row.fence) in encrypted
+            ),
             "replica": row.replica,
             "replicas": row.instance.replicas,
             "peers": peers.get((row.instance_id, row.fence), []),
@@ -418,10 +420,14 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
     ]
 
 
-def _peers(instance_ids: Sequence[int]) -> dict[tuple[int, int], list[str]]:
-    """Return the host names of each gang, by replica."""
+def _peers(instance_ids: Sequence[int]) -> tuple[dict[tuple[int, int], list[str]], set[tuple[int, int]]]:
+    """Return the host names of each gang, by replica, and the gangs of which every host can encrypt."""
     hosts: dict[tuple[int, int], list[str]] = {}
+    plain: set[tuple[int, int]] = set()
     rows = Assignment.objects.filter(instance__in=instance_ids).order_by("instance", "fence", "replica")
-    for instance_id, fence, hostname in rows.values_list("instance_id", "fence", "node__heartbeat__hostname"):
+    facts = rows.values_list("instance_id", "fence", "node__heartbeat__hostname", "node__heartbeat__encrypts")
+    for instance_id, fence, hostname, encrypts in facts:
         hosts.setdefault((instance_id, fence), []).append(hostname or "")
-    return hosts
+        if not encrypts:
+            plain.add((instance_id, fence))
+    return hosts, set(hosts) - plain

@@ -38,6 +38,12 @@ def resealed(sealed: str) -> str:
         raise Unreadable("It was sealed with a secret key that is no more among the fallbacks.") from error
 
 
+def derived(purpose: str) -> bytes:
+    """Return 32 bytes for one purpose, which follow from today's secret key alone (RFC 5869)."""
+    made = HKDF(algorithm=SHA256(), length=32, salt=None, info=f"gpumarket derived 1 {purpose}".encode())
+    return made.derive(settings.SECRET_KEY.encode())
+
+
 def _keys() -> MultiFernet:
     """Return today's key before the former ones: the first seals, all of them unseal."""
     return MultiFernet([_key(secret) for secret in (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)])

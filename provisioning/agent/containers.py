@@ -62,12 +62,14 @@ class Containers:
         identity: str,
         node_gpus: Callable[[], int],
         login: Callable[[str, int], Login | None] = lambda _assignment, _fence: None,
+        network_key: Callable[[str, int], bytes],
+        must_be_sealed: bool = False,
         binds: Binds = lambda _: (),
     ) -> None:
         self.podman = podman
         self.root = root
         self.home = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        self.networks = Networks(podman, home=self.home)
+        self.networks = Networks(podman, home=self.home, key=network_key, must_be_sealed=must_be_sealed)
         self.node_gpus = node_gpus
         self.login = login  # Asked just before a pull.
         self.binds = binds

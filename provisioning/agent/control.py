@@ -16,6 +16,7 @@ from provisioning.agent.protocol import (
     Result,
     parse_joined,
     parse_login,
+    parse_network_key,
     parse_result,
 )
 
@@ -66,6 +67,11 @@ class ControlPlane:
         """Return the login for the registry of an assignment's image, if it needs one. Raises Trouble, Refused."""
         asked = {"node": node, "key": key, "assignment": assignment, "fence": fence}
         return parsed(parse_login, self._post("/agent/v1/secrets", asked))
+
+    def network_key(self, *, node: str, key: str, assignment: str, fence: int) -> bytes:
+        """Return the key of the network of an assignment's gang. Raises Trouble, Refused."""
+        asked = {"node": node, "key": key, "assignment": assignment, "fence": fence, "of": "network"}
+        return parsed(parse_network_key, self._post("/agent/v1/secrets", asked))
 
     def _post(self, path: str, body: dict[str, Any], *, headers: dict[str, str] | None = None) -> Any:
         began = time.monotonic()

@@ -35,6 +35,7 @@ from provisioning.agent.ssh_records import SessionRecords
 from provisioning.agent.state import Home, HomeError, Lease
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.tools import NvmlTools, SimulatedTools
+from provisioning.agent.tunnel import why_not_sealed
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Processes
@@ -127,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
         "--podman-config",
         metavar="FILE",
         help="containers.conf for podman; or set CONTAINERS_CONF (default: podman's own)",
+    )
+    made.add_argument(
+        "--require-encryption",
+        action="store_true",
+        help="join no cluster whose nodes cannot all encrypt what goes between them (IPsec); its start fails instead",
     )
     made.add_argument(
         "--hostname",
@@ -280,6 +286,7 @@ class Agent:
             epoch=epoch,
             news=news,
             access=asdict(self.gateway.access) if self.gateway else None,
+            encrypts=options.runtime == "podman" and can_seal(),
         )
         self.stopping = threading.Event()
         self.exit_code = 0
@@ -328,17 +335,29 @@ class Agent:
             identity=self.home.seed(),
             node_gpus=lambda: len(self.monitor.inventory().gpus),
             login=self._login,
+            network_key=self._network_key,
+            must_be_sealed=options.require_encryption,
             binds=self.volumes.binds,
         )
 
     def _login(self, assignment: str, fence: int) -> Login | None:
         """Ask for the login of an image's registry. Raises PodmanError: without an answer there is no pull."""
-        identity = self.home.identity()
-        assert identity is not None  # Only who has joined has assignments.
         try:
-            return self.control.secrets(node=identity.node, key=self.home.key(), assignment=assignment, fence=fence)
+            return self.control.secrets(**self._who(), assignment=assignment, fence=fence)
         except (Trouble, Refused) as error:
             raise PodmanError(f"the control plane does not give the login for the image: {error}") from error
+
+    def _network_key(self, assignment: str, fence: int) -> bytes:
+        """Ask for the key of a gang's network. Raises PodmanError: without it the hosts are not joined."""
+        try:
+            return self.control.network_key(**self._who(), assignment=assignment, fence=fence)
+        except (Trouble, Refused) as error:
+            raise PodmanError(f"the control plane does not give the key of the private network: {error}") from error
+
+    def _who(self) -> dict[str, str]:
+        identity = self.home.identity()
+        assert identity is not None  # Only who has joined has assignments.
+        return {"node": identity.node, "key": self.home.key()}
 
     def _make_gateway(self, options: argparse.Namespace) -> "Gateway | None":
         records = SessionRecords(
@@ -411,6 +430,14 @@ class Agent:
             if thread.name not in {"runtime", "sync"}:
                 continue
             thread.join(timeout=max(0, limit - time.monotonic()))
+
+
+def can_seal() -> bool:
+    """Return whether this machine can encrypt what goes between the nodes of a cluster; if not, say what it lacks."""
+    lacking = why_not_sealed()
+    if lacking:
+        log.warning("this node cannot encrypt what goes between the nodes of clusters", extra={"lacking": lacking})
+    return not lacking
 
 
 def follow_kernel_log(home: Home, source: EventSource) -> KernelLog | None:

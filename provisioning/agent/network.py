@@ -1,27 +1,24 @@
 """The private networks of containers: one for each instance, and one for all replicas of a gang.
 
-On one host, replicas share a bridge of podman's. Between hosts, a VXLAN device joins these bridges: each frame whose
-place is not known goes to every other host of the gang, as a UDP packet (port 4789) that is not encrypted. The control
-plane gives the number, the subnet and the addresses, so that no host has to ask another.
+On one host, replicas share a bridge of podman's. Between hosts, tunnels join these bridges (`tunnel.py`). The control
+plane gives the number, the subnet, the addresses and the key, so that no host has to ask another.
 """
 
 import ipaddress
 import logging
-import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from provisioning.agent import tunnel
 from provisioning.agent.environment import INTERFACE
 from provisioning.agent.podman import SYSTEM_PATH, Podman, PodmanError
 from provisioning.agent.protocol import Assignment
 
 log = logging.getLogger("gpumarket.agent")
 
-VXLAN_PORT = 4789
-MTU = 1450  # What a frame may hold when VXLAN's own header must fit into 1500 bytes too.
-FOUND_DONE = ("File exists", "Cannot find device", "Chain already exists", "does a matching rule exist", "Bad rule")
-EVERYWHERE = "00:00:00:00:00:00"
+FOUND_DONE = ("Chain already exists", "does a matching rule exist", "Bad rule")
 CHAIN = "GPUMARKET-ISOLATION"
 IPTABLES = ("iptables", "--wait", "30", "--table", "mangle")
 IN_USE = ("being used", "in use", "has associated containers")
@@ -38,9 +35,18 @@ class Wiring:
 class Networks:
     """Makes and removes networks of podman's. Every verb may be repeated."""
 
-    def __init__(self, podman: Podman, *, home: str) -> None:
+    def __init__(
+        self,
+        podman: Podman,
+        *,
+        home: str,
+        key: Callable[[str, int], bytes],
+        must_be_sealed: bool = False,
+    ) -> None:
         self._podman = podman
         self._home = home
+        self._key = key  # Of an assignment's gang; asked for just before its tunnel is made.
+        self._must_be_sealed = must_be_sealed
 
     def make(self, wanted: Assignment) -> Wiring:
         """Return the network of an assignment. Raises PodmanError."""
@@ -52,8 +58,10 @@ class Networks:
         subnet = ipaddress.ip_network(wanted.network.subnet)
         # Of its own on every host: one address at several ends of the same wire would answer for all of them.
         gateway = subnet.broadcast_address - 1 - wanted.replica
-        self._create(name, wanted, ("--subnet", str(subnet), "--gateway", str(gateway), "--opt", f"mtu={MTU}"))
-        words = ["--network", f"{name}:ip={wanted.network.address},interface_name={INTERFACE}"]
+        mtu = tunnel.SEALED_MTU if wanted.network.encrypted else tunnel.PLAIN_MTU
+        self._create(name, wanted, ("--subnet", str(subnet), "--gateway", str(gateway), "--opt", f"mtu={mtu}"))
+        mac = tunnel.mac_of(wanted.network.vni, wanted.replica)
+        words = ["--network", f"{name}:ip={wanted.network.address},mac={mac},interface_name={INTERFACE}"]
         return Wiring(name, (*words, "--hostname", f"replica-{wanted.replica}"))
 
     def _create(self, name: str, wanted: Assignment, words: tuple[str, ...]) -> None:
@@ -81,17 +89,25 @@ class Networks:
         """Join this host's part of a gang's network with those of the other hosts. Raises PodmanError."""
         if wanted.network is None or len(wanted.peers) <= wanted.replica:
             return
-        others = sorted(set(wanted.peers) - {wanted.peers[wanted.replica]})
-        if not others:
+        here = wanted.peers[wanted.replica]
+        elsewhere = [(replica, host) for replica, host in enumerate(wanted.peers) if host != here]
+        if not elsewhere:
             return
-        bridge = self._bridge(gang_name(wanted))
-        device = device_name(wanted.network.vni)
-        tolerate(
-            "ip", "link", "add", device, "type", "vxlan", "id", str(wanted.network.vni), "dstport", str(VXLAN_PORT)
+        if self._must_be_sealed and not wanted.network.encrypted:
+            raise PodmanError(
+                "this node joins clusters with encryption only, and not every node of this one can encrypt"
+            )
+        addresses = {host: tunnel.address_of(host) for _, host in elsewhere}
+        joined = tunnel.Tunnel(
+            vni=wanted.network.vni,
+            bridge=self._bridge(gang_name(wanted)),
+            ours=tunnel.own_address(here, towards=addresses[elsewhere[0][1]]),
+            neighbours=tuple(
+                tunnel.Neighbour(tunnel.mac_of(wanted.network.vni, replica), addresses[host])
+                for replica, host in elsewhere
+            ),
         )
-        call("ip", "link", "set", device, "mtu", str(MTU), "master", bridge, "up")
-        for other in others:
-            tolerate("bridge", "fdb", "append", EVERYWHERE, "dev", device, "dst", address_of(other))
+        tunnel.join(joined, key=self._key(wanted.id, wanted.fence) if wanted.network.encrypted else None)
 
     def remove(self, name: str) -> None:
         """Remove a network that nobody uses any more; one that is used stays. Raises PodmanError."""
@@ -108,8 +124,7 @@ class Networks:
             if "not found" not in said and "unable to find" not in said:
                 raise
         if name.startswith("gm-ins_"):
-            vni = name.rpartition("-")[2]
-            tolerate("ip", "link", "del", device_name(int(vni)))
+            tunnel.leave(int(name.rpartition("-")[2]))
 
 
 def isolate(bridge: str) -> None:
@@ -119,7 +134,8 @@ def isolate(bridge: str) -> None:
     nothing that podman accepts elsewhere can come before it.
     """
     # A node takes such a packet for a frame of a gang's network. Before routing, so that this node gets none either.
-    add_rule("PREROUTING", "-i", "podman+", "-p", "udp", "--dport", str(VXLAN_PORT), "-j", "DROP")
+    for port in (tunnel.PLAIN_PORT, tunnel.SEALED_PORT):
+        add_rule("PREROUTING", "-i", "podman+", "-p", "udp", "--dport", str(port), "-j", "DROP")
     tolerate(*IPTABLES, "-N", CHAIN)
     add_rule("FORWARD", "-j", CHAIN)
     for rule in isolation_rules(bridge):
@@ -162,21 +178,8 @@ def hostname(wanted: Assignment) -> str:
     return name if is_fit else "instance"
 
 
-def device_name(vni: int) -> str:
-    """Return the VXLAN device of a network."""
-    return f"gmvx{vni}"
-
-
-def address_of(host: str) -> str:
-    """Return the IPv4 address of another node. Raises PodmanError."""
-    try:
-        return socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_DGRAM)[0][4][0]  # type: ignore[return-value]
-    except OSError as error:
-        raise PodmanError(f"the address of {host} cannot be found ({error}); the replicas cannot meet") from error
-
-
 def call(*words: str) -> str:
-    """Run a command of iproute2. Raises PodmanError."""
+    """Run iptables. Raises PodmanError."""
     try:
         done = subprocess.run(  # noqa: S603
             words, env={"PATH": SYSTEM_PATH}, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30

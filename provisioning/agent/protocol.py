@@ -33,6 +33,7 @@ class Network:
     vni: int
     subnet: str
     address: str
+    encrypted: bool = False  # What goes between hosts: all nodes of the gang can.
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def parse_network(source: Any) -> Network | None:
     if source is None:
         return None
     vni, subnet, address = take(source, "vni", int), take(source, "subnet", str), take(source, "address", str)
-    return Network(vni=vni, subnet=subnet, address=address)
+    return Network(vni=vni, subnet=subnet, address=address, encrypted=source.get("encrypted", False) is True)
 
 
 def parse_operation(source: Any) -> Operation:
@@ -275,6 +276,14 @@ def parse_login(body: Any) -> Login | None:
     if registry is None:
         return None
     return Login(*(take(registry, name, str) for name in ("host", "username", "password")))
+
+
+def parse_network_key(body: Any) -> bytes:
+    """Return the key of a gang's network; raises ProtocolError, which does not show it."""
+    try:
+        return bytes.fromhex(take(take(body, "network", dict), "key", str))
+    except ValueError:
+        raise ProtocolError("'key' is not in hexadecimal") from None
 
 
 def parse_joined(body: Any) -> Joined:

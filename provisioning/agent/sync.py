@@ -66,6 +66,7 @@ class SyncLoop:
         epoch: int,
         news: threading.Event,
         access: dict[str, Any] | None = None,
+        encrypts: bool = False,
     ) -> None:
         self._control = control
         self._home = home
@@ -80,7 +81,8 @@ class SyncLoop:
         self._is_introduced = False
         self._backoff = Backoff()
         self._news = news
-        self._access = {} if access is None else {"access": access}  # The SSH gateway's; part of each inventory.
+        # Part of each inventory: whether it can join clusters with encryption, and where the SSH gateway is.
+        self._means = {"encrypts": encrypts} | ({} if access is None else {"access": access})
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -102,7 +104,7 @@ class SyncLoop:
             if joined is not None:
                 return joined
             try:
-                inventory = self._monitor.inventory().as_json() | self._access
+                inventory = self._monitor.inventory().as_json() | self._means
                 joined = self._control.join(token=introduction.token or "", facts=facts | {"inventory": inventory})
             except Trouble as trouble:
                 self._stopping.wait(self._after(trouble, doing="join"))
@@ -195,7 +197,7 @@ class SyncLoop:
         }
         inventory = self._monitor.inventory()
         if inventory.generation != self._inventory_known:
-            report["inventory"] = inventory.as_json() | self._access
+            report["inventory"] = inventory.as_json() | self._means
         return report, shipping
 
     def _logs(self, observed: tuple[Observed, ...]) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -142,6 +142,7 @@ class Heartbeat(models.Model):
     energy = models.JSONField(default=list)
     events_seen = models.BigIntegerField(default=0, help_text="the last entry of the node's journal that was taken")
     access = models.JSONField(default=dict, help_text="where customers reach its SSH gateway, and its host key")
+    encrypts = models.BooleanField(default=False, help_text="it can encrypt what goes between the nodes of a gang")
     stray_volumes = models.JSONField(default=list, help_text="folders among its volumes that are none of ours")
     clock_skew_ms = models.BigIntegerField(null=True, help_text="the node's wall clock minus ours")
 

@@ -113,11 +113,14 @@ class ImageStore:
 class BoxNode(Node):
     """A node that runs containers, stepped by hand."""
 
+    must_be_sealed = False
+
     def __init__(self, path: Path, podman: Podman, image: str) -> None:
         self.podman = podman
         self.image = image
         self.logins: dict[str, Login] = {}
         self.asked_for_login: list[tuple[str, int]] = []
+        self.network_key = bytes(32)
         super().__init__(path)
 
     def _make_runtime(self) -> Runtime:
@@ -128,6 +131,8 @@ class BoxNode(Node):
             identity=self.home.seed(),
             node_gpus=lambda: len(self.gpus),
             login=self._login,
+            network_key=lambda _assignment, _fence: self.network_key,
+            must_be_sealed=self.must_be_sealed,
             binds=self.volumes.binds,
         )
         self.wiper = Wiper(
