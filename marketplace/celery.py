@@ -38,6 +38,7 @@ app.conf.update(
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
             ("clusters to look at", "provisioning.tasks.look_at_clusters", 1.0),
             ("health events", "provisioning.tasks.decide_health_events", 1.0),
+            ("interruptions", "provisioning.tasks.interrupt", 1.0),
             ("repairs", "provisioning.tasks.repair", 2.0),
             ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),

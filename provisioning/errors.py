@@ -13,6 +13,10 @@ class StaleInstance(ProvisioningError):
     """Somebody else moved the instance first; look again."""
 
 
+class StaleInterruption(ProvisioningError):
+    """The interruption was called off, carried out or ended meanwhile; look again."""
+
+
 class NoCapacity(ProvisioningError):
     """There are not enough free GPUs now."""
 

@@ -50,10 +50,13 @@ def create(
     on_failure: str = Instance.OnFailure.STOP,
     at: datetime,
     uses: Sequence[volumes.Use] = (),
+    market: str = Instance.Market.ON_DEMAND,
+    claims: bool = True,
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
 
     The caller holds quota and funds for it under `public_id` already, and rolls everything back on a refusal.
+    Without `claims` it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance.objects.create(
         public_id=public_id,
@@ -61,6 +64,7 @@ def create(
         offer_id=offer_id,
         price_version=price_version,
         name=name,
+        market=market,
         replicas=replicas,
         gpus_per_replica=gpus_per_replica,
         command=list(command),
@@ -74,9 +78,11 @@ def create(
         phase_since=at,
     )
     InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
-    Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at)
+    Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at if claims else None)
     if uses:
         volumes.attach_at_launch(instance=instance, uses=uses, at=at)
+    if not claims:
+        return instance
     home = volumes.home_of(use.volume for use in uses)
     instance.claimed = placement.claim(instance=instance, at=at, home=home)
     calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at)
@@ -94,11 +100,11 @@ def start(
     message: str = "",
     restarts: int = 0,
 ) -> None:
-    """Queue a stopped or failed instance for a new run at this price. The caller holds quota for it.
+    """Queue a stopped, failed or interrupted instance for a new run at this price. The caller holds quota for it.
 
     `restarts` counts the starts of ours since its customer's own, which have a `reason`.
     """
-    if Phase(instance.phase) not in {Phase.STOPPED, Phase.FAILED}:
+    if Phase(instance.phase) not in {Phase.STOPPED, Phase.FAILED, Phase.INTERRUPTED}:
         raise IllegalMove(f"{instance.name} is {instance.get_phase_display()} and cannot be started.")
     if instance.quota_held:
         raise IllegalMove(f"{instance.name} still gives back the GPUs of its last run; try again in a moment.")
@@ -123,6 +129,7 @@ def start(
         exit_code=None,
         retryable=False,
         ready_at=None,
+        admitted_at=None,
     )
 
 
@@ -167,11 +174,13 @@ def actions(instance: Instance) -> dict[str, str]:
     phase = Phase(instance.phase)
     shown = {"phase": instance.get_phase_display()}
     start = stop = end = ""
-    if phase not in {Phase.STOPPED, Phase.FAILED}:
+    if phase == Phase.INTERRUPTED:
+        start = _("It queues again by itself, as soon as its GPUs are given back.")
+    elif phase not in {Phase.STOPPED, Phase.FAILED}:
         start = _("Only what is stopped or failed can be started; this is: %(phase)s.") % shown
     elif instance.quota_held:
         start = _("Its last run still gives its GPUs back; try again in a moment.")
-    if phase in AT_REST | {Phase.STOPPING, Phase.TERMINATING}:
+    if phase in AT_REST | {Phase.STOPPING, Phase.DRAINING, Phase.TERMINATING}:
         stop = _("There is nothing to stop; this is: %(phase)s.") % shown
     if phase in {Phase.TERMINATING, Phase.TERMINATED}:
         end = _("It has ended for good; this is: %(phase)s.") % shown

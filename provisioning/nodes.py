@@ -280,14 +280,15 @@ def resume_meters(*, at: datetime, limit: int) -> int:
 
 
 def _paused(instances_there: QuerySet[Instance]) -> QuerySet[Instance, int]:
-    paused = instances_there.filter(phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+    paused = instances_there.filter(phase__in=(Phase.RUNNING, Phase.NOTIFIED), health=Instance.Health.UNREACHABLE)
     return paused.order_by("pk").values_list("pk", flat=True)
 
 
 @transaction.atomic
 def _resume(instance_id: int, at: datetime) -> bool:
     # The row's lock keeps `_mark` of another node of the gang, and a stop, before or after this; never between.
-    paused = Instance.objects.filter(pk=instance_id, phase=Phase.RUNNING, health=Instance.Health.UNREACHABLE)
+    goes_on = (Phase.RUNNING, Phase.NOTIFIED)
+    paused = Instance.objects.filter(pk=instance_id, phase__in=goes_on, health=Instance.Health.UNREACHABLE)
     related = paused.select_related("project__organization", "offer", "price_version")
     instance = related.select_for_update(of=("self",)).first()
     if instance is None or _nodes_of(instance).exclude(reachability=Node.Reachability.ONLINE).exists():

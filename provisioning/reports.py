@@ -22,7 +22,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, inventory, networks, nodes, sessions, telemetry, upkeep
+from provisioning import engine, interruptions, inventory, networks, nodes, sessions, telemetry, upkeep
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
@@ -365,7 +365,7 @@ def _answer(node: Node, report: Report, live: Sequence[Assignment], *, at: datet
     }
     if node.desired_generation != report.desired_seen:
         answer["desired"] = {
-            "assignments": _assignments(live),
+            "assignments": _assignments(live, at),
             "operations": operations.document(node),
             "volumes": upkeep.document(node),
         }
@@ -388,11 +388,12 @@ def _is_settled(row: Assignment, at: datetime) -> bool:
     return row.observed == Assignment.Observed.RUNNING
 
 
-def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
+def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, Any]]:
     gangs = [row.instance_id for row in wanted if row.instance.replicas > 1]
     peers, encrypted = _peers(gangs) if gangs else ({}, set())
     mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
     keys = sessions.keys_of(row.instance for row in wanted) if wanted else {}
+    notices = interruptions.documents((row.instance for row in wanted), at=at)
     return [
         {
             "id": row.public_id,
@@ -415,6 +416,7 @@ def _assignments(wanted: Sequence[Assignment]) -> list[dict[str, Any]]:
             "replicas": row.instance.replicas,
             "peers": peers.get((row.instance_id, row.fence), []),
             "stop_grace_s": STOP_GRACE_S,
+            "notice": notices.get(row.instance_id),
         }
         for row in wanted
     ]

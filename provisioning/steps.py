@@ -13,11 +13,11 @@ from functools import partial
 from django.utils import timezone
 
 from billing import usage
-from provisioning import calendar, placement, quotas, volumes
+from provisioning import calendar, interruptions, placement, quotas, volumes
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
-from provisioning.errors import NoCapacity
+from provisioning.errors import NoCapacity, StaleInstance, StaleInterruption
 from provisioning.models import Assignment, Instance, Node, Phase, Reason
 
 QUEUE_LOOK_S = 5
@@ -33,17 +33,28 @@ BROKEN = {State.FAILED, State.GONE}
 
 
 def place(instance: Instance) -> Outcome:
-    """Make sure that GPUs are held; a start without free GPUs waits in the queue, but not for ever."""
-    if timezone.now() - instance.phase_since > QUEUE_MAX:
+    """Make sure that GPUs are held; a start without free GPUs waits in the queue, but not for ever.
+
+    What bids waits until an auction admits it, however long that takes.
+    """
+    is_spot = instance.market == Instance.Market.SPOT
+    if not is_spot and timezone.now() - instance.phase_since > QUEUE_MAX:
         minutes = QUEUE_MAX // timedelta(minutes=1)
         return Failed(Reason.NO_CAPACITY, f"No {instance.gpus} GPUs became free within {minutes} minutes.")
     if instance.project.is_suspended:
         return Failed(Reason.OPERATOR, "Its project was suspended before it could start.")
+    if is_spot and instance.admitted_at is None:
+        return Wait(None)
     return Next("create", commit=claim_gpus)
 
 
 def claim_gpus(instance: Instance) -> None:
     at = timezone.now()
+    if instance.market == Instance.Market.SPOT:
+        # Kept from being outbid at the same moment: a loser that holds nothing yet is simply not admitted any more.
+        admitted = Instance.objects.select_for_update(no_key=True).filter(pk=instance.pk, admitted_at__isnull=False)
+        if not admitted.exists():
+            raise NotYet(seconds=QUEUE_LOOK_S)
     if not _assignments(instance):
         try:
             home = volumes.home_of(volumes.of_instance(instance))
@@ -103,7 +114,7 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
         resource_name=instance.name,
         labels={"project": instance.project.public_id, "offer": instance.offer.public_id, "market": instance.market},
         quantity=instance.gpus,
-        price_version=instance.price_version,
+        price_version=interruptions.price_of(instance),
         at=at,
     )
 
@@ -127,17 +138,35 @@ def note_started(instance: Instance) -> None:
 
 
 def watch(instance: Instance) -> Outcome:
-    """Wait until the command has ended everywhere, or one replica ended badly: a gang ends together."""
+    """Wait until the command has ended everywhere, or one replica ended badly: a gang ends together.
+
+    An instance that was told of its interruption is watched until one grace before the deadline.
+    """
     seen = _look(instance)
     if any(look.state in BROKEN for look in seen):
         return _broken(instance, seen, Reason.NODE_LOST, "The node lost the instance.")
+    notice = interruptions.open_of(instance) if instance.phase == Phase.NOTIFIED else None
     ended = [look for look in seen if look.state == State.EXITED]
+    # A node that could not reach us holds to the deadline by itself, and says so.
+    if notice is not None and any(notice.public_id in look.message for look in ended):
+        return Next("tear_down", commit=drain)
     bad = [look for look in ended if look.exit_code != 0]
     if bad or len(ended) == len(seen):
         exit_code = bad[0].exit_code if bad else 0
         at = max(look.exited_at or instance.phase_since for look in ended)
         return Next("tear_down", commit=partial(stop_after_exit, exit_code=exit_code, at=at))
-    return Wait(WATCH_LOOK_S)
+    if notice is None:
+        return Wait(WATCH_LOOK_S)
+    left_s = (interruptions.ends_at(notice) - timezone.now()).total_seconds()
+    return Next("tear_down", commit=drain) if left_s <= 0 else Wait(min(WATCH_LOOK_S, left_s))
+
+
+def drain(instance: Instance) -> None:
+    """From here on its nodes are asked to end it; it is charged until they did, or until the deadline."""
+    try:
+        interruptions.drain(instance, at=timezone.now())
+    except (StaleInterruption, StaleInstance) as overtaken:
+        raise NotYet(seconds=0) from overtaken  # Called off at the last moment: look again at what is true now.
 
 
 def stop_after_exit(instance: Instance, *, exit_code: int | None, at: datetime) -> None:
@@ -163,7 +192,11 @@ def tear_down(instance: Instance) -> Outcome:
     return Next("rest", commit=finish)
 
 
-ENDINGS = {Phase.STOPPING: Phase.STOPPED, Phase.TERMINATING: Phase.TERMINATED}
+ENDINGS = {
+    Phase.STOPPING: Phase.STOPPED,
+    Phase.DRAINING: Phase.INTERRUPTED,
+    Phase.TERMINATING: Phase.TERMINATED,
+}
 
 
 def finish(instance: Instance) -> None:
@@ -177,6 +210,8 @@ def finish(instance: Instance) -> None:
     if instance.quota_held:
         quotas.give_back(project_id=instance.project_id, gpus=instance.quota_held)
         Instance.objects.filter(pk=instance.pk).update(quota_held=0)
+    if ending == Phase.INTERRUPTED:
+        interruptions.complete(instance, at=at)
     placement.release(instance=instance, at=at)
     if instance.quota_held and instance.market == Instance.Market.ON_DEMAND:
         calendar.close(offer_id=instance.offer_id, gpus=instance.quota_held)

@@ -4,7 +4,7 @@ import structlog
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import calendar, clusters, engine, nodes, partitions, rollups, sessions, upkeep
+from provisioning import calendar, clusters, engine, interruptions, nodes, partitions, rollups, sessions, upkeep
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
@@ -18,6 +18,7 @@ CLUSTERS_MAX = 50
 VOLUMES_MAX = 200
 HEALTH_MAX = 200
 LEFT_OPEN_MAX = 500
+INTERRUPTIONS_MAX = 500
 
 
 @shared_task
@@ -110,3 +111,10 @@ def close_sessions_left_open() -> None:
 def count_capacity() -> None:
     """Count the GPUs of every offer, against which promises of later hours are held."""
     calendar.count(at=timezone.now())
+
+
+@shared_task
+def interrupt() -> None:
+    """Announce the interruptions that are planned, and settle those that are over."""
+    interruptions.announce_due(at=timezone.now(), limit=INTERRUPTIONS_MAX)
+    interruptions.settle_due(at=timezone.now(), limit=INTERRUPTIONS_MAX)

@@ -113,6 +113,7 @@ class Containers:
         if building.exists():
             remove_tree(building)
         (building / "work").mkdir(parents=True, mode=0o700)
+        (building / "metadata").mkdir(mode=0o755)
         os.mkfifo(building / "pipe", 0o600)
         write_json(building / "assignment.json", origin.as_json())
         folder = self.root / origin.id
@@ -158,6 +159,10 @@ class ContainerWorkload:
     @property
     def output(self) -> Path:
         return self.folder / "output"
+
+    @property
+    def metadata(self) -> Path:
+        return self.folder / "metadata"
 
     def prepare(self, wanted: Assignment, gpus: Sequence[Gpu]) -> None:
         if self._preparation is None or not self._preparation.is_under_way:

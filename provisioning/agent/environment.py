@@ -14,7 +14,8 @@ and may not replace, because they say what was rented and who is who:
     GPUMARKET_MARK (random; by it the agent knows again what belongs to this run),
     RANK and NODE_RANK (the replica), WORLD_SIZE and NNODES (the replicas), LOCAL_RANK (0), LOCAL_WORLD_SIZE (1):
     one process per replica, until a launcher such as torchrun starts more and sets its own,
-    PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (the same for torchrun, as its options)
+    PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (the same for torchrun, as its options),
+    GPUMARKET_METADATA (a folder; see `notices` for the file that appears there when GPUs are taken back)
 
 In a container these differ:
 
@@ -37,6 +38,7 @@ from provisioning.agent.protocol import Assignment
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORKSPACE = "/workspace"
 HOSTFILE = "/etc/gpumarket/hostfile"
+METADATA = "/etc/gpumarket/metadata"
 INTERFACE = "eth0"
 PORT_FIRST, PORT_COUNT = 20_000, 10_000  # Below the ports that Linux gives to outgoing connections.
 
@@ -75,6 +77,7 @@ def container_environment(assignment: Assignment) -> dict[str, str]:
         | {
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(len(assignment.gpus)))),
             "GPUMARKET_PEERS": ",".join(names) or "localhost",
+            "GPUMARKET_METADATA": METADATA,
             **_fixed(assignment, given),
         }
         | ({"GPUMARKET_HOSTFILE": HOSTFILE} if names else {})

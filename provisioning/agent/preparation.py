@@ -17,6 +17,7 @@ from provisioning.agent import confinement, volumes
 from provisioning.agent.clock import boot_id
 from provisioning.agent.environment import (
     HOSTFILE,
+    METADATA,
     WORKSPACE,
     container_environment,
     replica_address,
@@ -223,6 +224,8 @@ class Preparation:
 
     def _mounts(self) -> list[str]:
         words = ["--volume", f"{self._folder / 'work'}:{WORKSPACE}:rw,nosuid,nodev"]
+        self._workload.metadata.mkdir(mode=0o755, exist_ok=True)
+        words += ["--volume", f"{self._workload.metadata}:{METADATA}:ro,nosuid,nodev,noexec"]
         for bind in self._kind.binds(self._wanted):
             words += ["--volume", f"{bind.source}:{bind.target}:rw,nosuid,nodev"]
         if names := replica_names(self._wanted):

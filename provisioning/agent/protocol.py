@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.lease import STICKY_S
 
 ID = re.compile(r"[a-z]{3}_[a-z0-9]{1,60}", re.ASCII)
@@ -37,6 +38,20 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """When this node takes the GPUs back. `until` is boot time of the machine's start `boot_id`; both are ours."""
+
+    id: str
+    reason: str
+    notice_at: str
+    deadline_at: str
+    min_notice_s: int
+    grace_s: float
+    until: float
+    boot_id: str
+
+
+@dataclass(frozen=True)
 class Assignment:
     """A piece of work that this node should hold: one replica of an instance."""
 
@@ -58,6 +73,7 @@ class Assignment:
     replicas: int
     peers: tuple[str, ...]
     stop_grace_s: float
+    notice: Notice | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +222,22 @@ def parse_mount(source: Any) -> Mount:
     return Mount(id=an_id(source), path=path, name=take(source, "name", str, default=""))
 
 
+def parse_notice(source: Any) -> Notice | None:
+    """Return the notice of an assignment, or None; raises ProtocolError. `until` is written in by `state`."""
+    if source is None:
+        return None
+    return Notice(
+        id=an_id(source),
+        reason=take(source, "reason", str),
+        notice_at=take(source, "notice_at", str),
+        deadline_at=take(source, "deadline_at", str),
+        min_notice_s=take(source, "min_notice_s", int),
+        grace_s=max(0, take(source, "grace_ms", int)) / 1000,
+        until=take(source, "until", (int, float), default=boottime() + max(0, take(source, "left_ms", int)) / 1000),
+        boot_id=take(source, "boot_id", str, default=boot_id()),
+    )
+
+
 def parse_assignment(source: Any) -> Assignment:
     """Return one entry of `desired`; raises ProtocolError."""
     identity = an_id(source)
@@ -234,6 +266,7 @@ def parse_assignment(source: Any) -> Assignment:
         replicas=take(source, "replicas", int, default=1),
         peers=texts(source, "peers"),
         stop_grace_s=max(0, take(source, "stop_grace_s", (int, float), default=10)),
+        notice=parse_notice(take(source, "notice", (dict, type(None)), default=None)),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from provisioning.agent import notices
 from provisioning.agent.clock import boottime
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
-from provisioning.agent.protocol import Assignment
+from provisioning.agent.protocol import Assignment, Notice
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
@@ -185,6 +186,9 @@ class Runtime:
         if wanted.desired == "gone":
             return self._step_towards_gone(workload)
         look = workload.look()
+        notices.show(workload.metadata, wanted.notice)
+        if wanted.notice and look.state == "running":
+            hold_to(wanted.notice, workload)
         if look.state == "preparing":
             self._prepare(wanted, workload)
         elif look.state == "prepared" and wanted.desired == "running" and self._may_start(workload):
@@ -285,6 +289,14 @@ class Runtime:
         self._workloads.pop(name, None)
         self._ended_at.pop(name, None)
         return True
+
+
+def hold_to(notice: Notice, workload: Workload) -> None:
+    """End what was announced to end: SIGTERM one grace before the deadline, SIGKILL at it."""
+    left_s = notices.left_s(notice)
+    if left_s <= notice.grace_s:
+        # The whole grace however often we ask: a shorter one would count from the first SIGTERM.
+        workload.end(grace_s=notice.grace_s if left_s > 0 else 0.0, reason=notices.why(notice))
 
 
 def observe(workload: Workload, look: Look) -> Observed:

@@ -165,7 +165,7 @@ class Home:
             kept = []
             for entry in desired.get("assignments", []):
                 old = held.get(entry["id"])
-                kept.append(old if old and entry["fence"] < old["fence"] else entry)
+                kept.append(old if old and entry["fence"] < old["fence"] else entry | _counting(entry, old))
             known = {one.id for one in new.assignments}
             removed = {name: fence for name, fence in self._state.removed.items() if name in known}
             self._save(desired_generation=generation, desired=desired | {"assignments": kept}, removed=removed)
@@ -180,6 +180,17 @@ class Home:
         """Keep that an assignment ended here for good, so that its command can never start again."""
         with self._guard:
             self._save(removed=self._state.removed | {assignment_id: fence})
+
+
+def _counting(entry: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the entry's notice with the time of its deadline, by our clock and from when we first heard of it."""
+    notice = entry.get("notice")
+    if not notice:
+        return {}
+    known = (old or {}).get("notice") or {}
+    if known.get("id") == notice["id"]:
+        return {"notice": notice | {"until": known["until"], "boot_id": known["boot_id"]}}
+    return {"notice": notice | {"until": boottime() + notice["left_ms"] / 1000, "boot_id": boot_id()}}
 
 
 class Lease:

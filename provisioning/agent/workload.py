@@ -79,6 +79,11 @@ class ProcessWorkload:
         """The file with all that the command wrote."""
         return self.folder / "output"
 
+    @property
+    def metadata(self) -> Path:
+        """The folder in which the command finds what it is told."""
+        return self.folder / "metadata"
+
     def prepare(self, wanted: Assignment, gpus: Sequence[Gpu]) -> None:
         """Do nothing: the folder is all that a process needs."""
 
@@ -98,7 +103,7 @@ class ProcessWorkload:
         workdir, binds = self.folder / "work", self._binds(wanted)
         indices = sorted(gpu.index for gpu in gpus)
         env = command_environment(wanted, gpu_indices=indices, workdir=workdir, mark=self.origin.mark)
-        env |= variables(binds, work=workdir)
+        env |= variables(binds, work=workdir) | {"GPUMARKET_METADATA": str(self.metadata)}
         try:
             link_into(workdir, binds)
             self._launch(command=wanted.command, env=env)
@@ -298,6 +303,7 @@ def make_workload(root: Path, origin: Origin, *, binds: Binds = lambda _: ()) ->
     if building.exists():
         remove_tree(building)
     (building / "work").mkdir(parents=True, mode=0o700)
+    (building / "metadata").mkdir()
     write_json(building / "assignment.json", origin.as_json())
     folder = root / origin.id
     building.rename(folder)

@@ -117,6 +117,10 @@ class Workload(Protocol):
     def output(self) -> Path:
         """The file with all that the command wrote."""
 
+    @property
+    def metadata(self) -> Path:
+        """The folder in which the command finds what it is told, see `notices`."""
+
     def prepare(self, wanted: Assignment, gpus: Sequence[Gpu]) -> None:
         """Take a step towards `look` saying prepared."""
 

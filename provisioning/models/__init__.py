@@ -23,6 +23,7 @@ from provisioning.models.instances import (
     Reason,
     Workflow,
 )
+from provisioning.models.interruptions import INTERRUPTION_MOVES, OPEN_STATES, Interruption
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.sessions import SshSession
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
@@ -34,7 +35,9 @@ __all__ = [
     "CHARGED_PHASES",
     "GIB",
     "INFRASTRUCTURE",
+    "INTERRUPTION_MOVES",
     "MOVES",
+    "OPEN_STATES",
     "STARTING",
     "Assignment",
     "Breaker",
@@ -49,6 +52,7 @@ __all__ = [
     "Heartbeat",
     "Instance",
     "InstanceEvent",
+    "Interruption",
     "JoinToken",
     "LogChunk",
     "Node",

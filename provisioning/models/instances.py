@@ -34,15 +34,17 @@ class Phase(models.TextChoices):
 
 
 STARTING = {Phase.QUEUED, Phase.PLACING, Phase.PROVISIONING, Phase.VERIFYING}
+# It was told that its GPUs are taken back; its interruption has a state of the same name.
+TOLD_PHASES = {Phase.NOTIFIED, Phase.DRAINING}
 CHARGED_PHASES = {Phase.RUNNING, Phase.NOTIFIED, Phase.DRAINING}
 # In these the customer has no GPUs and nothing is on the way.
 AT_REST = {Phase.STOPPED, Phase.INTERRUPTED, Phase.TERMINATED, Phase.FAILED}
 
 MOVES: dict[Phase, set[Phase]] = {
     Phase.QUEUED: {Phase.PLACING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
-    Phase.PLACING: {Phase.PROVISIONING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
-    Phase.PROVISIONING: {Phase.VERIFYING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
-    Phase.VERIFYING: {Phase.RUNNING, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED},
+    Phase.PLACING: {Phase.PROVISIONING, Phase.STOPPING, Phase.INTERRUPTED, Phase.TERMINATING, Phase.FAILED},
+    Phase.PROVISIONING: {Phase.VERIFYING, Phase.STOPPING, Phase.INTERRUPTED, Phase.TERMINATING, Phase.FAILED},
+    Phase.VERIFYING: {Phase.RUNNING, Phase.STOPPING, Phase.INTERRUPTED, Phase.TERMINATING, Phase.FAILED},
     Phase.RUNNING: {Phase.STOPPING, Phase.NOTIFIED, Phase.TERMINATING, Phase.FAILED},
     Phase.STOPPING: {Phase.STOPPED, Phase.TERMINATING, Phase.FAILED},
     Phase.STOPPED: {Phase.QUEUED, Phase.TERMINATING},
@@ -69,6 +71,11 @@ class Reason(models.TextChoices):
     NODE_LOST = "node_lost", _("The node was lost")
     TIMED_OUT = "timed_out", _("A step took too long")
     INTERNAL = "internal", _("An error of ours")
+    OUTBID = "outbid", _("Outbid")
+    CAPACITY = "capacity", _("The capacity is needed")
+    MAINTENANCE = "maintenance", _("Maintenance")
+    OWNER_RECALL = "owner_recall", _("Recalled by the holder of the reservation")
+    SIMULATED = "simulated", _("Simulated")
 
 
 # What the customer could not help; an instance that asked for it is started again elsewhere.
@@ -135,6 +142,7 @@ class Instance(models.Model):
     failed_on = models.ForeignKey(
         "provisioning.Node", models.SET_NULL, null=True, related_name="+", help_text="the node that failed its last run"
     )
+    admitted_at = models.DateTimeField(null=True, help_text="spot: when its bid won the GPUs that it waits for")
     # Each start is a run of its own; its number is the fence that nodes compare.
     run = models.PositiveIntegerField(default=1)
     quota_held = models.PositiveIntegerField(default=0)
@@ -192,11 +200,15 @@ class Instance(models.Model):
         old = Phase(self.phase)
         if phase not in MOVES[old]:
             raise IllegalMove(f"{self.public_id}: {old} cannot become {phase}")
-        restart_at = at if phase == Phase.FAILED and self._may_restart(reason, changes) else None
+        is_to_restart = phase == Phase.INTERRUPTED or (phase == Phase.FAILED and self._may_restart(reason, changes))
+        restart_at = at if is_to_restart else None
         changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
         changes["restart_at"] = restart_at
         if not Instance.objects.filter(pk=self.pk, phase=old, run=self.run).update(**changes):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
+        if old in TOLD_PHASES and phase not in TOLD_PHASES | {Phase.RUNNING, Phase.INTERRUPTED}:
+            # It ended otherwise meanwhile. What that is worth is worked out by `interruptions.settle_due`.
+            self.interruptions.filter(state__in=TOLD_PHASES).update(state="ended", ended_at=at)
         spent = max(timedelta(0), at - self.phase_since)
         milliseconds = spent // timedelta(milliseconds=1)
         for name, value in changes.items():

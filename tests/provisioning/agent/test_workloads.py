@@ -88,7 +88,13 @@ def test_nothing_of_the_agents_environment_reaches_the_command(node, monkeypatch
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {
         *("PATH", "HOME", "LANG", "PYTHONUNBUFFERED", "MINE"),
         *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
-        *("GPUMARKET_INSTANCE_ID", "GPUMARKET_ASSIGNMENT_ID", "GPUMARKET_PEERS", "GPUMARKET_MARK"),
+        *(
+            "GPUMARKET_INSTANCE_ID",
+            "GPUMARKET_ASSIGNMENT_ID",
+            "GPUMARKET_PEERS",
+            "GPUMARKET_MARK",
+            "GPUMARKET_METADATA",
+        ),
         *("RANK", "NODE_RANK", "WORLD_SIZE", "NNODES", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         *("PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_MASTER_ADDR", "PET_MASTER_PORT"),
     }
