@@ -5,6 +5,8 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
+
 from billing import accounts, usage
 from billing.models import PriceVersion, Runway, UsageSpan
 from marketplace import costs, rentals, volumes
@@ -133,6 +135,7 @@ def _instance(
         "image": row.image or None,
         "ports": row.ports,
         "lease": row.lease,
+        "lease_s": settings.ASSIGNMENT_LEASE_S[row.lease],
         "on_failure": row.on_failure,
         "restarts": row.restarts,
         "restart_at": row.restart_at,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.conf import settings
 from rest_framework import serializers
 
 from billing.models import Unit, UsageSpan
@@ -11,6 +12,8 @@ from marketplace.permissions import SCOPES
 from marketplace.tenants import EMAIL_LENGTH_MAX
 from marketplace.tokens import LIFE_DAYS_DEFAULT, LIFE_DAYS_MAX
 from provisioning.models import Instance, Phase, Reason, Site
+
+LEASE_MINUTES = {kind: seconds / 60 for kind, seconds in settings.ASSIGNMENT_LEASE_S.items()}
 
 
 class Shape(serializers.Serializer[Any]):
@@ -75,8 +78,8 @@ class RentInstance(Shape):
     lease = serializers.ChoiceField(
         choices=Instance.Lease.choices,
         required=False,
-        help_text="without contact to us: strict ends after 2 minutes and may be placed anew soon, sticky goes on for "
-        "15 minutes",
+        help_text="without contact to us: strict ends after {strict:g} minutes and may be placed anew soon, sticky "
+        "goes on for {sticky:g} minutes".format_map(LEASE_MINUTES),
     )
     on_failure = serializers.ChoiceField(
         choices=Instance.OnFailure.choices, required=False, help_text="when its node or a GPU fails"
@@ -329,6 +332,7 @@ class InstanceAnswer(NamedRef):
     image = serializers.CharField(allow_null=True)
     ports = serializers.ListField(child=serializers.IntegerField(), help_text="inside it, published outside")
     lease = serializers.ChoiceField(choices=Instance.Lease.choices)
+    lease_s = serializers.IntegerField(help_text="seconds without contact to us after which its node ends it")
     on_failure = serializers.ChoiceField(choices=Instance.OnFailure.choices)
     restarts = serializers.IntegerField(help_text="how often it was started again elsewhere by itself")
     restart_at = serializers.DateTimeField(allow_null=True, help_text="when that happens next, if it is due")

@@ -141,8 +141,8 @@ def describe_running(instance: dict[str, Any]) -> list[str]:
     lines = [f"  image     {instance['image']}"] if instance.get("image") else []
     if instance.get("ports"):
         lines.append(f"  ports     {', '.join(str(port) for port in instance['ports'])}")
-    if instance.get("lease"):
-        lines.append(f"  lease     {instance['lease']}: {words.LEASES[instance['lease']]}")
+    if instance.get("lease_s"):
+        lines.append(f"  lease     {words.lease(instance)}")
     if instance.get("on_failure") == "restart":
         due = f", next at {words.local_time(instance['restart_at'])}" if instance.get("restart_at") else ""
         lines.append(f"  restarts  elsewhere when its node or a GPU fails; so far {instance['restarts']}{due}")

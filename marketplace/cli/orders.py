@@ -50,7 +50,7 @@ Lease = Annotated[
     str | None,
     typer.Option(
         metavar="strict|sticky",
-        help="Without contact: strict ends after 2 minutes, soon placed anew; sticky (default) goes on for 15.",
+        help="Without contact: strict ends soon and is soon placed anew; sticky (default) goes on for longer.",
         show_default=False,
     ),
 ]

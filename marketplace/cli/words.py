@@ -6,10 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 MS_PER_HOUR = 3_600_000
-LEASES = {
-    "strict": "without contact it ends after 2 minutes, and may be placed anew soon",
-    "sticky": "without contact it goes on for 15 minutes",
-}
 REASONS = {
     "exited": "its command ended",
     "user": "asked by a user",
@@ -52,6 +48,15 @@ def duration(ms: float) -> str:
             rest = whole % size // part
             return f"{whole // size} {big}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
+
+
+def lease(instance: Mapping[str, Any]) -> str:
+    """Return "strict: without contact it ends after 2 min, and may be placed anew soon"."""
+    whole, rest = divmod(instance["lease_s"], 60)
+    time = f"{instance['lease_s']} s" if rest else f"{whole} min"
+    if instance["lease"] == "strict":
+        return f"strict: without contact it ends after {time}, and may be placed anew soon"
+    return f"{instance['lease']}: without contact it goes on for {time}"
 
 
 def size(count: int) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from django import template
+from django.conf import settings
 from django.forms import BoundField
 from django.utils import timezone
 from django.utils.html import format_html
@@ -136,6 +137,16 @@ def duration(milliseconds: int | None) -> str:
         return _("%(n)s h %(m)s min") % {"n": hours, "m": rest // MINUTE_MS}
     days, rest = divmod(milliseconds, DAY_MS)
     return _("%(n)s d %(m)s h") % {"n": days, "m": rest // HOUR_MS}
+
+
+@register.simple_tag
+def lease_time(kind: str) -> str:
+    """Write how long an instance with this lease may run on without contact: `2 minutes`, or `90 seconds`."""
+    minutes, rest = divmod(settings.ASSIGNMENT_LEASE_S[kind], 60)
+    if not rest:
+        return ngettext("%(n)s minute", "%(n)s minutes", minutes) % {"n": minutes}
+    seconds = settings.ASSIGNMENT_LEASE_S[kind]
+    return ngettext("%(n)s second", "%(n)s seconds", seconds) % {"n": seconds}
 
 
 @register.simple_tag

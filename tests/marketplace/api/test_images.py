@@ -25,6 +25,7 @@ def test_an_image_is_rented_with_all_that_goes_with_it(boxed: Program, fleet: Fl
     told = answer.json()
     assert (told["image"], told["command"], told["ports"]) == (IMAGE, [], [80, 8080])
     assert (told["lease"], told["on_failure"], told["restarts"]) == ("strict", "restart", 0)
+    assert told["lease_s"] == 120
     assert told == boxed.get(f"instances/{told['id']}").json() | {"as_of": told["as_of"], "steps": told["steps"]}
     run_until_idle()
     desired = next(entry for node in fleet.nodes.values() for entry in node.desired.values())

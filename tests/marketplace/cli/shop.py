@@ -169,6 +169,7 @@ class Shop:
             "image": body.get("image"),
             "ports": body.get("ports", []),
             "lease": body.get("lease", "sticky"),
+            "lease_s": {"strict": 120, "sticky": 900}[body.get("lease", "sticky")],
             "on_failure": body.get("on_failure", "stop"),
             "restarts": 0,
             "env_names": sorted(body.get("env", {})),

@@ -26,7 +26,12 @@ def test_an_image_is_ordered_with_all_that_goes_with_it(gpumarket, shop, images)
         "ports": [80, 8080], "lease": "strict", "on_failure": "restart",
     }  # fmt: skip
     shown = gpumarket("show", "web").out
-    for line in (f"image     {IMAGE}", "ports     80, 8080", "lease     strict: without contact it ends", "restarts  "):
+    for line in (
+        f"image     {IMAGE}",
+        "ports     80, 8080",
+        "lease     strict: without contact it ends after 2 min, and",
+        "restarts  ",
+    ):
         assert line in shown
 
 

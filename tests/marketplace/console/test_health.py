@@ -10,7 +10,7 @@ from django.utils import timezone
 from marketplace.models import AuditEntry
 from provisioning import tasks
 from provisioning.health import breaker
-from provisioning.models import Breaker, Gpu, HealthEvent, Instance, Node, Remediation
+from provisioning.models import Breaker, Gpu, HealthEvent, Instance, Node, NodeInventory, Remediation
 from tests.conftest import Fleet
 
 
@@ -50,6 +50,17 @@ def test_the_page_names_event_rule_repair_operation_and_wipe(desk: Client, fleet
     page = page_of(desk)
     assert "Back in service" in page
     assert "simulated" in page
+
+
+def test_drivers_that_the_table_was_not_made_for_are_listed(desk: Client, fleet: Fleet) -> None:
+    for name, driver in (("h200-1", "580.95.05"), ("h200-2", "450.80.02"), ("l40s-1", "simulated")):
+        NodeInventory.objects.update_or_create(
+            node=fleet.nodes[name].node, defaults={"driver": driver, "told_at": timezone.now()}
+        )
+    page = page_of(desk)
+    assert "made for drivers 525 to 615; nodes also have 450.80.02." in page
+    NodeInventory.objects.filter(driver="450.80.02").delete()
+    assert "made for drivers" not in page_of(desk)
 
 
 def test_the_page_asks_a_fixed_number_of_questions(

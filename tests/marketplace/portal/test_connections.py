@@ -1,6 +1,7 @@
 """How to get into an instance: exact commands, ports as links, and what to do without a key."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from django.test import Client
@@ -94,6 +95,23 @@ def test_a_pull_is_shown_with_what_is_known(owner: Client, rent: Rent) -> None:
     page = read(owner.get(reverse("instance", args=[instance.public_id])))
     assert "Pull the image: 1.2 GB, 80.0 MB/s" in page.text
     assert faults(page) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "words"),
+    [
+        ("sticky", 1800, "it goes on for 30 minutes"),
+        ("strict", 60, "it stops itself after 1 minute"),
+        ("strict", 90, "it stops itself after 90 seconds"),
+    ],
+)
+def test_how_long_a_lease_is_stands_in_the_settings(
+    owner: Client, running: Instance, settings: Any, kind: str, seconds: int, words: str
+) -> None:
+    settings.ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900} | {kind: seconds}
+    Instance.objects.update(lease=kind)
+    assert words in read(owner.get(reverse("instance", args=[running.public_id]))).text
+    assert words.removeprefix("it ") in read(owner.get(reverse("launch"))).text
 
 
 def test_how_it_runs_is_among_the_details(owner: Client, running: Instance) -> None:
