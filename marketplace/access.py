@@ -331,9 +331,12 @@ def registries(project: Project) -> QuerySet[RegistryCredential]:
 
 
 def quotas(actor: Actor) -> QuerySet[Quota]:
-    """Return the quotas of the projects that this actor may see."""
-    seen = _projects(actor, _memberships_for(actor, "quota.view"))
-    return Quota.objects.filter(project__in=seen.values("pk")).select_related("project")
+    """Return the quotas of the projects that this actor may see, and those of their organizations."""
+    through = _memberships_for(actor, "quota.view")
+    seen = Q(project__in=_projects(actor, through).values("pk"))
+    if actor.token is None or actor.token.project_id is None:
+        seen |= Q(project=None, organization__in=through.values("organization"))
+    return Quota.objects.filter(seen).select_related("project", "organization")
 
 
 def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]:

@@ -128,7 +128,7 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
         )
     User.objects.filter(email="manager@example.com").update(is_staff=True, is_superuser=True)
     project = Project.objects.get(organization=customer, name="default")
-    if project.quota.limit == quotas.DEFAULT_LIMIT:
+    if project.quotas.get(**quotas.FIRST).limit == quotas.DEFAULT_LIMIT:
         quotas.set_limit(project_id=project.pk, limit=QUOTA_GPUS)
     credits.grant(
         organization=customer, amount_micros=CREDIT_MICROS, key="demo", reason="Welcome to the demo", by=OPERATOR, at=at

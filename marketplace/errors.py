@@ -21,6 +21,10 @@ class ProjectSuspended(MarketError):
     """The project or its organization is suspended; nothing new may start there."""
 
 
+class BudgetExceeded(MarketError):
+    """The worst case of the order would pass a budget; the message has the arithmetic."""
+
+
 class BadOrder(MarketError):
     """The order does not make sense; `field` names what to change."""
 

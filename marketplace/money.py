@@ -25,5 +25,5 @@ def shown(micros: int, currency: str, *, exact: bool = False) -> str:
         digits = max(digits, -int(amount.normalize().as_tuple().exponent))
     rounded = abs(amount).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
     sign = "-" if amount < 0 else ""
-    symbol = SYMBOLS.get(currency, f"{currency} ")
+    symbol = SYMBOLS.get(currency, f"{currency} " if currency else "")
     return f"{sign}{symbol}{rounded:,.{digits}f}"

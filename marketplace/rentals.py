@@ -13,11 +13,11 @@ from django.utils.translation import gettext
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, runtimes
+from marketplace import audit, runtimes, spend
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
-from marketplace.models import Offer, Project
+from marketplace.models import ApiToken, Offer, Project
 from marketplace.names import given_once
 from provisioning import calendar, instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
@@ -148,9 +148,10 @@ def _bytes(field: str, text: str) -> int:
 def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
-    Takes quota, holds the first hour's price, then claims the GPUs (last, so
-    that nodes are locked for the shortest time). Raises BadOrder, QuotaExceeded,
-    ProjectSuspended, InsufficientFunds, NoCapacity or Conflict (name in use).
+    Looks at the budgets, takes quota, holds the first hour's price, then claims
+    the GPUs (last, so that nodes are locked for the shortest time). Raises
+    BadOrder, BudgetExceeded, QuotaExceeded, ProjectSuspended,
+    InsufficientFunds, NoCapacity or Conflict (name in use).
     A caller's transaction ends with the refusal: nothing here has a savepoint.
     """
     check_open(project)
@@ -165,9 +166,11 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
     if order.uses:
         # First, because whoever changes a volume locks it before the account.
         volumes.lock([use.volume for use in order.uses])
-    quotas.take(project_id=project.pk, gpus=gpus)
     instance_id = new_public_id("ins")
-    _hold_first_hour(project=project, resource_id=instance_id, run=1, price=price, gpus=gpus, at=at)
+    _hold(
+        project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
+        token=actor.token, at=at,
+    )  # fmt: skip
     name = order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}"
     instance = instances.create(
         public_id=instance_id,
@@ -185,6 +188,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
         on_failure=order.on_failure,
         at=at,
         uses=order.uses,
+        token_id=actor.token.pk if actor.token else None,
     )
     instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
@@ -216,20 +220,22 @@ def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     check_open(instance.project)
     runtimes.check(offer=instance.offer, image=instance.image, ports=instance.ports, command=instance.command)
     price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
-    instances.start(instance=instance, price_version=price, at=at)
-    hold_for_run(instance, at=at)
+    token_id = actor.token.pk if actor.token else None
+    instances.start(instance=instance, price_version=price, at=at, token_id=token_id)
+    hold_for_run(instance, token=actor.token, at=at)
     audit.record_of(instance, "instance.start", actor=actor)
 
 
-def hold_for_run(instance: Instance, *, at: datetime) -> None:
-    """Hold quota and the first hour's price for a run that was just queued, in its transaction."""
-    quotas.take(project_id=instance.project_id, gpus=instance.gpus)
-    _hold_first_hour(
+def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:
+    """Hold quota and the first hour's price for a run that was just queued, in its transaction, within the budgets."""
+    _hold(
         project=instance.project,
+        offer=instance.offer,
         resource_id=instance.public_id,
         run=instance.run,
         price=instance.price_version,
         gpus=instance.gpus,
+        token=token,
         at=at,
     )
     calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at)
@@ -291,13 +297,32 @@ def check_open(project: Project) -> None:
         )
 
 
-def _hold_first_hour(
-    *, project: Project, resource_id: str, run: int, price: PriceVersion, gpus: int, at: datetime
+def _hold(
+    *,
+    project: Project,
+    offer: Offer,
+    resource_id: str,
+    run: int,
+    price: PriceVersion,
+    gpus: int,
+    token: ApiToken | None,
+    at: datetime,
 ) -> None:
+    """Take quota and hold the first hour's price for one run, which is the least that it commits to."""
+    hour_micros = hourly_micros(price=price, gpus=gpus)
+    spend.check(project=project, token=token, worst_case_micros=hour_micros, hourly_micros=hour_micros, at=at)
+    quotas.take(
+        holder=resource_id,
+        project_id=project.pk,
+        gpu_model=offer.gpu_model,
+        gpus=gpus,
+        micros_per_hour=hour_micros,
+        token_id=token.pk if token else None,
+    )
     holds.place(
         key=f"first-hour:{resource_id}:{run}",
         organization=project.organization,
-        amount_micros=hourly_micros(price=price, gpus=gpus),
+        amount_micros=hour_micros,
         purpose="first hour",
         resource_id=resource_id,
         expires_at=at + FIRST_HOUR_LIFE,

@@ -69,8 +69,9 @@ def _start_again(instance_id: int, *, at: datetime) -> bool:
         reason=why,
         message=message,
         restarts=instance.restarts + 1,
+        token_id=instance.ordered_with_id,
     )
-    rentals.hold_for_run(instance, at=at)
+    rentals.hold_for_run(instance, token=instance.ordered_with, at=at)
     audit.record_own(
         organization=instance.project.organization,
         verb="instance.restart",

@@ -60,7 +60,7 @@ def create_project(*, actor: Actor, organization: Organization, name: str) -> Pr
             project = Project.objects.create(organization=organization, name=name)
     except IntegrityError as error:
         raise Conflict(gettext("The organization has a project named %(name)s already.") % {"name": name}) from error
-    quotas.set_limit(project_id=project.pk, limit=quotas.DEFAULT_LIMIT)
+    quotas.open_for(project_id=project.pk)
     _record(actor, organization, "project.create", project.public_id, after={"name": name})
     return project
 

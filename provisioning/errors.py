@@ -26,11 +26,25 @@ class NoRoom(ProvisioningError):
 
 
 class QuotaExceeded(ProvisioningError):
-    """The project may not hold that many GPUs."""
+    """A quota of the project or its organization has no room; the words say which, empty ones stand for all."""
 
-    def __init__(self, *, wanted: int, held: int, limit: int) -> None:
-        super().__init__(f"{wanted} more GPUs would exceed the project's quota: {held} of {limit} are held")
+    def __init__(
+        self,
+        *,
+        wanted: int,
+        held: int,
+        limit: int,
+        is_organization: bool = False,
+        gpu_model: str = "",
+        market: str = "",
+        unit: str = "gpus",
+    ) -> None:
+        owner = "organization" if is_organization else "project"
+        things = "GPUs" if unit == "gpus" else "micros an hour"
+        of = "".join(f" for {word}" for word in (gpu_model, market) if word)
+        super().__init__(f"{wanted} more {things} would exceed the {owner}'s quota{of}: {held} of {limit} are held")
         self.wanted, self.held, self.limit = wanted, held, limit
+        self.is_organization, self.gpu_model, self.market, self.unit = is_organization, gpu_model, market, unit
 
 
 class NodeRefused(ProvisioningError):

@@ -1,6 +1,6 @@
 """What can be asked of an instance. Each verb is safe to repeat; the workflow does the work.
 
-Lock order everywhere: workflow, instance, quota, account, node, assignment, capacity.
+Lock order everywhere: workflow, instance, budget, quota, account, node, assignment, capacity.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,6 +52,7 @@ def create(
     uses: Sequence[volumes.Use] = (),
     market: str = Instance.Market.ON_DEMAND,
     claims: bool = True,
+    token_id: int | None = None,
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
 
@@ -74,6 +75,7 @@ def create(
         lease=lease,
         on_failure=on_failure,
         quota_held=replicas * gpus_per_replica,
+        ordered_with_id=token_id,
         created_at=at,
         phase_since=at,
     )
@@ -99,6 +101,7 @@ def start(
     reason: Reason = Reason.NONE,
     message: str = "",
     restarts: int = 0,
+    token_id: int | None = None,
 ) -> None:
     """Queue a stopped, failed or interrupted instance for a new run at this price. The caller holds quota for it.
 
@@ -124,6 +127,7 @@ def start(
         restarts=restarts,
         price_version=price_version,
         quota_held=instance.gpus,
+        ordered_with_id=token_id,
         run=instance.run + 1,
         generation=instance.generation + 1,
         exit_code=None,

@@ -112,11 +112,17 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
         organization=instance.project.organization,
         resource_id=instance.public_id,
         resource_name=instance.name,
-        labels={"project": instance.project.public_id, "offer": instance.offer.public_id, "market": instance.market},
+        labels=_labels(instance),
         quantity=instance.gpus,
         price_version=interruptions.price_of(instance),
         at=at,
     )
+
+
+def _labels(instance: Instance) -> dict[str, str]:
+    """Return what its usage is told apart by; `token` is the one that started this run, where it was one."""
+    labels = {"project": instance.project.public_id, "offer": instance.offer.public_id, "market": instance.market}
+    return labels | ({"token": instance.ordered_with.public_id} if instance.ordered_with else {})
 
 
 def begin(instance: Instance) -> Outcome:
@@ -208,7 +214,7 @@ def finish(instance: Instance) -> None:
         if ending == Phase.TERMINATED:
             volumes.let_go(instance=instance, at=at)
     if instance.quota_held:
-        quotas.give_back(project_id=instance.project_id, gpus=instance.quota_held)
+        quotas.give_back(holder=instance.public_id)
         Instance.objects.filter(pk=instance.pk).update(quota_held=0)
     if ending == Phase.INTERRUPTED:
         interruptions.complete(instance, at=at)

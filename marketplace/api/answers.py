@@ -10,6 +10,7 @@ from django.conf import settings
 from billing import accounts, usage
 from billing.models import PriceVersion, Runway, UsageSpan
 from marketplace import costs, rentals, volumes
+from marketplace.limits import Limit
 from marketplace.models import (
     ApiToken,
     AuditEntry,
@@ -25,7 +26,7 @@ from marketplace.offers import Listing
 from provisioning import instances as verbs
 from provisioning import placement, progress, sessions
 from provisioning import volumes as kept
-from provisioning.models import Assignment, Instance, InstanceEvent, Quota, RegistryCredential, Site, Volume
+from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume
 
 Answer = dict[str, Any]
 
@@ -321,12 +322,20 @@ def project(row: Project) -> Answer:
     }
 
 
-def quota(row: Quota) -> Answer:
+def quota(found: Limit) -> Answer:
+    row = found.quota
+    shown = [
+        decimal_string(number) if row.is_spend else number for number in (row.limit, row.held, found.used, row.free)
+    ]
     return {
-        "project": {"id": row.project.public_id, "name": row.project.name},
-        "limit": row.limit,
-        "held": row.held,
-        "free": max(0, row.limit - row.held),
+        "id": row.public_id,
+        "organization": {"id": row.organization.public_id, "name": row.organization.name},
+        "project": {"id": row.project.public_id, "name": row.project.name} if row.project else None,
+        "gpu_model": row.gpu_model or None,
+        "market": row.market or None,
+        "unit": "gpus" if not row.is_spend else "per_hour",
+        "currency": row.organization.currency if row.is_spend else None,
+        **dict(zip(("limit", "held", "used", "free"), shown, strict=True)),
     }
 
 

@@ -15,7 +15,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 
 from billing.errors import InsufficientFunds
-from marketplace import errors, idempotency
+from marketplace import errors, idempotency, limits
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
@@ -110,8 +110,12 @@ KINDS: dict[type[Exception], Kind] = {
         "Try again later, or make the volume in another site (GET /api/v1/sites).",
     ),
     QuotaExceeded: Kind(
-        409, "quota_exceeded", "The project's quota is used up", "new_request",
-        "Terminate what you do not need, or ask the operator for more quota.",
+        409, "quota_exceeded", "A quota is used up", "new_request",
+        "Terminate what you do not need, or ask for a higher limit (POST /api/v1/quota-requests).",
+    ),
+    errors.BudgetExceeded: Kind(
+        409, "budget_exceeded", "It would pass a budget", "new_request",
+        "Order less, wait for the next month, or ask whoever set the budget to raise it.",
     ),
     IllegalMove: Kind(
         409, "wrong_state", "Its state does not allow this", "none", "Its “actions” say what may be done now."
@@ -208,6 +212,8 @@ def _detail(error: Exception, kind: Kind) -> str:
     if isinstance(error, InsufficientFunds):
         needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
         return f"This needs {needed} of free credit for its first hour; {available} is free."
+    if isinstance(error, QuotaExceeded):
+        return limits.why(error)
     if isinstance(error, exceptions.ValidationError):
         return "; ".join(f"{field['pointer'][1:] or 'body'}: {field['detail']}" for field in _first(error))
     if isinstance(error, exceptions.APIException):

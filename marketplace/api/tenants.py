@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, tenants, tokens
+from marketplace import access, limits, tenants, tokens
 from marketplace.api import answers, shapes, tenant_shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import actor_of, naming
@@ -141,10 +141,10 @@ class QuotaList(APIView):
         responses={200: shapes.page_of(tenant_shapes.QuotaAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
-        """List how many GPUs each project may hold, and holds."""
+        """List what the organization and each project may hold, by GPU model and market, and what they hold and use."""
         query = queried(request, PageQuery)
         rows = access.quotas(actor_of(request))
-        return paged(rows, query, lambda found: [answers.quota(row) for row in found])
+        return paged(rows, query, lambda found: [answers.quota(row) for row in limits.listed(found)])
 
 
 class MemberList(APIView):

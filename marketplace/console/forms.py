@@ -7,10 +7,10 @@ from uuid import uuid4
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from marketplace import money
+from marketplace import limits, money
 from marketplace.console import catalogue
 from marketplace.models import Offer
-from provisioning.models import Fabric, Node, Site
+from provisioning.models import Fabric, Instance, Node, Quota, Site
 
 REASON_LENGTH_MAX = 100  # with who gave it, a reason has to fit the ledger's own column
 SMALL_MAX, INTEGER_MAX = 32_767, 2_147_483_647  # what the columns hold
@@ -208,10 +208,38 @@ class FabricForm(ConsoleForm):
 
 
 class QuotaForm(ConsoleForm):
-    """How many GPUs a project may hold."""
+    """How much a project or an organization may hold; empty choices stand for all together."""
 
-    limit = forms.IntegerField(label=_("GPUs at once"), min_value=0, max_value=INTEGER_MAX)
+    gpu_model = forms.ChoiceField(label=_("GPU model"), required=False)
+    market = forms.ChoiceField(label=_("Market"), required=False, choices=[("", _("All")), *Instance.Market.choices])
+    unit = forms.ChoiceField(label=_("What is counted"), required=False, choices=Quota.Unit.choices)
+    limit = forms.DecimalField(
+        label=_("Limit"),
+        min_value=0,
+        max_value=INTEGER_MAX,
+        decimal_places=6,
+        help_text=_("GPUs at once, or the most that they may cost for an hour."),
+        widget=forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"}),
+    )
     reason = reason_field()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model = self.fields["gpu_model"]
+        assert isinstance(model, forms.ChoiceField)
+        model.choices = [("", _("All")), *((name, name) for name in limits.models())]
+
+    def clean(self) -> dict[str, Any]:
+        found: dict[str, Any] = super().clean() or {}
+        found["unit"] = found.get("unit") or Quota.Unit.GPUS
+        limit = found.get("limit")
+        if limit is None:
+            return found
+        if found["unit"] == Quota.Unit.MICROS_PER_HOUR:
+            limit *= money.MICROS
+        elif limit != int(limit):
+            self.add_error("limit", _("Type a whole number, such as 1."))
+        return found | {"limit": int(limit)}
 
 
 class CreditForm(ConsoleForm):

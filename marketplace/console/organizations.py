@@ -14,8 +14,8 @@ from billing.models.ledger import CUSTOMER_KINDS
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import NotFound
+from marketplace.limits import Limit
 from marketplace.models import AuditEntry, Organization, Project
-from provisioning import quotas
 from provisioning.models import Quota
 
 HISTORY_MAX = 20
@@ -28,19 +28,21 @@ class Tenant:
 
     organization: Organization
     projects: list[Project]
+    limits: list[Limit]
     wallet: Wallet | None
     runway: Runway | None
 
     @property
     def held_gpus(self) -> int:
-        return sum(quota.held for project in self.projects if (quota := quota_of(project)))
+        return sum(limit.quota.held for limit in self.limits if limit.quota.is_first and limit.quota.project_id is None)
 
 
 def listed(*, search: str = "") -> QuerySet[Organization]:
     """Return all organizations whose name or id contains `search`, with what their line shows."""
     found = Organization.objects.select_related("runway").order_by("name", "pk")
     found = found.prefetch_related(
-        Prefetch("projects", Project.objects.select_related("quota").order_by("name")),
+        Prefetch("projects", Project.objects.order_by("name")),
+        Prefetch("quotas", Quota.objects.select_related("project").order_by("project__name", "pk")),
         Prefetch("accounts", Account.objects.filter(kind__in=CUSTOMER_KINDS)),
     )
     search = search.strip()
@@ -56,6 +58,7 @@ def tenant(organization: Organization) -> Tenant:
     return Tenant(
         organization=organization,
         projects=list(organization.projects.all()),
+        limits=[Limit(quota, 0) for quota in organization.quotas.all()],
         wallet=CustomerAccounts(**by_kind).wallet if complete else None,
         runway=getattr(organization, "runway", None),
     )
@@ -76,24 +79,26 @@ def history(organization: Organization) -> QuerySet[AuditEntry]:
 
 def project_for(project_id: str) -> Project:
     """Return any project, or raise NotFound."""
-    project = Project.objects.select_related("organization", "quota").filter(public_id=project_id).first()
+    project = Project.objects.select_related("organization").filter(public_id=project_id).first()
     if project is None:
         raise NotFound
     return project
 
 
-def quota_of(project: Project) -> Quota | None:
-    """Return a project's quota, or None before its first instance or limit."""
-    return getattr(project, "quota", None)
+def quota_of(project: Project | None, organization: Organization) -> Quota | None:
+    """Return the limit of all GPUs together of a project, or of an organization without one."""
+    return next(
+        (quota for quota in Quota.objects.filter(organization=organization, project=project) if quota.is_first), None
+    )
 
 
-@transaction.atomic
-def set_quota(*, actor: Actor, project: Project, limit: int, reason: str) -> None:
-    """Let a project hold `limit` GPUs. Less than it holds now stops nothing and only refuses more."""
-    quota = quota_of(project)
-    before = quota.limit if quota else quotas.DEFAULT_LIMIT
-    quotas.set_limit(project_id=project.pk, limit=limit)
-    _record(actor, project, "quota.change", before={"limit": before}, after={"limit": limit, "reason": reason})
+def quota_to_change(organization: Organization, quota_id: str) -> Quota:
+    """Return one of an organization's quotas, or raise NotFound."""
+    quota = Quota.objects.select_related("organization", "project").filter(organization=organization)
+    found = quota.filter(public_id=quota_id).first()
+    if found is None:
+        raise NotFound
+    return found
 
 
 @transaction.atomic

@@ -44,6 +44,12 @@ urlpatterns = [
     path("organizations", organizations.listed, name="console-organizations"),
     path("organizations/<slug:organization_id>", organizations.shown, name="console-organization"),
     path("organizations/<slug:organization_id>/credit", organizations.credit, name="console-credit"),
+    path("organizations/<slug:organization_id>/quota", organizations.organization_quota, name="console-quota-wide"),
+    path(
+        "organizations/<slug:organization_id>/quotas/<slug:quota_id>/remove",
+        organizations.quota_remove,
+        name="console-quota-remove",
+    ),
     path("projects/<slug:project_id>/quota", organizations.quota, name="console-quota"),
     path("projects/<slug:project_id>/suspend", organizations.suspend, name="console-project-suspend"),
     path("projects/<slug:project_id>/resume", organizations.resume, name="console-project-resume"),

@@ -43,7 +43,28 @@ class User(AbstractUser):
         return self.get_full_name() or self.email
 
 
-class Organization(models.Model):
+class Budgeted(models.Model):
+    """Whoever may have a budget of its own, in micros of the organization's currency; null is none. See `spend`."""
+
+    monthly_budget_micros = models.BigIntegerField(null=True, blank=True, help_text="for a calendar month, UTC")
+    hourly_budget_micros = models.BigIntegerField(null=True, blank=True)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def has_budget(self) -> bool:
+        return self.monthly_budget_micros is not None or self.hourly_budget_micros is not None
+
+
+def budget_is_never_negative(owner: str) -> models.CheckConstraint:
+    """The constraint that every `Budgeted` has under its own name; null passes a check."""
+    condition = Q(monthly_budget_micros=None) | Q(monthly_budget_micros__gte=0)
+    condition &= Q(hourly_budget_micros=None) | Q(hourly_budget_micros__gte=0)
+    return models.CheckConstraint(condition=condition, name=f"{owner}_budget_is_never_negative")
+
+
+class Organization(Budgeted):
     """A tenant: one bill, one currency, its own people. A supplier is an organization that sells capacity."""
 
     public_id = PublicIdField(prefix="org")
@@ -53,11 +74,14 @@ class Organization(models.Model):
     suspended_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
 
+    class Meta:
+        constraints = [budget_is_never_negative("organization")]
+
     def __str__(self) -> str:
         return self.name
 
 
-class Project(models.Model):
+class Project(Budgeted):
     """The boundary of cost and access inside an organization."""
 
     public_id = PublicIdField(prefix="prj")
@@ -68,7 +92,8 @@ class Project(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["organization", "name"], name="project_name_once_per_organization")
+            models.UniqueConstraint(fields=["organization", "name"], name="project_name_once_per_organization"),
+            budget_is_never_negative("project"),
         ]
 
     def __str__(self) -> str:
@@ -138,7 +163,7 @@ class Invitation(models.Model):
         return self.accepted_at is None and self.revoked_at is None and at < self.expires_at
 
 
-class ApiToken(models.Model):
+class ApiToken(Budgeted):
     """A programmatic key of one member: never more than that member's role, narrowed by scopes.
 
     The secret is shown once; only its SHA-256 is kept (it carries 256 random
@@ -158,6 +183,9 @@ class ApiToken(models.Model):
     expires_at = models.DateTimeField()
     last_used_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [budget_is_never_negative("token")]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"

@@ -14,8 +14,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from billing.errors import InsufficientFunds
-from marketplace import idempotency
-from marketplace.errors import BadOrder, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
+from marketplace import idempotency, limits
+from marketplace.errors import BadOrder, BudgetExceeded, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
 from provisioning.errors import IllegalMove, NoCapacity, NoRoom, QuotaExceeded, StaleInstance
@@ -76,9 +76,14 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     QuotaExceeded: Kind(
         409,
-        gettext_lazy("The project's quota is used up"),
-        gettext_lazy("Terminate what you do not need, or ask the operator for more quota."),
-        link=(gettext_lazy("See instances"), reverse_lazy("instances")),
+        gettext_lazy("A quota is used up"),
+        gettext_lazy("Terminate what you do not need, or ask for a higher limit."),
+        link=(gettext_lazy("See quotas"), reverse_lazy("projects")),
+    ),
+    BudgetExceeded: Kind(
+        409,
+        gettext_lazy("It would pass a budget"),
+        gettext_lazy("Order less, wait for the next month, or ask whoever set the budget to raise it."),
     ),
     NoCapacity: Kind(
         409,
@@ -166,16 +171,8 @@ def _funds(error: InsufficientFunds) -> str:
     }
 
 
-def _quota(error: QuotaExceeded) -> str:
-    return _("You asked for %(wanted)s more GPUs; the project holds %(held)s of %(limit)s.") % {
-        "wanted": error.wanted,
-        "held": error.held,
-        "limit": error.limit,
-    }
-
-
 # These carry numbers that are worth telling.
-NUMBERS: dict[type[Exception], Callable[..., str]] = {InsufficientFunds: _funds, QuotaExceeded: _quota}
+NUMBERS: dict[type[Exception], Callable[..., str]] = {InsufficientFunds: _funds, QuotaExceeded: limits.why}
 
 
 def refused(request: HttpRequest, error: Exception) -> HttpResponse:

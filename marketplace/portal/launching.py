@@ -13,14 +13,14 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
 from billing import accounts
-from marketplace import access, costs, idempotency, offers, rentals
+from marketplace import access, costs, idempotency, limits, offers, rentals
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
 from marketplace.money import shown
 from marketplace.offers import Listing
 from marketplace.portal import commands, errors
 from marketplace.portal.doors import REFUSALS, Visit, page
-from provisioning import images, quotas
+from provisioning import images
 from provisioning.models import Instance
 
 FIELDS = ("offer", "gpus", "replicas", "name", "command", "env", "project", "image", "ports", "lease", "on_failure")
@@ -273,7 +273,7 @@ def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int)
         checks=[
             _size_check(listing, gpus_each, replicas),
             _capacity_check(listing, gpus_each, gpus),
-            _quota_check(project, gpus),
+            _quota_check(project, listing.offer, gpus),
             _credit_check(wallet, hour),
         ],
     )
@@ -313,17 +313,17 @@ def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
     )
 
 
-def _quota_check(project: Project, gpus: int) -> Check:
-    quota = getattr(project, "quota", None)
-    held, limit = (quota.held, quota.limit) if quota else (0, quotas.DEFAULT_LIMIT)
+def _quota_check(project: Project, offer: Offer, gpus: int) -> Check:
+    """Say how the tightest limit stands that this order is counted by. One query."""
+    tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=Instance.Market.ON_DEMAND)
     text = _("Quota of %(project)s: %(held)s of %(limit)s GPUs are held.") % {
-        "project": project.name,
-        "held": held,
-        "limit": limit,
+        "project": tightest.project.name if tightest.project else project.organization.name,
+        "held": tightest.held,
+        "limit": tightest.limit,
     }
-    if held + gpus <= limit:
+    if gpus <= tightest.free:
         return Check(True, text)
-    return Check(False, text, _("Terminate what you do not need, or ask the operator for more quota."))
+    return Check(False, text, _("Terminate what you do not need, or ask for a higher limit."))
 
 
 def _credit_check(wallet: accounts.Wallet, first_hour_micros: int) -> Check:

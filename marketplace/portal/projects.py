@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, tenants
+from marketplace import access, limits, tenants
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
 from marketplace.portal.doors import Visit, page
@@ -48,11 +48,11 @@ def rename(visit: Visit, project_id: str) -> HttpResponse:
 
 
 def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, status: int = 200) -> HttpResponse:
-    projects = access.projects(visit.actor).filter(organization=organization).select_related("quota")
+    projects = access.projects(visit.actor).filter(organization=organization)
     alive = Count("instances", filter=~Q(instances__phase=Phase.TERMINATED))
     found = {
         "organization": organization,
-        "projects": list(projects.annotate(alive=alive).order_by("pk")),
+        "projects": limits.with_first(projects.annotate(alive=alive).order_by("pk")),
         "may_create": access.may(visit.actor, organization, "project.create"),
         "may_change": access.may(visit.actor, organization, "project.change"),
     }

@@ -19,11 +19,11 @@ from provisioning.models.instances import (
     InstanceEvent,
     LogChunk,
     Phase,
-    Quota,
     Reason,
     Workflow,
 )
 from provisioning.models.interruptions import INTERRUPTION_MOVES, OPEN_STATES, Interruption
+from provisioning.models.quotas import Quota, QuotaHold
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.sessions import SshSession
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
@@ -61,6 +61,7 @@ __all__ = [
     "Operation",
     "Phase",
     "Quota",
+    "QuotaHold",
     "Reason",
     "RegistryCredential",
     "Remediation",

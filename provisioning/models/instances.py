@@ -146,6 +146,13 @@ class Instance(models.Model):
     # Each start is a run of its own; its number is the fence that nodes compare.
     run = models.PositiveIntegerField(default=1)
     quota_held = models.PositiveIntegerField(default=0)
+    ordered_with = models.ForeignKey(
+        "marketplace.ApiToken",
+        models.SET_NULL,
+        null=True,
+        related_name="+",
+        help_text="the token that started this run",
+    )
     generation = models.PositiveIntegerField(default=1)
     observed_generation = models.PositiveIntegerField(default=0)
 
@@ -338,14 +345,3 @@ class LogChunk(models.Model):
 
     def __str__(self) -> str:
         return f"{self.assignment} from {self.offset}"
-
-
-class Quota(models.Model):
-    """How many GPUs a project may hold at once; `held` counts from the request until the confirmed release."""
-
-    project = models.OneToOneField("marketplace.Project", models.CASCADE, primary_key=True, related_name="quota")
-    limit = models.PositiveIntegerField()
-    held = models.PositiveIntegerField(default=0)
-
-    def __str__(self) -> str:
-        return f"{self.held}/{self.limit} GPUs of {self.project}"

@@ -104,6 +104,7 @@ def make_customers(count: int) -> Customers:
         )
         project = Project.objects.get(organization=organization)
         quotas.set_limit(project_id=project.pk, limit=QUOTA_GPUS)
+        quotas.set_limit(organization_id=organization.pk, limit=QUOTA_GPUS)
         _, secret = tokens.create_token(
             actor=person(user), organization=organization, name="bench", scopes=SCOPES, at=at
         )
@@ -219,10 +220,11 @@ FAULTS = {
         WHERE instance.name <> 'bare'
         GROUP BY instance.id HAVING count(hold.id) <> instance.replicas * instance.gpus_per_replica
     """,
-    "projects miscount their quota": """
-        SELECT quota.project_id FROM provisioning_quota quota
-        LEFT JOIN provisioning_instance instance ON instance.project_id = quota.project_id
-        GROUP BY quota.project_id, quota.held HAVING quota.held <> coalesce(sum(instance.quota_held), 0)
+    "launches hold another quota than they say": """
+        SELECT instance.id FROM provisioning_instance instance
+        LEFT JOIN provisioning_quotahold hold ON hold.holder = instance.public_id
+        WHERE instance.quota_held <> coalesce(hold.gpus, 0) AND instance.public_id IN (
+            SELECT subject_id FROM marketplace_auditentry WHERE verb = 'instance.rent')
     """,
     "launches lack their audit entry, event or workflow": """
         SELECT instance.id FROM provisioning_instance instance WHERE name <> 'bare' AND NOT (
@@ -245,4 +247,5 @@ def faults(*, accepted: int) -> list[str]:
     keys = IdempotencyRecord.objects.filter(status=202).count()
     if not instances == keys == accepted:
         found.append(f"{accepted} launches were accepted, {instances} instances and {keys} stored answers exist")
+    found += [f"quota {quota} is miscounted" for quota in quotas.miscounted()]
     return found + [f"books: {fault}" for fault in books.check(at=timezone.now())]

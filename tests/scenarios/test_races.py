@@ -88,6 +88,7 @@ def customer(name: str, fleet: Fleet) -> Callable[..., Instance]:
     user = make_person(f"{name}@example.com")
     project = Project.objects.select_related("organization").get(organization=make_organization(name, user))
     quotas.set_limit(project_id=project.pk, limit=100)
+    quotas.set_limit(organization_id=project.organization_id, limit=100)
 
     def rent(**overrides: Any) -> Instance:
         return rentals.rent(
@@ -307,7 +308,7 @@ def test_the_last_unit_of_quota_is_held_once(
 def test_without_the_guarded_update_two_launches_share_the_last_unit_of_quota(
     monkeypatch: pytest.MonkeyPatch, meet_surely: Meet, rent: Rent, project: Project
 ) -> None:
-    def look_then_write(*, project_id: int, gpus: int) -> None:
+    def look_then_write(*, project_id: int, gpus: int, **_: Any) -> None:
         quota = Quota.objects.get(project_id=project_id)
         if quota.held + gpus > quota.limit:
             raise QuotaExceeded(wanted=gpus, held=quota.held, limit=quota.limit)
@@ -324,7 +325,8 @@ def test_without_the_guarded_update_two_launches_share_the_last_unit_of_quota(
 def two_launches_with_funds_for_one(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> list[str]:
     user = make_person("poor@example.com")
     organization = make_organization("Poor", user, credit_micros=HOUR_OF_H200)
-    # In two projects, so that their quotas do not make one wait for the other.
+    # Without quotas, whose locks come first: the organization's would make one wait for the other.
+    monkeypatch.setattr(quotas, "take", lambda **_: None)
     projects = [organization.projects.get(), second_project(user, organization)]
     meet_after(monkeypatch, accounts, "lock", meet)
 

@@ -7,9 +7,11 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
+from marketplace import limits
 from marketplace.console import organizations
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import CreditForm, NoForm, QuotaForm, ReasonForm
+from marketplace.models import Organization, Project
 from marketplace.portal.doors import Visit
 
 ORGANIZATIONS_PER_PAGE = 50
@@ -31,6 +33,7 @@ def shown(visit: Visit, organization_id: str) -> HttpResponse:
     organization = organizations.organization_for(organization_id)
     context = {
         "tenant": organizations.tenant(organization),
+        "limits": limits.listed(organization.quotas.all()),
         "history": organizations.history(organization),
     }
     return visit.page("console/organization.html", context)
@@ -57,21 +60,50 @@ def credit(visit: Visit, organization_id: str) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def quota(visit: Visit, project_id: str) -> HttpResponse:
-    """Change how many GPUs a project may hold."""
+    """Change what a project may hold."""
     project = organizations.project_for(project_id)
-    current = organizations.quota_of(project)
+    return _quota(visit, project.organization, project)
+
+
+@managers_only("GET", "HEAD", "POST")
+def organization_quota(visit: Visit, organization_id: str) -> HttpResponse:
+    """Change what an organization may hold, over all its projects."""
+    return _quota(visit, organizations.organization_for(organization_id), None)
+
+
+def _quota(visit: Visit, organization: Organization, project: Project | None) -> HttpResponse:
+    current = organizations.quota_of(project, organization)
     form = QuotaForm(sent(visit), initial={"limit": current.limit if current else None})
-    if carried_out(visit, form, organizations.set_quota, project=project):
+    if carried_out(visit, form, limits.change, organization=organization, project=project):
         messages.success(visit.request, _("The quota is changed."))
-        return redirect("console-organization", project.organization.public_id)
+        return redirect("console-organization", organization.public_id)
     return form_page(
         visit,
         form,
-        title=_("Quota of %(project)s") % {"project": project},
+        title=_("Quota of %(project)s") % {"project": project or organization},
         text=_("It holds %(held)s GPUs now. A limit below that stops nothing; it only refuses more.")
         % {"held": current.held if current else 0},
         send=_("Save"),
-        back=reverse("console-organization", args=[project.organization.public_id]),
+        back=reverse("console-organization", args=[organization.public_id]),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def quota_remove(visit: Visit, organization_id: str, quota_id: str) -> HttpResponse:
+    """Let a limit apply no more."""
+    organization = organizations.organization_for(organization_id)
+    found = organizations.quota_to_change(organization, quota_id)
+    form = ReasonForm(sent(visit))
+    if carried_out(visit, form, limits.remove, quota=found):
+        messages.success(visit.request, _("The limit applies no more."))
+        return redirect("console-organization", organization_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Remove the limit %(limit)s") % {"limit": limits.Limit(found, 0).title},
+        text=_("What is held stays held. The wider limits of the organization and its projects go on."),
+        send=_("Remove"),
+        back=reverse("console-organization", args=[organization_id]),
     )
 
 

@@ -324,8 +324,7 @@ def test_ending_what_has_ended_is_told(desk: Client, running: Instance) -> None:
 
 def test_a_quota_changes_with_a_reason(desk: Client, project: Project, acme: Organization) -> None:
     send(desk, "console-quota", project.public_id, limit="64", reason="bigger training run")
-    project.quota.refresh_from_db()
-    assert project.quota.limit == 64
+    assert project.quotas.get().limit == 64
     entry = only_entry("quota.change")
     assert (entry.organization, entry.before) == (acme, {"limit": quotas.DEFAULT_LIMIT})
     assert entry.after == {"limit": 64, "reason": "bigger training run"}
@@ -334,8 +333,7 @@ def test_a_quota_changes_with_a_reason(desk: Client, project: Project, acme: Org
 @pytest.mark.parametrize("limit", ["-1", "many", "9" * 20, ""])
 def test_a_bad_quota_changes_nothing(desk: Client, project: Project, limit: str) -> None:
     assert send(desk, "console-quota", project.public_id, limit=limit, reason="x").status_code == 422
-    project.quota.refresh_from_db()
-    assert project.quota.limit == quotas.DEFAULT_LIMIT
+    assert project.quotas.get().limit == quotas.DEFAULT_LIMIT
 
 
 def test_a_project_is_suspended_once_and_resumed(desk: Client, project: Project) -> None:

@@ -220,7 +220,7 @@ PAGES = {
     "console-instances": 7,
     "console-offers": 10,
     "console-sites": 7,
-    "console-organizations": 9,
+    "console-organizations": 10,
 }
 
 

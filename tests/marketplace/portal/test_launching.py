@@ -134,8 +134,7 @@ def test_too_little_credit_is_told_with_numbers_and_where_to_go(
 
 
 def test_a_used_up_quota_is_told_with_numbers(owner: Client, fleet: Fleet, project: Project) -> None:
-    project.quota.limit = 1
-    project.quota.save()
+    project.quotas.update(limit=1)
     assert "You asked for 2 more GPUs; the project holds 0 of 1." in refused(owner, fleet, 409).text
 
 
@@ -187,8 +186,7 @@ def test_the_estimate_follows_what_is_typed(owner: Client, fleet: Fleet) -> None
 def test_the_estimate_names_each_obstacle_and_its_remedy(
     owner: Client, fleet: Fleet, project: Project, acme: Organization
 ) -> None:
-    project.quota.limit = 10
-    project.quota.save()
+    project.quotas.update(limit=10)
     acme.accounts.filter(kind="promo").update(balance_micros=1_000_000)
     text = estimate(owner, fleet, gpus="8", replicas="3")
     assert text.count("Not yet:") == 4

@@ -9,7 +9,7 @@ from django.urls import URLPattern, reverse
 
 from marketplace.models import Invitation, Membership, Organization, Project, User
 from marketplace.portal import urls
-from provisioning.models import Instance
+from provisioning.models import Instance, Quota
 from tests.conftest import Fleet, Storage, make_person, make_token
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
@@ -253,8 +253,7 @@ def test_an_instance_asks_a_fixed_number_of_questions(
 @pytest.fixture
 def many(rent: Callable[..., Instance], run_until_idle: Callable[[], None], project: Project, fleet: Fleet) -> Any:
     """Twenty instances, of which ten run."""
-    project.quota.limit = 100
-    project.quota.save()
+    Quota.objects.update(limit=100)
     found = [rent(offer=fleet.h200 if number < 10 else fleet.l40s) for number in range(18)]
     run_until_idle()
     for instance in found[:8]:

@@ -1,0 +1,237 @@
+"""The worst case of what an order commits to, against the budgets that its owners set themselves.
+
+An organization, a project and a token may each have a budget for a calendar
+month (UTC) and one for an hour. The worst case of a month is
+
+    what was used since the month began, charged or not
+  + what is set aside and not used yet: first hours, bids, reservations that wait for their payment
+  + the least that the new order commits to:
+      on demand     the first hour, which is held before the start
+      spot          price x GPUs x (interval + notice): what a bid cannot take back once it has won
+      reservation   its whole price
+
+and the worst case of an hour is the price per hour of all that is held of the
+quotas (`QuotaHold`) and of the new order. What passes a budget is refused
+before it starts. What runs already is never stopped by a budget: an instance
+that goes on after its first hour may pass a month's budget, and from then on
+nothing new starts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from django.db import connection
+from django.utils.translation import gettext
+
+from marketplace.errors import BudgetExceeded
+from marketplace.models import ApiToken, Organization, Project
+from marketplace.money import shown
+
+# What a span costs up to a moment, as `floating.amounts_micros` has it: whole milliseconds, rounded half up, once. A
+# stretch costs the difference of its two ends, so that stretches which touch add up to the bill.
+SUM_AT = """(
+    SELECT sum_micro_ms + micros_per_unit_hour * round(1000 * extract(epoch FROM {moment} - starts_at))
+    FROM billing_pricepoint WHERE price_version_id = price.id AND starts_at <= {moment}
+    ORDER BY starts_at DESC LIMIT 1
+)"""
+SEEN = """greatest(span.started_at, date_trunc(
+    'milliseconds', least(coalesce(span.ended_at, {moment}), {moment}, %(now)s)
+))"""
+UP_TO = f"""
+div(span.quantity * CASE WHEN price.is_floating
+    THEN {SUM_AT.format(moment=SEEN)} - {SUM_AT.format(moment="span.started_at")}
+    ELSE price.micros_per_unit_hour::numeric * round(1000 * extract(epoch FROM {SEEN} - span.started_at))
+END + 1800000, 3600000)
+"""
+OF_OWNER = """
+    AND (%(project_id)s::text IS NULL OR span.labels ->> 'project' = %(project_id)s)
+    AND (%(token_ids)s::text[] IS NULL OR span.labels ->> 'token' = ANY (%(token_ids)s))
+"""
+SPENT = f"""
+SELECT stretch.number,
+       coalesce(sum({UP_TO.format(moment="stretch.till")} - {UP_TO.format(moment="stretch.began")}), 0)::bigint,
+       coalesce(sum(coalesce(last.micros_per_unit_hour, price.micros_per_unit_hour) * span.quantity)
+           FILTER (WHERE span.ended_at IS NULL), 0)::bigint
+FROM unnest(%(began)s::timestamptz[], %(till)s::timestamptz[]) WITH ORDINALITY AS stretch (began, till, number)
+LEFT JOIN (billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id)
+       ON span.organization_id = %(organization)s
+      AND span.started_at < stretch.till AND coalesce(span.ended_at, 'infinity') > stretch.began
+      {OF_OWNER}
+LEFT JOIN LATERAL (
+    SELECT micros_per_unit_hour FROM billing_pricepoint WHERE price.is_floating AND price_version_id = price.id
+    ORDER BY starts_at DESC LIMIT 1
+) last ON true
+GROUP BY stretch.number ORDER BY stretch.number
+"""  # noqa: S608  nothing in it comes from outside
+
+# Of a hold, what its meter has counted but not charged yet is spent already.
+COMMITTED = f"""
+WITH mine AS (
+    SELECT holder, micros_per_hour FROM provisioning_quotahold hold
+    JOIN marketplace_project project ON project.id = hold.project_id
+    LEFT JOIN marketplace_apitoken token ON token.id = hold.token_id
+    WHERE project.organization_id = %(organization)s
+        AND (%(project_id)s::text IS NULL OR project.public_id = %(project_id)s)
+        AND (%(token_ids)s::text[] IS NULL OR token.public_id = ANY (%(token_ids)s))
+), aside AS (
+    SELECT hold.resource_id, sum(hold.amount_micros - hold.posted_micros) AS micros
+    FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
+    WHERE account.organization_id = %(organization)s AND hold.state = 'pending'
+        AND ((%(project_id)s::text IS NULL AND %(token_ids)s::text[] IS NULL)
+            OR hold.resource_id IN (SELECT holder FROM mine))
+    GROUP BY hold.resource_id
+), counted AS (
+    SELECT span.resource_id, sum({UP_TO.format(moment="%(now)s::timestamptz")} - span.charged_micros) AS micros
+    FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
+    WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL GROUP BY span.resource_id
+)
+SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 0))), 0)::bigint
+        FROM aside LEFT JOIN counted USING (resource_id)),
+       (SELECT coalesce(sum(micros_per_hour), 0)::bigint FROM mine)
+"""  # noqa: S608  nothing in it comes from outside
+
+Owner = Organization | Project | ApiToken
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What an owner has used since its month began, has set aside beside that, and burns in an hour at worst."""
+
+    currency: str
+    since: datetime
+    spent_micros: int
+    aside_micros: int
+    hourly_micros: int
+
+    @property
+    def month_micros(self) -> int:
+        return self.spent_micros + self.aside_micros
+
+
+def check(
+    *, project: Project, token: ApiToken | None, worst_case_micros: int, hourly_micros: int, at: datetime
+) -> None:
+    """Raise BudgetExceeded where an order would pass a budget of its organization, project or token.
+
+    `worst_case_micros` is the least that the order commits to (see above),
+    `hourly_micros` its price per hour; `project.organization` is loaded. Of two
+    orders at once the second waits until the first is over, so this is called
+    in the order's transaction, before quota and funds are taken; on a refusal
+    the caller rolls back. Costs nothing where nobody set a budget.
+    """
+    assert worst_case_micros >= 0
+    assert hourly_micros >= 0
+    for owner in _owners(project, token):
+        if owner.has_budget:
+            # The newest numbers, and nobody else between them and the order.
+            locked = type(owner)._default_manager.select_for_update(no_key=True).get(pk=owner.pk)
+            _check(locked, project.organization, month=worst_case_micros, hour=hourly_micros, at=at)
+
+
+def committed(owner: Owner, organization: Organization, *, at: datetime) -> Committed:
+    """Return what an owner of this organization is committed to, in the terms of its budgets. Two queries."""
+    since = month_of(at)
+    ((spent_micros, _),) = spent(organization, [(since, at)], at=at, owner=owner)
+    with connection.cursor() as cursor:
+        cursor.execute(COMMITTED, {"organization": organization.pk, "now": at, **_words(owner)})
+        aside_micros, hourly_micros = cursor.fetchone()
+    return Committed(organization.currency, since, spent_micros, aside_micros, hourly_micros)
+
+
+def spent(
+    organization: Organization,
+    stretches: Sequence[tuple[datetime, datetime]],
+    *,
+    at: datetime,
+    owner: Owner | None = None,
+) -> list[tuple[int, int]]:
+    """Return for each stretch what it cost until `at`, and what burns per hour of what is still open in it."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            SPENT,
+            {
+                "organization": organization.pk,
+                "now": at,
+                "began": [began for began, _ in stretches],
+                "till": [till for _, till in stretches],
+                **_words(owner or organization),
+            },
+        )
+        return [(micros, burn) for _, micros, burn in cursor.fetchall()]
+
+
+def month_of(at: datetime) -> datetime:
+    """Return when the calendar month of `at` began in UTC, which is a budget's month."""
+    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _owners(project: Project, token: ApiToken | None) -> list[Owner]:
+    """Return whose budgets an order must keep, in the order of their locks.
+
+    A token's makers are among them: a token that is kept short cannot make one that is not.
+    """
+    makers = []
+    while token is not None:
+        makers.append(token)
+        token = token.made_by
+    return [project.organization, project, *reversed(makers)]
+
+
+def _words(owner: Owner) -> dict[str, Any]:
+    """Return what tells apart whatever is this owner's; a token's is also what those that it made order."""
+    if isinstance(owner, ApiToken):
+        return {"project_id": None, "token_ids": _made_by(owner)}
+    return {"project_id": owner.public_id if isinstance(owner, Project) else None, "token_ids": None}
+
+
+def _made_by(token: ApiToken) -> list[str]:
+    """Return the ids of a token and of all that it made, directly or not."""
+    found, fresh = [token.public_id], [token.pk]
+    while fresh:
+        rows = ApiToken.objects.filter(made_by__in=fresh).values_list("pk", "public_id")
+        fresh = [pk for pk, _ in rows]
+        found += [public_id for _, public_id in rows]
+    return found
+
+
+def _check(owner: Owner, organization: Organization, *, month: int, hour: int, at: datetime) -> None:
+    now = committed(owner, organization, at=at)
+    words = {"owner": _name(owner), "since": f"{now.since:%Y-%m-%d}"}
+    if owner.monthly_budget_micros is not None and now.month_micros + month > owner.monthly_budget_micros:
+        sums = {
+            "spent": now.spent_micros, "aside": now.aside_micros, "wanted": month,
+            "total": now.month_micros + month, "budget": owner.monthly_budget_micros,
+        }  # fmt: skip
+        raise BudgetExceeded(
+            gettext(
+                "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s set "
+                "aside + %(wanted)s for this = %(total)s of %(budget)s."
+            )
+            % (words | _shown(sums, now.currency))
+        )
+    if owner.hourly_budget_micros is not None and now.hourly_micros + hour > owner.hourly_budget_micros:
+        sums = {
+            "running": now.hourly_micros, "wanted": hour, "total": now.hourly_micros + hour,
+            "budget": owner.hourly_budget_micros,
+        }  # fmt: skip
+        raise BudgetExceeded(
+            gettext(
+                "It would pass the hourly budget of %(owner)s: %(running)s an hour committed + %(wanted)s for this = "
+                "%(total)s of %(budget)s an hour."
+            )
+            % (words | _shown(sums, now.currency))
+        )
+
+
+def _name(owner: Owner) -> str:
+    if isinstance(owner, ApiToken):
+        return gettext("the token %(name)s") % {"name": owner.name}
+    if isinstance(owner, Project):
+        return gettext("the project %(name)s") % {"name": owner.name}
+    return gettext("the organization")
+
+
+def _shown(sums: dict[str, int], currency: str) -> dict[str, str]:
+    return {name: shown(micros, currency) for name, micros in sums.items()}

@@ -1,0 +1,194 @@
+"""The worst case of an order against budgets: the arithmetic, whose budgets count, and two orders at once."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection, transaction
+from django.utils import timezone
+
+from billing import charging
+from marketplace import rentals, spend, tokens
+from marketplace.access import Actor
+from marketplace.errors import BudgetExceeded
+from marketplace.models import ApiToken, Organization, Project
+from provisioning.models import Instance
+from tests.conftest import Fleet, Rent, order
+from tests.marketplace.api.tables import every_row
+
+pytestmark = pytest.mark.django_db
+
+H200_HOUR = 2_490_000
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def budget(owner: Organization | Project | ApiToken, *, month: int | None = None, hour: int | None = None) -> None:
+    type(owner)._default_manager.filter(pk=owner.pk).update(monthly_budget_micros=month, hourly_budget_micros=hour)
+    owner.refresh_from_db()
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    """Noon, before there is anything: a test that asks for it names it first."""
+    with time_machine.travel(NOON, tick=False) as clock:
+        yield clock
+
+
+@pytest.fixture
+def with_token(actor: Actor, acme: Organization) -> Actor:
+    """Alice's program, by a token of hers."""
+    token, _ = tokens.create_token(
+        actor=actor, organization=acme, name="agent", scopes=("rent", "manage"), at=timezone.now()
+    )
+    return Actor(user=actor.user, token=token)
+
+
+def rent_as(actor: Actor, project: Project, fleet: Fleet, **overrides: Any) -> Instance:
+    with transaction.atomic():
+        return rentals.rent(actor=actor, project=project, order=order(fleet.h200, **overrides), at=timezone.now())
+
+
+def test_what_fits_the_budget_to_the_micro_is_let_in(rent: Rent, project: Project) -> None:
+    budget(project, month=2 * H200_HOUR, hour=2 * H200_HOUR)
+    rent(gpus=2)
+    with pytest.raises(BudgetExceeded):
+        rent()
+
+
+def test_a_refusal_shows_the_arithmetic_and_holds_nothing(
+    clock: time_machine.Traveller, rent: Rent, project: Project, run_until_idle: Callable[[], None]
+) -> None:
+    rent(gpus=2)
+    run_until_idle()
+    clock.shift(timedelta(minutes=30))
+    budget(project, month=7_000_000)
+    before = every_row()
+    with pytest.raises(BudgetExceeded) as refusal:
+        rent()
+    assert str(refusal.value) == (
+        "It would pass the monthly budget of the project default: $2.49 used since 2026-11-01 (UTC) + $2.49 set aside "
+        "+ $2.49 for this = $7.47 of $7.00."
+    )
+    assert every_row() == before
+
+
+def test_charging_moves_nothing_between_used_and_set_aside(
+    clock: time_machine.Traveller, rent: Rent, project: Project, acme: Organization, run_until_idle: Callable[[], None]
+) -> None:
+    rent(gpus=2)
+    run_until_idle()
+    clock.shift(timedelta(minutes=20))
+    before = spend.committed(project, acme, at=timezone.now())
+    charging.charge_due(at=timezone.now())
+    after = spend.committed(project, acme, at=timezone.now())
+    assert (before.spent_micros, before.aside_micros) == (1_660_000, 3_320_000)
+    assert before == after
+
+
+def test_after_its_first_hour_an_instance_goes_on_and_nothing_new_starts(
+    clock: time_machine.Traveller, rent: Rent, project: Project, run_until_idle: Callable[[], None], fleet: Fleet
+) -> None:
+    running = rent()
+    run_until_idle()
+    budget(project, month=2 * H200_HOUR)
+    clock.shift(timedelta(hours=3))
+    fleet.sync()
+    with pytest.raises(BudgetExceeded):
+        rent()
+    running.refresh_from_db()
+    assert running.phase == "running"
+
+
+def test_the_month_is_a_calendar_month_of_utc(
+    clock: time_machine.Traveller, rent: Rent, project: Project, acme: Organization, run_until_idle: Callable[[], None]
+) -> None:
+    clock.move_to(datetime(2026, 11, 30, 22, tzinfo=UTC))
+    rent()
+    run_until_idle()
+    clock.shift(timedelta(hours=3))
+    found = spend.committed(project, acme, at=timezone.now())
+    assert (found.since, found.spent_micros) == (datetime(2026, 12, 1, tzinfo=UTC), H200_HOUR)
+
+
+def test_an_hourly_budget_counts_what_is_held(rent: Rent, acme: Organization, project: Project) -> None:
+    budget(acme, hour=3 * H200_HOUR)
+    project.organization.refresh_from_db()
+    rent(gpus=2)
+    with pytest.raises(BudgetExceeded, match=r"\$4.98 an hour committed \+ \$4.98 for this = \$9.96 of \$7.47 an hour"):
+        rent(gpus=2)
+
+
+def test_a_token_is_held_to_its_own_budget_and_to_its_makers(
+    actor: Actor, with_token: Actor, acme: Organization, project: Project, fleet: Fleet
+) -> None:
+    assert with_token.token is not None
+    budget(with_token.token, month=2 * H200_HOUR)
+    made, _ = tokens.create_token(
+        actor=with_token, organization=acme, name="child", scopes=("rent",), at=timezone.now()
+    )
+    rent_as(with_token, project, fleet)
+    rent_as(Actor(user=actor.user, token=made), project, fleet)
+    for one in (with_token, Actor(user=actor.user, token=made)):
+        with pytest.raises(BudgetExceeded, match="the token agent"):
+            rent_as(one, project, fleet)
+    rent_as(actor, project, fleet)
+
+
+def test_another_projects_use_does_not_count(
+    rent: Rent, project: Project, acme: Organization, actor: Actor, fleet: Fleet
+) -> None:
+    other = Project.objects.select_related("organization").create(organization=acme, name="other")
+    budget(other, month=H200_HOUR, hour=H200_HOUR)
+    rent(gpus=4)
+    rent_as(actor, other, fleet)
+    with pytest.raises(BudgetExceeded):
+        rent_as(actor, other, fleet)
+
+
+def test_a_start_again_is_held_to_the_budget(
+    rent: Rent, actor: Actor, project: Project, run_until_idle: Callable[[], None]
+) -> None:
+    stopped = rent()
+    run_until_idle()
+    stopped.refresh_from_db()
+    rentals.stop(actor=actor, instance=stopped, at=timezone.now())
+    run_until_idle()
+    budget(project, hour=H200_HOUR - 1)
+    stopped.refresh_from_db()
+    with pytest.raises(BudgetExceeded):
+        rentals.start(actor=actor, instance=stopped, at=timezone.now())
+    stopped.refresh_from_db()
+    assert (stopped.phase, stopped.quota_held) == ("stopped", 0)
+
+
+def test_no_budget_costs_no_statement(project: Project, django_assert_num_queries: Any) -> None:
+    assert project.organization
+    with django_assert_num_queries(0):
+        spend.check(project=project, token=None, worst_case_micros=1, hourly_micros=1, at=NOON)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_orders_at_once_cannot_both_pass(actor: Actor, project: Project, fleet: Fleet) -> None:
+    budget(project, month=H200_HOUR)
+    ready, ends = threading.Barrier(2), list[str]()
+
+    def one() -> None:
+        mine = Project.objects.select_related("organization").get(pk=project.pk)
+        try:
+            ready.wait()
+            rent_as(actor, mine, fleet)
+            ends.append("done")
+        except BudgetExceeded:
+            ends.append("refused")
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ends) == ["done", "refused"]
