@@ -141,6 +141,24 @@ def parser() -> argparse.ArgumentParser:
     )
     add_ssh_options(made)
     add_volume_options(made)
+    add_tool_options(made)
+    made.add_argument(
+        "--end-workloads-on-exit",
+        action="store_true",
+        help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
+    )
+    made.add_argument(
+        "--log-format",
+        choices=("console", "json"),
+        default="console",
+        help="how to write the log, to standard error (default: console)",
+    )
+    made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
+    return made
+
+
+def add_tool_options(made: argparse.ArgumentParser) -> None:
+    """Add the operator's programs that repair, clean and test what this machine has."""
     made.add_argument(
         "--reboot-command",
         default="",
@@ -159,19 +177,6 @@ def parser() -> argparse.ArgumentParser:
         help="dcgmi of NVIDIA's DCGM, to fill and read back GPU memory when a repaired GPU is checked "
         "(default: from PATH; 'none': never)",
     )
-    made.add_argument(
-        "--end-workloads-on-exit",
-        action="store_true",
-        help="end all workloads (TERM, 2 s, KILL) when the agent is told to end",
-    )
-    made.add_argument(
-        "--log-format",
-        choices=("console", "json"),
-        default="console",
-        help="how to write the log, to standard error (default: console)",
-    )
-    made.add_argument("--version", action="version", version=importlib.metadata.version("gpumarket"))
-    return made
 
 
 def add_volume_options(made: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ class NvmlTools:
     """Repairs and tests real GPUs with NVIDIA's own programs."""
 
     RESET_LIMIT_S = 120.0
-    TEST_LIMIT_S = 300.0
+    TEST_LIMIT_S = 180.0  # Other operations of the node wait meanwhile, and the control plane for them.
 
     def __init__(self, *, smi: str = "nvidia-smi", dcgmi: str | None = None) -> None:
         self._smi = smi

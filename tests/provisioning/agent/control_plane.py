@@ -47,6 +47,7 @@ class ControlPlane:
         self.chunks: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.volumes: dict[str, dict[str, Any]] = {}
+        self.operations: list[dict[str, Any]] = []
         self.secrets: dict[str, dict[str, str]] = {}
         self.asked_for_secrets: list[tuple[str, int]] = []
         self.poll_after_ms = 100
@@ -159,7 +160,11 @@ class ControlPlane:
             "events_seen": self.note_events(report.get("events", [])),
         }
         if report["desired_seen"] != self.generation:
-            result["desired"] = {"assignments": list(self.desired.values()), "volumes": list(self.volumes.values())}
+            result["desired"] = {
+                "assignments": list(self.desired.values()),
+                "operations": self.operations,
+                "volumes": list(self.volumes.values()),
+            }
         return result
 
     def note_events(self, events: list[dict[str, Any]]) -> int:
@@ -168,6 +173,17 @@ class ControlPlane:
             if not self.events or event["n"] > self.events[-1]["n"]:
                 self.events.append(event)
         return self.events[-1]["n"] if self.events else 0
+
+    def ask(self, name: str, kind: str, **more: Any) -> None:
+        """Ask for one operation, and for none of those before it any more."""
+        with self.guard:
+            self.operations = [{"id": name, "kind": kind, "gpu": "", "attempt": 1} | more]
+            self.generation += 1
+
+    def end_of(self, name: str) -> tuple[str, str] | None:
+        """How the node says that an operation ended."""
+        told = [one["body"] for one in self.events if one["kind"] == "operation" and one["body"]["operation"] == name]
+        return (told[0]["result"], told[0]["message"]) if told else None
 
     def keep(self, name: str, desired: str = "present", **changes: Any) -> None:
         """Change one volume of the document."""
