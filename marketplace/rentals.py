@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
@@ -95,7 +95,11 @@ def check_size(order: Order) -> None:
     if order.gpus > offer.gpus_per_node:
         raise BadOrder(
             "gpus",
-            gettext("A replica runs on one node, and a node of %(offer)s has %(gpus)s GPUs; ask for replicas.")
+            ngettext(
+                "A replica runs on one node, and a node of %(offer)s has %(gpus)s GPU; ask for replicas.",
+                "A replica runs on one node, and a node of %(offer)s has %(gpus)s GPUs; ask for replicas.",
+                offer.gpus_per_node,
+            )
             % {"offer": offer.name, "gpus": offer.gpus_per_node},
         )
     if not offer.min_gpus <= gpus <= offer.max_gpus:

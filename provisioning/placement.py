@@ -15,7 +15,7 @@ from datetime import datetime
 from django.db import connection, transaction
 from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery, Sum, Value
 from django.db.models.functions import Coalesce
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 
 from billing.public_ids import new_public_id
 from provisioning.errors import NoCapacity
@@ -267,14 +267,24 @@ def _why_not_home(instance: Instance, home: int) -> str:
     if node.state != Node.State.AVAILABLE or node.reachability != Node.Reachability.ONLINE:
         return gettext("Its volume lies on node %(node)s, which takes no instances now.") % shown
     return (
-        gettext("Its volume lies on node %(node)s, which has %(free)s free GPUs now; %(gpus)s are asked for.") % shown
+        ngettext(
+            "Its volume lies on node %(node)s, which has %(free)s free GPU now; %(gpus)s are asked for.",
+            "Its volume lies on node %(node)s, which has %(free)s free GPUs now; %(gpus)s are asked for.",
+            node.free_gpus,
+        )
+        % shown
     )
 
 
 def _why(instance: Instance) -> str:
     free = placeable(instance.offer_id).aggregate(free=Coalesce(Sum("free_gpus"), Value(0)))["free"]
     shape = f"{instance.replicas} × {instance.gpus_per_replica}" if instance.replicas > 1 else f"{instance.gpus}"
-    return gettext("%(shape)s GPUs of %(offer)s are not free now; %(free)s are, over all its nodes.") % {
+    text = ngettext(
+        "%(shape)s GPU of %(offer)s is not free now; %(free)s are, over all its nodes.",
+        "%(shape)s GPUs of %(offer)s are not free now; %(free)s are, over all its nodes.",
+        instance.gpus,
+    )
+    return text % {
         "shape": shape,
         "offer": instance.offer,
         "free": free,

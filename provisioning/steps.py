@@ -40,7 +40,10 @@ def place(instance: Instance) -> Outcome:
     is_spot = instance.market == Instance.Market.SPOT
     if not is_spot and timezone.now() - instance.phase_since > QUEUE_MAX:
         minutes = QUEUE_MAX // timedelta(minutes=1)
-        return Failed(Reason.NO_CAPACITY, f"No {instance.gpus} GPUs became free within {minutes} minutes.")
+        return Failed(
+            Reason.NO_CAPACITY,
+            f"No {instance.gpus} GPU{'' if instance.gpus == 1 else 's'} became free within {minutes} minutes.",
+        )
     if instance.project.is_suspended:
         return Failed(Reason.OPERATOR, "Its project was suspended before it could start.")
     if is_spot and instance.admitted_at is None:

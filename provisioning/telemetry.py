@@ -4,7 +4,7 @@ The rows hold arrays, one entry per GPU, because a fleet writes thousands of row
 statement. They have no model: Django neither knows partitions nor should write them one by one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -132,6 +132,7 @@ class Series:
     uuid: str
     step: timedelta
     points: list[Point]
+    is_current: bool = True  # For an instance: its current run has or had this GPU.
 
 
 SHOWN = METRICS[:4]
@@ -169,7 +170,7 @@ FROM provisioning_gpu WHERE id = ANY (%(gpus)s::bigint[])
 OF_HOLDS = """
 SELECT hold.gpu_id, assignment.node_id, hold.taken_at AS since, coalesce(hold.released_at, 'infinity') AS until
 FROM provisioning_gpuhold hold JOIN provisioning_assignment assignment ON assignment.id = hold.assignment_id
-WHERE assignment.instance_id = %(instance)s
+WHERE assignment.instance_id = %(instance)s AND (%(run)s::int IS NULL OR assignment.fence = %(run)s)
 """
 RESOLUTIONS = {"10s": SLOT, "1m": MINUTE, "1h": HOUR}
 TABLES = {MINUTE: "provisioning_minute", HOUR: "provisioning_hour"}
@@ -183,29 +184,45 @@ def step_for(*, since: datetime, until: datetime) -> timedelta:
 
 
 def series(
-    *, of: Instance | Sequence[Gpu], since: datetime, until: datetime, step: timedelta | None = None
+    *,
+    of: Instance | Sequence[Gpu],
+    since: datetime,
+    until: datetime,
+    step: timedelta | None = None,
+    run: int | None = None,
 ) -> list[Series]:
     """Return what the meters of these GPUs said, or of those that an instance holds or held, while it did. Two queries.
 
+    With `run`, only what an instance holds or held in that run of it.
     Steps are ten seconds, a minute or an hour; None chooses by the length of the time.
     """
     step = step or step_for(since=since, until=until)
     asked: dict[str, Any] = {"since": since, "until": until, "step": step}
     if isinstance(of, Instance):
-        spans, asked["instance"] = OF_HOLDS, of.pk
-        held = GpuHold.objects.filter(assignment__instance=of).order_by("gpu__index", "gpu_id")
-        names = dict(held.values_list("gpu_id", "gpu__uuid"))
+        spans, asked["instance"], asked["run"] = OF_HOLDS, of.pk, run
+        held = GpuHold.objects.filter(assignment__instance=of).order_by(
+            "assignment__replica", "gpu__index", "gpu_id", "assignment__fence"
+        )
+        held = held if run is None else held.filter(assignment__fence=run)
+        names, runs = {}, {}
+        for gpu_id, uuid, fence in held.values_list("gpu_id", "gpu__uuid", "assignment__fence"):
+            names[gpu_id], runs[gpu_id] = uuid, fence
+        old = {gpu_id for gpu_id, fence in runs.items() if fence != of.run}
     else:
         spans, asked["gpus"] = OF_GPUS, [gpu.pk for gpu in of]
-        names = {gpu.pk: gpu.uuid for gpu in of}
+        names, old = {gpu.pk: gpu.uuid for gpu in of}, set()
     query = AT_SLOTS if step == SLOT else SUMMED
     with connection.cursor() as cursor:
         cursor.execute(query.format(spans=spans, table=TABLES.get(step, "")), asked)
-        return _by_gpu(names, step, cursor.fetchall())
+        return _by_gpu(names, old, step, cursor.fetchall())
 
 
-def _by_gpu(names: dict[int, str], step: timedelta, rows: Iterable[tuple[Any, ...]]) -> list[Series]:
+def _by_gpu(
+    names: dict[int, str], old: Collection[int], step: timedelta, rows: Iterable[tuple[Any, ...]]
+) -> list[Series]:
     points: dict[int, list[Point]] = {gpu_id: [] for gpu_id in names}
     for gpu_id, at, *values in rows:
         points.setdefault(gpu_id, []).append(Point(at, *values))
-    return [Series(names[gpu_id], step, found) for gpu_id, found in points.items() if gpu_id in names]
+    return [
+        Series(names[gpu_id], step, found, gpu_id not in old) for gpu_id, found in points.items() if gpu_id in names
+    ]

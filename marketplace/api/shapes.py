@@ -20,9 +20,16 @@ class Shape(serializers.Serializer[Any]):
     """A request body refuses names that it does not know, so that a typing error is not ignored."""
 
     def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict) and (unknown := sorted(set(data) - set(self.fields))):
-            raise serializers.ValidationError({name: ["There is no such field."] for name in unknown})
-        return super().to_internal_value(data)
+        unknown = sorted(set(data) - set(self.fields)) if isinstance(data, dict) else []
+        faults: dict[str, Any] = {name: ["There is no such field."] for name in unknown}
+        try:
+            read = super().to_internal_value(data)
+        except serializers.ValidationError as refusal:
+            found = refusal.detail if isinstance(refusal.detail, dict) else {"non_field_errors": refusal.detail}
+            raise serializers.ValidationError({**found, **faults}) from refusal
+        if faults:
+            raise serializers.ValidationError(faults)
+        return read
 
 
 class Text(serializers.CharField):

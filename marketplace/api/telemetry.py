@@ -43,6 +43,7 @@ class PointAnswer(serializers.Serializer[Any]):
 
 class GpuSeries(serializers.Serializer[Any]):
     uuid = serializers.CharField()
+    current = serializers.BooleanField(help_text="whether it is of the current run, or was of one before")
     points = PointAnswer(many=True)
     energy_joules = serializers.FloatField(allow_null=True, help_text="sum over the points")
 
@@ -84,7 +85,8 @@ class InstanceTelemetry(APIView):
 def _series(one: telemetry.Series) -> dict[str, Any]:
     used = [point.energy_mj for point in one.points if point.energy_mj is not None]
     points = [_point(point) for point in one.points]
-    return {"uuid": one.uuid, "points": points, "energy_joules": sum(used) / MILLI if used else None}
+    energy = sum(used) / MILLI if used else None
+    return {"uuid": one.uuid, "current": one.is_current, "points": points, "energy_joules": energy}
 
 
 def _point(point: telemetry.Point) -> dict[str, Any]:

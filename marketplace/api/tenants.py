@@ -1,5 +1,7 @@
 """Organizations, projects, people, tokens, keys, and the record of changes."""
 
+from typing import Any
+
 from django.conf import settings
 from django.urls import reverse
 from django.utils import timezone
@@ -11,7 +13,7 @@ from rest_framework.views import APIView
 from marketplace import access, limits, tenants, tokens
 from marketplace.api import answers, shapes, tenant_shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
-from marketplace.api.views import actor_of, naming
+from marketplace.api.views import KEY_ACCEPTED, actor_of, answered_once, naming
 from marketplace.models import Role
 
 
@@ -302,6 +304,7 @@ class SshKeyList(APIView):
 
     @extend_schema(
         operation_id="add_ssh_key",
+        parameters=[KEY_ACCEPTED],
         request=shapes.AddSshKey,
         responses={201: tenant_shapes.SshKeyAnswer, shapes.REFUSED: shapes.Problem},
     )
@@ -310,9 +313,13 @@ class SshKeyList(APIView):
         queried(request)
         actor, asked = actor_of(request), checked(shapes.AddSshKey, request.data)
         with naming("project"):
-            project = access.project_for(actor, asked.get("project"), verb="ssh_key.change")
-        row = tokens.add_ssh_key(actor=actor, project=project, name=asked["name"], public_key=asked["public_key"])
-        return Response(answers.ssh_key(row), status=201)
+            project = access.project_for(actor, asked.pop("project", None), verb="ssh_key.change")
+
+        def effect() -> tuple[int, Any]:
+            return 201, answers.ssh_key(tokens.add_ssh_key(actor=actor, project=project, **asked))
+
+        order = {**asked, "project": project.public_id}
+        return answered_once(request, organization=project.organization, order=order, effect=effect, required=False)
 
 
 class SshKeyDetail(APIView):

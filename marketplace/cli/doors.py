@@ -46,7 +46,7 @@ def open_door(session: Session, name: str, *, replica: int | None) -> dict[str, 
             code="no_ssh_key",
             title=f"The project {found['project']['name']} has no SSH key, so nobody can enter.",
             status=CONFLICT,
-            suggestion=f"Add your public key (~/.ssh/id_ed25519.pub, say) at {session.client.connection.url}/ssh-keys",
+            suggestion="Add your public key: gpumarket ssh-key add ~/.ssh/id_ed25519.pub",
         )
     return door
 

@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from marketplace.cli import account, copying, instances, launch, logs, offers, orders, registries, ssh, top, volumes
+from marketplace.cli import (
+    account,
+    copying,
+    instances,
+    launch,
+    logs,
+    offers,
+    orders,
+    registries,
+    ssh,
+    ssh_keys,
+    top,
+    volumes,
+)
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
 from marketplace.cli.terminal import Terminal
@@ -50,6 +63,7 @@ app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)
 app.add_typer(registries.app, name="registry")
+app.add_typer(ssh_keys.app, name="ssh-key")
 
 
 def run(arguments: list[str] | None = None) -> None:

@@ -109,10 +109,9 @@ def cheapest_first(
     listed = list_offers(client, gpu_model=gpu_model, country=country, min_gpus=None, available=False)
     found = [offer for offer in listed if (offer.get("runtime") == RUNS_IMAGES) == runs_images]
     if not found:
-        kind = " and runs images" if runs_images else " and runs commands without an image"
         raise usage(
-            f"Nothing for sale is {describe_wish(gpu_model, country)}{kind if listed else ''}.",
-            suggestion="See what there is: gpumarket offers",
+            none_like(gpu_model, country, runs_images=runs_images, is_kind_missing=bool(listed)),
+            suggestion="See what there is, and what each runs: gpumarket offers",
         )
     fitting = [offer for offer in found if can_take(offer, gpus=gpus, replicas=replicas)]
     if not fitting:
@@ -121,8 +120,8 @@ def cheapest_first(
             code="no_capacity",
             title=f"No offer has {describe_size(gpus, replicas)} free now.",
             detail=f"Looked at {describe_wish(gpu_model, country)}. The most is at {best['slug']}: "
-            f"{best['available_gpus']} GPUs free, {best['largest_replica']} of them on one node.",
-            suggestion="Ask for fewer GPUs, another model or country, or try again later.",
+            f"{describe_size(best['available_gpus'], 1)} free, {best['largest_replica']} of them on one node.",
+            suggestion="Ask for fewer GPUs (--gpus, --replicas), another --gpu-model or --country, or try again later.",
         )
     return sorted(fitting, key=by_price)
 
@@ -142,6 +141,14 @@ def can_take(offer: dict[str, Any], *, gpus: int, replicas: int) -> bool:
 
 def describe_size(gpus: int, replicas: int) -> str:
     return f"{replicas} x {gpus} GPUs" if replicas > 1 else f"{gpus} {'GPU' if gpus == 1 else 'GPUs'}"
+
+
+def none_like(gpu_model: str | None, country: str | None, *, runs_images: bool, is_kind_missing: bool) -> str:
+    """Say that nothing for sale is so; `is_kind_missing` where only what it runs is wrong."""
+    wish = (f" of {gpu_model}" if gpu_model else "") + (f" in {country.upper()}" if country else "")
+    if not is_kind_missing:
+        return f"There is no offer{wish}." if wish else "Nothing is for sale now."
+    return f"No offer{wish} runs images." if runs_images else f"Every offer{wish} runs images and needs --image."
 
 
 def describe_wish(gpu_model: str | None, country: str | None) -> str:

@@ -76,14 +76,19 @@ class Problem(Exception):
         named = [f"{option_for(fault)}: {fault['detail']}" for fault in faults]
         return ([detail] if detail and says_more else []) + named
 
+    def suggestion(self) -> str:
+        """Return what to do. The server's own hint is for programs that speak HTTP; here it is in our options."""
+        said = str(self.document.get("suggestion") or "")
+        return SUGGESTIONS.get(self.code, said) if self.document.get("status") else said
+
     def lines(self) -> list[str]:
         """Return the five parts, one a line; parts that nobody knows are left out."""
         document = self.document
         lines = [str(document.get("title") or "It failed.")]
         lines += [f"  Why: {reason}" for reason in self.reasons()]
         lines.append(f"  Charged: {CHARGED[document.get('charged')]}")
-        if document.get("suggestion"):
-            lines.append(f"  What to do: {document['suggestion']}")
+        if suggestion := self.suggestion():
+            lines.append(f"  What to do: {suggestion}")
         if document.get("connection"):
             lines.append(f"  Connection: {document['connection']}")
         reference = [str(document[part]) for part in ("code", "request_id", "instance_id") if document.get(part)]
@@ -99,18 +104,44 @@ CHARGED = {
 }
 
 
+SUGGESTIONS = {
+    "not_authenticated": "Make a new token on the portal's Tokens page, then: gpumarket login",
+    "token_expired": "Make a new token on the portal's Tokens page, then: gpumarket login",
+    "not_found": "Check the name or id (gpumarket ls --all, gpumarket volume ls), and that it is in your organization.",
+    "invalid_request": "Correct what is named above; --help lists the options of a command.",
+    "idempotency_key_reused": "Leave out --key for a new order; with it, repeat the first try exactly.",
+    "no_capacity": "Ask for fewer GPUs (--gpus, --replicas), or choose another offer: gpumarket offers --available",
+    "no_room": "Try again later, or make the volume in another --site.",
+    "quota_exceeded": "End what you do not need: gpumarket terminate INSTANCE. Or ask the operator for more quota.",
+    "insufficient_funds": "Add credit in the portal, or ask for fewer GPUs (--gpus, --replicas).",
+    "wrong_state": "See what can be done now: gpumarket show INSTANCE, or gpumarket volume show VOLUME",
+    "internal_error": "Try again; if it fails again, tell the operator the reference below.",
+    "unavailable": "Try again in a few seconds.",
+}
+
+
 class NoAnswer(Problem):
     """The server could not be reached for as long as we were willing to try."""
+
+
+OPTIONS = {
+    "ports": "--port",
+    "on_failure": "--restart-on-failure",
+    "volumes": "--volume",
+    "source": "--from",
+    "public_key": "PATH",
+}
 
 
 def option_for(error: Mapping[str, Any]) -> str:
     """Return the option that a JSON pointer of the API means: "/gpus" is --gpus."""
     name = str(error.get("pointer", "")).strip("/").split("/")[0]
-    if name in {"ports", "on_failure"}:
-        return {"ports": "--port", "on_failure": "--restart-on-failure"}[name]
-    if name in {"gpus", "replicas", "name", "env", "project", "image", "lease", "username"}:
+    if name in OPTIONS:
+        return OPTIONS[name]
+    if name in {"gpus", "replicas", "name", "env", "project", "image", "lease", "username", "site", "phase"}:
         return f"--{name}"
-    return name.upper() if name in {"offer", "command"} else str(error.get("pointer", ""))
+    is_argument = name in {"offer", "command", "instance", "path", "size_gib"}
+    return name.upper() if is_argument else str(error.get("pointer", ""))
 
 
 def problem(

@@ -53,7 +53,8 @@ def look(session: Session, instance: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(session: Session, instance: dict[str, Any], told: dict[str, Any]) -> None:
-    rows = [cells(gpu) for gpu in told["gpus"] if gpu["points"]]
+    # A run before this one may have ended on other GPUs a moment ago.
+    rows = [cells(gpu) for gpu in told["gpus"] if gpu["points"] and gpu.get("current", True)]
     if not rows:
         session.terminal.say(f"Nothing was read from the GPUs of {instance['name']} in the last five minutes.")
         return

@@ -72,7 +72,7 @@ def list_cells(row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
         row["id"],
-        state(row),
+        f"{state(row)} (snapshot)" if row["is_snapshot"] else state(row),
         row["site"]["name"],
         f"{row['size_gib']} GiB",
         used(row),
@@ -95,7 +95,7 @@ def state(row: dict[str, Any]) -> str:
         return f"{row['state']} ({row['health']})"
     if row["state"] == "deleting" and row["actions"]["restore"]["available"]:
         return f"deleting (restore until {words.local_time(row['delete_after'])})"
-    return str(row["state"]) + (" snapshot" if row["is_snapshot"] else "")
+    return str(row["state"])
 
 
 def used(row: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def describe(row: dict[str, Any]) -> list[str]:
     cost, use = row["cost"], row["attachment"]
     place = f"node {row['node']} (offer {row['offer']})" if row["kind"] == "local" else "a path that all nodes share"
     lines = [
-        f"{row['name']}  {state(row)}",
+        f"{row['name']}  {state(row)}{' (snapshot)' if row['is_snapshot'] else ''}",
         f"  id        {row['id']}",
         f"  project   {row['project']['name']}",
         f"  site      {row['site']['name']} ({row['site']['country']}), on {place}",
@@ -197,7 +197,8 @@ def settle(session: Session, row: dict[str, Any], *, wait: bool, timeout_s: floa
             suggestion=f"Clear it away: gpumarket volume rm {row['id']}",
         )
     per_month = words.money(row["cost"]["per_month"], row["cost"]["currency"])
-    conclude(session, row, f"{row['name']} is {state(row)}; it costs {per_month} per month while it exists.")
+    named = f"The snapshot {row['name']}" if row["is_snapshot"] else row["name"]
+    conclude(session, row, f"{named} is {state(row)}; it costs {per_month} per month while it exists.")
 
 
 def wait_until_made(session: Session, row: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:

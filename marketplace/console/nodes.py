@@ -4,6 +4,7 @@ from datetime import datetime
 
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from marketplace import audit
 from marketplace.access import Actor
@@ -36,7 +37,10 @@ def announce(
     if model != offer.gpu_model:
         raise BadOrder("gpu_model", _("The offer is made of %(model)s GPUs.") % {"model": offer.gpu_model})
     if count != offer.gpus_per_node:
-        raise BadOrder("gpu_count", _("A node of this offer has %(count)s GPUs.") % {"count": offer.gpus_per_node})
+        text = ngettext(
+            "A node of this offer has %(count)s GPU.", "A node of this offer has %(count)s GPUs.", offer.gpus_per_node
+        )
+        raise BadOrder("gpu_count", text % {"count": offer.gpus_per_node})
     try:
         with transaction.atomic():
             node = Node.objects.create(

@@ -11,6 +11,7 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from billing import accounts
 from marketplace import access, costs, idempotency, limits, offers, rentals
@@ -138,6 +139,11 @@ class Estimate:
     per_hour: int
     per_day: int
     checks: list[Check]
+
+    @property
+    def missing(self) -> list[Check]:
+        """What keeps the order from being taken now."""
+        return [check for check in self.checks if not check.good]
 
 
 @page("GET", "HEAD", "POST")
@@ -304,11 +310,16 @@ def _image_check(project: Project, image: str) -> Check:
 
 def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
     if gpus <= listing.available_gpus and gpus_each <= listing.largest_replica:
-        return Check(True, _("%(free)s GPUs are free now.") % {"free": listing.available_gpus})
+        text = ngettext("%(free)s GPU is free now.", "%(free)s GPUs are free now.", listing.available_gpus)
+        return Check(True, text % {"free": listing.available_gpus})
+    text = ngettext(
+        "%(free)s GPU is free now, at most %(most)s on one node.",
+        "%(free)s GPUs are free now, at most %(most)s of them on one node.",
+        listing.available_gpus,
+    )
     return Check(
         False,
-        _("%(free)s GPUs are free now, at most %(most)s of them on one node.")
-        % {"free": listing.available_gpus, "most": listing.largest_replica},
+        text % {"free": listing.available_gpus, "most": listing.largest_replica},
         _("Ask for fewer GPUs, or choose another offer."),
     )
 
@@ -316,7 +327,11 @@ def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
 def _quota_check(project: Project, offer: Offer, gpus: int) -> Check:
     """Say how the tightest limit stands that this order is counted by. One query."""
     tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=Instance.Market.ON_DEMAND)
-    text = _("Quota of %(project)s: %(held)s of %(limit)s GPUs are held.") % {
+    text = ngettext(
+        "Quota of %(project)s: %(held)s of %(limit)s GPU is held.",
+        "Quota of %(project)s: %(held)s of %(limit)s GPUs are held.",
+        tightest.limit,
+    ) % {
         "project": tightest.project.name if tightest.project else project.organization.name,
         "held": tightest.held,
         "limit": tightest.limit,

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from django.http import HttpResponse, QueryDict
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from marketplace import access, offers
 from marketplace.offers import Listing
@@ -104,7 +105,12 @@ def _relaxed(filters: Filters, everything: list[Listing]) -> list[Relaxed]:
     options = [
         (_("GPU model: %(model)s") % {"model": filters.gpu_model}, {"gpu_model": ""}, filters.gpu_model),
         (_("Country: %(country)s") % {"country": words.country(filters.country)}, {"country": ""}, filters.country),
-        (_("At least %(count)s GPUs") % {"count": filters.min_gpus}, {"min_gpus": 0}, filters.min_gpus),
+        (
+            ngettext("At least %(count)s GPU", "At least %(count)s GPUs", filters.min_gpus)
+            % {"count": filters.min_gpus},
+            {"min_gpus": 0},
+            filters.min_gpus,
+        ),
         (_("Only what is free now"), {"available": False}, filters.available),
     ]
     relaxed = []

@@ -10,13 +10,9 @@ from provisioning import telemetry
 
 @page()
 def shown(visit: Visit, instance_id: str) -> HttpResponse:
-    """Show the last hour of an instance's GPUs: a part of its page, which asks for it by itself."""
+    """Show the last hour of the GPUs of an instance's current run: a part of its page, which asks for it by itself."""
     instance = access.instance_for(visit.actor, instance_id, verb="instance.view")
     since = visit.at - lines.SPAN
-    found = telemetry.series(of=instance, since=since, until=visit.at, step=telemetry.SLOT)
-    context = {
-        "instance": instance,
-        "has_points": any(one.points for one in found),
-        "charts": lines.charts(found, since=since, until=visit.at),
-    }
+    found = telemetry.series(of=instance, run=instance.run, since=since, until=visit.at, step=telemetry.SLOT)
+    context = {"instance": instance, "readings": lines.readings(found, since=since, until=visit.at)}
     return visit.page("instances/telemetry.html", context)

@@ -121,6 +121,12 @@ def rate(micros: int, currency: str) -> str:
 
 
 @register.filter
+def brief(micros: int, currency: str) -> str:
+    """Write money short, where the exact amount stands beside it or in a title."""
+    return money.brief(micros, currency)
+
+
+@register.filter
 def duration(milliseconds: int | None) -> str:
     """Write a time span in at most two units, such as `2 min 5 s`."""
     if milliseconds is None:

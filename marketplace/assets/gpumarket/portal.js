@@ -42,6 +42,20 @@
     if (form) form.requestSubmit();
   });
 
+  // A button that something keeps back stays within reach of keyboards and says why, but sends nothing; unless more was
+  // typed since that was found out: then the server says.
+  document.addEventListener("input", (event) => {
+    if (event.target.form) event.target.form.typedSince = true;
+  });
+  document.addEventListener("htmx:afterSwap", (event) => {
+    const form = event.target.closest("form");
+    if (form) form.typedSince = false;
+  });
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[aria-disabled=true]");
+    if (button && !(button.form && button.form.typedSince)) event.preventDefault();
+  });
+
   // How old the live parts of the page are.
   const LATE_S = 30;
   const tell = () => {

@@ -73,11 +73,7 @@ def charts(visit: Visit, node_id: str) -> HttpResponse:
     since = visit.at - lines.SPAN
     gpus = list(node.gpus.filter(removed_at=None).order_by("index"))
     found = telemetry.series(of=gpus, since=since, until=visit.at, step=telemetry.SLOT)
-    context = {
-        "node": node,
-        "has_points": any(one.points for one in found),
-        "charts": lines.charts(found, since=since, until=visit.at),
-    }
+    context = {"node": node, "readings": lines.readings(found, since=since, until=visit.at)}
     return visit.page("console/charts.html", context)
 
 

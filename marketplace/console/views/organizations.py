@@ -6,6 +6,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from marketplace import limits
 from marketplace.console import organizations
@@ -81,7 +82,11 @@ def _quota(visit: Visit, organization: Organization, project: Project | None) ->
         visit,
         form,
         title=_("Quota of %(project)s") % {"project": project or organization},
-        text=_("It holds %(held)s GPUs now. A limit below that stops nothing; it only refuses more.")
+        text=ngettext(
+            "It holds %(held)s GPU now. A limit below that stops nothing; it only refuses more.",
+            "It holds %(held)s GPUs now. A limit below that stops nothing; it only refuses more.",
+            current.held if current else 0,
+        )
         % {"held": current.held if current else 0},
         send=_("Save"),
         back=reverse("console-organization", args=[organization.public_id]),

@@ -446,3 +446,18 @@ def test_whatever_is_ordered_is_rented_or_refused_without_a_trace(program: Progr
             assert answer.headers["Content-Type"] == PROBLEM
             assert every_row() == before
         transaction.set_rollback(True)
+
+
+def test_an_unknown_field_hides_no_other_fault(program: Program, unchanged: Callable[[], None]) -> None:
+    order = {
+        "offer": "h200-narvik",
+        "gpu": 2,
+        "gpus": 0,
+        "command": "true",
+        "volumes": [{"volume": "data", "at": "/d"}],
+    }
+    document = problem_of(program.post("instances", order, key="k"), 422, "invalid_request")
+    assert {error["pointer"] for error in document["errors"]} == {
+        "/gpu", "/gpus", "/command", "/volumes/0/at", "/volumes/0/path",
+    }  # fmt: skip
+    unchanged()

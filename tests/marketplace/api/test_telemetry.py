@@ -11,6 +11,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from marketplace.models import Organization, User
+from marketplace.portal import lines
 from provisioning import telemetry
 from provisioning.models import GpuHold, Instance, Node
 from provisioning.protocol import Report
@@ -79,9 +80,35 @@ def test_the_page_shows_charts_and_a_dash_for_what_nobody_told(
 ) -> None:
     client.force_login(bob)
     page = client.get(reverse("instance-telemetry", args=[held.assignment.instance.public_id])).content.decode()
-    assert page.count('<polyline class="line"') == 19  # A minute between points is a gap at ten seconds.
-    assert "29 W" in page
+    assert page.count('<polyline class="line tone-1 dash-0"') == 19  # A minute between points is a gap at ten seconds.
+    assert "now 29 W" in page
+    assert "11–29" in page
     assert 'Temperature</strong> <span class="quiet">—' in page
+
+
+def test_only_the_gpus_of_the_current_run_are_counted_now(
+    client: Client, program: Program, bob: User, held: GpuHold
+) -> None:
+    instance = held.assignment.instance
+    Instance.objects.filter(pk=instance.pk).update(run=instance.run + 1)
+    (gpu,) = program.get(f"instances/{instance.public_id}/telemetry").json()["gpus"]
+    assert (gpu["current"], len(gpu["points"])) == (False, 19)
+    client.force_login(bob)
+    page = client.get(reverse("instance-telemetry", args=[instance.public_id])).content.decode()
+    assert "Nothing was read in the last hour." in page
+
+
+def test_each_gpu_has_a_look_of_its_own_and_both_ends_of_the_time_are_named() -> None:
+    now = telemetry.slot_of(timezone.now())
+    point = telemetry.Point(now - MINUTE, 50.0, None, None, None, None)
+    found = [telemetry.Series(f"GPU-{n}", SLOT, [point]) for n in range(32)]
+    shown = lines.readings(found, since=now - lines.SPAN, until=now)
+    assert len({key.look for key in shown.keys}) == 32
+    chart = shown.charts[0]
+    assert [(label.at, label.anchor) for label in (chart.labels[0], chart.labels[-1])] == [
+        (now - lines.SPAN, "start"), (now, "end"),
+    ]  # fmt: skip
+    assert (chart.labels[-1].x, chart.now, shown.rows[0][1][0][1].most) == (lines.WIDTH - lines.RIGHT, (50, 50), 50)
 
 
 def test_the_fragments_take_a_fixed_number_of_queries(client: Client, alice: User, held: GpuHold, carol: User) -> None:

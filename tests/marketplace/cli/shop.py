@@ -44,6 +44,16 @@ def make_door(**changes):
     } | changes
 
 
+def make_key(number, **changes):
+    return {
+        "id": f"key_{number}",
+        "project": "prj_1",
+        "fingerprint": f"SHA256:{number}",
+        "public_key": "ssh-ed25519 AAAA",
+        "created_at": "2026-11-23T12:00:00Z",
+    } | changes
+
+
 def make_problem(status, code, **overrides):
     document = {
         "type": f"https://gpumarket.example/problems/{code}",
@@ -82,7 +92,7 @@ class Shop:
         self.port = 0
         self.lock = threading.RLock()
         self.door = make_door()
-        self.keys = [{"id": "key_1", "name": "laptop"}]
+        self.keys = [make_key(1, name="laptop")]
 
     @property
     def url(self):
@@ -129,10 +139,11 @@ class Shop:
                     self.shown(row) for row in self.instances.values() if query.get("name", row["name"]) == row["name"]
                 ]
                 return 200, {"data": rows, "next_cursor": None}
-            case _, ["registries", *key]:
-                return self.about_registries(method, "".join(key), body)
-            case "GET", ["balance" | "ssh-keys" as page]:
-                return 200, {"balance": BALANCE, "ssh-keys": {"data": self.keys, "next_cursor": None}}[page]
+            case _, ["registries" | "ssh-keys" as kind, *key]:
+                about = {"registries": self.about_registries, "ssh-keys": self.about_keys}[kind]
+                return about(method, "".join(key), body)
+            case "GET", ["balance"]:
+                return 200, BALANCE
             case "GET", ["usage"]:
                 wanted = query.get("instance")
                 rows = [usage_row(row) for key, row in self.instances.items() if wanted in {None, key}]
@@ -195,6 +206,15 @@ class Shop:
             self.registries.append(row)
             return 201, shown_registry(row)
         return 200, {"data": [shown_registry(row) for row in self.registries], "next_cursor": None}
+
+    def about_keys(self, method, key, body):
+        if method == "DELETE":
+            self.keys = [row for row in self.keys if row["id"] != key]
+            return 204, None
+        if method == "POST":
+            self.keys.append(make_key(len(self.keys) + 1, **body))
+            return 201, self.keys[-1]
+        return 200, {"data": self.keys, "next_cursor": None}
 
     def about(self, method, row, verb, query, headers, body):
         if method == "GET" and verb == "logs":

@@ -160,7 +160,7 @@ def test_every_change_carries_a_key(renter, shop):
 def test_a_wrong_state_is_a_conflict(renter):
     said = renter("start", "train")
     assert said.code == 5
-    assert "What to do: Do something else." in said.err
+    assert "What to do: See what can be done now: gpumarket show INSTANCE" in said.err
 
 
 def test_terminate_says_what_it_cost(renter, shop):

@@ -49,7 +49,14 @@ def test_without_an_image_a_command_is_needed_and_no_image_s_offer_is_chosen(gpu
     shop.offers = [make_offer("boxed", runtime="podman")]
     said = gpumarket("launch", "--", "true")
     assert said.code == 2
-    assert "runs commands without an image" in said.err
+    assert "Every offer runs images and needs --image." in said.err
+    shop.offers = [make_offer("bare")]
+    assert (
+        "No offer of H200 in NO runs images."
+        in gpumarket("launch", "--image", "a.example/b:1", "--gpu-model", "H200", "--country", "no").err
+    )
+    shop.offers = []
+    assert "Nothing is for sale now." in gpumarket("launch", "--", "true").err
 
 
 def test_the_table_of_offers_says_what_each_runs(gpumarket, images):

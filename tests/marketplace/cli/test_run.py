@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from marketplace.cli.problems import SUGGESTIONS
 from marketplace.cli.run import as_exit_status
 from tests.marketplace.cli.shop import make_offer, make_problem
 
@@ -140,7 +141,7 @@ def test_a_refused_order_exits_by_the_table_in_five_parts(gpumarket, shop, statu
         "Why: The reason",
         "--gpus: at most 8",
         "Charged: nothing",
-        "What to do: Do",
+        f"What to do: {SUGGESTIONS[name]}",
         "req_1",
     ):
         assert part in said.err

@@ -3,9 +3,14 @@
 import pytest
 
 
-def make_gpu(uuid, **point):
+def make_gpu(uuid, current=True, **point):
     untold = dict.fromkeys(["utilization_percent", "memory_used_mib", "power_watts", "temperature_c", "energy_joules"])
-    return {"uuid": uuid, "energy_joules": None, "points": [{"at": "2030-01-01T12:00:00Z", **untold, **point}]}
+    return {
+        "uuid": uuid,
+        "current": current,
+        "energy_joules": None,
+        "points": [{"at": "2030-01-01T12:00:00Z", **untold, **point}],
+    }
 
 
 @pytest.fixture
@@ -17,6 +22,7 @@ def renter(gpumarket, shop):
 
 def test_top_prints_one_table_where_nobody_looks_on(renter, shop):
     shop.telemetry = [make_gpu("GPU-a", utilization_percent=97.0, power_watts=612.4), make_gpu("GPU-b", power_watts=0)]
+    shop.telemetry.append(make_gpu("GPU-of-the-run-before", current=False, power_watts=500))
     said = renter("top", "train")
     assert said.code == 0
     head, first, second = said.out.splitlines()

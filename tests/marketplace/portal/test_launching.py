@@ -7,7 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from marketplace.models import Offer, Organization, Project
-from provisioning.models import Instance
+from provisioning.models import Instance, Quota
 from tests.conftest import Fleet
 from tests.marketplace.portal.reading import Page, faults, read
 
@@ -206,3 +206,20 @@ def test_the_order_can_be_copied_as_a_command(owner: Client, fleet: Fleet) -> No
     commands = [element.text for element in read(answer).all("pre")]
     assert commands[0] == ("gpumarket launch h200-narvik --gpus 2 --name trainer --env 'A=b c' -- echo 'two words'")
     assert '"command": ["echo", "two words"]' in commands[1]
+
+
+def test_the_button_is_kept_back_with_its_reason_while_a_check_is_red(owner: Client, fleet: Fleet) -> None:
+    good = read(owner.get(reverse("launch"), {"offer": "h200-narvik"}))
+    assert "aria-disabled" not in good.all("button", id="launch-button")[0].attributes
+    page = read(owner.get(reverse("launch"), {"offer": "h200-narvik", "gpus": "9"}))
+    assert faults(page) == []
+    (button,) = page.all("button", id="launch-button")
+    assert (button.attributes["aria-disabled"], button.attributes["aria-describedby"]) == ("true", "launch-why")
+    assert "a node of H200 in Narvik has 8 GPUs" in page.all("p", id="launch-why")[0].text
+    unread = read(owner.get(reverse("launch"), {"offer": "h200-narvik", "gpus": "many"}))
+    assert unread.all("button", id="launch-button")[0].attributes["aria-disabled"] == "true"
+
+
+def test_one_gpu_is_no_gpus(owner: Client, fleet: Fleet, project: Project) -> None:
+    Quota.objects.update_or_create(project=project, defaults={"limit": 1})
+    assert "0 of 1 GPU is held." in read(owner.get(reverse("launch"), {"offer": "h200-narvik"})).text

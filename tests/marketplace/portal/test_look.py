@@ -45,8 +45,9 @@ def test_words_stand_out_from_what_is_behind_them(theme: str, ink: str, paper: s
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_focus_and_chart_marks_stand_out(theme: str) -> None:
     named = colours(theme)
-    darker, lighter = sorted((luminance(named["brand"]), luminance(named["panel"])))
-    assert (lighter + 0.05) / (darker + 0.05) >= SIGN
+    for mark in ("brand", *(f"tone-{letter}" for letter in "abcdefgh")):
+        darker, lighter = sorted((luminance(named[mark]), luminance(named["panel"])))
+        assert (lighter + 0.05) / (darker + 0.05) >= SIGN, mark
 
 
 def test_nothing_moves_for_who_asked_for_stillness() -> None:

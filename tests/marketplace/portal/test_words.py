@@ -8,6 +8,7 @@ from django.urls import reverse
 from django.utils import translation
 
 from marketplace import errors as market_errors
+from marketplace import money
 from marketplace.models import User
 from marketplace.permissions import SCOPES, VERBS
 from marketplace.portal import errors, words
@@ -135,3 +136,12 @@ def test_what_is_broken_inside_is_an_honest_page(
     assert "Something went wrong on our side" in page.text
     assert answer.headers["X-Request-Id"] in page.html
     assert "ZeroDivisionError" not in page.html
+
+
+@pytest.mark.parametrize(
+    ("micros", "currency", "words"),
+    [(10_850_480, "USD", "$10.85"), (12_345, "USD", "$0.01"), (9_999, "USD", "$0.009999"), (0, "USD", "$0.00"),
+     (412_400_000, "JPY", "¥412"), (500_000, "JPY", "¥0.5")],
+)  # fmt: skip
+def test_a_brief_amount_is_exact_only_below_the_minor_unit(micros: int, currency: str, words: str) -> None:
+    assert money.brief(micros, currency) == words
