@@ -82,7 +82,7 @@ def check(order: Order) -> None:
     _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
     _check_command(order.command)
     _check_env(order.env or {})
-    kept.check_uses(order.uses, site=order.offer.site)
+    kept.check_uses(order.uses, offer=order.offer)
 
 
 def check_size(order: Order) -> None:

@@ -1,9 +1,13 @@
 """Starting again elsewhere, by ourselves, what a fault of ours ended and whose customer asked for that."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
+from django.utils import translation
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy
 
 from billing.errors import BillingError
 from marketplace import audit, rentals
@@ -28,7 +32,44 @@ AGAIN_AFTER = timedelta(seconds=30)
 AGAIN_AFTER_MAX = timedelta(minutes=30)
 GIVES_UP_AFTER = timedelta(hours=24)
 
-FILES = "Files are there only if they were on a volume."
+# Rows keep the code and its numbers; programs get the English, pages what the reader reads.
+TEXTS: dict[str, Promise] = {
+    "restarted": gettext_lazy(
+        "Started again by itself (attempt %(attempt)s of %(most)s in 24 hours). Before: %(before)s "
+        "Files are there only if they were on a volume."
+    ),
+    "restarts_used_up": gettext_lazy(
+        "%(before)s It was started again %(attempts)s times in 24 hours and is not any more."
+    ),
+    "restart_given_up": gettext_lazy("%(before)s It could not be started again for 24 hours: %(refusal)s"),
+    "restart_put_off": gettext_lazy("%(before)s Not started again yet, tried anew at %(time)s: %(refusal)s"),
+}
+# What keeps a start back, for readers of another language than the refusal's own.
+REFUSALS: dict[str, Promise] = {
+    "InsufficientFunds": gettext_lazy("There is not enough credit for its first hour."),
+    "QuotaExceeded": gettext_lazy("The project's quota is used up."),
+    "ProjectSuspended": gettext_lazy("The project is suspended."),
+}
+ENGLISH = "en"
+
+
+def told(row: Instance | InstanceEvent) -> str:
+    """Return the message of a row in the reader's language where it has a code, and as it was written otherwise."""
+    notice = row.notice or {}
+    text = TEXTS.get(str(notice.get("code")))
+    if text is None or (translation.get_language() or ENGLISH).startswith(ENGLISH):
+        return row.message
+    why: dict[str, object] = {"before": Reason(notice["reason"]).label}
+    if "refusal" in notice:
+        why["refusal"] = REFUSALS.get(str(notice.get("kind")), notice["refusal"])
+    # What a node or a refusal said stays behind it: nothing is lost in translation.
+    said = f" ({notice['before']})" if notice.get("before") else ""
+    return str(text) % (notice | why | {"before": f"{why['before']}{said}"})
+
+
+def _written(notice: Mapping[str, object]) -> str:
+    with translation.override(ENGLISH):
+        return (str(TEXTS[str(notice["code"])]) % notice).strip()
 
 
 def start_again(*, at: datetime, limit: int) -> int:
@@ -52,7 +93,7 @@ def _start_again(instance_id: int, *, at: datetime) -> bool:
         return False
     attempts = attempts_of(instance, at=at)
     if attempts >= len(BACK_OFF):
-        _tell(instance, f"It was started again {attempts} times in 24 hours and is not any more.", restart_at=None)
+        _tell(instance, {"code": "restarts_used_up", "attempts": attempts}, restart_at=None)
         return False
     if at < instance.phase_since + BACK_OFF[attempts]:
         Instance.objects.filter(pk=instance.pk).update(restart_at=instance.phase_since + BACK_OFF[attempts])
@@ -60,14 +101,15 @@ def _start_again(instance_id: int, *, at: datetime) -> bool:
     rentals.check_open(instance.project)
     before = {"phase": instance.phase, "run": instance.run, "reason": instance.reason}
     why = Reason(instance.reason)
-    number = f"attempt {attempts + 1} of {len(BACK_OFF)} in 24 hours"
-    message = f"Started again by itself ({number}). Before: {instance.message} {FILES}"
+    notice: dict[str, object] = {"code": "restarted", "attempt": attempts + 1, "most": len(BACK_OFF)}
+    notice |= {"before": instance.message, "reason": instance.reason}
     instances.start(
         instance=instance,
         price_version=instance.price_version,
         at=at,
         reason=why,
-        message=message,
+        message=_written(notice),
+        notice=notice,
         restarts=instance.restarts + 1,
         token_id=instance.ordered_with_id,
     )
@@ -94,16 +136,17 @@ def _put_off(instance_id: int, refusal: Exception, *, at: datetime) -> None:
     instance = Instance.objects.get(pk=instance_id)
     waited = at - instance.phase_since
     log.warning("not restarted", instance=instance.public_id, refusal=str(refusal))
+    why = {"refusal": str(refusal), "kind": type(refusal).__name__}
     if waited > GIVES_UP_AFTER:
-        _tell(instance, f"It could not be started again for 24 hours: {refusal}", restart_at=None)
+        _tell(instance, {"code": "restart_given_up", **why}, restart_at=None)
         return
     again_at = at + min(max(waited, AGAIN_AFTER), AGAIN_AFTER_MAX)
-    _tell(instance, f"Not started again yet, tried anew at {again_at:%H:%M:%S} UTC: {refusal}", restart_at=again_at)
+    _tell(instance, {"code": "restart_put_off", "time": f"{again_at:%H:%M:%S} UTC", **why}, restart_at=again_at)
 
 
-def _tell(instance: Instance, news: str, *, restart_at: datetime | None) -> None:
+def _tell(instance: Instance, news: Mapping[str, object], *, restart_at: datetime | None) -> None:
     """Write after what ended it how its restart stands, in place of what was said before."""
     ended = InstanceEvent.objects.filter(instance=instance, new_phase=Phase.FAILED).order_by("-pk").first()
-    message = f"{ended.message if ended else instance.message} {news}".strip()
+    notice = {**news, "before": ended.message if ended else instance.message, "reason": instance.reason}
     still = Instance.objects.filter(pk=instance.pk, phase=Phase.FAILED, run=instance.run)
-    still.update(message=message, restart_at=restart_at)
+    still.update(message=_written(notice), notice=notice, restart_at=restart_at)

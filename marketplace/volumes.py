@@ -172,8 +172,12 @@ def check_size(size_gib: int) -> None:
         raise BadOrder("size_gib", gettext("A volume has 1 to %(most)s GiB.") % {"most": f"{volumes.SIZE_GIB_MAX:,}"})
 
 
-def check_uses(uses: Sequence[volumes.Use], *, site: Site) -> None:
-    """Raise BadOrder when an instance in this site cannot have these volumes at these paths."""
+def check_uses(uses: Sequence[volumes.Use], *, offer: Offer) -> None:
+    """Raise BadOrder when an instance of this offer cannot have these volumes at these paths."""
+    site = offer.site
+    if offer.runtime != Offer.Runtime.PODMAN and any(use.read_only for use in uses):
+        text = gettext("%(offer)s runs commands on the node itself, where nothing would keep a volume read-only.")
+        raise BadOrder("volumes", text % {"offer": offer.name})
     if len(uses) > USES_MAX:
         raise BadOrder("volumes", gettext("An instance has at most %(most)s volumes.") % {"most": USES_MAX})
     taken: list[str] = []
@@ -198,14 +202,15 @@ def _overlap(path: str, other: str) -> bool:
 
 
 @transaction.atomic
-def attach(*, actor: Actor, volume: Volume, instance: Instance, path: str, at: datetime) -> None:
+def attach(*, actor: Actor, use: volumes.Use, instance: Instance, at: datetime) -> None:
     """Attach a volume to an instance at rest; its next start finds it there."""
+    volume = use.volume
     if volume.project_id != instance.project_id:
         raise BadOrder("instance", gettext("The volume and the instance belong to different projects."))
-    others = [volumes.Use(other.volume, other.path) for other in volumes.uses_of(instance)]
-    check_uses([*others, volumes.Use(volume, path)], site=instance.offer.site)
-    volumes.attach(volume=volume, instance=instance, path=path, at=at)
-    audit.record_of(volume, "volume.attach", actor=actor, after={"instance": instance.public_id, "path": path})
+    others = [volumes.Use(other.volume, other.path, other.read_only) for other in volumes.uses_of(instance)]
+    check_uses([*others, use], offer=instance.offer)
+    volumes.attach(use=use, instance=instance, at=at)
+    audit.record_of(volume, "volume.attach", actor=actor, after={"instance": instance.public_id, "path": use.path})
 
 
 @transaction.atomic

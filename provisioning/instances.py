@@ -81,8 +81,7 @@ def create(
     )
     InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
     Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at if claims else None)
-    if uses:
-        volumes.attach_at_launch(instance=instance, uses=uses, at=at)
+    instance.attached = volumes.attach_at_launch(instance=instance, uses=uses, at=at) if uses else ()
     if not claims:
         return instance
     home = volumes.home_of(use.volume for use in uses)
@@ -100,6 +99,7 @@ def start(
     at: datetime,
     reason: Reason = Reason.NONE,
     message: str = "",
+    notice: Mapping[str, object] | None = None,
     restarts: int = 0,
     token_id: int | None = None,
 ) -> None:
@@ -122,6 +122,7 @@ def start(
         at=at,
         reason=reason,
         message=message,
+        notice=notice,
         desired=Instance.Desired.RUNNING,
         health=Instance.Health.UNKNOWN,
         restarts=restarts,

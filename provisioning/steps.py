@@ -9,6 +9,7 @@ A stop or terminate request moves the instance and sends its workflow to
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from django.utils import timezone
 
@@ -212,7 +213,7 @@ def finish(instance: Instance) -> None:
     """Give GPUs and quota back: the nodes confirmed that nothing is left."""
     at = timezone.now()
     if (ending := ENDINGS.get(Phase(instance.phase))) is not None:
-        ended = {"ended_at": at} if ending == Phase.TERMINATED else {}
+        ended: dict[str, Any] = {"ended_at": at} if ending == Phase.TERMINATED else {}
         instance.move_to(ending, at=at, reason=instance.reason, message=instance.message, **ended)
         if ending == Phase.TERMINATED:
             volumes.let_go(instance=instance, at=at)

@@ -192,14 +192,15 @@ def document(node: Node) -> list[dict[str, Any]]:
     ]
 
 
-def mounts(instance_ids: Iterable[int]) -> dict[int, list[dict[str, str]]]:
-    """Return what each instance's assignments find where: `{id, path, name}` by instance."""
-    found: dict[int, list[dict[str, str]]] = {}
+def mounts(instance_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+    """Return what each instance's assignments find where: `{id, path, name, read_only}` by instance."""
+    found: dict[int, list[dict[str, Any]]] = {}
     live = VolumeAttachment.objects.filter(instance__in=list(instance_ids), detached_at=None).order_by("path")
-    for instance_id, public_id, name, path in live.values_list(
-        "instance_id", "volume__public_id", "volume__name", "path"
+    for instance_id, public_id, name, path, read_only in live.values_list(
+        "instance_id", "volume__public_id", "volume__name", "path", "read_only"
     ):
-        found.setdefault(instance_id, []).append({"id": public_id, "path": path, "name": name})
+        mount = {"id": public_id, "path": path, "name": name, "read_only": read_only}
+        found.setdefault(instance_id, []).append(mount)
     return found
 
 

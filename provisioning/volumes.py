@@ -6,7 +6,7 @@ account, node, assignment.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from django.db import transaction
@@ -42,6 +42,7 @@ class Use:
 
     volume: Volume
     path: str
+    read_only: bool = False
 
 
 def why_no_path(path: str) -> str:
@@ -117,25 +118,28 @@ def lock(volumes: Iterable[Volume]) -> list[Volume]:
     return list(rows.select_for_update(of=("self",), no_key=True).select_related("node", "site", "price_version"))
 
 
-def attach_at_launch(*, instance: Instance, uses: Sequence[Use], at: datetime) -> None:
+def attach_at_launch(*, instance: Instance, uses: Sequence[Use], at: datetime) -> list[VolumeAttachment]:
     """Attach volumes to an instance that is being made."""
-    for volume in lock([use.volume for use in uses]):
-        path = next(use.path for use in uses if use.volume.pk == volume.pk)
-        _attach(volume, instance, path, at)
+    wanted = {use.volume.pk: use for use in uses}
+    locked = lock([use.volume for use in uses])
+    made = [_attach(replace(wanted[volume.pk], volume=volume), instance, at) for volume in locked]
+    return sorted(made, key=lambda attachment: attachment.path)
 
 
 @transaction.atomic
-def attach(*, volume: Volume, instance: Instance, path: str, at: datetime) -> VolumeAttachment:
+def attach(*, use: Use, instance: Instance, at: datetime) -> VolumeAttachment:
     """Attach a volume to an instance at rest; its next start finds it there."""
     instance = _lock_instance(instance)
     _refuse(_why_not_at_rest(instance))
-    return _attach(lock([volume])[0], instance, path, at)
+    return _attach(replace(use, volume=lock([use.volume])[0]), instance, at)
 
 
-def _attach(volume: Volume, instance: Instance, path: str, at: datetime) -> VolumeAttachment:
-    _refuse(actions(volume)["attach"])
-    attachment = VolumeAttachment.objects.create(volume=volume, instance=instance, path=path, attached_at=at)
-    Volume.objects.filter(pk=volume.pk).update(state=State.ATTACHED)
+def _attach(use: Use, instance: Instance, at: datetime) -> VolumeAttachment:
+    _refuse(actions(use.volume)["attach"])
+    attachment = VolumeAttachment.objects.create(
+        volume=use.volume, instance=instance, path=use.path, read_only=use.read_only, attached_at=at
+    )
+    Volume.objects.filter(pk=use.volume.pk).update(state=State.ATTACHED)
     return attachment
 
 
@@ -264,6 +268,18 @@ def uses_of(instance: Instance) -> list[VolumeAttachment]:
     """Return what an instance has attached, and where."""
     live = VolumeAttachment.objects.filter(instance=instance, detached_at=None)
     return list(live.select_related("volume__site").order_by("path"))
+
+
+def mounts_of(instances: Iterable[Instance]) -> dict[int, list[VolumeAttachment]]:
+    """Return what each instance has attached, and where, by primary key. One query, none for what was just made."""
+    instances = list(instances)
+    found = {instance.pk: list(instance.attached or ()) for instance in instances}
+    unknown = [instance.pk for instance in instances if instance.attached is None]
+    if unknown:
+        live = VolumeAttachment.objects.filter(instance__in=unknown, detached_at=None)
+        for row in live.select_related("volume").order_by("path"):
+            found[row.instance_id].append(row)
+    return found
 
 
 def why_not_started(instance: Instance) -> str:

@@ -26,7 +26,8 @@ from marketplace.offers import Listing
 from provisioning import instances as verbs
 from provisioning import placement, progress, sessions
 from provisioning import volumes as kept
-from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume
+from provisioning.health import outlook
+from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume, VolumeAttachment
 
 Answer = dict[str, Any]
 
@@ -95,13 +96,16 @@ def offer_ref(row: Offer) -> Answer:
 
 
 def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
-    """Return instances with cost, steps and places: four queries for any number of them."""
+    """Return instances with cost, steps, places and volumes: five queries for any number of them."""
     cost_of = costs.of(rows, at=at)
     steps_of = progress.of(rows, at=at)
     found = placement.places(rows)
     places = _places(rows, found)
+    mounts, repairs = kept.mounts_of(rows), outlook.of(rows)
     answered = [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
     for row, answer in zip(rows, answered, strict=True):
+        answer["volumes"] = [mount(one) for one in mounts[row.pk]]
+        answer["repair"] = repair(repairs[row.pk]) if row.pk in repairs else None
         answer["access"] = [asdict(door) for door in sessions.doors(row, found)] if row.is_charged else []
     return answered
 
@@ -170,6 +174,21 @@ def _instance(
     }
 
 
+def mount(row: VolumeAttachment) -> Answer:
+    return {"id": row.volume.public_id, "name": row.volume.name, "path": row.path, "read_only": row.read_only}
+
+
+def repair(found: outlook.Outlook) -> Answer:
+    return {
+        "part": found.part,
+        "node": found.node,
+        "reason": found.reason,
+        "since": found.since,
+        "ends_at": found.ends_at,
+        "node_held": found.is_node_held,
+    }
+
+
 def step(stage: progress.Stage) -> Answer:
     return {
         "name": stage.name,
@@ -219,6 +238,7 @@ def volume(row: Volume) -> Answer:
         "attachment": {
             "instance": {"id": live.instance.public_id, "name": live.instance.name},
             "path": live.path,
+            "read_only": live.read_only,
             "attached_at": live.attached_at,
         }
         if live

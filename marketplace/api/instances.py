@@ -92,7 +92,10 @@ def _order(project: Project, asked: dict[str, Any]) -> rentals.Order:
     with naming("offer"):
         offer = offer_for(asked["offer"])
     with naming("volumes"):
-        uses = [Use(access.volume_of(project, one["volume"]), one["path"]) for one in asked.get("volumes", [])]
+        uses = [
+            Use(access.volume_of(project, one["volume"]), one["path"], one["read_only"])
+            for one in asked.get("volumes", [])
+        ]
     return rentals.Order(
         offer=offer,
         command=asked["command"],

@@ -56,6 +56,9 @@ class Count(serializers.IntegerField):
 class VolumeUse(Shape):
     volume = Text(max_length=63, help_text="its id or name")
     path = Text(max_length=200, help_text="where the instance finds it, such as /data")
+    read_only = serializers.BooleanField(  # type: ignore[assignment]
+        required=False, default=False, help_text="for offers whose runtime is podman"
+    )
 
 
 class RentInstance(Shape):
@@ -327,6 +330,24 @@ class AccessAnswer(serializers.Serializer[Any]):
     ports = PublishedPortAnswer(many=True)
 
 
+class MountAnswer(NamedRef):
+    path = serializers.CharField()
+    read_only = serializers.BooleanField()  # type: ignore[assignment]
+
+
+class RepairAnswer(serializers.Serializer[Any]):
+    part = serializers.ChoiceField(
+        choices=["gpu", "node"], help_text="what is to be repaired: a GPU of its, or its node"
+    )
+    node = serializers.CharField()
+    reason = serializers.CharField()
+    since = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField(
+        allow_null=True, help_text="when it is ended for the repair; null: it may go on, and the repair waits"
+    )
+    node_held = serializers.BooleanField(help_text="whether nothing new is placed on the node")
+
+
 class InstanceAnswer(NamedRef):
     project = NamedRef()
     offer = OfferRef()
@@ -356,6 +377,8 @@ class InstanceAnswer(NamedRef):
     cost = CostAnswer()
     actions = ActionsAnswer()
     nodes = PlaceAnswer(many=True)
+    volumes = MountAnswer(many=True)
+    repair = RepairAnswer(allow_null=True, help_text="what is under way on its machine while it is degraded")
     access = AccessAnswer(many=True, help_text="how each replica that runs is reached; empty while none does")
     created_at = serializers.DateTimeField()
     ready_at = serializers.DateTimeField(allow_null=True)

@@ -32,6 +32,9 @@ class VolumeName(Shape):
 class AttachVolume(Shape):
     instance = Text(max_length=32)
     path = Text(max_length=200, help_text="where the instance finds it, such as /data")
+    read_only = serializers.BooleanField(  # type: ignore[assignment]
+        required=False, default=False, help_text="for offers whose runtime is podman"
+    )
 
 
 class VolumeQuery(serializers.Serializer[Any]):
@@ -43,6 +46,7 @@ class VolumeQuery(serializers.Serializer[Any]):
 class AttachmentAnswer(serializers.Serializer[Any]):
     instance = NamedRef()
     path = serializers.CharField()
+    read_only = serializers.BooleanField()  # type: ignore[assignment]
     attached_at = serializers.DateTimeField()
 
 

@@ -16,6 +16,7 @@ from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.models import Project
 from provisioning.models import Volume
+from provisioning.volumes import Use
 
 ANSWER = {200: volume_shapes.VolumeAnswer, shapes.REFUSED: shapes.Problem}
 
@@ -181,7 +182,8 @@ class VolumeAttach(_VolumeVerb):
         def act(actor: Actor, volume: Volume, asked: dict[str, Any]) -> Volume:
             with naming("instance"):
                 instance = access.instance_for(actor, asked["instance"], verb="instance.change")
-            volumes.attach(actor=actor, volume=volume, instance=instance, path=asked["path"], at=timezone.now())
+            use = Use(volume, asked["path"], asked["read_only"])
+            volumes.attach(actor=actor, use=use, instance=instance, at=timezone.now())
             return volume
 
         return self.answer(request, volume_id, act, shape=volume_shapes.AttachVolume)

@@ -118,8 +118,11 @@ def describe(instance: dict[str, Any]) -> list[str]:
     lines += describe_running(instance)
     if instance.get("env_names"):
         lines.append(f"  env       {', '.join(instance['env_names'])}")
+    lines += [f"  volume    {mount}" for mount in words.mounts(instance)]
     if because := words.why(instance):
         lines.append(f"  because   {because}")
+    if instance.get("repair"):
+        lines.append(f"  repair    {words.repair(instance['repair'])}")
     lines.append(f"  cost      {words.cost_so_far(instance)} so far, {describe_rate(cost)}")
     steps = instance.get("steps") or []
     for number, step in enumerate(steps, start=1):
@@ -198,9 +201,15 @@ def stop(
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """Stop an instance: its GPUs go back, charging ends, and it can be started again."""
+    """Stop an instance: its GPUs go back, charging ends, and it can be started again.
+
+    What is not on a volume is deleted, also the working folder (/workspace in a container).
+    """
     with open_session(as_json=as_json, explain=explain, at_work=True) as session:
-        found = ask_for(session, instance, "stop")
+        found = find_instance(session, instance)
+        if found["actions"]["stop"]["available"]:
+            session.terminal.say(words.what_is_lost(found))
+        found = ask_for(session, found["id"], "stop")
         if wait:
             found = wait_for_phase(
                 session, found, timeout_s, lambda row: row["phase"] in {"stopped", "failed", "terminated"}

@@ -62,7 +62,7 @@ Volumes = Annotated[
     typer.Option(
         "--volume",
         metavar="NAME:PATH",
-        help="Mount a volume, such as data:/data; the offer is then one that can. Repeat as needed.",
+        help="Mount a volume, such as data:/data, or data:/data:ro to read only. Repeat as needed.",
         show_default=False,
     ),
 ]
@@ -219,15 +219,19 @@ def make_order(
     return Order(session, offers=offers, body=body, key=key, chosen=not offer)
 
 
-def mounted(text: str) -> dict[str, str]:
-    """Return the volume and path of "data:/data"."""
+def mounted(text: str) -> dict[str, Any]:
+    """Return the volume and path of "data:/data", and whether ":ro" follows."""
     volume, colon, path = text.partition(":")
-    if not (volume and colon and path.startswith("/")):
-        raise usage(f"{text!r} does not mount a volume.", suggestion="Write --volume NAME:/PATH, such as data:/data.")
-    return {"volume": volume, "path": path}
+    path, _, access = path.partition(":")
+    if not (volume and colon and path.startswith("/") and access in {"", "ro", "rw"}):
+        raise usage(
+            f"{text!r} does not mount a volume.",
+            suggestion="Write --volume NAME:/PATH, such as data:/data, or data:/data:ro to read only.",
+        )
+    return {"volume": volume, "path": path} | ({"read_only": True} if access == "ro" else {})
 
 
-def find_volumes(session: Session, uses: Sequence[dict[str, str]], *, project: str | None) -> list[dict[str, Any]]:
+def find_volumes(session: Session, uses: Sequence[dict[str, Any]], *, project: str | None) -> list[dict[str, Any]]:
     """Return the volumes that are named, to know where they can be used."""
     if not uses:
         return []

@@ -257,13 +257,18 @@ def attach(
     volume: VolumeName,
     instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="A stopped one's name or id.")],
     path: Annotated[str, typer.Argument(metavar="PATH", help="Where it finds the volume, such as /data.")],
+    *,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Let a container write nothing to it.")] = False,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
     """Attach a volume to a stopped instance; its next start finds it there."""
     with open_session(as_json=as_json, explain=explain) as session:
         found, used_by = find_volume(session, volume), find_instance(session, instance)
-        row = session.client.post(f"/volumes/{found['id']}/attach", {"instance": used_by["id"], "path": path})
+        row = session.client.post(
+            f"/volumes/{found['id']}/attach",
+            {"instance": used_by["id"], "path": path} | ({"read_only": True} if read_only else {}),
+        )
         conclude(session, row, f"{row['name']} is attached to {used_by['name']} at {path}.")
 
 

@@ -123,6 +123,33 @@ def why(instance: Mapping[str, Any]) -> str:
     return ": ".join(part for part in (reason, instance.get("message") or "") if part)
 
 
+def mounts(instance: Mapping[str, Any]) -> list[str]:
+    """Return each volume of an instance as "data at /data"."""
+    return [
+        f"{one['name']} at {one['path']}{' (read-only)' if one['read_only'] else ''}"
+        for one in instance.get("volumes") or []
+    ]
+
+
+def what_is_lost(instance: Mapping[str, Any]) -> str:
+    """Return which files a stop deletes and which it keeps."""
+    folder = "/workspace" if instance.get("image") else "its working folder"
+    kept = mounts(instance)
+    if not kept:
+        return f"It has no volume: all its files are deleted, also those in {folder}."
+    return f"Kept: its volumes, {', '.join(kept)}. All other files are deleted, also those in {folder}."
+
+
+def repair(found: Mapping[str, Any]) -> str:
+    """Return what is wrong under an instance that runs on, and until when it may."""
+    whose = "a GPU of its" if found["part"] == "gpu" else f"its node {found['node']}"
+    until = "it may go on, and the repair waits for it"
+    if found["ends_at"]:
+        until = f"it may go on until {local_time(found['ends_at'])}, then it is ended and not charged any more"
+    held = "; nothing new is placed on the node" if found["node_held"] else ""
+    return f"{found['reason']} ({whose}, since {local_time(found['since'])}): {until}{held}"
+
+
 def cost_so_far(instance: Mapping[str, Any]) -> str:
     return money(instance["cost"]["so_far"], instance["cost"]["currency"])
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from django.conf import settings
 
+from marketplace.portal.mounting import Mount
+
 TOKEN = "$GPUMARKET_TOKEN"  # noqa: S105  the name of a variable
 
 
@@ -32,6 +34,7 @@ def launch(
     ports: Sequence[int] = (),
     lease: str = "",
     restarts: bool = False,
+    mounts: Sequence[Mount] = (),
 ) -> tuple[str, str]:
     """Return an order as a command line and as a curl call."""
     parts = ["gpumarket", "launch", offer, "--gpus", str(gpus)]
@@ -44,6 +47,8 @@ def launch(
         parts += ["--port", str(port)]
     parts += ["--lease", lease] if lease else []
     parts += ["--restart-on-failure"] if restarts else []
+    for mount in mounts:
+        parts += ["--volume", mount.written()]
     parts += ["--project", project] if project else []
     parts += ["--", *command] if command else []
     body: dict[str, object] = {"offer": offer, "gpus": gpus, "replicas": replicas, "command": list(command)}
@@ -51,6 +56,10 @@ def launch(
     body |= {"ports": list(ports)} if ports else {}
     body |= {"lease": lease} if lease else {}
     body |= {"on_failure": "restart"} if restarts else {}
+    if mounts:
+        body["volumes"] = [
+            {"volume": one.volume, "path": one.path} | ({"read_only": True} if one.read_only else {}) for one in mounts
+        ]
     body |= {"name": name} if name else {}
     body |= {"env": dict(env)} if env else {}
     body |= {"project": project} if project else {}

@@ -12,7 +12,8 @@ from marketplace import access, costs, offers, rentals
 from marketplace.errors import BadOrder, Conflict
 from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
-from provisioning import instances, output, progress
+from provisioning import instances, output, progress, volumes
+from provisioning.health import outlook
 from provisioning.models import AT_REST, CHARGED_PHASES, STARTING, Instance, Phase
 
 PAGE = 50
@@ -83,6 +84,8 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "events": list(access.events(instance).order_by("-pk")[:PAGE]),
         "assignments": assignments,
         "box": box,
+        "mounts": volumes.mounts_of([instance])[instance.pk],
+        "repair": outlook.of([instance]).get(instance.pk),
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
@@ -194,5 +197,6 @@ def _ask(visit: Visit, instance: Instance, verb: str, context: dict[str, Any], *
         "is_possible": not instances.actions(instance)[verb],
         "free_gpus": listing.available_gpus if listing else 0,
         "typed": instance.name,
+        "mounts": volumes.mounts_of([instance])[instance.pk],
     }
     return visit.page("instances/confirm.html", {**found, **context}, status=status)

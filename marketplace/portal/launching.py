@@ -19,12 +19,26 @@ from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
 from marketplace.money import shown
 from marketplace.offers import Listing
-from marketplace.portal import commands, errors
+from marketplace.portal import commands, errors, mounting
 from marketplace.portal.doors import REFUSALS, Visit, page
 from provisioning import images
 from provisioning.models import Instance
+from provisioning.volumes import Use
 
-FIELDS = ("offer", "gpus", "replicas", "name", "command", "env", "project", "image", "ports", "lease", "on_failure")
+FIELDS = (
+    "offer",
+    "gpus",
+    "replicas",
+    "name",
+    "command",
+    "env",
+    "project",
+    "image",
+    "ports",
+    "lease",
+    "on_failure",
+    "volumes",
+)
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
 
@@ -41,6 +55,7 @@ class Draft:
     def read(cls, visit: Visit) -> Self:
         """Return what was sent; what stands in exactly as typed (a command or a variable) is not normalised."""
         typed = {name: visit.raw(name) if name in {"command", "env"} else visit.text(name) for name in FIELDS}
+        typed["volumes"] = mounting.read(visit)
         return cls(typed=typed, key=visit.text("key"))
 
     @classmethod
@@ -99,7 +114,15 @@ class Draft:
             "lease": self.typed["lease"] or Instance.Lease.STICKY,
         }
 
-    def order(self, listing: Listing) -> rentals.Order | None:
+    def uses(self, project: Project) -> list[Use]:
+        """Return the volumes that were chosen, or none with an error beside them."""
+        try:
+            return mounting.uses(project, self.typed["volumes"])
+        except BadOrder as error:
+            self.errors["volumes"] = str(error)
+            return []
+
+    def order(self, project: Project, listing: Listing) -> rentals.Order | None:
         """Return the order, or None with every error written beside its field."""
         order = rentals.Order(
             offer=listing.offer,
@@ -110,6 +133,7 @@ class Draft:
             env=self.env(),
             **self.running(listing.offer),
             on_failure=Instance.OnFailure.RESTART if self.restarts else Instance.OnFailure.STOP,
+            uses=self.uses(project),
         )
         if not self.errors:
             try:
@@ -154,7 +178,7 @@ def launch(visit: Visit) -> HttpResponse:
     draft = Draft.read(visit)
     project = access.project_for(visit.actor, draft.typed["project"] or None, verb="instance.change")
     listing = _chosen(_listings(visit, project.organization.currency), draft)
-    order = draft.order(listing) if listing else None
+    order = draft.order(project, listing) if listing else None
     if order is None:
         return _form(visit, draft, status=422)
     try:
@@ -197,7 +221,9 @@ def estimate(visit: Visit) -> HttpResponse:
     """Return the cost box for what is typed so far, and other fields where another offer takes others."""
     context = _context(visit, Draft.read(visit))
     listing = context["listing"]
-    is_other = listing is not None and visit.text("runtime") != listing.offer.runtime
+    if visit.query("part") == "volumes":
+        return visit.page("launch.html#volumes", context)
+    is_other = listing is not None and visit.text("volumes_for") != context["volumes_for"]
     return visit.page(f"launch.html#{'news' if is_other else 'cost'}", {**context, "is_news": True})
 
 
@@ -223,6 +249,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     }
     if listing is None:
         return context
+    found_volumes = mounting.choices(visit, project, listing.offer, draft.typed["volumes"])
+    context |= {"volumes": found_volumes, "volumes_for": f"{listing.offer.slug} {project.public_id}"}
     numbers = Draft(typed=draft.typed, key="")
     gpus, replicas = numbers.number("gpus"), numbers.number("replicas")
     cli, curl = commands.launch(
@@ -235,6 +263,11 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         project=project.public_id if len(projects) > 1 else "",
         **_changed(numbers.running(listing.offer)),
         restarts=draft.restarts,
+        mounts=[
+            mounting.Mount(one.volume.name, one.path, one.read_only and context["takes_image"])
+            for one in found_volumes
+            if one.is_chosen
+        ],
     )
     found = None if numbers.errors.keys() & {"gpus", "replicas"} else _estimate(project, listing, gpus, replicas)
     if found and context["takes_image"]:

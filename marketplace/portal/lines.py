@@ -10,7 +10,7 @@ from marketplace.portal.charts import Rule
 from provisioning.telemetry import Point, Series
 
 WIDTH, HEIGHT = 720, 160
-LEFT, RIGHT, TOP, BOTTOM = 64, 8, 12, 24
+LEFT, RIGHT, TOP, BOTTOM = 84, 8, 12, 24
 GRID_LINES = 2
 LABELS = 4
 SPAN = timedelta(hours=1)

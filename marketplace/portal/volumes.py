@@ -174,7 +174,8 @@ def attach(visit: Visit, volume_id: str) -> HttpResponse:
 
     def act(volume: Volume) -> str:
         instance = access.instance_for(visit.actor, visit.text("instance"), verb="instance.change")
-        volumes.attach(actor=visit.actor, volume=volume, instance=instance, path=visit.text("path"), at=visit.at)
+        use = kept.Use(volume, visit.text("path"), visit.text("read_only") == "true")
+        volumes.attach(actor=visit.actor, use=use, instance=instance, at=visit.at)
         return _("%(name)s is attached; the next start of %(instance)s finds it.") % {
             "name": volume, "instance": instance
         }  # fmt: skip
@@ -239,7 +240,7 @@ def _asked(visit: Visit, volume_id: str, verb: str, act: Callable[[Volume], str]
         "attachment": kept.live_attachment(volume),
         "grace_hours": kept.GRACE.days * 24,
         "errors": found,
-        "typed": {name: visit.text(name) for name in ("name", "size_gib", "path", "instance")},
+        "typed": {name: visit.text(name) for name in ("name", "size_gib", "path", "instance", "read_only")},
         **more,
     }
     return visit.page("volumes/confirm.html", context, status=422 if found else 200)

@@ -124,6 +124,41 @@ AUDITED: dict[str, Promise] = {
     "price.publish": _("Published a price"),
 }
 
+# Why a part under an instance that runs on is to be repaired: texts of the table of health rules.
+HEALTH_REASONS: dict[str, Promise] = {
+    "The driver asks for a restart of the node": _("The driver asks for a restart of the node"),
+    "The driver asks that the GPU and its peers are drained and reset": _(
+        "The driver asks that the GPU and its peers are drained and reset"
+    ),
+    "The driver asks that the GPU is drained and reset": _("The driver asks that the GPU is drained and reset"),
+    "The driver asks for a recovery of the NVLink domain": _("The driver asks for a recovery of the NVLink domain"),
+    "The GPU has fallen off the bus": _("The GPU has fallen off the bus"),
+    "The GPU replaces a row of its memory at its next reset": _(
+        "The GPU replaces a row of its memory at its next reset"
+    ),
+    "The GPU driver of the node does not answer or does not match its library": _(
+        "The GPU driver of the node does not answer or does not match its library"
+    ),
+    "The node's own hardware reports an error": _("The node's own hardware reports an error"),
+    "The GPU slows down because it is too hot": _("The GPU slows down because it is too hot"),
+    "The GPU slows down because its power supply tells it to": _(
+        "The GPU slows down because its power supply tells it to"
+    ),
+    "The GPU's PCIe link is slower than it should be": _("The GPU's PCIe link is slower than it should be"),
+    "The NVLink domain of the node is not complete": _("The NVLink domain of the node is not complete"),
+    "The GPU asks for a restart of its machine": _("The GPU asks for a restart of its machine"),
+    "The GPU's power cables are not well connected": _("The GPU's power cables are not well connected"),
+    "The GPU's memory had several contained errors": _("The GPU's memory had several contained errors"),
+    "Programs failed on this GPU again and again": _("Programs failed on this GPU again and again"),
+    "A capacity manager took it out of service": _("A capacity manager took it out of service"),
+    "The node was repaired too often": _("The node was repaired too often"),
+}
+
+
+def health_reason(text: str) -> str:
+    """Return why a part is to be repaired; a reason that a person typed stays as it is."""
+    return str(HEALTH_REASONS.get(text, text))
+
 
 def country(code: str) -> str:
     """Return the country's name, or its code where we know no name."""

@@ -14,10 +14,10 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from marketplace import money
+from marketplace import money, restarts
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
-from provisioning.models import GIB, Instance, Phase, Reason, Volume
+from provisioning.models import GIB, Instance, InstanceEvent, Phase, Reason, Volume
 
 register = template.Library()
 
@@ -94,6 +94,18 @@ def bytes_in_words(count: int | None) -> str:
     if count < GIB:
         return f"{count / MIB:.0f} MiB"
     return f"{count / GIB:.1f} GiB"
+
+
+@register.filter
+def told(row: Instance | InstanceEvent) -> str:
+    """Write the message of an instance or of an event in the reader's language, where we have it as a code."""
+    return restarts.told(row)
+
+
+@register.filter
+def health_reason(text: str) -> str:
+    """Write why a part is to be repaired."""
+    return words.health_reason(text)
 
 
 @register.filter

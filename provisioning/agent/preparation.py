@@ -227,7 +227,8 @@ class Preparation:
         self._workload.metadata.mkdir(mode=0o755, exist_ok=True)
         words += ["--volume", f"{self._workload.metadata}:{METADATA}:ro,nosuid,nodev,noexec"]
         for bind in self._kind.binds(self._wanted):
-            words += ["--volume", f"{bind.source}:{bind.target}:rw,nosuid,nodev"]
+            access = "ro" if bind.read_only else "rw"
+            words += ["--volume", f"{bind.source}:{bind.target}:{access},nosuid,nodev"]
         if names := replica_names(self._wanted):
             slots = max(1, len(self._wanted.gpus))
             (self._folder / "hostfile").write_text("".join(f"{name} slots={slots}\n" for name in names))

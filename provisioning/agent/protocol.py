@@ -25,6 +25,7 @@ class Mount:
     id: str
     path: str
     name: str = ""
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,8 @@ def parse_mount(source: Any) -> Mount:
     path = take(source, "path", str)
     if not path.startswith("/") or any(part in {"", ".", ".."} for part in path[1:].split("/")) or "\0" in path:
         raise ProtocolError(f"{path!r} cannot be the path of a volume")
-    return Mount(id=an_id(source), path=path, name=take(source, "name", str, default=""))
+    name = take(source, "name", str, default="")
+    return Mount(id=an_id(source), path=path, name=name, read_only=source.get("read_only", False) is True)
 
 
 def parse_notice(source: Any) -> Notice | None:

@@ -1,9 +1,13 @@
-"""Serves the files of one workload by SFTP: `python -m provisioning.agent.sftp folder PATH`, `container PID PATH`.
+"""Serves the files of one workload by SFTP: `python -m provisioning.agent.sftp folder PATH [VOLUME ...]`,
+`container PID PATH`.
 
 The gateway starts one for each SFTP session and hands the client's bytes through. Before it reads a byte of them, this
 process goes where it cannot leave: into the work folder of a process, or into the mount namespace and root of a
 container, so that any image works and no link and no `..` leads out. There it keeps the container's user, of root's
 powers only those over files (and only those that the container has), and can gain none.
+
+A process has links to its volumes, which lead out of its work folder. In a mount namespace of our own the volumes
+themselves lie where those links lead first, so that they are reached at their paths as in a container.
 
 A process of its own, because setns(2) and chroot(2) change a whole process, and the first must precede any thread.
 """
@@ -13,12 +17,15 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from provisioning.agent.sftp_server import HANDLES_MAX, Server
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+SYS_CHROOT = 18
+DOORS = ".volumes"  # As `volumes.link_into` makes it; that is not imported, because this process is to start fast.
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
 CAPABILITY_VERSION_3 = 0x20080522
 CHOWN, DAC_OVERRIDE, FOWNER, FSETID = 0, 1, 3, 4
@@ -38,12 +45,12 @@ def main(arguments: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (HANDLES_MAX + 64, HANDLES_MAX + 64))
     try:
         match arguments:
-            case ["folder", path]:
-                enter_folder(Path(path))
+            case ["folder", path, *volumes]:
+                enter_folder(Path(path), [Path(volume) for volume in volumes])
             case ["container", pid, path]:
                 enter_container(int(pid), Path(path))
             case _:
-                raise CannotEnter("usage: folder PATH | container PID PATH")
+                raise CannotEnter("usage: folder PATH [VOLUME ...] | container PID PATH")
     except (OSError, ValueError, CannotEnter) as error:
         sys.stderr.write(f"gpumarket: the files cannot be reached: {error}\n")
         return 1
@@ -52,20 +59,45 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def enter_folder(folder: Path) -> None:
-    """Make a folder the root of all that this process sees."""
-    try:
-        os.chroot(folder)
-    except PermissionError:
+def enter_folder(folder: Path, volumes: Sequence[Path] = ()) -> None:
+    """Make a folder, with the volumes that it has links to, the root of all that this process sees."""
+    if not effective_capabilities() >> SYS_CHROOT & 1:
         # Without root, the right to do so is that of a user namespace of our own.
         user, group = os.getuid(), os.getgid()
         call(libc.unshare, CLONE_NEWUSER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
-        os.chroot(folder)
+    if volumes:
+        with contextlib.suppress(PermissionError):  # No mounts for us here: the links lead nowhere, as without them.
+            bring_in(volumes, folder)
+    os.chroot(folder)
     os.chdir("/")
     keep_capabilities(OVER_FILES)
+
+
+def bring_in(volumes: Sequence[Path], folder: Path) -> None:
+    """Put volumes where the links of a working folder lead first, for this process alone.
+
+    Whatever the customer made of that place: the mounts are in a namespace of ours, below the root that we then take
+    they are seen, and elsewhere they change nothing for anybody.
+    """
+    call(libc.unshare, CLONE_NEWNS)
+    mount(None, Path("/"), flags=MS_REC | MS_PRIVATE)
+    doors = os.open(folder / DOORS, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    place = Path(f"/proc/self/fd/{doors}")
+    mount("tmpfs", place, kind="tmpfs", flags=MS_NOSUID | MS_NODEV)
+    os.close(doors)
+    for volume in volumes:
+        (folder / DOORS / volume.name).mkdir(mode=0o700)
+        mount(str(volume), folder / DOORS / volume.name, flags=MS_BIND | MS_REC)
+    mount(None, folder / DOORS, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def mount(source: str | None, target: Path, *, kind: str | None = None, flags: int) -> None:
+    """Mount as mount(2) does."""
+    words = [None if word is None else os.fsencode(word) for word in (source, str(target), kind)]
+    call(libc.mount, *words, ctypes.c_ulong(flags), None)
 
 
 def enter_container(pid: int, folder: Path) -> None:

@@ -363,4 +363,5 @@ def sftp_entry(workload: Workload) -> Entry:
     where = ("folder",) if files.pid is None else ("container", str(files.pid))
     env = {"PYTHONPATH": str(PACKAGE_ROOT), "TZ": "UTC0", "LC_ALL": "C", "GPUMARKET_MARK": workload.origin.mark}
     argv = (sys.executable, "-P", "-S", "-m", "provisioning.agent.sftp", *where, str(files.folder))
+    argv += tuple(map(str, files.volumes))
     return Entry(argv, env, "/")

@@ -33,6 +33,7 @@ SAY_AGAIN_S = 60.0
 BLOCK_BYTES = 512  # The unit of st_blocks, whatever the file system's own is.
 COPY = ("cp", "-a", "--reflink=auto", "--one-file-system", "--")
 MISSING = "its folder is not on this node any more; nothing was made in its place"
+DOORS = ".volumes"  # In the working folder of a process: where its links to volumes lead.
 STRAY = "nobody asked for this volume; it is kept"
 
 
@@ -43,6 +44,7 @@ class Bind:
     source: Path
     target: str
     name: str
+    read_only: bool = False  # Kept by containers; an order for a process cannot ask for it.
 
 
 class VolumeError(Exception):
@@ -71,7 +73,7 @@ class Volumes:
 
     def binds(self, assignment: Assignment) -> list[Bind]:
         """Return the folders that an assignment's workload has to find, and where."""
-        return [Bind(self.root / mount.id, mount.path, mount.name) for mount in assignment.volumes]
+        return [Bind(self.root / one.id, one.path, one.name, one.read_only) for one in assignment.volumes]
 
     def why_not(self, assignment: Assignment) -> str:
         """Return which of its volumes is not here, as a reason; nothing if all are."""
@@ -259,12 +261,19 @@ def used_bytes(folder: Path, *, limit_s: float) -> int | None:
 
 
 def link_into(work: Path, binds: Sequence[Bind]) -> None:
-    """Let a process find its volumes: a path such as /data is `data` in its working folder, as a link."""
+    """Let a process find its volumes: a path such as /data is `data` in its working folder, as a link.
+
+    It leads to `.volumes/vol_x` beside it, which is a link to the volume. Who serves the files of that folder alone
+    puts the volume itself there (see `sftp`).
+    """
     for bind in binds:
-        link = work / bind.target.lstrip("/")
-        link.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        link, door = work / bind.target.lstrip("/"), work / DOORS / bind.source.name
+        for folder in (link.parent, door.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not door.is_symlink():
+            door.symlink_to(bind.source, target_is_directory=True)
         if not link.is_symlink():
-            link.symlink_to(bind.source, target_is_directory=True)
+            link.symlink_to(os.path.relpath(door, link.parent), target_is_directory=True)
 
 
 def variables(binds: Sequence[Bind], *, work: Path | None = None) -> dict[str, str]:

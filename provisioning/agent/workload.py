@@ -106,14 +106,15 @@ class ProcessWorkload:
         env |= variables(binds, work=workdir) | {"GPUMARKET_METADATA": str(self.metadata)}
         try:
             link_into(workdir, binds)
-            self._launch(command=wanted.command, env=env)
+            self._launch(command=wanted.command, env=env, volumes=[str(bind.source) for bind in binds])
         except OSError as error:
             log.warning("cannot start a supervisor", extra={"assignment": self.origin.id, "error": str(error)})
 
-    def _launch(self, *, command: Sequence[str], env: dict[str, str]) -> None:
+    def _launch(self, *, command: Sequence[str], env: dict[str, str], volumes: Sequence[str]) -> None:
         order = {
             "command": list(command),
             "env": env,
+            "volumes": list(volumes),
             "output_limit_bytes": OUTPUT_LIMIT_BYTES,
             "files": BEFORE,
             "boot_id": boot_id(),
@@ -222,8 +223,9 @@ class ProcessWorkload:
         )
 
     def files(self) -> Files:
-        """Return the working folder. It confines nobody: see above."""
-        return Files(self.folder / "work")
+        """Return the working folder and the volumes that it leads to. It confines nobody: see above."""
+        order = read_json(self.folder / "order.json") or {}
+        return Files(self.folder / "work", volumes=tuple(map(Path, order.get("volumes", []))))
 
     def address(self) -> str:
         """Return the node's own address, which the command shares."""

@@ -103,6 +103,7 @@ class Files:
 
     folder: Path
     pid: int | None = None
+    volumes: tuple[Path, ...] = ()  # Without `pid`: folders of this machine that it has links to, see `link_into`.
 
 
 class Workload(Protocol):

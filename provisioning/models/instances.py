@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 import structlog
 from django.db import models, transaction
@@ -11,6 +12,9 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
+
+if TYPE_CHECKING:
+    from provisioning.models.volumes import VolumeAttachment
 
 log = structlog.get_logger("provisioning.instances")
 
@@ -113,6 +117,8 @@ class Instance(models.Model):
 
     # What `instances.create` claimed for this very object, so that its answer need not ask again; no column.
     claimed: Sequence["Assignment"] = ()
+    # The same for what it attached; None where nobody knows without asking.
+    attached: Sequence["VolumeAttachment"] | None = None
 
     public_id = PublicIdField(prefix="ins")
     project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="instances")
@@ -135,6 +141,7 @@ class Instance(models.Model):
     health = models.CharField(max_length=12, choices=Health.choices, default=Health.UNKNOWN)
     reason = models.CharField(max_length=20, choices=Reason.choices, default=Reason.NONE, blank=True)
     message = models.TextField(blank=True)
+    notice = models.JSONField(null=True, help_text="what the message says, as a code and its numbers, where it has one")
     retryable = models.BooleanField(default=False)
     exit_code = models.IntegerField(null=True)
     restarts = models.PositiveIntegerField(default=0, help_text="how often we started it again after a fault of ours")
@@ -198,7 +205,16 @@ class Instance(models.Model):
         return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and self.restarts > 0)
 
     @transaction.atomic
-    def move_to(self, phase: Phase, *, at: datetime, reason: str = "", message: str = "", **changes: object) -> None:
+    def move_to(
+        self,
+        phase: Phase,
+        *,
+        at: datetime,
+        reason: str = "",
+        message: str = "",
+        notice: Mapping[str, object] | None = None,
+        **changes: object,
+    ) -> None:
         """Change phase if the map allows it, and write down that it happened.
 
         Raises IllegalMove when the map forbids it and StaleInstance when
@@ -210,7 +226,7 @@ class Instance(models.Model):
         is_to_restart = phase == Phase.INTERRUPTED or (phase == Phase.FAILED and self._may_restart(reason, changes))
         restart_at = at if is_to_restart else None
         changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
-        changes["restart_at"] = restart_at
+        changes |= {"restart_at": restart_at, "notice": notice}
         if not Instance.objects.filter(pk=self.pk, phase=old, run=self.run).update(**changes):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
         if old in TOLD_PHASES and phase not in TOLD_PHASES | {Phase.RUNNING, Phase.INTERRUPTED}:
@@ -228,6 +244,7 @@ class Instance(models.Model):
             new_phase=phase,
             reason=reason,
             message=message,
+            notice=notice,
             milliseconds=milliseconds,
         )
         log.info(
@@ -256,6 +273,7 @@ class InstanceEvent(models.Model):
     new_phase = models.CharField(max_length=12, choices=Phase.choices)
     reason = models.CharField(max_length=20, choices=Reason.choices, blank=True)
     message = models.TextField(blank=True)
+    notice = models.JSONField(null=True, help_text="what the message says, as a code and its numbers, where it has one")
     milliseconds = models.BigIntegerField(default=0)
 
     class Meta:

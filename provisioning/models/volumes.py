@@ -130,6 +130,7 @@ class VolumeAttachment(models.Model):
     volume = models.ForeignKey(Volume, models.PROTECT, related_name="attachments")
     instance = models.ForeignKey("provisioning.Instance", models.PROTECT, related_name="volume_attachments")
     path = models.CharField(max_length=200)
+    read_only = models.BooleanField(default=False)
     attached_at = models.DateTimeField()
     detached_at = models.DateTimeField(null=True)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import time_machine
 from django.db import transaction
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from billing import books, prices
 from billing.models import Hold, UsageSpan
@@ -82,6 +82,10 @@ def test_the_history_and_the_audit_say_who_started_it_and_why(steady: Instance) 
         "Started again by itself (attempt 1 of 5 in 24 hours). Before: Node h200-1 is off. "
         "Files are there only if they were on a volume."
     )
+    # Without Japanese in the catalogue the words stay English; that the row is told from its code shows all the same.
+    assert event.notice == {
+        "code": "restarted", "attempt": 1, "most": 5, "before": "Node h200-1 is off.", "reason": "node_lost",
+    }  # fmt: skip
     entry = AuditEntry.objects.get(verb="instance.restart")
     assert (entry.actor, entry.actor_name, entry.subject_id) == (None, "gpumarket", steady.public_id)
     assert entry.after == {"run": 2, "attempt": 1}
@@ -260,3 +264,30 @@ def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fle
     instance = rent(on_failure="restart")
     run_until_idle()
     assert (latest(instance).phase, latest(instance).restart_at) == ("failed", None)
+
+
+def test_a_reader_of_japanese_is_told_in_japanese_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(restarts.TEXTS, "restart_put_off", "%(before)s %(time)s に再試行: %(refusal)s")
+    monkeypatch.setitem(restarts.REFUSALS, "QuotaExceeded", "割り当てがありません。")
+    notice = {"code": "restart_put_off", "time": "12:00:30 UTC", "refusal": "0 of 1", "kind": "QuotaExceeded",
+              "before": "Node n1 is off.", "reason": "node_lost"}  # fmt: skip
+    row = Instance(message="English.", notice=notice)
+    assert restarts.told(row) == "English."
+    with translation.override("ja"):
+        told = restarts.told(row)
+        assert restarts.told(Instance(message="Plain.")) == "Plain."
+        assert restarts.told(Instance(message="Plain.", notice={"code": "of another version"})) == "Plain."
+        assert told == f"{Reason.NODE_LOST.label} (Node n1 is off.) 12:00:30 UTC に再試行: 割り当てがありません。"
+
+
+def test_a_put_off_restart_keeps_its_code_and_the_next_move_forgets_it(steady: Instance, run_until_idle: Run) -> None:
+    lose(steady)
+    Quota.objects.filter(project=steady.project_id).update(limit=1)
+    sweep()
+    assert (latest(steady).notice or {})["code"] == "restart_put_off"
+    assert (latest(steady).notice or {})["kind"] == "QuotaExceeded"
+    Quota.objects.filter(project=steady.project_id).update(limit=10)
+    Instance.objects.filter(pk=steady.pk).update(restart_at=timezone.now())
+    sweep()
+    run_until_idle()
+    assert (latest(steady).phase, latest(steady).notice) == ("running", None)

@@ -127,7 +127,7 @@ def test_an_instance_runs_where_its_local_volume_lies(storage, rent, run_until_i
     run_until_idle()
     assert [row.node_id for row in instance.assignments.all()] == [first.node_id]
     (entry,) = [one for one in storage.node_of(first).desired.values() if one["instance"] == instance.public_id]
-    assert entry["volumes"] == [{"id": first.public_id, "path": "/data", "name": "first"}]
+    assert entry["volumes"] == [{"id": first.public_id, "path": "/data", "name": "first", "read_only": False}]
     assert Volume.objects.get(pk=first.pk).state == State.ATTACHED
 
 
@@ -206,11 +206,11 @@ def test_what_is_attached_is_let_go_when_the_instance_has_ended_for_good(storage
 def test_a_volume_is_attached_and_detached_only_at_rest(storage, rent, run_until_idle, actor, running):
     volume = storage.make()
     with pytest.raises(IllegalMove, match="is Running; stop it first"):
-        shop.attach(actor=actor, volume=volume, instance=running, path="/data", at=timezone.now())
+        shop.attach(actor=actor, use=use(volume), instance=running, at=timezone.now())
     stop(running, actor, run_until_idle)
     node = running.assignments.get().node
     Volume.objects.filter(pk=volume.pk).update(node=node)
-    shop.attach(actor=actor, volume=volume, instance=running, path="/data", at=timezone.now())
+    shop.attach(actor=actor, use=use(volume), instance=running, at=timezone.now())
     rentals.start(actor=actor, instance=running, at=timezone.now())
     run_until_idle()
     with pytest.raises(IllegalMove, match="is Running; stop it first"):

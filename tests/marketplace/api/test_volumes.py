@@ -15,7 +15,7 @@ from marketplace import rentals, volumes
 from marketplace.access import Actor
 from marketplace.models import AuditEntry, Organization
 from provisioning.models import Instance, Site, Volume
-from tests.conftest import Rent, Run, Storage, sell_storage
+from tests.conftest import Fleet, Rent, Run, Storage, sell_storage
 from tests.marketplace.api.program import Program, problem_of
 
 DATA = {"site": "narvik", "name": "data", "size_gib": 100, "offer": "h200-narvik"}
@@ -263,3 +263,19 @@ def test_an_unpaid_volume_is_first_taken_from_its_stopped_instance_and_waits_for
 def test_a_volume_that_is_charged_opens_one_span(program: Program, storage: Storage) -> None:
     storage.settle(storage.make())
     assert UsageSpan.objects.filter(meter="volume", ended_at=None).count() == 1
+
+
+def test_an_instance_names_its_volumes_and_a_process_has_none_read_only(
+    program: Program, storage: Storage, fleet: Fleet
+) -> None:
+    one = storage.make("one")
+    refused = program.rent(volumes=[{"volume": "one", "path": "/data", "read_only": True}])
+    problem_of(refused, 422, "invalid_request", names="/volumes")
+    type(fleet.h200).objects.filter(pk=fleet.h200.pk).update(runtime="podman")
+    ordered = program.rent(
+        image="registry.example.com/train:1", volumes=[{"volume": "one", "path": "/data", "read_only": True}]
+    ).json()
+    expected = [{"id": one.public_id, "name": "one", "path": "/data", "read_only": True}]
+    assert ordered["volumes"] == expected
+    assert program.get(f"instances/{ordered['id']}").json()["volumes"] == expected
+    assert program.get(f"volumes/{one.public_id}").json()["attachment"]["read_only"] is True

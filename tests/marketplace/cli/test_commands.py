@@ -403,3 +403,29 @@ def test_json_of_a_problem_is_the_servers_document(gpumarket, shop):
     said = gpumarket("launch", "--json", "--", "true")
     assert said.code == 7
     assert json.loads(said.out)["request_id"] == "req_1"
+
+
+def test_stop_says_which_files_are_lost_and_which_are_kept(renter, shop):
+    said = renter("stop", "train")
+    assert "It has no volume: all its files are deleted, also those in its working folder." in said.err
+    renter("start", "train")
+    row = shop.instances["ins_1"]
+    row["image"] = "registry.example.com/train:1"
+    row["volumes"] = [{"id": "vol_1", "name": "data", "path": "/data", "read_only": True}]
+    said = renter("stop", "train")
+    assert (
+        "Kept: its volumes, data at /data (read-only). All other files are deleted, also those in /workspace."
+        in said.err
+    )
+    assert "volume    data at /data (read-only)" in renter("show", "train").out
+
+
+def test_show_says_what_a_repair_means(renter, shop):
+    repair = {"part": "node", "node": "n1", "reason": "The GPU has fallen off the bus", "since": "2026-11-26T12:00:00Z",
+              "ends_at": "2026-11-26T13:00:00Z", "node_held": True}  # fmt: skip
+    shop.instances["ins_1"]["repair"] = repair
+    out = renter("show", "train").out
+    assert "repair    The GPU has fallen off the bus (its node n1, since " in out
+    assert "then it is ended and not charged any more; nothing new is placed on the node" in out
+    shop.instances["ins_1"]["repair"] = repair | {"part": "gpu", "ends_at": None, "node_held": False}
+    assert "it may go on, and the repair waits for it\n" in renter("show", "train").out

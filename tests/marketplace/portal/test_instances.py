@@ -1,12 +1,16 @@
 """Instances in the portal: their steps, cost, log and what can be done with them."""
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from marketplace.models import AuditEntry, Project, User
-from provisioning.models import Instance, Phase
-from tests.conftest import Fleet, Rent, Run, make_organization
+from provisioning.models import Instance, Phase, Remediation
+from provisioning.volumes import Use
+from tests.conftest import Fleet, Rent, Run, Storage, make_organization
 from tests.marketplace.portal.reading import Page, faults, read
 
 
@@ -217,3 +221,34 @@ def test_every_phase_has_a_sound_page(owner: Client, running: Instance, phase: P
     page = page_of(owner, running)
     assert faults(page) == []
     assert str(phase.label) in page.text
+
+
+def test_before_a_stop_it_is_said_which_files_are_lost_and_which_are_kept(
+    owner: Client, rent: Rent, run_until_idle: Run, storage: Storage
+) -> None:
+    bare, kept = rent(name="bare"), rent(name="kept", uses=[Use(storage.make("data"), "/data")])
+    run_until_idle()
+    Instance.objects.filter(name="bare").update(image="registry.example.com/train:1")
+    said = read(owner.get(reverse("instance-stop", args=[bare.public_id]))).text
+    assert "It has no volume, so all its files are deleted." in said
+    assert "also all of /workspace" in said
+    said = read(owner.get(reverse("instance-stop", args=[kept.public_id]))).text
+    assert "all its files are deleted" not in said
+    assert "Also what is on its volumes, which go on being charged: data /data ." in said
+    assert "also all of its working folder" in said
+    assert "data /data" in page_of(owner, kept).text
+
+
+def test_the_page_of_a_degraded_instance_says_why_and_until_when(owner: Client, running: Instance) -> None:
+    node, at = running.assignments.get().node, timezone.now()
+    Instance.objects.filter(pk=running.pk).update(health="degraded")
+    Remediation.objects.create(
+        node=node, action="reboot_node", severity=4, rule="lost", table_version="1", state="draining", state_since=at,
+        reason="The GPU has fallen off the bus", opened_at=at, drain_until=at + timedelta(hours=1),
+    )  # fmt: skip
+    page = page_of(owner, running)
+    assert faults(page) == []
+    until = f"{timezone.localtime(at + timedelta(hours=1)):%Y-%m-%d %H:%M}"
+    for words in ("The GPU has fallen off the bus.", f"Its node {node.name} is to be repaired.",
+                  f"It may go on until {until} ; then it is ended"):  # fmt: skip
+        assert words in page.text, page.text

@@ -7,8 +7,8 @@ from django.test import Client
 from django.urls import reverse
 
 from marketplace.models import Offer, Organization, Project
-from provisioning.models import Instance, Quota
-from tests.conftest import Fleet
+from provisioning.models import Instance
+from tests.conftest import Fleet, Storage
 from tests.marketplace.portal.reading import Page, faults, read
 
 FORM: dict[str, str] = {"gpus": "2", "replicas": "1", "command": "sleep 1000", "env": "", "name": "trainer"}
@@ -221,5 +221,57 @@ def test_the_button_is_kept_back_with_its_reason_while_a_check_is_red(owner: Cli
 
 
 def test_one_gpu_is_no_gpus(owner: Client, fleet: Fleet, project: Project) -> None:
-    Quota.objects.update_or_create(project=project, defaults={"limit": 1})
+    project.quotas.update(limit=1)
     assert "0 of 1 GPU is held." in read(owner.get(reverse("launch"), {"offer": "h200-narvik"})).text
+
+
+def test_volumes_of_the_site_are_chosen_in_the_form_and_shown_in_the_command(
+    owner: Client, fleet: Fleet, storage: Storage
+) -> None:
+    data, copy = storage.make("data"), storage.make("free")
+    page = read(owner.get(reverse("launch"), {"offer": "h200-narvik"}))
+    assert faults(page) == []
+    assert page.value(f"path-{data.public_id}") == "/data"
+    chosen = {"volume": data.public_id, f"path-{data.public_id}": "/mnt/sets", "runtime": "process"}
+    fragment = owner.post(reverse("launch-estimate"), FORM | {"offer": "h200-narvik"} | chosen).content.decode()
+    assert "--volume data:/mnt/sets" in fragment
+    assert '"path": "/mnt/sets"' in fragment.replace("&quot;", '"')
+    assert sent(owner, fleet, **chosen).status_code == 302
+    attached = Instance.objects.get().volume_attachments.get()
+    assert (attached.volume.pk, attached.path, attached.read_only) == (data.pk, "/mnt/sets", False)
+    # Who comes later sees that it is in use, and cannot tick it.
+    page = read(owner.get(reverse("launch"), {"offer": "h200-narvik"}))
+    assert "disabled" in page.all("input", id=f"volume-{data.public_id}")[0].attributes
+    assert "disabled" not in page.all("input", id=f"volume-{copy.public_id}")[0].attributes
+    assert "data is attached already" in page.text
+
+
+def test_a_container_may_have_a_volume_read_only(owner: Client, fleet: Fleet, storage: Storage) -> None:
+    data = storage.make("data")
+    Offer.objects.filter(pk=fleet.h200.pk).update(runtime="podman")
+    chosen = {"volume": data.public_id, f"path-{data.public_id}": "/data", f"ro-{data.public_id}": "true"}
+    chosen["image"] = "registry.example.com/train:1"
+    fragment = owner.post(reverse("launch-estimate"), FORM | {"offer": "h200-narvik"} | chosen).content.decode()
+    assert "--volume data:/data:ro" in fragment
+    assert sent(owner, fleet, **chosen).status_code == 302
+    assert Instance.objects.get().volume_attachments.get().read_only
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("data", "begins with a slash"), ("/etc", "belongs to the system"), ("", "begins with a slash")]
+)
+def test_a_bad_path_is_told_beside_the_volumes_and_stays_typed(
+    owner: Client, fleet: Fleet, storage: Storage, path: str, words: str
+) -> None:
+    data = storage.make("data")
+    page = refused(owner, fleet, 422, **{"volume": data.public_id, f"path-{data.public_id}": path})
+    assert words in page.all("p", id="volumes-error")[0].text
+    assert page.value(f"path-{data.public_id}") == path
+    assert "checked" in page.all("input", id=f"volume-{data.public_id}")[0].attributes
+
+
+def test_a_volume_of_strangers_or_none_is_told_beside_the_volumes(
+    owner: Client, fleet: Fleet, storage: Storage
+) -> None:
+    page = refused(owner, fleet, 422, **{"volume": "vol_of_nobody", "path-vol_of_nobody": "/data"})
+    assert "The project has no volume vol_of_nobody." in page.all("p", id="volumes-error")[0].text

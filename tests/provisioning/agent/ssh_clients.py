@@ -93,9 +93,9 @@ class Door:
         words = ["scp", *self.options(), "-P", str(self.access["ssh_port"]), *options, *names]
         return subprocess.run(words, capture_output=True, timeout=60, check=False)
 
-    def sftp(self, *lines: str) -> "subprocess.CompletedProcess[bytes]":
+    def sftp(self, *lines: str, user: str = "ins_demo") -> "subprocess.CompletedProcess[bytes]":
         """Run OpenSSH's sftp with a batch; a line that fails ends it."""
-        words = ["sftp", *self.options(), "-P", str(self.access["ssh_port"]), "-b", "-", "ins_demo@127.0.0.1"]
+        words = ["sftp", *self.options(), "-P", str(self.access["ssh_port"]), "-b", "-", f"{user}@127.0.0.1"]
         batch = "\n".join(lines).encode() + b"\n"
         return subprocess.run(words, input=batch, capture_output=True, timeout=60, check=False)
 

@@ -77,6 +77,52 @@ def test_no_link_and_no_dots_lead_out(door: Door, tmp_path: Path) -> None:
     assert Path("/etc/passwd").read_text().startswith("root:")
 
 
+def test_volumes_of_a_process_are_reached_at_their_paths_and_lead_nowhere_else(door: Door, tmp_path: Path) -> None:
+    volumes = door.home / "volumes"
+    for name in ("vol_a", "vol_of_a_stranger"):
+        (volumes / name).mkdir(parents=True)
+        (volumes / name / "note").write_text(name)
+    (tmp_path / "secret").write_text("secret")
+    (volumes / "vol_a" / "absolute").symlink_to(tmp_path / "secret")
+    (volumes / "vol_a" / "up").symlink_to("../../../../..")
+    (volumes / "vol_a" / "beside").symlink_to("../vol_of_a_stranger/note")
+    mount = {"id": "vol_a", "path": "/mnt/deep/data", "name": "data"}
+    door.run("asg_b", instance="ins_other", name="other", volumes=[mount])
+    work = door.home / "workloads" / "asg_b" / "work"
+    (work / "doors").symlink_to(".volumes")
+    (tmp_path / "put").write_text("put")
+    done = door.sftp("get /mnt/deep/data/note " + str(tmp_path / "got"), f"put {tmp_path}/put mnt/deep/data/new",
+                     "ls /mnt/deep/data", "pwd", user="ins_other")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "got").read_text() == "vol_a"
+    assert (volumes / "vol_a" / "new").read_text() == "put"
+    assert b"Remote working directory: /\n" in done.stdout
+    # The process itself finds the same.
+    assert door.ssh("cat mnt/deep/data/new", user="ins_other").stdout == b"put"
+    for way in ("absolute", "up/secret", "beside", "../../../../secret", "../vol_of_a_stranger/note"):
+        for place in ("mnt/deep/data", "doors/vol_a", ".volumes/vol_a"):
+            assert door.sftp(f"get {place}/{way} {tmp_path}/stolen", user="ins_other").returncode != 0, (place, way)
+    assert door.sftp("get doors/vol_of_a_stranger/note " + str(tmp_path / "stolen"), user="ins_other").returncode != 0
+    assert not (tmp_path / "stolen").exists()
+    # What is mounted is there for the server alone.
+    assert (work / ".volumes" / "vol_a").is_symlink()
+    assert str(work) not in Path("/proc/self/mounts").read_text()
+
+
+def test_a_place_for_volumes_that_was_turned_elsewhere_shows_nothing_of_elsewhere(door: Door, tmp_path: Path) -> None:
+    (door.home / "volumes" / "vol_c").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").write_text("secret")
+    mount = {"id": "vol_c", "path": "/data", "name": "data"}
+    door.run("asg_c", instance="ins_third", name="third", volumes=[mount])
+    work = door.home / "workloads" / "asg_c" / "work"
+    (work / ".volumes").rename(work / ".old")
+    (work / ".volumes").symlink_to(tmp_path / "elsewhere")
+    assert door.sftp(f"get .volumes/secret {tmp_path}/stolen", user="ins_third").returncode != 0
+    assert not (tmp_path / "stolen").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == [tmp_path / "elsewhere" / "secret"]
+
+
 def test_what_is_no_file_is_not_opened_and_holds_nothing_up(door: Door, tmp_path: Path) -> None:
     os.mkfifo(door.work / "pipe")
     assert door.copy("there:pipe", str(tmp_path / "got")).returncode != 0
