@@ -48,6 +48,7 @@ app.conf.update(
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
+            ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),

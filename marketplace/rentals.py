@@ -13,7 +13,7 @@ from django.utils.translation import gettext, ngettext
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, runtimes, spend
+from marketplace import audit, bids, runtimes, spend
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
@@ -160,7 +160,7 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Insta
     """
     check_open(project)
     check(order)
-    with _name_in_use(order.name), transaction.atomic(savepoint=False):
+    with name_in_use(order.name), transaction.atomic(savepoint=False):
         return _rent(actor, project, order, at)
 
 
@@ -220,10 +220,13 @@ def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Q
 
 @transaction.atomic
 def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
-    """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free."""
+    """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free, or bids again."""
     check_open(instance.project)
     runtimes.check(offer=instance.offer, image=instance.image, ports=instance.ports, command=instance.command)
-    price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
+    if instance.market == Instance.Market.SPOT:
+        price = instance.price_version
+    else:
+        price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
     token_id = actor.token.pk if actor.token else None
     instances.start(instance=instance, price_version=price, at=at, token_id=token_id)
     hold_for_run(instance, token=actor.token, at=at)
@@ -231,7 +234,13 @@ def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
 
 
 def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:
-    """Hold quota and the first hour's price for a run that was just queued, in its transaction, within the budgets."""
+    """Hold quota and the first hour's price for a run that was just queued, in its transaction, within the budgets.
+
+    What bids holds its bid's funds instead, and is promised nothing.
+    """
+    if instance.market == Instance.Market.SPOT:
+        bids.hold_for_run(instance, token=token, at=at)
+        return
     _hold(
         project=instance.project,
         offer=instance.offer,
@@ -271,7 +280,7 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
     _check_name(name)
     if instances.actions(instance)["rename"]:
         raise IllegalMove(f"{instance.name} has ended and keeps its name.")
-    with _name_in_use(name), transaction.atomic():
+    with name_in_use(name), transaction.atomic():
         instances.rename(instance=instance, name=name)
         audit.record_of(instance, "instance.rename", actor=actor, before={"name": was}, after={"name": name})
 
@@ -333,6 +342,7 @@ def _hold(
     )
 
 
-def _name_in_use(name: str) -> AbstractContextManager[None]:
+def name_in_use(name: str) -> AbstractContextManager[None]:
+    """Turn the database's refusal of a name that the project uses into a Conflict that names it."""
     text = gettext("The project has an instance named %(name)s already; choose another name or terminate it.")
     return given_once("instance_name_once_per_project", text % {"name": name})

@@ -3,11 +3,13 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals, restarts, sessions, volumes
+from marketplace import idempotency, rentals, restarts, sessions, spot, volumes
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
 SESSIONS_MAX = 500
+RESUMES_MAX = 200
+AUCTION_LIFE_S = 10
 
 
 @shared_task
@@ -38,3 +40,18 @@ def start_again() -> None:
 def write_sessions_into_audit() -> None:
     """Write into the audit logs who was inside an instance by SSH."""
     sessions.write_into_audit(limit=SESSIONS_MAX)
+
+
+@shared_task
+def hold_auctions() -> None:
+    """Nudge every auction that is due, and let what was interrupted bid again."""
+    at = timezone.now()
+    for offer_id in spot.due(at=at):
+        hold_auction.apply_async((offer_id,), expires=AUCTION_LIFE_S)
+    spot.resume(at=at, limit=RESUMES_MAX)
+
+
+@shared_task
+def hold_auction(offer_id: int) -> None:
+    """Hold an offer's auction of the current tick. If this message is lost, `hold_auctions` sends another."""
+    spot.clear(offer_id=offer_id, at=timezone.now())

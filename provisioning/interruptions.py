@@ -65,7 +65,7 @@ def plan(
 
     What holds no GPUs is left out. `price_version` is what they pay from `since` on.
     """
-    holding = Instance.objects.filter(pk__in=instance_ids, phase__in=[*STARTING, Phase.RUNNING])
+    holding = Instance.objects.filter(pk__in=instance_ids, phase__in=[*STARTING - {Phase.QUEUED}, Phase.RUNNING])
     rows = [
         Interruption(
             public_id=new_public_id("int"),

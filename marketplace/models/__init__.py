@@ -1,4 +1,5 @@
 from marketplace.models.catalogue import Offer
+from marketplace.models.spot import Allocation, Auction, Bid, SpotTerms
 from marketplace.models.tenants import (
     ApiToken,
     AuditEntry,
@@ -13,8 +14,11 @@ from marketplace.models.tenants import (
 )
 
 __all__ = [
+    "Allocation",
     "ApiToken",
+    "Auction",
     "AuditEntry",
+    "Bid",
     "IdempotencyRecord",
     "Invitation",
     "Membership",
@@ -22,6 +26,7 @@ __all__ = [
     "Organization",
     "Project",
     "Role",
+    "SpotTerms",
     "SshKey",
     "User",
 ]

@@ -47,3 +47,13 @@ class Offer(models.Model):
     def sku(self) -> str:
         """What the till calls it."""
         return f"{self.public_id}/on_demand"
+
+    @property
+    def spot_sku(self) -> str:
+        """What the till calls its floating price."""
+        return f"{self.public_id}/spot"
+
+    @property
+    def spot_notice_sku(self) -> str:
+        """What the till calls the price of those who were told that they are outbid."""
+        return f"{self.public_id}/spot_notice"

@@ -1,0 +1,77 @@
+"""The bids that stand for an auction, as one query, and proof that an auction gave what was published."""
+
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from django.db import connection
+
+from marketplace import auction
+from marketplace.models import Allocation, Auction
+
+# Who waits needs funds that are still held; who runs is charged and has a runway.
+STANDING = """
+SELECT bid.public_id, instance.replicas * instance.gpus_per_replica, bid.price_micros,
+    instance.phase <> 'queued' AND told.id IS NULL, (extract(epoch FROM bid.placed_at) * 1000000)::bigint,
+    bid.id, instance.id, instance.admitted_at IS NOT NULL, told.id
+FROM marketplace_bid bid JOIN provisioning_instance instance ON instance.id = bid.instance_id
+LEFT JOIN provisioning_interruption told
+    ON told.instance_id = instance.id AND told.state IN ('planned', 'notified')
+WHERE bid.offer_id = %(offer)s AND instance.desired = 'running'
+    AND instance.phase IN ('queued', 'placing', 'provisioning', 'verifying', 'running', 'notified')
+    AND (told.id IS NULL OR told.reason IN ('outbid', 'capacity'))
+    AND (instance.phase <> 'queued' OR EXISTS (
+        SELECT FROM billing_hold WHERE resource_id = instance.public_id AND state = 'pending' AND expires_at > %(at)s
+    ))
+"""
+
+
+class Entry(NamedTuple):
+    """A bid that stands, and whose it is. `told_id` is the interruption that was planned for it or announced."""
+
+    bid: auction.Bid
+    bid_id: int
+    instance_id: int
+    is_admitted: bool
+    told_id: int | None
+
+
+def entries(*, offer_id: int, at: datetime) -> list[Entry]:
+    """Return every bid that takes part in an auction of this offer now. One query."""
+    with connection.cursor() as cursor:
+        cursor.execute(STANDING, {"offer": offer_id, "at": at})
+        return [Entry(auction.Bid._make(row[:5]), *row[5:]) for row in cursor.fetchall()]
+
+
+def book_of(held: Auction) -> bytes:
+    """Return the book of an auction as it was sealed."""
+    return zlib.decompress(bytes(held.book))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a replay gives what was published: the book's hash, every number, and who won."""
+
+    hash_is_right: bool
+    numbers_are_right: bool
+    winners_are_right: bool
+    replayed: str
+
+    @property
+    def is_right(self) -> bool:
+        return self.hash_is_right and self.numbers_are_right and self.winners_are_right
+
+
+def check(held: Auction) -> Check:
+    """Hold an auction again from its book and compare everything with what was published and given."""
+    book = book_of(held)
+    outcome = auction.replay(book)
+    given = Allocation.objects.filter(auction=held).values_list("bid__public_id", flat=True)
+    numbers = (outcome.price_micros, outcome.charged_micros) == (held.price_micros, held.charged_micros)
+    return Check(
+        hash_is_right=auction.digest(book) == held.book_sha256,
+        numbers_are_right=numbers and outcome.published() == held.published.encode(),
+        winners_are_right=set(given) == set(outcome.winners),
+        replayed=outcome.published().decode(),
+    )
