@@ -41,7 +41,6 @@ def test_the_gate_asks_for_links_and_a_wipe_destroys_what_was_cut(
     assert well == ("succeeded", f"8 GPUs are well; memory test: none available; cannot tell: NVLink 5 of {names[2]}")
     fake_nvml.set(7, {"nvlink.9": Failure(2)})
     assert ends(plane, "opr_b", "verify", links=links) == ("failed", f"{names[7]}: NVLink 9 is not active")
-    eventually(lambda: [one for one in plane.events if one["body"].get("code") == "nvlink"])
     assert ends(plane, "opr_c", "wipe", gpu=names[0])[0] == "succeeded"
     [record] = [one["body"] for one in plane.events if one["kind"] == "wipe"]
     assert record["message"].startswith("1 MIG instances were destroyed; ")
