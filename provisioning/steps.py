@@ -93,9 +93,19 @@ def verify(instance: Instance) -> Outcome:
             message = f"A GPU of node {assignment.node} is not healthy any more."
             return Failed(Reason.NODE_FAILED, message, node_id=assignment.node_id)
         if assignment.node.reachability != Node.Reachability.ONLINE:
+            if assignment.node.driver == "slurm":
+                return _wait_for_cluster(instance)
             message = f"Node {assignment.node} stopped answering."
             return Failed(Reason.NODE_LOST, message, node_id=assignment.node_id)
     return Next("begin", commit=begin_running)
+
+
+def _wait_for_cluster(instance: Instance) -> Outcome:
+    """A cluster that does not answer says nothing of its nodes: whether one is lost, Slurm tells by the job's end."""
+    seen = _look(instance)
+    if any(look.state in BROKEN | {State.EXITED} for look in seen):
+        return _broken(instance, seen, Reason.NODE_FAILED, "The node could not prepare the instance.")
+    return Wait(LOOK_S)
 
 
 def begin_running(instance: Instance) -> None:
@@ -274,6 +284,13 @@ def prepare_deadline(instance: Instance) -> Deadline:
     return Deadline(LONG, f"The nodes did not get ready within {LONG // timedelta(minutes=1)} minutes.")
 
 
+def verify_deadline(instance: Instance) -> Deadline:
+    """A Slurm cluster may not answer for a while; a node of ours is looked at at once."""
+    if instance.offer.runtime == "slurm":
+        return Deadline(LONG, f"The nodes could not be checked within {LONG // timedelta(minutes=1)} minutes.")
+    return Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s.")
+
+
 def begin_deadline(instance: Instance) -> Deadline:
     """A Slurm job is told to start by a cluster that may not answer for a while; a node of ours is told at once."""
     if instance.offer.runtime == "slurm":
@@ -288,7 +305,7 @@ STEPS: dict[str, Step] = {
 DEADLINES: dict[str, Deadline | Callable[[Instance], Deadline]] = {
     "create": Deadline(timedelta(minutes=5), "The nodes could not be asked within 5 minutes."),
     "prepare": prepare_deadline,
-    "verify": Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s."),
+    "verify": verify_deadline,
     "begin": begin_deadline,
 }
 PLAN = Plan(steps=STEPS, deadlines=DEADLINES, on_failure="tear_down", fail=fail)

@@ -16,7 +16,7 @@ from provisioning.drivers import slurm_job, slurmrest
 from provisioning.drivers.slurm import SlurmDriver
 from provisioning.drivers.slurmrest import Slurm, gpus_in
 from provisioning.errors import OutsideFault
-from provisioning.models import Assignment, Cluster, GpuHold, Heartbeat, Instance, LogChunk, Node, SlurmJob
+from provisioning.models import Assignment, Cluster, GpuHold, Heartbeat, Instance, LogChunk, Node, SlurmJob, Workflow
 from provisioning.secrets import seal
 from tests.conftest import Rent
 from tests.packages import needs
@@ -48,6 +48,44 @@ def test_an_instance_lives_its_whole_life_on_slurm(running: Instance, slurm: Slu
     slurm.run(lambda: phase(running) == "terminated")
     assert slurm.daemons.queue() == []
     assert not GpuHold.objects.filter(released_at=None).exists()
+
+
+@pytest.fixture
+def at_the_check(rent: Rent, slurm: SlurmStage) -> Instance:
+    """An instance whose job stands at its barrier when its cluster falls silent."""
+    instance = rent(offer=slurm.offer, gpus=2)
+    slurm.run(lambda: only(instance).observed == "prepared")
+    Node.objects.filter(pk=only(instance).node_id).update(reachability="unreachable")
+    Workflow.objects.update(due_at=timezone.now())
+    slurm.turn()
+    assert (phase(instance), Workflow.objects.get(pk=instance.pk).step) == ("verifying", "verify")
+    return instance
+
+
+def test_a_start_whose_cluster_falls_silent_waits_and_is_not_charged(at_the_check: Instance, slurm: SlurmStage) -> None:
+    long_ago = timezone.now() - timedelta(minutes=5)
+    Workflow.objects.update(step_since=long_ago, due_at=timezone.now())
+    slurm.turn()
+    assert phase(at_the_check) == "verifying"
+    assert not UsageSpan.objects.exists()
+    Workflow.objects.update(due_at=timezone.now())
+    slurm.run(lambda: phase(at_the_check) == "running")  # It answers again.
+    Workflow.objects.update(due_at=timezone.now())
+    slurm.run(lambda: only(at_the_check).observed == "running")
+
+
+def test_a_start_that_waits_for_its_cluster_fails_when_its_job_does(at_the_check: Instance, slurm: SlurmStage) -> None:
+    Assignment.objects.update(observed="failed", message="Its node failed in Slurm.")
+    Workflow.objects.update(due_at=timezone.now())
+    slurm.turn()
+    assert phase(at_the_check) == "failed"
+    assert at_the_check.message == "Its node failed in Slurm."
+
+
+def test_a_start_waits_for_its_cluster_only_for_so_long(at_the_check: Instance, slurm: SlurmStage) -> None:
+    Workflow.objects.update(step_since=timezone.now() - timedelta(minutes=31), due_at=timezone.now())
+    slurm.turn()
+    assert (phase(at_the_check), at_the_check.reason) == ("failed", "timed_out")
 
 
 def test_what_it_prints_and_how_it_ends_reach_the_customer(rent: Rent, slurm: SlurmStage) -> None:
