@@ -14,14 +14,14 @@ from pathlib import Path
 
 import structlog
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
-from provisioning import engine, slurm_nodes
+from provisioning import engine, placement, slurm_nodes
 from provisioning.drivers import slurm_job
 from provisioning.drivers.slurmrest import Job, Slurm
-from provisioning.errors import OutsideFault
-from provisioning.models import Assignment, Cluster, SlurmJob, SlurmNode
+from provisioning.errors import ClusterInUse, OutsideFault
+from provisioning.models import Assignment, Cluster, GpuHold, Instance, Node, SlurmJob, SlurmNode
 from provisioning.protocol import LogPiece
 from provisioning.reports import LOG_BYTES_MAX, take_logs
 
@@ -32,6 +32,7 @@ MOVING, RESTING = timedelta(seconds=1), timedelta(seconds=5)
 BACK_OFF_S = (1, 2, 4, 8, 12)
 LEASE = timedelta(seconds=60)
 LOG_PIECE, LOG_PIECES = 128 * 1024, 16
+RUNNING_NAMED = 5  # How many instances a refusal names.
 
 State = Assignment.Observed
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD"}
@@ -52,14 +53,15 @@ ENDINGS = {
 def due(*, at: datetime, limit: int) -> list[int]:
     """Return the clusters that a sweep should look at now: due, and looked at by nobody."""
     free = Q(lease_until=None) | Q(lease_until__lt=at)
-    return list(Cluster.objects.filter(free, due_at__lte=at).order_by("due_at").values_list("pk", flat=True)[:limit])
+    found = Cluster.objects.filter(free, due_at__lte=at, retired_at=None)
+    return list(found.order_by("due_at").values_list("pk", flat=True)[:limit])
 
 
 def look(cluster_id: int) -> bool:
     """Look at one cluster; return whether it answered. Whoever else looks at it now is left to it."""
     at = timezone.now()
     free = Q(lease_until=None) | Q(lease_until__lt=at)
-    if not Cluster.objects.filter(free, pk=cluster_id).update(lease_until=at + LEASE):
+    if not Cluster.objects.filter(free, pk=cluster_id, retired_at=None).update(lease_until=at + LEASE):
         return False
     cluster = Cluster.objects.select_related("offer", "fabric").get(pk=cluster_id)
     try:
@@ -81,7 +83,8 @@ def _look(cluster: Cluster, slurm: Slurm, at: datetime) -> None:
     slurm_nodes.take(cluster, seen, running=[job.name for job in jobs if job.state in THERE], at=at)
     _take_jobs(cluster, before, {job.id: job for job in jobs}, at)
     _put_right(cluster, slurm, jobs)
-    slurm_nodes.ask(cluster, slurm, at=at)
+    slurm_nodes.note_errands(cluster, jobs, at=at)
+    slurm_nodes.ask(cluster, at=at)
     pause = MOVING if any(_moves(job.assignment) for job in _live(cluster)) else RESTING
     # Whoever asked for a look while we looked gets it.
     Cluster.objects.filter(pk=cluster.pk, due_at__lte=at).update(due_at=at + pause)
@@ -218,6 +221,28 @@ def _read(path: Path, offset: int) -> bytes:
             return b""
         file.seek(offset)
         return file.read(LOG_PIECE)
+
+
+def living_on(cluster: Cluster) -> QuerySet[Instance]:
+    """Return the instances that hold something on a cluster: each until Slurm has said that it is over."""
+    held = GpuHold.objects.filter(gpu__node__slurm__cluster=cluster, released_at=None)
+    return Instance.objects.filter(pk__in=held.values("assignment__instance")).order_by("name", "pk")
+
+
+@transaction.atomic
+def retire(*, cluster: Cluster, at: datetime) -> None:
+    """Sell its nodes no more, look at it no more, forget its tokens. Raises ClusterInUse while anything runs there."""
+    row = Cluster.objects.select_for_update(no_key=True).get(pk=cluster.pk)
+    node_ids = list(row.nodes.values_list("node_id", flat=True))
+    placement.lock(node_ids)  # A claim under way holds its GPUs before we look, or finds the nodes retired.
+    running = list(living_on(row)[: RUNNING_NAMED + 1])
+    if running:
+        raise ClusterInUse([instance.name for instance in running])
+    Node.objects.filter(pk__in=node_ids).update(state=Node.State.RETIRED, state_reason="Its cluster was retired.")
+    Cluster.objects.filter(pk=row.pk).update(
+        retired_at=at, token_sealed="", errand_token_sealed="", last_error="", failures=0
+    )
+    log.info("cluster retired", cluster=row.public_id, nodes=len(node_ids))
 
 
 def nodes_of(cluster: Cluster) -> list[SlurmNode]:

@@ -67,5 +67,13 @@ class InventoryMismatch(NodeRefused):
     """The node does not have the GPUs that the operator announced."""
 
 
+class ClusterInUse(ProvisioningError):
+    """Instances hold something on a cluster; `names` are the first of them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"instances run there: {', '.join(names)}")
+        self.names = names
+
+
 class OutsideFault(ProvisioningError):
     """Somebody else's service did not answer, or not as it should: try again later, lose nothing."""

@@ -6,14 +6,18 @@ from provisioning.models import Cluster, RegistryCredential
 from provisioning.secrets import Unreadable, resealed
 
 # Every column that rests sealed.
-SEALED: tuple[tuple[type[Model], str], ...] = ((RegistryCredential, "sealed_password"), (Cluster, "token_sealed"))
+SEALED: tuple[tuple[type[Model], str], ...] = (
+    (RegistryCredential, "sealed_password"),
+    (Cluster, "token_sealed"),
+    (Cluster, "errand_token_sealed"),
+)
 
 
 def reseal() -> tuple[int, list[str]]:
     """Seal every secret with today's key; return how many, and the ids of those that no key of ours opens."""
     done, unreadable = 0, []
     for model, column in SEALED:
-        rows = model._default_manager.order_by("pk").values_list("pk", "public_id", column)
+        rows = model._default_manager.exclude(**{column: ""}).order_by("pk").values_list("pk", "public_id", column)
         for pk, public_id, sealed in rows:
             try:
                 fresh = resealed(sealed)

@@ -14,7 +14,8 @@ from django.db import transaction
 
 from provisioning import nodes, placement
 from provisioning.drivers import slurm_job
-from provisioning.drivers.slurmrest import SeenNode, Slurm
+from provisioning.drivers.slurmrest import Job, SeenNode, Slurm
+from provisioning.errors import OutsideFault
 from provisioning.models import Cluster, Gpu, Heartbeat, Node, NodeHold, SlurmNode
 
 log = structlog.get_logger("provisioning.slurm_nodes")
@@ -24,7 +25,10 @@ NODES_MAX = 5000
 ERRANDS_MAX = 20
 # A wish that Slurm has not shown by then is told again.
 ASK_AGAIN_AFTER = timedelta(seconds=60)
+# How long an errand may wait in Slurm before people are told.
+ERRAND_WAITS = timedelta(seconds=20)
 RACK = "rack-"
+ERROR_MAX = 300
 REASON_MAX = 200
 WISHES = {Node.State.CORDONED: "cordoned", Node.State.DRAINING: "draining"}
 
@@ -37,13 +41,19 @@ def take(cluster: Cluster, seen: Sequence[SeenNode], *, running: Collection[str]
     sold = {name for name in (cluster.partition, cluster.spot_partition) if name}
     known = {row.name: row for row in SlurmNode.objects.filter(cluster=cluster).select_related("node")}
     for told in sorted(seen, key=lambda node: node.name)[:NODES_MAX]:
-        if sold & set(told.partitions):
-            _take_one(known.get(told.name) or _made(cluster, told, at), told, running, at)
+        row = known.get(told.name)
+        if sold & set(told.partitions) and (row := row or _made(cluster, told, at)) is not None:
+            _take_one(row, told, running, at)
 
 
 @transaction.atomic
-def _made(cluster: Cluster, told: SeenNode, at: datetime) -> SlurmNode:
-    """Make our row of a node that Slurm has and we do not know; its rack is a feature such as "rack-r1"."""
+def _made(cluster: Cluster, told: SeenNode, at: datetime) -> SlurmNode | None:
+    """Make our row of a node that Slurm has and we do not know; its rack is a feature such as "rack-r1".
+
+    None where the cluster was retired while we looked.
+    """
+    if not Cluster.objects.select_for_update(no_key=True).filter(pk=cluster.pk, retired_at=None).exists():
+        return None
     rack = next((word.removeprefix(RACK) for word in told.features if word.startswith(RACK)), cluster.name)
     node = Node.objects.create(
         name=f"{cluster.name}-{told.name}".replace(".", "-")[:63],
@@ -115,18 +125,50 @@ def _note_done(row: SlurmNode, told: SeenNode) -> None:
     """Note that Slurm has done what we asked. What its people do afterwards is theirs, and we do not ask again."""
     is_so = told.is_drained if row.asked == SlurmNode.Asked.DRAIN else not told.is_drained
     if not row.is_done and is_so:
-        SlurmNode.objects.filter(pk=row.pk).update(is_done=True)
+        SlurmNode.objects.filter(pk=row.pk).update(is_done=True, asked_error="")
 
 
-def ask(cluster: Cluster, slurm: Slurm, *, at: datetime) -> None:
-    """Tell Slurm what our managers want of its nodes and have not said yet. The network is outside transactions."""
+def note_errands(cluster: Cluster, jobs: Sequence[Job], *, at: datetime) -> None:
+    """Write down why an errand has not done what it was sent for, so that people see it."""
+    by_id = {job.id: job for job in jobs}
+    for row in SlurmNode.objects.filter(cluster=cluster, is_done=False, errand_id__in=list(by_id)):
+        error = _why_not_done(by_id[row.errand_id or 0], waits=at > (row.asked_at or at) + ERRAND_WAITS)
+        if error and error != row.asked_error:
+            SlurmNode.objects.filter(pk=row.pk, errand_id=row.errand_id, is_done=False).update(asked_error=error)
+            log.warning("errand failed", node=row.node_id, job=row.errand_id, error=error)
+
+
+def _why_not_done(job: Job, *, waits: bool) -> str:
+    """Return why a job of ours did not set a node's state; empty where it may yet."""
+    if job.state in {"RUNNING", "COMPLETING", "COMPLETED"} or (job.state == "PENDING" and not waits):
+        return ""
+    if job.state == "PENDING":
+        return f"It waits in Slurm: {job.reason}"[:ERROR_MAX]
+    said = job.comment.partition(slurm_job.FAILED)[2].strip()
+    return (said or f"Its job ended as {job.state}. {job.reason}".strip())[:ERROR_MAX]
+
+
+def ask(cluster: Cluster, *, at: datetime) -> None:
+    """Tell Slurm what our managers want of its nodes and have not said yet. The network is outside transactions.
+
+    What Slurm does not take is told again later; it is no fault of the cluster's, whose jobs may be well.
+    """
     rows = SlurmNode.objects.filter(cluster=cluster).select_related("node").order_by("name")
     wishes = [(row, wish) for row in rows if (wish := _wish(row, at)) is not None]
     for row, (asked, reason) in wishes[:ERRANDS_MAX]:
         state = "DRAIN" if asked == SlurmNode.Asked.DRAIN else "RESUME"
         script, job = slurm_job.errand(cluster, node=row.name, state=state, reason=reason)
-        slurm.submit(script=script, job=job)
-        SlurmNode.objects.filter(pk=row.pk).update(asked=asked, asked_reason=reason, asked_at=at, is_done=False)
+        told = {"asked": asked, "asked_reason": reason, "asked_at": at, "is_done": False}
+        try:
+            with Slurm(cluster, errands=True) as slurm:
+                errand_id = slurm.submit(script=script, job=job)
+        except OutsideFault as fault:
+            error = str(fault)[:ERROR_MAX]
+            SlurmNode.objects.filter(pk=row.pk).update(**told, errand_id=None, asked_error=error)
+            log.warning("slurm takes no errand", node=row.node.public_id, wish=asked, error=error)
+            return  # The next would meet the same.
+        # The last error stays until one did what it should.
+        SlurmNode.objects.filter(pk=row.pk).update(**told, errand_id=errand_id)
         log.info("asked slurm", node=row.node.public_id, wish=asked, reason=reason)
 
 

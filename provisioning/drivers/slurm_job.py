@@ -32,8 +32,12 @@ exec {command}
 
 ERRAND = """\
 #!/bin/sh
-exec scontrol update NodeName={node} State={state} {reason}
+said=$(scontrol update NodeName={node} State={state} {reason} 2>&1) && exit 0
+said=$(printf %s "$said" | tr '\\n' ' ' | cut -c1-150)
+timeout 10 scontrol update JobId="$SLURM_JOB_ID" Comment={comment}"$said" >/dev/null 2>&1
+exit 1
 """
+FAILED = " failed: "  # In an errand's comment, before what scontrol said.
 
 
 def mark(cluster: Cluster) -> str:
@@ -87,17 +91,19 @@ def order(cluster: Cluster, assignment: Assignment, *, place: SlurmNode) -> dict
 def errand(cluster: Cluster, *, node: str, state: str, reason: str) -> tuple[str, dict[str, object]]:
     """Return a job of a moment that sets a node's state: version 0.0.38 has no other door for it."""
     words = f"Reason={shlex.quote(reason)}" if reason else ""
-    job = {
+    comment = f"{mark(cluster)}errand {node} {state}"[:200]
+    job: dict[str, object] = {
         "name": "gpumarket-errand",
         "memory_per_node": "16M",
-        "comment": f"{mark(cluster)}errand {node} {state}"[:200],
+        "comment": comment,
         "partition": cluster.partition,
         "no_requeue": True,
         "environment": {"PATH": SYSTEM_PATH},
         "current_working_directory": "/tmp",  # noqa: S108
         "standard_output": "/dev/null",
     }
-    return ERRAND.format(node=shlex.quote(node), state=state, reason=words), job
+    script = ERRAND.format(node=shlex.quote(node), state=state, reason=words, comment=shlex.quote(comment + FAILED))
+    return script, job
 
 
 def _environment(assignment: Assignment, hosts: Sequence[str]) -> dict[str, str]:

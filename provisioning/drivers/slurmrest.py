@@ -69,14 +69,18 @@ class SeenNode:
 class Slurm:
     """A conversation with one cluster; a context, so that its connection is closed."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, errands: bool = False) -> None:
+        """Speak as the user of errands, where the cluster has one and `errands` is said, and else as that of jobs."""
+        user, sealed = cluster.user, cluster.token_sealed
+        if errands and cluster.errand_user:
+            user, sealed = cluster.errand_user, cluster.errand_token_sealed
         try:
-            token = unseal(cluster.token_sealed)
+            token = unseal(sealed)
         except Unreadable as error:
             raise OutsideFault(str(error)) from error
         self._client = httpx.Client(
             base_url=f"{cluster.base_url.rstrip('/')}/slurm/{cluster.version}/",
-            headers={"X-SLURM-USER-NAME": cluster.user, "X-SLURM-USER-TOKEN": token},
+            headers={"X-SLURM-USER-NAME": user, "X-SLURM-USER-TOKEN": token},
             timeout=TIMEOUT_S,
             trust_env=False,
         )

@@ -10,7 +10,11 @@ from provisioning.models.fleet import Fabric, Node
 
 
 class Cluster(models.Model):
-    """An existing Slurm cluster. We speak to its slurmrestd; the token rests sealed (`secrets.py`)."""
+    """An existing Slurm cluster. We speak to its slurmrestd; the tokens rest sealed (`secrets.py`).
+
+    Customers' jobs run as `user`. Errands, which drain and resume nodes, run as `errand_user`; as `user` too where that
+    is empty. A retired cluster has no tokens any more.
+    """
 
     public_id = PublicIdField(prefix="slc")
     name = models.SlugField(max_length=20, unique=True)
@@ -19,7 +23,9 @@ class Cluster(models.Model):
     base_url = models.CharField(max_length=200)
     version = models.CharField(max_length=10, default="v0.0.38")
     user = models.CharField(max_length=32)
-    token_sealed = models.TextField()
+    token_sealed = models.TextField(blank=True)
+    errand_user = models.CharField(max_length=32, blank=True)
+    errand_token_sealed = models.TextField(blank=True)
     partition = models.CharField(max_length=64)
     spot_partition = models.CharField(max_length=64, blank=True)
     log_path = models.CharField(max_length=200, blank=True, help_text="a folder that nodes and workers share")
@@ -29,6 +35,7 @@ class Cluster(models.Model):
     failures = models.PositiveIntegerField(default=0)
     due_at = models.DateTimeField(default=timezone.now)
     lease_until = models.DateTimeField(null=True)
+    retired_at = models.DateTimeField(null=True)
 
     def __str__(self) -> str:
         return self.name
@@ -52,6 +59,8 @@ class SlurmNode(models.Model):
     asked = models.CharField(max_length=6, choices=Asked.choices, default=Asked.NOTHING, blank=True)
     asked_reason = models.CharField(max_length=200, blank=True)
     asked_at = models.DateTimeField(null=True)
+    errand_id = models.BigIntegerField(null=True, help_text="the job that was to do it")
+    asked_error = models.CharField(max_length=300, blank=True, help_text="why it was not done the last time")
     is_done = models.BooleanField(default=True, help_text="Slurm has shown that it did what we asked")
 
     class Meta:

@@ -24,6 +24,7 @@ import httpx
 
 NODES, GPUS = ("gpu1", "gpu2", "gpu3", "gpu4"), 8
 USER, USER_ID, REST_ID = "nobody", 65534, 1
+PLAIN_USER = "games"  # Whom every Debian knows, and who is nobody in particular to Slurm.
 NULL_DEVICE = os.makedev(1, 3)
 STARTS_WITHIN_S = 40
 
@@ -85,10 +86,10 @@ class SlurmCluster:
     def log_path(self) -> Path:
         return self.folder / "logs"
 
-    def token(self, *, life_s: int = 3600) -> str:
-        """Return a JSON Web Token (RFC 7519, HS256) that lets its bearer in as Slurm's own user."""
+    def token(self, *, life_s: int = 3600, user: str = USER) -> str:
+        """Return a JSON Web Token (RFC 7519, HS256) that lets its bearer in as Slurm's own user, or as another."""
         now = int(time.time())
-        parts = ({"alg": "HS256", "typ": "JWT"}, {"sun": USER, "iat": now, "exp": now + life_s})
+        parts = ({"alg": "HS256", "typ": "JWT"}, {"sun": user, "iat": now, "exp": now + life_s})
         text = ".".join(_base64(json.dumps(part).encode()) for part in parts)
         key = (self.folder / "jwt.key").read_bytes()
         return f"{text}.{_base64(hmac.digest(key, text.encode(), hashlib.sha256))}"
@@ -131,7 +132,7 @@ class SlurmCluster:
 
     def tidy(self) -> None:
         """Cancel every job, lift every drain, and wait until all nodes are idle: the next test begins afresh."""
-        for user in (USER, "root"):
+        for user in (USER, PLAIN_USER, "root"):
             self.run("scancel", "-u", user)
         for node in NODES:
             if "DRAIN" in self.run("scontrol", "show", "node", node):

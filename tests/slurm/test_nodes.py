@@ -1,11 +1,18 @@
 """Slurm's nodes are ours too: what either side keeps out of work, the other hears once, and nothing comes back."""
 
 import pytest
+from django.utils import timezone
 
-from provisioning import nodes
+from marketplace import rentals
+from marketplace.access import Actor
+from provisioning import clusters, nodes, slurm_nodes
 from provisioning.drivers.slurmrest import Slurm
-from provisioning.models import Gpu, Node, NodeHold, SlurmNode
+from provisioning.errors import ClusterInUse
+from provisioning.models import Assignment, Cluster, Gpu, Instance, Node, NodeHold, SlurmNode
+from provisioning.secrets import seal
+from tests.conftest import Rent
 from tests.packages import needs
+from tests.slurm import cluster as daemons
 from tests.slurm.stage import SlurmStage
 
 pytestmark = [pytest.mark.django_db, needs("slurmctld")]
@@ -97,3 +104,75 @@ def test_another_number_of_gpus_holds_the_node_back(slurm: SlurmStage, node: Nod
     Node.objects.filter(pk=node.pk).update(gpu_count=8)
     slurm.look()
     assert not Node.objects.get(pk=node.pk).is_held
+
+
+def change(slurm: SlurmStage, **facts: str) -> None:
+    Cluster.objects.filter(pk=slurm.cluster.pk).update(**facts)
+
+
+def row(node: Node) -> SlurmNode:
+    return SlurmNode.objects.get(node=node)
+
+
+def test_an_errand_that_slurm_refuses_shows_why_until_one_did_what_it_should(slurm: SlurmStage, node: Node) -> None:
+    plain = slurm.daemons.token(user=daemons.PLAIN_USER)
+    change(slurm, errand_user=daemons.PLAIN_USER, errand_token_sealed=seal(plain))
+    nodes.cordon(node=node, reason="it's loud")
+    slurm.until(lambda: row(node).asked_error != "")
+    assert "denied" in row(node).asked_error.lower() or "invalid user" in row(node).asked_error.lower()
+    assert not row(node).is_done
+    assert Cluster.objects.get(pk=slurm.cluster.pk).failures == 0  # The cluster is well; its jobs go on.
+    change(slurm, errand_user="", errand_token_sealed="")
+    SlurmNode.objects.filter(node=node).update(asked_at=timezone.now() - slurm_nodes.ASK_AGAIN_AFTER)
+    slurm.until(lambda: row(node).is_done)
+    assert row(node).asked_error == ""
+    nodes.uncordon(node=node)
+    slurm.until(lambda: row(node).asked == "resume" and row(node).is_done)
+
+
+def test_an_errand_that_cannot_be_sent_shows_why_and_disturbs_no_look(slurm: SlurmStage, node: Node) -> None:
+    change(slurm, errand_user="nobody", errand_token_sealed=seal("no token"))
+    nodes.cordon(node=node, reason="it's loud")
+    assert slurm.look()
+    assert "Slurm refused" in row(node).asked_error
+    change(slurm, errand_user="", errand_token_sealed="")
+    SlurmNode.objects.filter(node=node).update(asked_at=timezone.now() - slurm_nodes.ASK_AGAIN_AFTER)
+    slurm.until(lambda: row(node).is_done)
+    nodes.uncordon(node=node)
+    slurm.until(lambda: row(node).asked == "resume" and row(node).is_done)
+
+
+def test_jobs_run_as_one_user_and_errands_as_another(slurm: SlurmStage, node: Node, rent: Rent, actor: Actor) -> None:
+    change(
+        slurm,
+        user=daemons.PLAIN_USER,
+        token_sealed=seal(slurm.daemons.token(user=daemons.PLAIN_USER)),
+        errand_user=daemons.USER,
+        errand_token_sealed=seal(slurm.daemons.token()),
+    )
+    instance = rent(
+        offer=slurm.offer, gpus=2, command=["sh", "-c", "scontrol update NodeName=gpu1 State=DRAIN; sleep 99"]
+    )
+    slurm.run(lambda: Assignment.objects.get(instance=instance).observed == "running")
+    asg = Assignment.objects.get(instance=instance).public_id
+    users = dict(line.split() for line in slurm.daemons.run("squeue", "-h", "-o", "%j %u").splitlines())
+    assert users[asg] == daemons.PLAIN_USER
+    nodes.cordon(node=node, reason="it's loud")
+    slurm.until(lambda: state(slurm)[1] == "gpumarket: cordoned: it's loud")  # Ours, and not what the command tried.
+    assert not NodeHold.objects.filter(reason__startswith="Drained in Slurm").exists()
+    nodes.uncordon(node=node)
+    slurm.until(lambda: row(node).asked == "resume" and row(node).is_done)
+    with pytest.raises(ClusterInUse) as refusal:
+        clusters.retire(cluster=slurm.cluster, at=timezone.now())
+    assert refusal.value.names == [instance.name]
+    instance.refresh_from_db()
+    rentals.terminate(actor=actor, instance=instance, at=timezone.now())
+    slurm.run(lambda: fresh(instance) == "terminated")
+    clusters.retire(cluster=slurm.cluster, at=timezone.now())
+    assert set(Node.objects.filter(driver="slurm").values_list("state", flat=True)) == {"retired"}
+    assert not slurm.look()
+
+
+def fresh(instance: Instance) -> str:
+    instance.refresh_from_db()
+    return instance.phase

@@ -1,4 +1,4 @@
-"""Slurm clusters: the list, one of them, adding one, another token."""
+"""Slurm clusters: the list, one of them, adding, changing and retiring one, another token."""
 
 from django.contrib import messages
 from django.http import HttpResponse
@@ -7,8 +7,9 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from marketplace.console import clusters, fleet
-from marketplace.console.cluster_forms import ClusterForm, TokenForm
+from marketplace.console.cluster_forms import ClusterFactsForm, ClusterForm, ErrandsForm, TokenForm
 from marketplace.console.door import carried_out, form_page, managers_only, sent
+from marketplace.console.forms import ReasonForm
 from marketplace.portal.doors import Visit
 
 
@@ -51,7 +52,7 @@ def shown(visit: Visit, cluster_id: str) -> HttpResponse:
 @managers_only("GET", "HEAD", "POST")
 def token(visit: Visit, cluster_id: str) -> HttpResponse:
     """Give a cluster another token."""
-    cluster = clusters.cluster_for(cluster_id)
+    cluster = clusters.living_cluster_for(cluster_id)
     form = TokenForm(sent(visit))
     if carried_out(visit, form, clusters.change_token, cluster=cluster, at=visit.at):
         messages.success(visit.request, _("The token is changed. The next look at the cluster uses it."))
@@ -62,5 +63,67 @@ def token(visit: Visit, cluster_id: str) -> HttpResponse:
         title=_("Token of %(cluster)s") % {"cluster": cluster},
         text=_("What runs is not touched. Renew a token before it expires."),
         send=_("Save"),
+        back=reverse("console-cluster", args=[cluster_id]),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def edit(visit: Visit, cluster_id: str) -> HttpResponse:
+    """Change where a cluster is and what of it is ours."""
+    cluster = clusters.living_cluster_for(cluster_id)
+    known = {name: getattr(cluster, name) for name in ClusterFactsForm.base_fields}
+    form = ClusterFactsForm(sent(visit), initial=known)
+    if carried_out(visit, form, clusters.change, cluster=cluster, at=visit.at):
+        messages.success(visit.request, _("The cluster is changed. The next look at it goes by that."))
+        return redirect("console-cluster", cluster_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Edit %(cluster)s") % {"cluster": cluster},
+        text=_(
+            "Its nodes keep their names. An address of another cluster would make all that runs look lost. "
+            "User, partitions and folder change only while nothing runs there."
+        ),
+        send=_("Save"),
+        back=reverse("console-cluster", args=[cluster_id]),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def errands(visit: Visit, cluster_id: str) -> HttpResponse:
+    """Say as whom nodes are drained and resumed in Slurm."""
+    cluster = clusters.living_cluster_for(cluster_id)
+    form = ErrandsForm(sent(visit), initial={"errand_user": cluster.errand_user})
+    if carried_out(visit, form, clusters.change_errands, cluster=cluster, at=visit.at):
+        messages.success(visit.request, _("The user of errands is changed."))
+        return redirect("console-cluster", cluster_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Errands of %(cluster)s") % {"cluster": cluster},
+        text=_("With a user of their own, no customer's command has the rights of an operator of Slurm."),
+        send=_("Save"),
+        back=reverse("console-cluster", args=[cluster_id]),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def retire(visit: Visit, cluster_id: str) -> HttpResponse:
+    """Sell a cluster's nodes no more."""
+    cluster = clusters.living_cluster_for(cluster_id)
+    form = ReasonForm(sent(visit))
+    if carried_out(visit, form, clusters.retire, cluster=cluster, at=visit.at):
+        messages.success(visit.request, _("The cluster is retired."))
+        return redirect("console-cluster", cluster_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Retire %(cluster)s") % {"cluster": cluster},
+        text=_(
+            "Its nodes are sold no more, its tokens are forgotten, and nothing is asked of it again. "
+            "This cannot be undone, and needs that nothing runs there."
+        ),
+        send=_("Retire"),
+        is_dangerous=True,
         back=reverse("console-cluster", args=[cluster_id]),
     )
