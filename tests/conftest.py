@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import AbstractUser
 from django.core.cache import cache
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from billing import credits, prices
@@ -22,23 +22,27 @@ from provisioning import engine, nodes, upkeep
 from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
 from provisioning.volumes import shown
+from tests.database import django_db_modify_db_settings, django_db_setup
+from tests.groups import pytest_collection_finish, pytest_collection_modifyitems
 from tests.nodes import PlayedNode, announce, join
 from tests.nvml.library import fake_nvml, nvml_library, own_nvml
 from tests.slurm.stage import slurm, slurm_cluster
 
-# Fixtures of the pretended NVML and of a Slurm cluster, for every test.
-__all__ = ["fake_nvml", "nvml_library", "own_nvml", "slurm", "slurm_cluster"]
+# Fixtures of the database, the pretended NVML and a Slurm cluster, for every test; how tests are shared out.
+__all__ = [
+    "django_db_modify_db_settings",
+    "django_db_setup",
+    "fake_nvml",
+    "nvml_library",
+    "own_nvml",
+    "pytest_collection_finish",
+    "pytest_collection_modifyitems",
+    "slurm",
+    "slurm_cluster",
+]
 
 TURNS_MAX = 200
 PASSWORD = "correct horse battery"
-
-
-@pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
-    """Tests that commit are cleaned up by TRUNCATE, which the ledger refuses everywhere else."""
-    with django_db_blocker.unblock(), connection.cursor() as cursor:
-        for table in ("billing_transfer", "billing_charge"):
-            cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_is_never_emptied")
 
 
 @pytest.fixture(autouse=True)
