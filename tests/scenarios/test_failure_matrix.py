@@ -1,12 +1,10 @@
-"""What must happen, and what must never, when a part fails: every row of the matrix that needs no GPU.
+"""What must happen, and what must never, when a part fails: every row of the matrix.
 
 Rows that other files hold are named in ROWS; the numbers are those of the matrix that the protocol was designed by.
 """
 
 import json
-import os
 import random
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -16,34 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import time_machine
-from django.db import connection, connections
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 from django.utils.timezone import now
 
-from billing import books
 from billing.models import UsageSpan
-from marketplace import rentals
-from marketplace.access import Actor
 from marketplace.console import troubles
-from provisioning import engine, nodes, reports
+from provisioning import nodes, reports
 from provisioning.agent import disk
 from provisioning.agent.control import Backoff
 from provisioning.agent.lease import LEASE_RAN_OUT
-from provisioning.engine import Plan
-from provisioning.models import Assignment, GpuHold, Heartbeat, Instance, LogChunk, Node, Quota
+from provisioning.models import Assignment, Heartbeat, Instance, LogChunk, Node
 from provisioning.protocol import VERSION, LogPiece, Report, Said
-from provisioning.steps import PLAN, STEPS
-from tests.conftest import Fleet, Rent
+from tests.conftest import Fleet
 from tests.nodes import PlayedNode
 from tests.packages import needs
 from tests.provisioning.agent.cast import AgentRun, eventually
 from tests.provisioning.agent.conftest import home, plane, start_agent
 from tests.provisioning.agent.control_plane import ControlPlane
 from tests.scenarios.conftest import ROOT
+from tests.scenarios.deaths import _no_nudges, die, in_a_process_that_dies
 
-__all__ = ["home", "plane", "start_agent"]
+__all__ = ["_no_nudges", "home", "plane", "start_agent"]
 
 StartAgent = Callable[..., AgentRun]
 database = pytest.mark.django_db(transaction=True)
@@ -59,8 +52,11 @@ ROWS = {
     7: ("tests/scenarios/test_failure_matrix.py", "without_its_database_the_gateway_asks_nodes_to_come_again"),
     8: ("tests/scenarios/test_faults.py", "flush_redis"),
     9: ("tests/scenarios/test_races.py", "two_workers_do_not_run_one_step_twice"),
-    10: ("tests/scenarios/test_failure_matrix.py", "a_worker_killed_in_any_step_loses_and_doubles_nothing"),
+    10: ("tests/scenarios/test_workers.py", "a_worker_killed_in_any_step_loses_and_doubles_nothing"),
+    11: ("tests/scenarios/test_workers.py", "a_worker_that_hangs_beyond_its_lease_changes_nothing_when_it_wakes_up"),
     12: ("tests/scenarios/test_races.py", "the_last_gpu_goes_to_one_of_two"),
+    13: ("tests/provisioning/health/test_repairs.py", "a_repair_whose_end_nobody_knows_is_not_tried_again"),
+    14: ("tests/scenarios/test_health.py", "a_gpu_that_falls_off_the_bus"),
     15: ("tests/scenarios/test_failure_matrix.py", "a_clock_that_is_ten_minutes_off_is_shown_and_changes_nothing_else"),
     16: ("tests/scenarios/test_failure_matrix.py", "a_full_disk_refuses_what_is_new_and_keeps_the_journal"),
     17: ("tests/provisioning/agent/test_workloads.py", "a_document_that_is_not_newer_is_ignored"),
@@ -226,30 +222,6 @@ def tell(played: PlayedNode, *said: Said, at: Any, **more: Any) -> dict[str, Any
     return reports.take(report_of(played, *said, **more), at=at)
 
 
-def die(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_a_process_that_dies(work: Callable[[], Any]) -> None:
-    """Do the work in a process of its own, which is killed on the way."""
-    connections.close_all()  # A connection belongs to one process.
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os._exit(3)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status), f"it was not killed but ended with {os.waitstatus_to_exitcode(status)}"
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
-@pytest.fixture
-def _no_nudges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection to Redis belongs to one process, too; sweeps find what nobody nudges."""
-    monkeypatch.setattr(engine, "nudge", lambda workflow_id: None)
-
-
 @database
 @pytest.mark.usefixtures("_no_nudges")
 @pytest.mark.parametrize("where", ["_hear", "_take_states", "take_logs", "_answer", "after the commit"])
@@ -331,56 +303,3 @@ def test_a_join_token_used_twice_lets_the_second_key_nowhere(fleet: Fleet) -> No
             with pytest.raises(JoinTokenUsed):
                 call()
     assert Node.objects.get(pk=node.pk).key_hash == nodes.digest("one")
-
-
-# The worker: row 10
-
-
-def deadly(step: str, when: str) -> Plan:
-    """Return the plan in which a worker is killed before or after it did a step, or before the outcome is recorded."""
-
-    def step_and_die(instance: Instance) -> Any:
-        if when == "before":
-            die()
-        outcome = STEPS[step](instance)
-        if when == "after":
-            die()
-        return outcome
-
-    return Plan(
-        steps={**STEPS, step: step_and_die}, deadlines=PLAN.deadlines, on_failure=PLAN.on_failure, fail=PLAN.fail
-    )
-
-
-@database
-@pytest.mark.usefixtures("_no_nudges")
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", [name for name in STEPS if name != "rest"])
-def test_a_worker_killed_in_any_step_loses_and_doubles_nothing(
-    rent: Rent, fleet: Fleet, actor: Actor, project: Any, step: str, when: str
-) -> None:
-    with time_machine.travel(now(), tick=False) as clock:
-        instance, is_killed = rent(), False
-        for _ in range(60):
-            for workflow_id in engine.due(limit=10):
-                is_there = Instance.objects.get(pk=instance.pk).workflow.step == step
-                if is_there and not is_killed:
-                    in_a_process_that_dies(lambda pk=workflow_id: engine.run_one(pk, deadly(step, when)))
-                    is_killed = True
-                    assert engine.due(limit=10) == [], "its lease is still held"
-                    clock.shift(engine.LEASE + timedelta(seconds=1))
-                else:
-                    engine.run_one(workflow_id, PLAN)
-            fleet.sync()
-            instance = Instance.objects.get(pk=instance.pk)
-            if instance.phase == "running" and instance.workflow.step == "watch" and not engine.due(limit=1):
-                rentals.terminate(actor=actor, instance=instance, at=now())
-            if instance.phase == "terminated":
-                break
-        assert (is_killed, instance.phase) == (True, "terminated")
-        assert Assignment.objects.filter(instance=instance).count() == 1
-        assert not GpuHold.objects.filter(released_at=None).exists()
-        assert Quota.objects.get(project=project).held == 0
-        assert UsageSpan.objects.count() == 1
-        assert not UsageSpan.objects.filter(ended_at=None).exists()
-        assert books.check(at=now()) == []
