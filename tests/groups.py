@@ -15,7 +15,12 @@ FIRST = {
     "containers": ("agent/test_podman.py", "agent/test_podman_failures.py", "test_drivers.py"),
     "containers of agents": ("agent/test_podman_", "agent/test_ssh_containers.py"),
 }
-WAITING = ("tests/provisioning/agent/", "tests/scenarios/", "tests/marketplace/embedded/", "tests/marketplace/portal/test_browser.py")
+WAITING = (
+    "tests/provisioning/agent/",
+    "tests/scenarios/",
+    "tests/marketplace/embedded/",
+    "tests/marketplace/portal/test_browser.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
