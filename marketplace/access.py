@@ -17,7 +17,7 @@ from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import ApiToken, AuditEntry, Invitation, Membership, Organization, Project, Role, SshKey, User
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
 from provisioning import volumes as kept_volumes
-from provisioning.models import Instance, InstanceEvent, Quota, RegistryCredential, Volume
+from provisioning.models import Instance, InstanceEvent, PlacementDecision, Quota, RegistryCredential, Volume
 
 LAST_USED_GRAIN = timedelta(minutes=1)
 ACTOR_NAME_LENGTH_MAX = 254
@@ -247,6 +247,21 @@ def volume_of(project: Project, name: str) -> Volume:
 def events(instance: Instance) -> QuerySet[InstanceEvent]:
     """Return what happened to an instance; the caller came through `instance_for`."""
     return InstanceEvent.objects.filter(instance=instance)
+
+
+def placements(instance: Instance) -> QuerySet[PlacementDecision]:
+    """Return placement's decisions about an instance; the caller came through `instance_for`."""
+    return PlacementDecision.objects.filter(instance=instance).select_related("instance", "project", "offer")
+
+
+def placement_for(actor: Actor, placement_id: str, *, verb: str) -> PlacementDecision:
+    """Return a decision of placement about something of a project that this actor may see."""
+    seen = PlacementDecision.objects.filter(project__in=_projects(actor, memberships(actor)).values("pk"))
+    row = seen.filter(public_id=placement_id).select_related("instance", "project", "offer").first()
+    if row is None:
+        raise NotFound
+    _check(actor, row.project.organization_id, verb)
+    return row
 
 
 def member_for(actor: Actor, membership_id: str, *, verb: str) -> Membership:

@@ -43,6 +43,8 @@ app.conf.update(
             ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
             ("capacity of offers", "provisioning.tasks.count_capacity", 60.0),
+            ("hosts that are not shared", "provisioning.tasks.close_hosts", 20.0),
+            ("decisions that are old", "provisioning.tasks.purge_decisions", 600.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),

@@ -27,6 +27,9 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "instance.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "volume.view": (EVERYBODY, "read"),
     "volume.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "policy.view": (EVERYBODY, "read"),
+    "policy.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "organization_policy.change": (frozenset({OWNER, ADMIN}), "manage"),
     "usage.view": (EVERYBODY, "read"),
     "balance.view": (EVERYBODY, "read"),
     "quota.view": (EVERYBODY, "read"),
@@ -37,6 +40,7 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
 ORGANIZATION_WIDE = frozenset(
     {
         "organization.change",
+        "organization_policy.change",
         "project.create",
         "member.view",
         "member.change",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
 from django.db import transaction
@@ -22,6 +23,7 @@ from marketplace.names import given_once
 from provisioning import calendar, instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
+from provisioning.placing.asking import LEVELS, SPREAD_OVER
 
 log = structlog.get_logger("marketplace.rentals")
 
@@ -38,6 +40,7 @@ REPLICAS_MAX = 10_000
 class Order:
     """What is to be rented: `replicas` x `gpus` GPUs of an offer, running a command. Checked by `check`.
 
+    `wish` is how to place it: `strategy`, `level`, `required`, `max_skew`.
     `image` and `ports` (inside it, to be published) are for offers that run
     images. `lease` says what the node does when it hears nothing from us,
     `on_failure` what we do when the node fails.
@@ -54,6 +57,7 @@ class Order:
     lease: str = Instance.Lease.STICKY
     on_failure: str = Instance.OnFailure.STOP
     uses: Sequence[volumes.Use] = ()
+    wish: Mapping[str, Any] | None = None
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -80,6 +84,7 @@ def check(order: Order) -> None:
     runtimes.check(offer=order.offer, image=order.image, ports=order.ports, command=order.command)
     _check_choice("lease", order.lease, Instance.Lease.values)
     _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
+    _check_wish(order.wish or {})
     _check_command(order.command)
     _check_env(order.env or {})
     kept.check_uses(order.uses, offer=order.offer)
@@ -119,6 +124,12 @@ def _check_name(name: str) -> None:
 def _check_choice(field: str, given: str, known: Sequence[str]) -> None:
     if given not in known:
         raise BadOrder(field, gettext("Choose one of %(known)s.") % {"known": ", ".join(known)})
+
+
+def _check_wish(wish: Mapping[str, Any]) -> None:
+    _check_choice("placement", wish.get("strategy", "pack"), ("pack", "spread"))
+    level = wish.get("level", "node")
+    _check_choice("placement", level, SPREAD_OVER if wish.get("strategy") == "spread" else LEVELS)
 
 
 def _check_command(command: Sequence[str]) -> None:
@@ -190,6 +201,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
         ports=order.ports,
         lease=order.lease,
         on_failure=order.on_failure,
+        wish=order.wish,
         at=at,
         uses=order.uses,
         token_id=actor.token.pk if actor.token else None,

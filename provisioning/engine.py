@@ -62,11 +62,14 @@ Step = Callable[[Instance], Outcome]
 
 
 class NotYet(Exception):
-    """Raised by a commit that cannot be done now; everything in it is rolled back and tried again later."""
+    """Raised by a commit that cannot be done now; everything in it is rolled back and tried again later.
 
-    def __init__(self, seconds: float) -> None:
+    What is to be written down of the attempt is written by `afterwards`, once it is rolled back.
+    """
+
+    def __init__(self, seconds: float, *, afterwards: Callable[[], object] | None = None) -> None:
         super().__init__(f"again in {seconds} s")
-        self.seconds = seconds
+        self.seconds, self.afterwards = seconds, afterwards
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def run_one(workflow_id: int, plan: Plan) -> bool:
             outcome = _outcome(workflow, plan, now)
             goes_on = _apply(workflow, outcome, plan)
         except NotYet as later:
+            if later.afterwards is not None:
+                later.afterwards()
             goes_on = _apply(workflow, Wait(later.seconds), plan)
         except Exception as error:
             # The one place that catches all: the row stays, is tried again later, and tells what happened.

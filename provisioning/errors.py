@@ -1,5 +1,8 @@
 """What the engine room refuses. Whoever faces the customer turns these into words."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ProvisioningError(Exception):
     """An expected refusal; nothing was changed."""
@@ -18,7 +21,15 @@ class StaleInterruption(ProvisioningError):
 
 
 class NoCapacity(ProvisioningError):
-    """There are not enough free GPUs now."""
+    """There are not enough free GPUs now. `decision` says why; whoever rolls back may keep it (`decisions.keep`)."""
+
+    def __init__(self, message: str, *, decision: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.decision = decision
+
+
+class PolicyExcludes(NoCapacity):
+    """A policy of the tenant's own lets nothing of it run there. It is never relaxed."""
 
 
 class NoRoom(ProvisioningError):

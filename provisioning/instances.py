@@ -5,6 +5,7 @@ Lock order everywhere: workflow, instance, budget, quota, account, node, assignm
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from django.db import transaction
 from django.utils.translation import gettext as _
@@ -48,13 +49,14 @@ def create(
     ports: Sequence[int] = (),
     lease: str = Instance.Lease.STICKY,
     on_failure: str = Instance.OnFailure.STOP,
+    wish: Mapping[str, Any] | None = None,
     at: datetime,
     uses: Sequence[volumes.Use] = (),
     market: str = Instance.Market.ON_DEMAND,
     claims: bool = True,
     token_id: int | None = None,
 ) -> Instance:
-    """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity.
+    """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity. `wish` is how to place it.
 
     The caller holds quota and funds for it under `public_id` already, and rolls everything back on a refusal.
     Without `claims` it only queues, and whoever lets it in wakes its workflow.
@@ -74,6 +76,7 @@ def create(
         ports=list(ports),
         lease=lease,
         on_failure=on_failure,
+        placement=dict(wish or {}),
         quota_held=replicas * gpus_per_replica,
         ordered_with_id=token_id,
         created_at=at,

@@ -9,6 +9,8 @@ well is a question of health, not of inventory. Otherwise a manager accepts what
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from django.db.models import F, Q
 from provisioning import holds, placement
 from provisioning.errors import InventoryMismatch, ProvisioningError
 from provisioning.models import Gpu, GpuHold, Node, NodeHold, NodeInventory, Remediation
+from provisioning.placing.boards import INDICES_MAX
 from provisioning.protocol import GpuFact, Inventory
 
 log = structlog.get_logger("provisioning.inventory")
@@ -47,6 +50,7 @@ def take(*, node: Node, said: Inventory, at: datetime) -> None:
         node=node,
         defaults={"driver": said.driver or "", "gpus": facts, "links": _sound_links(said), "told_at": at},
     )
+    _keep_groups(node, said)
     known = _accepted(node)
     if not known:
         Gpu.objects.bulk_create(_made(node, one) for one in facts)
@@ -90,7 +94,7 @@ def accept(*, node: Node, at: datetime) -> list[str]:
     changes = differences(known, facts)
     Gpu.objects.filter(pk__in=[gpu.pk for gpu in gone]).update(removed_at=at, healthy=False)
     _put_in_place(node, facts)
-    Node.objects.filter(pk=node.pk).update(gpu_count=len(facts), free_gpus=0)
+    Node.objects.filter(pk=node.pk).update(gpu_count=len(facts), free_mask=0)
     placement.recount([node.pk])
     holds.let_go(node=node, kind=NodeHold.Kind.INVENTORY_CHANGED, at=at)
     node.refresh_from_db(fields=["gpu_count", "free_gpus"])
@@ -220,6 +224,19 @@ def _is_sound(value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= TEXT_MAX and "\x00" not in value
     return value is None or (isinstance(value, int) and abs(value) <= BIGGEST)
+
+
+def _keep_groups(node: Node, said: Inventory) -> None:
+    """Write down which GPUs NVLink ties together, for placement; nothing where it is all of them or nobody told."""
+    index_of = {gpu.uuid: gpu.index for gpu in said.gpus if gpu.index < INDICES_MAX}
+    groups = [1 << index for index in index_of.values()]
+    for link in said.links:
+        if link.kind == "nvlink" and link.a in index_of and link.b in index_of:
+            tied = [group for group in groups if group & (1 << index_of[link.a] | 1 << index_of[link.b])]
+            groups = [group for group in groups if group not in tied]
+            groups.append(reduce(or_, tied))
+    found = sorted(groups) if 1 < len(groups) < len(index_of) else []
+    Node.objects.filter(pk=node.pk).exclude(nvlink_groups=found).update(nvlink_groups=found)
 
 
 def _sound_links(said: Inventory) -> list[dict[str, str]]:

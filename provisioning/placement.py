@@ -1,124 +1,138 @@
 """Where an instance runs: choose nodes, claim their GPUs all or nothing, give them back.
 
-A claim is two statements. The first locks the chosen nodes and counts their
-GPUs as taken; the second picks the GPUs. They cannot be one: a single
-statement would read GPUs in the snapshot taken before the lock and hand one
-out twice. The partial unique index on live holds is the last word. A node is
-found through the index `node_best_fit`, so the size of the fleet does not matter.
+The choice is made in memory, from a snapshot that one statement brings up to
+date (`snapshots`), by a pure function (`placing`). A second statement takes the
+GPUs: it locks the nodes, in id order, looks into their own rows whether the
+GPUs are still free, and only then writes. What it decides on stands in the
+locked row (`free_mask`), so it may be one statement: rows of other tables would
+be read as they were before the lock. The partial unique index on live holds is
+the last word.
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
+from typing import Any
+from zlib import crc32
 
 from django.db import connection, transaction
-from django.db.models import Count, Exists, F, IntegerField, OuterRef, QuerySet, Subquery, Sum, Value
-from django.db.models.functions import Coalesce
+from django.db.models import OuterRef
 from django.utils.translation import gettext, ngettext
 
 from billing.public_ids import new_public_id
-from provisioning.errors import NoCapacity
+from provisioning import decisions, policies, snapshots
+from provisioning.errors import NoCapacity, PolicyExcludes
 from provisioning.health import wipes
-from provisioning.models import Assignment, Gpu, GpuHold, Instance, Node
+from provisioning.models import Assignment, GpuHold, Instance, Node
+from provisioning.placing import policy, reasons
+from provisioning.placing.asking import Choice, Refusal, Request
+from provisioning.placing.choice import choose
+from provisioning.placing.shard import Shard
+from provisioning.snapshots import Snapshot, Tenant
 
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 
-# From tightest to widest; an offer lives in one site, so the last level is the offer itself.
-DOMAINS = (("fabric", "rack"), ("fabric",), ("offer",))
-# A gang chooses its nodes before it locks them, so another claim may come between.
-CHOICES_MAX = 5
+# A choice may be overtaken before it is locked; then another is made from fresher rows.
+ATTEMPTS_MAX = 3
+# Nodes that are named for one instance that fits on one; the first that nobody is claiming this moment is taken.
+ALTERNATIVES = 3
 
-TAKE_BEST_FIT = """
-UPDATE provisioning_node SET free_gpus = free_gpus - %(gpus)s, desired_generation = desired_generation + 1
-WHERE id = (
-    SELECT id FROM provisioning_node
-    WHERE offer_id = %(offer)s AND state = 'available' AND reachability = 'online' AND NOT is_held
-        AND free_gpus >= %(gpus)s AND id <> %(avoid)s
-    ORDER BY free_gpus, id LIMIT 1 FOR NO KEY UPDATE
-)
-RETURNING id
+FITS = """
+    node.offer_id = %(offer)s AND node.state = 'available' AND node.reachability = 'online' AND NOT node.is_held
+    AND node.free_mask & wanted.mask = wanted.mask
+    AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s)
+    AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s OR node.free_gpus = node.gpu_count)
 """
-TAKE_BEST_FIT_NOW = TAKE_BEST_FIT.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
-# The one node on which a local volume of the instance lies.
-TAKE_HOME = TAKE_BEST_FIT.replace("WHERE offer_id", "WHERE id = %(home)s AND offer_id")
-
-TAKE_NODES = """
-UPDATE provisioning_node SET free_gpus = free_gpus - wanted.gpus, desired_generation = desired_generation + 1
-FROM unnest(%(nodes)s::bigint[], %(gpus)s::int[]) AS wanted (node_id, gpus) WHERE id = wanted.node_id
-"""
-
-# The n-th replica on a node gets the node's n-th handful of free GPUs.
-TAKE_GPUS = """
+TAKE = """
 WITH place AS (
-    SELECT public_id, node_id, replica - 1 AS replica,
-        row_number() OVER (PARTITION BY node_id ORDER BY replica) - 1 AS handful
-    FROM unnest(%(public_ids)s::text[], %(nodes)s::bigint[]) WITH ORDINALITY AS wanted (public_id, node_id, replica)
-), free AS (
-    SELECT id, node_id, uuid, index,
-        (row_number() OVER (PARTITION BY node_id ORDER BY index) - 1) / %(per_replica)s AS handful
-    FROM provisioning_gpu gpu
-    WHERE node_id = ANY (%(nodes)s::bigint[]) AND healthy AND state = 'clean'
-        AND NOT EXISTS (SELECT FROM provisioning_gpuhold WHERE gpu_id = gpu.id AND released_at IS NULL)
+    SELECT * FROM unnest(%(ranks)s::int[], %(nodes)s::bigint[], %(masks)s::bigint[], %(replicas)s::int[],
+        %(public_ids)s::text[], %(levels)s::text[]) AS place (rank, node_id, mask, replica, public_id, level)
+), wanted AS MATERIALIZED (
+    SELECT rank, node_id, level, bit_or(mask) AS mask FROM place GROUP BY rank, node_id, level
+), locked AS MATERIALIZED (
+    SELECT node.id, wanted.rank, wanted.level, wanted.mask FROM wanted JOIN provisioning_node node ON node.id = node_id
+    WHERE {fits} {order}
 ), taken AS (
-    SELECT free.id AS gpu_id, uuid, index, place.* FROM free JOIN place USING (node_id, handful)
+    UPDATE provisioning_node node SET free_mask = node.free_mask & ~locked.mask,
+        exclusive_to_id = coalesce(node.exclusive_to_id, %(alone)s), desired_generation = node.desired_generation + 1
+    FROM locked WHERE node.id = locked.id AND (SELECT count(*) FROM locked) = %(count)s
+    RETURNING node.id, node.name, locked.rank, locked.level
+), gpu AS (
+    SELECT gpu.id, gpu.uuid, gpu.index, place.public_id FROM taken
+    JOIN place ON place.rank = taken.rank AND place.node_id = taken.id
+    JOIN provisioning_gpu gpu ON gpu.node_id = taken.id AND gpu.healthy AND gpu.state = 'clean' AND gpu.index < 63
+        AND place.mask >> gpu.index & 1 = 1
 ), assigned AS (
     INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
         message, log_bytes, ports, created_at)
-    SELECT public_id, %(instance)s, node_id, replica, %(fence)s, jsonb_agg(uuid ORDER BY index), 'prepared', 'pending',
-        '', 0, '{}', %(at)s
-    FROM taken GROUP BY public_id, node_id, replica
+    SELECT place.public_id, %(instance)s, place.node_id, place.replica, %(run)s, held.uuids, 'prepared', 'pending',
+        '', 0, '{{}}', %(at)s
+    FROM place JOIN (SELECT public_id, jsonb_agg(uuid ORDER BY index) AS uuids FROM gpu GROUP BY public_id) held
+        USING (public_id)
     RETURNING id, public_id, node_id, replica, gpu_uuids
 ), held AS (
     INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
-    SELECT gpu_id, assigned.id, %(at)s FROM taken JOIN assigned USING (replica)
+    SELECT gpu.id, assigned.id, %(at)s FROM gpu JOIN assigned USING (public_id)
+), decided AS (
+    INSERT INTO provisioning_placementdecision (public_id, project_id, offer_id, instance_id, run, at, outcome, times,
+        request, level, nodes, candidates, rejected, most, relaxation, policy_digest)
+    SELECT %(decision)s, %(project)s, %(offer)s, %(instance)s, %(run)s, %(at)s, 'placed', 1, %(request)s, min(level),
+        count(*), %(candidates)s, %(rejected)s, '{{}}', '{{}}', %(policy_digest)s
+    FROM taken HAVING count(*) > 0
 )
-SELECT assigned.id, assigned.public_id, replica, gpu_uuids, node.id, node.name
-FROM assigned JOIN provisioning_node node ON node.id = node_id ORDER BY replica
+SELECT assigned.id, assigned.public_id, replica, gpu_uuids, taken.id, taken.name
+FROM assigned JOIN taken ON taken.id = node_id ORDER BY replica
 """
+# One of several nodes, at once: one that is being claimed this moment is passed over.
+TAKE_ONE_NOW = TAKE.format(fits=FITS, order="ORDER BY wanted.rank LIMIT 1 FOR NO KEY UPDATE OF node SKIP LOCKED")
+# All of the nodes, waiting for whoever claims some of them this moment.
+TAKE_ALL = TAKE.format(fits=FITS, order="ORDER BY node.id FOR NO KEY UPDATE OF node")
 
-
-def placeable(offer_id: int) -> QuerySet[Node]:
-    """Return the nodes of an offer on which something may be placed now."""
-    return Node.objects.filter(
-        offer_id=offer_id, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, is_held=False
-    )
+RECOUNT = """
+UPDATE provisioning_node node SET free_mask = counted.mask,
+    exclusive_to_id = CASE WHEN counted.is_used THEN node.exclusive_to_id END
+FROM (
+    SELECT gpu.node_id, bool_or(hold.id IS NOT NULL) AS is_used, coalesce(bit_or(1::bigint << gpu.index)
+        FILTER (WHERE gpu.healthy AND gpu.state = 'clean' AND hold.id IS NULL AND gpu.index < 63), 0) AS mask
+    FROM provisioning_gpu gpu
+    LEFT JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
+    WHERE gpu.node_id = ANY (%(nodes)s::bigint[]) GROUP BY gpu.node_id
+) counted WHERE node.id = counted.node_id
+"""
 
 
 def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
-    Runs inside the caller's transaction. Replicas share the tightest domain
-    that has room: one node, else one rack, one fabric, the offer's site. The
-    node that failed the last run is taken only where there is no other. With a
-    `home`, where a local volume of theirs lies, all of them run there or nowhere.
+    Runs inside the caller's transaction. Replicas share the tightest level that
+    has room, unless the instance asks for something else. Policies of the
+    project and its organization are read here, whoever calls, and never
+    relaxed: PolicyExcludes. The node that failed the last run is taken only
+    where there is no other. With a `home`, where a local volume of theirs lies,
+    all of them run there or nowhere. The decision is recorded: with the claim,
+    or by whoever rolls back a refusal (`decisions.keep`).
     """
-    if home is not None:
-        node_id = _take_best_fit(instance, avoid=0, home=home)
-        if node_id is None:
-            raise NoCapacity(_why_not_home(instance, home))
-        return _take_gpus(instance, [node_id] * instance.replicas, at)
-    failed_on = instance.failed_on_id or 0
-    for avoid in (failed_on, 0) if failed_on else (0,):
-        if found := _claim(instance, at, avoid=avoid):
-            return found
-    raise NoCapacity(_why(instance))
-
-
-def _claim(instance: Instance, at: datetime, *, avoid: int) -> list[Assignment]:
-    node_id = _take_best_fit(instance, avoid=avoid)
-    if node_id is not None:
-        return _take_gpus(instance, [node_id] * instance.replicas, at)
-    for _ in range(CHOICES_MAX if instance.replicas > 1 else 0):
-        places = _choose(instance, avoid=avoid)
-        if places is None:
-            break
-        # The savepoint gives the locks back when the choice was overtaken: the next one must begin in id order again.
-        with transaction.atomic():
-            if _take_nodes(instance, places):
-                return _take_gpus(instance, places, at)
-            transaction.set_rollback(True)
-    return []
+    lost = frozenset[int]()
+    for attempt in range(1, ATTEMPTS_MAX + 1):
+        with snapshots.current(instance.offer_id) as snapshot:
+            tenant = snapshot.refresh(instance.project_id)
+            asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
+            _check_policies(asked, snapshot)
+            choices, waits = _choices(snapshot.shard, asked, lost if attempt < ATTEMPTS_MAX else frozenset())
+            if not choices:
+                raise _refusal(asked, snapshot.shard)
+            able, rejected = reasons.rejected(snapshot.shard, asked.request)
+            for node_id, mask in choices[0].places:
+                snapshot.take(node_id, mask, asked.alone or 0)
+        told = {"candidates": able, "rejected": json.dumps(rejected)}
+        claimed = _commit(asked, choices, told, waits=waits or attempt == ATTEMPTS_MAX)
+        _look_again(asked, choices, claimed)
+        if claimed:
+            return claimed
+        lost |= {node_id for choice in choices for node_id, _ in choice.places}
+    raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -159,101 +173,170 @@ def lock(node_ids: Iterable[int]) -> list[Node]:
 
 
 def recount(node_ids: Iterable[int]) -> None:
-    """Set `free_gpus` from the GPUs themselves. The caller holds the locks of these nodes."""
-    free = (
-        Gpu.objects.filter(node=OuterRef("pk"), healthy=True, state=Gpu.State.CLEAN)
-        .filter(~Exists(LIVE_HOLD))
-        .order_by()
-        .values("node")
-        .annotate(count=Count("pk"))
-        .values("count")
-    )
-    Node.objects.filter(pk__in=list(node_ids)).update(
-        free_gpus=Coalesce(Subquery(free, output_field=IntegerField()), Value(0))
-    )
+    """Set which GPUs are free from the GPUs themselves. The caller holds the locks of these nodes.
 
-
-def _take_best_fit(instance: Instance, *, avoid: int, home: int | None = None) -> int | None:
-    """Lock the fullest node that has room for all replicas and count their GPUs as taken; None where there is none.
-
-    Nodes that are being claimed this moment are passed over, and waited for only when there is no other.
+    A node that nobody uses any more is kept for nobody.
     """
     with connection.cursor() as cursor:
-        for take in (TAKE_BEST_FIT_NOW, TAKE_BEST_FIT) if home is None else (TAKE_HOME,):
-            wanted = {"offer": instance.offer_id, "gpus": instance.gpus, "avoid": avoid, "home": home}
-            cursor.execute(take, wanted)
-            if found := cursor.fetchone():
-                return int(found[0])
-    return None
+        cursor.execute(RECOUNT, {"nodes": list(node_ids)})
 
 
-def _choose(instance: Instance, *, avoid: int) -> list[int] | None:
-    """Return a node for each replica, in the tightest domain that has room; None where even the site has none."""
-    per_replica = instance.gpus_per_replica
-    nodes = placeable(instance.offer_id).filter(free_gpus__gte=per_replica).exclude(pk=avoid)
-    # Integer division of the column: how many replicas fit on a node.
-    for domain in DOMAINS:
-        room = nodes.values(*domain).annotate(room=Sum(F("free_gpus") / per_replica))
-        tightest = room.filter(room__gte=instance.replicas).order_by("room", *domain).first()
-        if tightest is not None:
-            return _spread(instance, nodes.filter(**{name: tightest[name] for name in domain}))
-    return None
+def hints(offer_id: int) -> reasons.Hints:
+    """Return the largest gangs of an offer that could start now, and what keeps larger ones from it."""
+    with snapshots.current(offer_id) as snapshot:
+        snapshot.refresh()
+        return reasons.hints(snapshot.shard)
 
 
-def _spread(instance: Instance, inside: QuerySet[Node]) -> list[int] | None:
-    """Return a node for each replica on as few nodes as possible; the last is the fullest that can take the rest."""
-    left, places = instance.replicas, list[int]()
-    largest = inside.order_by("-free_gpus", "pk").values_list("pk", "free_gpus")[:left]
-    for node_id, free_gpus in largest:
-        room = free_gpus // instance.gpus_per_replica
-        if room >= left:
-            rest = inside.filter(free_gpus__gte=left * instance.gpus_per_replica).exclude(pk__in=places)
-            last = rest.order_by("free_gpus", "pk").values_list("pk", flat=True).first()
-            return None if last is None else places + [last] * left
-        places += [node_id] * room
-        left -= room
-    return None
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who asks for what."""
+
+    instance: Instance
+    at: datetime
+    tenant: Tenant
+    request: Request
+
+    @property
+    def alone(self) -> int | None:
+        """The tenant who is to have the nodes alone."""
+        return self.request.owner if self.request.is_exclusive else None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a decision says of it."""
+        documents = json.dumps(self.tenant.policies, sort_keys=True)
+        return {
+            "project": self.instance.project_id,
+            "offer": self.instance.offer_id,
+            "instance": self.instance.pk,
+            "run": self.instance.run,
+            "at": self.at,
+            "policy_digest": sha256(documents.encode()).hexdigest() if self.tenant.policies else "",
+        }
 
 
-def _take_nodes(instance: Instance, places: Sequence[int]) -> bool:
-    """Lock the chosen nodes and count their GPUs as taken; False if another claim has taken some of them meanwhile."""
-    wanted = {node_id: count * instance.gpus_per_replica for node_id, count in Counter(places).items()}
-    free = {
-        node.pk: node.free_gpus
-        for node in lock(wanted)
-        if node.state == Node.State.AVAILABLE and node.reachability == Node.Reachability.ONLINE and not node.is_held
-    }
-    if any(free.get(node_id, 0) < gpus for node_id, gpus in wanted.items()):
-        return False
+def _request(instance: Instance, tenant: Tenant, home: int | None) -> Request:
+    wish = instance.placement
+    return Request(
+        replicas=instance.replicas,
+        gpus=instance.gpus_per_replica,
+        strategy=wish.get("strategy", "pack"),
+        level=wish.get("level", "site"),
+        is_required=wish.get("required", False),
+        max_skew=wish.get("max_skew", 1),
+        owner=tenant.organization_id,
+        is_exclusive=policy.wants_whole_hosts(tenant.policies),
+        home=home or 0,
+        tie=crc32(f"{instance.public_id} {instance.run}".encode()),
+    )
+
+
+def _choices(shard: Shard, asked: _Asked, lost: frozenset[int]) -> tuple[list[Choice], bool]:
+    """Return where it may go, the best first, and whether to wait for it: only where there is nothing else."""
+    request, failed_on = asked.request, asked.instance.failed_on_id
+    avoided = frozenset({failed_on} if failed_on and not request.home else ())
+    for avoid in dict.fromkeys((avoided | lost, lost, frozenset[int]())):
+        # Among equals the first; who was overtaken there looks elsewhere than the others who were.
+        first = choose(shard, replace(request, avoid=avoid, tie=request.tie if lost else 0))
+        if first is None:
+            continue
+        if request.home or _nodes(first) > 1 or avoid != avoid | lost:
+            return [first], True
+        return [first, *_others(shard, request, avoid, first)], False
+    return [], False
+
+
+def _others(shard: Shard, request: Request, avoid: frozenset[int], first: Choice) -> list[Choice]:
+    """Return the next best nodes for what fits on one, so that a node in somebody's hands costs no second question."""
+    found = list[Choice]()
+    avoid |= {first.places[0][0]}
+    while len(found) < ALTERNATIVES - 1:
+        other = choose(shard, replace(request, avoid=avoid))
+        if other is None or _nodes(other) > 1:
+            break
+        found.append(other)
+        avoid |= {other.places[0][0]}
+    return found
+
+
+def _nodes(choice: Choice) -> int:
+    return len({node_id for node_id, _ in choice.places})
+
+
+def _commit(asked: _Asked, choices: Sequence[Choice], told: dict[str, Any], *, waits: bool) -> list[Assignment]:
+    """Take the GPUs of the first choice that can be had, and write down where it went; empty where none can."""
+    if not waits:
+        return _take(TAKE_ONE_NOW, asked, choices, told | {"count": 1})
+    # The savepoint gives the locks back where it was overtaken: the next choice must begin in id order again.
+    with transaction.atomic():
+        claimed = _take(TAKE_ALL, asked, choices[:1], told | {"count": _nodes(choices[0])})
+        if not claimed:
+            transaction.set_rollback(True)
+    return claimed
+
+
+def _take(statement: str, asked: _Asked, choices: Sequence[Choice], told: dict[str, Any]) -> list[Assignment]:
+    instance = asked.instance
+    rows = [
+        (rank, node_id, mask, replica, choice.level)
+        for rank, choice in enumerate(choices)
+        for replica, (node_id, mask) in enumerate(choice.places)
+    ]
+    ranks, nodes, masks, replicas, levels = (list(column) for column in zip(*rows, strict=True))
+    wanted: dict[str, Any] = {
+        "ranks": ranks, "nodes": nodes, "masks": masks, "replicas": replicas, "levels": levels,
+        "public_ids": [new_public_id("asg") for _ in rows], "decision": new_public_id("plc"),
+        "owner": asked.request.owner, "alone": asked.alone,
+        "request": json.dumps(decisions.request_of(asked.request)),
+    }  # fmt: skip
     with connection.cursor() as cursor:
-        cursor.execute(TAKE_NODES, {"nodes": list(wanted), "gpus": list(wanted.values())})
-    return True
-
-
-def _take_gpus(instance: Instance, places: Sequence[int], at: datetime) -> list[Assignment]:
-    """Hold free GPUs of nodes that are locked and counted already; return an assignment for each replica."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            TAKE_GPUS,
-            {
-                "public_ids": [new_public_id("asg") for _ in places],
-                "nodes": list(places),
-                "per_replica": instance.gpus_per_replica,
-                "instance": instance.pk,
-                "fence": instance.run,
-                "at": at,
-            },
+        cursor.execute(statement, wanted | asked.about | told)
+        found = cursor.fetchall()
+    claimed = [
+        Assignment(
+            pk=pk, public_id=public_id, instance=instance, replica=replica, fence=instance.run,
+            gpu_uuids=json.loads(gpu_uuids), created_at=asked.at, node=Node.from_db(None, ["id", "name"], node),
         )
-        assignments = [
-            Assignment(
-                pk=pk, public_id=public_id, instance=instance, replica=replica, fence=instance.run,
-                gpu_uuids=json.loads(gpu_uuids), created_at=at, node=Node.from_db(None, ["id", "name"], node),
-            )
-            for pk, public_id, replica, gpu_uuids, *node in cursor.fetchall()
-        ]  # fmt: skip
-    held = [uuid for assignment in assignments for uuid in assignment.gpu_uuids]
-    assert len(held) == instance.gpus, f"nodes {sorted(set(places))} do not have the free GPUs that they count"
-    return assignments
+        for pk, public_id, replica, gpu_uuids, *node in found
+    ]  # fmt: skip
+    held = sum(len(assignment.gpu_uuids) for assignment in claimed)
+    assert held in {0, instance.gpus}, f"nodes {sorted(set(nodes))} do not have the free GPUs that they count"
+    return claimed
+
+
+def _look_again(asked: _Asked, choices: Sequence[Choice], claimed: Sequence[Assignment]) -> None:
+    """Let the next refresh read what turned out otherwise than it was counted."""
+    named = {node_id for choice in choices for node_id, _ in choice.places}
+    if {assignment.node_id for assignment in claimed} == {node_id for node_id, _ in choices[0].places}:
+        return
+    with snapshots.current(asked.instance.offer_id) as snapshot:
+        for node_id in named:
+            snapshot.doubt(node_id)
+
+
+def _check_policies(asked: _Asked, snapshot: Snapshot) -> None:
+    """Raise PolicyExcludes where a policy lets nothing of this tenant run on this offer."""
+    documents, offer = asked.tenant.policies, asked.instance.offer_id
+    if not any(rule in document for document in documents for rule in policy.SITE_RULES):
+        return
+    rules = policy.broken_by(documents, policies.facts_of(offer))
+    if not rules:
+        return
+    found = Refusal(candidates=0, rejected=dict.fromkeys(rules, len(snapshot.shard.spots)), most={})
+    why = gettext("A policy keeps this out of %(offer)s: it is %(rules)s. No policy is ever relaxed; choose another.")
+    raise PolicyExcludes(
+        why % {"offer": asked.instance.offer, "rules": ", ".join(str(decisions.RULES[rule]) for rule in rules)},
+        decision=decisions.refused(asked.request, found, **asked.about),
+    )
+
+
+def _refusal(asked: _Asked, shard: Shard) -> NoCapacity:
+    found = reasons.why_not(shard, asked.request)
+    home = asked.request.home
+    why = _why_not_home(asked.instance, home) if home else _why(asked.instance, shard)
+    decision = decisions.refused(asked.request, found, **asked.about)
+    return NoCapacity(" ".join(filter(None, [why, decisions.advice(found.relaxation)])), decision=decision)
 
 
 def _why_not_home(instance: Instance, home: int) -> str:
@@ -276,8 +359,8 @@ def _why_not_home(instance: Instance, home: int) -> str:
     )
 
 
-def _why(instance: Instance) -> str:
-    free = placeable(instance.offer_id).aggregate(free=Coalesce(Sum("free_gpus"), Value(0)))["free"]
+def _why(instance: Instance, shard: Shard) -> str:
+    free = sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts))
     shape = f"{instance.replicas} × {instance.gpus_per_replica}" if instance.replicas > 1 else f"{instance.gpus}"
     text = ngettext(
         "%(shape)s GPU of %(offer)s is not free now; %(free)s are, over all its nodes.",

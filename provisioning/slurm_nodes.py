@@ -63,7 +63,6 @@ def _made(cluster: Cluster, told: SeenNode, at: datetime) -> SlurmNode | None:
         gpu_model=cluster.offer.gpu_model,
         gpu_count=told.gpus,
         gpu_memory_mib=cluster.offer.gpu_memory_gib * 1024,
-        free_gpus=0,
         state=Node.State.AVAILABLE,
         reachability=Node.Reachability.ONLINE,
         driver="slurm",

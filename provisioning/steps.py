@@ -14,7 +14,7 @@ from typing import Any
 from django.utils import timezone
 
 from billing import usage
-from provisioning import calendar, interruptions, placement, quotas, volumes
+from provisioning import calendar, decisions, interruptions, placement, quotas, volumes
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
@@ -64,7 +64,7 @@ def claim_gpus(instance: Instance) -> None:
             home = volumes.home_of(volumes.of_instance(instance))
             placement.claim(instance=instance, at=at, home=home)
         except NoCapacity as refusal:
-            raise NotYet(seconds=QUEUE_LOOK_S) from refusal
+            raise NotYet(seconds=QUEUE_LOOK_S, afterwards=partial(decisions.keep, refusal)) from refusal
     instance.move_to(Phase.PLACING, at=at)
 
 

@@ -4,7 +4,19 @@ import structlog
 from celery import shared_task
 from django.utils import timezone
 
-from provisioning import calendar, clusters, engine, interruptions, nodes, partitions, rollups, sessions, upkeep
+from provisioning import (
+    calendar,
+    clusters,
+    decisions,
+    engine,
+    interruptions,
+    nodes,
+    partitions,
+    policies,
+    rollups,
+    sessions,
+    upkeep,
+)
 from provisioning.health import breaker, events, faults, operations, remedies
 from provisioning.steps import PLAN
 
@@ -118,3 +130,15 @@ def interrupt() -> None:
     """Announce the interruptions that are planned, and settle those that are over."""
     interruptions.announce_due(at=timezone.now(), limit=INTERRUPTIONS_MAX)
     interruptions.settle_due(at=timezone.now(), limit=INTERRUPTIONS_MAX)
+
+
+@shared_task
+def close_hosts() -> None:
+    """Keep others off the nodes of tenants whose policy shares no host."""
+    policies.close_hosts()
+
+
+@shared_task
+def purge_decisions() -> None:
+    """Forget placement's decisions that are old."""
+    decisions.purge(at=timezone.now())

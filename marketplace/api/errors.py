@@ -19,7 +19,8 @@ from marketplace import errors, idempotency, limits
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
-from provisioning.errors import IllegalMove, NoCapacity, NoRoom, QuotaExceeded, StaleInstance
+from provisioning import decisions
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 log = structlog.get_logger("marketplace.api")
@@ -105,6 +106,10 @@ KINDS: dict[type[Exception], Kind] = {
         409, "no_capacity", "Not enough free GPUs", "after",
         "Try again later, ask for fewer GPUs, or choose another offer (GET /api/v1/offers?available=true).",
     ),
+    PolicyExcludes: Kind(
+        409, "policy_excludes", "A policy keeps it out", "new_request",
+        "Choose another offer, or ask an owner or admin to change the policy; it is never relaxed by itself.",
+    ),
     NoRoom: Kind(
         409, "no_room", "No node can keep the volume", "after",
         "Try again later, or make the volume in another site (GET /api/v1/sites).",
@@ -152,7 +157,11 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
     kind = kind_of(error)
     if kind is INTERNAL:
         log.exception("unexpected error", path=request.path, exc_info=error)
-    response = Response(problem(kind, request=request, detail=_detail(error, kind), errors=_first(error)))
+    body = problem(kind, request=request, detail=_detail(error, kind), errors=_first(error))
+    if isinstance(error, NoCapacity) and (placement_id := decisions.keep(error)):
+        # What the refusal belongs to was rolled back by now; what was decided stays.
+        body["placement"] = placement_id
+    response = Response(body)
     response.status_code = kind.status
     response.content_type = "application/problem+json"
     if kind.status == 401:

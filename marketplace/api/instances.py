@@ -108,6 +108,7 @@ def _order(project: Project, asked: dict[str, Any]) -> rentals.Order:
         lease=asked.get("lease", Instance.Lease.STICKY),
         on_failure=asked.get("on_failure", Instance.OnFailure.STOP),
         uses=uses,
+        wish=asked.get("placement"),
     )
 
 

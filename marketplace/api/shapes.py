@@ -61,6 +61,21 @@ class VolumeUse(Shape):
     )
 
 
+class PlacementWish(Shape):
+    strategy = serializers.ChoiceField(
+        choices=["pack", "spread"], default="pack", help_text="pack: as near as can be; spread: evenly over the level"
+    )
+    level = serializers.ChoiceField(
+        choices=["nvlink", "node", "rack", "fabric", "site"],
+        required=False,
+        help_text="pack: the widest that replicas may share; spread: what they are dealt out over (node, rack, fabric)",
+    )
+    required = serializers.BooleanField(  # type: ignore[assignment]  # a field of ours, not the serializer's own flag
+        default=False, help_text="refuse or wait where the level or skew cannot be had"
+    )
+    max_skew = Count(min_value=1, max_value=10_000, default=1, help_text="spread: the most that counts may differ")
+
+
 class RentInstance(Shape):
     offer = Text(max_length=64, help_text="an offer's id or slug")
     project = Text(max_length=32, required=False, help_text="default: the token's or the only one")
@@ -95,6 +110,7 @@ class RentInstance(Shape):
         choices=Instance.OnFailure.choices, required=False, help_text="when its node or a GPU fails"
     )
     env = serializers.DictField(child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False)
+    placement = PlacementWish(required=False)
     volumes = serializers.ListField(child=VolumeUse(), required=False, max_length=16)
 
 
@@ -200,6 +216,7 @@ class Problem(serializers.Serializer[Any]):
     retry = serializers.ChoiceField(choices=["none", "same_request", "new_request", "after"])
     suggestion = serializers.CharField()
     errors = FaultyField(many=True)  # type: ignore[assignment]
+    placement = serializers.CharField(required=False, help_text="where no capacity was found: GET /placements/{id}")
     request_id = serializers.CharField()
 
 
@@ -233,6 +250,7 @@ class SiteAnswer(NamedRef):
 
 
 class SupplierAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
     name = serializers.CharField()
 
 
@@ -362,6 +380,7 @@ class InstanceAnswer(NamedRef):
     lease = serializers.ChoiceField(choices=Instance.Lease.choices)
     lease_s = serializers.IntegerField(help_text="seconds without contact to us after which its node ends it")
     on_failure = serializers.ChoiceField(choices=Instance.OnFailure.choices)
+    placement = serializers.DictField(help_text="how it is placed, where something else than packing was asked for")
     restarts = serializers.IntegerField(help_text="how often it was started again elsewhere by itself")
     restart_at = serializers.DateTimeField(allow_null=True, help_text="when that happens next, if it is due")
     desired = serializers.ChoiceField(choices=Instance.Desired.choices)

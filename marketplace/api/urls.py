@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, registries, telemetry, tenants, till, volumes
+from marketplace.api import catalogue, instances, placements, registries, telemetry, tenants, till, volumes
 
 
 class PublicIdConverter:
@@ -32,6 +32,10 @@ urlpatterns = [
     path("instances/<id:instance_id>/events", instances.InstanceEvents.as_view()),
     path("instances/<id:instance_id>/logs", instances.InstanceLogs.as_view()),
     path("instances/<id:instance_id>/logs/stream", instances.InstanceLogStream.as_view()),
+    path("instances/<id:instance_id>/placements", placements.InstancePlacements.as_view()),
+    path("placements/<id:placement_id>", placements.PlacementDetail.as_view()),
+    path("organizations/<id:organization_id>/policy", placements.OrganizationPolicy.as_view()),
+    path("projects/<id:project_id>/policy", placements.ProjectPolicy.as_view()),
     path("volumes", volumes.VolumeList.as_view()),
     path("volumes/<id:volume_id>", volumes.VolumeDetail.as_view()),
     path("volumes/<id:volume_id>/restore", volumes.VolumeRestore.as_view()),

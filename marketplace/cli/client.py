@@ -77,6 +77,10 @@ class Client:
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._ask("PATCH", path, body=body)
 
+    def put(self, path: str, body: Any, *, version: int | None = None) -> dict[str, Any]:
+        """Replace something as a whole; with a version, only where it still has that."""
+        return self._ask("PUT", path, body=body, headers={} if version is None else {"If-Match": f'"{version}"'})
+
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 
@@ -98,9 +102,10 @@ class Client:
         params: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         key: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         given = {name: value for name, value in (params or {}).items() if value is not None}
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = dict(headers or {}) | ({"Idempotency-Key": key} if key else {})
         request = self._http.build_request(method, path, params=given, json=body, headers=headers)
         self._say_as_curl(request, body)
         if method != "GET":

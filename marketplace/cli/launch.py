@@ -26,6 +26,8 @@ def launch(
     port: orders.Port = None,
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
+    within: orders.Within = None,
+    spread: orders.Spread = None,
     project: Project = None,
     volume: orders.Volumes = None,
     wait: Wait = True,
@@ -54,7 +56,7 @@ def launch(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
+            running=orders.Running(image, port, lease, restart_on_failure, orders.wish(within=within, spread=spread)),
             volumes=volume or [],
         )
         order.say()

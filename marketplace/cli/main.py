@@ -12,6 +12,7 @@ from marketplace.cli import (
     logs,
     offers,
     orders,
+    placements,
     registries,
     ssh,
     ssh_keys,
@@ -49,6 +50,7 @@ app.command(cls=orders.TakesCommand)(launch.launch)
 app.command(cls=orders.TakesCommand)(run_command.run)
 app.command()(instances.ls)
 app.command()(instances.show)
+app.command()(placements.why)
 app.command()(logs.logs)
 app.command()(top.top)
 app.command(cls=ssh.MayTakeCommand)(ssh.ssh)
@@ -62,6 +64,7 @@ app.add_typer(volumes.app, name="volume")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)
+app.add_typer(placements.app, name="policy")
 app.add_typer(registries.app, name="registry")
 app.add_typer(ssh_keys.app, name="ssh-key")
 

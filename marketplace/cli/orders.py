@@ -66,6 +66,20 @@ Volumes = Annotated[
         show_default=False,
     ),
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        metavar="node|rack|fabric", help="All replicas inside one of these, or not at all.", show_default=False
+    ),
+]
+Spread = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL[:SKEW]",
+        help="Deal the replicas out over each node, rack or fabric; counts differ by 1 at most, or by SKEW.",
+        show_default=False,
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -82,12 +96,25 @@ class Running:
     ports: Sequence[int] | None = None
     lease: str | None = None
     restarts: bool = False
+    placement: dict[str, Any] | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the fields of an order that were given."""
-        given = {"image": self.image, "ports": list(self.ports or []), "lease": self.lease}
+        given = {"image": self.image, "ports": list(self.ports or []), "lease": self.lease, "placement": self.placement}
         body = {name: value for name, value in given.items() if value}
         return body | ({"on_failure": "restart"} if self.restarts else {})
+
+
+def wish(*, within: str | None, spread: str | None) -> dict[str, Any] | None:
+    """Return what `--within` and `--spread` ask of placement."""
+    if within and spread:
+        raise usage("--within and --spread contradict each other; give one of them.")
+    if not spread:
+        return {"level": within, "required": True} if within else None
+    level, _, skew = spread.partition(":")
+    if skew and not (skew.isdecimal() and int(skew)):
+        raise usage("The skew of --spread is a number of replicas, such as rack:2.")
+    return {"strategy": "spread", "level": level, "required": True, "max_skew": int(skew or 1)}
 
 
 class TakesCommand(TyperCommand):

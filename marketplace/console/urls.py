@@ -7,6 +7,7 @@ from marketplace.console.views import catalogue, clusters, fleet, health, instan
 urlpatterns = [
     path("", fleet.overview, name="console"),
     path("map", fleet.fleet_map, name="console-map"),
+    path("placement", fleet.placement_page, name="console-placement"),
     path("books", fleet.books_page, name="console-books"),
     path("nodes", nodes.listed, name="console-nodes"),
     path("nodes/new", nodes.announce, name="console-node-new"),

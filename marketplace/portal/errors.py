@@ -18,7 +18,8 @@ from marketplace import idempotency, limits
 from marketplace.errors import BadOrder, BudgetExceeded, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
-from provisioning.errors import IllegalMove, NoCapacity, NoRoom, QuotaExceeded, StaleInstance
+from provisioning import decisions
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 Text = str | Promise
@@ -47,6 +48,7 @@ class Refusal:
     reference: str
     field: str = ""
     link: tuple[str, str] | None = None
+    placement: str = ""
 
 
 KINDS: dict[type[Exception], Kind] = {
@@ -90,6 +92,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Not enough free GPUs"),
         gettext_lazy("Ask for fewer GPUs, choose another offer, or try again in a moment."),
         link=(gettext_lazy("See what is free"), reverse_lazy("market")),
+    ),
+    PolicyExcludes: Kind(
+        409,
+        gettext_lazy("A policy keeps it out"),
+        gettext_lazy("Choose another offer, or ask an owner or admin to change the policy."),
+        link=(gettext_lazy("See the policies"), reverse_lazy("policies")),
     ),
     NoRoom: Kind(
         409,
@@ -148,7 +156,7 @@ KINDS: dict[type[Exception], Kind] = {
 
 
 def refusal_of(error: Exception, *, reference: str) -> Refusal:
-    """Return what to tell about an error of the table."""
+    """Return what to tell about an error of the table; what placement decided is kept, once all was rolled back."""
     kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
     tell = NUMBERS.get(type(error))
     why = tell(error) if tell else str(kind.why or error)
@@ -161,6 +169,7 @@ def refusal_of(error: Exception, *, reference: str) -> Refusal:
         reference=reference,
         field=error.field if isinstance(error, BadOrder) else "",
         link=(str(kind.link[0]), str(kind.link[1])) if kind.link else None,
+        placement=decisions.keep(error) if isinstance(error, NoCapacity) else "",
     )
 
 

@@ -65,7 +65,8 @@ def shown(visit: Visit, instance_id: str) -> HttpResponse:
     context = _shown(visit, instance)
     if "HX-Request" not in visit.request.headers:
         cli, curl = commands.instance(instance.public_id)
-        context |= {"log": output.page(instance), "cli": cli, "curl": curl}
+        decision = access.placements(instance).order_by("-pk").first()
+        context |= {"log": output.page(instance), "cli": cli, "curl": curl, "decision": decision}
     context["is_other_door"] = visit.query("door") != context["box"].digest
     return visit.live_page("instances/show.html", "live", context)
 

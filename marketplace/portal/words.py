@@ -65,6 +65,9 @@ VERBS: dict[str, Promise] = {
     "balance.view": _("See the balance"),
     "volume.view": _("See volumes"),
     "volume.change": _("Make, attach, copy, grow and delete volumes"),
+    "policy.view": _("See policies"),
+    "policy.change": _("Change the policy of a project"),
+    "organization_policy.change": _("Change the policy of the organization"),
     "quota.view": _("See quotas"),
     "audit.view": _("See the audit log"),
 }
@@ -84,6 +87,7 @@ AUDITED: dict[str, Promise] = {
     "instance.rename": _("Renamed an instance"),
     "organization.found": _("Founded the organization"),
     "organization.change": _("Renamed the organization"),
+    "policy.replace": _("Changed a policy"),
     "project.create": _("Made a project"),
     "project.change": _("Renamed a project"),
     "invitation.create": _("Invited somebody"),

@@ -23,6 +23,7 @@ from provisioning.models.instances import (
     Workflow,
 )
 from provisioning.models.interruptions import INTERRUPTION_MOVES, OPEN_STATES, Interruption
+from provisioning.models.placement import PlacementDecision, Policy
 from provisioning.models.quotas import Quota, QuotaHold
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.sessions import SshSession
@@ -60,6 +61,8 @@ __all__ = [
     "NodeInventory",
     "Operation",
     "Phase",
+    "PlacementDecision",
+    "Policy",
     "Quota",
     "QuotaHold",
     "Reason",

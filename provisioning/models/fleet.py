@@ -1,7 +1,7 @@
 """The fleet: sites, fabrics, nodes, GPUs, and how a node is known to be alive."""
 
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import F, Func, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -71,8 +71,19 @@ class Fabric(models.Model):
         return f"{self.site} · {self.name}"
 
 
+class BitCount(Func):
+    """How many bits of a mask are set."""
+
+    template = "bit_count(%(expressions)s::bit(64))::smallint"
+    output_field = models.PositiveSmallIntegerField()
+
+
 class Node(models.Model):
-    """One GPU host. `free_gpus` is kept beside the holds, so that a claim finds a node through one index."""
+    """One GPU host. `free_mask` is kept beside the holds, so that a claim can be checked in this row alone.
+
+    `changed` is the number of the last transaction that changed what placement
+    reads of it, kept by a trigger: how snapshots in memory find what is new.
+    """
 
     class State(models.TextChoices):
         NEW = "new", _("Waiting to join")
@@ -96,7 +107,10 @@ class Node(models.Model):
     gpu_model = models.CharField(max_length=80)
     gpu_count = models.PositiveSmallIntegerField()
     gpu_memory_mib = models.PositiveIntegerField()
-    free_gpus = models.PositiveSmallIntegerField(default=0)
+    free_mask = models.BigIntegerField(default=0, help_text="a bit for each GPU, by its index, that may be placed on")
+    free_gpus = models.GeneratedField(
+        expression=BitCount("free_mask"), output_field=models.PositiveSmallIntegerField(), db_persist=True
+    )
     is_held = models.BooleanField(default=False, help_text="a live NodeHold names it; kept beside them for placement")
     state = models.CharField(max_length=10, choices=State.choices, default=State.NEW)
     state_reason = models.CharField(max_length=200, blank=True)
@@ -104,6 +118,12 @@ class Node(models.Model):
     driver = models.CharField(max_length=10, default="agent")
     key_hash = models.CharField(max_length=64, blank=True)
     desired_generation = models.BigIntegerField(default=1)
+    nvlink_groups = models.JSONField(default=list, help_text="masks of GPU indices; none where all are one group")
+    exclusive_to = models.ForeignKey(
+        "marketplace.Organization", models.PROTECT, null=True, related_name="+",
+        help_text="the tenant whose policy lets nobody else in while anything of theirs is here",
+    )  # fmt: skip
+    changed = models.BigIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(default=timezone.now)
     joined_at = models.DateTimeField(null=True, blank=True)
 
@@ -113,13 +133,7 @@ class Node(models.Model):
                 condition=Q(free_gpus__lte=F("gpu_count")), name="node_never_has_more_free_than_it_has"
             ),
         ]
-        indexes = [
-            models.Index(
-                fields=["offer", "free_gpus", "id"],
-                name="node_best_fit",
-                condition=Q(state="available", reachability="online", is_held=False),
-            ),
-        ]
+        indexes = [models.Index(fields=["offer", "changed"], name="node_changed")]
 
     def __str__(self) -> str:
         return self.name

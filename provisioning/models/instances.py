@@ -134,6 +134,7 @@ class Instance(models.Model):
     ports = models.JSONField(default=list, help_text="what the container publishes")
     lease = models.CharField(max_length=6, choices=Lease.choices, default=Lease.STICKY)
     on_failure = models.CharField(max_length=7, choices=OnFailure.choices, default=OnFailure.STOP)
+    placement = models.JSONField(default=dict, help_text="strategy, level, required, max_skew, where asked for")
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
     phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)

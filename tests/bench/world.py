@@ -29,10 +29,12 @@ QUOTA_GPUS = 10**9
 
 NODES = """
 INSERT INTO provisioning_node (public_id, name, fabric_id, offer_id, rack, gpu_model, gpu_count, gpu_memory_mib,
-    free_gpus, is_held, state, state_reason, reachability, driver, key_hash, desired_generation, created_at, joined_at)
+    free_mask, nvlink_groups, is_held, state, state_reason, reachability, driver, key_hash,
+    desired_generation, changed, created_at, joined_at)
 SELECT 'nod_' || left(translate(md5((%(from)s + n)::text), '0189', 'wxyz'), 20), 'node-' || (%(from)s + n),
-    %(fabric)s, %(offer)s, 'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, %(gpus)s, false, 'available', '',
-    'online', 'agent', encode(sha256(convert_to('key of node-' || (%(from)s + n), 'UTF8')), 'hex'), 1, now(), now()
+    %(fabric)s, %(offer)s, 'r' || n / %(per_rack)s, %(model)s, %(gpus)s, 144384, (1 << %(gpus)s) - 1, '[]', false,
+    'available', '', 'online', 'agent',
+    encode(sha256(convert_to('key of node-' || (%(from)s + n), 'UTF8')), 'hex'), 1, 0, now(), now()
 FROM generate_series(0, %(count)s - 1) AS n
 """
 GPUS = """
@@ -55,10 +57,10 @@ WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = n
 # One instance over all GPUs of a node, as it stands after its start; a sweep that looks finds nothing odd.
 INSTANCES = """
 INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
-    gpus_per_replica, image, command, env, ports, lease, on_failure, desired, phase, phase_since, health, reason,
-    message, retryable, restarts, run, quota_held, generation, observed_generation, created_at, ready_at)
+    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, desired, phase, phase_since, health,
+    reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at, ready_at)
 SELECT 'ins_' || left(translate(md5(node.id::text), '0189', 'wxyz'), 20), %(project)s, node.offer_id, price.id,
-    node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', 'running',
+    node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', '{}', 'running',
     'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now()
 FROM provisioning_node node
 JOIN marketplace_offer offer ON offer.id = node.offer_id
@@ -170,7 +172,7 @@ def make_busy(*, share: float, project_id: int) -> None:
         for rows in (ASSIGNMENTS, HOLDS, WORKFLOWS):
             cursor.execute(rows)
         cursor.execute(
-            "UPDATE provisioning_node node SET free_gpus = 0 FROM provisioning_assignment WHERE node_id = node.id"
+            "UPDATE provisioning_node node SET free_mask = 0 FROM provisioning_assignment WHERE node_id = node.id"
         )
         cursor.execute("VACUUM ANALYZE provisioning_node, provisioning_assignment, provisioning_gpuhold")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing import prices
 from marketplace.models import Offer, Organization, Project
-from provisioning import placement
+from provisioning import placement, snapshots
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Fabric, Gpu, GpuHold, Instance, Node, Site
 from tests.conftest import Fleet, Rent, make_offer
@@ -76,7 +76,7 @@ def build(offer: Offer, fleet: list[Spot]) -> list[Node]:
     nodes = Node.objects.bulk_create(
         Node(
             name=f"n{number}", fabric=fabrics[spot.fabric], offer=offer, rack=f"r{spot.rack}", gpu_model="H200",
-            gpu_count=GPUS, gpu_memory_mib=1, free_gpus=spot.free, state="available", reachability="online",
+            gpu_count=GPUS, gpu_memory_mib=1, free_mask=(1 << spot.free) - 1, state="available", reachability="online",
         )
         for number, spot in enumerate(fleet)
     )  # fmt: skip
@@ -99,9 +99,9 @@ def domains(fleet: list[Spot]) -> list[list[list[int]]]:
     ]
 
 
-def fewest_nodes(free: list[int], replicas: int, gpus: int) -> int:
-    """Return on how few nodes so many replicas fit."""
-    rooms = sorted((count // gpus for count in free), reverse=True)
+def fewest(rooms: list[int], replicas: int) -> int:
+    """Return into how few of these rooms so many replicas fit."""
+    rooms = sorted(rooms, reverse=True)
     return next(count for count in range(1, len(rooms) + 1) if sum(rooms[:count]) >= replicas)
 
 
@@ -110,6 +110,7 @@ def assert_as_tight_as_possible(fleet: list[Spot], used: set[int], replicas: int
     if whole:
         assert [fleet[number].free for number in used] == [min(whole)]
         return
+    inner = [[number] for number in range(len(fleet))]
     for level in domains(fleet):
         rooms = {tuple(domain): sum(fleet[number].free // gpus for number in domain) for domain in level}
         enough = {domain: room for domain, room in rooms.items() if room >= replicas}
@@ -117,9 +118,11 @@ def assert_as_tight_as_possible(fleet: list[Spot], used: set[int], replicas: int
             inside = [domain for domain in enough if used <= set(domain)]
             assert inside, f"{used} is in no domain of this level, which has room: {enough}"
             assert enough[inside[0]] == min(enough.values())
-            free = [fleet[number].free for number in inside[0]]
-            assert len(used) == fewest_nodes(free, replicas, gpus)
+            parts = [part for part in inner if set(part) <= set(inside[0])]
+            free = [sum(fleet[number].free // gpus for number in part) for part in parts]
+            assert sum(not used.isdisjoint(part) for part in parts) == fewest(free, replicas)
             return
+        inner = level
     raise AssertionError("nothing had room, yet something was placed")
 
 
@@ -245,7 +248,7 @@ def test_another_offer_s_nodes_are_left_alone(offer: Offer, ordered: Order, flee
 
 def test_a_node_that_counts_more_than_it_has_is_a_bug_that_shows(offer: Offer, ordered: Order) -> None:
     nodes = build(offer, [Spot(0, 0, 3)])
-    Node.objects.filter(pk=nodes[0].pk).update(free_gpus=5)
+    Node.objects.filter(pk=nodes[0].pk).update(free_mask=31)
     with pytest.raises(AssertionError, match="do not have the free GPUs"), transaction.atomic():
         placement.claim(instance=ordered(1, 5), at=timezone.now())
     assert not GpuHold.objects.exists()
@@ -267,15 +270,15 @@ def test_a_claim_on_one_node_is_two_statements(
         placement.claim(instance=instance, at=timezone.now())
 
 
-def test_the_best_fit_comes_from_its_index(offer: Offer) -> None:
+def test_what_changed_comes_from_an_index(offer: Offer) -> None:
     build(offer, [Spot(0, 0, 8)] * 50)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-        cursor.execute("SET LOCAL enable_sort = off")
-        cursor.execute(f"EXPLAIN {placement.TAKE_BEST_FIT_NOW}", {"offer": offer.pk, "gpus": 1, "avoid": 0})
+        wanted = {"offer": offer.pk, "project": 0, "since": 1, "unsure": [1, 2]}
+        cursor.execute(f"EXPLAIN {snapshots.REFRESH}", wanted)
         plan = "\n".join(row[0] for row in cursor.fetchall())
-    assert "node_best_fit" in plan
-    assert "Sort" not in plan
+    assert "node_changed" in plan
+    assert "Seq Scan on provisioning_node" not in plan
 
 
 def test_a_replica_s_gpus_are_those_with_the_lowest_numbers(rent: Rent) -> None:

@@ -1,5 +1,6 @@
 """Two customers, workers or messages at the same moment; each guard has a twin test that shows the race without it."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -7,7 +8,7 @@ from time import sleep
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -15,17 +16,9 @@ from billing import accounts, books
 from marketplace import rentals, tenants
 from marketplace.access import person
 from marketplace.models import Organization, Project, User
-from provisioning import engine, placement, quotas
-from provisioning.errors import QuotaExceeded
-from provisioning.models import (
-    Assignment,
-    GpuHold,
-    Instance,
-    InstanceEvent,
-    Node,
-    Quota,
-    Workflow,
-)
+from provisioning import engine, placement, quotas, snapshots
+from provisioning.errors import NoCapacity, QuotaExceeded
+from provisioning.models import Assignment, GpuHold, Instance, InstanceEvent, Node, Quota, Workflow
 from provisioning.steps import PLAN, STEPS
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
@@ -83,6 +76,26 @@ def meet_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meet: Mee
     monkeypatch.setattr(owner, name, then_meet)
 
 
+def meet_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meet: Meet) -> None:
+    original = getattr(owner, name)
+
+    def meet_first(*args: Any, **kwargs: Any) -> Any:
+        meet()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, meet_first)
+
+
+@pytest.fixture(autouse=True)
+def _threads_know_as_little_of_each_other_as_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = dict[Any, snapshots.Snapshot]()
+
+    def own(offer_id: int) -> snapshots.Snapshot:
+        return made.setdefault((threading.get_ident(), offer_id), snapshots.Snapshot(offer_id))
+
+    monkeypatch.setattr(snapshots, "of", own)
+
+
 def customer(name: str, fleet: Fleet) -> Callable[..., Instance]:
     """Return how this new customer, who has funds and quota for anything, rents H200s."""
     user = make_person(f"{name}@example.com")
@@ -107,7 +120,7 @@ def take_all_but(count: int, fleet: Fleet) -> None:
 def two_want_a_gpu(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, *, free: int) -> list[str]:
     take_all_but(free, fleet)
     one, other = customer("one", fleet), customer("other", fleet)
-    meet_after(monkeypatch, placement, "_take_best_fit", meet)
+    meet_before(monkeypatch, placement, "_commit", meet)
     return at_the_same_moment(one, other)
 
 
@@ -122,9 +135,11 @@ def test_the_last_two_gpus_of_a_node_go_to_two(monkeypatch: pytest.MonkeyPatch, 
 def test_without_the_lock_both_choose_the_last_gpu_and_only_the_count_refuses_the_second(
     monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
 ) -> None:
-    unlocked = placement.TAKE_BEST_FIT.replace("FOR NO KEY UPDATE", "")
-    monkeypatch.setattr(placement, "TAKE_BEST_FIT", unlocked)
-    monkeypatch.setattr(placement, "TAKE_BEST_FIT_NOW", unlocked)
+    for name in ("TAKE_ALL", "TAKE_ONE_NOW"):
+        unlocked, sleep = re.sub("FOR NO KEY UPDATE.*\n", "\n", getattr(placement, name)), "SELECT pg_sleep(0.3)"
+        monkeypatch.setattr(
+            placement, name, unlocked.replace("count(*) FROM locked", f"count(*) FROM locked, ({sleep})")
+        )
     assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["IntegrityError", "done"]
 
 
@@ -132,7 +147,7 @@ def test_without_a_second_statement_both_pick_the_same_gpu_and_only_the_index_re
     monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, rent: Rent
 ) -> None:
     assignment = rent(gpus=8).assignments.get()
-    node = Node.objects.get(name="h200-2")
+    node = Node.objects.get(offer=fleet.h200, free_gpus=8)
 
     def claim_in_one_statement() -> None:
         with connection.cursor() as cursor:
@@ -158,69 +173,81 @@ def test_two_gangs_that_want_the_same_nodes_do_not_deadlock(
     monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
 ) -> None:
     one, other = customer("one", fleet), customer("other", fleet)
-    meet_after(monkeypatch, placement, "_choose", meet)
+    meet_before(monkeypatch, placement, "_commit", meet)
     assert at_the_same_moment(lambda: one(replicas=2, gpus=5), lambda: other(replicas=2, gpus=5)) == [
         "NoCapacity",
         "done",
     ]
 
 
-def test_a_gang_that_was_overtaken_chooses_again(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
-    one, other = customer("one", fleet), customer("other", fleet)
-    real, overtaken = placement._choose, []
+def overtaken(monkeypatch: pytest.MonkeyPatch, between: Callable[[list[int], int], object]) -> None:
+    """Let something happen after nodes were chosen and before they are locked; it is told which, and how often yet."""
+    real, seen = placement._commit, list[list[int]]()
 
-    def choose_and_be_overtaken(instance: Instance, *, avoid: int) -> list[int] | None:
-        places = real(instance, avoid=avoid)
-        if not overtaken:
-            overtaken.append(at_the_same_moment(lambda: other(gpus=3)))
-        return places
+    def commit(asked: Any, choices: Any, told: Any, *, waits: bool) -> list[Assignment]:
+        if threading.current_thread() is ours:
+            seen.append([node_id for node_id, _ in choices[0].places])
+            between(seen[-1], len(seen))
+        return real(asked, choices, told, waits=waits)
 
-    monkeypatch.setattr(placement, "_choose", choose_and_be_overtaken)
+    ours = threading.current_thread()
+    monkeypatch.setattr(placement, "_commit", commit)
+
+
+def test_a_gang_that_was_overtaken_chooses_again(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> None:
+    one, other, outcomes = customer("one", fleet), customer("other", fleet), list[list[str]]()
+    overtaken(
+        monkeypatch,
+        lambda places, times: outcomes.append(at_the_same_moment(lambda: other(gpus=3))) if times == 1 else None,
+    )
     instance = one(replicas=3, gpus=4)
-    assert overtaken == [["done"]]
+    assert outcomes == [["done"]]
     assert instance.assignments.count() == 3
-
-
-def overtaken_choice(monkeypatch: pytest.MonkeyPatch, between: Callable[[list[int]], object]) -> None:
-    """Let something happen after a gang has chosen its nodes for the first time, before it locks them."""
-    real, seen = placement._choose, []
-
-    def choose(instance: Instance, *, avoid: int) -> list[int] | None:
-        places = real(instance, avoid=avoid)
-        seen.append(places)
-        if len(seen) == 1:
-            between(places or [])
-        return places
-
-    monkeypatch.setattr(placement, "_choose", choose)
 
 
 def test_a_node_that_was_cordoned_after_it_was_chosen_is_not_used(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
     one = customer("one", fleet)
-    overtaken_choice(monkeypatch, lambda places: Node.objects.filter(pk=places[0]).update(state=Node.State.CORDONED))
-    assert at_the_same_moment(lambda: one(replicas=2, gpus=5)) == ["NoCapacity"]
+
+    def cordon(places: list[int], times: int) -> None:
+        at_the_same_moment(lambda: Node.objects.filter(pk=places[0]).update(state=Node.State.CORDONED))
+
+    overtaken(monkeypatch, cordon)
+    with pytest.raises(NoCapacity):
+        one(replicas=2, gpus=5)
 
 
 def test_a_gang_that_was_overtaken_gives_its_locks_back_before_it_chooses_again(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
-    one, other = customer("one", fleet), customer("other", fleet)
-    real, outcomes = placement._choose, list[list[str]]()
+    one, other, outcomes = customer("one", fleet), customer("other", fleet), list[list[str]]()
 
     def lock_all() -> None:
         with transaction.atomic():
             list(Node.objects.select_for_update(nowait=True))
 
-    def choose(instance: Instance, *, avoid: int) -> list[int] | None:
-        places = real(instance, avoid=avoid)
-        outcomes.append(at_the_same_moment(lambda: other(gpus=3)) if not outcomes else at_the_same_moment(lock_all))
-        return places
-
-    monkeypatch.setattr(placement, "_choose", choose)
+    overtaken(
+        monkeypatch,
+        lambda places, times: outcomes.append(at_the_same_moment(lambda: other(gpus=3) if times == 1 else lock_all())),
+    )
     one(replicas=3, gpus=4)
     assert outcomes == [["done"], ["done"]]
+
+
+def test_who_is_overtaken_each_time_is_told_so(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> None:
+    one = customer("one", fleet)
+
+    def turn(places: list[int], times: int) -> None:
+        """Let those GPUs be free of which none was chosen."""
+        free = 0b00001111 if times % 2 == 0 else 0b11110000
+        at_the_same_moment(lambda: Node.objects.update(free_mask=free))
+
+    at_the_same_moment(lambda: Node.objects.update(free_mask=0b00001111))
+    overtaken(monkeypatch, turn)
+    with pytest.raises(NoCapacity, match="Others were quicker 3 times"):
+        one(gpus=2)
+    Node.objects.update(free_mask=0b11111111)
 
 
 def test_nobody_waits_for_a_node_that_another_claims_while_there_is_a_free_one(fleet: Fleet) -> None:
@@ -242,7 +269,7 @@ def test_nobody_waits_for_a_node_that_another_claims_while_there_is_a_free_one(f
 def release_while_another_claims(monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> tuple[int, int]:
     """Return what the node counts as free, and what is."""
     one = customer("one", fleet)
-    real, has_taken = placement._take_gpus, threading.Event()
+    real, has_taken = placement._take, threading.Event()
 
     def take_slowly(*args: Any) -> Any:
         taken = real(*args)
@@ -256,7 +283,7 @@ def release_while_another_claims(monkeypatch: pytest.MonkeyPatch, running: Insta
         with transaction.atomic():
             placement.release(instance=running, at=timezone.now())
 
-    monkeypatch.setattr(placement, "_take_gpus", take_slowly)
+    monkeypatch.setattr(placement, "_take", take_slowly)
     assert at_the_same_moment(one, release) == ["done", "done"]
     node = Node.objects.get(assignments__instance=running)
     return node.free_gpus, node.gpu_count - GpuHold.objects.filter(gpu__node=node, released_at=None).count()
@@ -275,21 +302,15 @@ def test_without_the_lock_gpus_given_back_beside_a_claim_are_counted_before_it(
     assert release_while_another_claims(monkeypatch, running, fleet) == (8, 7)
 
 
-def test_without_a_check_under_the_lock_an_overtaken_gang_breaks_the_count(
+def test_without_a_check_under_the_lock_an_overtaken_gang_takes_what_another_has(
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
     one, other = customer("one", fleet), customer("other", fleet)
-    real = placement._choose
-
-    def choose_and_be_overtaken(instance: Instance, *, avoid: int) -> list[int] | None:
-        places = real(instance, avoid=avoid)
-        monkeypatch.setattr(placement, "lock", lambda ids: list(before))
-        at_the_same_moment(lambda: other(gpus=6))
-        return places
-
-    before = list(Node.objects.filter(offer=fleet.h200))
-    monkeypatch.setattr(placement, "_choose", choose_and_be_overtaken)
-    assert at_the_same_moment(lambda: one(replicas=2, gpus=5)) == ["IntegrityError"]
+    unchecked = placement.TAKE_ALL.replace("AND node.free_mask & wanted.mask = wanted.mask", "")
+    overtaken(monkeypatch, lambda places, times: at_the_same_moment(lambda: other(gpus=6)))
+    monkeypatch.setattr(placement, "TAKE_ALL", unchecked)
+    with pytest.raises(IntegrityError, match="gpu_held_by_one_at_a_time"):
+        one(replicas=2, gpus=5)
 
 
 def two_launches_with_quota_for_one(rent: Rent, project: Project) -> list[str]:

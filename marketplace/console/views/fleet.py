@@ -3,7 +3,7 @@
 from django.http import HttpResponse
 
 from billing import books
-from marketplace.console import catalogue, fleet, maps, troubles
+from marketplace.console import catalogue, fleet, gangs, maps, troubles
 from marketplace.console.door import managers_only
 from marketplace.portal.doors import Visit
 
@@ -27,6 +27,12 @@ def fleet_map(visit: Visit) -> HttpResponse:
     is_table = visit.query("view") == "table"
     context = {"map": drawn, "site": site, "rack": rack, "sites": catalogue.sites(), "is_table": is_table}
     return visit.live_page("console/map.html", "live", context)
+
+
+@managers_only()
+def placement_page(visit: Visit) -> HttpResponse:
+    """Show the largest gang that can start now, by offer, and what is in the way of a larger one."""
+    return visit.live_page("console/placement.html", "live", {"rooms": gangs.rooms()})
 
 
 @managers_only()

@@ -80,6 +80,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "organization": organization.public_id,
             "project": project.public_id,
             "instance": alive.public_id,
+            "placement": alive.decisions.get().public_id,
             "stopped": stopped.public_id,
             "member": Membership.objects.get(user=people["viewer"]).public_id,
             "invitation": invitation.public_id,

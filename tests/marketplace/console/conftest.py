@@ -24,7 +24,7 @@ def make_nodes(like: Node, count: int, **overrides: Any) -> list[Node]:
         "gpu_model": like.gpu_model,
         "gpu_count": 2,
         "gpu_memory_mib": 1000,
-        "free_gpus": 2,
+        "free_mask": 0b11,
         "state": "available",
         "reachability": "online",
     }

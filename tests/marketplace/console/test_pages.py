@@ -82,7 +82,7 @@ def test_the_map_is_a_table_too(desk: Client, fleet: Fleet, running: Instance) -
 def test_a_big_fleet_is_drawn_by_rack(desk: Client, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "NODES_MAX", 20)
     make_nodes(fleet.nodes["h200-1"].node, 40)
-    Node.objects.filter(name="more-0").update(reachability="lost", free_gpus=0)
+    Node.objects.filter(name="more-0").update(reachability="lost", free_mask=0)
     page = text_of(desk, "console-map")
     assert "Each tile sums up a rack" in page
     assert "12 % / 16 · S1" in page

@@ -140,7 +140,7 @@ def test_a_used_up_quota_is_told_with_numbers(owner: Client, fleet: Fleet, proje
 
 def test_no_free_gpus_are_told_with_what_is_free(owner: Client, fleet: Fleet) -> None:
     for node in fleet.nodes.values():
-        node.node.free_gpus = 0
+        node.node.free_mask = 0
         node.node.save()
     page = refused(owner, fleet, 409)
     assert "2 GPUs of H200 in Narvik are not free now; 0 are, over all its nodes." in page.text

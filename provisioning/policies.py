@@ -1,0 +1,99 @@
+"""Policies of tenants: hard filters that placement itself reads. Setting one moves nothing that runs already."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.db import connection, transaction
+from django.utils.translation import gettext as _
+
+from provisioning.errors import StaleInstance
+from provisioning.models import Policy
+from provisioning.placing.policy import Facts, checked
+
+FACTS = """
+SELECT site.country, site.jurisdiction, site.latitude, site.longitude, site.power_source, site.certifications,
+    supplier.public_id
+FROM marketplace_offer offer JOIN provisioning_site site ON site.id = offer.site_id
+JOIN marketplace_organization supplier ON supplier.id = offer.supplier_id WHERE offer.id = %s
+"""
+
+# Nodes on which a tenant that shares with nobody has something already: nobody else joins it there from now on.
+CLOSE = """
+UPDATE provisioning_node SET exclusive_to_id = mine.organization_id
+FROM (
+    SELECT node.id, min(project.organization_id) AS organization_id
+    FROM provisioning_policy policy
+    JOIN marketplace_project project
+        ON project.id = policy.project_id OR project.organization_id = policy.organization_id
+    JOIN provisioning_instance instance ON instance.project_id = project.id
+    JOIN provisioning_assignment assignment ON assignment.instance_id = instance.id AND assignment.observed <> 'gone'
+    JOIN provisioning_gpuhold hold ON hold.assignment_id = assignment.id AND hold.released_at IS NULL
+    JOIN provisioning_node node ON node.id = assignment.node_id AND node.exclusive_to_id IS NULL
+    WHERE policy.document @> '{"no_shared_host": true}'
+    GROUP BY node.id ORDER BY node.id LIMIT %(limit)s
+) mine WHERE provisioning_node.id = mine.id AND provisioning_node.exclusive_to_id IS NULL
+"""
+CLOSED_AT_ONCE = 1000
+
+
+def of(*, organization_id: int | None = None, project_id: int | None = None) -> Policy | None:
+    """Return the policy of an organization or of a project."""
+    if project_id is not None:
+        return Policy.objects.filter(project_id=project_id).first()
+    return Policy.objects.filter(organization=organization_id, organization__isnull=False).first()
+
+
+@transaction.atomic
+def replace(
+    *,
+    organization_id: int | None = None,
+    project_id: int | None = None,
+    document: Mapping[str, Any],
+    version: int | None,
+    at: datetime,
+) -> tuple[dict[str, Any], Policy]:
+    """Make a document the whole policy of an organization or a project; return the one before, and the new row.
+
+    With a `version`, only where the policy still has it (0: there is none yet), else StaleInstance. Raises BadPolicy.
+    """
+    wanted = checked(document)
+    row, _new = Policy.objects.get_or_create(
+        organization_id=organization_id, project_id=project_id, defaults={"version": 0, "updated_at": at}
+    )
+    row = Policy.objects.select_for_update().get(pk=row.pk)
+    if version is not None and version != row.version:
+        raise StaleInstance(_("The policy was changed meanwhile; read it again, then repeat your change."))
+    before = row.document
+    row.document, row.version, row.updated_at = wanted, row.version + 1, at
+    row.save(update_fields=["document", "version", "updated_at"])
+    if wanted.get("no_shared_host"):
+        close_hosts()
+    return before, row
+
+
+def close_hosts(*, limit: int = CLOSED_AT_ONCE) -> int:
+    """Keep others off the nodes of tenants that share with nobody; return how many nodes were closed.
+
+    A claim closes its nodes itself. This is for what was there before the policy, and for claims that were under way.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(CLOSE, {"limit": limit})
+        return int(cursor.rowcount)
+
+
+def facts_of(offer_id: int) -> Facts:
+    """Return what policies read of an offer and its site. One query."""
+    with connection.cursor() as cursor:
+        cursor.execute(FACTS, [offer_id])
+        country, jurisdiction, latitude, longitude, power_source, certifications, supplier = cursor.fetchone()
+    return Facts(
+        country=country,
+        jurisdiction=jurisdiction,
+        latitude=float(latitude),
+        longitude=float(longitude),
+        power_source=power_source,
+        certifications=frozenset(json.loads(certifications)),
+        supplier=supplier,
+    )

@@ -1,0 +1,126 @@
+"""What each process knows of the nodes of an offer, brought up to date by one statement before each choice.
+
+PostgreSQL is the truth. A trigger writes into each node's `changed` the number
+of the last transaction that changed what placement reads of it. A refresh reads
+the rows whose number is at least the oldest transaction that was under way at
+the refresh before: whatever has been committed since is among them, whoever
+committed it and in whatever order, and a row costs some microseconds. Rows
+that were read before they were sure (counted as taken by a claim of ours, or
+written by our own open transaction) are read again by their ids. The first
+refresh reads them all.
+"""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connection
+
+from provisioning.placing.shard import Row, Shard
+
+# The policies and the tenant come along, so that a claim asks twice in all: this, and for the GPUs.
+REFRESH = """
+WITH tenant AS MATERIALIZED (
+    SELECT project.organization_id, (
+        SELECT jsonb_agg(policy.document ORDER BY policy.id) FROM provisioning_policy policy
+        WHERE policy.project_id = project.id OR policy.organization_id = project.organization_id
+    ) AS policies
+    FROM marketplace_project project WHERE project.id = %(project)s
+), news AS (
+    SELECT * FROM provisioning_node WHERE offer_id = %(offer)s AND changed >= %(since)s
+    UNION ALL
+    SELECT * FROM provisioning_node
+    WHERE id = ANY (%(unsure)s::bigint[]) AND offer_id = %(offer)s AND changed < %(since)s
+)
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, tenant.organization_id, tenant.policies,
+    coalesce(news.changed = pg_current_xact_id_if_assigned()::text::bigint, false),
+    news.id, news.fabric_id, news.rack, news.free_mask, news.gpu_count,
+    CASE WHEN news.state <> 'available' THEN 'state' WHEN news.reachability <> 'online' THEN 'unreachable'
+        WHEN news.is_held THEN 'held' ELSE '' END,
+    coalesce(news.exclusive_to_id, 0),
+    news.exclusive_to_id IS NOT NULL AND EXISTS (
+        SELECT FROM provisioning_assignment assignment
+        JOIN provisioning_gpuhold hold ON hold.assignment_id = assignment.id AND hold.released_at IS NULL
+        JOIN provisioning_instance instance ON instance.id = assignment.instance_id
+        JOIN marketplace_project project ON project.id = instance.project_id
+        WHERE assignment.node_id = news.id AND assignment.observed <> 'gone'
+            AND project.organization_id <> news.exclusive_to_id
+    ),
+    news.nvlink_groups
+FROM (SELECT) AS always LEFT JOIN tenant ON true LEFT JOIN news ON true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whose request it is: the organization, and the documents of its policies and the project's."""
+
+    organization_id: int
+    policies: list[Mapping[str, Any]]
+
+
+class Snapshot:
+    """One offer's shard in this process. Use it under its lock (`current`)."""
+
+    def __init__(self, offer_id: int) -> None:
+        self.offer_id = offer_id
+        self.lock = threading.Lock()
+        self.shard = Shard()
+        self._since = 0
+        self._unsure: set[int] = set()
+
+    def refresh(self, project_id: int = 0) -> Tenant:
+        """Take in what has changed; return who asks."""
+        wanted: dict[str, Any] = {
+            "offer": self.offer_id,
+            "project": project_id,
+            "since": self._since,
+            "unsure": list(self._unsure),
+        }
+        with connection.cursor() as cursor:
+            cursor.execute(REFRESH, wanted)
+            rows = cursor.fetchall()
+        found = sorted((_row(*row[4:]), row[3]) for row in rows if row[4] is not None)
+        for row, _ in found:
+            self.shard.put(row)
+        for node_id in self._unsure.difference(row.id for row, _ in found):
+            self.shard.drop(node_id)
+        self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}
+        return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
+
+    def take(self, node_id: int, mask: int, owner: int) -> None:
+        """Count GPUs as taken that a claim is about to take; the next refresh sees whether it did."""
+        self.doubt(node_id)
+        self.shard.take(node_id, mask, owner)
+
+    def doubt(self, node_id: int) -> None:
+        """Read a node again at the next refresh, whatever its number says."""
+        self._unsure.add(node_id)
+
+
+def _row(*columns: Any) -> Row:
+    return Row._make([*columns[:-1], tuple(json.loads(columns[-1]))])
+
+
+_snapshots: dict[int, Snapshot] = {}
+_making = threading.Lock()
+
+
+def of(offer_id: int) -> Snapshot:
+    """Return this process's snapshot of an offer."""
+    snapshot = _snapshots.get(offer_id)
+    if snapshot is None:
+        with _making:
+            snapshot = _snapshots.setdefault(offer_id, Snapshot(offer_id))
+    return snapshot
+
+
+@contextmanager
+def current(offer_id: int) -> Iterator[Snapshot]:
+    """Hold an offer's snapshot for a moment. It is as old as its last `refresh`."""
+    snapshot = of(offer_id)
+    with snapshot.lock:
+        yield snapshot
