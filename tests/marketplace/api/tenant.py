@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from django.utils import timezone
 
-from marketplace import registries, rentals, tenants, tokens, volumes
+from marketplace import registries, rentals, spot, spot_terms, tenants, tokens, volumes
 from marketplace.access import person
 from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
 from provisioning import upkeep
@@ -66,6 +66,12 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         )
         for kind in ("kept", "deleted")
     )  # fmt: skip
+    spot_terms.set_terms(offer=fleet.h200, by="test", at=timezone.now(), reserve_micros=500_000)
+    bid = spot.bid(
+        actor=actor, project=project, order=order(fleet.h200, name=f"{name}-bids"), max_price_micros=550_000,
+        at=timezone.now(),
+    )  # fmt: skip
+    auction = spot.clear(offer_id=fleet.h200.pk, at=timezone.now())
     for _ in range(2):
         fleet.sync()
         upkeep.settle_due(at=timezone.now(), limit=10)
@@ -89,5 +95,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "registry": registry.public_id,
             "volume": kept.public_id,
             "deleted": deleted.public_id,
+            "bid": bid.public_id,
+            "auction": auction.public_id,
         },
     )

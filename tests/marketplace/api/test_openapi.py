@@ -77,7 +77,7 @@ def route_of(path: str) -> str:
     """Return a row's path as the description writes it."""
     words = {"member": "membership_id", "stopped": "instance_id", "deleted": "volume_id"}
     for word in ("organization", "project", "instance", "stopped", "member", "invitation", "token", "key", "registry",
-                 "offer", "volume", "deleted"):  # fmt: skip
+                 "offer", "volume", "deleted", "bid", "auction"):  # fmt: skip
         path = path.replace(f"{{{word}}}", f"{{{words.get(word, f'{word}_id')}}}")
     return path.partition("?")[0]
 
