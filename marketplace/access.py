@@ -17,14 +17,15 @@ from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import (
     ApiToken,
     AuditEntry,
-    Bid,
     Invitation,
     Membership,
     Organization,
     Project,
+    QuotaRequest,
     Role,
     SshKey,
     User,
+    WaitingOrder,
 )
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
 from provisioning import volumes as kept_volumes
@@ -228,27 +229,6 @@ def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
     return instance
 
 
-def bids(actor: Actor) -> QuerySet[Bid]:
-    """Return the bids that this actor may see, with what their pages show."""
-    return _bids(actor, _memberships_for(actor, "bid.view"))
-
-
-def _bids(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Bid]:
-    found = Bid.objects.select_related("project__organization", "offer__site", "instance__price_version")
-    return found.filter(project__in=_projects(actor, through).values("pk"))
-
-
-def bid_for(actor: Actor, bid_id: str, *, verb: str) -> Bid:
-    """Return a bid by its id."""
-    bid = _bids(actor, memberships(actor)).filter(public_id=bid_id).first()
-    if bid is None:
-        raise NotFound
-    _check(actor, bid.project.organization_id, verb)
-    # One project, loaded once.
-    bid.instance.project, bid.instance.offer = bid.project, bid.offer
-    return bid
-
-
 def volumes(actor: Actor) -> QuerySet[Volume]:
     """Return the volumes that this actor may see, with what their pages show; those that are gone stay in the list."""
     return _volumes(actor, _memberships_for(actor, "volume.view"))
@@ -384,6 +364,46 @@ def quotas(actor: Actor) -> QuerySet[Quota]:
     if actor.token is None or actor.token.project_id is None:
         seen |= Q(project=None, organization__in=through.values("organization"))
     return Quota.objects.filter(seen).select_related("project", "organization")
+
+
+def quota_requests(actor: Actor) -> QuerySet[QuotaRequest]:
+    """Return the requests for quota that this actor may see."""
+    return _quota_requests(actor, _memberships_for(actor, "quota.view"))
+
+
+def _quota_requests(actor: Actor, through: QuerySet[Membership]) -> QuerySet[QuotaRequest]:
+    seen = Q(project__in=_projects(actor, through).values("pk"))
+    if actor.token is None or actor.token.project_id is None:
+        seen |= Q(project=None, organization__in=through.values("organization"))
+    return QuotaRequest.objects.filter(seen).select_related("project", "organization")
+
+
+def quota_request_for(actor: Actor, request_id: str, *, verb: str) -> QuotaRequest:
+    """Return a request for quota by its id."""
+    found = _quota_requests(actor, memberships(actor)).filter(public_id=request_id).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    return found
+
+
+def waiting_orders(actor: Actor) -> QuerySet[WaitingOrder]:
+    """Return the orders in queues that this actor may see, with what their pages show."""
+    return _waiting_orders(actor, _memberships_for(actor, "wait.view"))
+
+
+def _waiting_orders(actor: Actor, through: QuerySet[Membership]) -> QuerySet[WaitingOrder]:
+    found = WaitingOrder.objects.select_related("project__organization", "offer__site", "instance")
+    return found.filter(project__in=_projects(actor, through).values("pk"))
+
+
+def waiting_order_for(actor: Actor, entry_id: str, *, verb: str) -> WaitingOrder:
+    """Return an order in a queue by its id."""
+    entry = _waiting_orders(actor, memberships(actor)).filter(public_id=entry_id).first()
+    if entry is None:
+        raise NotFound
+    _check(actor, entry.project.organization_id, verb)
+    return entry
 
 
 def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]:

@@ -37,5 +37,9 @@ class Conflict(MarketError):
     """It contradicts what is there already."""
 
 
+class IllegalState(MarketError):
+    """Its state does not allow this; the message says why."""
+
+
 class LastOwner(Conflict):
     """An organization must keep an owner."""

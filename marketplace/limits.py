@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
@@ -111,7 +112,7 @@ def check_words(*, gpu_model: str, market: str, unit: str, limit: int) -> None:
 @transaction.atomic
 def change(
     *,
-    actor: Actor,
+    actor: Actor | None,
     organization: Organization,
     project: Project | None,
     limit: int,
@@ -120,7 +121,10 @@ def change(
     market: str = "",
     unit: str = Quota.Unit.GPUS,
 ) -> Quota:
-    """Set a limit of a project, or of the organization without one. Less than is held stops nothing."""
+    """Set a limit of a project, or of the organization without one. Less than is held stops nothing.
+
+    Without an actor it is the system itself that does so, by a rule.
+    """
     check_words(gpu_model=gpu_model, market=market, unit=unit, limit=limit)
     found = Quota.objects.select_for_update(no_key=True).filter(
         organization=organization, project=project, gpu_model=gpu_model, market=market, unit=unit
@@ -147,14 +151,15 @@ def remove(*, actor: Actor, quota: Quota, reason: str) -> None:
     quotas.remove(quota=quota)
 
 
-def _record(actor: Actor, quota: Quota, *, before: dict[str, object], after: dict[str, object]) -> None:
+def _record(actor: Actor | None, quota: Quota, *, before: dict[str, object], after: dict[str, object]) -> None:
     words = {"gpu_model": quota.gpu_model, "market": quota.market}
     words |= {"unit": quota.unit} if quota.is_spend else {}
-    audit.record(
-        actor=actor,
-        organization=quota.organization,
-        verb="quota.change",
-        subject_id=(quota.project or quota.organization).public_id,
-        before=before,
-        after=after | {name: word for name, word in words.items() if word},
-    )
+    after |= {name: word for name, word in words.items() if word}
+    change: dict[str, Any] = {
+        "organization": quota.organization, "verb": "quota.change",
+        "subject_id": (quota.project or quota.organization).public_id, "before": before, "after": after,
+    }  # fmt: skip
+    if actor is None:
+        audit.record_own(**change)
+    else:
+        audit.record(actor=actor, **change)

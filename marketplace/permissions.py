@@ -25,8 +25,6 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "registry.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "instance.view": (EVERYBODY, "read"),
     "instance.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
-    "bid.view": (EVERYBODY, "read"),
-    "bid.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "volume.view": (EVERYBODY, "read"),
     "volume.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "policy.view": (EVERYBODY, "read"),
@@ -35,6 +33,11 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "usage.view": (EVERYBODY, "read"),
     "balance.view": (EVERYBODY, "read"),
     "quota.view": (EVERYBODY, "read"),
+    "quota_request.create": (frozenset({OWNER, ADMIN, DEVELOPER}), "manage"),
+    "budget.view": (EVERYBODY, "read"),
+    "budget.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
+    "wait.view": (EVERYBODY, "read"),
+    "wait.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "audit.view": (frozenset({OWNER, ADMIN}), "manage"),
 }
 
@@ -44,6 +47,7 @@ ORGANIZATION_WIDE = frozenset(
         "organization.change",
         "organization_policy.change",
         "project.create",
+        "budget.change",
         "member.view",
         "member.change",
         "invitation.view",

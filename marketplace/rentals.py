@@ -160,7 +160,7 @@ def _bytes(field: str, text: str) -> int:
     return size
 
 
-def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
+def rent(*, actor: Actor, project: Project, order: Order, at: datetime, from_queue: bool = False) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
     Looks at the budgets, takes quota, holds the first hour's price, then claims
@@ -172,10 +172,10 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime) -> Insta
     check_open(project)
     check(order)
     with name_in_use(order.name), transaction.atomic(savepoint=False):
-        return _rent(actor, project, order, at)
+        return _rent(actor, project, order, at, from_queue=from_queue)
 
 
-def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instance:
+def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool) -> Instance:
     price = price_of(order.offer, currency=project.organization.currency, at=at)
     gpus = order.gpus * order.replicas
     if order.uses:
@@ -205,6 +205,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime) -> Instanc
         at=at,
         uses=order.uses,
         token_id=actor.token.pk if actor.token else None,
+        from_queue=from_queue,
     )
     instance.project, instance.offer = project, order.offer
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}

@@ -166,6 +166,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "SiteKindEnum": "provisioning.models.Site.Kind",
+        "QuotaUnitEnum": [("gpus", "gpus"), ("per_hour", "per_hour")],
         "VolumeKindEnum": "provisioning.models.Site.VolumeKind",
     },
     "TITLE": "gpumarket",

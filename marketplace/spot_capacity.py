@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from marketplace import waiting
 from marketplace.models import SpotTerms
 from provisioning import calendar
 from provisioning.models import Capacity
@@ -24,7 +25,7 @@ def free_gpus(terms: SpotTerms, *, at: datetime) -> int:
 
 def asked_on_demand(terms: SpotTerms, *, at: datetime) -> int:
     """Return the GPUs that waiting demand without auction asks for; it goes before every bid."""
-    return 0
+    return waiting.demand(terms.offer, at)
 
 
 def lent(terms: SpotTerms, *, at: datetime) -> int:

@@ -3,13 +3,14 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals, restarts, sessions, spot, volumes
+from marketplace import idempotency, rentals, restarts, sessions, spot, volumes, waiting
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
 SESSIONS_MAX = 500
 RESUMES_MAX = 200
 AUCTION_LIFE_S = 10
+WAITS_MAX = 200
 
 
 @shared_task
@@ -34,6 +35,12 @@ def purge_idempotency() -> None:
 def start_again() -> None:
     """Start elsewhere what a fault of ours ended, where its customer asked for that."""
     restarts.start_again(at=timezone.now(), limit=RESTARTS_MAX)
+
+
+@shared_task
+def start_waiting() -> None:
+    """Start what waits for GPUs and can start, and let go of what waited too long."""
+    waiting.start_due(at=timezone.now(), limit=WAITS_MAX)
 
 
 @shared_task

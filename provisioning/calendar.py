@@ -25,16 +25,18 @@ HOUR = timedelta(hours=1)
 
 # An offer without commitments is limited by its nodes alone, so that their coming and going needs no count.
 OPEN = """
-INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, counted_at)
-VALUES (%(offer)s, 0, %(gpus)s, 0, %(at)s)
+INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, waiting, counted_at)
+VALUES (%(offer)s, 0, %(gpus)s, 0, 0, %(at)s)
 ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s
-    WHERE capacity.peak = 0 OR capacity.open_ended + %(gpus)s + capacity.peak <= capacity.gpus
+    WHERE (capacity.peak = 0 OR capacity.open_ended + %(gpus)s + capacity.peak <= capacity.gpus)
+        AND (capacity.waiting = 0 OR %(is_first)s
+            OR capacity.open_ended + %(gpus)s + capacity.peak + capacity.waiting <= capacity.gpus)
 """
 
 # Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order.
 COUNT = """
-INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, counted_at)
-SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0), 0, 0, %(at)s
+INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, waiting, counted_at)
+SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0), 0, 0, 0, %(at)s
 FROM marketplace_offer offer
 LEFT JOIN (
     SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
@@ -71,17 +73,25 @@ def count(*, at: datetime, offer_id: int | None = None) -> None:
         cursor.execute(COUNT, {"offer": offer_id, "at": at, "since": at - HOUR})
 
 
-def open_ended(*, offer_id: int, gpus: int, at: datetime) -> None:
-    """Promise GPUs from now on without an end, or raise NoCapacity with nothing promised. One statement."""
+def open_ended(*, offer_id: int, gpus: int, at: datetime, is_first: bool = True) -> None:
+    """Promise GPUs from now on without an end, or raise NoCapacity with nothing promised. One statement.
+
+    Who is not `is_first` leaves to those who wait what they wait for.
+    """
     assert gpus > 0
     for is_last in (False, True):
         with connection.cursor() as cursor:
-            cursor.execute(OPEN, {"offer": offer_id, "gpus": gpus, "at": at})
+            cursor.execute(OPEN, {"offer": offer_id, "gpus": gpus, "at": at, "is_first": is_first})
             if cursor.rowcount:
                 return
         if not is_last:
             count(at=at, offer_id=offer_id)  # It may have grown since, or the fullest hour may be over.
     capacity = Capacity.objects.get(pk=offer_id)
+    if not is_first and capacity.waiting:
+        raise NoCapacity(
+            gettext("Orders for %(waiting)s GPUs of this offer wait already, and come first.")
+            % {"waiting": capacity.waiting}
+        )
     raise NoCapacity(
         gettext(
             "%(gpus)s GPUs without an end do not fit beside what is reserved: "
@@ -89,6 +99,24 @@ def open_ended(*, offer_id: int, gpus: int, at: datetime) -> None:
         )
         % {"gpus": gpus, "all": capacity.gpus, "open": capacity.open_ended, "peak": capacity.peak}
     )
+
+
+def next_open(*, offer_id: int, gpus: int, at: datetime) -> datetime | None:
+    """Return from when on so many GPUs without an end fit beside what is committed; None where not in sight."""
+    capacity = Capacity.objects.filter(pk=offer_id).first()
+    if capacity is None:
+        return at
+    left = capacity.gpus - capacity.open_ended - gpus
+    if left < 0:
+        return None
+    full = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(at), gpus__gt=left).order_by("-hour")
+    last = full.values_list("hour", flat=True).first()
+    return at if last is None else last + HOUR
+
+
+def gpus_of_offer(offer_id: int) -> int:
+    """Return how many GPUs of an offer may be promised, as last counted."""
+    return Capacity.objects.filter(pk=offer_id).values_list("gpus", flat=True).first() or 0
 
 
 def close(*, offer_id: int, gpus: int) -> None:

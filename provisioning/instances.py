@@ -54,11 +54,13 @@ def create(
     uses: Sequence[volumes.Use] = (),
     market: str = Instance.Market.ON_DEMAND,
     claims: bool = True,
+    from_queue: bool = False,
     token_id: int | None = None,
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity. `wish` is how to place it.
 
     The caller holds quota and funds for it under `public_id` already, and rolls everything back on a refusal.
+    One that is not `from_queue` leaves their GPUs to those who wait already.
     Without `claims` it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance.objects.create(
@@ -89,7 +91,7 @@ def create(
         return instance
     home = volumes.home_of(use.volume for use in uses)
     instance.claimed = placement.claim(instance=instance, at=at, home=home)
-    calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at)
+    calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
     engine.nudge(instance.pk)
     return instance
 

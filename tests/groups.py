@@ -18,7 +18,6 @@ FIRST = {
 WAITING = (
     "tests/provisioning/agent/",
     "tests/scenarios/",
-    "tests/bench/",
     "tests/marketplace/embedded/",
     "tests/marketplace/portal/test_browser.py",
 )

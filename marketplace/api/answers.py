@@ -7,10 +7,9 @@ from typing import Any
 
 from django.conf import settings
 
-from billing import accounts, floating, usage
+from billing import accounts, usage
 from billing.models import PriceVersion, Runway, UsageSpan
 from marketplace import costs, rentals, volumes
-from marketplace.limits import Limit
 from marketplace.models import (
     ApiToken,
     AuditEntry,
@@ -24,7 +23,7 @@ from marketplace.models import (
 from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
-from provisioning import interruptions, placement, progress, sessions
+from provisioning import placement, progress, sessions
 from provisioning import volumes as kept
 from provisioning.health import outlook
 from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume, VolumeAttachment
@@ -102,12 +101,10 @@ def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
     found = placement.places(rows)
     places = _places(rows, found)
     mounts, repairs = kept.mounts_of(rows), outlook.of(rows)
-    told = interruptions.open_for(rows) if any(row.market == Instance.Market.SPOT for row in rows) else {}
     answered = [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
     for row, answer in zip(rows, answered, strict=True):
         answer["volumes"] = [mount(one) for one in mounts[row.pk]]
         answer["repair"] = repair(repairs[row.pk]) if row.pk in repairs else None
-        answer["interruption"] = told[row.pk].public_id if row.pk in told else None
         answer["access"] = [asdict(door) for door in sessions.doors(row, found)] if row.is_charged else []
     return answered
 
@@ -309,8 +306,7 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
         "ended_at": row.ended_at,
         "unit_milliseconds": used,
         "gpu_milliseconds": used if is_gpus else 0,
-        "price": price(row.price_version)
-        | amount(floating.price_now(row.price_version, at=row.ended_at or at), row.price_version.currency),
+        "price": price(row.price_version),
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }
 
@@ -343,23 +339,6 @@ def project(row: Project) -> Answer:
         "name": row.name,
         "organization": row.organization.public_id,
         "suspended": row.is_suspended,
-    }
-
-
-def quota(found: Limit) -> Answer:
-    row = found.quota
-    shown = [
-        decimal_string(number) if row.is_spend else number for number in (row.limit, row.held, found.used, row.free)
-    ]
-    return {
-        "id": row.public_id,
-        "organization": {"id": row.organization.public_id, "name": row.organization.name},
-        "project": {"id": row.project.public_id, "name": row.project.name} if row.project else None,
-        "gpu_model": row.gpu_model or None,
-        "market": row.market or None,
-        "unit": "gpus" if not row.is_spend else "per_hour",
-        "currency": row.organization.currency if row.is_spend else None,
-        **dict(zip(("limit", "held", "used", "free"), shown, strict=True)),
     }
 
 

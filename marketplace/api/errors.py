@@ -20,15 +20,7 @@ from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
 from provisioning import decisions
-from provisioning.errors import (
-    IllegalMove,
-    NoCapacity,
-    NoRoom,
-    PolicyExcludes,
-    QuotaExceeded,
-    StaleInstance,
-    StaleInterruption,
-)
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 log = structlog.get_logger("marketplace.api")
@@ -112,7 +104,7 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     NoCapacity: Kind(
         409, "no_capacity", "Not enough free GPUs", "after",
-        "Try again later, ask for fewer GPUs, or choose another offer (GET /api/v1/offers?available=true).",
+        "Wait for them (POST /api/v1/waits), see what fits instead (GET /api/v1/waits/outlook), or ask for fewer GPUs.",
     ),
     PolicyExcludes: Kind(
         409, "policy_excludes", "A policy keeps it out", "new_request",
@@ -136,12 +128,11 @@ KINDS: dict[type[Exception], Kind] = {
     StaleInstance: Kind(
         409, "wrong_state", "It changed at the same moment", "same_request", "Look again, then repeat the request."
     ),
-    StaleInterruption: Kind(
-        409, "interruption_over", "The interruption is not open any more", "none",
-        "Look at the bid again: it may go on, or have ended already.",
-    ),
     errors.Conflict: Kind(
         409, "conflict", "It contradicts what is there already", "new_request", "Change the request as the detail says."
+    ),
+    errors.IllegalState: Kind(
+        409, "wrong_state", "Its state does not allow this", "none", "Look at it again to see what can be done now."
     ),
     errors.LastOwner: Kind(
         409, "conflict", "An organization needs an owner", "new_request", "Make somebody else an owner first."

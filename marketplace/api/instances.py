@@ -74,13 +74,13 @@ class InstanceList(APIView):
         with naming("project"):
             project = access.project_for(actor, asked.get("project"), verb="instance.change")
         if query["dry_run"]:
-            order = ordered(project, asked)
+            order = order_of(project, asked)
             quote = rentals.rehearse(actor=actor, project=project, order=order, at=at)
             return Response(answers.quote(order, quote))
 
         def effect() -> tuple[int, Any]:
             # The offer is looked up in here, so that an answer is given again even if it is sold no more.
-            instance = rentals.rent(actor=actor, project=project, order=ordered(project, asked), at=at)
+            instance = rentals.rent(actor=actor, project=project, order=order_of(project, asked), at=at)
             return 202, answers.instance(instance, at=at)
 
         # The project too, even if the token implied it: tokens of two projects may send the same body and key.
@@ -88,8 +88,8 @@ class InstanceList(APIView):
         return answered_once(request, organization=project.organization, order=order_key, effect=effect)
 
 
-def ordered(project: Project, asked: dict[str, Any]) -> rentals.Order:
-    """Return the order that a request's fields mean."""
+def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
+    """Return the order that a body means; ids that are not there name their fields."""
     with naming("offer"):
         offer = offer_for(asked["offer"])
     with naming("volumes"):

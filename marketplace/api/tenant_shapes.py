@@ -2,36 +2,15 @@
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace.api.shapes import NamedRef, OrganizationAnswer
 from marketplace.models import Role
-from provisioning.models import Instance
 
 
 class ProjectAnswer(NamedRef):
     organization = serializers.CharField()
     suspended = serializers.BooleanField()
-
-
-@extend_schema_field({"oneOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]+[.][0-9]{6}$"}]})
-class QuotaAmount(serializers.Field[Any, Any, Any, Any]):
-    """A whole number of GPUs, or a decimal string of money."""
-
-
-class QuotaAnswer(serializers.Serializer[Any]):
-    id = serializers.CharField()
-    organization = NamedRef()
-    project = NamedRef(allow_null=True, help_text="null: all projects of the organization together")
-    gpu_model = serializers.CharField(allow_null=True, help_text="null: all models together")
-    market = serializers.ChoiceField(choices=Instance.Market.choices, allow_null=True, help_text="null: all together")
-    unit = serializers.ChoiceField(choices=["gpus", "per_hour"], help_text="GPUs, or money for an hour of all of it")
-    currency = serializers.CharField(allow_null=True, help_text="null where GPUs are counted")
-    limit = QuotaAmount()
-    held = QuotaAmount(help_text="from the request until the confirmed release")
-    used = QuotaAmount(help_text="what of `held` runs now")
-    free = QuotaAmount()
 
 
 class MemberAnswer(serializers.Serializer[Any]):

@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, limits, tenants, tokens
+from marketplace import access, tenants, tokens
 from marketplace.api import answers, shapes, tenant_shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, actor_of, answered_once, naming
@@ -134,19 +134,6 @@ class ProjectDetail(APIView):
         row = access.project_for(actor, project_id, verb="project.change")
         tenants.rename_project(actor=actor, project=row, name=checked(shapes.NameOnly, request.data)["name"])
         return Response(answers.project(row))
-
-
-class QuotaList(APIView):
-    @extend_schema(
-        operation_id="list_quotas",
-        parameters=[PageQuery],
-        responses={200: shapes.page_of(tenant_shapes.QuotaAnswer), shapes.REFUSED: shapes.Problem},
-    )
-    def get(self, request: Request) -> Response:
-        """List what the organization and each project may hold, by GPU model and market, and what they hold and use."""
-        query = queried(request, PageQuery)
-        rows = access.quotas(actor_of(request))
-        return paged(rows, query, lambda found: [answers.quota(row) for row in limits.listed(found)])
 
 
 class MemberList(APIView):

@@ -2,7 +2,7 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, placements, registries, spot, telemetry, tenants, till, volumes
+from marketplace.api import catalogue, instances, placements, quotas, registries, telemetry, tenants, till, volumes
 
 
 class PublicIdConverter:
@@ -23,14 +23,6 @@ urlpatterns = [
     path("me", tenants.Me.as_view()),
     path("offers", catalogue.OfferList.as_view()),
     path("offers/<slug:offer_id>", catalogue.OfferDetail.as_view()),
-    path("offers/<slug:offer_id>/spot", spot.OfferSpot.as_view()),
-    path("offers/<slug:offer_id>/spot/history", spot.OfferSpotHistory.as_view()),
-    path("offers/<slug:offer_id>/spot/auctions", spot.OfferAuctions.as_view()),
-    path("offers/<slug:offer_id>/spot/auctions/<id:auction_id>", spot.OfferAuction.as_view()),
-    path("bids", spot.BidList.as_view()),
-    path("bids/<id:bid_id>", spot.BidDetail.as_view()),
-    path("bids/<id:bid_id>/price", spot.BidPrice.as_view()),
-    path("bids/<id:bid_id>/withdraw", spot.BidWithdraw.as_view()),
     path("sites", catalogue.SiteList.as_view()),
     path("instances", instances.InstanceList.as_view()),
     path("instances/<id:instance_id>", instances.InstanceDetail.as_view()),
@@ -44,8 +36,6 @@ urlpatterns = [
     path("placements/<id:placement_id>", placements.PlacementDetail.as_view()),
     path("organizations/<id:organization_id>/policy", placements.OrganizationPolicy.as_view()),
     path("projects/<id:project_id>/policy", placements.ProjectPolicy.as_view()),
-    path("instances/<id:instance_id>/interruptions", spot.InstanceInterruptions.as_view()),
-    path("instances/<id:instance_id>/simulate-interruption", spot.InstanceSimulateInterruption.as_view()),
     path("volumes", volumes.VolumeList.as_view()),
     path("volumes/<id:volume_id>", volumes.VolumeDetail.as_view()),
     path("volumes/<id:volume_id>/restore", volumes.VolumeRestore.as_view()),
@@ -59,7 +49,16 @@ urlpatterns = [
     path("organizations/<id:organization_id>", tenants.OrganizationDetail.as_view()),
     path("projects", tenants.ProjectList.as_view()),
     path("projects/<id:project_id>", tenants.ProjectDetail.as_view()),
-    path("quotas", tenants.QuotaList.as_view()),
+    path("quotas", quotas.QuotaList.as_view()),
+    path("quota-requests", quotas.QuotaRequestList.as_view()),
+    path("quota-requests/<id:request_id>", quotas.QuotaRequestDetail.as_view()),
+    path("quota-requests/<id:request_id>/withdraw", quotas.QuotaRequestWithdraw.as_view()),
+    path("budgets", quotas.BudgetList.as_view()),
+    path("budgets/<id:owner_id>", quotas.BudgetDetail.as_view()),
+    path("waits", quotas.WaitList.as_view()),
+    path("waits/outlook", quotas.Outlook.as_view()),
+    path("waits/<id:entry_id>", quotas.WaitDetail.as_view()),
+    path("waits/<id:entry_id>/cancel", quotas.WaitCancel.as_view()),
     path("memberships", tenants.MemberList.as_view()),
     path("memberships/<id:membership_id>", tenants.MemberDetail.as_view()),
     path("invitations", tenants.InvitationList.as_view()),

@@ -6,7 +6,6 @@ import typer
 
 from marketplace.cli import (
     account,
-    bids,
     copying,
     instances,
     launch,
@@ -61,10 +60,6 @@ app.command()(instances.stop)
 app.command()(instances.start)
 app.command()(instances.terminate)
 app.command()(instances.rename)
-app.command(cls=orders.TakesCommand)(bids.bid)
-app.add_typer(bids.app, name="bids")
-app.command()(bids.spot_price)
-app.command()(bids.simulate_interruption)
 app.add_typer(volumes.app, name="volume")
 app.command()(account.usage)
 app.command()(account.balance)

@@ -1,4 +1,5 @@
 from marketplace.models.catalogue import Offer
+from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.spot import Allocation, Auction, Bid, SpotTerms
 from marketplace.models.tenants import (
     ApiToken,
@@ -12,6 +13,7 @@ from marketplace.models.tenants import (
     SshKey,
     User,
 )
+from marketplace.models.waiting import WaitingOrder
 
 __all__ = [
     "Allocation",
@@ -25,8 +27,11 @@ __all__ = [
     "Offer",
     "Organization",
     "Project",
+    "QuotaRequest",
+    "QuotaRule",
     "Role",
     "SpotTerms",
     "SshKey",
     "User",
+    "WaitingOrder",
 ]

@@ -15,19 +15,20 @@ from django.utils.translation import gettext_lazy
 
 from billing.errors import InsufficientFunds
 from marketplace import idempotency, limits
-from marketplace.errors import BadOrder, BudgetExceeded, Conflict, Forbidden, LastOwner, NotFound, ProjectSuspended
+from marketplace.errors import (
+    BadOrder,
+    BudgetExceeded,
+    Conflict,
+    Forbidden,
+    IllegalState,
+    LastOwner,
+    NotFound,
+    ProjectSuspended,
+)
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
 from provisioning import decisions
-from provisioning.errors import (
-    IllegalMove,
-    NoCapacity,
-    NoRoom,
-    PolicyExcludes,
-    QuotaExceeded,
-    StaleInstance,
-    StaleInterruption,
-)
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
 
 Text = str | Promise
@@ -127,13 +128,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Somebody else, or the marketplace itself, was faster."),
         (gettext_lazy("See instances"), reverse_lazy("instances")),
     ),
-    StaleInterruption: Kind(
-        409,
-        gettext_lazy("The interruption is not open any more"),
-        gettext_lazy("Look at the bid again: it may go on, or have ended already."),
-        gettext_lazy("It was called off or carried out meanwhile."),
-    ),
     Conflict: Kind(409, gettext_lazy("This is there already"), gettext_lazy("Change it as said above and try again.")),
+    IllegalState: Kind(
+        409,
+        gettext_lazy("Its state does not allow this"),
+        gettext_lazy("Look at it again to see what can be done now."),
+    ),
     LastOwner: Kind(
         409,
         gettext_lazy("An organization needs an owner"),

@@ -18,6 +18,7 @@ class Capacity(models.Model):
     )
     open_ended = models.PositiveIntegerField(default=0, help_text="held on demand, by what has no end")
     peak = models.PositiveIntegerField(default=0, help_text="the most that any hour from now on has committed")
+    waiting = models.PositiveIntegerField(default=0, help_text="wanted by orders that wait, before any new order")
     counted_at = models.DateTimeField()
 
     def __str__(self) -> str:

@@ -2,10 +2,11 @@
 
 from base64 import b64encode
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.utils import timezone
 
-from marketplace import registries, rentals, spot, spot_terms, tenants, tokens, volumes
+from marketplace import quota_requests, registries, rentals, tenants, tokens, volumes, waiting
 from marketplace.access import person
 from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
 from provisioning import upkeep
@@ -66,16 +67,17 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         )
         for kind in ("kept", "deleted")
     )  # fmt: skip
-    spot_terms.set_terms(offer=fleet.h200, by="test", at=timezone.now(), reserve_micros=500_000)
-    bid = spot.bid(
-        actor=actor, project=project, order=order(fleet.h200, name=f"{name}-bids"), max_price_micros=550_000,
-        at=timezone.now(),
-    )  # fmt: skip
-    auction = spot.clear(offer_id=fleet.h200.pk, at=timezone.now())
     for _ in range(2):
         fleet.sync()
         upkeep.settle_due(at=timezone.now(), limit=10)
     volumes.delete(actor=actor, volume=Volume.objects.get(pk=deleted.pk), at=timezone.now())
+    asked = quota_requests.request(
+        actor=actor, organization=organization, project=project, limit=90, reason=f"{name} grows", at=timezone.now()
+    )
+    entry = waiting.wait(
+        actor=actor, project=project, order=order(fleet.h200, name=f"{name}-waits"), max_micros_per_gpu_hour=1,
+        until=timezone.now() + timedelta(days=1), at=timezone.now(),
+    )  # fmt: skip
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -95,7 +97,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "registry": registry.public_id,
             "volume": kept.public_id,
             "deleted": deleted.public_id,
-            "bid": bid.public_id,
-            "auction": auction.public_id,
+            "request": asked.public_id,
+            "wait": entry.public_id,
         },
     )

@@ -19,7 +19,7 @@ from tests.marketplace.api.test_permissions import RULES, filled
 PREFIXES = {
     "organization": "org", "project": "prj", "instance": "ins", "stopped": "ins",
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
-    "volume": "vol", "deleted": "vol", "bid": "bid",
+    "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg",
 }  # fmt: skip
 
 

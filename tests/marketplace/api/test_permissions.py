@@ -3,12 +3,14 @@
 import ast
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import transaction
 from django.test import Client
+from django.utils import timezone
 
 from marketplace.models import Organization, Role, User
 from marketplace.permissions import SCOPES, VERBS
@@ -18,7 +20,6 @@ from tests.marketplace.api.routes import api_routes, walked
 from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
 
 ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
-BID = ORDER | {"max_price": "0.55"}
 INVITATION = {"email": "new@acme.example", "role": "viewer", "organization": "{organization}"}
 TOKEN = {"name": "mine", "scopes": ["read"], "organization": "{organization}"}
 KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project}"}
@@ -26,6 +27,10 @@ REGISTRY = {"host": "new.example", "username": "bot", "password": "p", "project"
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
+UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
+MORE = {"limit": 99, "reason": "r", "gpu_model": "H200", "project": "{project}"}
+BUDGET = {"monthly": "9.00", "hourly": None}
+WAIT = ORDER | {"max_price": "9.00", "until": UNTIL}
 USE = {"instance": "{stopped}", "path": "/data"}
 
 # fmt: off
@@ -55,19 +60,6 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("put", "organizations/{organization}/policy", {}, "manage",    200, 200, 403, 403, 403, 404, 401),
     ("get", "projects/{project}/policy", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("put", "projects/{project}/policy", {}, "manage",              200, 200, 403, 403, 403, 404, 401),
-    ("get", "offers/{offer}/spot", None, "read",                    200, 200, 200, 200, 200, 200, 401),
-    ("get", "offers/{offer}/spot/history", None, "read",            200, 200, 200, 200, 200, 200, 401),
-    ("get", "offers/{offer}/spot/auctions", None, "read",           200, 200, 200, 200, 200, 200, 401),
-    ("get", "offers/{offer}/spot/auctions/{auction}", None, "read", 200, 200, 200, 200, 200, 200, 401),
-    ("get", "bids", None, "read",                                   200, 200, 200, 200, 200, 200, 401),
-    ("get", "bids?project={project}", None, "read",                 200, 200, 200, 200, 200, 404, 401),
-    ("post", "bids", BID, "rent",                                   202, 202, 403, 202, 403, 404, 401),
-    ("post", "bids?dry_run=true", BID, "rent",                      200, 200, 403, 200, 403, 404, 401),
-    ("get", "bids/{bid}", None, "read",                             200, 200, 200, 200, 200, 404, 401),
-    ("post", "bids/{bid}/price", {"max_price": "0.60"}, "rent",     200, 200, 403, 200, 403, 404, 401),
-    ("post", "bids/{bid}/withdraw", None, "rent",                   202, 202, 403, 202, 403, 404, 401),
-    ("get", "instances/{instance}/interruptions", None, "read",     200, 200, 200, 200, 200, 404, 401),
-    ("post", "instances/{instance}/simulate-interruption", None, "rent", 409, 409, 403, 409, 403, 404, 401),
     ("get", "volumes", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "volumes?project={project}", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("post", "volumes", VOLUME, "rent",                             202, 202, 403, 202, 403, 404, 401),
@@ -90,6 +82,22 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "projects/{project}", None, "read",                     200, 200, 200, 200, 200, 404, 401),
     ("patch", "projects/{project}", NAME, "manage",                 200, 200, 403, 403, 403, 404, 401),
     ("get", "quotas", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("get", "quota-requests", None, "read",                         200, 200, 200, 200, 200, 200, 401),
+    ("post", "quota-requests", MORE, "manage",                      201, 201, 403, 201, 403, 404, 401),
+    ("get", "quota-requests/{request}", None, "read",               200, 200, 200, 200, 200, 404, 401),
+    ("post", "quota-requests/{request}/withdraw", None, "manage",   200, 200, 403, 200, 403, 404, 401),
+    ("get", "budgets", None, "read",                                200, 200, 200, 200, 200, 200, 401),
+    ("get", "budgets?organization={organization}", None, "read",    200, 200, 200, 200, 200, 404, 401),
+    ("get", "budgets/{project}", None, "read",                      200, 200, 200, 200, 200, 404, 401),
+    ("put", "budgets/{project}", BUDGET, "manage",                  200, 200, 200, 403, 403, 404, 401),
+    ("put", "budgets/{organization}", BUDGET, "manage",             200, 200, 200, 403, 403, 404, 401),
+    ("put", "budgets/{token}", BUDGET, "manage",                    200, 200, 404, 403, 403, 404, 401),
+    ("get", "waits", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
+    ("get", "waits?project={project}", None, "read",                200, 200, 200, 200, 200, 404, 401),
+    ("post", "waits", WAIT, "rent",                                 202, 202, 403, 202, 403, 404, 401),
+    ("get", "waits/outlook?offer=h200-narvik&project={project}", None, "read", 200, 200, 200, 200, 200, 404, 401),
+    ("get", "waits/{wait}", None, "read",                           200, 200, 200, 200, 200, 404, 401),
+    ("post", "waits/{wait}/cancel", None, "rent",                   200, 200, 403, 200, 403, 404, 401),
     ("get", "memberships", None, "read",                            200, 200, 200, 200, 200, 200, 401),
     ("get", "memberships/{member}", None, "read",                   200, 200, 200, 200, 200, 404, 401),
     ("patch", "memberships/{member}", {"role": "billing"}, "manage", 200, 200, 403, 403, 403, 404, 401),

@@ -1,0 +1,415 @@
+"""Waiting for GPUs: what fits instead, when some come free, and orders that start by themselves.
+
+The rules, which the customer can read (docs/quotas.md):
+
+* One queue for each offer, first come, first served. While the first order
+  waits for GPUs, nothing behind it starts, however small: a gang is not starved.
+* What is held up by something of its own (its price, funds, quota, a budget) is
+  passed over and keeps its place.
+* While others wait, an organization that has `SHARE_MAX_PERCENT` of the offer's
+  GPUs is passed over, too.
+* A new order from any door gets only what the queue leaves over.
+
+An order starts in the transaction that closes its entry, so a crash at any
+moment leaves it waiting or started, and it never starts twice.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.db import connection, transaction
+from django.db.models import F, Q, Sum
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext
+
+from billing.errors import BillingError, InsufficientFunds
+from billing.models import PriceVersion
+from marketplace import access, audit, offers, rentals
+from marketplace.access import Actor
+from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
+from marketplace.models import Offer, Organization, Project, WaitingOrder
+from marketplace.money import shown
+from provisioning import calendar, policies
+from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
+from provisioning.models import Instance, Node, Phase
+from provisioning.placing import policy
+from provisioning.volumes import Use
+
+log = structlog.get_logger("marketplace.waiting")
+
+UNTIL_MAX = timedelta(days=30)
+WAITS_MAX = 20  # of one organization for one offer
+SHARE_MAX_PERCENT = 50
+ESTIMATED_FROM = timedelta(hours=24)
+NEAREST_MAX = 3
+
+State = WaitingOrder.State
+Why = WaitingOrder.Why
+WAITING = Q(state=State.WAITING)
+# What one refusal means for an order that waits; anything else is a refusal of the order itself.
+WHYS: tuple[tuple[type[Exception], Why], ...] = (
+    (PolicyExcludes, Why.REFUSED),
+    (NoCapacity, Why.CAPACITY),
+    (InsufficientFunds, Why.FUNDS),
+    (QuotaExceeded, Why.QUOTA),
+    (BudgetExceeded, Why.BUDGET),
+)
+
+TELL_CAPACITY = """
+UPDATE provisioning_capacity capacity SET waiting = coalesce((
+    SELECT sum(gpus * replicas) FROM marketplace_waitingorder WHERE offer_id = capacity.offer_id
+        AND state = 'waiting' AND why = 'capacity'), 0)
+WHERE offer_id = %(offer)s
+"""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Something of the same GPU model that could start now."""
+
+    offer: Offer
+    price: PriceVersion
+    gpus: int
+    replicas: int
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How it stands with an order of this size: now, instead, and later.
+
+    `next_window` is when reservations leave room, as far as they are known;
+    `estimate` is a guess from how fast GPUs came free in the last day. Both are
+    None where nothing can be said.
+    """
+
+    fits_now: bool
+    nearest: list[Nearest]
+    next_window: datetime | None
+    ahead: int
+    gpus_ahead: int
+    estimate: datetime | None
+    as_of: datetime
+
+
+def outlook(*, project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> Outlook:
+    """Return what can be said of an order for this offer now. Nothing is held and nothing promised."""
+    rentals.check_size(rentals.Order(offer=offer, command=[], gpus=gpus, replicas=replicas))
+    calendar.count(at=at, offer_id=offer.pk)
+    ahead = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY)
+    gpus_ahead = _sum_of_gpus(ahead)
+    wanted = gpus * replicas
+    return Outlook(
+        fits_now=not gpus_ahead and _room(offer, gpus) >= replicas and _may_open(offer, wanted, at),
+        nearest=_nearest(project, offer, gpus, replicas, at),
+        next_window=_next_window(offer, wanted, at),
+        ahead=ahead.count(),
+        gpus_ahead=gpus_ahead,
+        estimate=_guess(gpus_ahead + wanted, _came_free(offer, at), at),
+        as_of=at,
+    )
+
+
+@transaction.atomic
+def wait(
+    *, actor: Actor, project: Project, order: rentals.Order, max_micros_per_gpu_hour: int, until: datetime, at: datetime
+) -> WaitingOrder:
+    """Put an order into the queue of its offer. Nothing is held or charged until it starts.
+
+    Raises BadOrder for what could never start, ProjectSuspended where nothing may.
+    """
+    rentals.check_open(project)
+    rentals.check(order)
+    rentals.price_of(order.offer, currency=project.organization.currency, at=at)
+    if max_micros_per_gpu_hour <= 0:
+        raise BadOrder("max_price", gettext("Say the most that a GPU-hour may cost, such as 2.50."))
+    if not at < until <= at + UNTIL_MAX:
+        raise BadOrder(
+            "until", gettext("Say until when it is to wait: later than now, and %(days)s days at most.") % {"days": 30}
+        )
+    mine = WaitingOrder.objects.filter(WAITING, offer=order.offer, project__organization=project.organization)
+    if mine.count() >= WAITS_MAX:
+        raise BadOrder(
+            "offer", gettext("An organization has at most %(most)s orders waiting for an offer.") % {"most": WAITS_MAX}
+        )
+    entry = WaitingOrder.objects.create(
+        project=project,
+        offer=order.offer,
+        user=actor.user,
+        token=actor.token,
+        gpus=order.gpus,
+        replicas=order.replicas,
+        order=_written(order),
+        max_micros_per_gpu_hour=max_micros_per_gpu_hour,
+        until=until,
+        created_at=at,
+    )
+    after = {"offer": order.offer.slug, "gpus": order.gpus, "replicas": order.replicas, "until": until.isoformat()}
+    audit.record_of(entry, "wait.begin", actor=actor, after=after)
+    _tell_capacity(order.offer, at=at)
+    return entry
+
+
+@transaction.atomic
+def cancel(*, actor: Actor, entry: WaitingOrder, at: datetime) -> None:
+    """Take an order out of the queue. Cancelling twice changes nothing; what has started is ended as an instance."""
+    locked = WaitingOrder.objects.select_for_update(no_key=True).get(pk=entry.pk)
+    if locked.state == State.CANCELLED:
+        return
+    _move(locked, State.CANCELLED, at=at)
+    entry.state, entry.closed_at = locked.state, locked.closed_at
+    audit.record_of(entry, "wait.cancel", actor=actor)
+    _tell_capacity(entry.offer, at=at)
+
+
+def demand(offer: Offer, at: datetime) -> int:
+    """Return how many GPUs of an offer are waited for by orders that could start but for them."""
+    return _sum_of_gpus(WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY, until__gt=at))
+
+
+def positions(entries: Iterable[WaitingOrder]) -> dict[int, int]:
+    """Return by primary key at which place of its offer's queue each order stands, from 1. One query."""
+    entries = [entry for entry in entries if entry.state == State.WAITING]
+    rows = WaitingOrder.objects.filter(WAITING, offer__in={entry.offer_id for entry in entries})
+    queues: dict[int, list[int]] = {}
+    for offer_id, pk in rows.order_by("pk").values_list("offer_id", "pk"):
+        queues.setdefault(offer_id, []).append(pk)
+    return {entry.pk: queues[entry.offer_id].index(entry.pk) + 1 for entry in entries if entry.offer_id in queues}
+
+
+def estimates(entries: Iterable[WaitingOrder], *, at: datetime) -> dict[int, datetime]:
+    """Return by primary key a guess when each order starts, from how fast its offer's GPUs came free in the last day.
+
+    Those of which nothing can be guessed are left out. Two queries for each queue.
+    """
+    found: dict[int, datetime] = {}
+    waits = [entry for entry in entries if entry.state == State.WAITING and entry.why == Why.CAPACITY]
+    for offer in {entry.offer for entry in waits}:
+        queue = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY).order_by("pk")
+        guesses, before = {}, 0
+        pace = _came_free(offer, at)
+        for pk, gpus in queue.annotate(wanted=F("gpus") * F("replicas")).values_list("pk", "wanted"):
+            before += gpus
+            guesses[pk] = _guess(before, pace, at)
+        found |= {entry.pk: guess for entry in waits if entry.offer == offer and (guess := guesses.get(entry.pk))}
+    return found
+
+
+def start_due(*, at: datetime, limit: int) -> int:
+    """Expire what waited too long and start what can start, each queue from its head; return how many started.
+
+    `limit` bounds the orders that are tried. Safe to run twice at once: an
+    entry is locked while it starts.
+    """
+    _expire(at=at, limit=limit)
+    started, tried = 0, 0
+    queues = WaitingOrder.objects.filter(WAITING).order_by("offer").values_list("offer", flat=True).distinct()
+    for offer_id in list(queues):
+        calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
+        queue = WaitingOrder.objects.filter(WAITING, offer=offer_id).order_by("pk").values_list("pk", flat=True)
+        for pk in list(queue[: max(0, limit - tried)]):
+            tried += 1
+            why = _try(pk, at=at)
+            started += why is None
+            if why == Why.CAPACITY:
+                break  # Nobody passes the first that waits for GPUs.
+        _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
+    return started
+
+
+def _expire(*, at: datetime, limit: int) -> None:
+    for pk in list(
+        WaitingOrder.objects.filter(WAITING, until__lte=at).order_by("pk").values_list("pk", flat=True)[:limit]
+    ):
+        with transaction.atomic():
+            entry = _locked(pk)
+            if entry is not None:
+                _move(entry, State.EXPIRED, at=at)
+                _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
+
+
+def _try(pk: int, *, at: datetime) -> Why | None:
+    """Start one order; None if it started or somebody else has it, else why it still waits."""
+    try:
+        with transaction.atomic():
+            entry = _locked(pk)
+            if entry is None:
+                return None
+            hindrance = _hindrance(entry, at=at)
+            if hindrance is None:
+                _start(entry, at=at)
+                return None
+    except (BillingError, MarketError, ProvisioningError) as refusal:
+        hindrance = _why(refusal), str(refusal)
+    why, message = hindrance
+    # What it waits for may have been cancelled meanwhile: then there is nothing to tell.
+    WaitingOrder.objects.filter(WAITING, pk=pk).update(why=why, message=message, tried_at=at)
+    return why
+
+
+def _start(entry: WaitingOrder, *, at: datetime) -> None:
+    instance = rentals.rent(
+        actor=Actor(user=entry.user, token=entry.token), project=entry.project, order=_read(entry), at=at,
+        from_queue=True,
+    )  # fmt: skip
+    _move(entry, State.STARTED, at=at, instance=instance)
+    _record_own(entry, "wait.start", {"instance": instance.public_id})
+    log.info("started", waiting=entry.public_id, instance=instance.public_id, waited_s=(at - entry.created_at).seconds)
+
+
+def _hindrance(entry: WaitingOrder, *, at: datetime) -> tuple[Why, str] | None:
+    """Return what speaks against a start before anything is taken, and the same in words."""
+    organization = entry.project.organization
+    actor = Actor(user=entry.user, token=entry.token)
+    gone = entry.token is not None and (entry.token.revoked_at is not None or entry.token.expires_at <= at)
+    if gone or not entry.user.is_active or not access.may(actor, organization, "wait.change"):
+        return Why.REFUSED, gettext("Whoever ordered it may not rent here any more.")
+    price = rentals.price_of(entry.offer, currency=organization.currency, at=at)
+    if price.micros_per_unit_hour > entry.max_micros_per_gpu_hour:
+        return Why.PRICE, gettext("A GPU-hour costs %(price)s now; it may cost %(most)s.") % {
+            "price": shown(price.micros_per_unit_hour, price.currency, exact=True),
+            "most": shown(entry.max_micros_per_gpu_hour, price.currency, exact=True),
+        }
+    return _over_its_share(entry, organization)
+
+
+def _over_its_share(entry: WaitingOrder, organization: Organization) -> tuple[Why, str] | None:
+    others = WaitingOrder.objects.filter(WAITING, offer=entry.offer).exclude(project__organization=organization)
+    if not others.exists():
+        return None
+    all_gpus = calendar.gpus_of_offer(entry.offer_id)
+    has: int = Instance.objects.filter(offer=entry.offer, project__organization=organization).aggregate(
+        gpus=Coalesce(Sum("quota_held"), 0)
+    )["gpus"]
+    # Who has none yet may always have one order, however large.
+    if not has or (has + entry.all_gpus) * 100 <= all_gpus * SHARE_MAX_PERCENT:
+        return None
+    return Why.SHARE, gettext("The organization has %(has)s of %(all)s GPUs, and others wait.") % {
+        "has": has, "all": all_gpus,
+    }  # fmt: skip
+
+
+def _why(refusal: Exception) -> Why:
+    return next((why for kind, why in WHYS if isinstance(refusal, kind)), Why.REFUSED)
+
+
+def _locked(pk: int) -> WaitingOrder | None:
+    """Lock an order that still waits; None where it does not, or where somebody else has it this moment."""
+    rows = WaitingOrder.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
+    rows = rows.select_related("project__organization", "offer__site", "user", "token__membership__organization")
+    return rows.filter(WAITING, pk=pk).first()
+
+
+def _move(entry: WaitingOrder, state: State, *, at: datetime, instance: Instance | None = None) -> None:
+    """Change state if the map allows it. The caller holds the row's lock."""
+    if state not in WaitingOrder.MOVES[entry.state]:
+        raise IllegalState(
+            gettext("This order does not wait any more: it is %(state)s.") % {"state": entry.get_state_display()}
+        )
+    changed = {"state": state, "closed_at": at, "instance": instance}
+    if not WaitingOrder.objects.filter(pk=entry.pk, state=entry.state).update(**changed):
+        raise IllegalState(gettext("Somebody else was faster; look again."))
+    entry.state, entry.closed_at, entry.instance = state, at, instance
+
+
+def _record_own(entry: WaitingOrder, verb: str, after: dict[str, Any]) -> None:
+    audit.record_own(
+        organization=entry.project.organization, verb=verb, subject_id=entry.public_id,
+        before={"state": State.WAITING}, after=after,
+    )  # fmt: skip
+
+
+def _written(order: rentals.Order) -> dict[str, Any]:
+    return {
+        "command": list(order.command), "name": order.name, "env": dict(order.env or {}), "image": order.image,
+        "ports": list(order.ports), "lease": order.lease, "on_failure": order.on_failure,
+        "volumes": [{"volume": use.volume.public_id, "path": use.path} for use in order.uses],
+    }  # fmt: skip
+
+
+def _read(entry: WaitingOrder) -> rentals.Order:
+    kept: Mapping[str, Any] = entry.order
+    uses = [Use(access.volume_of(entry.project, one["volume"]), one["path"]) for one in kept["volumes"]]
+    fields = {name: value for name, value in kept.items() if name != "volumes"}
+    return rentals.Order(offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, **fields)
+
+
+def _sum_of_gpus(entries: Any) -> int:
+    wanted: int = entries.aggregate(gpus=Coalesce(Sum(F("gpus") * F("replicas")), 0))["gpus"]
+    return wanted
+
+
+def _tell_capacity(offer: Offer, *, at: datetime) -> None:
+    """Let new orders leave to the queue what it waits for. The last lock of a transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
+        if not cursor.rowcount:
+            calendar.count(at=at, offer_id=offer.pk)
+            cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
+
+
+def _room(offer: Offer, gpus: int) -> int:
+    """Return how many replicas of so many GPUs the offer's nodes could take now."""
+    nodes = Node.objects.filter(
+        offer=offer,
+        state=Node.State.AVAILABLE,
+        reachability=Node.Reachability.ONLINE,
+        is_held=False,
+        free_gpus__gte=gpus,
+    )
+    room: int = nodes.aggregate(room=Coalesce(Sum(F("free_gpus") / gpus), 0))["room"]
+    return room
+
+
+def _may_open(offer: Offer, wanted: int, at: datetime) -> bool:
+    return _next_window(offer, wanted, at) == at
+
+
+def _nearest(project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> list[Nearest]:
+    """Return what could start now: less of this offer, then as much of others of its model, the cheapest first."""
+    same = Offer.objects.filter(gpu_model=offer.gpu_model, is_listed=True).select_related("site")
+    listings = offers.listings(same, currency=project.organization.currency, at=at)
+    kept = [policies.of(project_id=project.pk), policies.of(organization_id=project.organization_id)]
+    documents = [row.document for row in kept if row is not None]
+    found = []
+    for listing in sorted(listings, key=lambda one: one.price.micros_per_unit_hour):
+        for fewer in _shapes(listing.offer, gpus, replicas, listing.largest_replica):
+            if (listing.offer != offer) != (fewer == (gpus, replicas)):
+                continue  # Less of this offer, or all of it from another.
+            if _is_sold(listing.offer, *fewer) and not policy.broken_by(documents, policies.facts_of(listing.offer.pk)):
+                found.append(Nearest(listing.offer, listing.price, *fewer))
+                break
+    return sorted(found, key=lambda one: one.offer != offer)[:NEAREST_MAX]
+
+
+def _shapes(offer: Offer, gpus: int, replicas: int, largest: int) -> list[tuple[int, int]]:
+    """Return what of a shape fits now, the largest first: fewer replicas, else fewer GPUs on one node."""
+    room = min(replicas, _room(offer, gpus))
+    return ([(gpus, room)] if room else []) + ([(largest, 1)] if 0 < largest < gpus else [])
+
+
+def _is_sold(offer: Offer, gpus: int, replicas: int) -> bool:
+    try:
+        rentals.check_size(rentals.Order(offer=offer, command=[], gpus=gpus, replicas=replicas))
+    except BadOrder:
+        return False
+    return True
+
+
+def _next_window(offer: Offer, wanted: int, at: datetime) -> datetime | None:
+    """Return from when on so many GPUs without an end fit beside all reservations; None where not in sight."""
+    return calendar.next_open(offer_id=offer.pk, gpus=wanted, at=at)
+
+
+def _came_free(offer: Offer, at: datetime) -> int:
+    """Return how many GPUs instances of an offer gave back in the last day."""
+    ended = Instance.objects.filter(offer=offer, phase__in=[Phase.STOPPED, Phase.TERMINATED, Phase.FAILED])
+    freed = ended.filter(phase_since__gt=at - ESTIMATED_FROM, ready_at__isnull=False)
+    gpus: int = freed.aggregate(gpus=Coalesce(Sum(F("gpus_per_replica") * F("replicas")), 0))["gpus"]
+    return gpus
+
+
+def _guess(wanted: int, came_free: int, at: datetime) -> datetime | None:
+    return at + ESTIMATED_FROM * wanted / came_free if came_free else None

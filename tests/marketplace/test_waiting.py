@@ -1,0 +1,334 @@
+"""Orders that wait: who comes first, what holds one up, and that each starts exactly once."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection, transaction
+from django.utils import timezone
+
+from billing import prices
+from billing.models import Account
+from marketplace import rentals, spot_capacity, tokens, waiting
+from marketplace.access import Actor, person
+from marketplace.errors import BadOrder, IllegalState, ProjectSuspended
+from marketplace.models import AuditEntry, Membership, Offer, Organization, Project, SpotTerms, WaitingOrder
+from provisioning.errors import NoCapacity
+from provisioning.models import Capacity, Instance, Quota
+from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
+from tests.marketplace.api.tables import every_row
+
+pytestmark = pytest.mark.django_db
+
+H200_HOUR = 2_490_000
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    """Noon, before there is anything: a test that asks for it names it first."""
+    with time_machine.travel(NOON, tick=False) as clock:
+        yield clock
+
+
+Wait = Callable[..., WaitingOrder]
+
+
+def waits_as(actor: Actor, project: Project, fleet: Fleet) -> Wait:
+    def wait(*, price: int = H200_HOUR, hours: float = 10, offer: Offer | None = None, **what: Any) -> WaitingOrder:
+        at = timezone.now()
+        return waiting.wait(
+            actor=actor, project=project, order=order(offer or fleet.h200, **what),
+            max_micros_per_gpu_hour=price, until=at + timedelta(hours=hours), at=at,
+        )  # fmt: skip
+
+    return wait
+
+
+@pytest.fixture
+def wait(actor: Actor, project: Project, fleet: Fleet) -> Wait:
+    """Wait as Alice for one H200; what differs is named."""
+    Quota.objects.update(limit=100)
+    return waits_as(actor, project, fleet)
+
+
+@pytest.fixture
+def strangers(fleet: Fleet) -> Wait:
+    """Another customer who waits."""
+    user = make_person("dora@other.example")
+    project = Project.objects.select_related("organization").get(organization=make_organization("Dora", user))
+    Quota.objects.update(limit=100)
+    return waits_as(person(user), project, fleet)
+
+
+@pytest.fixture
+def full(rent: Rent, fleet: Fleet, actor: Actor, project: Project) -> list[Instance]:
+    """Both H200 nodes rented out."""
+    Quota.objects.update(limit=100)
+    return [rent(gpus=8), rent(gpus=8)]
+
+
+def sweep() -> int:
+    return waiting.start_due(at=timezone.now(), limit=100)
+
+
+def end(instance: Instance, actor: Actor, run_until_idle: Run) -> None:
+    instance.refresh_from_db()
+    rentals.terminate(actor=actor, instance=instance, at=timezone.now())
+    run_until_idle()
+
+
+def states(*entries: WaitingOrder) -> list[tuple[str, str]]:
+    for entry in entries:
+        entry.refresh_from_db()
+    return [(entry.state, entry.why) for entry in entries]
+
+
+def test_an_order_starts_once_its_gpus_are_free(
+    wait: Wait, full: list[Instance], actor: Actor, run_until_idle: Run
+) -> None:
+    run_until_idle()
+    entry = wait(gpus=8, env={"A": "b"}, name="later")
+    assert sweep() == 0
+    assert states(entry) == [("waiting", "capacity")]
+    assert "are not free now" in entry.message
+    end(full[0], actor, run_until_idle)
+    assert sweep() == 1
+    entry.refresh_from_db()
+    assert entry.state == "started"
+    assert entry.instance is not None
+    assert (entry.instance.name, entry.instance.env, entry.instance.gpus) == ("later", {"A": "b"}, 8)
+    assert sweep() == 0
+    assert Instance.objects.count() == 3
+    started = AuditEntry.objects.get(verb="wait.start")
+    assert started.after == {"instance": entry.instance.public_id}
+
+
+def test_while_it_waits_nothing_is_held_or_charged(wait: Wait, full: list[Instance], acme: Organization) -> None:
+    before = every_row()
+    wait()
+    sweep()
+    after = every_row()
+    changed = {table for table in after if after[table] != before[table]}
+    assert changed == {"marketplace_waitingorder", "marketplace_auditentry", "provisioning_capacity"}
+
+
+def test_a_gang_at_the_head_is_not_passed_by_smaller_ones(
+    wait: Wait, strangers: Wait, full: list[Instance], actor: Actor, run_until_idle: Run
+) -> None:
+    run_until_idle()
+    gang, small = strangers(gpus=8, replicas=2), wait()
+    end(full[0], actor, run_until_idle)
+    assert sweep() == 0
+    assert states(gang, small) == [("waiting", "capacity"), ("waiting", "capacity")]
+    assert waiting.positions([gang, small]) == {gang.pk: 1, small.pk: 2}
+    end(full[1], actor, run_until_idle)
+    assert sweep() == 1
+    assert states(gang, small)[0][0] == "started"
+
+
+def test_a_new_order_leaves_to_the_queue_what_it_waits_for(
+    wait: Wait, rent: Rent, full: list[Instance], actor: Actor, run_until_idle: Run
+) -> None:
+    run_until_idle()
+    gang = wait(gpus=8, replicas=2)
+    end(full[0], actor, run_until_idle)
+    with pytest.raises(NoCapacity, match="16 GPUs of this offer wait already"):
+        rent()
+    waiting.cancel(actor=actor, entry=gang, at=timezone.now())
+    rent()
+
+
+def test_what_is_held_up_by_its_own_price_is_passed_and_keeps_its_place(
+    wait: Wait, strangers: Wait, fleet: Fleet
+) -> None:
+    cheap, dear = wait(price=1_000_000), strangers()
+    assert sweep() == 1
+    assert states(cheap, dear) == [("waiting", "price"), ("started", "capacity")]
+    assert cheap.message == "A GPU-hour costs $2.49 now; it may cost $1.00."
+    assert waiting.positions([cheap]) == {cheap.pk: 1}
+    now = timezone.now()
+    prices.publish(
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=900_000, effective_from=now, by="test", at=now
+    )
+    assert sweep() == 1
+
+
+@pytest.mark.parametrize("why", ["funds", "quota", "budget", "refused"])
+def test_the_entry_says_what_of_its_own_holds_it_up(
+    wait: Wait, strangers: Wait, acme: Organization, project: Project, why: str
+) -> None:
+    mine, other = wait(), strangers()
+    if why == "funds":
+        Account.objects.filter(organization=acme).update(balance_micros=0)
+    elif why == "quota":
+        project.quotas.update(limit=0)
+    elif why == "budget":
+        Project.objects.filter(pk=project.pk).update(monthly_budget_micros=0)
+    else:
+        Project.objects.filter(pk=project.pk).update(suspended_at=timezone.now())
+    assert sweep() == 1
+    assert states(mine, other) == [("waiting", why), ("started", "capacity")]
+    assert mine.message
+    assert Instance.objects.filter(project=project).count() == 0
+
+
+def test_who_may_not_rent_any_more_does_not_start(wait: Wait, actor: Actor, acme: Organization) -> None:
+    entry = wait()
+    Membership.objects.filter(user=actor.user).update(role="viewer")
+    assert sweep() == 0
+    assert states(entry) == [("waiting", "refused")]
+    assert entry.message == "Whoever ordered it may not rent here any more."
+
+
+def test_a_revoked_token_starts_nothing(actor: Actor, acme: Organization, project: Project, fleet: Fleet) -> None:
+    token, _ = tokens.create_token(
+        actor=actor, organization=acme, name="agent", scopes=("rent", "manage"), at=timezone.now()
+    )
+    entry = waits_as(Actor(user=actor.user, token=token), project, fleet)()
+    tokens.revoke_token(actor=actor, token=token, at=timezone.now())
+    assert sweep() == 0
+    assert states(entry) == [("waiting", "refused")]
+
+
+def test_an_organization_with_its_share_lets_others_first(
+    wait: Wait, strangers: Wait, rent: Rent, run_until_idle: Run
+) -> None:
+    rent(gpus=8)
+    run_until_idle()
+    mine, other = wait(gpus=2), strangers(gpus=2)
+    assert sweep() == 1
+    assert states(mine, other) == [("waiting", "share"), ("started", "capacity")]
+    assert mine.message == "The organization has 8 of 16 GPUs, and others wait."
+    assert sweep() == 1  # Nobody else waits any more.
+
+
+def test_its_time_is_over_at_its_time(clock: time_machine.Traveller, wait: Wait, full: list[Instance]) -> None:
+    entry = wait(hours=1)
+    clock.shift(timedelta(minutes=59))
+    sweep()
+    assert states(entry) == [("waiting", "capacity")]
+    clock.shift(timedelta(minutes=1))
+    assert sweep() == 0
+    assert states(entry)[0][0] == "expired"
+    assert AuditEntry.objects.filter(verb="wait.expire").count() == 1
+
+
+def test_cancelling_twice_changes_nothing_and_what_started_is_told(wait: Wait, actor: Actor) -> None:
+    one, two = wait(), wait()
+    for _ in range(2):
+        waiting.cancel(actor=actor, entry=one, at=timezone.now())
+    assert AuditEntry.objects.filter(verb="wait.cancel").count() == 1
+    assert sweep() == 1
+    with pytest.raises(IllegalState, match="does not wait any more"):
+        waiting.cancel(actor=actor, entry=two, at=timezone.now())
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"gpus": 0}, "gpus"),
+    ({"gpus": 9}, "gpus"),
+    ({"gpus": 8, "replicas": 3}, "gpus"),
+    ({"command": []}, "command"),
+    ({"price": 0}, "max_price"),
+    ({"hours": 0}, "until"),
+    ({"hours": -1}, "until"),
+    ({"hours": 24 * 31}, "until"),
+]
+
+
+def test_what_could_never_start_is_refused_by_its_field(wait: Wait) -> None:
+    before = every_row()
+    for change, field in BAD:
+        with pytest.raises(BadOrder) as refusal:
+            wait(**change)
+        assert refusal.value.field == field, change
+    assert every_row() == before
+
+
+def test_a_suspended_project_does_not_wait(wait: Wait, project: Project) -> None:
+    project.suspended_at = timezone.now()
+    with pytest.raises(ProjectSuspended):
+        wait()
+
+
+def test_a_queue_is_not_filled_by_one(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "WAITS_MAX", 2)
+    wait()
+    wait()
+    with pytest.raises(BadOrder, match="at most 2"):
+        wait()
+
+
+def test_the_outlook_names_what_fits_instead(
+    wait: Wait, rent: Rent, project: Project, fleet: Fleet, operator: Organization, actor: Actor, run_until_idle: Run
+) -> None:
+    rent(gpus=8)
+    run_until_idle()
+    found = waiting.outlook(project=project, offer=fleet.h200, gpus=8, replicas=2, at=timezone.now())
+    assert not found.fits_now
+    assert [(one.offer, one.gpus, one.replicas) for one in found.nearest] == [(fleet.h200, 8, 1)]
+    assert (found.ahead, found.gpus_ahead, found.estimate) == (0, 0, None)
+    fits = waiting.outlook(project=project, offer=fleet.h200, gpus=8, replicas=1, at=timezone.now())
+    assert fits.fits_now
+
+
+def test_an_estimate_follows_what_came_free(
+    wait: Wait, full: list[Instance], actor: Actor, run_until_idle: Run, project: Project, fleet: Fleet
+) -> None:
+    run_until_idle()
+    end(full[0], actor, run_until_idle)
+    gang = wait(gpus=8, replicas=2)
+    at = timezone.now()
+    assert waiting.estimates([gang], at=at)[gang.pk] == at + timedelta(hours=48)
+
+
+def test_demand_is_what_could_start_but_for_gpus(wait: Wait, full: list[Instance], fleet: Fleet) -> None:
+    wait(gpus=8, replicas=2)
+    wait(price=1)
+    sweep()
+    assert waiting.demand(fleet.h200, timezone.now()) == 17  # The second was not looked at yet.
+    assert Capacity.objects.get(offer=fleet.h200).waiting == 17
+    terms = SpotTerms(offer=fleet.h200)
+    assert spot_capacity.asked_on_demand(terms, at=timezone.now()) == 17
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_sweeps_at_once_start_each_once(wait: Wait, actor: Actor) -> None:
+    entries = [wait() for _ in range(6)]
+    ready, started = threading.Barrier(4), list[int]()
+
+    def run() -> None:
+        try:
+            ready.wait()
+            started.append(sweep())
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while sweep():
+        pass
+    assert [state for state, _ in states(*entries)] == ["started"] * 6
+    assert Instance.objects.count() == 6
+
+
+def test_a_crash_while_it_starts_leaves_it_waiting(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crash(Exception):
+        pass
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise Crash
+
+    entry = wait()
+    with monkeypatch.context() as fault:
+        fault.setattr(waiting, "_record_own", crash)
+        with pytest.raises(Crash), transaction.atomic():
+            sweep()
+    assert (states(entry)[0][0], Instance.objects.count()) == ("waiting", 0)
+    assert sweep() == 1
