@@ -64,7 +64,7 @@ RULES: Mapping[str, str] = {
     "span_costs_what_it_measured": """
         SELECT public_id, format('charged %%s, use costs %%s', charged_micros, cost) FROM (
             SELECT span.public_id, span.charged_micros, div(
-                2 * price.micros_per_unit_hour::numeric * span.quantity
+                CASE WHEN span.covered_by = '' THEN 2 ELSE 0 END * price.micros_per_unit_hour::numeric * span.quantity
                   * (1000 * extract(epoch FROM span.charged_through - span.started_at)) + 3600000,
                 7200000
             ) AS cost
@@ -138,6 +138,15 @@ RULES: Mapping[str, str] = {
         SELECT public_id, format('charged through %%s', charged_through)
         FROM billing_usagespan WHERE charged_through > greatest(%(at)s, clock_timestamp()) + interval '1 minute'
     """,
+    "no_more_is_earned_than_was_paid_ahead": """
+        SELECT account.public_id, format('paid ahead %%s, gone %%s', coalesce(came.total, 0), went.total)
+        FROM billing_account account
+        JOIN (SELECT source_id, sum(amount_micros::numeric) AS total FROM billing_transfer GROUP BY source_id) went
+            ON went.source_id = account.id
+        LEFT JOIN (SELECT target_id, sum(amount_micros::numeric) AS total FROM billing_transfer GROUP BY target_id) came
+            ON came.target_id = account.id
+        WHERE account.kind = 'deferred' AND went.total > coalesce(came.total, 0)
+    """,
     "runway_burns_what_is_open": """
         SELECT format('organization %%s', organization_id),
                format('burns %%s, open spans %%s', coalesce(burn_micros_per_hour, 0), coalesce(open.total, 0))
@@ -147,7 +156,7 @@ RULES: Mapping[str, str] = {
                 WHERE price_version_id = price.id ORDER BY starts_at DESC LIMIT 1
             ) ELSE price.micros_per_unit_hour END) AS total
             FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
-            WHERE span.ended_at IS NULL GROUP BY span.organization_id
+            WHERE span.ended_at IS NULL AND span.covered_by = '' GROUP BY span.organization_id
         ) open USING (organization_id)
         WHERE coalesce(burn_micros_per_hour, 0) <> coalesce(open.total, 0)
     """,

@@ -127,7 +127,7 @@ def amounts_micros(spans: Iterable[tuple[UsageSpan, datetime]]) -> list[int]:
         )
         if span.price_version.is_floating
         else rating.amount_micros(
-            micros_per_unit_hour=span.price_version.micros_per_unit_hour,
+            micros_per_unit_hour=span.micros_per_unit_hour,
             unit_milliseconds=rating.unit_milliseconds(quantity=span.quantity, start=span.started_at, end=until),
         )
         for span, until in spans

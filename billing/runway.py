@@ -35,7 +35,7 @@ LEFT JOIN LATERAL (
     WHERE price.is_floating AND price_version_id = price.id AND starts_at <= span.started_at
     ORDER BY starts_at DESC LIMIT 1
 ) first ON true
-WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL
+WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL AND span.covered_by = ''
 """
 
 

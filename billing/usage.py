@@ -22,8 +22,11 @@ def start(
     price_version: PriceVersion,
     at: datetime,
     meter: str = UsageSpan.Meter.GPU,
+    covered_by: str = "",
 ) -> UsageSpan:
     """Open the meter for a resource. Starting an open meter again changes nothing.
+
+    With `covered_by`, what paid for it ahead, it measures and charges nothing.
 
     A span never begins before the one before it ended: clocks of two machines
     may differ by more than the time between a stop and a start.
@@ -49,6 +52,7 @@ def start(
         meter=meter,
         quantity=quantity,
         price_version=price_version,
+        covered_by=covered_by,
         started_at=started_at,
         charged_through=started_at,
     )
@@ -108,6 +112,7 @@ def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, mete
         price_version=price_version,
         at=span.ended_at,
         meter=meter,
+        covered_by=span.covered_by,
     )
 
 

@@ -9,7 +9,7 @@ from billing.public_ids import PublicIdField
 
 CUSTOMER_KINDS = ("promo", "cash", "receivable")
 SUPPLIER_KINDS = ("payable", "reserve")
-PLATFORM_KINDS = ("revenue", "fees", "tax", "sla_expense", "processor", "promo_expense")
+PLATFORM_KINDS = ("revenue", "fees", "tax", "sla_expense", "processor", "promo_expense", "deferred")
 BOUNDED_KINDS = ("cash", "promo", "reserve")  # never overdrawn
 HOLDING_KINDS = ("cash", "promo")
 
@@ -36,6 +36,7 @@ class Account(models.Model):
         SLA_EXPENSE = "sla_expense", "Service credits"
         PROCESSOR = "processor", "Payment processor"
         PROMO_EXPENSE = "promo_expense", "Promotional expense"
+        DEFERRED = "deferred", "Paid ahead"
 
     public_id = PublicIdField(prefix="acc")
     organization = models.ForeignKey(

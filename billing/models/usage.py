@@ -127,6 +127,12 @@ class UsageSpan(models.Model):
     meter = models.CharField(max_length=16, choices=Meter.choices, default=Meter.GPU)
     quantity = models.PositiveIntegerField()
     price_version = models.ForeignKey(PriceVersion, models.PROTECT, related_name="usage_spans", db_index=False)
+    covered_by = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        help_text="what paid for it ahead, so that it is measured and not charged",
+    )
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField(null=True, blank=True)
     during = models.GeneratedField(
@@ -185,6 +191,11 @@ class UsageSpan(models.Model):
     @property
     def is_open(self) -> bool:
         return self.ended_at is None
+
+    @property
+    def micros_per_unit_hour(self) -> int:
+        """What it costs: nothing where something else paid for it ahead."""
+        return 0 if self.covered_by else self.price_version.micros_per_unit_hour
 
     @property
     def unit(self) -> Unit:

@@ -67,6 +67,7 @@ BREAKS = {
     "spans_do_not_overlap": "UPDATE billing_usagespan SET resource_id = 'ins_1' WHERE resource_id = 'ins_2'",
     "ended_span_is_charged_to_its_end": "UPDATE billing_usagespan SET ended_at = ended_at + interval '1 ms'",
     "nothing_is_charged_ahead": "UPDATE billing_usagespan SET charged_through = '2999-01-01'",
+    "no_more_is_earned_than_was_paid_ahead": "UPDATE billing_account SET kind = 'deferred' WHERE kind = 'processor'",
     "runway_burns_what_is_open": "DELETE FROM billing_runway",
 }
 
