@@ -18,6 +18,13 @@ def brief(micros: int, currency: str) -> str:
     return shown(micros, currency, exact=0 < abs(micros) < MICROS // 10 ** MINOR_DIGITS.get(currency, 2))
 
 
+def micros_of(text: str) -> int:
+    """Return the micros of an exact decimal with at most six places, such as `2.49`."""
+    whole, _, rest = text.partition(".")
+    assert len(rest) <= 6
+    return int(whole) * MICROS + int(rest.ljust(6, "0"))
+
+
 def shown(micros: int, currency: str, *, exact: bool = False) -> str:
     """Return an amount as people read it, such as `$1,234.50`.
 

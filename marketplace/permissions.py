@@ -30,6 +30,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "policy.view": (EVERYBODY, "read"),
     "policy.change": (frozenset({OWNER, ADMIN}), "manage"),
     "organization_policy.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "reservation.view": (EVERYBODY, "read"),
+    "reservation.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "usage.view": (EVERYBODY, "read"),
     "balance.view": (EVERYBODY, "read"),
     "quota.view": (EVERYBODY, "read"),

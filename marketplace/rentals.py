@@ -14,11 +14,11 @@ from django.utils.translation import gettext, ngettext
 from billing import holds, prices, rating, runway
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, bids, runtimes, spend
+from marketplace import audit, bids, coverage, runtimes, spend
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
-from marketplace.models import ApiToken, Offer, Project
+from marketplace.models import ApiToken, Offer, Project, Reservation
 from marketplace.names import given_once
 from provisioning import calendar, instances, quotas, volumes
 from provisioning.errors import IllegalMove, ProvisioningError
@@ -43,7 +43,8 @@ class Order:
     `wish` is how to place it: `strategy`, `level`, `required`, `max_skew`.
     `image` and `ports` (inside it, to be published) are for offers that run
     images. `lease` says what the node does when it hears nothing from us,
-    `on_failure` what we do when the node fails.
+    `on_failure` what we do when the node fails, `attach` whether it runs inside
+    a reservation, and `reservation` in which one it has to.
     """
 
     offer: Offer
@@ -56,6 +57,8 @@ class Order:
     ports: Sequence[int] = ()
     lease: str = Instance.Lease.STICKY
     on_failure: str = Instance.OnFailure.STOP
+    attach: str = Instance.Attach.AUTO
+    reservation: Reservation | None = None
     uses: Sequence[volumes.Use] = ()
     wish: Mapping[str, Any] | None = None
 
@@ -84,6 +87,7 @@ def check(order: Order) -> None:
     runtimes.check(offer=order.offer, image=order.image, ports=order.ports, command=order.command)
     _check_choice("lease", order.lease, Instance.Lease.values)
     _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
+    _check_choice("attach", order.attach, Instance.Attach.values)
     _check_wish(order.wish or {})
     _check_command(order.command)
     _check_env(order.env or {})
@@ -176,16 +180,21 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime, from_que
 
 
 def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool) -> Instance:
-    price = price_of(order.offer, currency=project.organization.currency, at=at)
     gpus = order.gpus * order.replicas
+    inside = coverage.choose(
+        project=project, offer=order.offer, gpus=gpus, attach=order.attach, named=order.reservation, at=at
+    )
+    currency = project.organization.currency
+    price = inside.price_version if inside else price_of(order.offer, currency=currency, at=at)
     if order.uses:
         # First, because whoever changes a volume locks it before the account.
         volumes.lock([use.volume for use in order.uses])
     instance_id = new_public_id("ins")
-    _hold(
-        project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
-        token=actor.token, at=at,
-    )  # fmt: skip
+    if inside is None:
+        _hold(
+            project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
+            token=actor.token, at=at,
+        )  # fmt: skip
     name = order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}"
     instance = instances.create(
         public_id=instance_id,
@@ -202,14 +211,17 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_qu
         lease=order.lease,
         on_failure=order.on_failure,
         wish=order.wish,
+        attach=Instance.Attach.STRICT if order.reservation else order.attach,
+        reservation_id=inside.pk if inside else None,
         at=at,
         uses=order.uses,
         token_id=actor.token.pk if actor.token else None,
         from_queue=from_queue,
     )
-    instance.project, instance.offer = project, order.offer
+    instance.project, instance.offer, instance.reservation = project, order.offer, inside
     after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
     after |= {"image": instance.image} if instance.image else {}
+    after |= {"reservation": inside.public_id} if inside else {}
     audit.record_of(instance, "instance.rent", actor=actor, after=after)
     return instance
 
@@ -236,14 +248,35 @@ def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """Start a stopped or failed instance again, at today's price; it queues if no GPUs are free, or bids again."""
     check_open(instance.project)
     runtimes.check(offer=instance.offer, image=instance.image, ports=instance.ports, command=instance.command)
-    if instance.market == Instance.Market.SPOT:
-        price = instance.price_version
-    else:
-        price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
-    token_id = actor.token.pk if actor.token else None
-    instances.start(instance=instance, price_version=price, at=at, token_id=token_id)
-    hold_for_run(instance, token=actor.token, at=at)
+    price = instance.price_version if instance.market == Instance.Market.SPOT else None
+    start_run(instance, price=price, token=actor.token, at=at)
     audit.record_of(instance, "instance.start", actor=actor)
+
+
+def start_run(
+    instance: Instance, *, price: PriceVersion | None, token: ApiToken | None, at: datetime, **why: Any
+) -> None:
+    """Queue a new run: inside a reservation where its order wants that and one has room, else on its own market.
+
+    There it costs `price`, or what on demand costs today. `why` is what `instances.start` takes beside.
+    """
+    bidding = instance.market == Instance.Market.SPOT
+    inside = None if bidding else coverage.for_run(instance, at=at)
+    if inside is not None:
+        price = inside.price_version
+    elif price is None:
+        price = price_of(instance.offer, currency=instance.project.organization.currency, at=at)
+    instances.start(
+        instance=instance,
+        price_version=price,
+        reservation_id=inside.pk if inside else None,
+        token_id=token.pk if token else None,
+        at=at,
+        **why,
+    )
+    instance.reservation = inside
+    if inside is None:
+        hold_for_run(instance, token=token, at=at)
 
 
 def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:

@@ -12,7 +12,6 @@ from django.utils.translation import gettext_lazy
 from billing.errors import BillingError
 from marketplace import audit, rentals
 from marketplace.errors import MarketError
-from provisioning import instances
 from provisioning.errors import ProvisioningError
 from provisioning.models import INFRASTRUCTURE, Instance, InstanceEvent, Phase, Reason
 
@@ -103,17 +102,17 @@ def _start_again(instance_id: int, *, at: datetime) -> bool:
     why = Reason(instance.reason)
     notice: dict[str, object] = {"code": "restarted", "attempt": attempts + 1, "most": len(BACK_OFF)}
     notice |= {"before": instance.message, "reason": instance.reason}
-    instances.start(
-        instance=instance,
-        price_version=instance.price_version,
+    was_inside = instance.market == Instance.Market.RESERVED
+    rentals.start_run(
+        instance,
+        price=None if was_inside else instance.price_version,
+        token=instance.ordered_with,
         at=at,
         reason=why,
         message=_written(notice),
         notice=notice,
         restarts=instance.restarts + 1,
-        token_id=instance.ordered_with_id,
     )
-    rentals.hold_for_run(instance, token=instance.ordered_with, at=at)
     audit.record_own(
         organization=instance.project.organization,
         verb="instance.restart",

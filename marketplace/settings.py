@@ -165,6 +165,7 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
+        "QuoteKindEnum": "marketplace.models.Quote.Kind",
         "SiteKindEnum": "provisioning.models.Site.Kind",
         "QuotaUnitEnum": [("gpus", "gpus"), ("per_hour", "per_hour")],
         "VolumeKindEnum": "provisioning.models.Site.VolumeKind",

@@ -3,7 +3,7 @@
 An organization, a project and a token may each have a budget for a calendar
 month (UTC) and one for an hour. The worst case of a month is
 
-    what was used since the month began, charged or not
+    what was used since the month began, charged or not, and what was paid ahead since then
   + what is set aside and not used yet: first hours, bids, reservations that wait for their payment
   + the least that the new order commits to:
       on demand     the first hour, which is held before the start
@@ -23,10 +23,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connection
+from django.db.models import F, Sum
+from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
 from marketplace.errors import BudgetExceeded
-from marketplace.models import ApiToken, Organization, Project
+from marketplace.models import ApiToken, Organization, Project, Reservation
 from marketplace.money import shown
 
 # What a span costs up to a moment, as `floating.amounts_micros` has it: whole milliseconds, rounded half up, once. A
@@ -56,7 +58,7 @@ SELECT stretch.number,
            FILTER (WHERE span.ended_at IS NULL), 0)::bigint
 FROM unnest(%(began)s::timestamptz[], %(till)s::timestamptz[]) WITH ORDINALITY AS stretch (began, till, number)
 LEFT JOIN (billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id)
-       ON span.organization_id = %(organization)s
+       ON span.organization_id = %(organization)s AND span.covered_by = ''
       AND span.started_at < stretch.till AND coalesce(span.ended_at, 'infinity') > stretch.began
       {OF_OWNER}
 LEFT JOIN LATERAL (
@@ -85,7 +87,8 @@ WITH mine AS (
 ), counted AS (
     SELECT span.resource_id, sum({UP_TO.format(moment="%(now)s::timestamptz")} - span.charged_micros) AS micros
     FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
-    WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL GROUP BY span.resource_id
+    WHERE span.organization_id = %(organization)s AND span.ended_at IS NULL AND span.covered_by = ''
+    GROUP BY span.resource_id
 )
 SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 0))), 0)::bigint
         FROM aside LEFT JOIN counted USING (resource_id)),
@@ -134,10 +137,23 @@ def committed(owner: Owner, organization: Organization, *, at: datetime) -> Comm
     """Return what an owner of this organization is committed to, in the terms of its budgets. Two queries."""
     since = month_of(at)
     ((spent_micros, _),) = spent(organization, [(since, at)], at=at, owner=owner)
+    spent_micros += _paid_ahead(owner, organization, since=since)
     with connection.cursor() as cursor:
         cursor.execute(COMMITTED, {"organization": organization.pk, "now": at, **_words(owner)})
         aside_micros, hourly_micros = cursor.fetchone()
     return Committed(organization.currency, since, spent_micros, aside_micros, hourly_micros)
+
+
+def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) -> int:
+    """Return what was paid for reservations since a moment; a token's own are not told apart."""
+    bought = Reservation.objects.filter(project__organization=organization, created_at__gte=since)
+    if isinstance(owner, ApiToken):
+        return 0
+    if isinstance(owner, Project):
+        bought = bought.filter(project=owner)
+    kept = bought.exclude(state=Reservation.State.CANCELLED)
+    paid: int = kept.aggregate(paid=Coalesce(Sum(F("promo_micros") + F("cash_micros")), 0))["paid"]
+    return paid
 
 
 def spent(

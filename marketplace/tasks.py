@@ -3,12 +3,13 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import idempotency, rentals, restarts, sessions, spot, volumes, waiting
+from marketplace import delivery, idempotency, rentals, restarts, sessions, spot, volumes, waiting
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
 SESSIONS_MAX = 500
 RESUMES_MAX = 200
+RESERVATIONS_MAX = 200
 AUCTION_LIFE_S = 10
 WAITS_MAX = 200
 
@@ -17,6 +18,12 @@ WAITS_MAX = 200
 def stop_what_nobody_can_pay_for() -> None:
     """Stop instances of organizations whose funds are used up."""
     rentals.stop_what_nobody_can_pay_for(at=timezone.now(), limit=STOPS_MAX)
+
+
+@shared_task
+def advance_reservations() -> None:
+    """Do for reservations what is due: payments, beginnings, notices, ends, refunds, earnings."""
+    delivery.advance(at=timezone.now(), limit=RESERVATIONS_MAX)
 
 
 @shared_task

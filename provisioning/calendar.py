@@ -11,6 +11,7 @@ Each promise locks the offer's `Capacity` row, so callers make it last in
 their transaction: after accounts, nodes and assignments.
 """
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
@@ -54,10 +55,18 @@ ON CONFLICT (offer_id) DO UPDATE SET gpus = excluded.gpus, counted_at = excluded
 )
 """
 
+# Where one hour has no room, nothing is written at all. The capacity's row is locked by a statement before this one.
 COMMIT = """
+WITH fullest AS (
+    SELECT coalesce(max(gpus), 0) + %(gpus)s AS gpus FROM provisioning_committedhour
+    WHERE offer_id = %(offer)s AND hour >= %(start)s AND hour < %(end)s
+), fits AS (
+    UPDATE provisioning_capacity AS capacity SET peak = greatest(peak, fullest.gpus) FROM fullest
+    WHERE offer_id = %(offer)s AND open_ended + fullest.gpus <= capacity.gpus RETURNING offer_id
+)
 INSERT INTO provisioning_committedhour AS committed (offer_id, hour, gpus)
-SELECT %(offer)s, hour, %(gpus)s
-FROM generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
+SELECT offer_id, hour, %(gpus)s FROM fits,
+    generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
 ON CONFLICT (offer_id, hour) DO UPDATE SET gpus = committed.gpus + excluded.gpus
 """
 
@@ -124,28 +133,31 @@ def close(*, offer_id: int, gpus: int) -> None:
     Capacity.objects.filter(pk=offer_id).update(open_ended=F("open_ended") - gpus)
 
 
-@transaction.atomic
 def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
     """Commit GPUs in each hour of a window of whole hours, or raise NoCapacity with nothing committed.
 
-    Four statements and a row for each hour.
+    Two statements and a row for each hour.
     """
     assert gpus > 0
     assert hour_of(starts_at) == starts_at < ends_at == hour_of(ends_at), "a window is whole hours"
-    capacity = _lock(offer_id, at=at)
-    most = peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
-    if capacity.open_ended + most + gpus > capacity.gpus:
-        count(at=at, offer_id=offer_id)
-        capacity.refresh_from_db()
-    if capacity.open_ended + most + gpus > capacity.gpus:
+    # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
+    with transaction.atomic(savepoint=False):
+        _lock(offer_id, at=at)
+        fits = _commit(offer_id, gpus, starts_at, ends_at)
+        if not fits:
+            count(at=at, offer_id=offer_id)  # It may have grown since.
+            fits = _commit(offer_id, gpus, starts_at, ends_at)
+    if not fits:
         raise NoCapacity(
             gettext("%(gpus)s GPUs are not free in every hour of that window; at its fullest, %(free)s are.")
-            % {"gpus": gpus, "free": max(0, capacity.gpus - capacity.open_ended - most)}
+            % {"gpus": gpus, "free": free(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)}
         )
+
+
+def _commit(offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(COMMIT, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at})
-    if most + gpus > capacity.peak:
-        Capacity.objects.filter(pk=offer_id).update(peak=most + gpus)
+        return bool(cursor.rowcount)
 
 
 @transaction.atomic
@@ -175,6 +187,27 @@ def free(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
         return 0
     most = peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
     return max(0, capacity.gpus - capacity.open_ended - most)
+
+
+def free_by_hour(*, offer_ids: Collection[int], starts_at: datetime, hours: int) -> dict[int, list[int]]:
+    """Return for each of these offers how many GPUs may still be committed in each hour from a start on. Two queries.
+
+    An offer of which nothing was ever counted has none.
+    """
+    left = {
+        capacity.pk: [max(0, capacity.gpus - capacity.open_ended)] * hours
+        for capacity in Capacity.objects.filter(pk__in=offer_ids)
+    }
+    within = CommittedHour.objects.filter(offer__in=list(left), hour__gte=starts_at, hour__lt=starts_at + hours * HOUR)
+    for offer_id, hour, gpus in within.values_list("offer", "hour", "gpus"):
+        of_offer, number = left[offer_id], (hour - starts_at) // HOUR
+        of_offer[number] = max(0, of_offer[number] - gpus)
+    return {offer_id: left.get(offer_id, [0] * hours) for offer_id in offer_ids}
+
+
+def gpus_of(*, offer_ids: Collection[int]) -> dict[int, int]:
+    """Return how many GPUs each of these offers has in all, as last counted; those never counted are left out."""
+    return dict(Capacity.objects.filter(pk__in=offer_ids).values_list("pk", "gpus"))
 
 
 def _lock(offer_id: int, *, at: datetime) -> Capacity:

@@ -4,6 +4,7 @@ Lock order everywhere: workflow, instance, budget, quota, account, node, assignm
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from django.utils.translation import gettext as _
 from billing import usage
 from billing.models import PriceVersion
 from provisioning import calendar, engine, placement, volumes
-from provisioning.errors import IllegalMove
+from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
 
 # Meters lock their organization's accounts: in the same order whichever node or GPU breaks.
@@ -50,6 +51,8 @@ def create(
     lease: str = Instance.Lease.STICKY,
     on_failure: str = Instance.OnFailure.STOP,
     wish: Mapping[str, Any] | None = None,
+    attach: str = Instance.Attach.AUTO,
+    reservation_id: int | None = None,
     at: datetime,
     uses: Sequence[volumes.Use] = (),
     market: str = Instance.Market.ON_DEMAND,
@@ -59,9 +62,12 @@ def create(
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity. `wish` is how to place it.
 
-    The caller holds quota and funds for it under `public_id` already, and rolls everything back on a refusal.
-    One that is not `from_queue` leaves their GPUs to those who wait already.
-    Without `claims` it only queues, and whoever lets it in wakes its workflow.
+    Inside a reservation its GPUs are committed already: those that are lent or
+    still being cleaned come back within the notice, so there it queues for
+    them. Otherwise the caller holds quota and funds for it under `public_id`
+    already, and rolls everything back on a refusal; one that is not
+    `from_queue` leaves their GPUs to those who wait already. Without `claims`
+    it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance.objects.create(
         public_id=public_id,
@@ -69,7 +75,7 @@ def create(
         offer_id=offer_id,
         price_version=price_version,
         name=name,
-        market=market,
+        market=Instance.Market.RESERVED if reservation_id else market,
         replicas=replicas,
         gpus_per_replica=gpus_per_replica,
         command=list(command),
@@ -79,6 +85,8 @@ def create(
         lease=lease,
         on_failure=on_failure,
         placement=dict(wish or {}),
+        attach=attach,
+        reservation_id=reservation_id,
         quota_held=replicas * gpus_per_replica,
         ordered_with_id=token_id,
         created_at=at,
@@ -90,8 +98,12 @@ def create(
     if not claims:
         return instance
     home = volumes.home_of(use.volume for use in uses)
-    instance.claimed = placement.claim(instance=instance, at=at, home=home)
-    calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
+    if reservation_id is None:
+        instance.claimed = placement.claim(instance=instance, at=at, home=home)
+        calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
+    else:
+        with suppress(NoCapacity):
+            instance.claimed = placement.claim(instance=instance, at=at, home=home)
     engine.nudge(instance.pk)
     return instance
 
@@ -107,6 +119,7 @@ def start(
     notice: Mapping[str, object] | None = None,
     restarts: int = 0,
     token_id: int | None = None,
+    reservation_id: int | None = None,
 ) -> None:
     """Queue a stopped, failed or interrupted instance for a new run at this price. The caller holds quota for it.
 
@@ -132,6 +145,8 @@ def start(
         health=Instance.Health.UNKNOWN,
         restarts=restarts,
         price_version=price_version,
+        reservation_id=reservation_id,
+        market=_market_of(instance, reservation_id),
         quota_held=instance.gpus,
         ordered_with_id=token_id,
         run=instance.run + 1,
@@ -141,6 +156,13 @@ def start(
         ready_at=None,
         admitted_at=None,
     )
+
+
+def _market_of(instance: Instance, reservation_id: int | None) -> str:
+    """Return on which market a new run is: a reservation's own, else on demand if the last one's has ended."""
+    if reservation_id is not None:
+        return Instance.Market.RESERVED
+    return Instance.Market.ON_DEMAND if instance.market == Instance.Market.RESERVED else instance.market
 
 
 def stop(*, instance: Instance, at: datetime, reason: Reason = Reason.USER, message: str = "") -> None:
@@ -184,9 +206,9 @@ def actions(instance: Instance) -> dict[str, str]:
     phase = Phase(instance.phase)
     shown = {"phase": instance.get_phase_display()}
     start = stop = end = ""
-    if phase == Phase.INTERRUPTED:
+    if phase == Phase.INTERRUPTED and instance.reason != Reason.RESERVATION_END:
         start = _("It queues again by itself, as soon as its GPUs are given back.")
-    elif phase not in {Phase.STOPPED, Phase.FAILED}:
+    elif phase not in {Phase.STOPPED, Phase.FAILED, Phase.INTERRUPTED}:
         start = _("Only what is stopped or failed can be started; this is: %(phase)s.") % shown
     elif instance.quota_held:
         start = _("Its last run still gives its GPUs back; try again in a moment.")

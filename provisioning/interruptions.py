@@ -47,6 +47,7 @@ WHY = {
     Interruption.Reason.OUTBID: "It was outbid",
     Interruption.Reason.CAPACITY: "Its GPUs are needed",
     Interruption.Reason.MAINTENANCE: "Its node needs maintenance",
+    Interruption.Reason.RESERVATION_END: "Its reservation ends",
     Interruption.Reason.OWNER_RECALL: "The holder of the reservation wants the GPUs back",
     Interruption.Reason.SIMULATED: "An interruption was simulated",
 }

@@ -129,6 +129,7 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
         labels=_labels(instance),
         quantity=instance.gpus,
         price_version=interruptions.price_of(instance),
+        covered_by=instance.reservation.public_id if instance.reservation is not None else "",
         at=at,
     )
 

@@ -1,5 +1,19 @@
 from marketplace.models.catalogue import Offer
 from marketplace.models.requests import QuotaRequest, QuotaRule
+from marketplace.models.resale import LISTING_MOVES, LendingShare, ListedHour, Listing, Trade, TradeLeg
+from marketplace.models.reservations import (
+    BEGUN,
+    OVER,
+    RESERVATION_MOVES,
+    USABLE,
+    BlockTerms,
+    Quote,
+    Reservation,
+    ReservationEvent,
+    ReservationState,
+    ReservationStrip,
+    Shortfall,
+)
 from marketplace.models.spot import Allocation, Auction, Bid, SpotTerms
 from marketplace.models.tenants import (
     ApiToken,
@@ -16,22 +30,39 @@ from marketplace.models.tenants import (
 from marketplace.models.waiting import WaitingOrder
 
 __all__ = [
+    "BEGUN",
+    "LISTING_MOVES",
+    "OVER",
+    "RESERVATION_MOVES",
+    "USABLE",
     "Allocation",
     "ApiToken",
     "Auction",
     "AuditEntry",
     "Bid",
+    "BlockTerms",
     "IdempotencyRecord",
     "Invitation",
+    "LendingShare",
+    "ListedHour",
+    "Listing",
     "Membership",
     "Offer",
     "Organization",
     "Project",
     "QuotaRequest",
     "QuotaRule",
+    "Quote",
+    "Reservation",
+    "ReservationEvent",
+    "ReservationState",
+    "ReservationStrip",
     "Role",
+    "Shortfall",
     "SpotTerms",
     "SshKey",
+    "Trade",
+    "TradeLeg",
     "User",
     "WaitingOrder",
 ]

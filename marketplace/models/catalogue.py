@@ -57,3 +57,8 @@ class Offer(models.Model):
     def spot_notice_sku(self) -> str:
         """What the till calls the price of those who were told that they are outbid."""
         return f"{self.public_id}/spot_notice"
+
+    @property
+    def reserved_sku(self) -> str:
+        """What the till calls a GPU-hour of it that is paid ahead."""
+        return f"{self.public_id}/reserved"

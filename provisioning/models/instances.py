@@ -68,6 +68,7 @@ class Reason(models.TextChoices):
     EXITED = "exited", _("Its command ended")
     USER = "user", _("Asked by a user")
     OPERATOR = "operator", _("Asked by the operator")
+    RESERVATION_END = "reservation_end", _("The reservation that it runs in ends")
     NO_FUNDS = "no_funds", _("The organization could not pay any more")
     NO_CAPACITY = "no_capacity", _("No GPUs became free in time")
     GPU_FAULT = "gpu_fault", _("A GPU broke")
@@ -111,6 +112,13 @@ class Instance(models.Model):
         STRICT = "strict", _("Strict")
         STICKY = "sticky", _("Sticky")
 
+    class Attach(models.TextChoices):
+        """Whether it runs inside a reservation of its project: where there is room, never, or nowhere else."""
+
+        AUTO = "auto", _("Where one has room")
+        FORBID = "forbid", _("Never")
+        STRICT = "strict", _("Nowhere else")
+
     class OnFailure(models.TextChoices):
         STOP = "stop", _("Stop")
         RESTART = "restart", _("Start again elsewhere")
@@ -126,6 +134,14 @@ class Instance(models.Model):
     price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+")
     name = models.CharField(max_length=63)
     market = models.CharField(max_length=10, choices=Market.choices, default=Market.ON_DEMAND)
+    attach = models.CharField(max_length=6, choices=Attach.choices, default=Attach.AUTO)
+    reservation = models.ForeignKey(
+        "marketplace.Reservation",
+        models.PROTECT,
+        null=True,
+        related_name="instances",
+        help_text="inside which its current run is, paid ahead",
+    )
     replicas = models.PositiveIntegerField()
     gpus_per_replica = models.PositiveSmallIntegerField()
     image = models.CharField(max_length=512, blank=True, help_text="OCI reference; empty: a process on the node")
@@ -224,7 +240,9 @@ class Instance(models.Model):
         old = Phase(self.phase)
         if phase not in MOVES[old]:
             raise IllegalMove(f"{self.public_id}: {old} cannot become {phase}")
-        is_to_restart = phase == Phase.INTERRUPTED or (phase == Phase.FAILED and self._may_restart(reason, changes))
+        # What its reservation no longer pays for would cost by the hour, so only its customer starts it again.
+        is_interrupted = phase == Phase.INTERRUPTED and reason != Reason.RESERVATION_END
+        is_to_restart = is_interrupted or (phase == Phase.FAILED and self._may_restart(reason, changes))
         restart_at = at if is_to_restart else None
         changes = {**changes, "phase": phase, "phase_since": at, "reason": reason, "message": message}
         changes |= {"restart_at": restart_at, "notice": notice}

@@ -25,6 +25,7 @@ class Interruption(models.Model):
         OUTBID = "outbid", _("Outbid")
         CAPACITY = "capacity", _("The capacity is needed")
         MAINTENANCE = "maintenance", _("Maintenance")
+        RESERVATION_END = "reservation_end", _("Its reservation ends")
         OWNER_RECALL = "owner_recall", _("Recalled by the holder of the reservation")
         SIMULATED = "simulated", _("Simulated")
 
@@ -39,7 +40,7 @@ class Interruption(models.Model):
     public_id = PublicIdField(prefix="int")
     instance = models.ForeignKey("provisioning.Instance", models.CASCADE, related_name="interruptions")
     run = models.PositiveIntegerField()
-    reason = models.CharField(max_length=12, choices=Reason.choices)
+    reason = models.CharField(max_length=20, choices=Reason.choices)
     state = models.CharField(max_length=11, choices=State.choices, default=State.PLANNED)
     min_notice_s = models.PositiveIntegerField()
     free_before_s = models.PositiveIntegerField(default=0, help_text="a run that got its notice so soon is free")

@@ -1,0 +1,84 @@
+"""Running inside a reservation: which one covers a new run, and how many of its GPUs are not in use."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from django.db.models import Sum
+from django.utils.translation import gettext
+
+from marketplace import holdings
+from marketplace.blocks import NOTICE
+from marketplace.errors import BadOrder
+from marketplace.models import USABLE, Offer, Project, Reservation
+from provisioning.errors import NoCapacity
+from provisioning.models import Instance
+
+
+def choose(
+    *, project: Project, offer: Offer, gpus: int, attach: str, named: Reservation | None, at: datetime
+) -> Reservation | None:
+    """Return the reservation that covers a run, locked, or None where it runs on demand.
+
+    Of those that have room the one that ends last, so that the run may go on
+    longest. Raises BadOrder where a named one cannot, NoCapacity where a strict
+    order finds none.
+    """
+    if attach == Instance.Attach.FORBID:
+        return None
+    usable = Reservation.objects.filter(project=project, offer=offer, state__in=USABLE)
+    if named is not None:
+        _check_named(named, project, offer)
+        usable = usable.filter(pk=named.pk)
+    locked = list(usable.select_for_update(no_key=True, of=("self",)).select_related("price_version").order_by("pk"))
+    room = {found.pk: found for found in locked if free_gpus(found, at=at) >= gpus}
+    if room:
+        return max(room.values(), key=lambda found: (found.ends_at, -found.pk))
+    if named is not None or attach == Instance.Attach.STRICT:
+        most = max((free_gpus(found, at=at) for found in locked), default=0)
+        raise NoCapacity(
+            gettext("No reservation of %(offer)s has %(gpus)s GPUs to spare now; the one with the most has %(most)s.")
+            % {"offer": offer.name, "gpus": gpus, "most": most}
+        )
+    return None
+
+
+def for_run(instance: Instance, *, at: datetime) -> Reservation | None:
+    """Return what covers the next run of an instance, as its order wanted it."""
+    return choose(
+        project=instance.project,
+        offer=instance.offer,
+        gpus=instance.gpus,
+        attach=instance.attach,
+        named=None,
+        at=at,
+    )
+
+
+def used_gpus(reservations: Iterable[Reservation]) -> dict[int, int]:
+    """Return how many GPUs instances hold in each of these reservations, by primary key. One query."""
+    chosen = [reservation.pk for reservation in reservations]
+    rows = Instance.objects.filter(reservation__in=chosen, quota_held__gt=0).order_by().values_list("reservation")
+    return dict.fromkeys(chosen, 0) | dict(rows.annotate(used=Sum("quota_held")))
+
+
+def free_gpus(reservation: Reservation, *, at: datetime) -> int:
+    """Return how many of its GPUs are there, not in use, and its own for longer than a notice. Two queries."""
+    strips = list(reservation.strips.all())
+    held = min(holdings.held_at(strips, at), holdings.held_at(strips, at + NOTICE))
+    used = used_gpus([reservation])[reservation.pk]
+    return max(0, held - reservation.missing_gpus - used)
+
+
+def _check_named(named: Reservation, project: Project, offer: Offer) -> None:
+    if named.project_id != project.pk:
+        raise BadOrder("reservation", gettext("This reservation is of another project."))
+    if named.offer_id != offer.pk:
+        raise BadOrder(
+            "reservation", gettext("This reservation is of %(offer)s; order that.") % {"offer": named.offer.name}
+        )
+    if named.state not in USABLE:
+        raise BadOrder(
+            "reservation",
+            gettext("Only an active reservation can be used; this one is: %(state)s.")
+            % {"state": named.get_state_display()},
+        )

@@ -1,0 +1,268 @@
+"""What becomes of a reservation by itself: it locks, begins, is looked after, ends, and is earned hour by hour.
+
+Every part is a bounded sweep that takes each reservation in a transaction of
+its own, by what is so and not by what happened: a sweep that was missed is
+made up for by the next one.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Exists, F, Q, QuerySet, Sum
+from django.utils.translation import gettext
+
+from marketplace import coverage, endings, holdings, lending, quotes, resale, reservations
+from marketplace.blocks import DRAIN, NOTICE
+from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip, Shortfall
+from provisioning.calendar import HOUR, hour_of
+from provisioning.errors import ProvisioningError
+from provisioning.models import Gpu, Instance, Node
+from provisioning.placement import LIVE_HOLD
+
+log = structlog.get_logger("marketplace.delivery")
+
+State = ReservationState
+# How far into an hour GPUs may be missing before the hour counts as not delivered.
+GRACE = timedelta(minutes=10)
+UNDER_WAY = [State.ACTIVE, State.DELAYED, State.PARTIALLY_FULFILLED, State.ENDING]
+
+
+def advance(*, at: datetime, limit: int) -> int:
+    """Do for every reservation what is due, in the order of a reservation's life; return how many things were done."""
+    parts = (
+        reservations.settle_payments,
+        resale.expire_due,
+        _lock_due,
+        _begin_due,
+        _look,
+        _announce_due,
+        _drain_due,
+        _end_due,
+        _earn_due,
+        lending.share_due,
+        quotes.forget,
+    )
+    return sum(part(at=at, limit=limit) for part in parts)
+
+
+def _each(found: QuerySet[Reservation], act: Callable[[Reservation], bool], *, limit: int) -> int:
+    """Do something to each of these reservations, locked; what is refused is tried again by the next sweep."""
+    done = 0
+    for reservation_id in list(found.order_by("pk").values_list("pk", flat=True)[:limit]):
+        try:
+            with transaction.atomic():
+                done += act(reservations.lock(reservation_id))
+        except ProvisioningError:
+            log.warning("not advanced", reservation=reservation_id, exc_info=True)
+    return done
+
+
+def _lock_due(*, at: datetime, limit: int) -> int:
+    """From the lock time on nothing is changed any more: the hours are as good as begun."""
+
+    def act(reservation: Reservation) -> bool:
+        if reservation.state != State.SCHEDULED or reservation.locks_at > at:
+            return False
+        reservation.move_to(State.LOCKED, at=at)
+        return True
+
+    return _each(Reservation.objects.filter(state=State.SCHEDULED, locks_at__lte=at), act, limit=limit)
+
+
+def _begin_due(*, at: datetime, limit: int) -> int:
+    """Begin what is due: with all of its GPUs, some, or none yet, as they are to be had now."""
+
+    def act(reservation: Reservation) -> bool:
+        if reservation.state != State.LOCKED or reservation.starts_at > at:
+            return False
+        missing = missing_gpus(reservation.offer_id, at=at).get(reservation.pk, 0)
+        _stand(reservation, missing, at=at)
+        _give_back_missed(reservation, at=at)
+        return True
+
+    return _each(Reservation.objects.filter(state=State.LOCKED, starts_at__lte=at), act, limit=limit)
+
+
+def _look(*, at: datetime, limit: int) -> int:
+    """Look whether everybody can have their GPUs; who cannot is told, and gets the hour's money back."""
+    under_way = Reservation.objects.filter(state__in=UNDER_WAY, starts_at__lte=at, ends_at__gt=at)
+    changed = 0
+    for offer_id in list(under_way.order_by("offer").values_list("offer", flat=True).distinct()):
+        missing = missing_gpus(offer_id, at=at)
+
+        def act(reservation: Reservation, missing: dict[int, int] = missing) -> bool:
+            return _look_after(reservation, missing.get(reservation.pk, 0), at=at)
+
+        concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, gpus in missing.items() if gpus])
+        changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=limit)
+    return changed
+
+
+def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
+    """Return how many GPUs each reservation of this hour holds that are not to be had, by its primary key.
+
+    To be had are those that are used in it already, and of the others as many
+    as stand free in good order or being cleaned, or are lent. Who bought last goes short first.
+    """
+    begun = Q(state__in=UNDER_WAY) | Q(state=State.LOCKED)
+    found = list(Reservation.objects.filter(begun, offer=offer_id, starts_at__lte=at, ends_at__gt=at).order_by("-pk"))
+    strips = _strips_of(found)
+    used = coverage.used_gpus(found)
+    idle = {one.pk: max(0, holdings.held_at(strips[one.pk], at) - used[one.pk]) for one in found}
+    lent = sum(idle[one.pk] for one in found if one.is_lent)
+    short = sum(idle.values()) - _free(offer_id) - min(lent, _on_spot(offer_id))
+    missing = {}
+    for one in found:
+        missing[one.pk] = max(0, min(idle[one.pk], short))
+        short -= missing[one.pk]
+    return missing
+
+
+def _free(offer_id: int) -> int:
+    """Return how many GPUs nobody holds that are in good order, or will be once they are cleaned."""
+    good = Gpu.objects.filter(node__offer=offer_id, healthy=True).exclude(state=Gpu.State.QUARANTINED)
+    reached = [Node.Reachability.ONLINE, Node.Reachability.SUSPECT]
+    good = good.filter(node__state=Node.State.AVAILABLE, node__is_held=False, node__reachability__in=reached)
+    return good.filter(~Exists(LIVE_HOLD)).count()
+
+
+def _on_spot(offer_id: int) -> int:
+    spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
+    held: int = spot.aggregate(held=Sum("quota_held"))["held"] or 0
+    return held
+
+
+def _strips_of(found: Iterable[Reservation]) -> dict[int, list[ReservationStrip]]:
+    strips: dict[int, list[ReservationStrip]] = {one.pk: [] for one in found}
+    for strip in ReservationStrip.objects.filter(reservation__in=list(strips)):
+        strips[strip.reservation_id].append(strip)
+    return strips
+
+
+def _look_after(reservation: Reservation, missing: int, *, at: datetime) -> bool:
+    if reservation.state not in UNDER_WAY or not reservation.starts_at <= at < reservation.ends_at:
+        return False
+    if reservation.state != State.ENDING:
+        _stand(reservation, missing, at=at)
+    if missing and at >= hour_of(at) + GRACE:
+        _give_back_hour(reservation, missing, hour=hour_of(at), at=at)
+    return True
+
+
+def _stand(reservation: Reservation, missing: int, *, at: datetime) -> None:
+    """Bring the state in line with how many GPUs are missing."""
+    held = holdings.held_at(reservation.strips.all(), at)
+    if not missing:
+        state, message = State.ACTIVE, gettext("All of its GPUs are there.") if reservation.missing_gpus else ""
+    else:
+        state = State.DELAYED if missing >= held else State.PARTIALLY_FULFILLED
+        text = gettext("%(missing)s of its %(held)s GPUs cannot be had now. You pay nothing for them, and may cancel.")
+        message = text % {"missing": missing, "held": held}
+    if reservation.state != state:
+        reservation.move_to(state, at=at, message=message, missing_gpus=missing)
+    elif reservation.missing_gpus != missing:
+        Reservation.objects.filter(pk=reservation.pk).update(missing_gpus=missing, message=message)
+        reservation.missing_gpus = missing
+        reservations.note(reservation, message, at=at)
+
+
+def _give_back_missed(reservation: Reservation, *, at: datetime) -> None:
+    """Give back whole hours that went by before it was begun: that was late by our own fault."""
+    strips = list(reservation.strips.all())
+    hour = reservation.starts_at
+    while hour < min(hour_of(at), reservation.ends_at):
+        _give_back_hour(reservation, holdings.held_at(strips, hour), hour=hour, at=at)
+        hour += HOUR
+
+
+def _give_back_hour(reservation: Reservation, missing: int, *, hour: datetime, at: datetime) -> None:
+    """Give back what an hour of the missing GPUs had cost, the dearest first, once for each; keep the evidence."""
+    before = Shortfall.objects.filter(reservation=reservation, hour=hour).first()
+    known = before.gpus if before else 0
+    if missing <= known:
+        return
+    here = holdings.clipped(reservation.strips.all(), hour, hour + HOUR)
+    each = [(one.paid_micros, one.worth_micros) for one in here for _ in range(one.gpus)]
+    lost = sorted(each, reverse=True)[known:missing]
+    refund = sum(paid for paid, _ in lost)
+    worth = sum(min(pair) for pair in lost)
+    reservations.give_back(
+        reservation, micros=refund, deferred_micros=worth, cause=f"{hour:%Y%m%dT%H}:{missing}", at=at
+    )
+    text = gettext("%(gpus)s GPUs could not be had in the hour from %(hour)s UTC; what they cost was given back.")
+    message = text % {"gpus": missing, "hour": f"{hour:%Y-%m-%d %H:%M}"}
+    Shortfall.objects.update_or_create(
+        reservation=reservation,
+        hour=hour,
+        defaults={
+            "gpus": missing,
+            "refund_micros": refund + (before.refund_micros if before else 0),
+            "worth_micros": worth + (before.worth_micros if before else 0),
+            "message": message,
+            "seen_at": at,
+        },
+    )
+    reservations.note(reservation, message, at=at)
+    log.warning("not delivered", reservation=reservation.public_id, hour=hour, gpus=missing, refund=refund)
+
+
+def _announce_due(*, at: datetime, limit: int) -> int:
+    """Announce the end 40 minutes before it, and before each hour that has fewer GPUs than are used."""
+    if hour_of(at + NOTICE) == hour_of(at):
+        return 0
+
+    def act(reservation: Reservation) -> bool:
+        if reservation.state not in BEGUN:
+            return False
+        told = endings.announce(reservation, at=at)
+        if reservation.ends_at <= hour_of(at) + HOUR and reservation.state != State.ENDING:
+            text = gettext("It ends at %(end)s UTC; instances in it are asked to stop at %(drain)s UTC.")
+            shown = {"end": f"{reservation.ends_at:%H:%M}", "drain": f"{reservation.ends_at - DRAIN:%H:%M}"}
+            reservation.move_to(State.ENDING, at=at, message=text % shown)
+            return True
+        return told > 0
+
+    return _each(_begun().filter(starts_at__lt=at), act, limit=limit)
+
+
+def _drain_due(*, at: datetime, limit: int) -> int:
+    """Ask what is announced to stop, 30 minutes before its end."""
+    if hour_of(at + DRAIN) == hour_of(at):
+        return 0
+    holding = Instance.objects.filter(quota_held__gt=0, reservation__isnull=False).values("reservation")
+    return _each(_begun().filter(pk__in=holding), lambda one: endings.drain(one, at=at) > 0, limit=limit)
+
+
+def _end_due(*, at: datetime, limit: int) -> int:
+    """End what is over. What still runs in it is asked to stop at the latest now."""
+
+    def act(reservation: Reservation) -> bool:
+        if reservation.state not in BEGUN or reservation.ends_at > at:
+            return False
+        endings.drain(reservation, at=at, is_over=True)
+        if reservation.state != State.ENDING:
+            reservation.move_to(State.ENDING, at=at)
+        reservation.move_to(State.EXPIRED, at=at, missing_gpus=0, is_lent=False)
+        return True
+
+    return _each(_begun().filter(ends_at__lte=at), act, limit=limit)
+
+
+def _earn_due(*, at: datetime, limit: int) -> int:
+    """Earn the hours that are over: of what is under way, and the last ones of what has ended."""
+
+    def act(reservation: Reservation) -> bool:
+        until = min(hour_of(at), reservation.ends_at)
+        if until <= reservation.earned_through:
+            return False
+        reservations.earn_until(reservation, until=until, at=at)
+        return True
+
+    begun = Reservation.objects.filter(state__in=[*UNDER_WAY, State.EXPIRED], earned_through__lt=F("ends_at"))
+    return _each(begun.filter(earned_through__lt=hour_of(at)), act, limit=limit)
+
+
+def _begun() -> QuerySet[Reservation]:
+    return Reservation.objects.filter(state__in=UNDER_WAY)

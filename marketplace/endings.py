@@ -1,0 +1,105 @@
+"""How a reservation's hours end for what runs in them: announced 40 minutes before, asked to stop 30 minutes before.
+
+An hour in which a reservation holds fewer GPUs than the one before ends part
+of what runs in it, in the same way: the newest instances first.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+from django.utils.translation import gettext
+
+from marketplace import blocks, holdings
+from marketplace.models import BEGUN, Listing, Reservation, ReservationState
+from provisioning import instances, interruptions
+from provisioning.calendar import HOUR, hour_of
+from provisioning.models import Instance, Interruption, Phase, Reason
+
+# These give their GPUs back already.
+GOING = {Phase.DRAINING, Phase.INTERRUPTED, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED}
+# How long the ladder may be late before an end is asked for without it.
+PATIENCE = timedelta(minutes=5)
+
+
+def inside(reservation: Reservation) -> list[Instance]:
+    """Return what holds GPUs inside a reservation: what is told of its end already, then the newest."""
+    found = Instance.objects.filter(reservation=reservation, quota_held__gt=0)
+    alive = list(found.select_related("project__organization", "offer", "price_version").order_by("-pk"))
+    return sorted(alive, key=lambda instance: instance.reason != Reason.RESERVATION_END)
+
+
+def leaving(reservation: Reservation, *, at: datetime) -> list[Instance]:
+    """Return what has to end at the next full hour, because the reservation then holds less than is used."""
+    held = holdings.held_at(reservation.strips.all(), hour_of(at) + HOUR)
+    ending: list[Instance] = []
+    alive = inside(reservation)
+    used = sum(instance.quota_held for instance in alive)
+    for instance in alive:
+        if used <= held:
+            break
+        ending.append(instance)
+        used -= instance.quota_held
+    return ending
+
+
+def announce(reservation: Reservation, *, at: datetime) -> int:
+    """Plan the end of instances whose hours end with this one; return how many are told.
+
+    The ladder of interruptions announces it, holds to it, and ends them half an hour before the hour does.
+    """
+    ending = leaving(reservation, at=at)
+    drain_at = hour_of(at) + HOUR - blocks.DRAIN
+    interruptions.plan(
+        instance_ids=[instance.pk for instance in ending if instance.phase != Phase.QUEUED],
+        reason=Interruption.Reason.RESERVATION_END,
+        min_notice_s=max(0, (drain_at - at) // timedelta(seconds=1)),
+        since=at,
+    )
+    return len(ending)
+
+
+def drain(reservation: Reservation, *, at: datetime, is_over: bool = False) -> int:
+    """Stop what should be ending with its hours and is not: what still waits for GPUs, or was missed by the ladder."""
+    late = is_over or at >= hour_of(at) + HOUR - blocks.DRAIN + PATIENCE
+    ending = [one for one in locked(leaving(reservation, at=at)) if Phase(one.phase) not in GOING]
+    ending = [one for one in ending if late or one.phase == Phase.QUEUED]
+    message = gettext("Its reservation ends; start it again to run on demand.")
+    for instance in ending:
+        instances.stop(instance=instance, at=at, reason=Reason.RESERVATION_END, message=message)
+    return len(ending)
+
+
+def take_back(inside_now: Iterable[Instance], *, at: datetime) -> None:
+    """Let instances that were told of their end go on, since the reservation goes on. The caller has locked them."""
+    for instance in inside_now:
+        found = interruptions.open_of(instance)
+        if found is not None and found.reason == Interruption.Reason.RESERVATION_END:
+            message = gettext("Its reservation was extended.")
+            interruptions.call_off(interruption=found, at=at, message=message)
+
+
+def locked(found: Sequence[Instance]) -> list[Instance]:
+    """Lock instances, all at once and before any account, and return them as they are now."""
+    return instances.lock([instance.pk for instance in found]) if found else []
+
+
+def withdraw_listings(reservation: Reservation, *, at: datetime) -> None:
+    """Take everything of a reservation off the resale market. The caller holds the offer's gate."""
+    for listing in Listing.objects.filter(reservation=reservation, state=Listing.State.OPEN):
+        listing.hours.all().delete()
+        Listing.objects.filter(pk=listing.pk, state=Listing.State.OPEN).update(
+            state=Listing.State.WITHDRAWN, closed_at=at
+        )
+
+
+def why_not_resold(reservation: Reservation, *, at: datetime) -> str:
+    """Return why none of its hours can be listed, empty where some can: those that are still far enough ahead."""
+    may = BEGUN | {ReservationState.SCHEDULED, ReservationState.LOCKED}
+    if reservation.state not in may:
+        return gettext("It has no hours to sell: %(state)s.") % {"state": reservation.get_state_display()}
+    cutoff = timedelta(minutes=reservation.terms["resale_cutoff_minutes"])
+    if reservation.ends_at - HOUR < at + cutoff:
+        return gettext("Hours are sold until %(minutes)s minutes before they begin; all of its hours are closer.") % {
+            "minutes": cutoff // timedelta(minutes=1)
+        }
+    return ""

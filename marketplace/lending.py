@@ -1,0 +1,151 @@
+"""Lending: GPUs of reservations that stand idle may run spot work, which pays their holders a share.
+
+The holder's own use comes first. What they start counts as used at once, so
+that what spot may have shrinks and spot gives back what is over, within the
+offer's notice; until then the holder's instance waits in its queue.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Sum
+
+from billing import accounts, ledger, receivables, runway
+from billing.models import Account, Charge, UsageSpan
+from marketplace import coverage, holdings, reservations
+from marketplace.blocks import BP, NOTICE
+from marketplace.models import USABLE, LendingShare, Offer, Reservation
+from provisioning import calendar
+from provisioning.models import Capacity, CommittedHour, Instance
+
+log = structlog.get_logger("marketplace.lending")
+
+# Charges are shared soon after they are made; one that is older than this was seen by an earlier sweep.
+SHARED_WITHIN = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """How many GPUs a reservation could lend now."""
+
+    reservation: Reservation
+    gpus: int
+
+
+def idle(*, offer_id: int, at: datetime) -> list[Idle]:
+    """Return what each reservation that lends has idle now, the oldest first. Three queries.
+
+    GPUs that it gives up within a notice are not lent any more: they would be recalled at once.
+    """
+    found = Reservation.objects.filter(offer=offer_id, is_lent=True, state__in=USABLE).prefetch_related("strips")
+    lenders = list(found.select_related("project__organization", "price_version").order_by("pk"))
+    used = coverage.used_gpus(lenders)
+    spare = []
+    for one in lenders:
+        strips = list(one.strips.all())
+        held = min(holdings.held_at(strips, at), holdings.held_at(strips, at + NOTICE))
+        gpus = held - one.missing_gpus - used[one.pk]
+        if gpus > 0:
+            spare.append(Idle(one, gpus))
+    return spare
+
+
+def lent_gpus(*, offer_id: int, at: datetime) -> int:
+    """Return how many GPUs of an offer spot may have beyond what is promised to nobody: those lent and idle now."""
+    return sum(one.gpus for one in idle(offer_id=offer_id, at=at))
+
+
+def in_use(*, offer_id: int, at: datetime) -> int:
+    """Return how many of the GPUs that spot holds are lent ones: what it has beyond what is promised to nobody."""
+    spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
+    held: int = spot.aggregate(held=Sum("quota_held"))["held"] or 0
+    capacity = Capacity.objects.filter(pk=offer_id).first()
+    if not held or capacity is None:
+        return 0
+    committed = CommittedHour.objects.filter(offer=offer_id, hour=calendar.hour_of(at)).first()
+    free = capacity.gpus - capacity.open_ended - (committed.gpus if committed else 0)
+    return min(max(0, held - max(0, free)), lent_gpus(offer_id=offer_id, at=at))
+
+
+def share_due(*, at: datetime, limit: int) -> int:
+    """Pay holders their share of what spot was charged for GPUs of theirs; return how many charges were shared."""
+    lending = Offer.objects.filter(reservations__is_lent=True, reservations__state__in=USABLE).distinct()
+    shared = 0
+    for offer in lending.select_related("block_terms").order_by("pk"):
+        for charge in _charges(offer, at=at)[:limit]:
+            shared += share(charge=charge, offer=offer, at=at)
+    return shared
+
+
+def _charges(offer: Offer, *, at: datetime) -> list[Charge]:
+    """Return what spot of an offer was charged lately and that was not shared yet."""
+    spot = Instance.objects.filter(offer=offer, market=Instance.Market.SPOT, ready_at__isnull=False)
+    recent = spot.filter(phase_since__gte=at - SHARED_WITHIN) | spot.filter(quota_held__gt=0)
+    spans = UsageSpan.objects.filter(resource_id__in=recent.values("public_id"), labels__market=Instance.Market.SPOT)
+    found = Charge.objects.filter(span__in=spans, amount_micros__gt=0, through__gte=at - SHARED_WITHIN)
+    found = found.exclude(key__in=LendingShare.objects.values("cause"))
+    return list(found.select_related("span__price_version").order_by("pk"))
+
+
+@transaction.atomic
+def share(*, charge: Charge, offer: Offer, at: datetime) -> bool:
+    """Pay holders for their part of one charge, once: of what spot holds, the part that is lent, times their share.
+
+    Each holder gets in proportion to what they had idle, in whole micros by the largest remainder.
+    """
+    lenders = idle(offer_id=offer.pk, at=at)
+    held = Instance.objects.filter(offer=offer, market=Instance.Market.SPOT, quota_held__gt=0)
+    all_gpus = held.aggregate(held=Sum("quota_held"))["held"] or 0
+    lent = in_use(offer_id=offer.pk, at=at)
+    lenders = [one for one in lenders if one.reservation.currency == charge.span.price_version.currency]
+    if not (lent and all_gpus and lenders):
+        return False
+    micros = charge.amount_micros * lent * offer.block_terms.lend_share_bp // (all_gpus * BP)
+    if not micros or LendingShare.objects.filter(cause=charge.key).exists():
+        return False
+    parts = largest_remainder(micros, [one.gpus for one in lenders])
+    paid = zip(lenders, parts, strict=True)
+    for one, part in sorted(paid, key=lambda pair: pair[0].reservation.project.organization_id):
+        if part:
+            _pay(charge, one, part, at=at)
+    return True
+
+
+def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
+    """Return whole parts of a total in proportion to weights, which add up to it: what is over to the largest rests."""
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    rests = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
+    for n in rests[: total - sum(parts)]:
+        parts[n] += 1
+    return parts
+
+
+def _pay(charge: Charge, lender: Idle, micros: int, *, at: datetime) -> None:
+    reservation = lender.reservation
+    organization = reservation.project.organization
+    payee = accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    back = reservations.split(reservation, micros)
+    for target, part in ((payee.promo, back.promo_micros), (payee.cash, back.cash_micros)):
+        if part:
+            ledger.transfer(
+                key=f"lend:{charge.key}:{reservation.public_id}:{target.kind}",
+                source=accounts.platform(Account.Kind.REVENUE, organization.currency),
+                target=target,
+                amount_micros=part,
+                reason=f"Lending of {reservation.public_id}",
+                at=at,
+            )
+    LendingShare.objects.create(reservation=reservation, cause=charge.key, amount_micros=micros, at=at)
+    receivables.settle(freed=payee.cash, cause=f"lend:{charge.key}:{reservation.public_id}", at=at)
+    runway.refresh(organization=organization, at=at)
+
+
+def earned_micros(found: Iterable[Reservation]) -> dict[int, int]:
+    """Return what lending has paid for each of these reservations, by primary key. One query."""
+    chosen = [reservation.pk for reservation in found]
+    rows = LendingShare.objects.filter(reservation__in=chosen).order_by().values_list("reservation")
+    return dict.fromkeys(chosen, 0) | dict(rows.annotate(total=Sum("amount_micros")))

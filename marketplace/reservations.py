@@ -1,0 +1,441 @@
+"""Reservations: buy a block by its quote, extend it, cancel it by a quote. Paid ahead, and charged nothing more.
+
+Lock order: the offer's gate (`BlockTerms`), quote, reservation, workflow,
+instance, quota, account, node, assignment, capacity.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from django.db import connection, transaction
+from django.utils.translation import gettext
+
+from billing import holds, prepayments
+from billing.errors import HoldClosed
+from billing.models import PriceVersion
+from billing.prepayments import Paid
+from billing.public_ids import new_public_id
+from marketplace import audit, blocks, endings, holdings, quotes, rentals, spend
+from marketplace.access import Actor
+from marketplace.blocks import Window
+from marketplace.errors import BadOrder, Conflict
+from marketplace.models import (
+    BEGUN,
+    OVER,
+    BlockTerms,
+    Project,
+    Quote,
+    Reservation,
+    ReservationEvent,
+    ReservationState,
+    ReservationStrip,
+)
+from provisioning import calendar, quotas
+from provisioning.errors import IllegalMove, QuotaExceeded
+from provisioning.models import Instance, Quota
+
+log = structlog.get_logger("marketplace.reservations")
+
+State = ReservationState
+PAYMENT_LIFE = timedelta(hours=1)
+# A payment is taken right after its booking; what is older was interrupted between the two.
+SETTLE_AFTER = timedelta(seconds=10)
+
+# The most GPUs that are reserved in any hour of a window: a running sum over where strips begin and end.
+RESERVED_AT_MOST = """
+WITH strips AS (
+    SELECT strip.starts_at, strip.ends_at, strip.gpus
+    FROM marketplace_project project
+    JOIN marketplace_reservation held ON held.project_id = project.id AND held.state <> ALL (%(over)s)
+    JOIN marketplace_offer offer ON offer.id = held.offer_id AND %(gpu_model)s IN ('', offer.gpu_model)
+    JOIN marketplace_reservationstrip strip ON strip.reservation_id = held.id
+        AND strip.starts_at < %(end)s AND strip.ends_at > %(start)s
+    WHERE project.organization_id = %(organization)s AND (%(project)s::bigint IS NULL OR project.id = %(project)s)
+)
+SELECT coalesce(max(running), 0) FROM (
+    SELECT sum(gpus) OVER (ORDER BY at, gpus) AS running FROM (
+        SELECT greatest(starts_at, %(start)s) AS at, gpus FROM strips UNION ALL SELECT ends_at, -gpus FROM strips
+    ) edge
+) summed
+"""
+
+
+def lock(reservation_id: int) -> Reservation:
+    """Lock a reservation until the caller's transaction ends and return it as it is now, with what its pages show."""
+    Reservation.objects.select_for_update(no_key=True).get(pk=reservation_id)
+    related = Reservation.objects.select_related("project__organization", "offer__site", "price_version")
+    return related.get(pk=reservation_id)
+
+
+def lock_gate(offer_id: int) -> BlockTerms | None:
+    """Lock an offer's gate, behind which hours change hands, until the caller's transaction ends."""
+    return BlockTerms.objects.select_for_update().filter(pk=offer_id).first()
+
+
+def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
+    """Buy what was quoted, once: hold the money, commit the hours, then take the money.
+
+    Booking and payment are two transactions, unless the caller has one around
+    both: whoever is interrupted between them leaves a row that
+    `settle_payments` finds. Raises QuoteUsed, QuoteExpired, InsufficientFunds,
+    QuotaExceeded, NoCapacity or ProjectSuspended with nothing held.
+    """
+    rentals.check_open(quote.project)
+    with transaction.atomic(savepoint=False):
+        reservation = _book(actor, quote, at)
+    take_payment(reservation, at=at)
+    return reservation
+
+
+def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
+    quotes.use(quote, kind=Quote.Kind.PURCHASE, at=at)
+    if quote.starts_at < at:
+        raise BadOrder("quote", gettext("The block that was quoted has begun meanwhile. Ask for a later one."))
+    reservation_id = new_public_id("rsv")
+    check_budget(actor, quote.project, quote.total_micros, at=at)
+    holds.place(
+        key=f"block:{reservation_id}",
+        organization=quote.project.organization,
+        amount_micros=quote.total_micros,
+        purpose="reservation",
+        resource_id=reservation_id,
+        expires_at=at + PAYMENT_LIFE,
+    )
+    window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
+    check_quota(quote.project, window)
+    reservation = make(
+        public_id=reservation_id,
+        project=quote.project,
+        window=window,
+        price_version=quote.price_version,
+        terms=quote.terms,
+        strips=[
+            ReservationStrip(
+                starts_at=quote.starts_at,
+                ends_at=quote.ends_at,
+                gpus=quote.gpus,
+                paid_micros=quote.per_gpu_hour_micros,
+                worth_micros=quote.per_gpu_hour_micros,
+            )
+        ],
+        at=at,
+    )
+    audit.record_of(reservation, "reservation.buy", actor=actor, after=_shown(quote))
+    calendar.commit(offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at)
+    return reservation
+
+
+def make(
+    *,
+    public_id: str,
+    project: Project,
+    window: Window,
+    price_version: PriceVersion,
+    terms: dict[str, Any],
+    strips: list[ReservationStrip],
+    at: datetime,
+) -> Reservation:
+    """Write a new reservation whose payment is pending, with its strips and first event."""
+    reservation = Reservation.objects.create(
+        public_id=public_id,
+        project=project,
+        offer=window.offer,
+        price_version=price_version,
+        starts_at=window.starts_at,
+        ends_at=window.ends_at,
+        gpus=window.gpus,
+        locks_at=window.starts_at - timedelta(minutes=terms["lock_minutes"]),
+        state_since=at,
+        terms={name: value for name, value in terms.items() if name != "cancellation_costs"},
+        earned_through=window.starts_at,
+        created_at=at,
+    )
+    for strip in strips:
+        strip.reservation = reservation
+    ReservationStrip.objects.bulk_create(strips)
+    ReservationEvent.objects.create(reservation=reservation, at=at, new_state=State.PAYMENT_PENDING)
+    return reservation
+
+
+def check_budget(actor: Actor, project: Project, total_micros: int, *, at: datetime) -> None:
+    """Raise BudgetExceeded where paying so much ahead would pass a budget. It burns nothing by the hour."""
+    spend.check(project=project, token=actor.token, worst_case_micros=total_micros, hourly_micros=0, at=at)
+
+
+def check_quota(project: Project, window: Window) -> None:
+    """Raise QuotaExceeded where more GPUs would be reserved in some hour than a quota allows.
+
+    It counts what is reserved in the hours themselves, so blocks that follow
+    each other do not add up. Callers hold the organization's accounts, so that
+    two at once follow each other.
+    """
+    market = Instance.Market.RESERVED
+    for quota in quotas.applying(project_id=project.pk, gpu_model=window.offer.gpu_model, market=market):
+        held = _reserved_at_most(quota, window)
+        if held + window.gpus > quota.limit:
+            raise QuotaExceeded(
+                wanted=window.gpus, held=held, limit=quota.limit, is_organization=quota.project_id is None,
+                gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
+            )  # fmt: skip
+
+
+def _reserved_at_most(quota: Quota, window: Window) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            RESERVED_AT_MOST,
+            {
+                "organization": quota.organization_id,
+                "project": quota.project_id,
+                "gpu_model": quota.gpu_model,
+                "start": window.starts_at,
+                "end": window.ends_at,
+                "over": [str(state) for state in OVER],
+            },
+        )
+        return int(cursor.fetchone()[0])
+
+
+@transaction.atomic(savepoint=False)
+def take_payment(reservation: Reservation, *, at: datetime) -> None:
+    """Take the money that was held for a booking; where it is not there any more, give its hours back."""
+    organization = reservation.project.organization
+    reason = f"Reservation {reservation.public_id}"
+    try:
+        paid = prepayments.collect(organization=organization, resource_id=reservation.public_id, reason=reason, at=at)
+    except HoldClosed:
+        reservation.move_to(
+            State.PAYMENT_FAILED, at=at, message=gettext("The money held for it was given back before it was taken.")
+        )
+        release_hours(reservation, since=reservation.starts_at, at=at)
+        return
+    reservation.move_to(State.SCHEDULED, at=at, promo_micros=paid.promo_micros, cash_micros=paid.cash_micros)
+
+
+def settle_payments(*, at: datetime, limit: int) -> int:
+    """Take payments whose purchase was interrupted after its booking; return how many were settled."""
+    waiting = Reservation.objects.filter(state=State.PAYMENT_PENDING, created_at__lte=at - SETTLE_AFTER)
+    settled = 0
+    for reservation_id in list(waiting.order_by("pk").values_list("pk", flat=True)[:limit]):
+        with transaction.atomic():
+            reservation = lock(reservation_id)
+            if reservation.state == State.PAYMENT_PENDING:
+                take_payment(reservation, at=at)
+                settled += 1
+    return settled
+
+
+@transaction.atomic
+def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime) -> Reservation:
+    """Add the hours that were quoted to a reservation's end, paid now: all of them, or nothing is changed."""
+    rentals.check_open(reservation.project)
+    lock_gate(reservation.offer_id)
+    quotes.use(quote, kind=Quote.Kind.EXTENSION, at=at)
+    reservation = _quoted(lock(reservation.pk), quote)
+    if refusal := quotes.why_not_extended(reservation, at=at):
+        raise IllegalMove(refusal)
+    if quote.starts_at != reservation.ends_at:
+        raise Conflict(gettext("The reservation's end has changed since this was quoted. Ask for a new quote."))
+    running = endings.locked(endings.inside(reservation))
+    check_budget(actor, reservation.project, quote.total_micros, at=at)
+    holds.place(
+        key=f"block:{quote.public_id}",
+        organization=reservation.project.organization,
+        amount_micros=quote.total_micros,
+        purpose="extension",
+        resource_id=quote.public_id,
+        expires_at=at + PAYMENT_LIFE,
+    )
+    paid = prepayments.collect(
+        organization=reservation.project.organization,
+        resource_id=quote.public_id,
+        reason=f"Extension of {reservation.public_id}",
+        at=at,
+    )
+    check_quota(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at))
+    added = ReservationStrip(
+        starts_at=quote.starts_at,
+        ends_at=quote.ends_at,
+        gpus=quote.gpus,
+        paid_micros=quote.per_gpu_hour_micros,
+        worth_micros=quote.per_gpu_hour_micros,
+    )
+    holdings.add(reservation, [added])
+    holdings.refit(reservation)
+    _add_payment(reservation, paid)
+    news = gettext("Extended until %(until)s UTC.") % {"until": f"{quote.ends_at:%Y-%m-%d %H:%M}"}
+    if reservation.state == State.ENDING:
+        reservation.move_to(State.ACTIVE, at=at, message=news)
+    else:
+        note(reservation, news, at=at)
+    endings.take_back(running, at=at)
+    audit.record_of(reservation, "reservation.extend", actor=actor, after=_shown(quote))
+    calendar.commit(offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at)
+    return reservation
+
+
+@transaction.atomic
+def cancel(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime) -> Reservation:
+    """Cancel a reservation at what was quoted: its hours become free, its money goes back but for what is kept."""
+    lock_gate(reservation.offer_id)
+    quotes.use(quote, kind=Quote.Kind.CANCELLATION, at=at)
+    reservation = _quoted(lock(reservation.pk), quote)
+    if refusal := quotes.why_not_cancelled(reservation, at=at):
+        raise IllegalMove(refusal)
+    has_begun = reservation.state in BEGUN
+    refund = _leave(reservation, at=at) if has_begun else _give_up(reservation, quote, at=at)
+    endings.withdraw_listings(reservation, at=at)
+    news = gettext("Cancelled by %(who)s.") % {"who": actor.name}
+    since = calendar.hour_of(at) if has_begun else reservation.starts_at
+    reservation.move_to(State.CANCELLED, at=at, message=news, is_lent=False)
+    audit.record_of(reservation, "reservation.cancel", actor=actor, after={"refund_micros": refund})
+    release_hours(reservation, since=since, at=at)
+    return reservation
+
+
+def _give_up(reservation: Reservation, quote: Quote, *, at: datetime) -> int:
+    """Give back what the quote says, keep the rest, and return what was given back."""
+    if (quote.total_micros, quote.refund_micros) != quotes.cancellation_amounts(reservation, at=quote.created_at):
+        raise Conflict(gettext("The reservation has changed since this was quoted. Ask for a new quote."))
+    strips = list(reservation.strips.all())
+    worth = holdings.worth_micros(strips, reservation.starts_at, reservation.ends_at)
+    give_back(reservation, micros=quote.refund_micros, deferred_micros=quote.refund_micros, cause="cancelled", at=at)
+    prepayments.earn(
+        key=f"{reservation.public_id}:cancelled",
+        currency=reservation.currency,
+        amount_micros=worth - quote.refund_micros,
+        reason=f"Cancellation of {reservation.public_id}",
+        at=at,
+    )
+    return quote.refund_micros
+
+
+def _leave(reservation: Reservation, *, at: datetime) -> int:
+    """End one that we do not deliver, free of charge: all that is still to come is given back."""
+    if reservation.instances.filter(quota_held__gt=0).exists():
+        raise Conflict(gettext("Instances run in it. Stop them first, then cancel it."))
+    since = calendar.hour_of(at) + calendar.HOUR
+    earn_until(reservation, until=min(since, reservation.ends_at), at=at)
+    to_come = holdings.clipped(reservation.strips.all(), since)
+    paid = sum(blocks.value_of(strip, micros=strip.paid_micros) for strip in to_come)
+    worth = sum(blocks.value_of(strip, micros=strip.worth_micros) for strip in to_come)
+    kept = min(paid, worth)
+    give_back(reservation, micros=paid, deferred_micros=kept, cause="left", at=at)
+    prepayments.earn(
+        key=f"{reservation.public_id}:left",
+        currency=reservation.currency,
+        amount_micros=worth - kept,
+        reason=f"Rest of {reservation.public_id}",
+        at=at,
+    )
+    return paid
+
+
+def give_back(reservation: Reservation, *, micros: int, deferred_micros: int, cause: str, at: datetime) -> None:
+    """Give part of what was paid back to where it came from, credit and cash in the proportion of the payment."""
+    if not micros:
+        return
+    prepayments.give_back(
+        organization=reservation.project.organization,
+        key=f"{reservation.public_id}:{cause}",
+        back=split(reservation, micros),
+        deferred_micros=deferred_micros,
+        reason=f"Refund for {reservation.public_id}",
+        at=at,
+    )
+
+
+def split(reservation: Reservation, micros: int) -> Paid:
+    """Return how much of a sum is credit: in the proportion of the payment, rounded so that it never becomes cash."""
+    if not reservation.paid_micros:
+        return Paid(promo_micros=micros)
+    promo = min(micros, -(-micros * reservation.promo_micros // reservation.paid_micros))
+    return Paid(promo_micros=promo, cash_micros=micros - promo)
+
+
+def earn_until(reservation: Reservation, *, until: datetime, at: datetime) -> None:
+    """Take what was delivered in hours before `until` as revenue: their worth, less what was given back for them."""
+    if until <= reservation.earned_through:
+        return
+    worth = holdings.worth_micros(list(reservation.strips.all()), reservation.earned_through, until)
+    short = reservation.shortfalls.filter(hour__gte=reservation.earned_through, hour__lt=until)
+    worth -= sum(short.values_list("worth_micros", flat=True))
+    prepayments.earn(
+        key=f"{reservation.public_id}:{until:%Y%m%dT%H}",
+        currency=reservation.currency,
+        amount_micros=worth,
+        reason=f"Delivery of {reservation.public_id}",
+        at=at,
+    )
+    Reservation.objects.filter(pk=reservation.pk).update(earned_through=until)
+    reservation.earned_through = until
+
+
+def release_hours(reservation: Reservation, *, since: datetime, at: datetime) -> None:
+    """Take the hours from `since` on out of the calendar. Last in its transaction, as everything there."""
+    for step in holdings.steps(holdings.clipped(reservation.strips.all(), since)):
+        calendar.release(
+            offer_id=reservation.offer_id, gpus=step.gpus, starts_at=step.starts_at, ends_at=step.ends_at, at=at
+        )
+
+
+def note(reservation: Reservation, message: str, *, at: datetime) -> None:
+    """Tell the customer what happened to a reservation that stays as it is."""
+    ReservationEvent.objects.create(
+        reservation=reservation, at=at, old_state=reservation.state, new_state=reservation.state, message=message
+    )
+
+
+@transaction.atomic
+def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime) -> Reservation:
+    """Lend what stands idle to spot, or stop lending it. Asking for what is so changes nothing."""
+    reservation = lock(reservation.pk)
+    if reservation.state in OVER:
+        raise IllegalMove(gettext("It is over: %(state)s.") % {"state": reservation.get_state_display()})
+    if reservation.is_lent != is_lent:
+        Reservation.objects.filter(pk=reservation.pk).update(is_lent=is_lent)
+        reservation.is_lent = is_lent
+        verb = "reservation.lend" if is_lent else "reservation.recall"
+        note(reservation, gettext("Idle GPUs are lent.") if is_lent else gettext("Nothing is lent any more."), at=at)
+        audit.record_of(reservation, verb, actor=actor)
+    return reservation
+
+
+def actions(reservation: Reservation, *, at: datetime) -> dict[str, str]:
+    """Return what may be asked now: each verb with a sentence why not, empty when it may."""
+    over = ""
+    if reservation.state in OVER:
+        over = gettext("It is over: %(state)s.") % {"state": reservation.get_state_display()}
+    return {
+        "extend": quotes.why_not_extended(reservation, at=at),
+        "cancel": quotes.why_not_cancelled(reservation, at=at),
+        "resell": endings.why_not_resold(reservation, at=at),
+        "lend": over,
+    }
+
+
+def _add_payment(reservation: Reservation, paid: Paid) -> None:
+    changes = {
+        "promo_micros": reservation.promo_micros + paid.promo_micros,
+        "cash_micros": reservation.cash_micros + paid.cash_micros,
+    }
+    Reservation.objects.filter(pk=reservation.pk).update(**changes)
+    for name, value in changes.items():
+        setattr(reservation, name, value)
+
+
+def _quoted(reservation: Reservation, quote: Quote) -> Reservation:
+    if quote.reservation_id != reservation.pk:
+        raise BadOrder("quote", gettext("This quote is for another reservation."))
+    return reservation
+
+
+def _shown(quote: Quote) -> dict[str, object]:
+    return {
+        "quote": quote.public_id,
+        "offer": quote.offer.slug,
+        "gpus": quote.gpus,
+        "starts_at": quote.starts_at.isoformat(),
+        "ends_at": quote.ends_at.isoformat(),
+        "total_micros": quote.total_micros,
+    }

@@ -1,0 +1,260 @@
+"""What becomes of a reservation by itself, on a clock that the test moves."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from billing.models import UsageSpan
+from marketplace import coverage, quotes, rentals, reservations
+from marketplace.errors import BadOrder, Conflict
+from marketplace.models import Reservation, Shortfall
+from provisioning import instances, placement
+from provisioning.errors import IllegalMove, NoCapacity
+from provisioning.models import Capacity, Gpu, Instance, InstanceEvent, Interruption, Node, Quota, Workflow
+from tests.blocks import PRICE, USD, Buyer, check_conserved, deferred_micros
+from tests.conftest import Rent, Run, order
+
+pytestmark = pytest.mark.django_db
+
+
+def moves_of(reservation: Reservation) -> list[str]:
+    return [event.new_state for event in reservation.events.order_by("pk") if event.old_state != event.new_state]
+
+
+def launch(buyer: Buyer, at: float, **overrides: Any) -> Instance:
+    with transaction.atomic():
+        wanted = order(buyer.offer, **overrides)
+        instance = rentals.rent(actor=buyer.actor, project=buyer.project, order=wanted, at=buyer.at(at))
+        # Its workflow runs on the real clock.
+        Workflow.objects.filter(instance=instance).update(due_at=timezone.now())
+        return instance
+
+
+def break_gpus(name: str) -> None:
+    """Let all GPUs of a node be broken."""
+    node = Node.objects.get(name=name)
+    Gpu.objects.filter(node=node).update(healthy=False)
+    placement.recount([node.pk])
+
+
+@pytest.fixture
+def active(acme_buys: Buyer) -> Reservation:
+    """Eight GPUs from the second hour to the fifth, begun."""
+    reservation = acme_buys.buy(8, 2, 5)
+    for hours in (1, 2):
+        acme_buys.go_to(hours)
+    reservation.refresh_from_db()
+    assert reservation.state == "active"
+    return reservation
+
+
+def test_a_reservation_locks_begins_ends_and_is_earned_hour_by_hour(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(8, 2, 5)
+    paid = reservation.paid_micros
+    kept = []
+    for hours in (0.99, 1, 2, 3, 4, 4.34, 5, 6):
+        acme_buys.go_to(hours)
+        kept.append(deferred_micros())
+        check_conserved(at=acme_buys.at(hours))
+    assert moves_of(reservation) == [
+        "payment_pending", "scheduled", "locked", "active", "ending", "expired"
+    ]  # fmt: skip
+    assert kept == [paid, paid, paid, paid * 2 // 3, paid // 3, paid // 3, 0, 0]
+    assert acme_buys.wallet().available_micros == 1000 * USD - paid
+
+
+def test_what_runs_inside_costs_nothing_more_and_its_use_is_seen(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run
+) -> None:
+    funds = acme_buys.wallet().available_micros
+    instance = launch(acme_buys, 2.1, gpus=8)
+    assert (instance.market, instance.reservation_id) == ("reserved", active.pk)
+    run_until_idle()
+    instance.refresh_from_db()
+    assert instance.phase == "running"
+    span = UsageSpan.objects.get(resource_id=instance.public_id)
+    assert (span.covered_by, span.quantity) == (active.public_id, 8)
+    assert Quota.objects.filter(project=acme_buys.project, held__gt=0).count() == 0
+    assert Capacity.objects.get(pk=acme_buys.offer.pk).open_ended == 0
+    instances.terminate(instance=instance, at=timezone.now())
+    run_until_idle()
+    span.refresh_from_db()
+    assert span.ended_at is not None
+    assert span.charged_micros == 0
+    assert acme_buys.wallet().available_micros == funds
+    assert coverage.free_gpus(active, at=acme_buys.at(2.5)) == 8
+    check_conserved(at=acme_buys.at(2.5))
+
+
+def test_never_more_gpus_run_inside_than_it_has(acme_buys: Buyer, active: Reservation) -> None:
+    launch(acme_buys, 2.1, gpus=5)
+    assert launch(acme_buys, 2.1, gpus=3, attach="strict").reservation_id == active.pk
+    with pytest.raises(NoCapacity, match="with the most has 0"):
+        launch(acme_buys, 2.1, gpus=1, attach="strict")
+    outside = launch(acme_buys, 2.1, gpus=1)
+    assert (outside.market, outside.reservation_id) == ("on_demand", None)
+
+
+def test_who_forbids_it_stays_outside_and_a_named_one_is_taken(acme_buys: Buyer, active: Reservation) -> None:
+    assert launch(acme_buys, 2.1, attach="forbid").reservation_id is None
+    assert launch(acme_buys, 2.1, reservation=active).reservation_id == active.pk
+    later = acme_buys.buy(2, 10, 11, at=2.1)
+    with pytest.raises(BadOrder, match="Only an active reservation"):
+        launch(acme_buys, 2.1, reservation=later)
+
+
+def interruption() -> Interruption:
+    return Interruption.objects.get()
+
+
+def test_an_instance_is_told_forty_minutes_before_and_stopped_thirty_minutes_before_the_end(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run
+) -> None:
+    instance = launch(acme_buys, 2.1, gpus=8)
+    run_until_idle()
+    acme_buys.go_to(4.3)
+    assert Instance.objects.get().phase == "running"
+    acme_buys.go_to(4 + 20 / 60)
+    told = Instance.objects.get()
+    assert (told.phase, told.reason) == ("notified", "reservation_end")
+    assert interruption().deadline_at == acme_buys.at(4.5)
+    active.refresh_from_db()
+    assert active.state == "ending"
+    with pytest.raises(NoCapacity):
+        launch(acme_buys, 4.4, attach="strict")
+    # The ladder counts down on the real clock.
+    now = timezone.now()
+    Interruption.objects.update(notice_at=now - timedelta(minutes=10), deadline_at=now)
+    Workflow.objects.update(due_at=timezone.now())
+    run_until_idle()
+    ended = Instance.objects.get()
+    assert (ended.phase, ended.reason, ended.quota_held) == ("interrupted", "reservation_end", 0)
+    assert (ended.restart_at, instances.actions(ended)["start"]) == (None, "")
+    acme_buys.go_to(5)
+    active.refresh_from_db()
+    assert active.state == "expired"
+    rentals.start(actor=acme_buys.actor, instance=ended, at=timezone.now())
+    assert (ended.market, ended.reservation_id) == ("on_demand", None)
+    assert instance.pk == ended.pk
+    check_conserved(at=acme_buys.at(5))
+
+
+def test_what_the_ladder_misses_is_stopped_all_the_same(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run
+) -> None:
+    launch(acme_buys, 2.1, gpus=8)
+    run_until_idle()
+    acme_buys.go_to(4.4)
+    acme_buys.go_to(4.55)
+    assert Instance.objects.get().phase == "notified"
+    acme_buys.go_to(4.6)
+    run_until_idle()
+    assert Instance.objects.get().phase == "stopped"
+
+
+def test_an_extension_in_time_takes_the_notice_back(acme_buys: Buyer, active: Reservation, run_until_idle: Run) -> None:
+    launch(acme_buys, 2.1, gpus=8)
+    run_until_idle()
+    acme_buys.go_to(4.4)
+    active.refresh_from_db()
+    quote = quotes.for_extension(reservation=active, ends_at=acme_buys.at(7), at=acme_buys.at(4.4))
+    reservations.extend(actor=acme_buys.actor, reservation=active, quote=quote, at=acme_buys.at(4.4))
+    assert Instance.objects.get().phase == "running"
+    assert interruption().state == "cancelled"
+    assert Reservation.objects.get().state == "active"
+    acme_buys.go_to(4.6)
+    assert Instance.objects.get().phase == "running"
+    assert [event.new_phase for event in InstanceEvent.objects.order_by("pk")][-2:] == ["notified", "running"]
+    assert UsageSpan.objects.get().covered_by == active.public_id
+
+
+def test_nothing_is_extended_once_its_instances_are_being_ended(acme_buys: Buyer, active: Reservation) -> None:
+    acme_buys.go_to(4.5)
+    active.refresh_from_db()
+    with pytest.raises(IllegalMove, match="it is too late"):
+        quotes.for_extension(reservation=active, ends_at=acme_buys.at(7), at=acme_buys.at(4.5))
+
+
+def test_gpus_that_are_missing_at_the_start_are_not_paid_for(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(16, 2, 4)
+    paid = reservation.paid_micros
+    break_gpus("h200-1")
+    acme_buys.go_to(1)
+    acme_buys.go_to(2)
+    reservation.refresh_from_db()
+    assert (reservation.state, reservation.missing_gpus) == ("partially_fulfilled", 8)
+    assert Shortfall.objects.count() == 0
+    acme_buys.go_to(2.2)
+    shortfall = Shortfall.objects.get()
+    assert (shortfall.gpus, shortfall.refund_micros) == (8, 8 * PRICE)
+    assert acme_buys.wallet().available_micros == 1000 * USD - paid + 8 * PRICE
+    acme_buys.go_to(2.3)
+    assert Shortfall.objects.count() == 1
+    check_conserved(at=acme_buys.at(2.3))
+    with pytest.raises(NoCapacity):
+        launch(acme_buys, 2.4, gpus=8, replicas=2, attach="strict")
+    assert launch(acme_buys, 2.4, gpus=8, attach="strict").reservation_id == reservation.pk
+    Gpu.objects.update(healthy=True)
+    acme_buys.go_to(2.5)
+    reservation.refresh_from_db()
+    assert (reservation.state, reservation.missing_gpus) == ("active", 0)
+    acme_buys.go_to(5)
+    check_conserved(at=acme_buys.at(5))
+    assert deferred_micros() == 0
+
+
+def test_who_bought_last_goes_short_first(acme_buys: Buyer, other_buys: Buyer) -> None:
+    first, second = acme_buys.buy(8, 2, 4), other_buys.buy(8, 2, 4)
+    acme_buys.go_to(1)
+    Node.objects.filter(name="h200-2").update(state="cordoned")
+    acme_buys.go_to(2)
+    states = [Reservation.objects.get(pk=row.pk).state for row in (first, second)]
+    assert states == ["active", "delayed"]
+
+
+def test_a_delayed_reservation_ends_free_of_charge(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(8, 2, 6)
+    Node.objects.update(state="cordoned")
+    acme_buys.go_to(1)
+    acme_buys.go_to(2.2)
+    reservation.refresh_from_db()
+    assert reservation.state == "delayed"
+    quote = quotes.for_cancellation(reservation=reservation, at=acme_buys.at(2.3))
+    assert (quote.total_micros, quote.refund_micros) == (0, 3 * 8 * PRICE)
+    reservations.cancel(actor=acme_buys.actor, reservation=reservation, quote=quote, at=acme_buys.at(2.3))
+    assert acme_buys.wallet().available_micros == 1000 * USD
+    check_conserved(at=acme_buys.at(2.3))
+
+
+def test_who_leaves_a_partly_fulfilled_one_stops_their_instances_first(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(16, 2, 4)
+    break_gpus("h200-1")
+    acme_buys.go_to(1)
+    acme_buys.go_to(2.2)
+    launch(acme_buys, 2.3, gpus=1, attach="strict")
+    reservation.refresh_from_db()
+    quote = quotes.for_cancellation(reservation=reservation, at=acme_buys.at(2.3))
+    with pytest.raises(Conflict, match="Stop them first"), transaction.atomic():
+        reservations.cancel(actor=acme_buys.actor, reservation=reservation, quote=quote, at=acme_buys.at(2.3))
+
+
+def test_a_late_beginning_of_ours_is_not_paid_for(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(8, 2, 6)
+    acme_buys.go_to(4.05)
+    reservation.refresh_from_db()
+    assert reservation.state == "active"
+    assert sorted(reservation.shortfalls.values_list("refund_micros", flat=True)) == [8 * PRICE] * 2
+    acme_buys.go_to(6)
+    check_conserved(at=acme_buys.at(6))
+
+
+def test_on_demand_makes_room_for_nobody_but_never_took_what_is_reserved(
+    acme_buys: Buyer, active: Reservation, rent: Rent
+) -> None:
+    with pytest.raises(NoCapacity):
+        rent(gpus=5, replicas=2, attach="forbid")
+    rent(gpus=8, attach="forbid")
+    launch(acme_buys, 2.2, gpus=8, attach="strict")

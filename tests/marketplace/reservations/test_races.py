@@ -1,0 +1,94 @@
+"""Two at once, on connections of their own: hours are sold once, quotes are used once, and nothing waits for ever."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+from django.db import connection, transaction
+
+from billing import books
+from billing.errors import BillingError
+from marketplace import quotes, reservations
+from marketplace.errors import MarketError
+from marketplace.models import Quote, Reservation, Trade
+from provisioning.errors import ProvisioningError
+from tests.blocks import PRICE, Buyer, check_conserved, deferred_micros
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+REFUSED = (MarketError, BillingError, ProvisioningError)
+
+
+def at_once(*calls: Callable[[], object]) -> list[str]:
+    """Run each call in a thread and a transaction of its own; return the sorted names of what came out."""
+    barrier = Barrier(len(calls))
+
+    def run(call: Callable[[], object]) -> str:
+        try:
+            barrier.wait(timeout=10)
+            with transaction.atomic():
+                call()
+        except REFUSED as refusal:
+            return type(refusal).__name__
+        finally:
+            connection.close()
+        return "done"
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return sorted(pool.map(run, calls))
+
+
+def test_a_quote_that_is_used_by_eight_at_once_buys_once(acme_buys: Buyer) -> None:
+    quote = acme_buys.quote(2, 24, 26)
+
+    def buy() -> None:
+        own = Quote.objects.select_related("project__organization", "offer", "price_version").get(pk=quote.pk)
+        reservations.buy(actor=acme_buys.actor, quote=own, at=acme_buys.noon)
+
+    assert at_once(*[buy] * 8) == ["QuoteUsed"] * 7 + ["done"]
+    assert Reservation.objects.get().paid_micros == 4 * PRICE == deferred_micros()
+    check_conserved(at=acme_buys.noon)
+
+
+def test_hours_for_two_are_never_sold_to_eight(acme_buys: Buyer, other_buys: Buyer) -> None:
+    both = [acme_buys, other_buys]
+    ready = [both[n % 2].quote(8, 24, 26) for n in range(8)]
+    came = at_once(
+        *(
+            lambda n=n: reservations.buy(actor=both[n % 2].actor, quote=ready[n], at=acme_buys.noon)  # type: ignore[misc]
+            for n in range(8)
+        )
+    )
+    assert came.count("done") == 2
+    assert came.count("NoCapacity") + came.count("QuotaExceeded") == 6
+    check_conserved(at=acme_buys.noon)
+
+
+def test_listed_hours_are_sold_once_while_their_holder_cancels(acme_buys: Buyer, other_buys: Buyer) -> None:
+    mine = acme_buys.buy(16, 200, 204)
+    acme_buys.put_up(mine, 16, 200, 204, 1_000_000)
+    cancellation = quotes.for_cancellation(reservation=mine, at=acme_buys.noon)
+    came = at_once(
+        lambda: other_buys.trade(10, 200, 204, 1_000_000),
+        lambda: other_buys.trade(10, 200, 204, 1_000_000),
+        lambda: reservations.cancel(actor=acme_buys.actor, reservation=mine, quote=cancellation, at=acme_buys.noon),
+    )
+    assert came.count("done") == 1
+    assert Trade.objects.count() + Reservation.objects.filter(state="cancelled").count() == 1
+    check_conserved(at=acme_buys.noon)
+
+
+def test_two_who_sell_to_each_other_do_not_wait_for_ever(acme_buys: Buyer, other_buys: Buyer) -> None:
+    for buyer in (acme_buys, other_buys):
+        buyer.put_up(buyer.buy(4, 200, 202), 4, 200, 202, 1_000_000)
+    for _ in range(3):
+        at_once(
+            lambda: acme_buys.trade(1, 200, 201, 1_000_000),
+            lambda: other_buys.trade(1, 200, 201, 1_000_000),
+            lambda: acme_buys.buy(1, 200, 202),
+            lambda: other_buys.buy(1, 200, 202),
+        )
+    assert Trade.objects.count() == 6
+    check_conserved(at=acme_buys.noon)
+    assert books.check(at=acme_buys.noon) == []
