@@ -131,6 +131,8 @@ def _instance(
         "project": {"id": row.project.public_id, "name": row.project.name},
         "offer": offer_ref(row.offer),
         "market": row.market,
+        "attach": row.attach,
+        "reservation": row.reservation.public_id if row.reservation else None,
         "replicas": row.replicas,
         "gpus_per_replica": row.gpus_per_replica,
         "gpus": row.gpus,
@@ -307,6 +309,7 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
         "unit_milliseconds": used,
         "gpu_milliseconds": used if is_gpus else 0,
         "price": price(row.price_version),
+        "covered_by": row.covered_by or None,
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }
 

@@ -19,6 +19,8 @@ from marketplace import errors, idempotency, limits
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
 from marketplace.money import shown
+from marketplace.quotes import QuoteExpired, QuoteUsed
+from marketplace.trades import LimitTooLow
 from provisioning import decisions
 from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
 from provisioning.output import BadCursor
@@ -134,6 +136,17 @@ KINDS: dict[type[Exception], Kind] = {
     errors.IllegalState: Kind(
         409, "wrong_state", "Its state does not allow this", "none", "Look at it again to see what can be done now."
     ),
+    QuoteExpired: Kind(
+        409, "quote_expired", "The quote is too old", "new_request", "Ask for a new quote (POST /api/v1/quotes)."
+    ),
+    QuoteUsed: Kind(
+        409, "quote_used", "The quote was used already", "new_request",
+        "Look at what it bought (GET /api/v1/reservations); to buy more, ask for a new quote.",
+    ),
+    LimitTooLow: Kind(
+        409, "limit_too_low", "It costs more than your limit", "new_request",
+        "Raise the limit, or look what is for sale (GET /api/v1/offers/{offer}/asks).",
+    ),
     errors.LastOwner: Kind(
         409, "conflict", "An organization needs an owner", "new_request", "Make somebody else an owner first."
     ),
@@ -223,7 +236,7 @@ def _detail(error: Exception, kind: Kind) -> str:
         return "The request was rolled back; nothing was started and nothing was charged."
     if isinstance(error, InsufficientFunds):
         needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
-        return f"This needs {needed} of free credit for its first hour; {available} is free."
+        return f"This needs {needed} of free credit; {available} is free."
     if isinstance(error, QuotaExceeded):
         return limits.why(error)
     if isinstance(error, exceptions.ValidationError):

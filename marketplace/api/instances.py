@@ -97,6 +97,10 @@ def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
             Use(access.volume_of(project, one["volume"]), one["path"], one["read_only"])
             for one in asked.get("volumes", [])
         ]
+    reservation = None
+    if "reservation" in asked:
+        with naming("reservation"):
+            reservation = access.reservation_of(project, asked["reservation"])
     return rentals.Order(
         offer=offer,
         command=asked["command"],
@@ -108,6 +112,8 @@ def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
         ports=asked.get("ports", ()),
         lease=asked.get("lease", Instance.Lease.STICKY),
         on_failure=asked.get("on_failure", Instance.OnFailure.STOP),
+        attach=asked.get("attach", Instance.Attach.AUTO),
+        reservation=reservation,
         uses=uses,
         wish=asked.get("placement"),
     )

@@ -109,6 +109,10 @@ class RentInstance(Shape):
     on_failure = serializers.ChoiceField(
         choices=Instance.OnFailure.choices, required=False, help_text="when its node or a GPU fails"
     )
+    attach = serializers.ChoiceField(
+        choices=Instance.Attach.choices, required=False, help_text="whether it runs inside a reservation of the project"
+    )
+    reservation = Text(max_length=32, required=False, help_text="run inside this reservation or not at all")
     env = serializers.DictField(child=Text(max_length=65_536, allow_blank=True, trim_whitespace=False), required=False)
     placement = PlacementWish(required=False)
     volumes = serializers.ListField(child=VolumeUse(), required=False, max_length=16)
@@ -370,6 +374,8 @@ class InstanceAnswer(NamedRef):
     project = NamedRef()
     offer = OfferRef()
     market = serializers.ChoiceField(choices=Instance.Market.choices)
+    attach = serializers.ChoiceField(choices=Instance.Attach.choices)
+    reservation = serializers.CharField(allow_null=True, help_text="inside which it runs, paid ahead")
     replicas = serializers.IntegerField()
     gpus_per_replica = serializers.IntegerField()
     gpus = serializers.IntegerField()
@@ -449,6 +455,7 @@ class UsageAnswer(serializers.Serializer[Any]):
     unit_milliseconds = serializers.IntegerField(help_text="quantity x milliseconds")
     gpu_milliseconds = serializers.IntegerField(help_text="0 for what is no GPU")
     price = Price()
+    covered_by = serializers.CharField(allow_null=True, help_text="the reservation that paid for it ahead")
     amount = Amount()
 
 

@@ -2,7 +2,19 @@
 
 from django.urls import path, register_converter
 
-from marketplace.api import catalogue, instances, placements, quotas, registries, telemetry, tenants, till, volumes
+from marketplace.api import (
+    catalogue,
+    instances,
+    placements,
+    quotas,
+    registries,
+    resale,
+    reservations,
+    telemetry,
+    tenants,
+    till,
+    volumes,
+)
 
 
 class PublicIdConverter:
@@ -43,6 +55,20 @@ urlpatterns = [
     path("volumes/<id:volume_id>/attach", volumes.VolumeAttach.as_view()),
     path("volumes/<id:volume_id>/detach", volumes.VolumeDetach.as_view()),
     path("instances/<id:instance_id>/telemetry", telemetry.InstanceTelemetry.as_view()),
+    path("windows", reservations.WindowList.as_view()),
+    path("offers/<slug:offer_id>/calendar", reservations.OfferCalendar.as_view()),
+    path("offers/<slug:offer_id>/asks", resale.OfferAsks.as_view()),
+    path("quotes", reservations.QuoteList.as_view()),
+    path("quotes/<id:quote_id>", reservations.QuoteDetail.as_view()),
+    path("reservations", reservations.ReservationList.as_view()),
+    path("reservations/<id:reservation_id>", reservations.ReservationDetail.as_view()),
+    path("reservations/<id:reservation_id>/extend", reservations.ReservationExtend.as_view()),
+    path("reservations/<id:reservation_id>/cancel", reservations.ReservationCancel.as_view()),
+    path("reservations/<id:reservation_id>/events", reservations.ReservationEvents.as_view()),
+    path("listings", resale.ListingList.as_view()),
+    path("listings/<id:listing_id>", resale.ListingDetail.as_view()),
+    path("trades", resale.TradeList.as_view()),
+    path("trades/<id:trade_id>", resale.TradeDetail.as_view()),
     path("usage", till.UsageList.as_view()),
     path("balance", till.Balance.as_view()),
     path("organizations", tenants.OrganizationList.as_view()),

@@ -6,11 +6,23 @@ from datetime import timedelta
 
 from django.utils import timezone
 
-from marketplace import quota_requests, registries, rentals, tenants, tokens, volumes, waiting
-from marketplace.access import person
-from marketplace.models import ApiToken, Membership, Organization, Project, Role, User
+from marketplace import quota_requests, quotes, registries, rentals, tenants, tokens, volumes, waiting
+from marketplace.access import Actor, person
+from marketplace.models import (
+    ApiToken,
+    BlockTerms,
+    LendingShare,
+    Membership,
+    Organization,
+    Project,
+    Role,
+    Shortfall,
+    User,
+)
 from provisioning import upkeep
+from provisioning.calendar import hour_of
 from provisioning.models import Instance, Volume
+from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
 
@@ -33,6 +45,29 @@ def ssh_key(seed: bytes, comment: str = "") -> str:
     fields = (b"ssh-ed25519", seed.ljust(32, b"."))
     blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
     return f"ssh-ed25519 {b64encode(blob).decode()} {comment}".strip()
+
+
+def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
+    """Reserve GPUs, list some of them, and ask for a quote of each kind; return what a route may name."""
+    if not BlockTerms.objects.exists():
+        sell_blocks(fleet.h200)
+    buyer = Buyer(actor, project, fleet.h200, hour_of(timezone.now()) + timedelta(hours=1))
+    reservation = buyer.buy(2, 200, 210)
+    trade = buyer.trade(1, 300, 301, 9_000_000)
+    LendingShare.objects.create(reservation=reservation, cause=f"of {project.pk}", amount_micros=1, at=buyer.noon)
+    Shortfall.objects.create(
+        reservation=reservation, hour=buyer.noon, gpus=1, refund_micros=1, worth_micros=0, message="gone",
+        seen_at=buyer.noon,
+    )  # fmt: skip
+    times = {"block_start": 400, "block_end": 401, "block_before": 24, "kept_start": 205, "kept_end": 206}
+    return {name: f"{buyer.at(hours):%Y-%m-%dT%H:%M:%SZ}" for name, hours in times.items()} | {
+        "reservation": reservation.public_id,
+        "trade": trade.public_id,
+        "listing": buyer.put_up(reservation, 1, 200, 204, 1_500_000).public_id,
+        "quote": buyer.quote(1, 400, 401).public_id,
+        "extension": quotes.for_extension(reservation=reservation, ends_at=buyer.at(212), at=buyer.noon).public_id,
+        "cancellation": quotes.for_cancellation(reservation=reservation, at=buyer.noon).public_id,
+    }
 
 
 def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
@@ -78,6 +113,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         actor=actor, project=project, order=order(fleet.h200, name=f"{name}-waits"), max_micros_per_gpu_hour=1,
         until=timezone.now() + timedelta(days=1), at=timezone.now(),
     )  # fmt: skip
+    held = _reserve(actor, project, fleet)
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -99,5 +135,6 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "deleted": deleted.public_id,
             "request": asked.public_id,
             "wait": entry.public_id,
+            **held,
         },
     )

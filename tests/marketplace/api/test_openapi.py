@@ -76,8 +76,9 @@ def faults(description: dict[str, Any], path: str, method: str, answer: Any) -> 
 def route_of(path: str) -> str:
     """Return a row's path as the description writes it."""
     words = {"member": "membership_id", "stopped": "instance_id", "deleted": "volume_id"}
+    words |= {"extension": "quote_id", "cancellation": "quote_id"}
     for word in ("organization", "project", "instance", "stopped", "member", "invitation", "token", "key", "registry",
-                 "offer", "volume", "deleted"):  # fmt: skip
+                 "offer", "volume", "deleted", "quote", "reservation", "listing", "trade"):  # fmt: skip
         path = path.replace(f"{{{word}}}", f"{{{words.get(word, f'{word}_id')}}}")
     return path.partition("?")[0]
 

@@ -31,6 +31,16 @@ UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
 MORE = {"limit": 99, "reason": "r", "gpu_model": "H200", "project": "{project}"}
 BUDGET = {"monthly": "9.00", "hourly": None}
 WAIT = ORDER | {"max_price": "9.00", "until": UNTIL}
+QUOTE = {
+    "offer": "h200-narvik",
+    "gpus": 1,
+    "starts_at": "{block_start}",
+    "ends_at": "{block_end}",
+    "project": "{project}",
+}
+LISTED = {"reservation": "{reservation}", "gpus": 1, "starts_at": "{kept_start}", "ends_at": "{kept_end}", "ask": "1.5"}
+TRADE = QUOTE | {"limit": "9"}
+WINDOW = "windows?gpus=1&hours=1&before={block_before}"
 USE = {"instance": "{stopped}", "path": "/data"}
 
 # fmt: off
@@ -70,6 +80,28 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("post", "volumes/{volume}/snapshot", NAME, "rent",             202, 202, 403, 202, 403, 404, 401),
     ("post", "volumes/{volume}/attach", USE, "rent",                202, 202, 403, 202, 403, 404, 401),
     ("post", "volumes/{volume}/detach", None, "rent",               202, 202, 403, 202, 403, 404, 401),
+    ("get", WINDOW, None, "read",                                   200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}/calendar", None, "read",                200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}/asks", None, "read",                    200, 200, 200, 200, 200, 200, 401),
+    ("post", "quotes", QUOTE, "rent",                               201, 201, 403, 201, 403, 404, 401),
+    ("get", "quotes/{quote}", None, "read",                         200, 200, 200, 200, 200, 404, 401),
+    ("get", "reservations", None, "read",                           200, 200, 200, 200, 200, 200, 401),
+    ("get", "reservations?project={project}", None, "read",         200, 200, 200, 200, 200, 404, 401),
+    ("post", "reservations", {"quote": "{quote}"}, "rent",          202, 202, 403, 202, 403, 404, 401),
+    ("get", "reservations/{reservation}", None, "read",             200, 200, 200, 200, 200, 404, 401),
+    ("patch", "reservations/{reservation}", {"is_lent": True}, "rent", 200, 200, 403, 200, 403, 404, 401),
+    ("post", "reservations/{reservation}/extend", {"quote": "{extension}"}, "rent", 202, 202, 403, 202, 403, 404, 401),
+    ("post", "reservations/{reservation}/cancel", {"quote": "{cancellation}"}, "rent",
+     202, 202, 403, 202, 403, 404, 401),
+    ("get", "reservations/{reservation}/events", None, "read",      200, 200, 200, 200, 200, 404, 401),
+    ("get", "listings", None, "read",                               200, 200, 200, 200, 200, 200, 401),
+    ("post", "listings", LISTED, "rent",                            201, 201, 403, 201, 403, 404, 401),
+    ("get", "listings/{listing}", None, "read",                     200, 200, 200, 200, 200, 404, 401),
+    ("delete", "listings/{listing}", None, "rent",                  200, 200, 403, 200, 403, 404, 401),
+    ("get", "trades", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("post", "trades", TRADE, "rent",                               202, 202, 403, 202, 403, 404, 401),
+    ("post", "trades?dry_run=true", TRADE, "rent",                  200, 200, 403, 200, 403, 404, 401),
+    ("get", "trades/{trade}", None, "read",                         200, 200, 200, 200, 200, 404, 401),
     ("get", "usage", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
     ("get", "usage?organization={organization}", None, "read",      200, 200, 200, 200, 200, 404, 401),
     ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
