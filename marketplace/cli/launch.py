@@ -26,6 +26,7 @@ def launch(
     port: orders.Port = None,
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
+    reservation: orders.ReservationName = None,
     within: orders.Within = None,
     spread: orders.Spread = None,
     project: Project = None,
@@ -56,7 +57,7 @@ def launch(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image, port, lease, restart_on_failure, orders.wish(within=within, spread=spread)),
+            running=orders.Running(image, port, lease, restart_on_failure, orders.wish(within, spread), reservation),
             volumes=volume or [],
         )
         order.say()

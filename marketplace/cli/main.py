@@ -14,6 +14,8 @@ from marketplace.cli import (
     orders,
     placements,
     registries,
+    resale,
+    reservations,
     ssh,
     ssh_keys,
     top,
@@ -61,6 +63,12 @@ app.command()(instances.start)
 app.command()(instances.terminate)
 app.command()(instances.rename)
 app.add_typer(volumes.app, name="volume")
+app.command()(reservations.windows)
+app.command()(reservations.reserve)
+app.add_typer(reservations.app, name="reservations")
+app.command()(reservations.lend)
+app.command()(resale.resell)
+app.add_typer(resale.app, name="listings")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)

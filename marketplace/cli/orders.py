@@ -17,6 +17,7 @@ from marketplace.cli.problems import Problem, problem, usage
 from marketplace.cli.session import Session
 
 COMMAND = "gpumarket.command"
+ATTACH = ("auto", "forbid", "strict")
 
 OfferName = Annotated[
     str | None,
@@ -57,6 +58,15 @@ Lease = Annotated[
 RestartOnFailure = Annotated[
     bool, typer.Option("--restart-on-failure", help="Start it again elsewhere when its node or a GPU fails.")
 ]
+ReservationName = Annotated[
+    str | None,
+    typer.Option(
+        "--reservation",
+        metavar="ID|auto|forbid|strict",
+        help="Run inside this reservation; or inside one that has room (auto), never, or nowhere else (strict).",
+        show_default=False,
+    ),
+]
 Volumes = Annotated[
     list[str] | None,
     typer.Option(
@@ -90,22 +100,29 @@ Key = Annotated[
 
 @dataclass(frozen=True)
 class Running:
-    """How it is to run: what `--image`, `--port`, `--lease` and `--restart-on-failure` say."""
+    """How it is to run: what `--image`, `--port`, `--lease`, `--reservation` and the like say."""
 
     image: str | None = None
     ports: Sequence[int] | None = None
     lease: str | None = None
     restarts: bool = False
     placement: dict[str, Any] | None = None
+    reservation: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the fields of an order that were given."""
-        given = {"image": self.image, "ports": list(self.ports or []), "lease": self.lease, "placement": self.placement}
+        given: dict[str, Any] = {
+            "image": self.image,
+            "ports": list(self.ports or []),
+            "lease": self.lease,
+            "placement": self.placement,
+        }
+        given["attach" if self.reservation in ATTACH else "reservation"] = self.reservation
         body = {name: value for name, value in given.items() if value}
         return body | ({"on_failure": "restart"} if self.restarts else {})
 
 
-def wish(*, within: str | None, spread: str | None) -> dict[str, Any] | None:
+def wish(within: str | None, spread: str | None) -> dict[str, Any] | None:
     """Return what `--within` and `--spread` ask of placement."""
     if within and spread:
         raise usage("--within and --spread contradict each other; give one of them.")

@@ -44,6 +44,7 @@ def run(
     port: orders.Port = None,
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
+    reservation: orders.ReservationName = None,
     project: Project = None,
     volume: orders.Volumes = None,
     timeout_s: Annotated[
@@ -73,7 +74,7 @@ def run(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
+            running=orders.Running(image, port, lease, restart_on_failure, reservation=reservation),
             volumes=volume or [],
         )
         order.say()
