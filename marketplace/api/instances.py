@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, rentals
+from marketplace import access, held, rentals
 from marketplace.access import Actor
 from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
@@ -100,7 +100,7 @@ def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
     reservation = None
     if "reservation" in asked:
         with naming("reservation"):
-            reservation = access.reservation_of(project, asked["reservation"])
+            reservation = held.reservation_of(project, asked["reservation"])
     return rentals.Order(
         offer=offer,
         command=asked["command"],

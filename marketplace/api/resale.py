@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, offers, resale, trades
+from marketplace import access, held, offers, resale, trades
 from marketplace.access import Actor
 from marketplace.api import reservation_answers as answers
 from marketplace.api import reservation_shapes as shapes
@@ -51,7 +51,7 @@ class ListingList(APIView):
     def get(self, request: Request) -> Response:
         """List your own listings, newest first. What others sell is at /offers/{id}/asks."""
         actor, query = actor_of(request), queried(request, shapes.ListingQuery, PageQuery)
-        rows = access.listings(actor)
+        rows = held.listings(actor)
         if "state" in query:
             rows = rows.filter(state=query["state"])
         return paged(rows, query, answers.listings)
@@ -67,7 +67,7 @@ class ListingList(APIView):
         queried(request)
         actor, asked, at = actor_of(request), checked(shapes.CreateListing, request.data), timezone.now()
         with naming("reservation"):
-            held = access.reservation_for(actor, asked["reservation"], verb="reservation.change")
+            kept = held.reservation_for(actor, asked["reservation"], verb="reservation.change")
 
         def effect() -> tuple[int, Any]:
             wanted = resale.Ask(
@@ -78,13 +78,13 @@ class ListingList(APIView):
                 min_gpus=asked["min_gpus"],
                 min_hours=asked["min_hours"],
             )
-            return 201, _shown(actor, resale.put_up(actor=actor, reservation=held, ask=wanted, at=at))
+            return 201, _shown(actor, resale.put_up(actor=actor, reservation=kept, ask=wanted, at=at))
 
-        return answered_once(request, organization=held.project.organization, order=asked, effect=effect)
+        return answered_once(request, organization=kept.project.organization, order=asked, effect=effect)
 
 
 def _shown(actor: Actor, row: Listing) -> Answer:
-    return answers.listings([access.listing_for(actor, row.public_id, verb="reservation.change")])[0]
+    return answers.listings([held.listing_for(actor, row.public_id, verb="reservation.change")])[0]
 
 
 class ListingDetail(APIView):
@@ -94,7 +94,7 @@ class ListingDetail(APIView):
     def get(self, request: Request, listing_id: str) -> Response:
         """Show one of your listings: what is left, what was sold, what it paid."""
         queried(request)
-        found = access.listing_for(actor_of(request), listing_id, verb="reservation.view")
+        found = held.listing_for(actor_of(request), listing_id, verb="reservation.view")
         return Response(answers.listings([found])[0])
 
     @extend_schema(operation_id="withdraw_listing", responses={200: shapes.ListingAnswer, REFUSED: Problem})
@@ -102,7 +102,7 @@ class ListingDetail(APIView):
         """Take what was not sold off the market; its hours stay yours."""
         queried(request)
         actor = actor_of(request)
-        found = access.listing_for(actor, listing_id, verb="reservation.change")
+        found = held.listing_for(actor, listing_id, verb="reservation.change")
         resale.withdraw(actor=actor, listing=found, at=timezone.now())
         return Response(_shown(actor, found))
 
@@ -118,7 +118,7 @@ class TradeList(APIView):
     def get(self, request: Request) -> Response:
         """List your orders that were filled, newest first."""
         query = queried(request, PageQuery)
-        return paged(access.trades(actor_of(request)), query, lambda rows: [answers.trade(row) for row in rows])
+        return paged(held.trades(actor_of(request)), query, lambda rows: [answers.trade(row) for row in rows])
 
     @extend_schema(
         operation_id="buy_hours",
@@ -139,7 +139,7 @@ class TradeList(APIView):
 
         def effect() -> tuple[int, Any]:
             made = trades.buy(actor=actor, project=project, window=_window(asked), limit_micros=limit, at=at)
-            return 202, answers.trade(access.trade_for(actor, made.public_id, verb="reservation.change"))
+            return 202, answers.trade(held.trade_for(actor, made.public_id, verb="reservation.change"))
 
         order = {**asked, "project": project.public_id}
         return answered_once(request, organization=project.organization, order=order, effect=effect)
@@ -158,4 +158,4 @@ class TradeDetail(APIView):
     def get(self, request: Request, trade_id: str) -> Response:
         """Show from where and at which prices an order was filled."""
         queried(request)
-        return Response(answers.trade(access.trade_for(actor_of(request), trade_id, verb="reservation.view")))
+        return Response(answers.trade(held.trade_for(actor_of(request), trade_id, verb="reservation.view")))

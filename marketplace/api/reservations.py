@@ -8,7 +8,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, blocks, offers, quotes, reservations, windows
+from marketplace import access, blocks, held, offers, quotes, reservations, windows
 from marketplace.access import Actor
 from marketplace.api import reservation_answers as answers
 from marketplace.api import reservation_shapes as shapes
@@ -90,7 +90,7 @@ class QuoteList(APIView):
             _forbid(asked, "offer", "gpus", "starts_at", "project")
             _need(asked, "reservation")
             with naming("reservation"):
-                kept = access.reservation_for(actor, asked["reservation"], verb="reservation.change")
+                kept = held.reservation_for(actor, asked["reservation"], verb="reservation.change")
             organization, project = kept.project.organization, kept.project
 
         def effect() -> tuple[int, Any]:
@@ -135,7 +135,7 @@ class QuoteDetail(APIView):
     def get(self, request: Request, quote_id: str) -> Response:
         """Show a quote as it was given."""
         queried(request)
-        return Response(answers.quote(access.quote_for(actor_of(request), quote_id, verb="reservation.view")))
+        return Response(answers.quote(held.quote_for(actor_of(request), quote_id, verb="reservation.view")))
 
 
 class ReservationList(APIView):
@@ -149,7 +149,7 @@ class ReservationList(APIView):
     def get(self, request: Request) -> Response:
         """List reservations, newest first."""
         actor, query = actor_of(request), queried(request, shapes.ReservationQuery, PageQuery)
-        rows = access.reservations(actor)
+        rows = held.reservations(actor)
         if "project" in query:
             with naming("project"):
                 rows = rows.filter(project=access.project_for(actor, query["project"], verb="reservation.view"))
@@ -169,7 +169,7 @@ class ReservationList(APIView):
         queried(request)
         actor, asked, at = actor_of(request), checked(shapes.UseQuote, request.data), timezone.now()
         with naming("quote"):
-            quote = access.quote_for(actor, asked["quote"], verb="reservation.change")
+            quote = held.quote_for(actor, asked["quote"], verb="reservation.change")
 
         def effect() -> tuple[int, Any]:
             bought = reservations.buy(actor=actor, quote=quote, at=at)
@@ -179,7 +179,7 @@ class ReservationList(APIView):
 
 
 def _shown(actor: Actor, row: Reservation) -> Answer:
-    found = access.reservation_for(actor, row.public_id, verb="reservation.change")
+    found = held.reservation_for(actor, row.public_id, verb="reservation.change")
     return answers.reservation(found, at=timezone.now())
 
 
@@ -190,7 +190,7 @@ class ReservationDetail(APIView):
     def get(self, request: Request, reservation_id: str) -> Response:
         """Show a reservation: which hours it holds, what is used, what cancelling costs, and what may be done."""
         queried(request)
-        found = access.reservation_for(actor_of(request), reservation_id, verb="reservation.view")
+        found = held.reservation_for(actor_of(request), reservation_id, verb="reservation.view")
         return Response(answers.reservation(found, at=timezone.now()))
 
     @extend_schema(operation_id="lend_reservation", request=shapes.ChangeReservation, responses=ANSWER)
@@ -198,7 +198,7 @@ class ReservationDetail(APIView):
         """Lend what stands idle in it to spot, or stop that."""
         queried(request)
         actor, asked = actor_of(request), checked(shapes.ChangeReservation, request.data)
-        found = access.reservation_for(actor, reservation_id, verb="reservation.change")
+        found = held.reservation_for(actor, reservation_id, verb="reservation.change")
         reservations.lend(actor=actor, reservation=found, is_lent=asked["is_lent"], at=timezone.now())
         return Response(_shown(actor, found))
 
@@ -211,9 +211,9 @@ class _ReservationVerb(APIView):
     def answer(self, request: Request, reservation_id: str) -> Response:
         queried(request)
         actor, asked, at = actor_of(request), checked(shapes.UseQuote, request.data), timezone.now()
-        found = access.reservation_for(actor, reservation_id, verb="reservation.change")
+        found = held.reservation_for(actor, reservation_id, verb="reservation.change")
         with naming("quote"):
-            quote = access.quote_for(actor, asked["quote"], verb="reservation.change")
+            quote = held.quote_for(actor, asked["quote"], verb="reservation.change")
 
         def effect() -> tuple[int, Any]:
             type(self).verb(actor=actor, reservation=found, quote=quote, at=at)
@@ -261,5 +261,5 @@ class ReservationEvents(APIView):
     def get(self, request: Request, reservation_id: str) -> Response:
         """List what happened to it, newest first."""
         query = queried(request, PageQuery)
-        found = access.reservation_for(actor_of(request), reservation_id, verb="reservation.view")
-        return paged(access.reservation_events(found), query, lambda rows: [answers.event(row) for row in rows])
+        found = held.reservation_for(actor_of(request), reservation_id, verb="reservation.view")
+        return paged(held.reservation_events(found), query, lambda rows: [answers.event(row) for row in rows])

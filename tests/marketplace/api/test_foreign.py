@@ -20,7 +20,7 @@ PREFIXES = {
     "organization": "org", "project": "prj", "instance": "ins", "stopped": "ins",
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
     "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg",
-    "volume": "vol", "deleted": "vol", "reservation": "rsv", "quote": "qte", "extension": "qte",
+    "reservation": "rsv", "quote": "qte", "extension": "qte",
     "cancellation": "qte", "listing": "lst", "trade": "trd",
 }  # fmt: skip
 
