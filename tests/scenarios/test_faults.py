@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import psutil
+import psycopg
 import pytest
 import redis
 
@@ -82,7 +83,35 @@ def flush_redis(market: Market) -> None:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("fault", [kill_worker, kill_web, kill_agent, kill_redis, flush_redis])
+def restart_database(market: Market) -> None:
+    """Stop it as an administrator does, and kill it as soon as it is back; `up` starts it again both times."""
+    (first,) = postmasters(market)
+    first.send_signal(signal.SIGINT)
+    first.wait(20)
+    (second,) = until_it_answers(market)
+    assert second.pid != first.pid
+    kill_all([second])
+    (third,) = until_it_answers(market)
+    assert third.pid != second.pid
+
+
+def postmasters(market: Market) -> list[psutil.Process]:
+    return market.processes("bin/postgres", "-D")
+
+
+def until_it_answers(market: Market) -> list[psutil.Process]:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            assert market.query("SELECT 1") == [(1,)]
+        except psycopg.OperationalError:
+            assert time.monotonic() < until, "PostgreSQL is not back after 30 s"
+            time.sleep(0.1)
+        else:
+            return postmasters(market)
+
+
+@pytest.mark.parametrize("fault", [kill_worker, kill_web, kill_agent, kill_redis, flush_redis, restart_database])
 def test_a_fault_in_the_middle_of_twenty_launches_loses_nothing(market: Market, fault: object) -> None:
     with ThreadPoolExecutor(8) as pool:
         launches = [pool.submit(launch, market, number) for number in range(LAUNCHES)]
@@ -110,6 +139,10 @@ def test_a_fault_in_the_middle_of_twenty_launches_loses_nothing(market: Market, 
     assert market.query("SELECT count(*) FROM provisioning_gpuhold WHERE released_at IS NULL") == [(0,)]
     assert market.query("SELECT sum(held) FROM provisioning_quota") == [(0,)]
     assert market.query("SELECT count(*) FROM billing_usagespan WHERE ended_at IS NULL") == [(0,)]
+    doubled = "SELECT count(*) - count(DISTINCT resource_id) FROM billing_usagespan WHERE resource_id = ANY (%s)"
+    assert market.query(doubled, [ids]) == [(0,)]
+    silent = "SELECT count(*) FROM provisioning_heartbeat WHERE last_seen < now() - interval '25 seconds'"
+    assert market.query(silent) == [(0,)]
     books = subprocess.run(
         [sys.executable, "manage.py", "check_books"],
         cwd=ROOT,
