@@ -18,6 +18,7 @@ FIRST = {
 WAITING = (
     "tests/provisioning/agent/",
     "tests/scenarios/",
+    "tests/bench/",
     "tests/marketplace/embedded/",
     "tests/marketplace/portal/test_browser.py",
 )
