@@ -1,7 +1,7 @@
 """A real Slurm cluster on this machine: munged, slurmctld, four slurmd with eight fake GPUs each, and slurmrestd.
 
 Everything lives in one private folder and on free ports of 127.0.0.1, and is
-ended by its own process id. The user `nobody` is Slurm's own here, so that one
+ended by its own process id; a keeper ends the rest. The user `nobody` is Slurm's own here, so that one
 token may run jobs and drain nodes; slurmrestd wants to be somebody else.
 """
 
@@ -11,21 +11,28 @@ import hmac
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
+
+from tests.slurm.keeper import Keeper
 
 NODES, GPUS = ("gpu1", "gpu2", "gpu3", "gpu4"), 8
 USER, USER_ID, REST_ID = "nobody", 65534, 1
 PLAIN_USER = "games"  # Whom every Debian knows, and who is nobody in particular to Slurm.
 NULL_DEVICE = os.makedev(1, 3)
+PREFIX = "gpumarket-slurm-"
 STARTS_WITHIN_S = 40
 
 SLURM_CONF = """\
@@ -76,7 +83,8 @@ class SlurmCluster:
     folder: Path
     port: int
     rest_port: int
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    keeper: Keeper
+    running: dict[str, int] = field(default_factory=dict)  # The daemons' pids.
 
     @property
     def url(self) -> str:
@@ -109,22 +117,19 @@ class SlurmCluster:
         """Start one daemon: munged, slurmctld, slurmrestd or a node."""
         command, user = self._command(name)
         environment = self._environment() | ({"SLURM_JWT": "daemon"} if name == "slurmrestd" else {})
-        log = (self.folder / f"{name}.out").open("ab")
-        with log:
-            self.running[name] = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                user=user, group=user, extra_groups=[] if user else None,
-            )  # fmt: skip
+        self.running[name] = self.keeper.start(
+            command=command, env=environment, user=user, log=str(self.folder / f"{name}.out"), folder=str(self.folder)
+        )
 
     def stop(self, name: str, *, how: signal.Signals = signal.SIGTERM) -> None:
         """End one daemon, hard if it does not end by itself."""
-        process = self.running.pop(name)
-        process.send_signal(how)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        pid = self.running.pop(name)
+        os.kill(pid, how)
+        until = time.monotonic() + 5
+        while psutil.pid_exists(pid):
+            if time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def restart(self, name: str) -> None:
         self.stop(name)
@@ -192,7 +197,7 @@ def _free_ports(count: int) -> int:
 def begin(folder: Path) -> SlurmCluster:
     """Start a cluster in an empty folder whose parents others may enter; return it once every node is idle."""
     port = _free_ports(2 + len(NODES))
-    cluster = SlurmCluster(folder, port, port + 1 + len(NODES))
+    cluster = SlurmCluster(folder, port, port + 1 + len(NODES), Keeper(folder))
     _lay_out(cluster)
     try:
         cluster.start("munged")
@@ -210,9 +215,10 @@ def begin(folder: Path) -> SlurmCluster:
 
 
 def end(cluster: SlurmCluster) -> None:
-    """End every daemon, the controller first, so that it does not mourn its nodes."""
+    """End every daemon, the controller first, so that it does not mourn its nodes, and what jobs are left."""
     for name in reversed(list(cluster.running)):
         cluster.stop(name, how=signal.SIGKILL if name == "slurmrestd" else signal.SIGTERM)
+    cluster.keeper.close()
 
 
 def _idle(cluster: SlurmCluster) -> list[Any]:
@@ -242,3 +248,31 @@ def _lay_out(cluster: SlurmCluster) -> None:
     (folder / "slurm.conf").write_text(text)
     gres = f"NodeName=gpu[1-4] Name=gpu Type=h100 File={folder}/dev/gpu[0-{GPUS - 1}]\n"
     (folder / "gres.conf").write_text(gres)
+
+
+def fresh() -> Iterator[SlurmCluster]:
+    """A cluster of one's own."""
+    clear_after_killed_runs()
+    folder = new_folder()
+    running = begin(folder)
+    yield running
+    end(running)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_folder() -> Path:
+    """Return a folder for a cluster whose name says whose it is."""
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+
+
+def clear_after_killed_runs() -> None:
+    """End what is left of clusters whose test run and keeper were both killed, by the folder that it lives in."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}[0-9]*-*"):
+        if psutil.pid_exists(int(folder.name.removeprefix(PREFIX).partition("-")[0])):
+            continue
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                words = [*process.cmdline(), process.cwd(), process.environ().get("SLURM_CONF", "")]
+                if any(str(folder) in word for word in words):
+                    process.kill()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,8 @@
 """A Slurm cluster and its row with us: the fixtures that tests of the driver play on."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,16 +25,7 @@ SETTLED = {
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Iterator[daemons.SlurmCluster]:
     """Real daemons, for all tests of a run."""
-    yield from fresh()
-
-
-def fresh() -> Iterator[daemons.SlurmCluster]:
-    """A cluster of one's own."""
-    folder = Path(tempfile.mkdtemp(prefix="gpumarket-slurm-"))
-    running = daemons.begin(folder)
-    yield running
-    daemons.end(running)
-    shutil.rmtree(folder, ignore_errors=True)
+    yield from daemons.fresh()
 
 
 @dataclass

@@ -20,8 +20,8 @@ from provisioning.errors import NoCapacity, OutsideFault, ProvisioningError
 from provisioning.models import Assignment, Cluster, GpuHold, Instance, Quota, SlurmJob
 from tests.conftest import order
 from tests.packages import needs
-from tests.slurm.cluster import NODES, SlurmCluster
-from tests.slurm.stage import SlurmStage, fresh
+from tests.slurm.cluster import NODES, SlurmCluster, fresh
+from tests.slurm.stage import SlurmStage
 
 pytestmark = [pytest.mark.django_db, needs("slurmctld")]
 
