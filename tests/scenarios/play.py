@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -163,13 +163,14 @@ def clocks(times: Times) -> Iterator[None]:
 
 @dataclass
 class Scene:
-    """The bridge, the control plane's address, and the folder of the agents' homes."""
+    """The bridge, the control plane's address, the folder of the agents' homes, and more options of theirs."""
 
     switch: Bridge
     url: str
     folder: Path
     offer: Offer
     fabric: Fabric
+    options: Sequence[str] = ()  # of the agents
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def node(self, name: str) -> Machine:
@@ -180,6 +181,7 @@ class Scene:
         command = [
             sys.executable, "-m", "provisioning.agent.main", "--url", self.url, "--home", str(self.folder / name),
             "--gpus", f"simulated:{node.gpu_model}:{GPUS}:{node.gpu_memory_mib}", "--hostname", machine.address,
+            *self.options,
         ]  # fmt: skip
         env = {"PATH": os.environ["PATH"], "GPUMARKET_JOIN_TOKEN": token}
         self.agents.append(machine.start(command, log=self.folder / f"{name}.log", env=env, cwd=ROOT))
