@@ -149,7 +149,7 @@ def test_what_slurm_ends_fails_with_its_reason(running: Instance, slurm: SlurmSt
 
 def test_spot_is_preempted_with_a_reason(rent: Rent, slurm: SlurmStage) -> None:
     instance = rent(offer=slurm.offer, gpus=8)
-    Instance.objects.update(market="spot")
+    Instance.objects.update(market="spot", admitted_at=timezone.now())
     slurm.run(lambda: phase(instance) == "running" and only(instance).observed == "running")
     assert slurm.daemons.run("squeue", "-h", "-o", "%P").split() == ["spot"]
     stronger = ("--gres=gpu:8", "--chdir=/tmp", "-o", "/dev/null", "--wrap", "sleep 1000")
