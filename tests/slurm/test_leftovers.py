@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +28,18 @@ time.sleep(1000)
 """
 
 
-@pytest.mark.parametrize("who", ["the run", "the run and its keeper"])
-def test_a_killed_run_leaves_no_process_of_its_cluster(who: str) -> None:
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[str]]:
+    """A run with a cluster and a job on it."""
     owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    yield owner
+    owner.kill()
+    owner.communicate()
+    cluster.clear_after_killed_runs()
+
+
+@pytest.mark.parametrize("who", ["the run", "the run and its keeper"])
+def test_a_killed_run_leaves_no_process_of_its_cluster(owner: subprocess.Popen[str], who: str) -> None:
     assert owner.stdout is not None
     keeper, folder = owner.stdout.readline().split()
 
@@ -46,7 +56,7 @@ def test_a_killed_run_leaves_no_process_of_its_cluster(who: str) -> None:
     if who == "the run and its keeper":
         psutil.Process(int(keeper)).kill()
     owner.kill()
-    owner.communicate()
+    owner.wait()
     if who == "the run and its keeper":
         assert all(is_running(pid) for pid in kept), "nobody was there to end them"
         cluster.clear_after_killed_runs()
