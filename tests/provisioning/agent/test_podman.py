@@ -246,6 +246,18 @@ def test_a_volume_is_found_at_its_path(boxes):
     assert (folder / "new").read_text() == "new\n"
 
 
+def test_a_read_only_volume_can_be_read_and_not_written(boxes):
+    folder = boxes.volumes.root / "vol_a"
+    folder.mkdir()
+    (folder / "kept").write_text("kept\n")
+    script = (
+        "cat /data/kept; (echo new > /data/new) 2>/dev/null || echo refused; rm /data/kept 2>/dev/null || echo refused"
+    )
+    volumes = [{"id": "vol_a", "path": "/data", "name": "sets", "read_only": True}]
+    assert boxes.said("asg_a", script, volumes=volumes) == "kept\nrefused\nrefused\n"
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
 def test_a_removal_waits_for_a_preparation_that_is_under_way(boxes, monkeypatch):
     create = Preparation._create
     monkeypatch.setattr(Preparation, "_create", lambda self, *args: (time.sleep(0.5), create(self, *args)))
