@@ -80,15 +80,19 @@ def bring_in(volumes: Sequence[Path], folder: Path) -> None:
     """Put volumes where the links of a working folder lead first, for this process alone.
 
     Whatever the customer made of that place: the mounts are in a namespace of ours, below the root that we then take
-    they are seen, and elsewhere they change nothing for anybody.
+    they are seen, and elsewhere they change nothing for anybody. Where the customer removed it, or a volume is not on
+    this node any more, the links lead nowhere, and all other files are served.
     """
     call(libc.unshare, CLONE_NEWNS)
     mount(None, Path("/"), flags=MS_REC | MS_PRIVATE)
-    doors = os.open(folder / DOORS, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        doors = os.open(folder / DOORS, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
     place = Path(f"/proc/self/fd/{doors}")
     mount("tmpfs", place, kind="tmpfs", flags=MS_NOSUID | MS_NODEV)
     os.close(doors)
-    for volume in volumes:
+    for volume in filter(Path.is_dir, volumes):
         (folder / DOORS / volume.name).mkdir(mode=0o700)
         mount(str(volume), folder / DOORS / volume.name, flags=MS_BIND | MS_REC)
     mount(None, folder / DOORS, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)

@@ -109,6 +109,28 @@ def test_volumes_of_a_process_are_reached_at_their_paths_and_lead_nowhere_else(d
     assert str(work) not in Path("/proc/self/mounts").read_text()
 
 
+def test_other_files_are_served_where_a_volume_or_the_place_for_volumes_is_gone(door: Door, tmp_path: Path) -> None:
+    volumes = door.home / "volumes"
+    for name in ("vol_d", "vol_e"):
+        (volumes / name).mkdir(parents=True)
+        (volumes / name / "note").write_text(name)
+    mounts = [{"id": f"vol_{name}", "path": f"/{name}", "name": name} for name in ("d", "e")]
+    door.run("asg_d", instance="ins_fourth", name="fourth", volumes=mounts)
+    work = door.home / "workloads" / "asg_d" / "work"
+    (work / "own").write_text("own")
+    (volumes / "vol_e").rename(volumes / "vol_f")
+    done = door.sftp(f"get own {tmp_path}/own", f"get d/note {tmp_path}/note", user="ins_fourth")
+    assert (done.returncode, (tmp_path / "own").read_text(), (tmp_path / "note").read_text()) == (0, "own", "vol_d")
+    assert door.sftp(f"put {tmp_path}/own .volumes/own", user="ins_fourth").returncode != 0
+    (tmp_path / "own").unlink()
+    for door_of in (work / ".volumes").iterdir():
+        door_of.unlink()
+    (work / ".volumes").rmdir()
+    assert door.sftp(f"get own {tmp_path}/own", user="ins_fourth").returncode == 0
+    assert (tmp_path / "own").read_text() == "own"
+    assert door.sftp(f"get d/note {tmp_path}/stolen", user="ins_fourth").returncode != 0
+
+
 def test_a_place_for_volumes_that_was_turned_elsewhere_shows_nothing_of_elsewhere(door: Door, tmp_path: Path) -> None:
     (door.home / "volumes" / "vol_c").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
