@@ -7,6 +7,7 @@ hold ends by itself as soon as the node says again exactly what was accepted: wh
 well is a question of health, not of inventory. Otherwise a manager accepts what is there.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import reduce
@@ -31,6 +32,7 @@ IDENTITY = ("serial", "pci_bus_id")
 KINDS = frozenset({"nvlink", "pix", "pxb", "phb", "node", "sys"})
 FACTS_MAX, TEXT_MAX, BIGGEST = 60, 400, 2**53
 NAMED_MAX = 3
+LINK = re.compile(r"[0-9]{1,3}")
 INDEX_ASIDE = 16_384  # Above every real index, where GPUs wait that change places.
 
 
@@ -172,8 +174,8 @@ def _links_with(known: list[int] | None, facts: Mapping[str, Any]) -> list[int] 
 
 
 def _numbers(told: object) -> set[int] | None:
-    """Return the numbers in a fact; None where it is not told."""
-    return {int(word) for word in told.split() if word.isdigit()} if isinstance(told, str) else None
+    """Return the numbers of links in a fact; None where it is not told. What is no such number is left out."""
+    return {int(word) for word in told.split() if LINK.fullmatch(word)} if isinstance(told, str) else None
 
 
 def _refuse_other_models(node: Node, facts: Iterable[Mapping[str, Any]]) -> None:

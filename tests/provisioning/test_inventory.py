@@ -207,6 +207,12 @@ def test_the_links_that_a_gpu_had_are_remembered_when_they_go_and_grow_when_one_
     assert links_of(node) == [0, 1, 2, 3], "what is not told now was told before"
 
 
+def test_what_is_no_number_of_a_link_is_left_out(node: Node) -> None:
+    told = {"nvlinks_active": f"0 ² x -1 {'9' * 200}", "nvlinks_down": "²"}
+    take(node, [structs.replace(gpu, facts=told) for gpu in facts(node)])
+    assert links_of(node) == [0]
+
+
 def test_a_link_that_is_down_is_an_event_once_and_what_is_not_told_is_none(node: Node) -> None:
     take(node, linked(facts(node)))
     take(node, linked(facts(node), active=False))
