@@ -62,9 +62,9 @@ def _message(instance: Instance, happened: str, ends_at: datetime | None) -> str
     cost = "It never ran and is not charged."
     if ends_at is not None:
         cost = f"It is not charged since {ends_at.astimezone(UTC):%H:%M:%S} UTC."
-    following = "Start it again; it gets other GPUs."
+    following = "Start it again; it gets GPUs that are in order."
     if instance.on_failure == Instance.OnFailure.RESTART:
-        following = "It starts again on other GPUs by itself."
+        following = "It starts again by itself, on GPUs that are in order."
     return f"{happened}{who} {cost} {following}"
 
 

@@ -118,7 +118,7 @@ def test_the_message_says_that_it_moves_where_the_customer_asked_for_it(played: 
     played.sync()
     tasks.decide_health_events()
     running.refresh_from_db()
-    assert "starts again on other GPUs by itself" in running.message
+    assert "starts again by itself, on GPUs that are in order" in running.message
 
 
 def test_a_fault_of_the_program_is_told_and_nothing_else_happens(played: Any, running: Instance, heal: Heal) -> None:
