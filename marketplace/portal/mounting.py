@@ -53,8 +53,8 @@ def parse(lines: str) -> list[Mount]:
     found = []
     for line in lines.splitlines():
         volume, _colon, path = line.strip().partition(":")
-        path, _colon, access_word = path.partition(":")
-        found.append(Mount(volume, path, access_word == READ_ONLY))
+        # A path with any other colon stays whole, so that it is refused as a path.
+        found.append(Mount(volume, path.removesuffix(f":{READ_ONLY}"), path.endswith(f":{READ_ONLY}")))
     return found
 
 

@@ -258,7 +258,13 @@ def test_a_container_may_have_a_volume_read_only(owner: Client, fleet: Fleet, st
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [("data", "begins with a slash"), ("/etc", "belongs to the system"), ("", "begins with a slash")]
+    ("path", "words"),
+    [
+        ("data", "begins with a slash"),
+        ("/etc", "belongs to the system"),
+        ("", "begins with a slash"),
+        ("/data:old", "has letters, digits"),
+    ],
 )
 def test_a_bad_path_is_told_beside_the_volumes_and_stays_typed(
     owner: Client, fleet: Fleet, storage: Storage, path: str, words: str
