@@ -11,6 +11,8 @@ from marketplace.cli.problems import problem, usage
 from marketplace.cli.session import AsJson, Explain, Project, Session, open_session
 
 FILE_BYTES_MAX = 64 << 10
+# What the one line of an OpenSSH public key begins with; whether it is a sound one is for the server to say.
+KINDS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-")
 
 app = typer.Typer(
     help="SSH keys that open a project's instances: list, add and remove them.",
@@ -66,7 +68,7 @@ def add(
 
 
 def read_key(path: Path) -> str:
-    """Return the public key in a file. A private one is refused before anything is sent."""
+    """Return the public key in a file. A private one, and whatever else is none, is refused before anything is sent."""
     try:
         with path.expanduser().open("rb") as file:
             text = file.read(FILE_BYTES_MAX).decode()
@@ -74,7 +76,13 @@ def read_key(path: Path) -> str:
         raise usage(f"The key {path} cannot be read.", detail=str(error)) from error
     if "PRIVATE KEY" in text:
         raise usage(f"{path} is a private key; it was not sent.", suggestion=f"Give the public half: {path}.pub")
-    return text.strip()
+    text = text.strip()
+    if not text.startswith(KINDS) or len(text.splitlines()) != 1:
+        raise usage(
+            f"{path} does not hold one OpenSSH public key; it was not sent.",
+            suggestion="Give the file with the public half, such as ~/.ssh/id_ed25519.pub.",
+        )
+    return text
 
 
 def name_of(public_key: str, path: Path) -> str:

@@ -41,6 +41,17 @@ def test_a_private_key_is_not_sent(gpumarket, shop, tmp_path):
     assert not shop.asked("POST", "/api/v1/ssh-keys")
 
 
+@pytest.mark.parametrize(
+    "text", ["PuTTY-User-Key-File-3: ssh-ed25519\nPrivate-Lines: 1\nsecret\n", "hello\n", "", f"{PUBLIC}\n{PUBLIC}\n"]
+)
+def test_what_is_not_one_public_key_is_not_sent(gpumarket, shop, public, text):
+    public.write_text(text)
+    said = gpumarket("ssh-key", "add", str(public))
+    assert said.code == 2
+    assert "does not hold one OpenSSH public key; it was not sent" in said.err
+    assert not shop.asked("POST", "/api/v1/ssh-keys")
+
+
 def test_a_file_that_is_not_there_is_told(gpumarket, tmp_path):
     said = gpumarket("ssh-key", "add", str(tmp_path / "none.pub"))
     assert said.code == 2
