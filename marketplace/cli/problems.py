@@ -111,6 +111,7 @@ SUGGESTIONS = {
     "invalid_request": "Correct what is named above; --help lists the options of a command.",
     "idempotency_key_reused": "Leave out --key for a new order; with it, repeat the first try exactly.",
     "no_capacity": "Ask for fewer GPUs (--gpus, --replicas), or choose another offer: gpumarket offers --available",
+    "conflict": "Change what is named above; the ls command of its kind shows what is there already.",
     "no_room": "Try again later, or make the volume in another --site.",
     "quota_exceeded": "End what you do not need: gpumarket terminate INSTANCE. Or ask the operator for more quota.",
     "insufficient_funds": "Add credit in the portal, or ask for fewer GPUs (--gpus, --replicas).",

@@ -142,7 +142,7 @@ def create(
     name: NewName,
     *,
     size: Annotated[int, typer.Option("--size", metavar="GIB", min=1, help="Size in GiB.")],
-    site: Annotated[str, typer.Option(metavar="SITE", help="Slug or id of the site.")],
+    site: Annotated[str, typer.Option(metavar="SITE", help="Its name, as gpumarket offers shows it; or slug, or id.")],
     offer: Annotated[
         str | None,
         typer.Option(metavar="OFFER", help="Lie on a node of this offer, where volumes are local.", show_default=False),
@@ -159,11 +159,28 @@ def create(
 ) -> None:
     """Make a volume; prints its id on stdout. It is charged while it exists, also when nothing runs."""
     with open_session(as_json=as_json, explain=explain) as session:
-        body: dict[str, Any] = {"name": name, "size_gib": size, "site": site}
+        body: dict[str, Any] = {"name": name, "size_gib": size, "site": find_site(session, site)["slug"]}
         body |= {"offer": offer} if offer else {}
         body |= {"source": source} if source else {}
         body |= {"project": project_id(session, project)} if project else {}
         settle(session, session.client.post("/volumes", body), wait=wait, timeout_s=timeout_s)
+
+
+def find_site(session: Session, name: str) -> dict[str, Any]:
+    """Return a site by its slug, id or name (any case). One that is not there is told with those that are."""
+    sites = list(session.client.rows("/sites"))
+    wanted = name.casefold()
+    for by in ("slug", "id", "name"):
+        found = [site for site in sites if site[by].casefold() == wanted]
+        if len(found) == 1:
+            return found[0]
+    known = ", ".join(f"{site['slug']} ({site['name']})" for site in sites)
+    raise problem(
+        code="not_found",
+        title=f"No single site is named {name}.",
+        detail=f"There are: {known}." if known else "There is none at all.",
+        suggestion="Give one of them by what stands before its name.",
+    )
 
 
 @app.command()

@@ -5,6 +5,10 @@ import pytest
 from tests.marketplace.cli.shop import Shop, make_problem
 
 GIB = 1024**3
+SITES = [
+    {"id": "sit_1", "slug": "narvik", "name": "Narvik"},
+    {"id": "sit_2", "slug": "osaka-edge", "name": "Osaka edge"},
+]
 
 
 def make_row(name, **changes):
@@ -49,8 +53,9 @@ class ShopWithVolumes(Shop):
 
     def answer(self, method, words, query, headers, body):
         match method, words:
-            case "GET", ["volumes"]:
-                rows = [row for row in self.volumes.values() if query.get("name", row["name"]) == row["name"]]
+            case "GET", ["volumes" | "sites" as kind]:
+                there = {"volumes": self.volumes.values(), "sites": SITES}[kind]
+                rows = [row for row in there if query.get("name", row["name"]) == row["name"]]
                 return 200, {"data": rows, "next_cursor": None}
             case "POST", ["volumes"]:
                 row = make_row(body["name"], state="creating", size_gib=body["size_gib"])
@@ -106,6 +111,21 @@ def test_create_prints_the_id_waits_and_says_the_cost(gpumarket, shop):
     (asked,) = shop.asked("POST", "/api/v1/volumes")
     assert asked["body"] == {"name": "data", "size_gib": 50, "site": "narvik", "offer": "h200-narvik"}
     assert asked["headers"]["Idempotency-Key"]
+
+
+@pytest.mark.parametrize("named", ["osaka-edge", "Osaka edge", "osaka EDGE", "sit_2"])
+def test_a_site_is_named_as_the_offers_name_it(gpumarket, shop, named):
+    assert gpumarket("volume", "create", "data", "--size", "50", "--site", named).code == 0
+    (asked,) = shop.asked("POST", "/api/v1/volumes")
+    assert asked["body"]["site"] == "osaka-edge"
+
+
+def test_a_site_that_is_not_there_is_told_with_those_that_are(gpumarket, shop):
+    said = gpumarket("volume", "create", "data", "--size", "50", "--site", "nowhere")
+    assert said.code == 4
+    assert "No single site is named nowhere." in said.err
+    assert "narvik (Narvik), osaka-edge (Osaka edge)" in said.err
+    assert not shop.asked("POST", "/api/v1/volumes")
 
 
 def test_a_volume_that_cannot_be_made_is_a_failure_with_its_reason(gpumarket, shop):
