@@ -306,7 +306,8 @@ def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -
         f"  {run} offers",
         f'''  {run} run --gpus 2 -- python3 -c "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"''',
         f"  {run} launch --name box -- sleep 3600",
-        f"  {run} ssh box          # with your public key under SSH keys in the portal",
+        f"  {run} ssh-key add ~/.ssh/id_ed25519.pub",
+        f"  {run} ssh box",
         "",
         "Ctrl-C stops everything; the next `up` goes on where this one ended.",
     ]
