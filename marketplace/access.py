@@ -17,6 +17,7 @@ from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import (
     ApiToken,
     AuditEntry,
+    Bid,
     Invitation,
     Membership,
     Organization,
@@ -227,6 +228,27 @@ def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
         raise NotFound
     _check(actor, instance.project.organization_id, verb)
     return instance
+
+
+def bids(actor: Actor) -> QuerySet[Bid]:
+    """Return the bids that this actor may see, with what their pages show."""
+    return _bids(actor, _memberships_for(actor, "bid.view"))
+
+
+def _bids(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Bid]:
+    found = Bid.objects.select_related("project__organization", "offer__site", "instance__price_version")
+    return found.filter(project__in=_projects(actor, through).values("pk"))
+
+
+def bid_for(actor: Actor, bid_id: str, *, verb: str) -> Bid:
+    """Return a bid by its id."""
+    bid = _bids(actor, memberships(actor)).filter(public_id=bid_id).first()
+    if bid is None:
+        raise NotFound
+    _check(actor, bid.project.organization_id, verb)
+    # One project, loaded once.
+    bid.instance.project, bid.instance.offer = bid.project, bid.offer
+    return bid
 
 
 def volumes(actor: Actor) -> QuerySet[Volume]:

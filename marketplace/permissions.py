@@ -25,6 +25,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "registry.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "instance.view": (EVERYBODY, "read"),
     "instance.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "bid.view": (EVERYBODY, "read"),
+    "bid.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "volume.view": (EVERYBODY, "read"),
     "volume.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "policy.view": (EVERYBODY, "read"),

@@ -69,15 +69,21 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
 
 
 def _check_size(terms: SpotTerms, gpus: int, *, at: datetime) -> None:
-    if not Capacity.objects.filter(pk=terms.offer_id).exists():
-        calendar.count(at=at, offer_id=terms.offer_id)
-    there = Capacity.objects.get(pk=terms.offer_id).gpus - terms.buffer_gpus
+    there = _there(terms)
+    if gpus > there:
+        calendar.count(at=at, offer_id=terms.offer_id)  # It may have grown since it was counted.
+        there = _there(terms)
     if gpus > there:
         raise BadOrder(
             "gpus",
             gettext("%(offer)s has %(there)s GPUs that an auction could ever give; you asked for %(gpus)s.")
             % {"offer": terms.offer.name, "there": max(0, there), "gpus": gpus},
         )
+
+
+def _there(terms: SpotTerms) -> int:
+    counted = Capacity.objects.filter(pk=terms.offer_id).first()
+    return 0 if counted is None else counted.gpus - terms.buffer_gpus
 
 
 def _bid(

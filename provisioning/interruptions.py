@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import F, QuerySet, Sum
 
 from billing import credits, rating, usage
 from billing.models import PriceVersion, UsageSpan
@@ -151,6 +151,17 @@ def call_off(*, interruption: Interruption, at: datetime, message: str) -> None:
 def open_of(instance: Instance) -> Interruption | None:
     """Return the interruption that is planned or under way for an instance."""
     return Interruption.objects.filter(instance=instance, state__in=OPEN_STATES).first()
+
+
+def open_for(instances_there: Iterable[Instance]) -> dict[int, Interruption]:
+    """Return the interruptions that are planned or under way, by their instance. One query."""
+    there = [instance.pk for instance in instances_there]
+    return {row.instance_id: row for row in Interruption.objects.filter(instance__in=there, state__in=OPEN_STATES)}
+
+
+def of(instance: Instance) -> QuerySet[Interruption]:
+    """Return every interruption of an instance, open or over."""
+    return Interruption.objects.filter(instance=instance)
 
 
 def price_of(instance: Instance) -> PriceVersion:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-from billing import accounts, usage
+from billing import accounts, floating, usage
 from billing.models import PriceVersion, Runway, UsageSpan
 from marketplace import costs, rentals, volumes
 from marketplace.models import (
@@ -23,7 +23,7 @@ from marketplace.models import (
 from marketplace.money import decimal_string
 from marketplace.offers import Listing
 from provisioning import instances as verbs
-from provisioning import placement, progress, sessions
+from provisioning import interruptions, placement, progress, sessions
 from provisioning import volumes as kept
 from provisioning.health import outlook
 from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume, VolumeAttachment
@@ -101,10 +101,12 @@ def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
     found = placement.places(rows)
     places = _places(rows, found)
     mounts, repairs = kept.mounts_of(rows), outlook.of(rows)
+    told = interruptions.open_for(rows) if any(row.market == Instance.Market.SPOT for row in rows) else {}
     answered = [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
     for row, answer in zip(rows, answered, strict=True):
         answer["volumes"] = [mount(one) for one in mounts[row.pk]]
         answer["repair"] = repair(repairs[row.pk]) if row.pk in repairs else None
+        answer["interruption"] = told[row.pk].public_id if row.pk in told else None
         answer["access"] = [asdict(door) for door in sessions.doors(row, found)] if row.is_charged else []
     return answered
 
@@ -308,7 +310,8 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
         "ended_at": row.ended_at,
         "unit_milliseconds": used,
         "gpu_milliseconds": used if is_gpus else 0,
-        "price": price(row.price_version),
+        "price": price(row.price_version)
+        | amount(floating.price_now(row.price_version, at=row.ended_at or at), row.price_version.currency),
         "covered_by": row.covered_by or None,
         "amount": amount(usage.amount_micros(span=row, at=at), row.price_version.currency),
     }

@@ -22,7 +22,15 @@ from marketplace.money import shown
 from marketplace.quotes import QuoteExpired, QuoteUsed
 from marketplace.trades import LimitTooLow
 from provisioning import decisions
-from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
+from provisioning.errors import (
+    IllegalMove,
+    NoCapacity,
+    NoRoom,
+    PolicyExcludes,
+    QuotaExceeded,
+    StaleInstance,
+    StaleInterruption,
+)
 from provisioning.output import BadCursor
 
 log = structlog.get_logger("marketplace.api")
@@ -129,6 +137,10 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     StaleInstance: Kind(
         409, "wrong_state", "It changed at the same moment", "same_request", "Look again, then repeat the request."
+    ),
+    StaleInterruption: Kind(
+        409, "interruption_over", "The interruption is not open any more", "none",
+        "Look at the bid again: it may go on, or have ended already.",
     ),
     errors.Conflict: Kind(
         409, "conflict", "It contradicts what is there already", "new_request", "Change the request as the detail says."

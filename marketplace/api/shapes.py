@@ -404,6 +404,9 @@ class InstanceAnswer(NamedRef):
     nodes = PlaceAnswer(many=True)
     volumes = MountAnswer(many=True)
     repair = RepairAnswer(allow_null=True, help_text="what is under way on its machine while it is degraded")
+    interruption = serializers.CharField(
+        allow_null=True, help_text="the id of what will take its GPUs; see its `interruptions`"
+    )
     access = AccessAnswer(many=True, help_text="how each replica that runs is reached; empty while none does")
     created_at = serializers.DateTimeField()
     ready_at = serializers.DateTimeField(allow_null=True)
@@ -454,7 +457,7 @@ class UsageAnswer(serializers.Serializer[Any]):
     ended_at = serializers.DateTimeField(allow_null=True)
     unit_milliseconds = serializers.IntegerField(help_text="quantity x milliseconds")
     gpu_milliseconds = serializers.IntegerField(help_text="0 for what is no GPU")
-    price = Price()
+    price = Price(help_text="of a price that floats: what it was at the end, or is now")
     covered_by = serializers.CharField(allow_null=True, help_text="the reservation that paid for it ahead")
     amount = Amount()
 

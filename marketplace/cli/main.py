@@ -6,6 +6,7 @@ import typer
 
 from marketplace.cli import (
     account,
+    bids,
     copying,
     instances,
     launch,
@@ -62,6 +63,10 @@ app.command()(instances.stop)
 app.command()(instances.start)
 app.command()(instances.terminate)
 app.command()(instances.rename)
+app.command(cls=orders.TakesCommand)(bids.bid)
+app.add_typer(bids.app, name="bids")
+app.command()(bids.spot_price)
+app.command()(bids.simulate_interruption)
 app.add_typer(volumes.app, name="volume")
 app.command()(reservations.windows)
 app.command()(reservations.reserve)

@@ -17,6 +17,11 @@ REASONS = {
     "gpu_fault": "a GPU failed",
     "timed_out": "a step took too long",
     "internal": "an error of ours",
+    "outbid": "outbid",
+    "capacity": "its GPUs are needed",
+    "maintenance": "maintenance",
+    "owner_recall": "the holder of the reservation wants the GPUs back",
+    "simulated": "simulated",
 }
 WHOLE_CURRENCIES = {"JPY", "KRW", "ISK"}
 

@@ -28,7 +28,15 @@ from marketplace.errors import (
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
 from provisioning import decisions
-from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes, QuotaExceeded, StaleInstance
+from provisioning.errors import (
+    IllegalMove,
+    NoCapacity,
+    NoRoom,
+    PolicyExcludes,
+    QuotaExceeded,
+    StaleInstance,
+    StaleInterruption,
+)
 from provisioning.output import BadCursor
 
 Text = str | Promise
@@ -127,6 +135,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Look at it again, then repeat what you wanted."),
         gettext_lazy("Somebody else, or the marketplace itself, was faster."),
         (gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    StaleInterruption: Kind(
+        409,
+        gettext_lazy("The interruption is not open any more"),
+        gettext_lazy("Look at the bid again: it may go on, or have ended already."),
+        gettext_lazy("It was called off or carried out meanwhile."),
     ),
     Conflict: Kind(409, gettext_lazy("This is there already"), gettext_lazy("Change it as said above and try again.")),
     IllegalState: Kind(

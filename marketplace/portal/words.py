@@ -63,6 +63,8 @@ VERBS: dict[str, Promise] = {
     "instance.change": _("Rent, start, stop and terminate instances"),
     "usage.view": _("See usage"),
     "balance.view": _("See the balance"),
+    "bid.view": _("See bids"),
+    "bid.change": _("Bid, raise and withdraw bids"),
     "volume.view": _("See volumes"),
     "volume.change": _("Make, attach, copy, grow and delete volumes"),
     "policy.view": _("See policies"),

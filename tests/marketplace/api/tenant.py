@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from django.utils import timezone
 
-from marketplace import quota_requests, quotes, registries, rentals, tenants, tokens, volumes, waiting
+from marketplace import quota_requests, quotes, registries, rentals, spot, spot_terms, tenants, tokens, volumes, waiting
 from marketplace.access import Actor, person
 from marketplace.models import (
     ApiToken,
@@ -102,6 +102,12 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         )
         for kind in ("kept", "deleted")
     )  # fmt: skip
+    spot_terms.set_terms(offer=fleet.h200, by="test", at=timezone.now(), reserve_micros=500_000)
+    bid = spot.bid(
+        actor=actor, project=project, order=order(fleet.h200, name=f"{name}-bids"), max_price_micros=550_000,
+        at=timezone.now(),
+    )  # fmt: skip
+    auction = spot.clear(offer_id=fleet.h200.pk, at=timezone.now())
     for _ in range(2):
         fleet.sync()
         upkeep.settle_due(at=timezone.now(), limit=10)
@@ -136,5 +142,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "request": asked.public_id,
             "wait": entry.public_id,
             **held,
+            "bid": bid.public_id,
+            "auction": auction.public_id,
         },
     )

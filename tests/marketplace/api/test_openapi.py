@@ -78,7 +78,8 @@ def route_of(path: str) -> str:
     words = {"member": "membership_id", "stopped": "instance_id", "deleted": "volume_id"}
     words |= {"extension": "quote_id", "cancellation": "quote_id"}
     for word in ("organization", "project", "instance", "stopped", "member", "invitation", "token", "key", "registry",
-                 "offer", "volume", "deleted", "quote", "reservation", "listing", "trade"):  # fmt: skip
+                 "offer", "volume", "deleted", "quote", "reservation", "listing", "trade",
+                 "bid", "auction"):  # fmt: skip
         path = path.replace(f"{{{word}}}", f"{{{words.get(word, f'{word}_id')}}}")
     return path.partition("?")[0]
 

@@ -20,6 +20,7 @@ from tests.marketplace.api.routes import api_routes, walked
 from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
 
 ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
+BID = ORDER | {"max_price": "0.55"}
 INVITATION = {"email": "new@acme.example", "role": "viewer", "organization": "{organization}"}
 TOKEN = {"name": "mine", "scopes": ["read"], "organization": "{organization}"}
 KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project}"}
@@ -70,6 +71,19 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("put", "organizations/{organization}/policy", {}, "manage",    200, 200, 403, 403, 403, 404, 401),
     ("get", "projects/{project}/policy", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("put", "projects/{project}/policy", {}, "manage",              200, 200, 403, 403, 403, 404, 401),
+    ("get", "offers/{offer}/spot", None, "read",                    200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}/spot/history", None, "read",            200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}/spot/auctions", None, "read",           200, 200, 200, 200, 200, 200, 401),
+    ("get", "offers/{offer}/spot/auctions/{auction}", None, "read", 200, 200, 200, 200, 200, 200, 401),
+    ("get", "bids", None, "read",                                   200, 200, 200, 200, 200, 200, 401),
+    ("get", "bids?project={project}", None, "read",                 200, 200, 200, 200, 200, 404, 401),
+    ("post", "bids", BID, "rent",                                   202, 202, 403, 202, 403, 404, 401),
+    ("post", "bids?dry_run=true", BID, "rent",                      200, 200, 403, 200, 403, 404, 401),
+    ("get", "bids/{bid}", None, "read",                             200, 200, 200, 200, 200, 404, 401),
+    ("post", "bids/{bid}/price", {"max_price": "0.60"}, "rent",     200, 200, 403, 200, 403, 404, 401),
+    ("post", "bids/{bid}/withdraw", None, "rent",                   202, 202, 403, 202, 403, 404, 401),
+    ("get", "instances/{instance}/interruptions", None, "read",     200, 200, 200, 200, 200, 404, 401),
+    ("post", "instances/{instance}/simulate-interruption", None, "rent", 409, 409, 403, 409, 403, 404, 401),
     ("get", "volumes", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "volumes?project={project}", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("post", "volumes", VOLUME, "rent",                             202, 202, 403, 202, 403, 404, 401),

@@ -11,7 +11,7 @@ from marketplace.cli.main import app
 from marketplace.cli.problems import EXIT_CODES
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "cli.md"
-COMMANDS = [command.callback.__name__ for command in app.registered_commands]
+COMMANDS = [command.callback.__name__.replace("_", "-") for command in app.registered_commands]
 
 
 @pytest.mark.parametrize("code", EXIT_CODES)

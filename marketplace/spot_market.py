@@ -1,0 +1,190 @@
+"""What everybody may know of an offer's auctions: price now, depth, history, and one auction without its bids."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connection
+from django.db.models import QuerySet
+from django.utils.translation import gettext as _
+
+from billing.models import Hold
+from marketplace import auction, bids, spot_book
+from marketplace.errors import NotFound
+from marketplace.models import Allocation, Auction, Bid, Offer, SpotTerms
+from provisioning import interruptions
+from provisioning.models import AT_REST, Instance, Interruption, Phase
+
+# Buckets of equal length, each with the least, the most and the last that was charged in it.
+HISTORY = """
+SELECT date_bin(%(step)s, tick_at, %(since)s) AS began, min(charged_micros), max(charged_micros),
+    (array_agg(charged_micros ORDER BY tick_at DESC))[1], (array_agg(reserve_micros ORDER BY tick_at DESC))[1],
+    (array_agg(capacity_gpus ORDER BY tick_at DESC))[1], count(*)
+FROM marketplace_auction WHERE offer_id = %(offer)s AND tick_at >= %(since)s AND tick_at < %(until)s
+GROUP BY began ORDER BY began
+"""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """An offer's auctions now. Amounts in micros of the terms' currency per GPU-hour; `last` is the last auction."""
+
+    terms: SpotTerms
+    last: Auction | None
+    price_micros: int
+    ceiling_micros: int | None
+    as_of: datetime
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """What the last auction published; empty before the first one."""
+        return published(self.last) if self.last is not None else {}
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What was charged in one stretch of time."""
+
+    at: datetime
+    until: datetime
+    least_micros: int
+    most_micros: int
+    last_micros: int
+    reserve_micros: int
+    capacity_gpus: int
+    auctions: int
+
+
+def spot_for(offer: Offer, *, at: datetime) -> Spot:
+    """Return how an offer is sold by auction now, or raise NotFound where it is not."""
+    terms = SpotTerms.objects.select_related("offer").filter(offer=offer).first()
+    if terms is None:
+        raise NotFound
+    last = auctions(offer).first()
+    return Spot(
+        terms=terms,
+        last=last,
+        price_micros=last.charged_micros if last is not None else terms.reserve_micros,
+        ceiling_micros=bids.ceiling_micros(terms, at=at),
+        as_of=at,
+    )
+
+
+def sold_by_auction(offers: Iterable[Offer], *, currency: str) -> dict[int, SpotTerms]:
+    """Return the terms of those offers that are sold by auction in this currency, by the offer's key. One query."""
+    found = SpotTerms.objects.filter(offer__in=list(offers), is_enabled=True, currency=currency)
+    return {terms.offer_id: terms for terms in found.select_related("offer")}
+
+
+def auctions(offer: Offer) -> QuerySet[Auction]:
+    """Return an offer's auctions, the newest first, without their books."""
+    return Auction.objects.filter(offer=offer).defer("book").order_by("-tick_at")
+
+
+def auction_for(offer: Offer, auction_id: str) -> Auction:
+    """Return one auction of an offer, or raise NotFound."""
+    found = Auction.objects.filter(offer=offer, public_id=auction_id).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def published(held: Auction) -> dict[str, Any]:
+    """Return what was published of an auction."""
+    shown: dict[str, Any] = json.loads(held.published)
+    return shown
+
+
+def history(offer: Offer, *, since: datetime, until: datetime, points: int) -> list[Bucket]:
+    """Return what was charged from `since` to `until` in at most so many stretches. One query."""
+    assert points > 0
+    step = max((until - since) / points, timedelta(seconds=1))
+    with connection.cursor() as cursor:
+        words: dict[str, Any] = {"step": step, "since": since, "until": until, "offer": offer.pk}
+        cursor.execute(HISTORY, words)
+        return [Bucket(row[0], min(row[0] + step, until), *row[1:]) for row in cursor.fetchall()]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a bid stands: a word, its open interruption, and the price that its instance pays now."""
+
+    bid: Bid
+    state: str
+    told: Interruption | None
+    held_micros: int
+
+
+def standings(found: Sequence[Bid]) -> list[Standing]:
+    """Return where each bid stands. Two queries."""
+    instances = [bid.instance for bid in found]
+    told = interruptions.open_for(instances)
+    held: dict[str, int] = {}
+    pending = Hold.objects.filter(
+        resource_id__in=[instance.public_id for instance in instances], state=Hold.State.PENDING
+    )
+    for hold in pending:
+        held[hold.resource_id] = held.get(hold.resource_id, 0) + hold.left_micros
+    return [
+        Standing(
+            bid=bid,
+            state=state_of(bid.instance, is_funded=bid.instance.public_id in held),
+            told=told.get(bid.instance_id),
+            held_micros=held.get(bid.instance.public_id, 0),
+        )
+        for bid in found
+    ]
+
+
+def state_of(instance: Instance, *, is_funded: bool) -> str:
+    """Return waiting, unfunded, won, running, notified, interrupted, resting or ended."""
+    phase = Phase(instance.phase)
+    if instance.desired == Instance.Desired.TERMINATED:
+        return "ended"
+    if phase == Phase.QUEUED and instance.admitted_at is None:
+        return "waiting" if is_funded else "unfunded"
+    if phase in {Phase.NOTIFIED, Phase.DRAINING}:
+        return "notified"
+    if phase == Phase.INTERRUPTED:
+        return "interrupted"
+    if phase in {*AT_REST, Phase.STOPPING}:
+        return "resting"
+    return "running" if phase == Phase.RUNNING else "won"
+
+
+@dataclass(frozen=True)
+class OwnBid:
+    """One's own bid in an auction, as the sealed book has it."""
+
+    bid_id: str
+    gpus: int
+    price_micros: int
+    is_incumbent: bool
+    has_won: bool
+
+
+def own_bids(held: Auction, mine: QuerySet[Bid]) -> list[OwnBid]:
+    """Return which of these bids took part in an auction, and how that went."""
+    names = set(mine.filter(offer=held.offer_id, placed_at__lte=held.held_at).values_list("public_id", flat=True))
+    if not names:
+        return []
+    won = set(
+        Allocation.objects.filter(auction=held, bid__public_id__in=names).values_list("bid__public_id", flat=True)
+    )
+    _, sealed = auction.read(spot_book.book_of(held))
+    return [
+        OwnBid(bid.id, bid.gpus, bid.price_micros, bid.is_incumbent, bid.id in won) for bid in sealed if bid.id in names
+    ]
+
+
+def actions(bid: Bid) -> dict[str, str]:
+    """Return what may be asked of a bid now: each verb with a sentence why not, empty when it may."""
+    phase, ended = Phase(bid.instance.phase), bid.instance.desired == Instance.Desired.TERMINATED
+    change = _("Its instance has ended.") if ended else ""
+    withdraw = change
+    if not ended and phase not in {Phase.QUEUED, *AT_REST}:
+        withdraw = _("It has GPUs; stop or terminate its instance instead.")
+    simulate = "" if phase == Phase.RUNNING else _("Only what runs can be interrupted.")
+    return {"change": change, "withdraw": withdraw, "simulate_interruption": simulate}
