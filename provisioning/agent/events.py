@@ -22,6 +22,7 @@ from provisioning.agent.files import read_json, write_json
 from provisioning.agent.simulated import NVLINKS
 
 DETAIL_MAX = 500
+FACILITY_SHIFT = 3  # Of a record's priority, as in syslog; the kernel's own facility is 0.
 RECORD_MAX = 8192  # More than the kernel writes in one record.
 
 # NVML's event bits, by the code under which the server's table knows them. XIDs and verdicts carry a number.
@@ -34,16 +35,19 @@ EVENT_CODES: dict[int, str] = {
     pynvml.nvmlEventTypeGpuUnavailableError: "gpu_unavailable",
     pynvml.nvmlEventTypeGpuRecoveryAction: "recovery",
 }
+# Each is matched from the line's beginning, up to a word that no process name is long enough to hold: the kernel writes
+# names of processes and files into its log as their owners chose them, a process's (15 bytes) at the beginning too.
 XID_LINE = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? ?(.*)")
 # What the kernel says of the machine itself where an error was not corrected: memory, a processor, firmware's word.
 HOST_LINES = (
-    re.compile(r"EDAC MC\d+: \d+ UE (.*)"),
+    # A name could hold its beginning: so with the word and the page that follow in the kernel's own line alone.
+    re.compile(r"EDAC MC\d+: \d+ UE (\w.*\bpage:0x[0-9a-f]+ .*)"),
     re.compile(r"Memory failure: (0x[0-9a-f]+: .*)"),
-    re.compile(r"\[Hardware Error\]: (event severity: (?:fatal|recoverable).*)"),
+    re.compile(r"(?:\{\d+\})?\[Hardware Error\]: (event severity: (?:fatal|recoverable).*)"),
 )
-MACHINE_CHECK = re.compile(r"\[Hardware Error\]: (CPU \d+: Machine Check.*? Bank \d+: ([0-9a-f]{1,16}))")
+MACHINE_CHECK = re.compile(r"(?:mce: )?\[Hardware Error\]: (CPU \d+: Machine Check.*? Bank \d+: ([0-9a-f]{1,16}))")
 UNCORRECTED = 1 << 61  # Of a machine check's status, as Intel and AMD define it.
-SXID_LINE = re.compile(r"SXid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? ?(.*)")
+SXID_LINE = re.compile(r"nvidia-nvswitch\d+: SXid \(PCI:([0-9a-fA-F:.]+)\): (\d+),? ?(.*)")
 
 ILLS = frozenset(
     {
@@ -276,9 +280,15 @@ class SimulatedEvents:
 
 def host_error(line: str) -> str:
     """Return what a line of the kernel log says of an error of the machine that was not corrected; else nothing."""
-    if found := MACHINE_CHECK.search(line):
+    if found := MACHINE_CHECK.match(line):
         return found[1] if int(found[2], 16) & UNCORRECTED else ""
-    return next((found[1] for pattern in HOST_LINES if (found := pattern.search(line))), "")
+    return next((found[1] for pattern in HOST_LINES if (found := pattern.match(line))), "")
+
+
+def is_of_kernel(head: str) -> bool:
+    """Return whether the kernel itself wrote the record of this head: programs that may can write there as well."""
+    priority = head.partition(",")[0]
+    return priority.isdecimal() and int(priority) >> FACILITY_SHIFT == 0
 
 
 class KernelLog:
@@ -311,7 +321,8 @@ class KernelLog:
             if number.isdigit() and int(number) <= self._seen:
                 continue
             self._seen = int(number) if number.isdigit() else self._seen
-            events += filter(None, [self.read(words or line)])
+            if is_of_kernel(head):
+                events += filter(None, [self.read(words)])
         if events and self._seen != before:
             write_json(self._mark, {"boot_id": boot_id(), "record": self._seen})
         return events
@@ -333,7 +344,7 @@ class KernelLog:
     def read(self, line: str) -> Event | None:
         """Return the event that a line of the kernel log tells of."""
         for pattern, kind in ((XID_LINE, "xid"), (SXID_LINE, "sxid")):
-            if found := pattern.search(line):
+            if found := pattern.match(line):
                 address, number, words = found.groups()
                 gpu = "" if kind == "sxid" else self._addresses().get(pci_address(address), "")
                 where = "" if gpu else f"PCI:{address} "

@@ -159,10 +159,12 @@ def test_heat_is_told_when_it_lasts(
         ),
         ("NVRM: loading NVIDIA UNIX Open Kernel Module", None),
         (
-            "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
-            Event("", "kmsg", "host", "memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0"),
+            "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_DIMM#0 (slot:0 page:0x5f3a1 offset:0x0 grain:32)",
+            Event(
+                "", "kmsg", "host", "memory read error on CPU_SrcID#0_DIMM#0 (slot:0 page:0x5f3a1 offset:0x0 grain:32)"
+            ),
         ),
-        ("EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0", None),
+        ("EDAC MC0: 1 CE memory read error on CPU_SrcID#0_DIMM#0 (slot:0 page:0x5f3a1 offset:0x0 grain:32)", None),
         (
             "Memory failure: 0x5f3a1: recovery action for dirty LRU page: Recovered",
             Event("", "kmsg", "host", "0x5f3a1: recovery action for dirty LRU page: Recovered"),
@@ -185,6 +187,47 @@ def test_lines_of_the_kernel_log(line: str, event: Event | None, tmp_path: Path,
     (tmp_path / "kmsg").touch()
     log = KernelLog(home=tmp_path, addresses=script.addresses, path=tmp_path / "kmsg")
     assert log.read(line) == event
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{name}[77]: segfault at 0 ip 00005648991f916b sp 00007ffd3967a290 error 6 in {file}[116b,5648991f9000+1000]",
+        "{name} invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+        "{name}: page allocation failure: order:9, mode:0x40dc0(GFP_KERNEL)",
+        "Memory cgroup out of memory: Killed process 77 ({name}) total-vm:8kB, anon-rss:4kB, UID:0 pgtables:40kB",
+    ],
+)
+@pytest.mark.parametrize(
+    "told",
+    [
+        "NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus.",
+        "nvidia-nvswitch0: SXid (PCI:0000:a9:00.0): 20034, Fatal",
+        "EDAC MC0: 1 UE memory read error (page:0x5f3a1 offset:0x0)",
+        "Memory failure: 0x5f3a1: recovery action",
+        "{1}[Hardware Error]: event severity: fatal",
+        "mce: [Hardware Error]: CPU 2: Machine Check: 0 Bank 5: bea00000000c0135",
+    ],
+)
+def test_no_name_of_a_process_or_a_file_passes_for_the_kernels_word(
+    line: str, told: str, tmp_path: Path, script: Script
+) -> None:
+    (tmp_path / "kmsg").touch()
+    log = KernelLog(home=tmp_path, addresses=script.addresses, path=tmp_path / "kmsg")
+    for length in range(16):
+        assert log.read(line.format(name=told[:length], file=told)) is None
+    assert log.read(told) is not None
+    log.close()
+
+
+def test_what_programs_write_into_the_kernel_log_is_not_the_kernels_word(tmp_path: Path, script: Script) -> None:
+    kmsg = tmp_path / "kmsg"
+    kmsg.touch()
+    log = KernelLog(home=tmp_path, addresses=script.addresses, path=kmsg)
+    words = "-;NVRM: Xid (PCI:0000:17:00): {}, words\n"
+    kmsg.write_text("12,1,1000," + words.format(79) + "30,2,2000," + words.format(48) + "4,3,3000," + words.format(13))
+    assert [event.code for event in log.wait(0)] == ["xid:13"]
     log.close()
 
 
