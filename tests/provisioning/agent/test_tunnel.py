@@ -54,6 +54,15 @@ def test_with_a_key_nothing_is_on_the_wire_in_the_clear_and_nothing_forged_comes
     assert seen["after"] == NOTHING
 
 
+def test_a_program_that_was_killed_has_not_done_its_work(tmp_path: Path) -> None:
+    for name, ending in (("killed", "kill -9 $$"), ("done", "echo 'RTNETLINK answers: File exists' >&2; exit 2")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{ending}\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(PodmanError, match="killed: it ended with -9"):
+        tunnel.run(str(tmp_path / "killed"), tolerates=tunnel.FOUND_DONE)
+    tunnel.run(str(tmp_path / "done"), tolerates=tunnel.FOUND_DONE)
+
+
 def test_no_complaint_shows_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     key = "0x" + "ab" * tunnel.KEY_BYTES
 
