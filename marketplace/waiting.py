@@ -325,13 +325,17 @@ def _written(order: rentals.Order) -> dict[str, Any]:
     return {
         "command": list(order.command), "name": order.name, "env": dict(order.env or {}), "image": order.image,
         "ports": list(order.ports), "lease": order.lease, "on_failure": order.on_failure,
-        "volumes": [{"volume": use.volume.public_id, "path": use.path} for use in order.uses],
+        "volumes": [
+            {"volume": use.volume.public_id, "path": use.path, "read_only": use.read_only} for use in order.uses
+        ],
     }  # fmt: skip
 
 
 def _read(entry: WaitingOrder) -> rentals.Order:
     kept: Mapping[str, Any] = entry.order
-    uses = [Use(access.volume_of(entry.project, one["volume"]), one["path"]) for one in kept["volumes"]]
+    uses = [
+        Use(access.volume_of(entry.project, one["volume"]), one["path"], one["read_only"]) for one in kept["volumes"]
+    ]
     fields = {name: value for name, value in kept.items() if name != "volumes"}
     return rentals.Order(offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, **fields)
 

@@ -14,6 +14,7 @@ from marketplace.cli import (
     offers,
     orders,
     placements,
+    quotas,
     registries,
     resale,
     reservations,
@@ -21,6 +22,7 @@ from marketplace.cli import (
     ssh_keys,
     top,
     volumes,
+    waits,
 )
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
@@ -51,6 +53,7 @@ app.command()(account.login)
 app.command()(offers.offers)
 app.command(cls=orders.TakesCommand)(launch.launch)
 app.command(cls=orders.TakesCommand)(run_command.run)
+app.command(cls=orders.TakesCommand)(waits.wait)
 app.command()(instances.ls)
 app.command()(instances.show)
 app.command()(placements.why)
@@ -74,6 +77,9 @@ app.add_typer(reservations.app, name="reservations")
 app.command()(reservations.lend)
 app.command()(resale.resell)
 app.add_typer(resale.app, name="listings")
+app.add_typer(waits.app, name="waits")
+app.add_typer(quotas.app, name="quota")
+app.add_typer(quotas.budget_app, name="budget")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(account.version)

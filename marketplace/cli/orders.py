@@ -186,6 +186,12 @@ class Order:
                 self._tries.pop(0)
                 self._session.terminal.say(f"{offer['slug']} was sold out meanwhile; taking {self.offer['slug']}.")
 
+    def wait(self, *, max_price: str | None, until: str) -> dict[str, Any]:
+        """Let the first offer's queue have the order; without a price, at the offer's of today."""
+        offer, key = self._tries[0]
+        body = {"offer": offer["slug"], **self._body, "max_price": max_price or offer["price"]["amount"]}
+        return self._session.client.post("/waits", body | {"until": until}, key=key)
+
     def rehearse(self) -> dict[str, Any]:
         """Ask whether the order would be accepted; nothing is done."""
         offer, key = self._tries[0]

@@ -3,14 +3,15 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli import orders, words
+from marketplace.cli import orders, waits, words
 from marketplace.cli.logs import LogReader, Pause, make_writer
 from marketplace.cli.offers import Country, GpuModel
 from marketplace.cli.problems import FAILED, INTERRUPTED, NoAnswer, Problem, problem
@@ -51,6 +52,9 @@ def run(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", min=0, help="End it after this time.", show_default=False),
     ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="If nothing is free, wait in the queue.")] = False,
+    max_price: waits.MaxPrice = None,
+    until: waits.Until = waits.UNTIL_DEFAULT,
     detach: Annotated[bool, typer.Option("--detach", help="Ctrl-C stops watching and leaves it running.")] = False,
     key: orders.Key = None,
     as_json: AsJson = False,
@@ -78,7 +82,8 @@ def run(
             volumes=volume or [],
         )
         order.say()
-        raise typer.Exit(Run(session, order, timeout_s=timeout_s, detach=detach).to_the_end())
+        place = partial(waits.place_or_wait, session, order, max_price=max_price, until=until) if wait else order.place
+        raise typer.Exit(Run(session, place, timeout_s=timeout_s, detach=detach).to_the_end())
 
 
 @contextmanager
@@ -103,11 +108,13 @@ class TimeUp(Exception):
 class Run:
     """One instance for one command, from the order to the bill."""
 
-    def __init__(self, session: Session, order: orders.Order, *, timeout_s: float | None, detach: bool) -> None:
+    def __init__(
+        self, session: Session, order_it: Callable[[], dict[str, Any]], *, timeout_s: float | None, detach: bool
+    ) -> None:
         self._session = session
         self._terminal = session.terminal
         self._client = session.client
-        self._order = order
+        self._order_it = order_it
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
         self._detach = detach
@@ -136,7 +143,7 @@ class Run:
         return self._instance
 
     def _place(self) -> dict[str, Any]:
-        instance = self._instance = self._order.place()
+        instance = self._instance = self._order_it()
         self._record("accepted", instance=instance)
         self._terminal.say(f"{instance['name']} ({instance['id']}) is accepted.")
         return instance

@@ -389,7 +389,7 @@ class Counter(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text)
 
-    do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 - the names are the base class's
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer  # noqa: N815 - the names are the base class's
 
     def log_message(self, *_):
         pass
