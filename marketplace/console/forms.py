@@ -44,7 +44,8 @@ class MoneyField(forms.DecimalField):
         super().__init__(min_value=least, max_value=AMOUNT_MAX, decimal_places=6, widget=widget, **kwargs)
 
     def clean(self, value: Any) -> int:
-        return int(super().clean(value) * money.MICROS)
+        amount = super().clean(value)
+        return 0 if amount is None else int(amount * money.MICROS)
 
 
 def reason_field(help_text: Any = "") -> forms.CharField:
@@ -240,6 +241,32 @@ class QuotaForm(ConsoleForm):
         elif limit != int(limit):
             self.add_error("limit", _("Type a whole number, such as 1."))
         return found | {"limit": int(limit)}
+
+
+class NoteForm(ConsoleForm):
+    """A decision with a note to the customer."""
+
+    note = forms.CharField(
+        label=_("Note"), max_length=500, required=False, help_text=_("The customer sees it."),
+        widget=forms.Textarea(attrs={"rows": 3}),
+    )  # fmt: skip
+
+
+class QuotaRuleForm(ConsoleForm):
+    """A rule that approves requests at once."""
+
+    name = forms.CharField(label=_("Name"), max_length=100)
+    gpus_max = forms.IntegerField(label=_("GPUs at most"), min_value=1, max_value=INTEGER_MAX)
+    paid_micros_min = MoneyField(label=_("Paid so far, at least"), required=False)
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    gpu_model = forms.ChoiceField(label=_("GPU model"), required=False)
+    market = forms.ChoiceField(label=_("Market"), required=False, choices=[("", _("All")), *Instance.Market.choices])
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model = self.fields["gpu_model"]
+        assert isinstance(model, forms.ChoiceField)
+        model.choices = [("", _("All")), *((name, name) for name in limits.models())]
 
 
 class CreditForm(ConsoleForm):

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from marketplace.console.views import catalogue, clusters, fleet, health, instances, nodes, organizations
+from marketplace.console.views import catalogue, clusters, fleet, health, instances, nodes, organizations, requests
 
 urlpatterns = [
     path("", fleet.overview, name="console"),
@@ -45,6 +45,11 @@ urlpatterns = [
     path("clusters/<slug:cluster_id>/errands", clusters.errands, name="console-cluster-errands"),
     path("clusters/<slug:cluster_id>/retire", clusters.retire, name="console-cluster-retire"),
     path("clusters/<slug:cluster_id>/token", clusters.token, name="console-cluster-token"),
+    path("quota-requests", requests.listed, name="console-requests"),
+    path("quota-requests/<slug:request_id>/approve", requests.approve, name="console-request-approve"),
+    path("quota-requests/<slug:request_id>/deny", requests.deny, name="console-request-deny"),
+    path("quota-rules/new", requests.rule_new, name="console-request-rule-new"),
+    path("quota-rules/<slug:rule_id>/end", requests.rule_end, name="console-request-rule-end"),
     path("organizations", organizations.listed, name="console-organizations"),
     path("organizations/<slug:organization_id>", organizations.shown, name="console-organization"),
     path("organizations/<slug:organization_id>/credit", organizations.credit, name="console-credit"),

@@ -97,12 +97,13 @@ KINDS: dict[type[Exception], Kind] = {
         409,
         gettext_lazy("A quota is used up"),
         gettext_lazy("Terminate what you do not need, or ask for a higher limit."),
-        link=(gettext_lazy("See quotas"), reverse_lazy("projects")),
+        link=(gettext_lazy("See quotas and ask for more"), reverse_lazy("quotas")),
     ),
     BudgetExceeded: Kind(
         409,
         gettext_lazy("It would pass a budget"),
         gettext_lazy("Order less, wait for the next month, or ask whoever set the budget to raise it."),
+        link=(gettext_lazy("See budgets"), reverse_lazy("quotas")),
     ),
     NoCapacity: Kind(
         409,

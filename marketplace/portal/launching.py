@@ -19,7 +19,7 @@ from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
 from marketplace.money import shown
 from marketplace.offers import Listing
-from marketplace.portal import commands, errors, mounting
+from marketplace.portal import commands, errors, mounting, waits
 from marketplace.portal.doors import REFUSALS, Visit, page
 from provisioning import images
 from provisioning.models import Instance
@@ -38,6 +38,8 @@ FIELDS = (
     "lease",
     "on_failure",
     "volumes",
+    "max_price",
+    "hours",
 )
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
@@ -162,6 +164,7 @@ class Estimate:
     per_second: int
     per_hour: int
     per_day: int
+    fits: bool
     checks: list[Check]
 
     @property
@@ -181,12 +184,23 @@ def launch(visit: Visit) -> HttpResponse:
     order = draft.order(project, listing) if listing else None
     if order is None:
         return _form(visit, draft, status=422)
+    if visit.text("wait"):
+        return _wait(visit, project, order, draft)
     try:
         instance_id = _rent_once(visit, project, order, draft)
     except REFUSALS as error:
         return _refused(visit, draft, error)
     messages.success(visit.request, _("Your order is in. Billing starts when the instance is ready."))
     return redirect("instance", instance_id)
+
+
+def _wait(visit: Visit, project: Project, order: rentals.Order, draft: Draft) -> HttpResponse:
+    """Let the order wait, and go to the list where its place in the queue stands."""
+    try:
+        waits.begin(visit, project, order, draft.typed, key=draft.key)
+    except REFUSALS as error:
+        return _refused(visit, draft, error)
+    return redirect("waits")
 
 
 def _rent_once(visit: Visit, project: Project, order: rentals.Order, draft: Draft) -> str:
@@ -272,6 +286,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     found = None if numbers.errors.keys() & {"gpus", "replicas"} else _estimate(project, listing, gpus, replicas)
     if found and context["takes_image"]:
         found.checks.append(_image_check(project, draft.typed["image"]))
+    if found and not found.fits:
+        context |= waits.offered(visit, project, listing, draft.typed)
     return {**context, "estimate": found, "cli": cli, "curl": curl}
 
 
@@ -302,6 +318,7 @@ def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int)
     gpus, price = gpus_each * replicas, listing.price
     second, hour, day = costs.rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=gpus)
     wallet = accounts.wallet(organization=project.organization)
+    capacity = _capacity_check(listing, gpus_each, gpus)
     return Estimate(
         currency=price.currency,
         gpus=gpus,
@@ -309,9 +326,10 @@ def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int)
         per_second=second,
         per_hour=hour,
         per_day=day,
+        fits=capacity.good,
         checks=[
             _size_check(listing, gpus_each, replicas),
-            _capacity_check(listing, gpus_each, gpus),
+            capacity,
             _quota_check(project, listing.offer, gpus),
             _credit_check(wallet, hour),
         ],

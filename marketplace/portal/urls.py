@@ -15,11 +15,13 @@ from marketplace.portal import (
     placements,
     preferences,
     projects,
+    quotas,
     registries,
     ssh_keys,
     telemetry,
     tokens,
     volumes,
+    waits,
 )
 
 urlpatterns = [
@@ -66,6 +68,11 @@ urlpatterns = [
     path("invitations/<str:secret>", invitations.invitation, name="invitation"),
     path("projects", projects.listed, name="projects"),
     path("projects/<str:project_id>", projects.rename, name="project-rename"),
+    path("quotas", quotas.shown, name="quotas"),
+    path("quotas/requests/<str:request_id>/withdraw", quotas.withdraw, name="quota-request-withdraw"),
+    path("budgets/<str:owner_id>", quotas.budget, name="budget"),
+    path("waits", waits.listed, name="waits"),
+    path("waits/<str:entry_id>/cancel", waits.cancel, name="wait-cancel"),
     path("audit", organizations.audit_log, name="audit"),
     path("organizations/choose", organizations.choose, name="organization-choose"),
     path("organizations/new", organizations.new, name="organization-new"),

@@ -33,6 +33,8 @@ PAGES = [
     ("members", 200, 200, 200),
     ("member-invite", 405, 405, 405),
     ("projects", 200, 200, 200),
+    ("quotas", 200, 200, 200),
+    ("waits", 200, 200, 200),
     ("audit", 200, 403, 403),
     ("organization-choose", 405, 405, 405),
     ("organization-new", 200, 200, 200),
@@ -65,6 +67,9 @@ OF_ONE = [
     ("member-remove", "member", 200, 403, 403),
     ("member-invitation-revoke", "invitation", 405, 405, 405),
     ("project-rename", "project", 200, 403, 403),
+    ("budget", "project", 200, 403, 403),
+    ("quota-request-withdraw", "request", 405, 405, 405),
+    ("wait-cancel", "wait", 405, 405, 405),
 ]
 # Open to whoever has the link.
 BY_LINK = {"invitation"}
@@ -90,6 +95,8 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "invitation": Invitation.objects.get().public_id,
         "project": project.public_id,
         "volume": storage.make().public_id,
+        "request": project.public_id,
+        "wait": project.public_id,
     }
 
 

@@ -1,0 +1,110 @@
+"""Quotas, requests for more, and budgets: what may be held and spent, and how to change that."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from django.contrib import messages
+from django.http import HttpResponse
+from django.shortcuts import redirect
+from django.utils.translation import gettext as _
+
+from marketplace import access, budgets, limits, quota_requests
+from marketplace.errors import BadOrder, Conflict
+from marketplace.models import Organization
+from marketplace.money import MICROS
+from marketplace.portal.doors import Visit, page, whole_number
+from provisioning.models import Instance
+
+FIELDS = ("owner", "gpu_model", "market", "limit", "reason")
+REQUESTS_MAX = 20
+WHOLE = "organization"
+
+
+@page("GET", "HEAD", "POST")
+def shown(visit: Visit) -> HttpResponse:
+    """Show what may be held, held, used and free, requests and budgets; ask for more."""
+    if visit.request.method != "POST":
+        return _page(visit, visit.organization(verb="quota.view"), {"typed": {"limit": visit.query("limit")}})
+    organization = visit.organization(verb="quota_request.create")
+    typed = {name: visit.text(name) for name in FIELDS}
+    owner = typed["owner"]
+    project = None if owner == WHOLE else access.project_for(visit.actor, owner or None, verb="quota_request.create")
+    try:
+        made = quota_requests.request(
+            actor=visit.actor, organization=organization, project=project, limit=whole_number(typed["limit"]),
+            reason=typed["reason"], gpu_model=typed["gpu_model"], market=typed["market"], at=visit.at,
+        )  # fmt: skip
+    except BadOrder as error:
+        return _page(visit, organization, {"typed": typed, "errors": {error.field: str(error)}}, status=422)
+    except Conflict as error:
+        return _page(visit, organization, {"typed": typed, "errors": {"limit": str(error)}}, status=409)
+    if made.state == made.State.APPROVED:
+        messages.success(visit.request, _("Approved at once, by a rule: the new limit is there."))
+    else:
+        messages.success(visit.request, _("Your request is with the operator; its answer will stand here."))
+    return redirect("quotas")
+
+
+def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, status: int = 200) -> HttpResponse:
+    found = access.quotas(visit.actor).filter(organization=organization).order_by("project__name", "pk")
+    asked = access.quota_requests(visit.actor).filter(organization=organization).order_by("-pk")[:REQUESTS_MAX]
+    shown = {
+        "organization": organization,
+        "limits": limits.listed(found),
+        "requests": [(one, quota_requests.asked(one)) for one in asked],
+        "budgets": budgets.listed(visit.actor, organization, at=visit.at),
+        "projects": visit.projects(organization),
+        "models": limits.models(),
+        "markets": Instance.Market.choices,
+        "may_ask": access.may(visit.actor, organization, "quota_request.create"),
+        "may_change": access.may(visit.actor, organization, "budget.change"),
+    }
+    return visit.page("quotas/show.html", {**shown, **context}, status=status)
+
+
+@page("POST")
+def withdraw(visit: Visit, request_id: str) -> HttpResponse:
+    """Take a request back."""
+    found = access.quota_request_for(visit.actor, request_id, verb="quota_request.create")
+    quota_requests.withdraw(actor=visit.actor, found=found, at=visit.at)
+    messages.success(visit.request, _("The request is withdrawn."))
+    return redirect("quotas")
+
+
+@page("GET", "HEAD", "POST")
+def budget(visit: Visit, owner_id: str) -> HttpResponse:
+    """Set the budgets of the organization, a project or a token."""
+    owner, organization = budgets.owner_for(visit.actor, owner_id, verb="budget.change")
+    now = budgets.of(owner, organization, at=visit.at)
+    context = {"budget": now, "organization": organization}
+    if visit.request.method != "POST":
+        typed = {"monthly": _typed(owner.monthly_budget_micros), "hourly": _typed(owner.hourly_budget_micros)}
+        return visit.page("quotas/budget.html", {**context, "typed": typed})
+    typed = {name: visit.text(name) for name in ("monthly", "hourly")}
+    try:
+        budgets.change(
+            actor=visit.actor, owner=owner, organization=organization,
+            monthly_micros=_micros("monthly", typed["monthly"]), hourly_micros=_micros("hourly", typed["hourly"]),
+        )  # fmt: skip
+    except BadOrder as error:
+        errors = {error.field: str(error)}
+        return visit.page("quotas/budget.html", {**context, "typed": typed, "errors": errors}, status=422)
+    messages.success(visit.request, _("The budget is set."))
+    return redirect("quotas")
+
+
+def _typed(micros: int | None) -> str:
+    return "" if micros is None else f"{Decimal(micros) / MICROS:f}"
+
+
+def _micros(field: str, text: str) -> int | None:
+    """Return an amount that was typed; nothing typed is no budget."""
+    if not text:
+        return None
+    try:
+        amount = Decimal(text.replace(",", "")) * MICROS
+    except InvalidOperation as error:
+        raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing.")) from error
+    if not amount.is_finite() or amount != amount.to_integral_value():
+        raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing."))
+    return int(amount)

@@ -1,0 +1,137 @@
+"""Quotas, budgets and waiting orders in the browser."""
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from marketplace import quota_requests
+from marketplace.access import Actor
+from marketplace.models import Organization, Project, QuotaRequest, QuotaRule, WaitingOrder
+from provisioning.models import Instance, Node, Quota
+from tests.conftest import Fleet, Rent
+from tests.marketplace.portal.reading import Page, faults, read
+
+
+@pytest.fixture(autouse=True)
+def no_rules(db: None) -> None:
+    QuotaRule.objects.all().delete()
+
+
+def opened(client: Client, name: str, *ids: str) -> Page:
+    answer = client.get(reverse(name, args=ids))
+    assert answer.status_code == 200
+    page = read(answer)
+    assert faults(page) == []
+    return page
+
+
+def test_the_page_shows_what_is_held_and_what_is_free(owner: Client, rent: Rent, fleet: Fleet) -> None:
+    rent(gpus=5)
+    text = opened(owner, "quotas").text
+    for words in ("Quotas and budgets", "All GPUs", "16", "11", "$12.45"):
+        assert words in text, words
+
+
+def test_a_request_is_sent_shown_and_withdrawn(owner: Client, project: Project) -> None:
+    form = {"owner": project.public_id, "limit": "99", "reason": "a big run", "gpu_model": "", "market": ""}
+    assert owner.post(reverse("quotas"), form).status_code == 302
+    assert "99 GPUs (All GPUs)" in opened(owner, "quotas").text
+    made = QuotaRequest.objects.get()
+    owner.post(reverse("quota-request-withdraw", args=[made.public_id]))
+    made.refresh_from_db()
+    assert made.state == "withdrawn"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"limit": "3"}, "ask for more"), ({"limit": "lots"}, "0 or more"), ({"reason": ""}, "Say why")],
+)
+def test_a_bad_request_keeps_what_was_typed(
+    owner: Client, project: Project, change: dict[str, str], words: str
+) -> None:
+    form = {"owner": project.public_id, "limit": "99", "reason": "my reason", "gpu_model": "", "market": ""}
+    answer = owner.post(reverse("quotas"), form | change)
+    page = read(answer)
+    assert answer.status_code == 422
+    assert faults(page) == []
+    assert words in page.text
+    assert QuotaRequest.objects.count() == 0
+
+
+def test_the_customer_reads_the_note(owner: Client, actor: Actor, project: Project, carol: object) -> None:
+    made = quota_requests.request(
+        actor=actor, organization=project.organization, project=project, limit=99, reason="r", at=timezone.now()
+    )
+    quota_requests.deny(actor=actor, found=made, note="after your first invoice", at=timezone.now())
+    assert "after your first invoice" in opened(owner, "quotas").text
+
+
+def test_a_budget_is_set_and_taken_away(owner: Client, project: Project) -> None:
+    path = reverse("budget", args=[project.public_id])
+    opened(owner, "budget", project.public_id)
+    assert owner.post(path, {"monthly": "1,000.50", "hourly": ""}).status_code == 302
+    project.refresh_from_db()
+    assert (project.monthly_budget_micros, project.hourly_budget_micros) == (1_000_500_000, None)
+    assert "$1,000.50" in opened(owner, "quotas").text
+    owner.post(path, {"monthly": "", "hourly": ""})
+    project.refresh_from_db()
+    assert not project.has_budget
+
+
+@pytest.mark.parametrize("typed", ["much", "-1", "0.0000001", "NaN", "9" * 30])
+def test_a_bad_budget_changes_nothing(owner: Client, project: Project, typed: str) -> None:
+    answer = owner.post(reverse("budget", args=[project.public_id]), {"monthly": typed, "hourly": "5"})
+    assert answer.status_code == 422
+    assert faults(read(answer)) == []
+    project.refresh_from_db()
+    assert not project.has_budget
+
+
+@pytest.fixture
+def full(fleet: Fleet) -> Fleet:
+    """Nothing is free."""
+    Node.objects.update(free_mask=0)
+    for played in fleet.nodes.values():
+        played.node.refresh_from_db()
+    return fleet
+
+
+def form_of(owner: Client, fleet: Fleet, **changes: str) -> dict[str, str]:
+    page = opened(owner, "launch")
+    key = page.all("input", name="key")[0].attributes["value"]
+    typed = {"offer": fleet.h200.slug, "gpus": "2", "replicas": "1", "command": "sleep 5", "key": str(key)}
+    return typed | {"max_price": "2.49", "hours": "8", "wait": "1"} | changes
+
+
+def test_the_launch_form_offers_to_wait_when_nothing_is_free(owner: Client, full: Fleet, acme: Organization) -> None:
+    text = opened(owner, "launch").text
+    assert "It does not fit now" in text
+    assert "0 orders with 0 GPUs wait already." in text
+    form = form_of(owner, full)
+    for _ in range(2):
+        assert owner.post(reverse("launch"), form).headers["Location"] == reverse("waits")
+    entry = WaitingOrder.objects.get()
+    assert (entry.all_gpus, entry.max_micros_per_gpu_hour) == (2, 2_490_000)
+    assert Instance.objects.count() == 0
+    listed = opened(owner, "waits").text
+    assert entry.public_id in listed
+    assert "Its GPUs are not free yet" in listed
+    owner.post(reverse("wait-cancel", args=[entry.public_id]))
+    entry.refresh_from_db()
+    assert entry.state == "cancelled"
+
+
+@pytest.mark.parametrize(("change", "words"), [({"hours": "0"}, "whole number"), ({"max_price": "x"}, "GPU-hour may")])
+def test_a_wait_that_makes_no_sense_is_told_beside_its_field(
+    owner: Client, full: Fleet, change: dict[str, str], words: str
+) -> None:
+    answer = owner.post(reverse("launch"), form_of(owner, full, **change))
+    assert answer.status_code == 422
+    assert words in read(answer).text
+    assert WaitingOrder.objects.count() == 0
+
+
+def test_what_fits_is_not_offered_to_wait(owner: Client, fleet: Fleet) -> None:
+    assert "It does not fit now" not in opened(owner, "launch").text
+    assert Quota.objects.count() > 0
