@@ -150,7 +150,7 @@ class Operations:
             return End(FAILED, tested.message)
         if faults := self._faults(one, gpus):
             return End(FAILED, f"after the test of its memory: {faults}")
-        words = [f"{len(gpus)} GPUs are well", f"memory test: {tested.message}"]
+        words = [f"{len(gpus)} GPU{' is' if len(gpus) == 1 else 's are'} well", f"memory test: {tested.message}"]
         untold: dict[str, list[str]] = {}
         for gpu in gpus:
             for what in untold_of(self._condition(gpu), links=one.links.get(gpu)):

@@ -227,16 +227,16 @@ def test_what_the_memory_test_does_to_a_gpu_counts_though_the_test_passed(bench:
 @pytest.mark.parametrize(
     ("links", "end"),
     [
-        ({0: True, 1: True}, ("succeeded", "1 GPUs are well; memory test: none available")),
+        ({0: True, 1: True}, ("succeeded", "1 GPU is well; memory test: none available")),
         ({0: True, 1: False}, ("failed", "GPU-a: NVLink 1 is not active")),
         ({0: True}, ("failed", "GPU-a: NVLink 1 is not active")),
         ({0: False, 1: False}, ("failed", "GPU-a: NVLink 0, 1 is not active")),
         (
             {0: True, 1: None},
-            ("succeeded", "1 GPUs are well; memory test: none available; cannot tell: NVLink 1 of GPU-a"),
+            ("succeeded", "1 GPU is well; memory test: none available; cannot tell: NVLink 1 of GPU-a"),
         ),
-        (None, ("succeeded", "1 GPUs are well; memory test: none available; cannot tell: NVLink 0, 1 of GPU-a")),
-        ({0: True, 1: True, 2: False}, ("succeeded", "1 GPUs are well; memory test: none available")),
+        (None, ("succeeded", "1 GPU is well; memory test: none available; cannot tell: NVLink 0, 1 of GPU-a")),
+        ({0: True, 1: True, 2: False}, ("succeeded", "1 GPU is well; memory test: none available")),
     ],
 )
 def test_links_are_compared_with_those_that_the_gpu_was_accepted_with(
