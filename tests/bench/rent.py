@@ -156,7 +156,7 @@ class Bench:
             "tests.bench.bare:application",
             workers=self.given.workers,
             BENCH_ASSIGNMENTS=f"{first} {count}",
-            BENCH_OFFERS=f"{self.offers[0].pk} {len(self.offers)}",
+            BENCH_NODES="{} {}".format(*world.node_range()),
         ) as web:
             seen = stage.load(**self.job, method="POST", path="/claim", port=web.port, seconds=seconds, seed="bare")
         # Last, since on a small fleet it takes every GPU there is.
@@ -164,7 +164,7 @@ class Bench:
             CLAIM,
             clients=self.given.clients,
             seconds=seconds,
-            values={"offers": len(self.offers), "first_offer": self.offers[0].pk, "first_assignment": first},
+            values=dict(zip(("first_node", "nodes"), world.node_range(), strict=True)) | {"first_assignment": first},
         )
         view = _accepted(seen) / seen["seconds"]
         rate = self.figures["launches_per_s"]

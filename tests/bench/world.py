@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from django.db import connection
+from django.db.models import Count, Min
 from django.utils import timezone
 
 from billing import books, credits, prices
@@ -47,8 +48,9 @@ WHERE NOT EXISTS (SELECT FROM provisioning_gpu gpu WHERE gpu.node_id = node.id)
 """
 HEARTBEATS = """
 INSERT INTO provisioning_heartbeat (node_id, boot_id, agent_epoch, seq, last_seen, hostname, agent_version, runtime,
-    gpu_source, inventory_generation, telemetry, energy, events_seen, access, stray_volumes)
-SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]', 0, '{}', '[]'
+    gpu_source, inventory_generation, telemetry, energy, events_seen, access, stray_volumes,
+    encrypts)
+SELECT id, 'boot', 1, 1, now(), name, '1', 'process', 'simulated', 1, '[]', '[]', 0, '{}', '[]', false
 FROM provisioning_node node
 WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = node.id)
 """
@@ -204,6 +206,53 @@ def make_bare_assignments(count: int, offer: Offer, project_id: int) -> tuple[in
         Assignment(instance=instance, node=node, replica=number, fence=1, gpu_uuids=[]) for number in range(count)
     )
     return made[0].pk, count
+
+
+def node_range() -> tuple[int, int]:
+    """Return the first node's primary key and how many there are: they were made in one go."""
+    found = Node.objects.aggregate(first=Min("pk"), count=Count("pk"))
+    return found["first"], found["count"]
+
+
+ORDERED = """
+INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
+    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, desired, phase, phase_since, health,
+    reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at)
+SELECT 'ins_' || left(translate(md5(%(seed)s || n), '0189', 'wxyz'), 20), %(project)s, offer.id, price.id,
+    %(seed)s || n, 'on_demand', 1, (ARRAY[1, 1, 1, 1, 2, 2, 4, 8])[1 + n %% 8], '', '["true"]', '{}', '[]', 'sticky',
+    'stop', '{}', 'running', 'queued', now(), 'unknown', '', '', false, 0, 1, 0, 1, 0, now()
+FROM generate_series(1, %(count)s) AS n
+JOIN (SELECT id, public_id, row_number() OVER (ORDER BY id) - 1 AS nth, count(*) OVER () AS many
+      FROM marketplace_offer) offer ON offer.nth = CASE WHEN n / 8 %% 2 = 0 THEN 0 ELSE n / 16 %% offer.many END
+JOIN billing_priceversion price ON price.sku = offer.public_id || '/on_demand'
+RETURNING id
+"""
+
+
+def make_orders(count: int, *, seed: str, project_id: int) -> list[int]:
+    """Make instances that are placed nowhere yet; half of them want the first offer. Return their primary keys."""
+    with connection.cursor() as cursor:
+        cursor.execute(ORDERED, {"count": count, "seed": seed, "project": project_id})
+        return [row[0] for row in cursor.fetchall()]
+
+
+def empty() -> None:
+    """Free every GPU."""
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE provisioning_gpuhold")
+        cursor.execute("UPDATE provisioning_node SET free_mask = (1 << gpu_count) - 1")
+        cursor.execute("VACUUM ANALYZE provisioning_node, provisioning_gpuhold, provisioning_assignment")
+
+
+def miscounts() -> list[str]:
+    """Return which GPUs are held twice and which nodes count otherwise than they have."""
+    found = []
+    with connection.cursor() as cursor:
+        for fault in ("GPUs are held twice", "nodes miscount their free GPUs"):
+            cursor.execute(FAULTS[fault])
+            if broken := cursor.fetchall():
+                found.append(f"{len(broken)} {fault}")
+    return found
 
 
 FAULTS = {
