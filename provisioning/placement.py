@@ -30,6 +30,7 @@ from provisioning.placing import policy, reasons
 from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
+from provisioning.prepared import ask
 from provisioning.snapshots import Snapshot, Tenant
 
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
@@ -40,10 +41,10 @@ ATTEMPTS_MAX = 3
 ALTERNATIVES = 3
 
 FITS = """
-    node.offer_id = %(offer)s AND node.state = 'available' AND node.reachability = 'online' AND NOT node.is_held
+    node.offer_id = %(offer)s::bigint AND node.state = 'available' AND node.reachability = 'online' AND NOT node.is_held
     AND node.free_mask & wanted.mask = wanted.mask
-    AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s)
-    AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s OR node.free_gpus = node.gpu_count)
+    AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s::bigint)
+    AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s::bigint OR node.free_gpus = node.gpu_count)
 """
 TAKE = """
 WITH place AS (
@@ -56,8 +57,9 @@ WITH place AS (
     WHERE {fits} {order}
 ), taken AS (
     UPDATE provisioning_node node SET free_mask = node.free_mask & ~locked.mask,
-        exclusive_to_id = coalesce(node.exclusive_to_id, %(alone)s), desired_generation = node.desired_generation + 1
-    FROM locked WHERE node.id = locked.id AND (SELECT count(*) FROM locked) = %(count)s
+        exclusive_to_id = coalesce(node.exclusive_to_id, %(alone)s::bigint),
+        desired_generation = node.desired_generation + 1
+    FROM locked WHERE node.id = locked.id AND (SELECT count(*) FROM locked) = %(count)s::int
     RETURNING node.id, node.name, locked.rank, locked.level
 ), gpu AS (
     SELECT gpu.id, gpu.uuid, gpu.index, place.public_id FROM taken
@@ -67,19 +69,20 @@ WITH place AS (
 ), assigned AS (
     INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
         message, log_bytes, ports, created_at)
-    SELECT place.public_id, %(instance)s, place.node_id, place.replica, %(run)s, held.uuids, 'prepared', 'pending',
-        '', 0, '{{}}', %(at)s
+    SELECT place.public_id, %(instance)s::bigint, place.node_id, place.replica, %(run)s::int, held.uuids, 'prepared',
+        'pending', '', 0, '{{}}', %(at)s::timestamptz
     FROM place JOIN (SELECT public_id, jsonb_agg(uuid ORDER BY index) AS uuids FROM gpu GROUP BY public_id) held
         USING (public_id)
     RETURNING id, public_id, node_id, replica, gpu_uuids
 ), held AS (
     INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
-    SELECT gpu.id, assigned.id, %(at)s FROM gpu JOIN assigned USING (public_id)
+    SELECT gpu.id, assigned.id, %(at)s::timestamptz FROM gpu JOIN assigned USING (public_id)
 ), decided AS (
     INSERT INTO provisioning_placementdecision (public_id, project_id, offer_id, instance_id, run, at, outcome, times,
         request, level, nodes, candidates, rejected, most, relaxation, policy_digest)
-    SELECT %(decision)s, %(project)s, %(offer)s, %(instance)s, %(run)s, %(at)s, 'placed', 1, %(request)s, min(level),
-        count(*), %(candidates)s, %(rejected)s, '{{}}', '{{}}', %(policy_digest)s
+    SELECT %(decision)s::text, %(project)s::bigint, %(offer)s::bigint, %(instance)s::bigint, %(run)s::int,
+        %(at)s::timestamptz, 'placed', 1, %(request)s::jsonb, min(level), count(*), %(candidates)s::int,
+        %(rejected)s::jsonb, '{{}}', '{{}}', %(policy_digest)s::text
     FROM taken HAVING count(*) > 0
 )
 SELECT assigned.id, assigned.public_id, replica, gpu_uuids, taken.id, taken.name
@@ -121,15 +124,19 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
             asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
             _check_policies(asked, snapshot)
             choices, waits = _choices(snapshot.shard, asked, lost if attempt < ATTEMPTS_MAX else frozenset())
+            if not choices and snapshot.counts_claims:
+                # What others are claiming this moment may come back: it is worth waiting for.
+                snapshot.refresh(instance.project_id, trusts_claims=False)
+                choices, waits = _choices(snapshot.shard, asked, frozenset())[0], True
             if not choices:
                 raise _refusal(asked, snapshot.shard)
             able, rejected = reasons.rejected(snapshot.shard, asked.request)
-            for node_id, mask in choices[0].places:
-                snapshot.take(node_id, mask, asked.alone or 0)
+            snapshot.take(choices[0].places, asked.alone or 0)
         told = {"candidates": able, "rejected": json.dumps(rejected)}
         claimed = _commit(asked, choices, told, waits=waits or attempt == ATTEMPTS_MAX)
         _look_again(asked, choices, claimed)
         if claimed:
+            transaction.on_commit(snapshot.end_claim)
             return claimed
         lost |= {node_id for choice in choices for node_id, _ in choice.places}
     raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
@@ -290,9 +297,7 @@ def _take(statement: str, asked: _Asked, choices: Sequence[Choice], told: dict[s
         "owner": asked.request.owner, "alone": asked.alone,
         "request": json.dumps(decisions.request_of(asked.request)),
     }  # fmt: skip
-    with connection.cursor() as cursor:
-        cursor.execute(statement, wanted | asked.about | told)
-        found = cursor.fetchall()
+    found = ask(statement, wanted | asked.about | told)
     claimed = [
         Assignment(
             pk=pk, public_id=public_id, instance=instance, replica=replica, fence=instance.run,
@@ -307,12 +312,11 @@ def _take(statement: str, asked: _Asked, choices: Sequence[Choice], told: dict[s
 
 def _look_again(asked: _Asked, choices: Sequence[Choice], claimed: Sequence[Assignment]) -> None:
     """Let the next refresh read what turned out otherwise than it was counted."""
-    named = {node_id for choice in choices for node_id, _ in choice.places}
     if {assignment.node_id for assignment in claimed} == {node_id for node_id, _ in choices[0].places}:
         return
     with snapshots.current(asked.instance.offer_id) as snapshot:
-        for node_id in named:
-            snapshot.doubt(node_id)
+        snapshot.end_claim()
+        snapshot.doubt({node_id for choice in choices for node_id, _ in choice.places})
 
 
 def _check_policies(asked: _Asked, snapshot: Snapshot) -> None:

@@ -12,15 +12,19 @@ refresh reads them all.
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
-from django.db import connection
-
 from provisioning.placing.shard import Row, Shard
+from provisioning.prepared import ask
 
+# A transaction that claims is over by then; if it was rolled back, nobody says so.
+CLAIM_S = 2.0
+# An upper end that nothing reaches: a range is planned for few rows, whatever its ends will be.
+EVER = 2**63 - 1
 # The policies and the tenant come along, so that a claim asks twice in all: this, and for the GPUs.
 REFRESH = """
 WITH tenant AS MATERIALIZED (
@@ -28,12 +32,13 @@ WITH tenant AS MATERIALIZED (
         SELECT jsonb_agg(policy.document ORDER BY policy.id) FROM provisioning_policy policy
         WHERE policy.project_id = project.id OR policy.organization_id = project.organization_id
     ) AS policies
-    FROM marketplace_project project WHERE project.id = %(project)s
+    FROM marketplace_project project WHERE project.id = %(project)s::bigint
 ), news AS (
-    SELECT * FROM provisioning_node WHERE offer_id = %(offer)s AND changed >= %(since)s
+    SELECT * FROM provisioning_node
+    WHERE offer_id = %(offer)s::bigint AND changed BETWEEN %(since)s::bigint AND %(ever)s::bigint
     UNION ALL
     SELECT * FROM provisioning_node
-    WHERE id = ANY (%(unsure)s::bigint[]) AND offer_id = %(offer)s AND changed < %(since)s
+    WHERE id = ANY (%(unsure)s::bigint[]) AND offer_id = %(offer)s::bigint AND changed < %(since)s::bigint
 )
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, tenant.organization_id, tenant.policies,
     coalesce(news.changed = pg_current_xact_id_if_assigned()::text::bigint, false),
@@ -71,34 +76,54 @@ class Snapshot:
         self.shard = Shard()
         self._since = 0
         self._unsure: set[int] = set()
+        # What other threads are claiming this moment: by thread, until when, and which GPUs of which nodes.
+        self._claims: dict[int, tuple[float, dict[int, int]]] = {}
 
-    def refresh(self, project_id: int = 0) -> Tenant:
-        """Take in what has changed; return who asks."""
-        wanted: dict[str, Any] = {
-            "offer": self.offer_id,
-            "project": project_id,
-            "since": self._since,
-            "unsure": list(self._unsure),
-        }
-        with connection.cursor() as cursor:
-            cursor.execute(REFRESH, wanted)
-            rows = cursor.fetchall()
+    def refresh(self, project_id: int = 0, *, trusts_claims: bool = True) -> Tenant:
+        """Take in what has changed; return who asks. GPUs that another thread is claiming count as taken."""
+        claimed = self._claimed_by_others() if trusts_claims else {}
+        unsure = self._unsure.union(claimed)
+        wanted = {"offer": self.offer_id, "project": project_id, "since": self._since, "ever": EVER}
+        rows = ask(REFRESH, wanted | {"unsure": sorted(unsure)})
         found = sorted((_row(*row[4:]), row[3]) for row in rows if row[4] is not None)
         for row, _ in found:
-            self.shard.put(row)
-        for node_id in self._unsure.difference(row.id for row, _ in found):
+            self.shard.put(row._replace(mask=row.mask & ~claimed[row.id]) if row.id in claimed else row)
+        for node_id in unsure.difference(row.id for row, _ in found):
             self.shard.drop(node_id)
-        self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}
+        self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}.union(claimed)
         return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
 
-    def take(self, node_id: int, mask: int, owner: int) -> None:
-        """Count GPUs as taken that a claim is about to take; the next refresh sees whether it did."""
-        self.doubt(node_id)
-        self.shard.take(node_id, mask, owner)
+    def take(self, places: Sequence[tuple[int, int]], owner: int) -> None:
+        """Count GPUs as taken that this thread is about to claim; the refresh after its end sees whether it did."""
+        masks: dict[int, int] = {}
+        for node_id, mask in places:
+            self._unsure.add(node_id)
+            self.shard.take(node_id, mask, owner)
+            masks[node_id] = masks.get(node_id, 0) | mask
+        self._claims[threading.get_ident()] = (monotonic() + CLAIM_S, masks)
 
-    def doubt(self, node_id: int) -> None:
-        """Read a node again at the next refresh, whatever its number says."""
-        self._unsure.add(node_id)
+    def doubt(self, node_ids: Iterable[int]) -> None:
+        """Read nodes again at the next refresh, whatever their numbers say."""
+        self._unsure.update(node_ids)
+
+    def end_claim(self) -> None:
+        """Note that this thread claims nothing any more: what it got is written, or rolled back."""
+        self._claims.pop(threading.get_ident(), None)
+
+    @property
+    def counts_claims(self) -> bool:
+        """Whether GPUs count as taken that others are only claiming yet."""
+        return bool(self._claims)
+
+    def _claimed_by_others(self) -> dict[int, int]:
+        now, found = monotonic(), dict[int, int]()
+        # A thread has one transaction at a time: what it claimed before has come to an end.
+        self.end_claim()
+        for until, masks in list(self._claims.values()):
+            if until > now:
+                for node_id, mask in masks.items():
+                    found[node_id] = found.get(node_id, 0) | mask
+        return found
 
 
 def _row(*columns: Any) -> Row:

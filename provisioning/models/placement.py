@@ -50,7 +50,7 @@ class PlacementDecision(models.Model):
         REFUSED = "refused", _("Refused")
 
     public_id = PublicIdField(prefix="plc")
-    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="+")
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="+", db_index=False)
     offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="+", db_index=False)
     instance = models.ForeignKey("provisioning.Instance", models.CASCADE, null=True, related_name="decisions",
                                  db_index=False)  # fmt: skip
@@ -76,7 +76,6 @@ class PlacementDecision(models.Model):
                 condition=Q(outcome="refused") | Q(instance__isnull=False), name="placement_placed_has_an_instance"
             ),
         ]
-        indexes = [models.Index(fields=["at"], name="placement_decision_age")]
 
     def __str__(self) -> str:
         return f"{self.outcome} {self.public_id}"
