@@ -1,5 +1,6 @@
 """The API's description: committed, complete, and true of what the API really answers."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,10 @@ def faults(description: dict[str, Any], path: str, method: str, answer: Any) -> 
 
 def route_of(path: str) -> str:
     """Return a row's path as the description writes it."""
-    words = {"member": "membership_id", "stopped": "instance_id", "deleted": "volume_id"}
-    words |= {"extension": "quote_id", "cancellation": "quote_id"}
-    for word in ("organization", "project", "instance", "stopped", "member", "invitation", "token", "key", "registry",
-                 "offer", "volume", "deleted", "quote", "reservation", "listing", "trade",
-                 "bid", "auction"):  # fmt: skip
-        path = path.replace(f"{{{word}}}", f"{{{words.get(word, f'{word}_id')}}}")
+    words = {"member": "membership", "stopped": "instance", "deleted": "volume"}
+    words |= {"extension": "quote", "cancellation": "quote", "wait": "entry"}
+    path = re.sub(r"^budgets/\{\w+\}", "budgets/{owner}", path)  # of an organization, a project or a token
+    path = re.sub(r"\{(\w+)\}", lambda found: f"{{{words.get(found[1], found[1])}_id}}", path)
     return path.partition("?")[0]
 
 
