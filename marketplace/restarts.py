@@ -46,7 +46,10 @@ TEXTS: dict[str, Promise] = {
 # What keeps a start back, for readers of another language than the refusal's own.
 REFUSALS: dict[str, Promise] = {
     "InsufficientFunds": gettext_lazy("There is not enough credit for its first hour."),
-    "QuotaExceeded": gettext_lazy("The project's quota is used up."),
+    "QuotaExceeded": gettext_lazy("A quota is used up."),
+    "BudgetExceeded": gettext_lazy("It would pass a budget."),
+    "NoCapacity": gettext_lazy("Not enough GPUs are free."),
+    "PolicyExcludes": gettext_lazy("A policy lets nothing of it run there."),
     "ProjectSuspended": gettext_lazy("The project is suspended."),
 }
 ENGLISH = "en"

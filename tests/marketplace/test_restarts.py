@@ -9,11 +9,14 @@ from django.db import transaction
 from django.utils import timezone, translation
 
 from billing import books, prices
+from billing.errors import InsufficientFunds
 from billing.models import Hold, UsageSpan
 from marketplace import rentals, restarts
 from marketplace.access import Actor
+from marketplace.errors import BudgetExceeded, ProjectSuspended
 from marketplace.models import AuditEntry, Project
 from provisioning import engine, quotas
+from provisioning.errors import NoCapacity, PolicyExcludes, QuotaExceeded
 from provisioning.models import Assignment, Instance, InstanceEvent, Node, Phase, Quota, Reason
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
@@ -264,6 +267,11 @@ def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fle
     instance = rent(on_failure="restart")
     run_until_idle()
     assert (latest(instance).phase, latest(instance).restart_at) == ("failed", None)
+
+
+def test_every_refusal_that_a_restart_meets_has_words_of_its_own() -> None:
+    met = {InsufficientFunds, QuotaExceeded, BudgetExceeded, NoCapacity, PolicyExcludes, ProjectSuspended}
+    assert set(restarts.REFUSALS) == {kind.__name__ for kind in met}
 
 
 def test_a_reader_of_japanese_is_told_in_japanese_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
