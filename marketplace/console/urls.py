@@ -2,7 +2,17 @@
 
 from django.urls import path
 
-from marketplace.console.views import catalogue, clusters, fleet, health, instances, nodes, organizations, requests
+from marketplace.console.views import (
+    bookings,
+    catalogue,
+    clusters,
+    fleet,
+    health,
+    instances,
+    nodes,
+    organizations,
+    requests,
+)
 
 urlpatterns = [
     path("", fleet.overview, name="console"),
@@ -33,6 +43,8 @@ urlpatterns = [
     path("offers/new", catalogue.new_offer, name="console-offer-new"),
     path("offers/<slug:offer_id>", catalogue.offer, name="console-offer"),
     path("offers/<slug:offer_id>/terms", catalogue.offer_terms, name="console-offer-terms"),
+    path("offers/<slug:offer_id>/blocks", bookings.terms, name="console-offer-blocks"),
+    path("bookings", bookings.board, name="console-bookings"),
     path("offers/<slug:offer_id>/price", catalogue.offer_price, name="console-offer-price"),
     path("sites", catalogue.sites, name="console-sites"),
     path("sites/new", catalogue.new_site, name="console-site-new"),

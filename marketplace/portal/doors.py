@@ -1,9 +1,10 @@
 """What every page of the portal does before and after its own work: who is asking, where, and what a refusal says."""
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ from marketplace import access
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Organization, Project
+from marketplace.money import micros_of
 from marketplace.portal import errors
 from marketplace.portal.preferences import zone_of
 from marketplace.portal.shell import ORGANIZATION_KEY
@@ -26,6 +28,7 @@ from marketplace.portal.shell import ORGANIZATION_KEY
 REFUSALS = tuple(errors.KINDS)
 DIGITS_MAX = 9
 NUL = "\x00"
+AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
 
 P = ParamSpec("P")
 
@@ -63,6 +66,24 @@ class Visit:
     def query(self, name: str) -> str:
         """Return what the address says under a name, empty where it says nothing."""
         return str(self.request.GET.get(name, "")).strip()
+
+    def moment(self, name: str) -> datetime:
+        """Return the UTC time that was typed into a field, or raise BadOrder."""
+        return self.moment_of(name, self.text(name))
+
+    def moment_of(self, name: str, typed: str) -> datetime:
+        """Return a UTC time as `2026-11-27T18:00` writes it, or raise BadOrder naming its field."""
+        try:
+            return datetime.fromisoformat(typed).replace(tzinfo=UTC)
+        except ValueError as error:
+            raise BadOrder(name, _("Write a time in UTC, such as 2026-11-27 18:00.")) from error
+
+    def money(self, name: str) -> int:
+        """Return the micros of the amount that was typed into a field, or raise BadOrder."""
+        typed = self.text(name)
+        if not AMOUNT.fullmatch(typed):
+            raise BadOrder(name, _("Write an amount such as 1.50, with at most six places."))
+        return micros_of(typed)
 
     def raw(self, name: str) -> str:
         """Return what was typed into a field, exactly."""

@@ -27,6 +27,8 @@ from marketplace.errors import (
 )
 from marketplace.money import shown
 from marketplace.portal.preferences import theme_of
+from marketplace.quotes import QuoteExpired, QuoteUsed
+from marketplace.trades import LimitTooLow
 from provisioning import decisions
 from provisioning.errors import (
     IllegalMove,
@@ -149,6 +151,21 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Its state does not allow this"),
         gettext_lazy("Look at it again to see what can be done now."),
     ),
+    QuoteExpired: Kind(
+        409,
+        gettext_lazy("The quote is too old"),
+        gettext_lazy("Ask for a new one; the price may be the same."),
+        link=(gettext_lazy("See free hours"), reverse_lazy("hours")),
+    ),
+    QuoteUsed: Kind(
+        409,
+        gettext_lazy("The quote was used already"),
+        gettext_lazy("Look at what it bought. To buy more, ask for a new quote."),
+        link=(gettext_lazy("See reservations"), reverse_lazy("reservations")),
+    ),
+    LimitTooLow: Kind(
+        409, gettext_lazy("It costs more than your limit"), gettext_lazy("Raise the limit, or choose other hours.")
+    ),
     LastOwner: Kind(
         409,
         gettext_lazy("An organization needs an owner"),
@@ -203,7 +220,7 @@ def refusal_of(error: Exception, *, reference: str) -> Refusal:
 
 
 def _funds(error: InsufficientFunds) -> str:
-    return _("The first hour costs %(needed)s, which is set aside before a start; %(available)s is free.") % {
+    return _("This needs %(needed)s of free credit; %(available)s is free.") % {
         "needed": shown(error.needed_micros, error.currency),
         "available": shown(error.available_micros, error.currency),
     }

@@ -67,6 +67,8 @@ VERBS: dict[str, Promise] = {
     "bid.change": _("Bid, raise and withdraw bids"),
     "volume.view": _("See volumes"),
     "volume.change": _("Make, attach, copy, grow and delete volumes"),
+    "reservation.view": _("See reservations, quotes and listings"),
+    "reservation.change": _("Reserve, extend, cancel, sell and lend"),
     "policy.view": _("See policies"),
     "policy.change": _("Change the policy of a project"),
     "organization_policy.change": _("Change the policy of the organization"),

@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from marketplace import money, restarts
+from marketplace.models import Reservation, ReservationState
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
 from provisioning.models import GIB, Instance, InstanceEvent, Phase, Reason, Volume
@@ -84,6 +85,41 @@ def volume_state(volume: Volume) -> SafeString:
     if is_alive and volume.health != Volume.Health.OK:
         return badge(volume.get_health_display(), "warn", "alert")
     return badge(volume.get_state_display(), tone, name)
+
+
+RESERVATION_STATES: dict[ReservationState, tuple[str, str]] = {
+    ReservationState.PAYMENT_PENDING: ("loader", "moving"),
+    ReservationState.PAYMENT_FAILED: ("alert", "bad"),
+    ReservationState.SCHEDULED: ("clock", "good"),
+    ReservationState.LOCKED: ("key", "moving"),
+    ReservationState.ACTIVE: ("play", "good"),
+    ReservationState.DELAYED: ("alert", "bad"),
+    ReservationState.PARTIALLY_FULFILLED: ("alert", "warn"),
+    ReservationState.ENDING: ("alert", "warn"),
+    ReservationState.EXPIRED: ("minus", "quiet"),
+    ReservationState.CANCELLED: ("cross", "quiet"),
+    ReservationState.SOLD: ("tag", "quiet"),
+}
+
+
+@register.simple_tag
+def reservation_state(reservation: Reservation) -> SafeString:
+    """Write where a reservation stands."""
+    name, tone = RESERVATION_STATES[ReservationState(reservation.state)]
+    return badge(reservation.get_state_display(), tone, name)
+
+
+@register.filter
+def percent(basis_points: int) -> str:
+    """Write basis points as a percentage."""
+    whole, rest = divmod(basis_points, 100)
+    return f"{whole}.{rest:02d} %" if rest else f"{whole} %"
+
+
+@register.filter
+def moment_of(text: str) -> datetime:
+    """Return the time that a row keeps as text."""
+    return datetime.fromisoformat(text)
 
 
 @register.filter(name="bytes")

@@ -127,7 +127,7 @@ def test_too_little_credit_is_told_with_numbers_and_where_to_go(
     acme.accounts.filter(kind="promo").update(balance_micros=1_000_000)
     page = refused(owner, fleet, 402)
     assert "Not enough credit" in page.text
-    assert "The first hour costs $4.98, which is set aside before a start; $1.00 is free." in page.text
+    assert "This needs $4.98 of free credit; $1.00 is free." in page.text
     assert "Nothing was started, changed or charged." in page.text
     assert page.all("a", href=reverse("balance"))
     assert "Reference: " in page.text

@@ -1,15 +1,20 @@
 """Which pages there are, who may see them, and that each is sound."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.urls import URLPattern, reverse
+from django.utils import timezone
 
-from marketplace.models import Invitation, Membership, Organization, Project, User
+from marketplace.access import Actor, person
+from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
 from marketplace.portal import urls
+from provisioning.calendar import hour_of
 from provisioning.models import Instance, Quota
+from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Storage, make_person, make_token
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
@@ -26,6 +31,10 @@ PAGES = [
     ("volumes", 200, 200, 200),
     ("volume-new", 200, 200, 403),
     ("volume-estimate", 405, 405, 405),
+    ("reservations", 200, 200, 200),
+    ("hours", 200, 200, 200),
+    ("listings", 200, 200, 200),
+    ("listings-buy", 405, 405, 405),
     ("balance", 200, 200, 200),
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
@@ -60,6 +69,13 @@ OF_ONE = [
     ("volume-attach", "volume", 200, 200, 403),
     ("volume-detach", "volume", 200, 200, 403),
     ("volume-rename", "volume", 200, 200, 403),
+    ("reservation", "reservation", 200, 200, 200),
+    ("reservation-extend", "reservation", 200, 200, 403),
+    ("reservation-sell", "reservation", 200, 200, 403),
+    ("reservation-cancel", "reservation", 405, 405, 405),
+    ("reservation-lend", "reservation", 405, 405, 405),
+    ("quote", "quote", 200, 200, 200),
+    ("listing-withdraw", "listing", 405, 405, 405),
     ("token-revoke", "token", 200, 404, 404),
     ("ssh-key-remove", "key", 200, 200, 403),
     ("registry-remove", "registry", 200, 200, 403),
@@ -86,7 +102,8 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     owner.post(reverse("ssh-keys"), key)
     owner.post(reverse("registries"), {"host": "a.example", "username": "bot", "password": "p"})
     owner.post(reverse("member-invite"), {"email": "new@acme.example", "role": "viewer"})
-    return {
+    held = reserve_some(person(alice), project, running.offer)
+    return held | {
         "instance": running.public_id,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
         "key": project.ssh_keys.get().public_id,
@@ -97,6 +114,18 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "volume": storage.make().public_id,
         "request": project.public_id,
         "wait": project.public_id,
+    }
+
+
+def reserve_some(actor: Actor, project: Project, offer: Offer) -> Things:
+    """Reserve GPUs, list some of their hours, and ask for a quote of more."""
+    sell_blocks(offer)
+    buyer = Buyer(actor, project, offer, hour_of(timezone.now()) + timedelta(hours=1))
+    reservation = buyer.buy(2, 200, 210)
+    return {
+        "reservation": reservation.public_id,
+        "listing": buyer.put_up(reservation, 1, 200, 204, 1_500_000).public_id,
+        "quote": buyer.quote(1, 400, 401).public_id,
     }
 
 

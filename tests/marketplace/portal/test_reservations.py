@@ -1,0 +1,137 @@
+"""Reservations in the portal: see free hours, buy a block by its quote, sell half, buy from another customer."""
+
+from datetime import timedelta
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from marketplace.access import person
+from marketplace.models import Listing, Offer, Project, Quote, Reservation, Trade, User
+from provisioning import calendar
+from provisioning.calendar import hour_of
+from tests.blocks import USD, Buyer, sell_blocks
+from tests.conftest import Fleet
+from tests.marketplace.portal.conftest import browser
+from tests.marketplace.portal.reading import read
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def offer(fleet: Fleet) -> Offer:
+    sell_blocks(fleet.h200)
+    calendar.count(at=timezone.now())
+    return fleet.h200
+
+
+def utc(hours: int) -> str:
+    """Return the full hour so many hours from now, as a form's field has it."""
+    return f"{hour_of(timezone.now()) + timedelta(hours=hours):%Y-%m-%dT%H:%M}"
+
+
+def ask_for_quote(client: Client, offer: Offer, **changes: str) -> Quote:
+    order = {"offer": offer.slug, "gpus": "8", "starts_at": utc(48), "hours": "24"} | changes
+    answer = client.post(reverse("hours"), order)
+    assert answer.status_code == 302, answer.content.decode()[:2000]
+    return Quote.objects.order_by("-pk")[0]
+
+
+def test_a_block_is_seen_quoted_bought_and_cancelled(owner: Client, offer: Offer) -> None:
+    page = read(owner.get(reverse("hours"), {"offer": offer.slug}))
+    assert "free GPUs in each hour (UTC)" in page.text
+    assert "16 / 16" in page.text
+    quote = ask_for_quote(owner, offer)
+    page = read(owner.get(reverse("quote", args=[quote.public_id])))
+    assert "Pay $345.60 and reserve" in page.text
+    assert "10 % less for its duration" in page.text
+    assert "What cancelling would cost" in page.text
+    owner.post(reverse("quote", args=[quote.public_id]))
+    owner.post(reverse("quote", args=[quote.public_id]))
+    reservation = Reservation.objects.get()
+    assert reservation.state == "scheduled"
+    page = read(owner.get(reverse("reservation", args=[reservation.public_id])))
+    assert "0 of 8 GPUs are used now." in page.text
+    owner.post(reverse("reservation-cancel", args=[reservation.public_id]))
+    cancellation = Quote.objects.get(kind="cancellation")
+    page = read(owner.get(reverse("quote", args=[cancellation.public_id])))
+    assert "Cancel it for good" in page.text
+    owner.post(reverse("quote", args=[cancellation.public_id]))
+    reservation.refresh_from_db()
+    assert reservation.state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("gpus", "0", "have 1 to 1024 GPUs"),
+        ("hours", "0", "after the start"),
+        ("hours", "99999", "hours; this one would last 99999"),
+        ("starts_at", "2020-01-01T00:00", "has begun already"),
+        ("starts_at", "soon", "Write a time in UTC"),
+        ("gpus", "17", "17 GPUs are not free in every hour"),
+    ],
+)
+def test_a_bad_order_is_said_beside_what_was_typed(
+    owner: Client, offer: Offer, field: str, value: str, said: str
+) -> None:
+    order = {"offer": offer.slug, "gpus": "8", "starts_at": utc(48), "hours": "24", field: value}
+    answer = owner.post(reverse("hours"), order)
+    assert answer.status_code in {409, 422}
+    assert said in read(answer).text
+    assert Quote.objects.count() == 0
+
+
+def test_the_cheapest_window_is_found_from_the_address(owner: Client, offer: Offer) -> None:
+    asked = {"offer": offer.slug, "search_gpus": "16", "search_hours": "12", "before": utc(30)}
+    page = read(owner.get(reverse("hours"), asked))
+    assert "$384.00" in page.text
+    assert "Choose it" in page.text
+    late = read(owner.get(reverse("hours"), asked | {"before": utc(3)}))
+    assert "12 hours do not fit" in late.text
+
+
+def test_half_is_sold_to_another_customer(owner: Client, offer: Offer, charlie: User, acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(8, 48, 58)
+    sell = reverse("reservation-sell", args=[reservation.public_id])
+    order = {"gpus": "4", "starts_at": f"{acme_buys.at(48):%Y-%m-%dT%H:%M}",
+             "ends_at": f"{acme_buys.at(58):%Y-%m-%dT%H:%M}", "ask": "1.50"}  # fmt: skip
+    assert "whole multiple" in read(owner.post(sell, order | {"ask": "1.505"})).text
+    assert owner.post(sell, order).status_code == 302
+    assert Listing.objects.get().ask_micros == 1_500_000
+    stranger = browser(charlie)
+    assert "$1.50" in read(stranger.get(reverse("listings"), {"offer": offer.slug})).text
+    wanted = {"offer": offer.slug, "gpus": "2", "starts_at": order["starts_at"], "hours": "10", "limit": "1.60"}
+    page = stranger.post(reverse("listings-buy"), wanted)
+    assert "Pay $30.00 and buy" in read(page).text
+    sure = wanted | {"confirmed": "true", "key": "a key"}
+    for _ in range(2):
+        assert stranger.post(reverse("listings-buy"), sure).status_code == 302
+    assert Trade.objects.get().total_micros == 30 * USD
+    assert "$28.50" in read(owner.get(reverse("listings"), {"offer": offer.slug})).text
+    owner.post(reverse("listing-withdraw", args=[Listing.objects.get().public_id]))
+    assert Listing.objects.get().state == "withdrawn"
+
+
+def test_a_stranger_sees_nothing_of_a_reservation(offer: Offer, charlie: User, acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(2, 48, 49)
+    quote = acme_buys.quote(1, 60, 61)
+    stranger = browser(charlie)
+    assert stranger.get(reverse("reservation", args=[reservation.public_id])).status_code == 404
+    assert stranger.get(reverse("quote", args=[quote.public_id])).status_code == 404
+
+
+def test_lending_is_turned_on_and_off(owner: Client, acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(2, 48, 49)
+    address = reverse("reservation-lend", args=[reservation.public_id])
+    owner.post(address, {"is_lent": "true"})
+    assert Reservation.objects.get().is_lent
+    owner.post(address, {"is_lent": "false"})
+    assert not Reservation.objects.get().is_lent
+
+
+@pytest.fixture
+def acme_buys(owner: Client, offer: Offer, alice: User) -> Buyer:
+    project = Project.objects.select_related("organization").get(organization__name="Acme")
+    return Buyer(person(alice), project, offer, hour_of(timezone.now()) + timedelta(hours=1))
