@@ -53,6 +53,7 @@ app.conf.update(
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("orders that wait", "marketplace.tasks.start_waiting", 5.0),
+            ("lent GPUs to recall", "marketplace.tasks.recall_lent_gpus", 2.0),
             ("reservations to advance", "marketplace.tasks.advance_reservations", 10.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),

@@ -59,7 +59,17 @@ def lent_gpus(*, offer_id: int, at: datetime) -> int:
 
 
 def in_use(*, offer_id: int, at: datetime) -> int:
-    """Return how many of the GPUs that spot holds are lent ones: what it has beyond what is promised to nobody."""
+    """Return how many of the GPUs that spot holds are lent ones."""
+    return min(_beyond_free(offer_id, at), lent_gpus(offer_id=offer_id, at=at))
+
+
+def overdue_gpus(*, offer_id: int, at: datetime) -> int:
+    """Return how many GPUs spot holds beyond what is free and lent: it has to give them back."""
+    return max(0, _beyond_free(offer_id, at) - lent_gpus(offer_id=offer_id, at=at))
+
+
+def _beyond_free(offer_id: int, at: datetime) -> int:
+    """Return how many GPUs spot holds beyond those that are promised to nobody."""
     spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
     held: int = spot.aggregate(held=Sum("quota_held"))["held"] or 0
     capacity = Capacity.objects.filter(pk=offer_id).first()
@@ -67,7 +77,7 @@ def in_use(*, offer_id: int, at: datetime) -> int:
         return 0
     committed = CommittedHour.objects.filter(offer=offer_id, hour=calendar.hour_of(at)).first()
     free = capacity.gpus - capacity.open_ended - (committed.gpus if committed else 0)
-    return min(max(0, held - max(0, free)), lent_gpus(offer_id=offer_id, at=at))
+    return max(0, held - max(0, free))
 
 
 def share_due(*, at: datetime, limit: int) -> int:

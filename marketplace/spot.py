@@ -26,7 +26,7 @@ from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
 from provisioning import calendar, engine, instances, interruptions, volumes
 from provisioning.errors import IllegalMove, ProvisioningError, StaleInterruption
-from provisioning.models import AT_REST, Capacity, Instance, Interruption, Phase, Reason, Workflow
+from provisioning.models import AT_REST, OPEN_STATES, Capacity, Instance, Interruption, Phase, Reason, Workflow
 
 log = structlog.get_logger("marketplace.spot")
 
@@ -376,6 +376,35 @@ def _plan(
         price_version=still,
         since=since,
     )
+
+
+@transaction.atomic
+def recall(*, offer_id: int, gpus: int, at: datetime) -> int:
+    """Take so many lent GPUs back for the holder of a reservation, from the lowest bids; return how many are coming.
+
+    It waits for no auction, so the holder never waits longer than the notice.
+    """
+    _lock_offer(offer_id)
+    terms = SpotTerms.objects.select_related("offer").filter(pk=offer_id).first()
+    if terms is None:
+        return 0
+    holding = [entry for entry in entries(offer_id=offer_id, at=at) if entry.is_admitted]
+    told = Instance.objects.filter(
+        offer=offer_id,
+        interruptions__reason=Interruption.Reason.OWNER_RECALL,
+        interruptions__state__in=OPEN_STATES,
+    )
+    coming = sum(entry.bid.gpus for entry in holding if entry.told_id) + sum(one.gpus for one in told)
+    chosen = []
+    for entry in sorted(holding, key=lambda one: (one.bid.price_micros, -one.bid_id)):
+        if coming >= gpus:
+            break
+        if not entry.told_id:
+            chosen.append(entry.instance_id)
+            coming += entry.bid.gpus
+    if chosen:
+        _plan(chosen, Interruption.Reason.OWNER_RECALL, terms, since=at)
+    return coming
 
 
 def resume(*, at: datetime, limit: int) -> int:

@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from marketplace import waiting
+from marketplace import lending, waiting
 from marketplace.models import SpotTerms
 from provisioning import calendar
 from provisioning.models import Capacity
@@ -30,4 +30,4 @@ def asked_on_demand(terms: SpotTerms, *, at: datetime) -> int:
 
 def lent(terms: SpotTerms, *, at: datetime) -> int:
     """Return the committed GPUs that holders of reservations lend for this time."""
-    return 0
+    return lending.lent_gpus(offer_id=terms.offer_id, at=at)

@@ -3,7 +3,7 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import delivery, idempotency, rentals, restarts, sessions, spot, volumes, waiting
+from marketplace import delivery, idempotency, recalls, rentals, restarts, sessions, spot, volumes, waiting
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
@@ -24,6 +24,12 @@ def stop_what_nobody_can_pay_for() -> None:
 def advance_reservations() -> None:
     """Do for reservations what is due: payments, beginnings, notices, ends, refunds, earnings."""
     delivery.advance(at=timezone.now(), limit=RESERVATIONS_MAX)
+
+
+@shared_task
+def recall_lent_gpus() -> None:
+    """Take lent GPUs back from spot for starts of their holders that wait for them."""
+    recalls.recall_due(at=timezone.now(), limit=RESERVATIONS_MAX)
 
 
 @shared_task

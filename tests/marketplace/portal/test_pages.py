@@ -179,7 +179,7 @@ def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
     for name, *_rest in PAGES:
         if name in {"help", "theme", "set_language"}:
             continue
-        posts = {"launch-estimate", "volume-estimate", "member-invite", "organization-choose"}
+        posts = {"launch-estimate", "volume-estimate", "member-invite", "organization-choose", "listings-buy"}
         method = client.post if name in posts else client.get
         answer = method(reverse(name))
         assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, reverse("account_login")), name

@@ -1,0 +1,126 @@
+"""Lending: idle reserved GPUs run spot work, their holder is paid a share, and never waits longer than the notice."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import transaction
+from django.utils import timezone
+
+from billing import books, charging
+from billing.models import Charge
+from marketplace import lending, recalls, rentals, reservations, spot, spot_terms
+from marketplace.models import LendingShare, Reservation
+from provisioning import interruptions, quotas
+from provisioning.models import Instance, Interruption
+from tests.blocks import USD, Buyer, check_conserved
+from tests.conftest import Run, order
+
+pytestmark = pytest.mark.django_db
+
+CENT = 10_000
+INTERVAL_S, NOTICE_S = 60, 30
+
+
+@pytest.fixture
+def clock(acme_buys: Buyer) -> Iterator[Any]:
+    """The second hour after noon, and a hand that moves it."""
+    spot_terms.set_terms(
+        offer=acme_buys.offer, by="test", at=timezone.now(), reserve_micros=50 * CENT, grid_micros=CENT,
+        interval_s=INTERVAL_S, min_notice_s=NOTICE_S, hysteresis_bp=1000, rise_bp=10_000,
+    )  # fmt: skip
+    quotas.set_limit(project_id=acme_buys.project.pk, limit=1000)
+    with time_machine.travel(acme_buys.at(2), tick=False) as hand:
+        yield hand
+
+
+@pytest.fixture
+def lent(other_buys: Buyer, clock: Any) -> Reservation:
+    """All sixteen GPUs are Other's for four hours, stand idle, and are lent."""
+    reservation = other_buys.buy(16, 2, 6, at=1.5)
+    other_buys.go_to(2)
+    reservations.lend(actor=other_buys.actor, reservation=reservation, is_lent=True, at=timezone.now())
+    reservation.refresh_from_db()
+    assert reservation.state == "active"
+    return reservation
+
+
+@pytest.fixture
+def spot_runs(acme_buys: Buyer, lent: Reservation, clock: Any, run_until_idle: Run) -> Instance:
+    """Acme's bid for eight GPUs, which runs on lent ones."""
+    with transaction.atomic():
+        bid = spot.bid(
+            actor=acme_buys.actor, project=acme_buys.project, order=order(acme_buys.offer, gpus=8),
+            max_price_micros=USD, at=timezone.now(),
+        )  # fmt: skip
+    clock.shift(timedelta(seconds=INTERVAL_S))
+    held = spot.clear(offer_id=acme_buys.offer.pk, at=timezone.now())
+    assert held.capacity_gpus == 16
+    run_until_idle()
+    instance = Instance.objects.get(bid=bid)
+    assert instance.phase == "running"
+    return instance
+
+
+def test_without_lending_spot_gets_nothing_of_what_is_reserved(
+    acme_buys: Buyer, lent: Reservation, other_buys: Buyer, clock: Any
+) -> None:
+    reservations.lend(actor=other_buys.actor, reservation=lent, is_lent=False, at=timezone.now())
+    clock.shift(timedelta(seconds=INTERVAL_S))
+    assert spot.clear(offer_id=acme_buys.offer.pk, at=timezone.now()).capacity_gpus == 0
+
+
+def test_the_holder_gets_their_share_of_each_charge_once(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any
+) -> None:
+    before = other_buys.wallet().available_micros
+    clock.shift(timedelta(minutes=6))
+    charging.charge_due(at=timezone.now())
+    charge = Charge.objects.get()
+    assert charge.amount_micros == 8 * 50 * CENT // 10
+    for _ in range(2):
+        lending.share_due(at=timezone.now(), limit=10)
+    share = LendingShare.objects.get()
+    assert share.amount_micros == charge.amount_micros // 2
+    assert other_buys.wallet().available_micros == before + share.amount_micros
+    assert lending.earned_micros([lent]) == {lent.pk: share.amount_micros}
+    check_conserved(at=timezone.now())
+
+
+def test_what_the_holder_starts_takes_lent_gpus_back_within_the_notice(
+    other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any, run_until_idle: Run
+) -> None:
+    with transaction.atomic():
+        mine = rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8, replicas=2),
+            at=timezone.now(),
+        )  # fmt: skip
+    assert (mine.reservation_id, mine.phase) == (lent.pk, "queued")
+    run_until_idle()
+    for _ in range(2):
+        recalls.recall_due(at=timezone.now(), limit=10)
+    interruptions.announce_due(at=timezone.now(), limit=10)
+    told = Interruption.objects.get()
+    assert (told.reason, told.instance_id, told.min_notice_s) == ("owner_recall", spot_runs.pk, NOTICE_S)
+    clock.shift(timedelta(seconds=NOTICE_S))
+    run_until_idle()
+    clock.shift(timedelta(seconds=5))
+    run_until_idle()
+    assert Instance.objects.get(pk=mine.pk).phase == "running"
+    assert Instance.objects.get(pk=spot_runs.pk).phase == "interrupted"
+    assert books.check(at=timezone.now()) == []
+
+
+def test_what_fits_beside_spot_recalls_nothing(
+    other_buys: Buyer, spot_runs: Instance, lent: Reservation, run_until_idle: Run
+) -> None:
+    with transaction.atomic():
+        mine = rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8), at=timezone.now()
+        )
+    recalls.recall_due(at=timezone.now(), limit=10)
+    run_until_idle()
+    assert Instance.objects.get(pk=mine.pk).phase == "running"
+    assert Interruption.objects.count() == 0
