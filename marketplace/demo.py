@@ -18,7 +18,7 @@ from billing import credits, prices
 from billing.models import Unit
 from marketplace import tenants, tokens
 from marketplace.access import person
-from marketplace.models import ApiToken, Membership, Offer, Organization, Project, Role, User
+from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, User
 from marketplace.money import MICROS
 from marketplace.permissions import SCOPES
 from provisioning import nodes, quotas
@@ -29,6 +29,8 @@ CREDIT_MICROS = 500 * MICROS
 QUOTA_GPUS = 32
 # About 7 cents for a GiB and month.
 STORAGE_MICROS = 96
+# Blocks of this offer are sold ahead.
+BLOCKS_OF, BLOCK_MICROS = "h200-teesside", 1_990_000
 TOKEN_NAME = "command line of the demo"  # noqa: S105  a name, not a secret
 
 SITES = (
@@ -137,6 +139,7 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     for site in sites.values():
         _sell_storage(site, at)
     made = [_node(ware, name, operator, sites[ware.site], at) for ware in WARES for name in ware.nodes]
+    _sell_blocks(Offer.objects.get(slug=BLOCKS_OF), at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
 
 
@@ -145,6 +148,25 @@ def _sell_storage(site: Site, at: datetime) -> None:
         prices.publish(
             sku=site.storage_sku, currency="USD", micros_per_unit_hour=STORAGE_MICROS, effective_from=at, by=OPERATOR,
             at=at, unit=Unit.GIB,
+        )  # fmt: skip
+
+
+def _sell_blocks(offer: Offer, at: datetime) -> None:
+    """Sell blocks of one offer ahead, a fifth below on demand, and less the longer they are."""
+    _, is_new = BlockTerms.objects.get_or_create(
+        offer=offer,
+        defaults={
+            "max_gpus": 16,
+            "max_hours": 24 * 90,
+            "horizon_hours": 24 * 180,
+            "discounts": [[720, 2500], [168, 1500], [24, 500]],
+            "cancellation": [[168, 0], [24, 1000], [1, 5000]],
+        },
+    )
+    if is_new:
+        prices.publish(
+            sku=offer.reserved_sku, currency="USD", micros_per_unit_hour=BLOCK_MICROS, effective_from=at, by=OPERATOR,
+            at=at,
         )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
     QuotaExceeded, NoCapacity or ProjectSuspended with nothing held.
     """
     rentals.check_open(quote.project)
-    with transaction.atomic(savepoint=False):
+    with transaction.atomic():
         reservation = _book(actor, quote, at)
     take_payment(reservation, at=at)
     return reservation
