@@ -6,6 +6,7 @@ ICONS = {
     "box": '<path d="M12 3 4 7.500v9l8 4.500 8-4.500v-9Z"/><path d="m4 7.500 8 4.500 8-4.500M12 12v9"/>',
     "building": '<path d="M5 21V4h9v17"/><path d="M14 10h5v11"/><path d="M3 21h18"/><path d="M8.5 8h2"/>'
     '<path d="M8.5 12h2"/><path d="M8.5 16h2"/>',
+    "calendar": '<rect x="3.5" y="5" width="17" height="15.5" rx="1.5"/><path d="M3.5 10h17M8 3v4M16 3v4"/>',
     "check": '<path d="m4.5 12.5 5 5 10-11"/>',
     "chip": '<rect x="6" y="6" width="12" height="12" rx="2"/><rect x="10" y="10" width="4" height="4"/>'
     '<path d="M9 2.5V6M15 2.5V6M9 18v3.5M15 18v3.5M2.5 9H6M2.5 15H6M18 9h3.5M18 15h3.5"/>',

@@ -113,7 +113,7 @@ def reservation_state(reservation: Reservation) -> SafeString:
 def percent(basis_points: int) -> str:
     """Write basis points as a percentage."""
     whole, rest = divmod(basis_points, 100)
-    return f"{whole}.{rest:02d} %" if rest else f"{whole} %"
+    return f"{whole}.{rest:02d}\u00a0%" if rest else f"{whole}\u00a0%"
 
 
 @register.filter

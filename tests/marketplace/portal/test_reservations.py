@@ -45,7 +45,7 @@ def test_a_block_is_seen_quoted_bought_and_cancelled(owner: Client, offer: Offer
     quote = ask_for_quote(owner, offer)
     page = read(owner.get(reverse("quote", args=[quote.public_id])))
     assert "Pay $345.60 and reserve" in page.text
-    assert "10 % less for its duration" in page.text
+    assert "10\u00a0% less for its duration" in page.text
     assert "What cancelling would cost" in page.text
     owner.post(reverse("quote", args=[quote.public_id]))
     owner.post(reverse("quote", args=[quote.public_id]))
