@@ -58,7 +58,7 @@ def collect(*, organization: accounts.Organization, resource_id: str, reason: st
         assert all(hold.posted_micros == 0 for hold in holds), "what is paid ahead is taken whole"
         if holds:
             _take(holds, resource_id=resource_id, currency=organization.currency, reason=reason, at=at)
-            runway.refresh(organization=organization, at=at)
+            runway.refresh_if_burning(organization=organization, at=at)
     if not holds:
         raise HoldClosed(key=resource_id, needed_micros=0, left_micros=0)
     return Paid(**{by_account[hold.account_id]: hold.amount_micros for hold in holds})

@@ -76,6 +76,12 @@ def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
     return runway
 
 
+def refresh_if_burning(*, organization: accounts.Organization, at: datetime) -> None:
+    """Work it out anew where something burns; elsewhere it lasts for ever whatever there is. One statement then."""
+    if Runway.objects.filter(organization_id=organization.pk, burn_micros_per_hour__gt=0).exists():
+        refresh(organization=organization, at=at)
+
+
 def exhausts_at(*, funds_micros: int, burn_micros_per_hour: int, at: datetime) -> datetime | None:
     """Return the millisecond in which the money is used up; None if nothing burns or it takes a century."""
     if not burn_micros_per_hour:

@@ -33,7 +33,7 @@ from marketplace.models import (
 )
 from provisioning import calendar, quotas
 from provisioning.errors import IllegalMove, QuotaExceeded
-from provisioning.models import Instance, Quota
+from provisioning.models import Quota
 
 log = structlog.get_logger("marketplace.reservations")
 
@@ -42,23 +42,44 @@ PAYMENT_LIFE = timedelta(hours=1)
 # A payment is taken right after its booking; what is older was interrupted between the two.
 SETTLE_AFTER = timedelta(seconds=10)
 
-# The most GPUs that are reserved in any hour of a window: a running sum over where strips begin and end.
-RESERVED_AT_MOST = """
+# Which strips a quota counts.
+COUNTED = """quota.organization_id = %(organization)s AND quota.unit = 'gpus'
+    AND (quota.project_id IS NULL OR quota.project_id = %(project)s AND strips.project_id = quota.project_id)
+    AND quota.gpu_model IN ('', strips.gpu_model)"""
+# The first quota that a window would pass, with the most GPUs that are reserved in any of its hours: a running sum over
+# where strips begin and end, for each limit on GPUs that applies.
+PASSED = f"""
 WITH strips AS (
-    SELECT strip.starts_at, strip.ends_at, strip.gpus
+    SELECT project.id AS project_id, offer.gpu_model, greatest(strip.starts_at, %(start)s) AS starts_at, strip.ends_at,
+        strip.gpus
     FROM marketplace_project project
     JOIN marketplace_reservation held ON held.project_id = project.id AND held.state <> ALL (%(over)s)
-    JOIN marketplace_offer offer ON offer.id = held.offer_id AND %(gpu_model)s IN ('', offer.gpu_model)
+    JOIN marketplace_offer offer ON offer.id = held.offer_id
     JOIN marketplace_reservationstrip strip ON strip.reservation_id = held.id
         AND strip.starts_at < %(end)s AND strip.ends_at > %(start)s
-    WHERE project.organization_id = %(organization)s AND (%(project)s::bigint IS NULL OR project.id = %(project)s)
+    WHERE project.organization_id = %(organization)s
+), edge AS (
+    SELECT quota.id, strips.starts_at AS at, strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
+    UNION ALL SELECT quota.id, strips.ends_at, -strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
+), most AS (
+    SELECT id, max(running) AS held FROM (
+        SELECT id, sum(gpus) OVER (PARTITION BY id ORDER BY at, gpus) AS running FROM edge
+    ) summed GROUP BY id
 )
-SELECT coalesce(max(running), 0) FROM (
-    SELECT sum(gpus) OVER (ORDER BY at, gpus) AS running FROM (
-        SELECT greatest(starts_at, %(start)s) AS at, gpus FROM strips UNION ALL SELECT ends_at, -gpus FROM strips
-    ) edge
-) summed
-"""
+SELECT firsts.found, passed.id, passed.held
+FROM (
+    SELECT count(*) AS found FROM provisioning_quota
+    WHERE organization_id = %(organization)s AND (project_id IS NULL OR project_id = %(project)s)
+        AND gpu_model = '' AND market = '' AND unit = 'gpus'
+) firsts LEFT JOIN LATERAL (
+    SELECT quota.id, coalesce(most.held, 0) AS held FROM provisioning_quota quota LEFT JOIN most USING (id)
+    WHERE quota.organization_id = %(organization)s AND quota.unit = 'gpus'
+        AND (quota.project_id IS NULL OR quota.project_id = %(project)s)
+        AND quota.gpu_model IN ('', %(gpu_model)s) AND quota.market IN ('', 'reserved')
+        AND coalesce(most.held, 0) + %(gpus)s > quota."limit"
+    ORDER BY quota.id LIMIT 1
+) passed ON true
+"""  # noqa: S608  nothing in it comes from outside
 
 
 def lock(reservation_id: int) -> Reservation:
@@ -170,30 +191,33 @@ def check_quota(project: Project, window: Window) -> None:
     each other do not add up. Callers hold the organization's accounts, so that
     two at once follow each other.
     """
-    market = Instance.Market.RESERVED
-    for quota in quotas.applying(project_id=project.pk, gpu_model=window.offer.gpu_model, market=market):
-        held = _reserved_at_most(quota, window)
-        if held + window.gpus > quota.limit:
-            raise QuotaExceeded(
-                wanted=window.gpus, held=held, limit=quota.limit, is_organization=quota.project_id is None,
-                gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
-            )  # fmt: skip
+    firsts, quota_id, held = _passed(project, window)
+    if firsts < 2:
+        quotas.open_for(project_id=project.pk)
+        firsts, quota_id, held = _passed(project, window)
+    if quota_id is not None:
+        quota = Quota.objects.get(pk=quota_id)
+        raise QuotaExceeded(
+            wanted=window.gpus, held=int(held), limit=quota.limit, is_organization=quota.project_id is None,
+            gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
+        )  # fmt: skip
 
 
-def _reserved_at_most(quota: Quota, window: Window) -> int:
+def _passed(project: Project, window: Window) -> tuple[int, int | None, int]:
     with connection.cursor() as cursor:
         cursor.execute(
-            RESERVED_AT_MOST,
+            PASSED,
             {
-                "organization": quota.organization_id,
-                "project": quota.project_id,
-                "gpu_model": quota.gpu_model,
+                "organization": project.organization_id,
+                "project": project.pk,
+                "gpu_model": window.offer.gpu_model,
+                "gpus": window.gpus,
                 "start": window.starts_at,
                 "end": window.ends_at,
                 "over": [str(state) for state in OVER],
             },
         )
-        return int(cursor.fetchone()[0])
+        return tuple(cursor.fetchone())
 
 
 @transaction.atomic(savepoint=False)

@@ -206,17 +206,6 @@ def _held(quota: Quota) -> int:
     return held
 
 
-def applying(*, project_id: int, gpu_model: str, market: str) -> list[Quota]:
-    """Return the limits on GPUs of a project and its organization that apply to this model and market."""
-    owner = Q(organization__projects=project_id) & (Q(project=project_id) | Q(project=None))
-    words = Q(gpu_model__in=["", gpu_model], market__in=["", market], unit=Quota.Unit.GPUS)
-    found = list(Quota.objects.filter(owner & words).order_by("pk"))
-    if sum(quota.is_first for quota in found) < 2:
-        open_for(project_id=project_id)
-        found = list(Quota.objects.filter(owner & words).order_by("pk"))
-    return found
-
-
 def counted_by(quota: Quota) -> Any:
     """Return the holds that a quota counts."""
     counts = Q(project__organization=quota.organization_id)
