@@ -3,16 +3,18 @@
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from marketplace import rentals
 from marketplace.access import person
 from marketplace.models import Listing, Offer, Project, Quote, Reservation, Trade, User
 from provisioning import calendar
 from provisioning.calendar import hour_of
 from tests.blocks import USD, Buyer, sell_blocks
-from tests.conftest import Fleet
+from tests.conftest import Fleet, Run, order
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import read
 
@@ -45,7 +47,7 @@ def test_a_block_is_seen_quoted_bought_and_cancelled(owner: Client, offer: Offer
     quote = ask_for_quote(owner, offer)
     page = read(owner.get(reverse("quote", args=[quote.public_id])))
     assert "Pay $345.60 and reserve" in page.text
-    assert "10\u00a0% less for its duration" in page.text
+    assert "10 % less for its duration" in page.text
     assert "What cancelling would cost" in page.text
     owner.post(reverse("quote", args=[quote.public_id]))
     owner.post(reverse("quote", args=[quote.public_id]))
@@ -120,6 +122,19 @@ def test_a_stranger_sees_nothing_of_a_reservation(offer: Offer, charlie: User, a
     stranger = browser(charlie)
     assert stranger.get(reverse("reservation", args=[reservation.public_id])).status_code == 404
     assert stranger.get(reverse("quote", args=[quote.public_id])).status_code == 404
+
+
+def test_what_runs_inside_says_so_on_its_own_page(owner: Client, acme_buys: Buyer, run_until_idle: Run) -> None:
+    reservation = acme_buys.buy(2, 1, 4)
+    for hours in (0.5, 1):
+        acme_buys.go_to(hours)
+    with transaction.atomic():
+        instance = rentals.rent(
+            actor=acme_buys.actor, project=acme_buys.project, order=order(acme_buys.offer), at=acme_buys.at(1)
+        )
+    page = read(owner.get(reverse("instance", args=[instance.public_id])))
+    assert "It runs inside a reservation, which is paid for." in page.text
+    assert "1 of 2 GPUs are used now." in read(owner.get(reverse("reservation", args=[reservation.public_id]))).text
 
 
 def test_lending_is_turned_on_and_off(owner: Client, acme_buys: Buyer) -> None:
