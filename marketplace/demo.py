@@ -16,9 +16,9 @@ from django.db import transaction
 
 from billing import credits, prices
 from billing.models import Unit
-from marketplace import tenants, tokens
+from marketplace import spot_terms, tenants, tokens
 from marketplace.access import person
-from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, User
+from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, SpotTerms, User
 from marketplace.money import MICROS
 from marketplace.permissions import SCOPES
 from provisioning import nodes, quotas
@@ -31,6 +31,9 @@ QUOTA_GPUS = 32
 STORAGE_MICROS = 96
 # Blocks of this offer are sold ahead.
 BLOCKS_OF, BLOCK_MICROS = "h200-teesside", 1_990_000
+# Half of what it costs on demand.
+AUCTIONED, RESERVE_MICROS = "l40s-osaka", 400_000
+AUCTION_INTERVAL_S, AUCTION_NOTICE_S = 60, 30
 TOKEN_NAME = "command line of the demo"  # noqa: S105  a name, not a secret
 
 SITES = (
@@ -140,7 +143,21 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
         _sell_storage(site, at)
     made = [_node(ware, name, operator, sites[ware.site], at) for ware in WARES for name in ware.nodes]
     _sell_blocks(Offer.objects.get(slug=BLOCKS_OF), at)
+    _sell_by_auction(Offer.objects.get(slug=AUCTIONED), at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
+
+
+def _sell_by_auction(offer: Offer, at: datetime) -> None:
+    """Let newcomers bid and see an auction each minute."""
+    if not SpotTerms.objects.filter(offer=offer).exists():
+        spot_terms.set_terms(
+            offer=offer,
+            by=OPERATOR,
+            at=at,
+            reserve_micros=RESERVE_MICROS,
+            interval_s=AUCTION_INTERVAL_S,
+            min_notice_s=AUCTION_NOTICE_S,
+        )
 
 
 def _sell_storage(site: Site, at: datetime) -> None:

@@ -13,6 +13,11 @@ def decimal_string(micros: int) -> str:
     return f"{sign}{whole}.{rest:06d}"
 
 
+def plain(micros: int) -> str:
+    """Return an amount as somebody would type it, such as `2.49`."""
+    return decimal_string(micros).rstrip("0").rstrip(".")
+
+
 def brief(micros: int, currency: str) -> str:
     """Return an amount for where room is short: to the minor unit, exact only where that would hide most of it."""
     return shown(micros, currency, exact=0 < abs(micros) < MICROS // 10 ** MINOR_DIGITS.get(currency, 2))

@@ -63,12 +63,13 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
     rentals.check(order)
     terms = bids.terms_of(order.offer, currency=project.organization.currency)
     bids.check_price(terms, max_price_micros, at=at)
-    _check_size(terms, order.gpus * order.replicas, at=at)
+    check_capacity(terms, order.gpus * order.replicas, at=at)
     with rentals.name_in_use(order.name), transaction.atomic(savepoint=False):
         return _bid(actor, project, order, terms=terms, max_price_micros=max_price_micros, at=at)
 
 
-def _check_size(terms: SpotTerms, gpus: int, *, at: datetime) -> None:
+def check_capacity(terms: SpotTerms, gpus: int, *, at: datetime) -> None:
+    """Raise BadOrder for more GPUs than any auction of this offer could give."""
     there = _there(terms)
     if gpus > there:
         calendar.count(at=at, offer_id=terms.offer_id)  # It may have grown since it was counted.

@@ -275,3 +275,34 @@ class CreditForm(ConsoleForm):
     amount_micros = MoneyField(label=_("Amount"))
     reason = reason_field(_("The customer sees it."))
     key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+class SpotTermsForm(ConsoleForm):
+    """How an offer is sold by auction."""
+
+    is_enabled = forms.BooleanField(
+        label=_("Take bids"), required=False, help_text=_("Otherwise whoever runs is let go with notice.")
+    )
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    reserve_micros = MoneyField(label=_("Reserve per GPU-hour"), help_text=_("Nobody pays less."))
+    grid_micros = MoneyField(label=_("Step"), help_text=_("Bids and the reserve are multiples of it."))
+    interval_s = forms.IntegerField(label=_("Seconds between two auctions"), min_value=1, max_value=INTEGER_MAX)
+    min_notice_s = forms.IntegerField(
+        label=_("Notice in seconds"),
+        min_value=0,
+        max_value=INTEGER_MAX,
+        help_text=_("Binding: nobody is interrupted sooner, and a notice that we cut short is given back."),
+    )
+    hysteresis_bp = forms.IntegerField(
+        label=_("Advantage of whoever runs, in basis points"),
+        min_value=0,
+        max_value=INTEGER_MAX,
+        help_text=_("1000 is ten percent: so much more another must bid."),
+    )
+    rise_bp = forms.IntegerField(
+        label=_("Steepest rise of what is charged, in basis points"),
+        min_value=1,
+        max_value=INTEGER_MAX,
+        help_text=_("From one auction to the next; it falls at once."),
+    )
+    buffer_gpus = forms.IntegerField(label=_("GPUs held back"), min_value=0, max_value=INTEGER_MAX)

@@ -3,6 +3,7 @@
 from django.urls import path
 
 from marketplace.console.views import (
+    auctions,
     bookings,
     catalogue,
     clusters,
@@ -46,6 +47,10 @@ urlpatterns = [
     path("offers/<slug:offer_id>/blocks", bookings.terms, name="console-offer-blocks"),
     path("bookings", bookings.board, name="console-bookings"),
     path("offers/<slug:offer_id>/price", catalogue.offer_price, name="console-offer-price"),
+    path("auctions", auctions.listed, name="console-auctions"),
+    path("offers/<slug:offer_id>/auctions", auctions.of_offer, name="console-offer-auctions"),
+    path("offers/<slug:offer_id>/auctions/<slug:auction_id>", auctions.shown, name="console-auction"),
+    path("offers/<slug:offer_id>/auction-terms", auctions.terms, name="console-auction-terms"),
     path("sites", catalogue.sites, name="console-sites"),
     path("sites/new", catalogue.new_site, name="console-site-new"),
     path("sites/<slug:site_id>/storage", catalogue.storage, name="console-site-storage"),

@@ -35,9 +35,11 @@ def launch(
     lease: str = "",
     restarts: bool = False,
     mounts: Sequence[Mount] = (),
+    max_price: str = "",
 ) -> tuple[str, str]:
-    """Return an order as a command line and as a curl call."""
-    parts = ["gpumarket", "launch", offer, "--gpus", str(gpus)]
+    """Return an order as a command line and as a curl call; with a `max_price` it is a bid."""
+    parts = ["gpumarket", "bid" if max_price else "launch", offer, "--gpus", str(gpus)]
+    parts += ["--max-price", max_price] if max_price else []
     parts += ["--replicas", str(replicas)] if replicas != 1 else []
     parts += ["--name", name] if name else []
     for variable, value in env.items():
@@ -52,6 +54,7 @@ def launch(
     parts += ["--project", project] if project else []
     parts += ["--", *command] if command else []
     body: dict[str, object] = {"offer": offer, "gpus": gpus, "replicas": replicas, "command": list(command)}
+    body |= {"max_price": max_price} if max_price else {}
     body |= {"image": image} if image else {}
     body |= {"ports": list(ports)} if ports else {}
     body |= {"lease": lease} if lease else {}
@@ -63,8 +66,9 @@ def launch(
     body |= {"name": name} if name else {}
     body |= {"env": dict(env)} if env else {}
     body |= {"project": project} if project else {}
+    route = "bids" if max_price else "instances"
     curl = (
-        f'curl -X POST {settings.PUBLIC_URL}/api/v1/instances \\\n  -H "Authorization: Bearer {TOKEN}" \\\n'
+        f'curl -X POST {settings.PUBLIC_URL}/api/v1/{route} \\\n  -H "Authorization: Bearer {TOKEN}" \\\n'
         f'  -H "Idempotency-Key: $(uuidgen)" \\\n  -H "Content-Type: application/json" \\\n'
         f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
     )

@@ -88,6 +88,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "mounts": volumes.mounts_of([instance])[instance.pk],
         "repair": outlook.of([instance]).get(instance.pk),
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
+        "bid": access.bids(visit.actor).filter(instance=instance).first() if instance.market == "spot" else None,
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
         "is_at_rest": instance.phase in AT_REST,

@@ -14,12 +14,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from billing import accounts
-from marketplace import access, costs, idempotency, limits, offers, rentals
+from marketplace import access, costs, idempotency, limits, offers, rentals, spot
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
-from marketplace.money import shown
+from marketplace.money import plain, shown
 from marketplace.offers import Listing
-from marketplace.portal import commands, errors, mounting, waits
+from marketplace.portal import bidding, commands, errors, mounting, waits
 from marketplace.portal.doors import REFUSALS, Visit, page
 from provisioning import images
 from provisioning.models import Instance
@@ -40,6 +40,8 @@ FIELDS = (
     "volumes",
     "max_price",
     "hours",
+    "market",
+    "bid_price",
 )
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
@@ -65,6 +67,7 @@ class Draft:
         """Return a new form, filled with what its address names."""
         typed = {name: query.get(name, "") for name in FIELDS}
         typed |= {name: typed[name] or "1" for name in ("gpus", "replicas")}
+        typed["market"] = typed["market"] if typed["market"] == bidding.MARKET else ""
         typed["lease"] = typed["lease"] or Instance.Lease.STICKY
         return cls(typed=typed, key=secrets.token_urlsafe(24))
 
@@ -115,6 +118,18 @@ class Draft:
             "ports": self.ports() if takes_image else [],
             "lease": self.typed["lease"] or Instance.Lease.STICKY,
         }
+
+    @property
+    def bids(self) -> bool:
+        """Whether it is to be bid for instead of rented."""
+        return self.typed["market"] == bidding.MARKET
+
+    def max_price_micros(self) -> int:
+        """Return the bid that was typed, or 0 with an error written beside it."""
+        micros = bidding.micros_of(self.typed["bid_price"])
+        if micros is None:
+            self.errors["bid_price"] = bidding.amount_error()
+        return micros or 0
 
     def uses(self, project: Project) -> list[Use]:
         """Return the volumes that were chosen, or none with an error beside them."""
@@ -181,16 +196,20 @@ def launch(visit: Visit) -> HttpResponse:
     draft = Draft.read(visit)
     project = access.project_for(visit.actor, draft.typed["project"] or None, verb="instance.change")
     listing = _chosen(_listings(visit, project.organization.currency), draft)
+    max_price_micros = draft.max_price_micros() if draft.bids else 0
     order = draft.order(project, listing) if listing else None
     if order is None:
         return _form(visit, draft, status=422)
     if visit.text("wait"):
         return _wait(visit, project, order, draft)
     try:
-        instance_id = _rent_once(visit, project, order, draft)
+        instance_id = _order_once(visit, project, order, draft, max_price_micros=max_price_micros)
     except REFUSALS as error:
         return _refused(visit, draft, error)
-    messages.success(visit.request, _("Your order is in. Billing starts when the instance is ready."))
+    if draft.bids:
+        messages.success(visit.request, _("Your bid is in. It starts when an auction gives it its GPUs."))
+    else:
+        messages.success(visit.request, _("Your order is in. Billing starts when the instance is ready."))
     return redirect("instance", instance_id)
 
 
@@ -203,15 +222,21 @@ def _wait(visit: Visit, project: Project, order: rentals.Order, draft: Draft) ->
     return redirect("waits")
 
 
-def _rent_once(visit: Visit, project: Project, order: rentals.Order, draft: Draft) -> str:
-    """Rent and return the instance's id; the same form sent again returns the same one."""
+def _order_once(visit: Visit, project: Project, order: rentals.Order, draft: Draft, *, max_price_micros: int) -> str:
+    """Rent or bid and return the instance's id; the same form sent again returns the same one."""
 
-    def rent() -> tuple[int, Any]:
+    def place() -> tuple[int, Any]:
+        if draft.bids:
+            access.project_for(visit.actor, project.public_id, verb="bid.change")
+            placed = spot.bid(
+                actor=visit.actor, project=project, order=order, max_price_micros=max_price_micros, at=visit.at
+            )
+            return 202, {"id": placed.instance.public_id}
         instance: Instance = rentals.rent(actor=visit.actor, project=project, order=order, at=visit.at)
         return 202, {"id": instance.public_id}
 
     answer = idempotency.once(
-        organization=project.organization, route=ROUTE, key=draft.key, order=draft.typed, effect=rent
+        organization=project.organization, route=ROUTE, key=draft.key, order=draft.typed, effect=place
     )
     return str(answer.body["id"])
 
@@ -222,7 +247,8 @@ def _refused(visit: Visit, draft: Draft, error: Exception) -> HttpResponse:
     if isinstance(error, idempotency.KeyOfAnotherOrder | idempotency.KeyMissing):
         draft.key = secrets.token_urlsafe(24)
     if isinstance(error, BadOrder) and error.field in FIELDS:
-        draft.errors[error.field] = str(error)
+        # The form has two prices: the most that a bid pays, and the most that a waiting order pays.
+        draft.errors["bid_price" if draft.bids and error.field == "max_price" else error.field] = str(error)
         return _form(visit, draft, status=refusal.status)
     if isinstance(error, Conflict):
         draft.errors["name"] = str(error)
@@ -267,6 +293,14 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     context |= {"volumes": found_volumes, "volumes_for": f"{listing.offer.slug} {project.public_id}"}
     numbers = Draft(typed=draft.typed, key="")
     gpus, replicas = numbers.number("gpus"), numbers.number("replicas")
+    bid = context["bidding"] = bidding.bidding(
+        visit,
+        listing.offer,
+        currency=project.organization.currency,
+        market=draft.typed["market"],
+        typed=draft.typed["bid_price"],
+        gpus=gpus * replicas,
+    )
     cli, curl = commands.launch(
         offer=listing.offer.slug,
         gpus=gpus or 1,
@@ -277,13 +311,18 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         project=project.public_id if len(projects) > 1 else "",
         **_changed(numbers.running(listing.offer)),
         restarts=draft.restarts,
+        max_price=plain(bid.price_micros) if bid is not None and bid.is_chosen and bid.price_micros else "",
         mounts=[
             mounting.Mount(one.volume.name, one.path, one.read_only and context["takes_image"])
             for one in found_volumes
             if one.is_chosen
         ],
     )
-    found = None if numbers.errors.keys() & {"gpus", "replicas"} else _estimate(project, listing, gpus, replicas)
+    found = None
+    if not numbers.errors.keys() & {"gpus", "replicas"}:
+        found = _estimate(project, listing, gpus, replicas)
+        if bid is not None and bid.is_chosen:
+            found = _bid_estimate(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
     if found and context["takes_image"]:
         found.checks.append(_image_check(project, draft.typed["image"]))
     if found and not found.fits:
@@ -330,7 +369,7 @@ def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int)
         checks=[
             _size_check(listing, gpus_each, replicas),
             capacity,
-            _quota_check(project, listing.offer, gpus),
+            _quota_check(project, listing.offer, gpus, Instance.Market.ON_DEMAND),
             _credit_check(wallet, hour),
         ],
     )
@@ -375,9 +414,33 @@ def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
     )
 
 
-def _quota_check(project: Project, offer: Offer, gpus: int) -> Check:
+def _bid_estimate(
+    visit: Visit, project: Project, listing: Listing, bid: bidding.Bidding, *, gpus_each: int, replicas: int
+) -> Estimate:
+    """Price a bid at its worst, and see whether size, price, quota and credit allow it."""
+    second, hour, day = costs.rates(micros_per_unit_hour=bid.price_micros or 0, quantity=bid.gpus)
+    problem = bidding.price_problem(bid, visit)
+    has_funds, funds = bidding.funds_text(bid, accounts.wallet(organization=project.organization))
+    return Estimate(
+        currency=bid.currency,
+        gpus=bid.gpus,
+        per_gpu_hour=bid.price_micros or 0,
+        per_second=second,
+        per_hour=hour,
+        per_day=day,
+        fits=True,  # What bids waits, and does not need GPUs now.
+        checks=[
+            _size_check(listing, gpus_each, replicas),
+            Check(not problem, problem or _("The auction takes this bid.")),
+            _quota_check(project, listing.offer, bid.gpus, Instance.Market.SPOT),
+            Check(has_funds, funds, "" if has_funds else _("Add credit, or choose fewer GPUs.")),
+        ],
+    )
+
+
+def _quota_check(project: Project, offer: Offer, gpus: int, market: Instance.Market) -> Check:
     """Say how the tightest limit stands that this order is counted by. One query."""
-    tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=Instance.Market.ON_DEMAND)
+    tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=market)
     text = ngettext(
         "Quota of %(project)s: %(held)s of %(limit)s GPU is held.",
         "Quota of %(project)s: %(held)s of %(limit)s GPUs are held.",

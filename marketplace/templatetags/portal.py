@@ -9,9 +9,11 @@ from django import template
 from django.conf import settings
 from django.forms import BoundField
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _lazy
 from django.utils.translation import ngettext
 
 from marketplace import money, restarts
@@ -65,6 +67,25 @@ def phase(instance: Instance) -> SafeString:
     if instance.is_charged and instance.health == Instance.Health.UNREACHABLE:
         return badge(instance.get_health_display(), "warn", "alert")
     return badge(instance.get_phase_display(), tone, name)
+
+
+BID_STATES: dict[str, tuple[Promise, str, str]] = {
+    "waiting": (_lazy("Waiting"), "clock", "moving"),
+    "unfunded": (_lazy("Without funds"), "alert", "bad"),
+    "won": (_lazy("Won, starting"), "loader", "moving"),
+    "running": (_lazy("Running"), "play", "good"),
+    "notified": (_lazy("Interruption announced"), "alert", "warn"),
+    "interrupted": (_lazy("Interrupted"), "pause", "warn"),
+    "resting": (_lazy("Not bidding"), "stop", "quiet"),
+    "ended": (_lazy("Ended"), "minus", "quiet"),
+}
+
+
+@register.simple_tag
+def bid_state(state: str) -> SafeString:
+    """Write where a bid stands."""
+    text, name, tone = BID_STATES[state]
+    return badge(str(text), tone, name)
 
 
 VOLUME_STATES: dict[Volume.State, tuple[str, str]] = {
