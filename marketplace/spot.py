@@ -16,7 +16,7 @@ import structlog
 from django.db import connection, transaction
 from django.utils.translation import gettext
 
-from billing import floating, prices
+from billing import floating, prices, rating
 from billing.errors import BillingError
 from billing.public_ids import new_public_id
 from marketplace import auction, audit, bids, rentals, runtimes, spot_capacity
@@ -359,7 +359,8 @@ def _plan(
     since: datetime,
     micros: int | None = None,
 ) -> None:
-    """Plan interruptions at the price that held until `since`."""
+    """Plan interruptions at the price that held until the millisecond of `since`, from which on no other does."""
+    since = rating.whole_millisecond(since)
     series = bids.series_of(terms, at=since)
     still = prices.publish(
         sku=terms.offer.spot_notice_sku,

@@ -9,7 +9,7 @@ from marketplace.portal.charts import Rule, round_up
 from marketplace.spot_market import Bucket
 
 WIDTH, HEIGHT = 720, 240
-LEFT, RIGHT, TOP, BOTTOM = 84, 8, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 84, 8, 22, 28
 GRID_LINES = 4
 LABELS = 5
 
