@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import groupby
+from itertools import accumulate
 from typing import NamedTuple
 
 BASIS = 10_000
@@ -96,6 +96,7 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
         else:
             lost += 1
             highest_losing = max(price, highest_losing)
+    demand = _demand(ranked)
     price_micros = max(reserve, highest_losing if lowest_winning is None else min(lowest_winning, highest_losing))
     return Outcome(
         price_micros=price_micros,
@@ -104,9 +105,9 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
         bids=len(bids),
         eligible=len(ranked),
         passed_over=passed_over,
-        demanded_gpus=sum(entry[4] for entry in ranked),
+        demanded_gpus=demand[-1][1] if demand else 0,
         allocated_gpus=rules.capacity_gpus - left,
-        demand=_demand((entry[5], entry[4]) for entry in ranked),
+        demand=demand,
     )
 
 
@@ -121,13 +122,13 @@ def charged(rules: Rules, price_micros: int) -> int:
     return max(rules.reserve_micros, min(price_micros, risen))
 
 
-def _demand(priced: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _demand(ranked: Iterable[tuple[int, bool, int, str, int, int]]) -> tuple[tuple[int, int], ...]:
     """Return how many GPUs are asked for at each price or more, from the highest price down: nobody's bid alone."""
-    total = 0
-    steps = []
-    for price, bids in groupby(sorted(priced, reverse=True), key=lambda bid: bid[0]):
-        total += sum(gpus for _, gpus in bids)
-        steps.append((price, total))
+    asked: dict[int, int] = {}
+    for _, _, _, _, gpus, price in ranked:
+        asked[price] = asked.get(price, 0) + gpus
+    prices = sorted(asked, reverse=True)
+    steps = list(zip(prices, accumulate(map(asked.__getitem__, prices)), strict=True))
     if len(steps) <= CURVE_STEPS_MAX:
         return tuple(steps)
     stride = -(-len(steps) // (CURVE_STEPS_MAX - 1))

@@ -32,7 +32,7 @@ log = structlog.get_logger("marketplace.spot")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # The sweep of workflows finds the rest within a second.
-NUDGES_MAX = 100
+NUDGES_MAX = 20
 AGAIN_AFTER = timedelta(seconds=30)
 # Only these follow from an auction; whoever is interrupted for another reason takes part in none.
 MARKET_REASONS = (Interruption.Reason.OUTBID, Interruption.Reason.CAPACITY)

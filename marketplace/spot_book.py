@@ -41,7 +41,8 @@ def entries(*, offer_id: int, at: datetime) -> list[Entry]:
     """Return every bid that takes part in an auction of this offer now. One query."""
     with connection.cursor() as cursor:
         cursor.execute(STANDING, {"offer": offer_id, "at": at})
-        return [Entry(auction.Bid._make(row[:5]), *row[5:]) for row in cursor.fetchall()]
+        rows = cursor.fetchall()
+    return [Entry(auction.Bid(a, b, c, d, e), f, g, h, i) for a, b, c, d, e, f, g, h, i in rows]
 
 
 def book_of(held: Auction) -> bytes:

@@ -13,8 +13,7 @@ from django.utils.functional import Promise
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy as _lazy
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from marketplace import money, restarts
 from marketplace.models import Reservation, ReservationState
@@ -70,14 +69,14 @@ def phase(instance: Instance) -> SafeString:
 
 
 BID_STATES: dict[str, tuple[Promise, str, str]] = {
-    "waiting": (_lazy("Waiting"), "clock", "moving"),
-    "unfunded": (_lazy("Without funds"), "alert", "bad"),
-    "won": (_lazy("Won, starting"), "loader", "moving"),
-    "running": (_lazy("Running"), "play", "good"),
-    "notified": (_lazy("Interruption announced"), "alert", "warn"),
-    "interrupted": (_lazy("Interrupted"), "pause", "warn"),
-    "resting": (_lazy("Not bidding"), "stop", "quiet"),
-    "ended": (_lazy("Ended"), "minus", "quiet"),
+    "waiting": (gettext_lazy("Waiting"), "clock", "moving"),
+    "unfunded": (gettext_lazy("Without funds"), "alert", "bad"),
+    "won": (gettext_lazy("Won, starting"), "loader", "moving"),
+    "running": (gettext_lazy("Running"), "play", "good"),
+    "notified": (gettext_lazy("Interruption announced"), "alert", "warn"),
+    "interrupted": (gettext_lazy("Interrupted"), "pause", "warn"),
+    "resting": (gettext_lazy("Not bidding"), "stop", "quiet"),
+    "ended": (gettext_lazy("Ended"), "minus", "quiet"),
 }
 
 
