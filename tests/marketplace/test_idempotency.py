@@ -117,7 +117,7 @@ def test_one_order_from_twenty_sides_at_the_same_moment_rents_once(program: Prog
     assert len({answer.content for answer in answers}) == 1
     assert sum("Idempotency-Replayed" in answer.headers for answer in answers) == SIDES - 1
     assert Instance.objects.count() == GpuHold.objects.count() == Hold.objects.count() == 1
-    assert Quota.objects.get(held__gt=0).held == 1
+    assert set(Quota.objects.filter(held__gt=0).values_list("held", flat=True)) == {1}
     assert books.check(at=timezone.now()) == []
 
 
