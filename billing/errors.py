@@ -57,3 +57,38 @@ class CurrencyMismatch(BillingError):
         super().__init__(f"{found} instead of {expected}")
         self.expected = expected
         self.found = found
+
+
+class BadTaxId(BillingError):
+    """The tax id has not the form that its country gives to them."""
+
+    def __init__(self, *, country: str, tax_id: str) -> None:
+        super().__init__(f"{tax_id} does not have the form of a tax id of {country}")
+        self.country = country
+        self.tax_id = tax_id
+
+
+class NoSeller(BillingError):
+    """Nobody has said yet whose invoices these are; see `sellers.name_seller`."""
+
+
+class NothingToInvoice(BillingError):
+    """There is nothing that was not invoiced already, or too little to be paid; it goes on the next invoice."""
+
+
+class CreditTooLarge(BillingError):
+    """A credit note takes back no more than what is left of its invoice, in whole minor units."""
+
+    def __init__(self, *, asked_micros: int, left_micros: int, currency: str) -> None:
+        super().__init__(f"{asked_micros} micros {currency} were asked for, {left_micros} are left")
+        self.asked_micros = asked_micros
+        self.left_micros = left_micros
+        self.currency = currency
+
+
+class SecondPersonNeeded(BillingError):
+    """Whoever proposes to give money back does not decide about it."""
+
+
+class AlreadyDecided(BillingError):
+    """Somebody decided about this proposal already."""

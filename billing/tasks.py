@@ -1,12 +1,13 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
-Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s.
+Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s, `issue_invoices` every 10 min.
 """
 
 from celery import shared_task
 from django.utils import timezone
 
 from billing import charging, holds
+from billing.invoicing import issuing
 
 
 @shared_task
@@ -17,3 +18,8 @@ def charge_due() -> None:
 @shared_task
 def expire_holds() -> None:
     holds.expire(at=timezone.now())
+
+
+@shared_task
+def issue_invoices() -> None:
+    issuing.issue_due(at=timezone.now())

@@ -2,9 +2,10 @@
 
 from decimal import ROUND_HALF_UP, Decimal
 
+from billing.invoicing.rounding import MINOR_DIGITS
+
 MICROS = 1_000_000
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
-MINOR_DIGITS = {"JPY": 0}
 
 
 def decimal_string(micros: int) -> str:

@@ -168,6 +168,12 @@ class Transfer(models.Model):
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="transfer_moves_something"),
             models.CheckConstraint(condition=~Q(source=F("target")), name="transfer_goes_somewhere_else"),
         ]
+        indexes = [
+            # Few among the charges of each minute: what an account paid for other things than use.
+            models.Index(
+                fields=["source"], condition=~Q(key__startswith="charge:"), name="transfer_other_than_for_use"
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.key}: {self.amount_micros} micros"

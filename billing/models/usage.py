@@ -142,6 +142,8 @@ class UsageSpan(models.Model):
     )
     charged_micros = models.BigIntegerField(default=0)
     charged_through = models.DateTimeField()
+    invoiced_micros = models.BigIntegerField(default=0)
+    invoiced_through = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         constraints = [
@@ -171,6 +173,11 @@ class UsageSpan(models.Model):
                 condition=Q(ended_at=None) | Q(charged_through__lte=F("ended_at")),
                 name="usage_span_not_charged_beyond_its_end",
             ),
+            models.CheckConstraint(
+                condition=Q(invoiced_through=None, invoiced_micros=0)
+                | Q(invoiced_through__gte=F("started_at"), invoiced_micros__gte=0),
+                name="usage_span_invoiced_from_its_start",
+            ),
         ]
         indexes = [
             models.Index(fields=["organization", "-started_at"], name="usage_span_newest_first"),
@@ -182,6 +189,11 @@ class UsageSpan(models.Model):
                 fields=["charged_through"],
                 condition=Q(ended_at=None) | Q(charged_through__lt=F("ended_at")),
                 name="usage_span_to_charge",
+            ),
+            models.Index(
+                fields=["organization"],
+                condition=Q(ended_at=None) | Q(invoiced_through=None) | ~Q(invoiced_through=F("ended_at")),
+                name="usage_span_to_invoice",
             ),
         ]
 

@@ -19,10 +19,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+        parser.add_argument("--recompute", action="store_true", help="work out every line of every invoice too")
 
     def handle(self, *args: Any, **options: Any) -> None:
         at = timezone.now()
-        findings = books.check(at=at)
+        findings = books.check(at=at) + (books.recompute() if options["recompute"] else [])
         counts = books.counts()
         if options["json"]:
             report = {"as_of": at.isoformat(), "balanced": not findings, "counts": counts}

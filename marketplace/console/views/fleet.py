@@ -43,6 +43,6 @@ def books_page(visit: Visit) -> HttpResponse:
         "is_asked": is_asked,
         "findings": books.check(at=visit.at) if is_asked else [],
         "counts": books.counts() if is_asked else {},
-        "rules": len(books.RULES),
+        "rules": len(books.EVERY_RULE),
     }
     return visit.page("console/books.html", context)

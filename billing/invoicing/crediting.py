@@ -1,0 +1,167 @@
+"""Taking back part of an invoice: one person proposes, another decides, and a credit note says so for ever."""
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import QuerySet, Sum
+
+from billing import accounts, ledger, runway
+from billing.accounts import Organization
+from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused, SecondPersonNeeded
+from billing.invoicing import sellers
+from billing.invoicing.rounding import minor_unit_micros, part_of_tax
+from billing.invoicing.writing import given_to
+from billing.models import Account, CreditProposal, Invoice, InvoiceLine, InvoiceMail, InvoiceSeries
+
+State = CreditProposal.State
+MOVES: dict[State, tuple[State, ...]] = {
+    State.PROPOSED: (State.ISSUED, State.DECLINED),
+    State.ISSUED: (),
+    State.DECLINED: (),
+}
+
+
+def left_micros(invoice: Invoice) -> int:
+    """Return what can still be credited of a net amount: what no credit note, issued or proposed, takes back."""
+    if invoice.is_credit_note:
+        return 0
+    proposed = CreditProposal.objects.filter(invoice=invoice, state=State.PROPOSED)
+    return invoice.net_micros - _credited(invoice) - (proposed.aggregate(total=Sum("net_micros"))["total"] or 0)
+
+
+@transaction.atomic
+def propose(*, invoice: Invoice, net_micros: int, reason: str, by: int, key: UUID, at: datetime) -> CreditProposal:
+    """Propose to take back a net amount of an invoice, once per key; nothing moves yet. `by` is a person's id.
+
+    Raises CreditTooLarge for more than what is left of it, or for what is no whole minor unit.
+    """
+    accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
+    first = CreditProposal.objects.filter(key=key).first()
+    if first is not None:
+        if (first.invoice_id, first.net_micros, first.reason) != (invoice.pk, net_micros, reason):
+            raise KeyReused(str(key))
+        return first
+    left = left_micros(invoice)
+    if not 0 < net_micros <= left or net_micros % minor_unit_micros(invoice.currency):
+        raise CreditTooLarge(asked_micros=net_micros, left_micros=left, currency=invoice.currency)
+    return CreditProposal.objects.create(
+        invoice=invoice, net_micros=net_micros, reason=reason, proposed_by_id=by, proposed_at=at, key=key
+    )
+
+
+@transaction.atomic
+def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
+    """Issue the credit note of a proposal and give the money back. `by` is the id of another person than the proposer.
+
+    The money goes to what the organization owes, then to its cash.
+    """
+    invoice = proposal.invoice
+    if by == proposal.proposed_by_id:
+        raise SecondPersonNeeded("somebody else has to decide about this credit")
+    payer = accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
+    _still_open(proposal)
+    note = _write(proposal, at=at)
+    for what, kind, micros in (
+        ("net", Account.Kind.REVENUE, note.net_micros),
+        ("tax", Account.Kind.TAX, note.tax_micros),
+    ):
+        for target, share in given_to(payer, micros):
+            target.balance_micros += share
+            ledger.transfer(
+                key=f"invoice:{note.public_id}:{what}:{target.kind}",
+                source=accounts.platform(kind, invoice.currency),
+                target=target,
+                amount_micros=share,
+                reason=f"Credit note {note.number}",
+                at=at,
+            )
+    _decide(proposal, State.ISSUED, by=by, at=at, credit_note=note)
+    runway.refresh(organization=invoice.organization, at=at)
+    return note
+
+
+@transaction.atomic
+def decline(*, proposal: CreditProposal, by: int, at: datetime) -> None:
+    """Leave an invoice as it is; whoever proposed may take the proposal back in this way too."""
+    accounts.lock(organization_id=proposal.invoice.organization_id, currency=proposal.invoice.currency)
+    _decide(proposal, State.DECLINED, by=by, at=at)
+
+
+def proposals() -> QuerySet[CreditProposal]:
+    """Return all proposals with what is shown of them, the newest first."""
+    found = CreditProposal.objects.select_related("invoice__organization", "proposed_by", "decided_by", "credit_note")
+    return found.order_by("-pk")
+
+
+def _still_open(proposal: CreditProposal) -> None:
+    if not CreditProposal.objects.filter(pk=proposal.pk, state=State.PROPOSED).exists():
+        raise AlreadyDecided("somebody decided about this already")
+
+
+def _decide(
+    proposal: CreditProposal, state: State, *, by: int, at: datetime, credit_note: Invoice | None = None
+) -> None:
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    moved = CreditProposal.objects.filter(pk=proposal.pk, state__in=sources).update(
+        state=state, decided_by_id=by, decided_at=at, credit_note=credit_note
+    )
+    if not moved:
+        raise AlreadyDecided("somebody decided about this already")
+    proposal.refresh_from_db()
+
+
+def _credited(invoice: Invoice) -> int:
+    return Invoice.objects.filter(credited=invoice).aggregate(total=Sum("net_micros"))["total"] or 0
+
+
+def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
+    invoice = proposal.invoice
+    ((series, sequence, number),) = sellers.take_numbers(InvoiceSeries.Kind.CREDIT_NOTE, 1)
+    tax = part_of_tax(
+        tax_micros=invoice.tax_micros,
+        net_micros=invoice.net_micros,
+        credited_micros=_credited(invoice),
+        now_micros=proposal.net_micros,
+        unit=minor_unit_micros(invoice.currency),
+    )
+    copied = (
+        "period_start", "period_end", "currency", "language", "seller", "customer", "tax_treatment", "tax_country",
+        "tax_name", "tax_rate_bps", "organization",
+    )  # fmt: skip
+    note = Invoice.objects.create(
+        **{name: getattr(invoice, name) for name in copied},
+        number=number,
+        series=series,
+        sequence=sequence,
+        kind=series.kind,
+        credited=invoice,
+        issued_at=at,
+        exact_micros=proposal.net_micros,
+        exact_promo_micros=0,
+        subtotal_micros=proposal.net_micros,
+        promo_micros=0,
+        net_micros=proposal.net_micros,
+        tax_micros=tax,
+        total_micros=proposal.net_micros + tax,
+        paid_micros=proposal.net_micros + tax,
+        due_micros=0,
+        reason=proposal.reason,
+    )
+    InvoiceLine.objects.create(
+        invoice=note,
+        key="credit",
+        resource_name=proposal.reason,
+        starts_at=invoice.period_start,
+        ends_at=invoice.period_end,
+        unit_milliseconds=0,
+        exact_micros=proposal.net_micros,
+        amount_micros=proposal.net_micros,
+    )
+    InvoiceMail.objects.create(invoice=note, next_try_at=at)
+    return note
+
+
+def credit_notes(organization: Organization, invoice: Invoice) -> QuerySet[Invoice]:
+    """Return what was taken back of an invoice, the newest first."""
+    return Invoice.objects.filter(organization_id=organization.pk, credited=invoice).order_by("-pk")

@@ -1,0 +1,144 @@
+"""What an invoice will say: lines, promotional credit, tax, what is paid. Pure arithmetic over what was read."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from billing.accounts import CustomerAccounts
+from billing.invoicing import sellers, taxes
+from billing.invoicing.pieces import Piece
+from billing.invoicing.rounding import half_up, minor_unit_micros, shared_out
+from billing.invoicing.taxes import Party, Tax
+from billing.models import BillingDetails
+
+
+@dataclass(slots=True)
+class Line:
+    """The pieces of one resource, meter, price version and market; those of an earlier period stand apart."""
+
+    key: str
+    pieces: list[Piece]
+    is_late: bool
+    exact_micros: int
+    amount_micros: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """An invoice without a number. `moves_micros` is what the ledger still has to take: tax, and the rounding."""
+
+    payer: CustomerAccounts
+    organization_id: int
+    lines: list[Line]
+    marked: list[Piece]
+    period_start: datetime
+    period_end: datetime
+    seller: dict[str, Any]
+    customer: dict[str, Any]
+    language: str
+    tax: Tax
+    exact_micros: int
+    exact_promo_micros: int
+    subtotal_micros: int
+    promo_micros: int
+    tax_micros: int
+    uninvoiced_micros: int
+
+    @property
+    def net_micros(self) -> int:
+        return self.subtotal_micros - self.promo_micros
+
+    @property
+    def total_micros(self) -> int:
+        return self.net_micros + self.tax_micros
+
+    @property
+    def rounding_micros(self) -> int:
+        """What the invoice asks beyond what was taken for the use: less than a minor unit, of either sign."""
+        return self.net_micros - (self.exact_micros - self.exact_promo_micros)
+
+
+def drafted(
+    *,
+    payer: CustomerAccounts,
+    found: list[Piece],
+    promo_left_micros: int,
+    last_end: datetime | None,
+    cutoff: datetime,
+    seller: BillingDetails,
+    details: BillingDetails | None,
+    name: str,
+) -> Draft | None:
+    """Return an organization's next invoice; None where it would ask for nothing or less than nothing.
+
+    `promo_left_micros` is the promotional credit that has paid for use and was
+    on no invoice. It is a reduction of the price, so it comes off before the
+    tax, and counts for the oldest use first.
+    """
+    currency = payer.cash.currency
+    unit = minor_unit_micros(currency)
+    start = period_start(found, last_end=last_end, cutoff=cutoff)
+    before_cutoff = [piece for piece in found if piece.started_at < cutoff]
+    lines = lines_of([piece for piece in before_cutoff if piece.adds_something], start=start, unit=unit)
+    exact, subtotal = sum(line.exact_micros for line in lines), sum(line.amount_micros for line in lines)
+    exact_promo = min(exact, promo_left_micros)
+    promo = half_up(exact_promo, unit)
+    if subtotal <= 0 or subtotal < promo:
+        return None
+    country = seller.country
+    customer = sellers.snapshot(details, name=name, country=country)
+    tax = taxes.decide(
+        seller=Party(country, seller.tax_id),
+        customer=Party(customer["country"], customer["tax_id"]),
+        on=(cutoff - timedelta(milliseconds=1)).date(),
+    )
+    assert payer.cash.organization_id is not None
+    charged_after = sum(piece.charged_micros for piece in found) - sum(
+        piece.whole_micros if piece.started_at < cutoff else 0 for piece in found
+    )
+    return Draft(
+        payer=payer,
+        organization_id=payer.cash.organization_id,
+        lines=lines,
+        marked=before_cutoff,
+        period_start=start,
+        period_end=cutoff,
+        seller=sellers.snapshot(seller, name="", country=country),
+        customer=customer,
+        language=details.language if details else BillingDetails.Language.ENGLISH,
+        tax=tax,
+        exact_micros=exact,
+        exact_promo_micros=exact_promo,
+        subtotal_micros=subtotal,
+        promo_micros=promo,
+        tax_micros=tax.micros(subtotal - promo, unit),
+        uninvoiced_micros=max(0, charged_after - (promo_left_micros - exact_promo)),
+    )
+
+
+def period_start(found: list[Piece], *, last_end: datetime | None, cutoff: datetime) -> datetime:
+    """Return where the period begins: with the month of the first use that is not late, after the last invoice."""
+    begins = [
+        piece.since for piece in found if piece.since < piece.through and (not last_end or piece.since >= last_end)
+    ]
+    month = min(begins, default=cutoff - timedelta(milliseconds=1))
+    month = month.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return max(month, last_end) if last_end else month
+
+
+def lines_of(found: list[Piece], *, start: datetime, unit: int) -> list[Line]:
+    """Return pieces gathered to lines, each rounded as `rounding.shared_out` says."""
+    gathered: dict[str, list[Piece]] = {}
+    for piece in found:
+        late = "/late" if piece.since < start or piece.through < piece.since else ""
+        covered = f"/{piece.covered_by}" if piece.covered_by else ""
+        key = f"{piece.resource_id}/{piece.meter}/{piece.price_public_id}/{piece.market}{covered}{late}"
+        gathered.setdefault(key, []).append(piece)
+    exact = {key: sum(piece.amount_micros for piece in each) for key, each in gathered.items()}
+    amounts = shared_out(exact, unit)
+    return [
+        Line(
+            key=key, pieces=each, is_late=key.endswith("/late"), exact_micros=exact[key], amount_micros=amounts[key]
+        )
+        for key, each in gathered.items()
+    ]  # fmt: skip

@@ -1,0 +1,162 @@
+"""Issuing invoices: one transaction for a batch of organizations, statements over sets, and nothing twice.
+
+The accounts of everybody in the batch are locked first (the till's gate), then
+what was not invoiced is read, then the numbers are taken. Whoever comes at the
+same moment waits at the gate and finds nothing left.
+"""
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Max, Sum
+
+from billing import accounts, charging, rating
+from billing.accounts import CustomerAccounts, Organization
+from billing.errors import NoSeller, NothingToInvoice
+from billing.invoicing import pieces, sellers, writing
+from billing.invoicing.drafts import Draft, drafted
+from billing.invoicing.pieces import Piece
+from billing.models import Account, BillingDetails, Invoice, InvoiceSeries, UsageSpan
+
+BATCH = 200
+MONTHS_MAX = 36
+# How long after the end of a month its invoices wait for the last reports of its use.
+GRACE = timedelta(hours=1)
+
+log = logging.getLogger(__name__)
+
+
+def issue(*, organization: Organization, at: datetime) -> Invoice:
+    """Invoice everything that an organization used until `at` and that was not invoiced yet.
+
+    Raises NothingToInvoice where that is nothing, less than half a minor unit,
+    or a credit: it goes on the next invoice.
+    """
+    issued = _issue_batch([organization.pk], cutoff=rating.whole_millisecond(at), at=at)
+    if not issued:
+        raise NothingToInvoice("there is nothing to invoice")
+    return issued[0]
+
+
+def issue_due(*, at: datetime, seconds: int = 40) -> int:
+    """Issue the invoices of every month that is over, oldest first; return how many. Stops after some time.
+
+    Safe to repeat, to run twice at once and to be killed: a batch is issued whole or not at all.
+    """
+    deadline = time.monotonic() + seconds
+    issued = 0
+    for cutoff in month_ends(until=at - GRACE):
+        after = 0
+        while organization_ids := pieces.due(cutoff=cutoff, after=after, limit=BATCH):
+            try:
+                issued += len(_issue_together(organization_ids, cutoff=cutoff, at=at))
+            except NoSeller:
+                log.warning("no invoice was issued: nobody was named as the seller")
+                return issued
+            after = organization_ids[-1]
+            if time.monotonic() > deadline:
+                return issued
+    return issued
+
+
+def _issue_together(organization_ids: Sequence[int], *, cutoff: datetime, at: datetime) -> list[Invoice]:
+    """Issue a batch; where one of it cannot be issued, each alone, so that it does not keep the others from theirs."""
+    try:
+        return _issue_batch(organization_ids, cutoff=cutoff, at=at)
+    except NoSeller:
+        raise
+    except Exception:
+        if len(organization_ids) == 1:
+            log.exception("the invoice of organization %s was not issued", organization_ids[0])
+            return []
+        log.warning("a batch of invoices failed; each is issued alone")
+    return [invoice for key in organization_ids for invoice in _issue_together([key], cutoff=cutoff, at=at)]
+
+
+def month_ends(*, until: datetime) -> list[datetime]:
+    """Return the ends of the months, in UTC, that are over by `until` and in which something was not invoiced."""
+    begin = pieces.earliest()
+    if begin is None:
+        return []
+    ends: list[datetime] = []
+    end = next_month(begin)
+    while end <= until and len(ends) < MONTHS_MAX:
+        ends.append(end)
+        end = next_month(end)
+    return ends
+
+
+def month_of(at: datetime) -> datetime:
+    """Return the beginning of the UTC month in which a moment lies."""
+    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def next_month(at: datetime) -> datetime:
+    """Return the end of the UTC month in which a moment lies, which is the beginning of the next."""
+    return month_of(month_of(at) + timedelta(days=32))
+
+
+@transaction.atomic
+def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: datetime) -> list[Invoice]:
+    """Issue what can be issued for these organizations through `cutoff`."""
+    seller = sellers.seller()
+    payers = accounts.lock_many(organization_ids)
+    before = _invoiced_before(payers)
+    open_ids = [key for key in payers if key not in before or before[key][0] < cutoff]
+    found = _charged(open_ids, payers, cutoff)
+    promo_used = pieces.promo_used([payers[key].promo.pk for key in open_ids])
+    details = {row.organization_id: row for row in BillingDetails.objects.filter(organization__in=open_ids)}
+    names = _names(open_ids)
+    drafts = []
+    for key in open_ids:
+        last_end, promo_before = before.get(key, (None, 0))
+        draft = drafted(
+            payer=payers[key],
+            found=found[key],
+            promo_left_micros=promo_used[key] - promo_before,
+            last_end=last_end,
+            cutoff=cutoff,
+            seller=seller,
+            details=details.get(key),
+            name=names[key],
+        )
+        if draft is not None:
+            drafts.append(draft)
+    return _issue_drafts(drafts, at=at) if drafts else []
+
+
+def _issue_drafts(drafts: Sequence[Draft], *, at: datetime) -> list[Invoice]:
+    numbers = sellers.take_numbers(InvoiceSeries.Kind.INVOICE, len(drafts))
+    invoices = writing.write(drafts, numbers=numbers, at=at)
+    log.info("%s invoices were issued, the last of them %s", len(invoices), numbers[-1][2])
+    return invoices
+
+
+def _invoiced_before(payers: Collection[int]) -> dict[int, tuple[datetime, int]]:
+    """Return through when each was invoiced, and how much promotional credit its invoices have taken into account."""
+    rows = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.INVOICE)
+    totals = rows.values("organization").annotate(end=Max("period_end"), promo=Sum("exact_promo_micros"))
+    return {row["organization"]: (row["end"], row["promo"]) for row in totals}
+
+
+def _charged(
+    organization_ids: Collection[int], payers: dict[int, CustomerAccounts], cutoff: datetime
+) -> dict[int, list[Piece]]:
+    """Return what was not invoiced, after charging what of it was not charged yet, as a sweep soon would."""
+    found = pieces.uninvoiced(organization_ids, cutoff=cutoff)
+    late = [piece.span_id for each in found.values() for piece in each if piece.charged_through < piece.through]
+    if not late:
+        return found
+    for span in UsageSpan.objects.filter(pk__in=late).select_related("price_version"):
+        charging.charge_span(span=span, through=cutoff)
+    payers.update(accounts.lock_many(organization_ids))  # their balances are others now
+    return pieces.uninvoiced(organization_ids, cutoff=cutoff)
+
+
+def _names(organization_ids: Collection[int]) -> dict[int, str]:
+    """Return the names of organizations: rows of the shop front, which the till knows by its accounts only."""
+    rows = Account.objects.filter(organization__in=organization_ids, kind=Account.Kind.CASH)
+    return dict(rows.values_list("organization_id", "organization__name"))
