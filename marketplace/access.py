@@ -12,7 +12,7 @@ from hashlib import sha256
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext
 
-from billing.models import Runway, UsageSpan
+from billing.models import BillingDetails, Invoice, InvoiceLine, Runway, UsageSpan
 from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import (
     ApiToken,
@@ -434,6 +434,30 @@ def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]
     if actor.token is not None and actor.token.project is not None:
         spans = spans.filter(labels__project=actor.token.project.public_id)
     return spans
+
+
+def invoices(organization: Organization) -> QuerySet[Invoice]:
+    """Return an organization's invoices and credit notes; the caller came through `organization_for`."""
+    return Invoice.objects.filter(organization=organization).select_related("organization", "credited")
+
+
+def invoice_for(actor: Actor, invoice_id: str, *, verb: str) -> Invoice:
+    """Return an invoice or credit note of one of the actor's organizations."""
+    found = Invoice.objects.filter(public_id=invoice_id).select_related("organization", "credited").first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    return found
+
+
+def invoice_lines(invoice: Invoice) -> QuerySet[InvoiceLine]:
+    """Return the lines of an invoice; the caller came through `invoice_for`."""
+    return InvoiceLine.objects.filter(invoice=invoice).select_related("price_version")
+
+
+def billing_details(organization: Organization) -> BillingDetails | None:
+    """Return who an organization is on paper, if it has said so; the caller came through `organization_for`."""
+    return BillingDetails.objects.filter(organization=organization).first()
 
 
 def runway_of(organization: Organization) -> Runway | None:

@@ -50,6 +50,8 @@ app.conf.update(
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
+            ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),
+            ("invoices to send", "marketplace.tasks.send_invoices", 30.0),
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("orders that wait", "marketplace.tasks.start_waiting", 5.0),

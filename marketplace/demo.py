@@ -15,7 +15,8 @@ from django.conf import settings
 from django.db import transaction
 
 from billing import credits, prices
-from billing.models import Unit
+from billing.invoicing import sellers
+from billing.models import InvoiceSeries, Unit
 from marketplace import spot_terms, tenants, tokens
 from marketplace.access import person
 from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, SpotTerms, User
@@ -138,6 +139,7 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     credits.grant(
         organization=customer, amount_micros=CREDIT_MICROS, key="demo", reason="Welcome to the demo", by=OPERATOR, at=at
     )
+    _name_seller(operator, customer)
     sites = {facts["slug"]: Site.objects.get_or_create(slug=facts["slug"], defaults=facts)[0] for facts in SITES}
     for site in sites.values():
         _sell_storage(site, at)
@@ -158,6 +160,20 @@ def _sell_by_auction(offer: Offer, at: datetime) -> None:
             interval_s=AUCTION_INTERVAL_S,
             min_notice_s=AUCTION_NOTICE_S,
         )
+
+
+def _name_seller(operator: Organization, customer: Organization) -> None:
+    """Let the operator send invoices, to a customer whose address is known. What somebody changed stays."""
+    if InvoiceSeries.objects.exists():
+        return
+    papers = (
+        (operator, {"legal_name": "gpumarket operator AS", "address": "Havnegata 1\n8514 Narvik"}),
+        (customer, {"legal_name": "Example Research AS", "address": "Storgata 1\n0155 Oslo"}),
+    )
+    for organization, paper in papers:
+        if sellers.details_of(organization) is None:
+            sellers.save_details(organization=organization, country="NO", **paper)
+    sellers.name_seller(organization=operator)
 
 
 def _sell_storage(site: Site, at: datetime) -> None:

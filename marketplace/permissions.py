@@ -36,6 +36,9 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "reservation.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "usage.view": (EVERYBODY, "read"),
     "balance.view": (EVERYBODY, "read"),
+    "invoice.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
+    "billing_details.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
+    "billing_details.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "quota.view": (EVERYBODY, "read"),
     "quota_request.create": (frozenset({OWNER, ADMIN, DEVELOPER}), "manage"),
     "budget.view": (EVERYBODY, "read"),
@@ -57,6 +60,9 @@ ORGANIZATION_WIDE = frozenset(
         "invitation.view",
         "invitation.change",
         "audit.view",
+        "invoice.view",
+        "billing_details.view",
+        "billing_details.change",
     }
 )
 

@@ -4,6 +4,7 @@ from celery import shared_task
 from django.utils import timezone
 
 from marketplace import delivery, idempotency, recalls, rentals, restarts, sessions, spot, volumes, waiting
+from marketplace.invoices import mail
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
@@ -12,6 +13,7 @@ RESUMES_MAX = 200
 RESERVATIONS_MAX = 200
 AUCTION_LIFE_S = 10
 WAITS_MAX = 200
+MAILS_MAX = 100
 
 
 @shared_task
@@ -75,3 +77,9 @@ def hold_auctions() -> None:
 def hold_auction(offer_id: int) -> None:
     """Hold an offer's auction of the current tick. If this message is lost, `hold_auctions` sends another."""
     spot.clear(offer_id=offer_id, at=timezone.now())
+
+
+@shared_task
+def send_invoices() -> None:
+    """Send invoices by e-mail that were not sent yet."""
+    mail.send_due(at=timezone.now(), limit=MAILS_MAX)

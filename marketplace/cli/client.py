@@ -68,21 +68,29 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
-        return self._ask("GET", path, params=params)
+        return self._read(self._ask("GET", path, params=params))
+
+    def download(self, path: str) -> bytes:
+        """Return a file of the marketplace; raise the problem that comes in its place."""
+        answer = self._ask("GET", path)
+        if not answer.is_success:
+            self._read(answer)
+        return answer.content
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, key: str = "", **params: Any) -> dict[str, Any]:
         """Change something once. Repeating the call with the same key returns the first answer."""
-        return self._ask("POST", path, params=params, body=body or {}, key=key or str(uuid.uuid4()))
+        return self._read(self._ask("POST", path, params=params, body=body or {}, key=key or str(uuid.uuid4())))
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._ask("PATCH", path, body=body)
+        return self._read(self._ask("PATCH", path, body=body))
 
     def put(self, path: str, body: Any, *, version: int | None = None) -> dict[str, Any]:
         """Replace something as a whole; with a version, only where it still has that."""
-        return self._ask("PUT", path, body=body, headers={} if version is None else {"If-Match": f'"{version}"'})
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        return self._read(self._ask("PUT", path, body=body, headers=headers))
 
     def delete(self, path: str) -> dict[str, Any]:
-        return self._ask("DELETE", path)
+        return self._read(self._ask("DELETE", path))
 
     def rows(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """Yield every row of a list, page by page."""
@@ -103,7 +111,8 @@ class Client:
         body: Mapping[str, Any] | None = None,
         key: str = "",
         headers: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> httpx.Response:
+        """Return the answer, good or not, of a server that is there."""
         given = {name: value for name, value in (params or {}).items() if value is not None}
         headers = dict(headers or {}) | ({"Idempotency-Key": key} if key else {})
         request = self._http.build_request(method, path, params=given, json=body, headers=headers)
@@ -118,7 +127,7 @@ class Client:
             if answer is not None and not failure:
                 if told:
                     self._terminal.say("The server answers again.")
-                return self._read(answer)
+                return answer
             waited_s = time.monotonic() - began
             if waited_s + wait_s > self._patience():
                 raise self._give_up(request, answer, failure)

@@ -9,6 +9,7 @@ from marketplace.cli import (
     bids,
     copying,
     instances,
+    invoices,
     launch,
     logs,
     offers,
@@ -82,6 +83,7 @@ app.add_typer(quotas.app, name="quota")
 app.add_typer(quotas.budget_app, name="budget")
 app.command()(account.usage)
 app.command()(account.balance)
+app.add_typer(invoices.app, name="invoices")
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")
 app.add_typer(registries.app, name="registry")

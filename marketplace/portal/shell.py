@@ -52,6 +52,10 @@ class Frame:
         return self.membership is not None and permissions.allows(Role(self.membership.role), "audit.view")
 
     @property
+    def sees_invoices(self) -> bool:
+        return self.membership is not None and permissions.allows(Role(self.membership.role), "invoice.view")
+
+    @property
     def may_rent(self) -> bool:
         return self.membership is not None and permissions.allows(Role(self.membership.role), "instance.change")
 

@@ -6,6 +6,9 @@ from datetime import timedelta
 
 from django.utils import timezone
 
+from billing import usage
+from billing.invoicing import issuing, sellers
+from billing.models import InvoiceSeries
 from marketplace import quota_requests, quotes, registries, rentals, spot, spot_terms, tenants, tokens, volumes, waiting
 from marketplace.access import Actor, person
 from marketplace.models import (
@@ -120,6 +123,15 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         until=timezone.now() + timedelta(days=1), at=timezone.now(),
     )  # fmt: skip
     held = _reserve(actor, project, fleet)
+    if not InvoiceSeries.objects.exists():
+        sellers.save_details(organization=organization, legal_name=name, address="Storgata 1", country="NO")
+        sellers.name_seller(organization=organization)
+    usage.start(
+        organization=organization, resource_id=f"ins_past_{name}", resource_name=f"{name}-past", labels={}, quantity=1,
+        price_version=stopped.price_version, at=at - timedelta(hours=2),
+    )  # fmt: skip
+    usage.stop(resource_id=f"ins_past_{name}", at=at - timedelta(hours=1))
+    invoice = issuing.issue(organization=organization, at=timezone.now())
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -144,5 +156,6 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             **held,
             "bid": bid.public_id,
             "auction": auction.public_id,
+            "invoice": invoice.public_id,
         },
     )

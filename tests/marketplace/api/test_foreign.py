@@ -21,7 +21,7 @@ PREFIXES = {
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
     "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg", "bid": "bid",
     "reservation": "rsv", "quote": "qte", "extension": "qte",
-    "cancellation": "qte", "listing": "lst", "trade": "trd",
+    "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc",
 }  # fmt: skip
 
 

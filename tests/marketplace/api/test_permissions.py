@@ -27,6 +27,7 @@ KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project
 REGISTRY = {"host": "new.example", "username": "bot", "password": "p", "project": "{project}"}
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
+PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
 UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
 MORE = {"limit": 99, "reason": "r", "gpu_model": "H200", "project": "{project}"}
@@ -118,6 +119,14 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "trades/{trade}", None, "read",                         200, 200, 200, 200, 200, 404, 401),
     ("get", "usage", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
     ("get", "usage?organization={organization}", None, "read",      200, 200, 200, 200, 200, 404, 401),
+    ("get", "invoices", None, "read",                               200, 200, 200, 403, 403, 200, 401),
+    ("get", "invoices/{invoice}", None, "read",                     200, 200, 200, 403, 403, 404, 401),
+    ("get", "invoices/{invoice}/lines", None, "read",               200, 200, 200, 403, 403, 404, 401),
+    ("get", "invoices/{invoice}/lines.csv", None, "read",           200, 200, 200, 403, 403, 404, 401),
+    ("get", "invoices/{invoice}/pdf", None, "read",                 200, 200, 200, 403, 403, 404, 401),
+    ("get", "invoices/{invoice}/proof", None, "read",               200, 200, 200, 403, 403, 404, 401),
+    ("get", "organizations/{organization}/billing-details", None, "read", 200, 200, 200, 403, 403, 404, 401),
+    ("put", "organizations/{organization}/billing-details", PAPER, "manage", 200, 200, 200, 403, 403, 404, 401),
     ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "balance?organization={organization}", None, "read",    200, 200, 200, 200, 200, 404, 401),
     ("get", "organizations", None, "read",                          200, 200, 200, 200, 200, 200, 401),
@@ -184,7 +193,9 @@ OTHERS = {
              "spot/<slug:offer_id>/auctions/<str:auction_id>", "bids", "bids/<str:bid_id>",
              "bids/<str:bid_id>/withdraw",
              "instances/<str:instance_id>/start", "instances/<str:instance_id>/stop",
-             "instances/<str:instance_id>/terminate", "instances/<str:instance_id>/rename", "balance", "tokens",
+             "instances/<str:instance_id>/terminate", "instances/<str:instance_id>/rename", "balance", "invoices",
+             "invoices/<str:invoice_id>", "invoices/<str:invoice_id>/pdf", "invoices/<str:invoice_id>/lines.csv",
+             "billing-details", "tokens",
              "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "registries",
              "registries/<str:registry_id>/remove", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",

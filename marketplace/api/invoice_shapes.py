@@ -1,0 +1,141 @@
+"""The shapes of invoices, their lines, their proof, and billing details."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from billing.models import BillingDetails, Invoice, InvoiceSeries, Unit, UsageSpan
+from marketplace.api.shapes import NamedRef
+
+
+class SaveBillingDetails(serializers.Serializer[Any]):
+    legal_name = serializers.CharField(max_length=200)
+    address = serializers.CharField(max_length=400, help_text="lines of the address, without the country")
+    country = serializers.RegexField("^[A-Z]{2}$", help_text="two letters (ISO 3166-1)")
+    tax_id = serializers.CharField(max_length=32, required=False, allow_blank=True, default="")
+    email = serializers.EmailField(required=False, allow_blank=True, default="", help_text="where invoices go")
+    language = serializers.ChoiceField(choices=BillingDetails.Language.values, required=False, default="en")
+
+
+class BillingDetailsAnswer(serializers.Serializer[Any]):
+    legal_name = serializers.CharField()
+    address = serializers.CharField()
+    country = serializers.CharField(help_text="empty until details were given")
+    tax_id = serializers.CharField(help_text="its form was checked, not whether it is in force")
+    email = serializers.CharField(help_text="empty: owners and billing members")
+    language = serializers.CharField()
+
+
+class Party(serializers.Serializer[Any]):
+    name = serializers.CharField()
+    address = serializers.CharField()
+    country = serializers.CharField()
+    tax_id = serializers.CharField()
+
+
+class Period(serializers.Serializer[Any]):
+    start = serializers.DateTimeField()
+    end = serializers.DateTimeField(help_text="the first moment after it")
+
+
+class TaxLine(serializers.Serializer[Any]):
+    treatment = serializers.ChoiceField(choices=Invoice.Treatment.choices)
+    country = serializers.CharField()
+    name = serializers.CharField()
+    rate_bps = serializers.IntegerField(help_text="hundredths of a percent")
+    taxable = serializers.CharField()
+    tax = serializers.CharField()
+
+
+class InvoiceRef(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    number = serializers.CharField()
+
+
+class InvoiceAnswer(serializers.Serializer[Any]):
+    """Money is decimal strings. A credit note's amounts are positive: they are what is given back."""
+
+    id = serializers.CharField()
+    number = serializers.CharField()
+    kind = serializers.ChoiceField(choices=InvoiceSeries.Kind.choices)
+    organization = NamedRef()
+    credits = InvoiceRef(allow_null=True, help_text="of a credit note: the invoice that it takes back")
+    reason = serializers.CharField()
+    period = Period()
+    issued_at = serializers.DateTimeField()
+    currency = serializers.CharField()
+    seller = Party()
+    customer = Party()
+    subtotal = serializers.CharField(help_text="the sum of the lines")
+    promo = serializers.CharField(help_text="promotional credit, taken off before the tax")
+    net = serializers.CharField()
+    taxes = TaxLine(many=True)
+    total = serializers.CharField()
+    paid_at_issue = serializers.CharField(help_text="was paid from the balance already")
+    due_at_issue = serializers.CharField()
+    due = serializers.CharField(help_text="what is still owed of it now")
+
+
+class InvoiceLineAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField(help_text="unique within the invoice")
+    resource = serializers.CharField()
+    name = serializers.CharField()
+    project = serializers.CharField()
+    meter = serializers.ChoiceField(choices=UsageSpan.Meter.values, allow_blank=True)
+    market = serializers.CharField()
+    late = serializers.BooleanField(help_text="use of an earlier period that became known afterwards")
+    unit = serializers.ChoiceField(choices=Unit.values, allow_blank=True)
+    unit_milliseconds = serializers.IntegerField()
+    price_version = serializers.CharField(allow_null=True)
+    price_per_unit_hour = serializers.CharField(allow_null=True, help_text="null where the price floats")
+    starts_at = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField()
+    exact = serializers.CharField(help_text="what it cost to a millionth")
+    amount = serializers.CharField(help_text="that, rounded with the invoice's other lines")
+
+
+class ProofStep(serializers.Serializer[Any]):
+    starts_at = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField()
+    milliseconds = serializers.IntegerField()
+    price_per_unit_hour = serializers.CharField()
+
+
+class ProofSpan(serializers.Serializer[Any]):
+    span = serializers.CharField()
+    quantity = serializers.IntegerField()
+    span_starts_at = serializers.DateTimeField()
+    starts_at = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField()
+    unit_milliseconds = serializers.IntegerField()
+    price_version = serializers.CharField()
+    steps = ProofStep(many=True)
+    steps_left_out = serializers.IntegerField()
+    cost_through_end = serializers.CharField(help_text="of the span from its very start, rounded once")
+    cost_invoiced_before = serializers.CharField()
+    amount = serializers.CharField(help_text="the difference of the two")
+
+
+class ProofLine(serializers.Serializer[Any]):
+    line = serializers.CharField()
+    exact = serializers.CharField(help_text="worked out anew")
+    amount = serializers.CharField(help_text="worked out anew")
+    on_invoice = serializers.CharField()
+    agrees = serializers.BooleanField()
+    spans = ProofSpan(many=True)
+
+
+class ProofTotals(serializers.Serializer[Any]):
+    agrees = serializers.BooleanField()
+    on_invoice = serializers.DictField(child=serializers.CharField())
+    worked_out = serializers.DictField(child=serializers.CharField())
+
+
+class ProofAnswer(serializers.Serializer[Any]):
+    """A page of lines worked out a second time, from spans and prices alone."""
+
+    invoice = InvoiceRef()
+    rule = serializers.CharField()
+    totals = ProofTotals()
+    data = ProofLine(many=True)  # type: ignore[assignment]
+    next_cursor = serializers.CharField(allow_null=True)

@@ -1,0 +1,73 @@
+"""gpumarket invoices: what it lists, shows and saves."""
+
+import pytest
+
+from tests.marketplace.cli.shop import Shop
+
+INVOICE = {
+    "id": "ivc_aaaaaaaaaaaaaaaaaaaa", "number": "INV-000007", "kind": "invoice", "issued_at": "2026-04-01T02:00:00Z",
+    "period": {"start": "2026-03-01T00:00:00Z", "end": "2026-04-01T00:00:00Z"}, "currency": "USD",
+    "customer": {"name": "Acme"}, "subtotal": "17.400000", "promo": "0.000000", "net": "17.400000",
+    "taxes": [{"name": "MWST", "treatment": "domestic", "rate_bps": 810, "tax": "1.410000"}], "total": "18.810000",
+    "due": "0.000000",
+}  # fmt: skip
+LINE = {
+    "name": "trainer", "resource": "ins_1", "market": "spot", "late": False, "unit": "gpu",
+    "unit_milliseconds": 21_600_000, "price_per_unit_hour": None, "exact": "17.399999", "amount": "17.400000",
+}  # fmt: skip
+
+
+class ShopWithInvoices(Shop):
+    """A shop that has sent one invoice."""
+
+    def answer(self, method, words, query, headers, body):
+        match method, words:
+            case "GET", ["invoices"]:
+                return 200, {"data": [INVOICE], "next_cursor": None}
+            case "GET", ["invoices", key] if key == INVOICE["id"]:
+                return 200, INVOICE
+            case "GET", ["invoices", _, "lines"]:
+                return 200, {"data": [LINE], "next_cursor": None}
+            case "GET", ["invoices", key, "pdf"] if key == INVOICE["id"]:
+                return 200, b"%PDF-1.4 bytes that are no text: \xff\x00"
+        return super().answer(method, words, query, headers, body)
+
+
+@pytest.fixture
+def shop():
+    shop = ShopWithInvoices()
+    shop.open()
+    yield shop
+    shop.close()
+
+
+def test_the_list_has_number_period_and_amounts(gpumarket):
+    said = gpumarket("invoices", "list")
+    assert said.code == 0
+    for text in ("INV-000007", "2026-03-01 - 2026-04-01", "17.40 USD", "1.41 USD", "18.81 USD"):
+        assert text in said.out
+
+
+def test_one_invoice_has_its_lines_and_totals(gpumarket):
+    said = gpumarket("invoices", "show", "INV-000007")
+    assert "17.399999 USD" in said.out
+    assert "21,600,000 GPU-ms" in said.out
+    assert "MWST 8.1 %: 1.41 USD" in said.err
+
+
+def test_json_is_one_document_with_the_lines(gpumarket):
+    assert gpumarket("invoices", "show", INVOICE["id"], "--json").json == {**INVOICE, "lines": [LINE]}
+
+
+def test_the_pdf_is_saved_and_never_written_over(gpumarket, empty_home):
+    assert gpumarket("invoices", "download", "INV-000007").code == 0
+    assert (empty_home / "INV-000007.pdf").read_bytes() == b"%PDF-1.4 bytes that are no text: \xff\x00"
+    again = gpumarket("invoices", "download", "INV-000007")
+    assert again.code != 0
+    assert "Name another file" in again.err
+
+
+def test_an_invoice_that_does_not_exist_is_said_so(gpumarket):
+    said = gpumarket("invoices", "show", "INV-9")
+    assert said.code != 0
+    assert "There is no invoice INV-9" in said.err
