@@ -37,6 +37,18 @@ def test_the_rent_benchmark_ends_with_one_line_of_figures() -> None:
     assert said["machine"]["cores"] >= 1
 
 
+def test_the_replay_of_real_demand_leaves_nothing_wrong() -> None:
+    size = ("--gpus", "24", "--skip", "2000", "--jobs", "80")
+    said = run("tests.bench.replay", "tests/data/philly_jobs_head.csv", *size, "--json")
+    figures = said["figures"]
+    assert figures["faults"] == []
+    assert figures["outcomes"]["finished"] > 0
+    assert figures["outcomes"]["waited"] > 0
+    assert set(figures["markets"]) == {"on_demand", "spot"}
+    assert 0 < figures["utilization"] <= 1
+    assert figures["wait_s"]["p50"] <= figures["wait_s"]["p95"]
+
+
 def test_the_fleet_benchmark_ends_with_one_line_of_figures() -> None:
     said = run("tests.bench.fleet", "--nodes", "96", "--batch", "20", "--interval", "1", "--seconds", "2",
                "--workers", "1", "--no-failures", "--json")  # fmt: skip

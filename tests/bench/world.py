@@ -132,6 +132,17 @@ def make_offers() -> list[Offer]:
     return [_offer(operator, site, model, micros, at) for model, micros in MODELS for site in sites]
 
 
+def make_offer(*, price_micros: int) -> Offer:
+    """Make one offer in one site."""
+    user = User.objects.create(email="operator@example.com")
+    operator = tenants.found_organization(owner=user, name="Operator", is_supplier=True)
+    site = Site.objects.create(
+        slug="narvik", name="Narvik", city="Narvik", country="NO", jurisdiction="NO", grid_zone="NO4",
+        latitude=Decimal(60), longitude=Decimal(10), power_source="hydro", pue=Decimal("1.1"),
+    )  # fmt: skip
+    return _offer(operator, site, "H200", price_micros, timezone.now())
+
+
 def _offer(operator: Organization, site: Site, model: str, micros: int, at: object) -> Offer:
     offer = Offer.objects.create(
         slug=f"{model.lower()}-{site.slug}", name=f"{model} in {site.name}", supplier=operator, site=site,
