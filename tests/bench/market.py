@@ -9,9 +9,11 @@ the smallest to the largest book compares with n log n; 1.0 is exactly that.
 """
 
 import argparse
+import json
 import math
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -173,9 +175,12 @@ def _open(environ: Mapping[str, str]) -> None:
     call_command("migrate", verbosity=0)
 
 
-def measured(count: int) -> dict[str, Any]:
-    """Run everything; what else the market does adds its own figures here."""
-    return {"auction": clearing(count) | storing(count)}
+def bookings() -> dict[str, Any]:
+    """Return what the benchmark of bookings measures, in servers and processes of its own."""
+    words = [sys.executable, "-m", "tests.bench.bookings", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["figures"]
+    return figures
 
 
 def main() -> int:
@@ -187,7 +192,8 @@ def main() -> int:
     here = machine.facts()
     with set_up() as stage:
         _open(stage.environ)
-        figures = measured(given.bids)
+        figures = {"auction": clearing(given.bids) | storing(given.bids)}
+    figures["bookings"] = bookings()
     if not given.json:
         for name, value in figures["auction"].items():
             print(f"{name:>28}  {value}")
