@@ -1,7 +1,7 @@
 """Where an instance runs: choose nodes, claim their GPUs all or nothing, give them back.
 
-The choice is made in memory, from a snapshot that one statement brings up to
-date (`snapshots`), by a pure function (`placing`). A second statement takes the
+The choice is made in memory, from a shard that one statement brings up to
+date (`shards`), by a pure function (`placing`). A second statement takes the
 GPUs: it locks the nodes, in id order, looks into their own rows whether the
 GPUs are still free, and only then writes. What it decides on stands in the
 locked row (`free_mask`), so it may be one statement: rows of other tables would
@@ -22,7 +22,7 @@ from django.db.models import OuterRef
 from django.utils.translation import gettext, ngettext
 
 from billing.public_ids import new_public_id
-from provisioning import decisions, policies, snapshots
+from provisioning import decisions, policies, shards
 from provisioning.errors import NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
@@ -31,7 +31,7 @@ from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
 from provisioning.prepared import ask
-from provisioning.snapshots import Snapshot, Tenant
+from provisioning.shards import LiveShard, Tenant
 
 LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 
@@ -119,24 +119,24 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     """
     lost = frozenset[int]()
     for attempt in range(1, ATTEMPTS_MAX + 1):
-        with snapshots.current(instance.offer_id) as snapshot:
-            tenant = snapshot.refresh(instance.project_id)
+        with shards.current(instance.offer_id) as live:
+            tenant = live.refresh(instance.project_id)
             asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
-            _check_policies(asked, snapshot)
-            choices, waits = _choices(snapshot.shard, asked, lost if attempt < ATTEMPTS_MAX else frozenset())
-            if not choices and snapshot.counts_claims:
+            _check_policies(asked, live)
+            choices, waits = _choices(live.shard, asked, lost if attempt < ATTEMPTS_MAX else frozenset())
+            if not choices and live.counts_claims:
                 # What others are claiming this moment may come back: it is worth waiting for.
-                snapshot.refresh(instance.project_id, trusts_claims=False)
-                choices, waits = _choices(snapshot.shard, asked, frozenset())[0], True
+                live.refresh(instance.project_id, trusts_claims=False)
+                choices, waits = _choices(live.shard, asked, frozenset())[0], True
             if not choices:
-                raise _refusal(asked, snapshot.shard)
-            able, rejected = reasons.rejected(snapshot.shard, asked.request)
-            snapshot.take(choices[0].places, asked.alone or 0)
+                raise _refusal(asked, live.shard)
+            able, rejected = reasons.rejected(live.shard, asked.request)
+            live.take(choices[0].places, asked.alone or 0)
         told = {"candidates": able, "rejected": json.dumps(rejected)}
         claimed = _commit(asked, choices, told, waits=waits or attempt == ATTEMPTS_MAX)
         _look_again(asked, choices, claimed)
         if claimed:
-            transaction.on_commit(snapshot.end_claim)
+            transaction.on_commit(live.end_claim)
             return claimed
         lost |= {node_id for choice in choices for node_id, _ in choice.places}
     raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
@@ -190,9 +190,9 @@ def recount(node_ids: Iterable[int]) -> None:
 
 def hints(offer_id: int) -> reasons.Hints:
     """Return the largest gangs of an offer that could start now, and what keeps larger ones from it."""
-    with snapshots.current(offer_id) as snapshot:
-        snapshot.refresh()
-        return reasons.hints(snapshot.shard)
+    with shards.current(offer_id) as live:
+        live.refresh()
+        return reasons.hints(live.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,12 +314,12 @@ def _look_again(asked: _Asked, choices: Sequence[Choice], claimed: Sequence[Assi
     """Let the next refresh read what turned out otherwise than it was counted."""
     if {assignment.node_id for assignment in claimed} == {node_id for node_id, _ in choices[0].places}:
         return
-    with snapshots.current(asked.instance.offer_id) as snapshot:
-        snapshot.end_claim()
-        snapshot.doubt({node_id for choice in choices for node_id, _ in choice.places})
+    with shards.current(asked.instance.offer_id) as live:
+        live.end_claim()
+        live.doubt({node_id for choice in choices for node_id, _ in choice.places})
 
 
-def _check_policies(asked: _Asked, snapshot: Snapshot) -> None:
+def _check_policies(asked: _Asked, live: LiveShard) -> None:
     """Raise PolicyExcludes where a policy lets nothing of this tenant run on this offer."""
     documents, offer = asked.tenant.policies, asked.instance.offer_id
     if not any(rule in document for document in documents for rule in policy.SITE_RULES):
@@ -327,7 +327,7 @@ def _check_policies(asked: _Asked, snapshot: Snapshot) -> None:
     rules = policy.broken_by(documents, policies.facts_of(offer))
     if not rules:
         return
-    found = Refusal(candidates=0, rejected=dict.fromkeys(rules, len(snapshot.shard.spots)), most={})
+    found = Refusal(candidates=0, rejected=dict.fromkeys(rules, len(live.shard.spots)), most={})
     why = gettext("A policy keeps this out of %(offer)s: it is %(rules)s. No policy is ever relaxed; choose another.")
     raise PolicyExcludes(
         why % {"offer": asked.instance.offer, "rules": ", ".join(str(decisions.RULES[rule]) for rule in rules)},

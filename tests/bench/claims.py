@@ -39,12 +39,12 @@ def _claim(instances: list[Any], seconds: float, barrier: threading.Barrier, see
     from django.db import connection
     from django.utils import timezone
 
-    from provisioning import placement, snapshots
+    from provisioning import placement, shards
     from provisioning.errors import NoCapacity
 
     for offer in {instance.offer_id for instance in instances}:
-        with snapshots.current(offer) as snapshot:
-            snapshot.refresh()
+        with shards.current(offer) as live:
+            live.refresh()
     barrier.wait()
     barrier.wait()
     claimed = refused = 0

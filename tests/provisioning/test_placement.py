@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from billing import prices
 from marketplace.models import Offer, Organization, Project
-from provisioning import placement, snapshots
+from provisioning import placement, shards
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Fabric, Gpu, GpuHold, Instance, Node, Site
 from provisioning.prepared import ask
@@ -268,20 +268,20 @@ def test_a_claim_is_two_statements(
 ) -> None:
     build(offer, [Spot(0, 0, 8), Spot(0, 0, 8)])
     instance, asked = ordered(replicas, 1), list[str]()
-    for room in (placement, snapshots):
+    for room in (placement, shards):
         monkeypatch.setattr(room, "ask", lambda statement, wanted: asked.append(statement) or ask(statement, wanted))
     # What fits no single node is taken in a savepoint, and those are two more round trips.
     with django_assert_num_queries(2 if replicas > 8 else 0):
         placement.claim(instance=instance, at=timezone.now())
-    assert asked == [snapshots.REFRESH, placement.TAKE_ALL if replicas > 8 else placement.TAKE_ONE_NOW]
+    assert asked == [shards.REFRESH, placement.TAKE_ALL if replicas > 8 else placement.TAKE_ONE_NOW]
 
 
 def test_what_changed_comes_from_an_index(offer: Offer) -> None:
     build(offer, [Spot(0, 0, 8)] * 50)
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-    wanted = {"offer": offer.pk, "project": 0, "since": 1, "ever": snapshots.EVER, "unsure": [1, 2]}
-    plan = "\n".join(row[0] for row in ask(f"EXPLAIN {snapshots.REFRESH}", wanted))
+    wanted = {"offer": offer.pk, "project": 0, "since": 1, "ever": shards.EVER, "unsure": [1, 2]}
+    plan = "\n".join(row[0] for row in ask(f"EXPLAIN {shards.REFRESH}", wanted))
     assert "node_changed" in plan
     assert "Seq Scan on provisioning_node" not in plan
 

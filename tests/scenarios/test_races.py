@@ -16,7 +16,7 @@ from billing import accounts, books
 from marketplace import rentals, tenants
 from marketplace.access import person
 from marketplace.models import Organization, Project, User
-from provisioning import engine, placement, quotas, snapshots
+from provisioning import engine, placement, quotas, shards
 from provisioning.errors import NoCapacity, QuotaExceeded
 from provisioning.models import Assignment, GpuHold, Instance, InstanceEvent, Node, Quota, Workflow
 from provisioning.steps import PLAN, STEPS
@@ -88,12 +88,12 @@ def meet_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meet: Me
 
 @pytest.fixture(autouse=True)
 def _threads_know_as_little_of_each_other_as_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = dict[Any, snapshots.Snapshot]()
+    made = dict[Any, shards.LiveShard]()
 
-    def own(offer_id: int) -> snapshots.Snapshot:
-        return made.setdefault((threading.get_ident(), offer_id), snapshots.Snapshot(offer_id))
+    def own(offer_id: int) -> shards.LiveShard:
+        return made.setdefault((threading.get_ident(), offer_id), shards.LiveShard(offer_id))
 
-    monkeypatch.setattr(snapshots, "of", own)
+    monkeypatch.setattr(shards, "of", own)
 
 
 def customer(name: str, fleet: Fleet) -> Callable[..., Instance]:

@@ -239,3 +239,12 @@ def test_pages_ask_a_fixed_number_of_questions(
         make_organization(f"Customer {number}", make_person(f"owner{number}@example.com"))
     with django_assert_num_queries(PAGES[name]):
         desk.get(reverse(name))
+
+
+def test_the_room_for_gangs_says_what_is_in_the_way(desk: Client, fleet: Fleet, rent: Rent) -> None:
+    rent(gpus=3)
+    Node.objects.filter(name="l40s-1").update(is_held=True)
+    page = text_of(desk, "console-placement")
+    assert "1 partly used node" in page
+    assert "3 GPUs in use" in page
+    assert "1 held back for a check or a repair" in page

@@ -67,7 +67,7 @@ class Tenant:
     policies: list[Mapping[str, Any]]
 
 
-class Snapshot:
+class LiveShard:
     """One offer's shard in this process. Use it under its lock (`current`)."""
 
     def __init__(self, offer_id: int) -> None:
@@ -130,22 +130,22 @@ def _row(*columns: Any) -> Row:
     return Row._make([*columns[:-1], tuple(json.loads(columns[-1]))])
 
 
-_snapshots: dict[int, Snapshot] = {}
+_lives: dict[int, LiveShard] = {}
 _making = threading.Lock()
 
 
-def of(offer_id: int) -> Snapshot:
-    """Return this process's snapshot of an offer."""
-    snapshot = _snapshots.get(offer_id)
-    if snapshot is None:
+def of(offer_id: int) -> LiveShard:
+    """Return this process's shard of an offer."""
+    live = _lives.get(offer_id)
+    if live is None:
         with _making:
-            snapshot = _snapshots.setdefault(offer_id, Snapshot(offer_id))
-    return snapshot
+            live = _lives.setdefault(offer_id, LiveShard(offer_id))
+    return live
 
 
 @contextmanager
-def current(offer_id: int) -> Iterator[Snapshot]:
-    """Hold an offer's snapshot for a moment. It is as old as its last `refresh`."""
-    snapshot = of(offer_id)
-    with snapshot.lock:
-        yield snapshot
+def current(offer_id: int) -> Iterator[LiveShard]:
+    """Hold an offer's shard for a moment. It is as old as its last `refresh`."""
+    live = of(offer_id)
+    with live.lock:
+        yield live
