@@ -21,7 +21,7 @@ from marketplace.errors import BadOrder, ProjectSuspended
 from marketplace.models import ApiToken, Offer, Project, Reservation
 from marketplace.names import given_once
 from provisioning import calendar, instances, quotas, volumes
-from provisioning.errors import IllegalMove, ProvisioningError
+from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 from provisioning.placing.asking import LEVELS, SPREAD_OVER
 
@@ -236,9 +236,14 @@ class Quote:
 
 def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Quote:
     """Do everything that `rent` does, then undo it: the same checks, price, quota, funds and capacity, no effects."""
-    with transaction.atomic():
-        instance = rent(actor=actor, project=project, order=order, at=at)
-        transaction.set_rollback(True)
+    try:
+        with transaction.atomic():
+            instance = rent(actor=actor, project=project, order=order, at=at)
+            transaction.set_rollback(True)
+    except NoCapacity as refusal:
+        # No decision is kept of what was only tried.
+        refusal.decision = None
+        raise
     price = instance.price_version
     return Quote(price=price, hourly_micros=hourly_micros(price=price, gpus=instance.gpus))
 

@@ -59,11 +59,12 @@ WHERE NOT EXISTS (SELECT FROM provisioning_heartbeat beat WHERE beat.node_id = n
 # One instance over all GPUs of a node, as it stands after its start; a sweep that looks finds nothing odd.
 INSTANCES = """
 INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
-    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, desired, phase, phase_since, health,
-    reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at, ready_at)
+    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase,
+    phase_since, health, reason, message, retryable, restarts, run, quota_held, generation, observed_generation,
+    created_at, ready_at)
 SELECT 'ins_' || left(translate(md5(node.id::text), '0189', 'wxyz'), 20), %(project)s, node.offer_id, price.id,
-    node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', '{}', 'running',
-    'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now()
+    node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', '{}', 'auto',
+    'running', 'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now()
 FROM provisioning_node node
 JOIN marketplace_offer offer ON offer.id = node.offer_id
 JOIN billing_priceversion price ON price.sku = offer.public_id || '/on_demand'
@@ -227,11 +228,12 @@ def node_range() -> tuple[int, int]:
 
 ORDERED = """
 INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
-    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, desired, phase, phase_since, health,
-    reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at)
+    gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase,
+    phase_since, health, reason, message, retryable, restarts, run, quota_held, generation,
+    observed_generation, created_at)
 SELECT 'ins_' || left(translate(md5(%(seed)s || n), '0189', 'wxyz'), 20), %(project)s, offer.id, price.id,
     %(seed)s || n, 'on_demand', 1, (ARRAY[1, 1, 1, 1, 2, 2, 4, 8])[1 + n %% 8], '', '["true"]', '{}', '[]', 'sticky',
-    'stop', '{}', 'running', 'queued', now(), 'unknown', '', '', false, 0, 1, 0, 1, 0, now()
+    'stop', '{}', 'auto', 'running', 'queued', now(), 'unknown', '', '', false, 0, 1, 0, 1, 0, now()
 FROM generate_series(1, %(count)s) AS n
 JOIN (SELECT id, public_id, row_number() OVER (ORDER BY id) - 1 AS nth, count(*) OVER () AS many
       FROM marketplace_offer) offer ON offer.nth = CASE WHEN n / 8 %% 2 = 0 THEN 0 ELSE n / 16 %% offer.many END

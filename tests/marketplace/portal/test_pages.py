@@ -47,6 +47,7 @@ PAGES = [
     ("projects", 200, 200, 200),
     ("quotas", 200, 200, 200),
     ("waits", 200, 200, 200),
+    ("policies", 200, 200, 200),
     ("audit", 200, 403, 403),
     ("organization-choose", 405, 405, 405),
     ("organization-new", 200, 200, 200),
@@ -72,6 +73,7 @@ OF_ONE = [
     ("volume-restore", "volume", 200, 200, 403),
     ("volume-snapshot", "volume", 200, 200, 403),
     ("volume-resize", "volume", 200, 200, 403),
+    ("placement", "placement", 200, 200, 200),
     ("volume-attach", "volume", 200, 200, 403),
     ("volume-detach", "volume", 200, 200, 403),
     ("volume-rename", "volume", 200, 200, 403),
@@ -120,6 +122,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     return held | {
         "instance": running.public_id,
         "bid": bid.public_id,
+        "placement": running.decisions.get().public_id,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
         "key": project.ssh_keys.get().public_id,
         "registry": project.registries.get().public_id,
@@ -295,7 +298,7 @@ def test_an_instance_asks_a_fixed_number_of_questions(
 ) -> None:
     path = reverse("instance", args=[running.public_id])
     owner.get(path)
-    with django_assert_max_num_queries(13):
+    with django_assert_max_num_queries(14):
         owner.get(path)
     with django_assert_max_num_queries(9):
         owner.get(path, headers={"HX-Request": "true"})
