@@ -37,7 +37,8 @@ LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 
 # A choice may be overtaken before it is locked; then another is made from fresher rows.
 ATTEMPTS_MAX = 3
-# Nodes that are named for one instance that fits on one; the first that nobody is claiming this moment is taken.
+# Nodes that are named for one instance that fits on one, and as many more at each further attempt; the first that
+# nobody is claiming this moment is taken.
 ALTERNATIVES = 3
 
 FITS = """
@@ -123,17 +124,17 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
             tenant = live.refresh(instance.project_id)
             asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
             _check_policies(asked, live)
-            choices, waits = _choices(live.shard, asked, lost if attempt < ATTEMPTS_MAX else frozenset())
+            choices, waits = _choices(live.shard, asked, lost, alternatives=ALTERNATIVES * attempt)
             if not choices and live.counts_claims:
                 # What others are claiming this moment may come back: it is worth waiting for.
                 live.refresh(instance.project_id, trusts_claims=False)
-                choices, waits = _choices(live.shard, asked, frozenset())[0], True
+                choices, waits = _choices(live.shard, asked, frozenset(), alternatives=1)[0], True
             if not choices:
                 raise _refusal(asked, live.shard)
             able, rejected = reasons.rejected(live.shard, asked.request)
             live.take(choices[0].places, asked.alone or 0)
         told = {"candidates": able, "rejected": json.dumps(rejected)}
-        claimed = _commit(asked, choices, told, waits=waits or attempt == ATTEMPTS_MAX)
+        claimed = _commit(asked, choices, told, waits=waits)
         _look_again(asked, choices, claimed)
         if claimed:
             transaction.on_commit(live.end_claim)
@@ -239,7 +240,7 @@ def _request(instance: Instance, tenant: Tenant, home: int | None) -> Request:
     )
 
 
-def _choices(shard: Shard, asked: _Asked, lost: frozenset[int]) -> tuple[list[Choice], bool]:
+def _choices(shard: Shard, asked: _Asked, lost: frozenset[int], *, alternatives: int) -> tuple[list[Choice], bool]:
     """Return where it may go, the best first, and whether to wait for it: only where there is nothing else."""
     request, failed_on = asked.request, asked.instance.failed_on_id
     avoided = frozenset({failed_on} if failed_on and not request.home else ())
@@ -250,15 +251,15 @@ def _choices(shard: Shard, asked: _Asked, lost: frozenset[int]) -> tuple[list[Ch
             continue
         if request.home or _nodes(first) > 1 or avoid != avoid | lost:
             return [first], True
-        return [first, *_others(shard, request, avoid, first)], False
+        return [first, *_others(shard, request, avoid, first, alternatives - 1)], False
     return [], False
 
 
-def _others(shard: Shard, request: Request, avoid: frozenset[int], first: Choice) -> list[Choice]:
+def _others(shard: Shard, request: Request, avoid: frozenset[int], first: Choice, most: int) -> list[Choice]:
     """Return the next best nodes for what fits on one, so that a node in somebody's hands costs no second question."""
     found = list[Choice]()
     avoid |= {first.places[0][0]}
-    while len(found) < ALTERNATIVES - 1:
+    while len(found) < most:
         other = choose(shard, replace(request, avoid=avoid))
         if other is None or _nodes(other) > 1:
             break
