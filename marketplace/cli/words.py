@@ -16,6 +16,7 @@ REASONS = {
     "node_lost": "the node was lost",
     "gpu_fault": "a GPU failed",
     "timed_out": "a step took too long",
+    "reservation_end": "the reservation that it ran in ended",
     "internal": "an error of ours",
     "outbid": "outbid",
     "capacity": "its GPUs are needed",
