@@ -125,7 +125,7 @@ def test_pages_fit_a_small_window_in_both_languages_and_themes(
         window.click(f".person [name=language][value={language}]")
         window.wait_for_selector(f"html[lang={language}]")
         for name in ("home", "market", "launch", "instances", "balance", "tokens", "ssh-keys", "registries", "members",
-                     "projects", "audit", "help"):  # fmt: skip
+                     "projects", "quotas", "waits", "audit", "help"):  # fmt: skip
             window.goto(reverse(name))
             assert window.evaluate("document.documentElement.scrollWidth") <= 360, (language, name)
     window.click(".person summary")
