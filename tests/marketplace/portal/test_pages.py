@@ -10,6 +10,7 @@ from django.test import Client
 from django.urls import URLPattern, reverse
 from django.utils import timezone
 
+from billing.invoicing import issuing, sellers
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
@@ -18,6 +19,7 @@ from provisioning.calendar import hour_of
 from provisioning.models import Instance, Quota
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Storage, make_person, make_token, order
+from tests.marketplace.invoices.conftest import use_last_month
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 
@@ -39,6 +41,8 @@ PAGES = [
     ("listings", 200, 200, 200),
     ("listings-buy", 405, 405, 405),
     ("balance", 200, 200, 200),
+    ("invoices", 200, 403, 403),
+    ("billing-details", 200, 403, 403),
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
     ("registries", 200, 200, 200),
@@ -84,6 +88,9 @@ OF_ONE = [
     ("reservation-lend", "reservation", 405, 405, 405),
     ("quote", "quote", 200, 200, 200),
     ("listing-withdraw", "listing", 405, 405, 405),
+    ("invoice", "invoice", 200, 403, 403),
+    ("invoice-pdf", "invoice", 200, 403, 403),
+    ("invoice-csv", "invoice", 200, 403, 403),
     ("token-revoke", "token", 200, 404, 404),
     ("ssh-key-remove", "key", 200, 200, 403),
     ("registry-remove", "registry", 200, 200, 403),
@@ -99,7 +106,7 @@ OF_ONE = [
 BY_LINK = {"invitation"}
 # Of an offer, which everybody signed in may know: `test_spot` looks at them.
 OF_AN_OFFER = {"spot", "spot-auction"}
-FRAGMENTS = {"spending", "instance-log", "instance-telemetry", "instance-log-file"}
+FRAGMENTS = {"spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv"}
 Things = dict[str, str]
 
 
@@ -119,8 +126,12 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
             actor=person(alice), project=project, order=order(offer), max_price_micros=600_000, at=timezone.now()
         )
     held = reserve_some(person(alice), project, running.offer)
+    sellers.save_details(organization=acme, legal_name="Acme", address="Oslo", country="NO")
+    sellers.name_seller(organization=acme)
+    use_last_month(acme)
     return held | {
         "instance": running.public_id,
+        "invoice": issuing.issue(organization=acme, at=timezone.now()).public_id,
         "bid": bid.public_id,
         "placement": running.decisions.get().public_id,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
