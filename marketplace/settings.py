@@ -166,8 +166,10 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "QuoteKindEnum": "marketplace.models.Quote.Kind",
+        "PriceUnitEnum": [("gpu_hour", "gpu_hour"), ("gib_hour", "gib_hour")],
         "SiteKindEnum": "provisioning.models.Site.Kind",
         "QuotaUnitEnum": [("gpus", "gpus"), ("per_hour", "per_hour")],
+        "UsageUnitEnum": [("gpu", "gpu"), ("gib", "gib")],
         "VolumeKindEnum": "provisioning.models.Site.VolumeKind",
     },
     "TITLE": "gpumarket",
