@@ -47,8 +47,11 @@ def advance(*, at: datetime, limit: int) -> int:
     return sum(part(at=at, limit=limit) for part in parts)
 
 
-def _each(found: QuerySet[Reservation], act: Callable[[Reservation], bool], *, limit: int) -> int:
-    """Do something to each of these reservations, locked; what is refused is tried again by the next sweep."""
+def _each(found: QuerySet[Reservation], act: Callable[[Reservation], bool], *, limit: int | None) -> int:
+    """Do something to each of these reservations, locked; what is refused is tried again by the next sweep.
+
+    A limit is for what is not found again once it is done: else the first ones would keep the rest from their turn.
+    """
     done = 0
     for reservation_id in list(found.order_by("pk").values_list("pk", flat=True)[:limit]):
         try:
@@ -96,7 +99,7 @@ def _look(*, at: datetime, limit: int) -> int:
             return _look_after(reservation, missing.get(reservation.pk, 0), at=at)
 
         concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, gpus in missing.items() if gpus])
-        changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=limit)
+        changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=None)
     return changed
 
 
@@ -224,7 +227,7 @@ def _announce_due(*, at: datetime, limit: int) -> int:
             return True
         return told > 0
 
-    return _each(_begun().filter(starts_at__lt=at), act, limit=limit)
+    return _each(_giving_up(at).filter(starts_at__lt=at), act, limit=None)
 
 
 def _drain_due(*, at: datetime, limit: int) -> int:
@@ -232,7 +235,7 @@ def _drain_due(*, at: datetime, limit: int) -> int:
     if hour_of(at + DRAIN) == hour_of(at):
         return 0
     holding = Instance.objects.filter(quota_held__gt=0, reservation__isnull=False).values("reservation")
-    return _each(_begun().filter(pk__in=holding), lambda one: endings.drain(one, at=at) > 0, limit=limit)
+    return _each(_giving_up(at).filter(pk__in=holding), lambda one: endings.drain(one, at=at) > 0, limit=None)
 
 
 def _end_due(*, at: datetime, limit: int) -> int:
@@ -266,3 +269,9 @@ def _earn_due(*, at: datetime, limit: int) -> int:
 
 def _begun() -> QuerySet[Reservation]:
     return Reservation.objects.filter(state__in=UNDER_WAY)
+
+
+def _giving_up(at: datetime) -> QuerySet[Reservation]:
+    """Return what gives up GPUs with this hour, or has with an earlier one."""
+    over = ReservationStrip.objects.filter(ends_at__lte=hour_of(at) + HOUR)
+    return _begun().filter(pk__in=over.values("reservation"))

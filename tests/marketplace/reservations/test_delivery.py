@@ -8,7 +8,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from billing.models import UsageSpan
-from marketplace import coverage, quotes, rentals, reservations
+from marketplace import coverage, delivery, quotes, rentals, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Reservation, Shortfall
 from provisioning import instances, placement
@@ -258,3 +258,22 @@ def test_on_demand_makes_room_for_nobody_but_never_took_what_is_reserved(
         rent(gpus=5, replicas=2, attach="forbid")
     rent(gpus=8, attach="forbid")
     launch(acme_buys, 2.2, gpus=8, attach="strict")
+
+
+def test_more_reservations_than_a_sweep_takes_are_all_told_in_time(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    for _ in range(3):
+        acme_buys.buy(1, 2, 6)
+    last = other_buys.buy(8, 2, 5)
+    for hours in (1, 2):
+        acme_buys.go_to(hours)
+    launch(other_buys, 2.1, gpus=8)
+    run_until_idle()
+    delivery.advance(at=acme_buys.at(4.4), limit=2)
+    assert Reservation.objects.get(pk=last.pk).state == "ending"
+    assert interruption().reason == "reservation_end"
+    other = acme_buys.at(5.4)
+    delivery.advance(at=other, limit=2)
+    states = Reservation.objects.exclude(pk=last.pk).values_list("state", flat=True)
+    assert list(states) == ["ending"] * 3
