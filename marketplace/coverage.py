@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from django.db.models import Sum
+from django.db.models import Count, Exists, F, OuterRef, Sum
 from django.utils.translation import gettext
 
 from marketplace import holdings
@@ -11,7 +11,7 @@ from marketplace.blocks import NOTICE
 from marketplace.errors import BadOrder
 from marketplace.models import USABLE, Offer, Project, Reservation
 from provisioning.errors import NoCapacity
-from provisioning.models import Instance
+from provisioning.models import GpuHold, Instance, Node, Phase
 
 
 def choose(
@@ -61,12 +61,29 @@ def used_gpus(reservations: Iterable[Reservation]) -> dict[int, int]:
     return dict.fromkeys(chosen, 0) | dict(rows.annotate(used=Sum("quota_held")))
 
 
+def delivered_gpus(reservations: Iterable[Reservation]) -> dict[int, int]:
+    """Return how many GPUs instances in each of these reservations have on nodes that we reach. One query.
+
+    What waits in a queue has none yet, and what is on a node that is gone has none any more.
+    """
+    chosen = [reservation.pk for reservation in reservations]
+    reached = [Node.Reachability.ONLINE, Node.Reachability.SUSPECT]
+    there = GpuHold.objects.filter(released_at=None, gpu__node__reachability__in=reached)
+    mine = there.filter(assignment__instance__reservation__in=chosen, assignment__fence=F("assignment__instance__run"))
+    rows = mine.order_by().values_list("assignment__instance__reservation")
+    return dict.fromkeys(chosen, 0) | dict(rows.annotate(gpus=Count("pk")))
+
+
 def free_gpus(reservation: Reservation, *, at: datetime) -> int:
-    """Return how many of its GPUs are there, not in use, and its own for longer than a notice. Two queries."""
+    """Return how many of its GPUs are there, not in use, and its own for longer than a notice. Four queries."""
     strips = list(reservation.strips.all())
     held = min(holdings.held_at(strips, at), holdings.held_at(strips, at + NOTICE))
     used = used_gpus([reservation])[reservation.pk]
-    return max(0, held - reservation.missing_gpus - used)
+    holding = GpuHold.objects.filter(released_at=None, assignment__instance=OuterRef("pk"))
+    queue = reservation.instances.filter(~Exists(holding), phase=Phase.QUEUED)
+    waiting = queue.aggregate(gpus=Sum("quota_held"))["gpus"] or 0
+    there = delivered_gpus([reservation])[reservation.pk] + waiting
+    return max(0, min(held - used, held - reservation.missing_gpus - there))
 
 
 def _check_named(named: Reservation, project: Project, offer: Offer) -> None:

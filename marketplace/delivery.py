@@ -106,13 +106,13 @@ def _look(*, at: datetime, limit: int) -> int:
 def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
     """Return how many GPUs each reservation of this hour holds that are not to be had, by its primary key.
 
-    To be had are those that are used in it already, and of the others as many
+    To be had are those that its instances have on nodes we reach, and of the others as many
     as stand free in good order or being cleaned, or are lent. Who bought last goes short first.
     """
     begun = Q(state__in=UNDER_WAY) | Q(state=State.LOCKED)
     found = list(Reservation.objects.filter(begun, offer=offer_id, starts_at__lte=at, ends_at__gt=at).order_by("-pk"))
     strips = _strips_of(found)
-    used = coverage.used_gpus(found)
+    used = coverage.delivered_gpus(found)
     idle = {one.pk: max(0, holdings.held_at(strips[one.pk], at) - used[one.pk]) for one in found}
     lent = sum(idle[one.pk] for one in found if one.is_lent)
     short = sum(idle.values()) - _free(offer_id) - min(lent, _on_spot(offer_id))

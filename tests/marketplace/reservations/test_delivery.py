@@ -277,3 +277,23 @@ def test_more_reservations_than_a_sweep_takes_are_all_told_in_time(
     delivery.advance(at=other, limit=2)
     states = Reservation.objects.exclude(pk=last.pk).values_list("state", flat=True)
     assert list(states) == ["ending"] * 3
+
+
+def test_what_waits_for_gpus_or_lost_them_was_not_delivered(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run
+) -> None:
+    Node.objects.update(state="cordoned")
+    instance = launch(acme_buys, 2.1, gpus=8)
+    acme_buys.go_to(2.2)
+    assert (instance.phase, instance.quota_held) == ("queued", 8)
+    assert Shortfall.objects.get().gpus == 8
+    Node.objects.update(state="available")
+    run_until_idle()
+    acme_buys.go_to(3.2)
+    assert Reservation.objects.get().state == "active"
+    assert Shortfall.objects.count() == 1
+    Node.objects.update(reachability="unreachable")
+    acme_buys.go_to(4.2)
+    assert Instance.objects.get().quota_held == 8
+    assert Shortfall.objects.order_by("hour").last().gpus == 8  # type: ignore[union-attr]
+    check_conserved(at=acme_buys.at(4.2))
