@@ -13,9 +13,9 @@ from django.db import transaction
 from django.db.models import Exists, F, Q, QuerySet, Sum
 from django.utils.translation import gettext
 
-from marketplace import coverage, endings, holdings, lending, quotes, resale, reservations
+from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
 from marketplace.blocks import DRAIN, NOTICE
-from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip, Shortfall
+from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
 from provisioning.calendar import HOUR, hour_of
 from provisioning.errors import ProvisioningError
 from provisioning.models import Gpu, Instance, Node
@@ -150,7 +150,7 @@ def _look_after(reservation: Reservation, missing: int, *, at: datetime) -> bool
     if reservation.state != State.ENDING:
         _stand(reservation, missing, at=at)
     if missing and at >= hour_of(at) + GRACE:
-        _give_back_hour(reservation, missing, hour=hour_of(at), at=at)
+        refunds.give_back_hour(reservation, missing, hour=hour_of(at), at=at)
     return True
 
 
@@ -168,7 +168,7 @@ def _stand(reservation: Reservation, missing: int, *, at: datetime) -> None:
     elif reservation.missing_gpus != missing:
         Reservation.objects.filter(pk=reservation.pk).update(missing_gpus=missing, message=message)
         reservation.missing_gpus = missing
-        reservations.note(reservation, message, at=at)
+        reservation.note(message, at=at)
 
 
 def _give_back_missed(reservation: Reservation, *, at: datetime) -> None:
@@ -176,39 +176,8 @@ def _give_back_missed(reservation: Reservation, *, at: datetime) -> None:
     strips = list(reservation.strips.all())
     hour = reservation.starts_at
     while hour < min(hour_of(at), reservation.ends_at):
-        _give_back_hour(reservation, holdings.held_at(strips, hour), hour=hour, at=at)
+        refunds.give_back_hour(reservation, holdings.held_at(strips, hour), hour=hour, at=at)
         hour += HOUR
-
-
-def _give_back_hour(reservation: Reservation, missing: int, *, hour: datetime, at: datetime) -> None:
-    """Give back what an hour of the missing GPUs had cost, the dearest first, once for each; keep the evidence."""
-    before = Shortfall.objects.filter(reservation=reservation, hour=hour).first()
-    known = before.gpus if before else 0
-    if missing <= known:
-        return
-    here = holdings.clipped(reservation.strips.all(), hour, hour + HOUR)
-    each = [(one.paid_micros, one.worth_micros) for one in here for _ in range(one.gpus)]
-    lost = sorted(each, reverse=True)[known:missing]
-    refund = sum(paid for paid, _ in lost)
-    worth = sum(min(pair) for pair in lost)
-    reservations.give_back(
-        reservation, micros=refund, deferred_micros=worth, cause=f"{hour:%Y%m%dT%H}:{missing}", at=at
-    )
-    text = gettext("%(gpus)s GPUs could not be had in the hour from %(hour)s UTC; what they cost was given back.")
-    message = text % {"gpus": missing, "hour": f"{hour:%Y-%m-%d %H:%M}"}
-    Shortfall.objects.update_or_create(
-        reservation=reservation,
-        hour=hour,
-        defaults={
-            "gpus": missing,
-            "refund_micros": refund + (before.refund_micros if before else 0),
-            "worth_micros": worth + (before.worth_micros if before else 0),
-            "message": message,
-            "seen_at": at,
-        },
-    )
-    reservations.note(reservation, message, at=at)
-    log.warning("not delivered", reservation=reservation.public_id, hour=hour, gpus=missing, refund=refund)
 
 
 def _announce_due(*, at: datetime, limit: int) -> int:

@@ -15,7 +15,7 @@ from django.db.models import Sum
 
 from billing import accounts, ledger, receivables, runway
 from billing.models import Account, Charge, UsageSpan
-from marketplace import coverage, holdings, reservations
+from marketplace import coverage, holdings, refunds
 from marketplace.blocks import BP, NOTICE
 from marketplace.models import USABLE, LendingShare, Offer, Reservation
 from provisioning import calendar
@@ -138,7 +138,7 @@ def _pay(charge: Charge, lender: Idle, micros: int, *, at: datetime) -> None:
     reservation = lender.reservation
     organization = reservation.project.organization
     payee = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    back = reservations.split(reservation, micros)
+    back = refunds.split(reservation, micros)
     for target, part in ((payee.promo, back.promo_micros), (payee.cash, back.cash_micros)):
         if part:
             ledger.transfer(

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils.translation import gettext
 
-from marketplace import blocks, holdings
+from marketplace import blocks, holdings, refunds
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Project, Quote, Reservation, ReservationState
@@ -85,12 +85,13 @@ def for_cancellation(*, reservation: Reservation, at: datetime) -> Quote:
 def cancellation_amounts(reservation: Reservation, *, at: datetime) -> tuple[int, int]:
     """Return what is kept of a reservation that is cancelled now, and what is given back.
 
-    One that we do not deliver ends free of charge, for what is still to come.
+    One that we do not deliver ends free of charge, for what is still to come and what lacks in this hour.
     """
     strips = list(reservation.strips.all())
     if reservation.state in FREE_EXITS:
         to_come = holdings.clipped(strips, calendar.hour_of(at) + calendar.HOUR)
-        return 0, sum(blocks.value_of(strip, micros=strip.paid_micros) for strip in to_come)
+        lost, _ = refunds.lost_in(reservation, reservation.missing_gpus, hour=calendar.hour_of(at))
+        return 0, lost + sum(blocks.value_of(strip, micros=strip.paid_micros) for strip in to_come)
     base = blocks.refundable_micros(strips)
     bp = blocks.kept_bp(reservation.terms["cancellation"], until_start=reservation.starts_at - at)
     kept = blocks.kept_micros(base, bp=bp)

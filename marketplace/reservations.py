@@ -16,7 +16,7 @@ from billing.errors import HoldClosed
 from billing.models import PriceVersion
 from billing.prepayments import Paid
 from billing.public_ids import new_public_id
-from marketplace import audit, blocks, endings, holdings, quotes, rentals, spend
+from marketplace import audit, blocks, endings, holdings, quotes, refunds, rentals, spend
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -291,7 +291,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
     if reservation.state == State.ENDING:
         reservation.move_to(State.ACTIVE, at=at, message=news)
     else:
-        note(reservation, news, at=at)
+        reservation.note(news, at=at)
     endings.take_back(running, at=at)
     audit.record_of(reservation, "reservation.extend", actor=actor, after=_shown(quote))
     calendar.commit(offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at)
@@ -323,7 +323,9 @@ def _give_up(reservation: Reservation, quote: Quote, *, at: datetime) -> int:
         raise Conflict(gettext("The reservation has changed since this was quoted. Ask for a new quote."))
     strips = list(reservation.strips.all())
     worth = holdings.worth_micros(strips, reservation.starts_at, reservation.ends_at)
-    give_back(reservation, micros=quote.refund_micros, deferred_micros=quote.refund_micros, cause="cancelled", at=at)
+    refunds.give_back(
+        reservation, micros=quote.refund_micros, deferred_micros=quote.refund_micros, cause="cancelled", at=at
+    )
     prepayments.earn(
         key=f"{reservation.public_id}:cancelled",
         currency=reservation.currency,
@@ -335,16 +337,20 @@ def _give_up(reservation: Reservation, quote: Quote, *, at: datetime) -> int:
 
 
 def _leave(reservation: Reservation, *, at: datetime) -> int:
-    """End one that we do not deliver, free of charge: all that is still to come is given back."""
+    """End one that we do not deliver, free of charge: what is still to come is given back, and what lacks in this hour.
+
+    Returns how much was given back.
+    """
     if reservation.instances.filter(quota_held__gt=0).exists():
         raise Conflict(gettext("Instances run in it. Stop them first, then cancel it."))
     since = calendar.hour_of(at) + calendar.HOUR
+    lost = refunds.give_back_hour(reservation, reservation.missing_gpus, hour=calendar.hour_of(at), at=at)
     earn_until(reservation, until=min(since, reservation.ends_at), at=at)
     to_come = holdings.clipped(reservation.strips.all(), since)
     paid = sum(blocks.value_of(strip, micros=strip.paid_micros) for strip in to_come)
     worth = sum(blocks.value_of(strip, micros=strip.worth_micros) for strip in to_come)
     kept = min(paid, worth)
-    give_back(reservation, micros=paid, deferred_micros=kept, cause="left", at=at)
+    refunds.give_back(reservation, micros=paid, deferred_micros=kept, cause="left", at=at)
     prepayments.earn(
         key=f"{reservation.public_id}:left",
         currency=reservation.currency,
@@ -352,29 +358,7 @@ def _leave(reservation: Reservation, *, at: datetime) -> int:
         reason=f"Rest of {reservation.public_id}",
         at=at,
     )
-    return paid
-
-
-def give_back(reservation: Reservation, *, micros: int, deferred_micros: int, cause: str, at: datetime) -> None:
-    """Give part of what was paid back to where it came from, credit and cash in the proportion of the payment."""
-    if not micros:
-        return
-    prepayments.give_back(
-        organization=reservation.project.organization,
-        key=f"{reservation.public_id}:{cause}",
-        back=split(reservation, micros),
-        deferred_micros=deferred_micros,
-        reason=f"Refund for {reservation.public_id}",
-        at=at,
-    )
-
-
-def split(reservation: Reservation, micros: int) -> Paid:
-    """Return how much of a sum is credit: in the proportion of the payment, rounded so that it never becomes cash."""
-    if not reservation.paid_micros:
-        return Paid(promo_micros=micros)
-    promo = min(micros, -(-micros * reservation.promo_micros // reservation.paid_micros))
-    return Paid(promo_micros=promo, cash_micros=micros - promo)
+    return lost + paid
 
 
 def earn_until(reservation: Reservation, *, until: datetime, at: datetime) -> None:
@@ -403,13 +387,6 @@ def release_hours(reservation: Reservation, *, since: datetime, at: datetime) ->
         )
 
 
-def note(reservation: Reservation, message: str, *, at: datetime) -> None:
-    """Tell the customer what happened to a reservation that stays as it is."""
-    ReservationEvent.objects.create(
-        reservation=reservation, at=at, old_state=reservation.state, new_state=reservation.state, message=message
-    )
-
-
 @transaction.atomic
 def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime) -> Reservation:
     """Lend what stands idle to spot, or stop lending it. Asking for what is so changes nothing."""
@@ -420,7 +397,7 @@ def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime)
         Reservation.objects.filter(pk=reservation.pk).update(is_lent=is_lent)
         reservation.is_lent = is_lent
         verb = "reservation.lend" if is_lent else "reservation.recall"
-        note(reservation, gettext("Idle GPUs are lent.") if is_lent else gettext("Nothing is lent any more."), at=at)
+        reservation.note(gettext("Idle GPUs are lent.") if is_lent else gettext("Nothing is lent any more."), at=at)
         audit.record_of(reservation, verb, actor=actor)
     return reservation
 

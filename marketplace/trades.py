@@ -17,7 +17,7 @@ from billing import accounts, ledger, prepayments, receivables, runway
 from billing.models import Account
 from billing.prepayments import Paid, Part
 from billing.public_ids import new_public_id
-from marketplace import audit, blocks, holdings, matching, money, rentals, resale, reservations
+from marketplace import audit, blocks, holdings, matching, money, refunds, rentals, resale, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -284,7 +284,7 @@ def _pay_sellers(
     for pk in sorted(listings, key=lambda one: (listings[one].seller_id, one)):
         listing = listings[pk]
         came = paid.get(listing.public_id, Paid())
-        promo = max(came.promo_micros, reservations.split(sellers[listing.reservation_id], came.micros).promo_micros)
+        promo = max(came.promo_micros, refunds.split(sellers[listing.reservation_id], came.micros).promo_micros)
         payee = accounts.lock(organization_id=listing.seller_id, currency=trade.currency)
         for target, micros in ((payee.promo, promo), (payee.cash, came.micros - promo)):
             if micros:
@@ -304,7 +304,7 @@ def _settle_seller(reservation: Reservation, trade: Trade, *, at: datetime) -> N
     """Keep the row of a seller's reservation beside its strips; what has no hours left is sold."""
     message = gettext("Hours of it were sold (%(trade)s).") % {"trade": trade.public_id}
     if holdings.refit(reservation):
-        reservations.note(reservation, message, at=at)
+        reservation.note(message, at=at)
     elif reservation.state in {ReservationState.SCHEDULED, ReservationState.LOCKED}:
         reservation.move_to(ReservationState.SOLD, at=at, message=message, is_lent=False)
 

@@ -214,6 +214,12 @@ class Reservation(models.Model):
         ReservationEvent.objects.create(reservation_id=self.pk, at=at, old_state=old, new_state=state, message=message)
         log.info("moved", reservation=self.public_id, old=old, new=state)
 
+    def note(self, message: str, *, at: datetime) -> None:
+        """Tell the customer what happened to a reservation that stays as it is."""
+        ReservationEvent.objects.create(
+            reservation=self, at=at, old_state=self.state, new_state=self.state, message=message
+        )
+
 
 class ReservationStrip(models.Model):
     """So many GPUs in each hour from a start to an end, at one price. What a reservation holds is their sum.

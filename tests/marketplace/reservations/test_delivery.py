@@ -297,3 +297,21 @@ def test_what_waits_for_gpus_or_lost_them_was_not_delivered(
     assert Instance.objects.get().quota_held == 8
     assert Shortfall.objects.order_by("hour").last().gpus == 8  # type: ignore[union-attr]
     check_conserved(at=acme_buys.at(4.2))
+
+
+@pytest.mark.parametrize("minutes", [3, 12])
+def test_who_leaves_in_the_first_hour_pays_nothing_for_gpus_that_never_came(acme_buys: Buyer, minutes: int) -> None:
+    acme_buys.buy(8, 2, 6)
+    Node.objects.update(state="cordoned")
+    acme_buys.go_to(1)
+    acme_buys.go_to(2)
+    at = acme_buys.at(2 + 3 / 60)
+    quote = quotes.for_cancellation(reservation=Reservation.objects.get(), at=at)
+    assert (quote.total_micros, quote.refund_micros) == (0, 4 * 8 * PRICE)
+    # The sweep may be faster with this hour's part: it is given back once.
+    acme_buys.go_to(2 + minutes / 60)
+    at = acme_buys.at(2 + minutes / 60)
+    reservations.cancel(actor=acme_buys.actor, reservation=Reservation.objects.get(), quote=quote, at=at)
+    assert acme_buys.wallet().available_micros == 1000 * USD
+    assert Shortfall.objects.get().refund_micros == 8 * PRICE
+    check_conserved(at=at)
