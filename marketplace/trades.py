@@ -1,7 +1,7 @@
 """Orders for hours: filled at once, each hour from the cheapest asks and the offer itself, or refused.
 
 Everything that lists or trades hours of an offer does so behind the offer's
-gate, then locks reservations and accounts in the order of their keys.
+gate, then locks reservations, budgets and accounts, each in the order of their keys.
 """
 
 from collections import defaultdict
@@ -83,10 +83,10 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     chosen = {leg.source for leg in found.legs} - {OFFER}
     listings = {row.pk: row for row in Listing.objects.filter(pk__in=chosen).select_related("seller")}
     sellers = {pk: reservations.lock(pk) for pk in sorted({row.reservation_id for row in listings.values()})}
+    reservations.check_budget(actor, project, found.total_micros, at=at)
     parties = {project.organization.pk: project.organization} | {row.seller_id: row.seller for row in listings.values()}
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
-    reservations.check_budget(actor, project, found.total_micros, at=at)
     reservation_id, trade_id = new_public_id("rsv"), new_public_id("trd")
     paid = _pay(project.organization, found, listings, terms, trade_id=trade_id, at=at)
     reservations.check_quota(project, window)

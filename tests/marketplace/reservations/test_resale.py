@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from billing import accounts
 from billing.models import Account
 from marketplace import holdings, quotes, resale, reservations
 from marketplace.errors import BadOrder, Conflict
-from marketplace.models import Listing, Reservation, Trade, TradeLeg
+from marketplace.models import Listing, Organization, Reservation, Trade, TradeLeg
 from marketplace.trades import LimitTooLow
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Node
@@ -211,3 +212,16 @@ def test_credit_never_becomes_cash_by_a_sale(acme_buys: Buyer, other_buys: Buyer
     acme_buys.put_up(mine, 8, 24, 26, 1_500_000)
     other_buys.trade(8, 24, 26, 1_500_000)
     assert acme_buys.wallet().cash_micros == 0
+
+
+def test_budgets_are_locked_before_accounts_as_everywhere(acme_buys: Buyer, other_buys: Buyer) -> None:
+    acme_buys.put_up(acme_buys.buy(4, 24, 26), 4, 24, 26, PRICE // 2)
+    Organization.objects.filter(pk=other_buys.project.organization_id).update(monthly_budget_micros=1000 * USD)
+    other_buys.project.refresh_from_db()
+    with CaptureQueriesContext(connection) as captured:
+        other_buys.trade(4, 24, 26, PRICE)
+    locked = [query["sql"] for query in captured if "FOR NO KEY UPDATE" in query["sql"]]
+    of_budget = [n for n, sql in enumerate(locked) if 'FROM "marketplace_organization"' in sql]
+    of_account = [n for n, sql in enumerate(locked) if 'FROM "billing_account"' in sql]
+    assert of_budget
+    assert of_budget[0] < of_account[0]
