@@ -1,7 +1,7 @@
 """Which tests run in one worker, and in which order workers take them.
 
 A file is a group, so that what its tests share is made once. Tests that wait for other programs begin first and are
-spread over those that only compute: with two workers for each core, some compute while others wait.
+spread over those that only compute.
 """
 
 import gc
@@ -24,6 +24,8 @@ WAITING = (
 )
 
 
+# Before pytest-xdist reads the marks.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = list(FIRST)
     order: dict[str, float] = {}
