@@ -58,6 +58,7 @@ WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (BudgetExceeded, Why.BUDGET),
 )
 
+# The capacity's row is locked by a statement before this one: who began to wait meanwhile is then seen.
 TELL_CAPACITY = """
 UPDATE provisioning_capacity capacity SET waiting = coalesce((
     SELECT sum(gpus * replicas) FROM marketplace_waitingorder WHERE offer_id = capacity.offer_id
@@ -347,11 +348,9 @@ def _sum_of_gpus(entries: Any) -> int:
 
 def _tell_capacity(offer: Offer, *, at: datetime) -> None:
     """Let new orders leave to the queue what it waits for. The last lock of a transaction."""
-    with connection.cursor() as cursor:
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
+        calendar.lock(offer_id=offer.pk, at=at)
         cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
-        if not cursor.rowcount:
-            calendar.count(at=at, offer_id=offer.pk)
-            cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
 
 
 def _room(offer: Offer, gpus: int) -> int:

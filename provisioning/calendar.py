@@ -23,6 +23,9 @@ from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedHour
 
 HOUR = timedelta(hours=1)
+# How long hours that are over are kept, and how many of one offer are forgotten at a time.
+KEPT = timedelta(days=1)
+FORGOTTEN_EACH = 100
 
 # An offer without commitments is limited by its nodes alone, so that their coming and going needs no count.
 OPEN = """
@@ -34,24 +37,50 @@ ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s
             OR capacity.open_ended + %(gpus)s + capacity.peak + capacity.waiting <= capacity.gpus)
 """
 
-# Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order.
+ADD = """
+INSERT INTO provisioning_capacity (offer_id, gpus, open_ended, peak, waiting, counted_at)
+SELECT offer.id, 0, 0, 0, 0, %(at)s FROM marketplace_offer offer
+WHERE (%(offer)s::bigint IS NULL OR offer.id = %(offer)s)
+    AND NOT EXISTS (SELECT FROM provisioning_capacity WHERE offer_id = offer.id)
+ORDER BY offer.id ON CONFLICT (offer_id) DO NOTHING
+"""
+
+LOCK = """
+SELECT FROM provisioning_capacity WHERE %(offer)s::bigint IS NULL OR offer_id = %(offer)s
+ORDER BY offer_id FOR NO KEY UPDATE
+"""
+
+# Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order. The rows are locked by
+# a statement before this one: what was committed while that waited is then seen.
 COUNT = """
-INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, waiting, counted_at)
-SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0), 0, 0, 0, %(at)s
-FROM marketplace_offer offer
-LEFT JOIN (
-    SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
-    WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
-) built ON built.offer_id = offer.id
-LEFT JOIN (
-    SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
-    WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
-        AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
-) broken ON broken.offer_id = offer.id
-WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
-ON CONFLICT (offer_id) DO UPDATE SET gpus = excluded.gpus, counted_at = excluded.counted_at, peak = coalesce(
+UPDATE provisioning_capacity AS capacity SET gpus = counted.gpus, counted_at = %(at)s, peak = coalesce(
     (SELECT max(hour.gpus) FROM provisioning_committedhour hour
      WHERE hour.offer_id = capacity.offer_id AND hour.hour > %(since)s), 0
+)
+FROM (
+    SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS gpus
+    FROM marketplace_offer offer
+    LEFT JOIN (
+        SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
+        WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
+    ) built ON built.offer_id = offer.id
+    LEFT JOIN (
+        SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
+        WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
+            AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
+    ) broken ON broken.offer_id = offer.id
+    WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
+) counted WHERE counted.id = capacity.offer_id
+"""
+
+# A few of each offer, by its index; those that somebody takes back this moment are left for the next time.
+FORGET = """
+DELETE FROM provisioning_committedhour WHERE id IN (
+    SELECT old.id FROM provisioning_capacity capacity, LATERAL (
+        SELECT id FROM provisioning_committedhour hour
+        WHERE hour.offer_id = capacity.offer_id AND hour.hour < %(before)s
+        ORDER BY hour.hour LIMIT %(each)s FOR UPDATE SKIP LOCKED
+    ) old LIMIT %(limit)s
 )
 """
 
@@ -76,10 +105,23 @@ def hour_of(at: datetime) -> datetime:
     return at.replace(minute=0, second=0, microsecond=0)
 
 
+@transaction.atomic(savepoint=False)
 def count(*, at: datetime, offer_id: int | None = None) -> None:
-    """Count the GPUs of an offer, or of all, and forget hours that are over. Three sums, whatever is promised."""
+    """Count the GPUs of an offer, or of all, and the fullest hour to come. Locks what it counts, in order of offers.
+
+    Three statements, whatever is promised.
+    """
+    words = {"offer": offer_id, "at": at, "since": at - HOUR}
     with connection.cursor() as cursor:
-        cursor.execute(COUNT, {"offer": offer_id, "at": at, "since": at - HOUR})
+        for statement in (ADD, LOCK, COUNT):
+            cursor.execute(statement, words)
+
+
+def forget(*, at: datetime, limit: int) -> int:
+    """Forget hours that have been over for a day, some of each offer; return how many."""
+    with connection.cursor() as cursor:
+        cursor.execute(FORGET, {"before": at - KEPT, "each": FORGOTTEN_EACH, "limit": limit})
+        return cursor.rowcount
 
 
 def open_ended(*, offer_id: int, gpus: int, at: datetime, is_first: bool = True) -> None:
@@ -142,7 +184,7 @@ def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, 
     assert hour_of(starts_at) == starts_at < ends_at == hour_of(ends_at), "a window is whole hours"
     # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
     with transaction.atomic(savepoint=False):
-        _lock(offer_id, at=at)
+        lock(offer_id=offer_id, at=at)
         fits = _commit(offer_id, gpus, starts_at, ends_at)
         if not fits:
             count(at=at, offer_id=offer_id)  # It may have grown since.
@@ -163,7 +205,7 @@ def _commit(offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime) ->
 @transaction.atomic
 def release(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
     """Take back a commitment in each hour of a window, of which the hours that are over do not matter."""
-    _lock(offer_id, at=at)
+    lock(offer_id=offer_id, at=at)
     hours = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=starts_at, hour__lt=ends_at)
     hours.update(gpus=F("gpus") - gpus)
     hours.filter(gpus=0).delete()
@@ -210,7 +252,7 @@ def gpus_of(*, offer_ids: Collection[int]) -> dict[int, int]:
     return dict(Capacity.objects.filter(pk__in=offer_ids).values_list("pk", "gpus"))
 
 
-def _lock(offer_id: int, *, at: datetime) -> Capacity:
+def lock(*, offer_id: int, at: datetime) -> Capacity:
     """Lock what is promised of an offer, counted for the first time where nothing was yet."""
     locked = Capacity.objects.select_for_update(no_key=True).filter(pk=offer_id)
     found = locked.first()

@@ -31,6 +31,7 @@ VOLUMES_MAX = 200
 HEALTH_MAX = 200
 LEFT_OPEN_MAX = 500
 INTERRUPTIONS_MAX = 500
+HOURS_FORGOTTEN_MAX = 5000
 
 
 @shared_task
@@ -121,8 +122,9 @@ def close_sessions_left_open() -> None:
 
 @shared_task
 def count_capacity() -> None:
-    """Count the GPUs of every offer, against which promises of later hours are held."""
+    """Count the GPUs of every offer, against which promises of later hours are held, and forget hours long over."""
     calendar.count(at=timezone.now())
+    calendar.forget(at=timezone.now(), limit=HOURS_FORGOTTEN_MAX)
 
 
 @shared_task

@@ -1,5 +1,6 @@
 """What is promised of an offer, hour by hour, against a list of numbers."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -156,3 +157,50 @@ def test_of_sixteen_bookings_at_once_only_those_that_fit_are_made(offer: Offer) 
         made = sum(pool.map(book, range(16)))
     assert made == GPUS // 3
     assert set(CommittedHour.objects.values_list("gpus", flat=True)) == {15}
+
+
+def _while_it_waits_for_the_row(holds: Callable[[], None], waits: Callable[[], None]) -> None:
+    """Let `waits` begin, and wait for a lock, before what `holds` did in a transaction of its own is there."""
+
+    def other() -> None:
+        try:
+            waits()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            holds()
+            late = pool.submit(other)
+            until = time.monotonic() + 20
+            with connection.cursor() as cursor:
+                while time.monotonic() < until:
+                    cursor.execute("SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY "
+                                   "(pg_blocking_pids(pid))")  # fmt: skip
+                    if cursor.rowcount:
+                        break
+                    time.sleep(0.01)
+                else:
+                    pytest.fail("nothing waits for the row")
+        late.result(20)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_count_that_waits_for_a_commitment_sees_its_hours(offer: Offer) -> None:
+    calendar.count(at=NOON)
+    _while_it_waits_for_the_row(lambda: commit(offer, 10, 1, 3), lambda: calendar.count(at=NOON))
+    assert Capacity.objects.get(pk=offer.pk).peak == 10
+    with pytest.raises(NoCapacity):
+        calendar.open_ended(offer_id=offer.pk, gpus=7, at=NOON)
+
+
+def test_hours_that_are_long_over_are_forgotten_a_few_at_a_time(offer: Offer) -> None:
+    commit(offer, 5, 0, 6)
+    assert calendar.forget(at=NOON + 24 * HOUR, limit=9) == 0
+    assert calendar.forget(at=NOON + 28 * HOUR, limit=3) == 3
+    assert calendar.forget(at=NOON + 28 * HOUR, limit=3) == 1
+    assert list(CommittedHour.objects.order_by("hour").values_list("hour", flat=True)) == [
+        NOON + 4 * HOUR, NOON + 5 * HOUR,
+    ]  # fmt: skip
+    release(offer, 5, 0, 6)
+    assert not CommittedHour.objects.exists()
