@@ -10,8 +10,8 @@ from marketplace import spend
 from marketplace.errors import BadOrder
 from marketplace.models import ApiToken, Bid, Offer, Project, SpotTerms
 from marketplace.money import shown
-from provisioning import quotas
-from provisioning.models import Instance
+from provisioning import interruptions, quotas
+from provisioning.models import CHARGED_PHASES, Instance
 
 # A bid may wait for long; after this it must be confirmed by setting its price again.
 FUNDS_LIFE = timedelta(days=30)
@@ -58,6 +58,16 @@ def check_price(terms: SpotTerms, price_micros: int, *, at: datetime) -> None:
         raise BadOrder(
             "max_price", message % {"grid": amount(grid), "below": amount(below), "above": amount(below + grid)}
         )
+
+
+def check_covers(instance: Instance, price_micros: int, terms: SpotTerms, *, at: datetime) -> None:
+    """Raise BadOrder for a price below what the instance pays now: nobody pays more than they bid."""
+    if instance.phase not in CHARGED_PHASES:
+        return
+    pays_micros = floating.price_now(interruptions.price_of(instance), at=at)
+    if price_micros < pays_micros:
+        message = gettext("It pays %(price)s per GPU-hour now; bid that or more, or stop it.")
+        raise BadOrder("max_price", message % {"price": shown(pays_micros, terms.currency, exact=True)})
 
 
 def funds_micros(terms: SpotTerms, *, price_micros: int, gpus: int) -> int:

@@ -16,7 +16,7 @@ import structlog
 from django.db import connection, transaction
 from django.utils.translation import gettext
 
-from billing import floating, prices, rating
+from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
 from billing.public_ids import new_public_id
 from marketplace import auction, audit, bids, rentals, runtimes, spot_capacity
@@ -26,7 +26,17 @@ from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
 from provisioning import calendar, engine, instances, interruptions, volumes
 from provisioning.errors import IllegalMove, ProvisioningError, StaleInterruption
-from provisioning.models import AT_REST, OPEN_STATES, Capacity, Instance, Interruption, Phase, Reason, Workflow
+from provisioning.models import (
+    AT_REST,
+    CHARGED_PHASES,
+    OPEN_STATES,
+    Capacity,
+    Instance,
+    Interruption,
+    Phase,
+    Reason,
+    Workflow,
+)
 
 log = structlog.get_logger("marketplace.spot")
 
@@ -168,8 +178,10 @@ def change(
     """Set the most that a bid pays, if it still is `expected_micros`, and hold the funds for that.
 
     Where its instance was told of an interruption and the new price would win
-    now, that is called off, exactly once; with an `interruption_id` it is that
-    one or a Conflict, with nothing changed.
+    now, and is not below what GPUs cost until the next auction, that is called
+    off, exactly once; with an `interruption_id` it is that one or a Conflict,
+    with nothing changed. What is charged now keeps its bid at or above what it
+    pays, or BadOrder.
     """
     terms = bids.terms_of(bid.offer, currency=bid.project.organization.currency)
     bids.check_price(terms, max_price_micros, at=at)
@@ -181,6 +193,7 @@ def change(
     before = bid.price_micros
     if expected_micros is not None and expected_micros != before:
         raise Conflict(gettext("The bid was changed meanwhile; look at it again."))
+    bids.check_covers(instance, max_price_micros, terms, at=at)
     told = interruptions.open_of(instance)
     if interruption_id and (told is None or told.public_id != interruption_id):
         raise StaleInterruption(f"{interruption_id} is not open any more.")
@@ -196,7 +209,8 @@ def change(
 
 def _call_off_if_it_wins(bid: Bid, told: Interruption, terms: SpotTerms, *, must: bool, at: datetime) -> None:
     can = told.state in {Interruption.State.PLANNED, Interruption.State.NOTIFIED} and told.reason in MARKET_REASONS
-    if can and _would_win(bid, terms, at=at):
+    pays_micros = floating.price_now(bids.series_of(terms, at=at), at=at)
+    if can and pays_micros <= bid.price_micros and _would_win(bid, terms, at=at):
         interruptions.call_off(interruption=told, at=at, message="Its bid was raised and would win now.")
     elif must:
         raise Conflict(gettext("That is not enough to call off the interruption; nothing was changed."))
@@ -257,11 +271,20 @@ def due(*, at: datetime) -> list[int]:
     return list(SpotTerms.objects.filter(next_tick_at__lte=at).order_by("next_tick_at").values_list("pk", flat=True))
 
 
-@transaction.atomic
 def clear(*, offer_id: int, at: datetime) -> Auction:
-    """Hold the auction of an offer's current tick, or return it where it was held already."""
+    """Hold the auction of an offer's current tick, or return it where it was held already.
+
+    Its GPUs are counted before, in a transaction of their own: a count locks what everybody locks last.
+    """
+    calendar.count(at=at, offer_id=offer_id)
+    return _clear(offer_id=offer_id, at=at)
+
+
+@transaction.atomic
+def _clear(*, offer_id: int, at: datetime) -> Auction:
     _lock_offer(offer_id)
-    terms = SpotTerms.objects.select_related("offer").get(pk=offer_id)
+    # Locked, so that a manager who changes them at this moment changes what the next auction follows.
+    terms = SpotTerms.objects.select_for_update(of=("self",), no_key=True).select_related("offer").get(pk=offer_id)
     tick_at = tick_of(terms, at)
     next_at = tick_at + timedelta(seconds=terms.interval_s)
     held = Auction.objects.filter(offer=offer_id, tick_at=tick_at).first()
@@ -341,14 +364,22 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
     Workflow.objects.filter(pk__in=let_in, step="place").update(due_at=at, step_since=at, failures=0)
     for instance_id in let_in[:NUDGES_MAX]:
         engine.nudge(instance_id)
-    for told in Interruption.objects.filter(pk__in=[entry.told_id for entry in stays]).order_by("instance"):
-        interruptions.call_off(interruption=told, at=at, message="It won the next auction.")
+    # Everybody's accounts at once and before any node, in the order in which everybody locks them.
+    accounts.lock_many(_payers(terms.offer_id))
     series = bids.series_of(terms, at=at)
     old_micros = floating.price_now(series, at=at)
     point = floating.append(series=series, micros_per_unit_hour=held.charged_micros, at=at)
+    for told in Interruption.objects.filter(pk__in=[entry.told_id for entry in stays]).order_by("instance"):
+        interruptions.call_off(interruption=told, at=at, message="It won the next auction.")
     if lost:
         reason = Interruption.Reason.OUTBID if let_in else Interruption.Reason.CAPACITY
         _plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros)
+
+
+def _payers(offer_id: int) -> list[int]:
+    """Return the organizations that pay for GPUs of an offer by auction now, those in their notice among them."""
+    paying = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, phase__in=CHARGED_PHASES)
+    return list(paying.order_by().values_list("project__organization", flat=True).distinct())
 
 
 def _plan(

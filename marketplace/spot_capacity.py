@@ -11,12 +11,12 @@ from provisioning.models import Capacity
 def free_gpus(terms: SpotTerms, *, at: datetime) -> int:
     """Return the GPUs in good order that are free of every promise until the next auction and one notice after it.
 
-    What spot instances hold now is among them: they bid for it like everybody.
+    What spot instances hold now is among them: they bid for it like everybody. As last counted: a count would
+    lock here what everybody locks last.
     """
-    if not terms.is_enabled:
+    counted = Capacity.objects.filter(pk=terms.offer_id).first()
+    if counted is None or not terms.is_enabled:
         return 0
-    calendar.count(at=at, offer_id=terms.offer_id)
-    counted = Capacity.objects.get(pk=terms.offer_id)
     until = at + timedelta(seconds=terms.interval_s + terms.min_notice_s)
     committed = calendar.peak_within(offer_id=terms.offer_id, starts_at=at, ends_at=until)
     promised = counted.open_ended + committed + terms.buffer_gpus + asked_on_demand(terms, at=at)

@@ -162,6 +162,39 @@ def test_raising_the_bid_within_the_notice_calls_it_off_exactly_once(
     assert books.check(at=timezone.now()) == []
 
 
+def test_a_raise_that_wins_calls_nothing_off_below_the_price_that_holds_until_the_next_auction(
+    tick: Tick, place: Place, actor: Actor
+) -> None:
+    low, high = place(60 * CENT, gpus=8), place(70 * CENT, gpus=8)
+    tick()
+    others = [place(USD, gpus=8), place(USD, gpus=8)]
+    assert tick().charged_micros == 70 * CENT
+    tick(seconds=1)
+    for bid in others:
+        spot.withdraw(actor=actor, bid=bid, at=timezone.now())
+
+    def raised(bid: Bid, micros: int) -> None:
+        spot.change(actor=actor, bid=Bid.objects.get(pk=bid.pk), max_price_micros=micros, at=timezone.now())
+
+    raised(low, 69 * CENT)  # It would win now, but until the next auction it would pay more than it bids.
+    raised(high, 75 * CENT)
+    assert (phase(low), phase(high)) == (Phase.NOTIFIED, Phase.RUNNING)
+    assert books.check(at=timezone.now()) == []
+
+
+def test_a_bid_is_not_lowered_below_what_its_instance_pays_now(tick: Tick, place: Place, actor: Actor) -> None:
+    running = place(USD, gpus=8)
+    tick()
+    for cents in (80, 70):
+        place(cents * CENT, gpus=8)
+    assert tick().charged_micros == 70 * CENT
+    before = every_row()
+    with pytest.raises(BadOrder, match=r"It pays .*0\.70"):
+        spot.change(actor=actor, bid=running, max_price_micros=69 * CENT, at=timezone.now())
+    assert every_row() == before
+    spot.change(actor=actor, bid=running, max_price_micros=70 * CENT, at=timezone.now())
+
+
 def test_a_simulated_interruption_goes_the_same_way_and_it_comes_back(
     tick: Tick, place: Place, actor: Actor, run_until_idle: Run
 ) -> None:

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import books
+from billing import books, floating
 from marketplace import auction, rentals, spot, spot_book, spot_terms
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
@@ -96,6 +96,9 @@ class Market(RuleBasedStateMachine):
             with transaction.atomic():
                 spot.change(actor=self.actor, bid=bid, max_price_micros=cents * CENT, at=timezone.now())
         except (ProvisioningError, Conflict):
+            return
+        except BadOrder:
+            assert cents * CENT < floating.price_now(interruptions.price_of(bid.instance), at=timezone.now())
             return
         if told is not None:
             told.refresh_from_db()

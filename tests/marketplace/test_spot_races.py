@@ -1,18 +1,19 @@
 """Auctions, raises and notices at the same moment, on connections of their own; and workers killed in between."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
 from django.utils import timezone
 
 from billing import books
 from marketplace import spot, spot_book, spot_terms
 from marketplace.access import Actor
 from marketplace.models import Auction, Bid, Project
-from provisioning import interruptions
+from provisioning import calendar, interruptions
 from provisioning.models import Instance, Interruption, Phase, Quota
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Run, order
@@ -104,6 +105,33 @@ def test_raises_and_auctions_at_once_leave_nobody_half_told(
         told = Interruption.objects.filter(state="notified").values_list("instance", flat=True)
         assert set(told) == set(Instance.objects.filter(phase=Phase.NOTIFIED).values_list("pk", flat=True))
         assert books.check(at=timezone.now()) == []
+
+
+def test_an_auction_waits_for_no_promise_that_is_being_made_and_for_terms_that_are_being_set(
+    place: Callable[..., Bid], fleet: Fleet
+) -> None:
+    place(60)
+    calendar.count(at=timezone.now())
+    waits: list[str] = []
+
+    def clears() -> None:
+        try:
+            spot._clear(offer_id=fleet.h200.pk, at=timezone.now())
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            calendar.lock(offer_id=fleet.h200.pk, at=timezone.now())
+            pool.submit(clears).result(20)
+        next_tick(fleet)
+        with transaction.atomic():
+            spot_terms.set_terms(offer=fleet.h200, by="x", at=timezone.now(), buffer_gpus=9)
+            late = pool.submit(clears)
+            waits += [] if wait([late], timeout=1).done else ["for the terms"]
+        late.result(20)
+    assert waits == ["for the terms"]
+    assert Auction.objects.get().capacity_gpus == 7
 
 
 @pytest.mark.parametrize("dies_in", ["_store", "_allocate", "_carry_out", "_plan"])
