@@ -303,6 +303,7 @@ def _clear(*, offer_id: int, at: datetime) -> Auction:
     _carry_out(held, terms, found, won, at=at)
     is_over = not terms.is_enabled and not any(entry.is_admitted for entry in found)
     SpotTerms.objects.filter(pk=offer_id).update(next_tick_at=None if is_over else next_at)
+    calendar.limit_spot(offer_id=offer_id, gpus=held.capacity_gpus)
     log.info("auction", auction=held.public_id, offer=offer_id, bids=outcome.bids, price=outcome.price_micros)
     return held
 
@@ -421,7 +422,7 @@ def recall(*, offer_id: int, gpus: int, at: datetime) -> int:
     terms = SpotTerms.objects.select_related("offer").filter(pk=offer_id).first()
     if terms is None:
         return 0
-    holding = [entry for entry in entries(offer_id=offer_id, at=at) if entry.is_admitted]
+    holding = [entry for entry in entries(offer_id=offer_id, at=at) if entry.holds_gpus]
     told = Instance.objects.filter(
         offer=offer_id,
         interruptions__reason=Interruption.Reason.OWNER_RECALL,
@@ -437,6 +438,9 @@ def recall(*, offer_id: int, gpus: int, at: datetime) -> int:
             coming += entry.bid.gpus
     if chosen:
         _plan(chosen, Interruption.Reason.OWNER_RECALL, terms, since=at)
+    if gpus:
+        # So that what comes free goes to the holder, not to whoever won the last auction and waits.
+        calendar.limit_spot(offer_id=offer_id, gpus=max(0, calendar.spot_gpus(offer_id) - gpus))
     return coming
 
 

@@ -14,7 +14,8 @@ from marketplace.models import Allocation, Auction
 STANDING = """
 SELECT bid.public_id, instance.replicas * instance.gpus_per_replica, bid.price_micros,
     instance.phase <> 'queued' AND told.id IS NULL, (extract(epoch FROM bid.placed_at) * 1000000)::bigint,
-    bid.id, instance.id, instance.admitted_at IS NOT NULL, told.id
+    bid.id, instance.id, instance.admitted_at IS NOT NULL, told.id,
+    instance.phase <> 'queued'
 FROM marketplace_bid bid JOIN provisioning_instance instance ON instance.id = bid.instance_id
 LEFT JOIN provisioning_interruption told
     ON told.instance_id = instance.id AND told.state IN ('planned', 'notified')
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     instance_id: int
     is_admitted: bool
     told_id: int | None
+    holds_gpus: bool
 
 
 def entries(*, offer_id: int, at: datetime) -> list[Entry]:
@@ -42,7 +44,7 @@ def entries(*, offer_id: int, at: datetime) -> list[Entry]:
     with connection.cursor() as cursor:
         cursor.execute(STANDING, {"offer": offer_id, "at": at})
         rows = cursor.fetchall()
-    return [Entry(auction.Bid(a, b, c, d, e), f, g, h, i) for a, b, c, d, e, f, g, h, i in rows]
+    return [Entry(auction.Bid(a, b, c, d, e), f, g, h, i, j) for a, b, c, d, e, f, g, h, i, j in rows]
 
 
 def book_of(held: Auction) -> bytes:

@@ -20,9 +20,10 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
 from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, CommittedHour
+from provisioning.models import Capacity, CommittedHour, GpuHold, Instance
 
 HOUR = timedelta(hours=1)
+SPOT = Instance.Market.SPOT
 # How long hours that are over are kept, and how many of one offer are forgotten at a time.
 KEPT = timedelta(days=1)
 FORGOTTEN_EACH = 100
@@ -121,7 +122,8 @@ def forget(*, at: datetime, limit: int) -> int:
     """Forget hours that have been over for a day, some of each offer; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(FORGET, {"before": at - KEPT, "each": FORGOTTEN_EACH, "limit": limit})
-        return cursor.rowcount
+        forgotten: int = cursor.rowcount
+    return forgotten
 
 
 def open_ended(*, offer_id: int, gpus: int, at: datetime, is_first: bool = True) -> None:
@@ -163,6 +165,29 @@ def next_open(*, offer_id: int, gpus: int, at: datetime) -> datetime | None:
     full = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(at), gpus__gt=left).order_by("-hour")
     last = full.values_list("hour", flat=True).first()
     return at if last is None else last + HOUR
+
+
+def limit_spot(*, offer_id: int, gpus: int) -> None:
+    """Let spot hold no more GPUs of an offer than this until it is told otherwise. The last lock of a transaction."""
+    Capacity.objects.filter(pk=offer_id).update(for_spot=gpus)
+
+
+def spot_gpus(offer_id: int) -> int:
+    """Return how many GPUs of an offer spot holds now, those among them that it is to give back."""
+    mine = GpuHold.objects.filter(assignment__instance__offer=offer_id, assignment__instance__market=SPOT)
+    return mine.filter(released_at=None).count()
+
+
+def has_room_for_spot(*, offer_id: int, gpus: int) -> bool:
+    """Return whether spot may hold so many GPUs more now; who asks next waits until the transaction ends.
+
+    Whoever lost its GPUs keeps them for its notice, so whoever won may have to wait for exactly those: others that
+    are free belong to somebody. Call it before nodes are locked.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"spot-claim:{offer_id}"])
+    most = Capacity.objects.filter(pk=offer_id).values_list("for_spot", flat=True).first()
+    return most is None or spot_gpus(offer_id) + gpus <= most
 
 
 def gpus_of_offer(offer_id: int) -> int:

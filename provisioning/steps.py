@@ -60,12 +60,19 @@ def claim_gpus(instance: Instance) -> None:
         if not admitted.exists():
             raise NotYet(seconds=QUEUE_LOOK_S)
     if not _assignments(instance):
+        _check_room_for_spot(instance)
         try:
             home = volumes.home_of(volumes.of_instance(instance))
             placement.claim(instance=instance, at=at, home=home)
         except NoCapacity as refusal:
             raise NotYet(seconds=QUEUE_LOOK_S, afterwards=partial(decisions.keep, refusal)) from refusal
     instance.move_to(Phase.PLACING, at=at)
+
+
+def _check_room_for_spot(instance: Instance) -> None:
+    is_spot = instance.market == Instance.Market.SPOT
+    if is_spot and not calendar.has_room_for_spot(offer_id=instance.offer_id, gpus=instance.gpus):
+        raise NotYet(seconds=QUEUE_LOOK_S)
 
 
 def create(instance: Instance) -> Outcome:

@@ -16,7 +16,7 @@ from marketplace import bids, rentals, spot, spot_book, spot_terms, tasks
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Auction, AuditEntry, Bid, Organization, Project, SpotTerms
-from provisioning import interruptions
+from provisioning import calendar, interruptions
 from provisioning.errors import IllegalMove, QuotaExceeded, StaleInterruption
 from provisioning.models import GpuHold, Instance, Interruption, Phase, Quota
 from tests.conftest import Fleet, Run, order
@@ -193,6 +193,42 @@ def test_a_bid_is_not_lowered_below_what_its_instance_pays_now(tick: Tick, place
         spot.change(actor=actor, bid=running, max_price_micros=69 * CENT, at=timezone.now())
     assert every_row() == before
     spot.change(actor=actor, bid=running, max_price_micros=70 * CENT, at=timezone.now())
+
+
+def test_who_won_waits_for_the_gpus_of_who_lost_and_takes_none_of_an_idle_reservation(
+    tick: Tick, place: Place, fleet: Fleet, run_until_idle: Run
+) -> None:
+    hour, at = calendar.hour_of(timezone.now()), timezone.now()
+    calendar.commit(offer_id=fleet.h200.pk, gpus=8, starts_at=hour, ends_at=hour + timedelta(hours=9), at=at)
+    old = place(60 * CENT, gpus=8)
+    assert tick().capacity_gpus == 8
+    new = place(USD, gpus=8)
+    tick()
+    assert (phase(old), phase(new)) == (Phase.NOTIFIED, Phase.QUEUED)
+    assert Instance.objects.get(pk=new.instance_id).admitted_at is not None
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 6), tick=False):
+        run_until_idle()
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 12), tick=False):
+        run_until_idle()
+        assert (phase(old), phase(new)) == (Phase.INTERRUPTED, Phase.RUNNING)
+        assert calendar.spot_gpus(fleet.h200.pk) == 8
+
+
+def test_what_a_holder_recalls_goes_to_nobody_who_won_and_waits(
+    tick: Tick, place: Place, fleet: Fleet, run_until_idle: Run
+) -> None:
+    old = place(60 * CENT, gpus=8, replicas=2)
+    tick()
+    new = place(USD, gpus=8, replicas=2)
+    tick()
+    assert spot.recall(offer_id=fleet.h200.pk, gpus=8, at=timezone.now()) == 16
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 6), tick=False):
+        run_until_idle()
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 12), tick=False):
+        run_until_idle()
+        assert (phase(old), phase(new)) == (Phase.INTERRUPTED, Phase.QUEUED)
+    tick(seconds=120)
+    assert phase(new) == Phase.RUNNING
 
 
 def test_a_simulated_interruption_goes_the_same_way_and_it_comes_back(
