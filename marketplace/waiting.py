@@ -21,13 +21,13 @@ from typing import Any
 
 import structlog
 from django.db import connection, transaction
-from django.db.models import F, Q, Sum
+from django.db.models import BooleanField, ExpressionWrapper, F, Q, Sum
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import PriceVersion
-from marketplace import access, audit, limits, offers, rentals
+from marketplace import access, audit, held, limits, offers, rentals
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
@@ -49,6 +49,8 @@ NEAREST_MAX = 3
 State = WaitingOrder.State
 Why = WaitingOrder.Why
 WAITING = Q(state=State.WAITING)
+# What was tried and lacked nothing but GPUs: what new orders and spot leave room for.
+LACKING_GPUS = WAITING & Q(why=Why.CAPACITY, tried_at__isnull=False)
 # What one refusal means for an order that waits; anything else is a refusal of the order itself.
 WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (PolicyExcludes, Why.REFUSED),
@@ -62,7 +64,7 @@ WHYS: tuple[tuple[type[Exception], Why], ...] = (
 TELL_CAPACITY = """
 UPDATE provisioning_capacity capacity SET waiting = coalesce((
     SELECT sum(gpus * replicas) FROM marketplace_waitingorder WHERE offer_id = capacity.offer_id
-        AND state = 'waiting' AND why = 'capacity'), 0)
+        AND state = 'waiting' AND why = 'capacity' AND tried_at IS NOT NULL), 0)
 WHERE offer_id = %(offer)s
 """
 
@@ -123,6 +125,7 @@ def wait(
     """
     rentals.check_open(project)
     rentals.check(order)
+    _check_capacity(order, at=at)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:
         raise BadOrder("max_price", gettext("Say the most that a GPU-hour may cost, such as 2.50."))
@@ -166,8 +169,8 @@ def cancel(*, actor: Actor, entry: WaitingOrder, at: datetime) -> None:
 
 
 def demand(offer: Offer, at: datetime) -> int:
-    """Return how many GPUs of an offer are waited for by orders that could start but for them."""
-    return _sum_of_gpus(WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY, until__gt=at))
+    """Return how many GPUs of an offer are waited for by orders that were tried and lacked nothing else."""
+    return _sum_of_gpus(WaitingOrder.objects.filter(LACKING_GPUS, offer=offer, until__gt=at))
 
 
 def positions(entries: Iterable[WaitingOrder]) -> dict[int, int]:
@@ -201,23 +204,36 @@ def estimates(entries: Iterable[WaitingOrder], *, at: datetime) -> dict[int, dat
 def start_due(*, at: datetime, limit: int) -> int:
     """Expire what waited too long and start what can start, each queue from its head; return how many started.
 
-    `limit` bounds the orders that are tried. Safe to run twice at once: an
+    `limit` bounds, in each queue, how many are tried of those that something of
+    their own held up, and how many of the others. Safe to run twice at once: an
     entry is locked while it starts.
     """
     _expire(at=at, limit=limit)
-    started, tried = 0, 0
+    started = 0
     queues = WaitingOrder.objects.filter(WAITING).order_by("offer").values_list("offer", flat=True).distinct()
     for offer_id in list(queues):
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
-        queue = WaitingOrder.objects.filter(WAITING, offer=offer_id).order_by("pk").values_list("pk", flat=True)
-        for pk in list(queue[: max(0, limit - tried)]):
-            tried += 1
+        for pk in _turn(offer_id, limit=limit):
             why = _try(pk, at=at)
             started += why is None
             if why == Why.CAPACITY:
                 break  # Nobody passes the first that waits for GPUs.
         _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
     return started
+
+
+def _turn(offer_id: int, *, limit: int) -> list[int]:
+    """Return by primary key whom to try now, in the order of the queue.
+
+    Of those that something of their own held up the longest untried, so that
+    each has its turn; first those ahead of the first that waits for GPUs,
+    since that one lets nobody behind it start.
+    """
+    queue = WaitingOrder.objects.filter(WAITING, offer=offer_id)
+    others = list(queue.filter(why=Why.CAPACITY).order_by("pk").values_list("pk", flat=True)[:limit])
+    is_behind = ExpressionWrapper(Q(pk__gt=others[0] if others else 0), output_field=BooleanField())
+    held_up = queue.exclude(why=Why.CAPACITY).annotate(is_behind=is_behind).order_by("is_behind", "tried_at", "pk")
+    return sorted([*others, *held_up.values_list("pk", flat=True)[:limit]])
 
 
 def _expire(*, at: datetime, limit: int) -> None:
@@ -233,17 +249,20 @@ def _expire(*, at: datetime, limit: int) -> None:
 
 def _try(pk: int, *, at: datetime) -> Why | None:
     """Start one order; None if it started or somebody else has it, else why it still waits."""
+    is_strict = False
     try:
         with transaction.atomic():
             entry = _locked(pk)
             if entry is None:
                 return None
+            is_strict = _is_strict(entry.order)
             hindrance = _hindrance(entry, at=at)
             if hindrance is None:
                 _start(entry, at=at)
                 return None
     except (BillingError, MarketError, ProvisioningError) as refusal:
-        hindrance = _why(refusal), limits.why(refusal) if isinstance(refusal, QuotaExceeded) else str(refusal)
+        said = limits.why(refusal) if isinstance(refusal, QuotaExceeded) else str(refusal)
+        hindrance = _why(refusal, is_strict=is_strict), said
     why, message = hindrance
     # What it waits for may have been cancelled meanwhile: then there is nothing to tell.
     WaitingOrder.objects.filter(WAITING, pk=pk).update(why=why, message=message, tried_at=at)
@@ -267,6 +286,9 @@ def _hindrance(entry: WaitingOrder, *, at: datetime) -> tuple[Why, str] | None:
     gone = entry.token is not None and (entry.token.revoked_at is not None or entry.token.expires_at <= at)
     if gone or not entry.user.is_active or not access.may(actor, organization, "wait.change"):
         return Why.REFUSED, gettext("Whoever ordered it may not rent here any more.")
+    there = calendar.gpus_of_offer(entry.offer_id)
+    if entry.all_gpus > there:
+        return Why.REFUSED, _too_many(entry.offer, entry.all_gpus, there)
     price = rentals.price_of(entry.offer, currency=organization.currency, at=at)
     if price.micros_per_unit_hour > entry.max_micros_per_gpu_hour:
         return Why.PRICE, gettext("A GPU-hour costs %(price)s now; it may cost %(most)s.") % {
@@ -292,8 +314,30 @@ def _over_its_share(entry: WaitingOrder, organization: Organization) -> tuple[Wh
     }  # fmt: skip
 
 
-def _why(refusal: Exception) -> Why:
-    return next((why for kind, why in WHYS if isinstance(refusal, kind)), Why.REFUSED)
+def _why(refusal: Exception, *, is_strict: bool) -> Why:
+    why = next((why for kind, why in WHYS if isinstance(refusal, kind)), Why.REFUSED)
+    # What starts only inside a reservation waits for that one's GPUs, not for the queue's.
+    return Why.REFUSED if is_strict and why == Why.CAPACITY else why
+
+
+def _is_strict(kept: Mapping[str, Any]) -> bool:
+    return kept.get("attach") == Instance.Attach.STRICT or bool(kept.get("reservation"))
+
+
+def _check_capacity(order: rentals.Order, *, at: datetime) -> None:
+    """Raise BadOrder for more GPUs than the offer has in good order: at the head it would block all others."""
+    wanted = order.gpus * order.replicas
+    if wanted > calendar.gpus_of_offer(order.offer.pk):
+        calendar.count(at=at, offer_id=order.offer.pk)  # It may have grown since it was counted.
+    there = calendar.gpus_of_offer(order.offer.pk)
+    if wanted > there:
+        raise BadOrder("gpus", _too_many(order.offer, wanted, there))
+
+
+def _too_many(offer: Offer, wanted: int, there: int) -> str:
+    return gettext("%(offer)s is sold from %(fewest)s to %(most)s GPUs; you asked for %(gpus)s.") % {
+        "offer": offer.name, "fewest": min(offer.min_gpus, there), "most": there, "gpus": wanted,
+    }  # fmt: skip
 
 
 def _locked(pk: int) -> WaitingOrder | None:
@@ -325,7 +369,8 @@ def _record_own(entry: WaitingOrder, verb: str, after: dict[str, Any]) -> None:
 def _written(order: rentals.Order) -> dict[str, Any]:
     return {
         "command": list(order.command), "name": order.name, "env": dict(order.env or {}), "image": order.image,
-        "ports": list(order.ports), "lease": order.lease, "on_failure": order.on_failure,
+        "ports": list(order.ports), "lease": order.lease, "on_failure": order.on_failure, "attach": order.attach,
+        "wish": dict(order.wish or {}), "reservation": order.reservation.public_id if order.reservation else "",
         "volumes": [
             {"volume": use.volume.public_id, "path": use.path, "read_only": use.read_only} for use in order.uses
         ],
@@ -337,8 +382,12 @@ def _read(entry: WaitingOrder) -> rentals.Order:
     uses = [
         Use(access.volume_of(entry.project, one["volume"]), one["path"], one["read_only"]) for one in kept["volumes"]
     ]
-    fields = {name: value for name, value in kept.items() if name != "volumes"}
-    return rentals.Order(offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, **fields)
+    named = kept.get("reservation")
+    inside = held.reservation_of(entry.project, named) if named else None
+    fields = {name: value for name, value in kept.items() if name not in ("volumes", "reservation")}
+    return rentals.Order(
+        offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, reservation=inside, **fields
+    )
 
 
 def _sum_of_gpus(entries: Any) -> int:

@@ -15,9 +15,18 @@ from billing.models import Account
 from marketplace import rentals, spot_capacity, tokens, waiting
 from marketplace.access import Actor, person
 from marketplace.errors import BadOrder, IllegalState, ProjectSuspended
-from marketplace.models import AuditEntry, Membership, Offer, Organization, Project, SpotTerms, WaitingOrder
+from marketplace.models import (
+    AuditEntry,
+    Membership,
+    Offer,
+    Organization,
+    Project,
+    SpotTerms,
+    WaitingOrder,
+)
+from provisioning import calendar
 from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, Instance, Quota
+from provisioning.models import Capacity, Instance, Node, Quota
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.marketplace.api.tables import every_row
 
@@ -135,6 +144,7 @@ def test_a_new_order_leaves_to_the_queue_what_it_waits_for(
 ) -> None:
     run_until_idle()
     gang = wait(gpus=8, replicas=2)
+    sweep()
     end(full[0], actor, run_until_idle)
     with pytest.raises(NoCapacity, match="16 GPUs of this offer wait already"):
         rent()
@@ -285,14 +295,62 @@ def test_an_estimate_follows_what_came_free(
     assert waiting.estimates([gang], at=at)[gang.pk] == at + timedelta(hours=48)
 
 
-def test_demand_is_what_could_start_but_for_gpus(wait: Wait, full: list[Instance], fleet: Fleet) -> None:
+def test_demand_is_what_was_tried_and_lacks_nothing_but_gpus(wait: Wait, full: list[Instance], fleet: Fleet) -> None:
     wait(gpus=8, replicas=2)
+    assert waiting.demand(fleet.h200, timezone.now()) == 0
     wait(price=1)
     sweep()
-    assert waiting.demand(fleet.h200, timezone.now()) == 17  # The second was not looked at yet.
-    assert Capacity.objects.get(offer=fleet.h200).waiting == 17
+    assert waiting.demand(fleet.h200, timezone.now()) == 16  # The second was not looked at yet.
+    assert Capacity.objects.get(offer=fleet.h200).waiting == 16
     terms = SpotTerms(offer=fleet.h200)
-    assert spot_capacity.asked_on_demand(terms, at=timezone.now()) == 17
+    assert spot_capacity.asked_on_demand(terms, at=timezone.now()) == 16
+
+
+def test_more_than_the_offer_has_is_refused_and_blocks_nobody_once_it_has_shrunk(
+    wait: Wait, strangers: Wait, fleet: Fleet
+) -> None:
+    large, small = wait(gpus=8, replicas=2), strangers()
+    Node.objects.filter(pk=Node.objects.filter(offer=fleet.h200).values("pk")[:1]).update(reachability="lost")
+    calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
+    with pytest.raises(BadOrder, match="to 8 GPUs; you asked for 16") as refusal:
+        wait(gpus=8, replicas=2)
+    assert refusal.value.field == "gpus"
+    assert sweep() == 1
+    assert states(large, small) == [("waiting", "refused"), ("started", "capacity")]
+    assert waiting.demand(fleet.h200, timezone.now()) == 0
+    Node.objects.filter(offer=fleet.h200).update(reachability="online")
+    sweep()
+    assert states(large) == [("waiting", "capacity")]
+
+
+def test_a_strict_order_never_starts_on_demand_and_blocks_nobody(wait: Wait, strangers: Wait) -> None:
+    inside, other = wait(attach="strict"), strangers()
+    assert sweep() == 1
+    assert states(inside, other) == [("waiting", "refused"), ("started", "capacity")]
+    assert inside.message.startswith("No reservation of")
+
+
+def test_an_order_keeps_whether_it_attaches_and_how_it_is_placed(wait: Wait) -> None:
+    entry = wait(gpus=1, replicas=2, attach="forbid", wish={"strategy": "spread", "level": "node"})
+    assert sweep() == 1
+    entry.refresh_from_db()
+    assert entry.instance is not None
+    assert entry.instance.attach == "forbid"
+    assert len(set(entry.instance.assignments.values_list("node", flat=True))) == 2
+
+
+def test_each_queue_and_each_that_is_held_up_has_its_turn(
+    clock: time_machine.Traveller, wait: Wait, strangers: Wait, fleet: Fleet
+) -> None:
+    held_up = [wait(price=1) for _ in range(3)]
+    waiting.start_due(at=timezone.now(), limit=100)
+    other = strangers()
+    for _ in range(3):
+        clock.shift(timedelta(seconds=5))
+        waiting.start_due(at=timezone.now(), limit=1)
+    states(*held_up)
+    assert len({entry.tried_at for entry in held_up}) == 3
+    assert states(other)[0][0] == "started"
 
 
 @pytest.mark.django_db(transaction=True)
