@@ -104,6 +104,7 @@ def hold(
     """
     micros = funds_micros(terms, price_micros=price_micros, gpus=gpus)
     per_hour = price_micros * gpus
+    spend.lock(project=project, token=token)  # As whoever rents: budgets before quota before accounts.
     quotas.give_back(holder=resource_id)
     holds.void_for(resource_id=resource_id, at=at)
     spend.check(project=project, token=token, worst_case_micros=micros, hourly_micros=per_hour, at=at)

@@ -23,12 +23,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connection
-from django.db.models import F, Sum
-from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
 from marketplace.errors import BudgetExceeded
-from marketplace.models import ApiToken, Organization, Project, Reservation
+from marketplace.models import ApiToken, Organization, Project
 from marketplace.money import shown
 
 # What a span costs up to a moment, as `floating.amounts_micros` has it: whole milliseconds, rounded half up, once. A
@@ -77,12 +75,17 @@ WITH mine AS (
     WHERE project.organization_id = %(organization)s
         AND (%(project_id)s::text IS NULL OR project.public_id = %(project_id)s)
         AND (%(token_ids)s::text[] IS NULL OR token.public_id = ANY (%(token_ids)s))
+), booked AS (
+    SELECT held.public_id FROM marketplace_reservation held
+    JOIN marketplace_project project ON project.id = held.project_id
+    WHERE project.public_id = %(project_id)s AND held.state = 'payment_pending'
 ), aside AS (
     SELECT hold.resource_id, sum(hold.amount_micros - hold.posted_micros) AS micros
     FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
     WHERE account.organization_id = %(organization)s AND hold.state = 'pending'
         AND ((%(project_id)s::text IS NULL AND %(token_ids)s::text[] IS NULL)
-            OR hold.resource_id IN (SELECT holder FROM mine))
+            OR hold.resource_id IN (SELECT holder FROM mine)
+            OR hold.resource_id IN (SELECT public_id FROM booked))
     GROUP BY hold.resource_id
 ), counted AS (
     SELECT span.resource_id, sum({UP_TO.format(moment="%(now)s::timestamptz")} - span.charged_micros) AS micros
@@ -94,6 +97,29 @@ SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 
         FROM aside LEFT JOIN counted USING (resource_id)),
        (SELECT coalesce(sum(micros_per_hour), 0)::bigint FROM mine)
 """  # noqa: S608  nothing in it comes from outside
+
+# Payments by purchase or extension (`prepay:`) and on the resale market (`trade:`), and what came back (`unpay:`), as
+# `billing.prepayments` and its callers name them: the second word says for what.
+PAID_AHEAD = """
+WITH mine AS (SELECT id FROM billing_account WHERE organization_id = %(organization)s), moved AS (
+    SELECT key, amount_micros FROM billing_transfer
+    WHERE source_id IN (SELECT id FROM mine) AND key NOT LIKE 'charge:%%'
+        AND (key LIKE 'prepay:%%' OR key LIKE 'trade:%%') AND effective_at >= %(since)s
+    UNION ALL
+    SELECT key, -amount_micros FROM billing_transfer
+    WHERE target_id IN (SELECT id FROM mine) AND key LIKE 'unpay:%%' AND effective_at >= %(since)s
+)
+SELECT coalesce(sum(amount_micros), 0)::bigint FROM moved
+WHERE %(project_id)s::text IS NULL OR split_part(key, ':', 2) IN (
+    SELECT held.public_id FROM marketplace_reservation held
+    JOIN marketplace_project project ON project.id = held.project_id WHERE project.public_id = %(project_id)s
+    UNION ALL SELECT quote.public_id FROM marketplace_quote quote
+    JOIN marketplace_project project ON project.id = quote.project_id WHERE project.public_id = %(project_id)s
+    UNION ALL SELECT trade.public_id FROM marketplace_trade trade
+    JOIN marketplace_reservation held ON held.id = trade.reservation_id
+    JOIN marketplace_project project ON project.id = held.project_id WHERE project.public_id = %(project_id)s
+)
+"""
 
 Owner = Organization | Project | ApiToken
 
@@ -133,8 +159,15 @@ def check(
             _check(locked, project.organization, month=worst_case_micros, hour=hourly_micros, at=at)
 
 
+def lock(*, project: Project, token: ApiToken | None) -> None:
+    """Lock the budgets that an order must keep, before quota and accounts; nothing where nobody set one."""
+    for owner in _owners(project, token):
+        if owner.has_budget:
+            type(owner)._default_manager.select_for_update(no_key=True).get(pk=owner.pk)
+
+
 def committed(owner: Owner, organization: Organization, *, at: datetime) -> Committed:
-    """Return what an owner of this organization is committed to, in the terms of its budgets. Two queries."""
+    """Return what an owner of this organization is committed to, in the terms of its budgets. Three queries."""
     since = month_of(at)
     ((spent_micros, _),) = spent(organization, [(since, at)], at=at, owner=owner)
     spent_micros += _paid_ahead(owner, organization, since=since)
@@ -145,15 +178,13 @@ def committed(owner: Owner, organization: Organization, *, at: datetime) -> Comm
 
 
 def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) -> int:
-    """Return what was paid for reservations since a moment; a token's own are not told apart."""
-    bought = Reservation.objects.filter(project__organization=organization, created_at__gte=since)
+    """Return what was paid ahead for reservations since a moment, less what was given back; a token's is not known."""
     if isinstance(owner, ApiToken):
         return 0
-    if isinstance(owner, Project):
-        bought = bought.filter(project=owner)
-    kept = bought.exclude(state=Reservation.State.CANCELLED)
-    paid: int = kept.aggregate(paid=Coalesce(Sum(F("promo_micros") + F("cash_micros")), 0))["paid"]
-    return paid
+    with connection.cursor() as cursor:
+        cursor.execute(PAID_AHEAD, {"organization": organization.pk, "since": since, **_words(owner)})
+        paid: int = cursor.fetchone()[0]
+    return max(0, paid)  # What comes back of another month makes no room in this one.
 
 
 def spent(
