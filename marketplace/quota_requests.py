@@ -9,7 +9,7 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
 from billing import accounts
-from billing.models import Transfer
+from billing.models import Account, Transfer
 from marketplace import audit, limits
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
@@ -18,6 +18,8 @@ from marketplace.money import shown
 from provisioning.models import Quota
 
 REASON_LENGTH_MAX = 500
+# Where cash goes without being spent: ahead, for what is not delivered yet, and back to where it came from.
+NOT_PAID_FOR_GOOD = (Account.Kind.DEFERRED, Account.Kind.PROCESSOR)
 State = QuotaRequest.State
 
 
@@ -164,9 +166,14 @@ def tell(rule: QuotaRule) -> str:
 
 
 def paid_micros(organization: Organization) -> int:
-    """Return what an organization has paid so far with its own money, promotional credit left out."""
+    """Return what an organization has paid for good with its own money, promotional credit left out.
+
+    What was paid ahead is not among it, since it may be given back; nor is
+    what went back to the customer.
+    """
     cash = Q(source__organization=organization, source__kind="cash", target__organization=None)
-    back = Q(target__organization=organization, target__kind="cash", source__kind="revenue")
+    cash &= ~Q(target__kind__in=NOT_PAID_FOR_GOOD)
+    back = Q(target__organization=organization, target__kind="cash", source__kind__in=["revenue", "sla_expense"])
     sums = Transfer.objects.filter(cash | back).aggregate(
         paid=Coalesce(Sum("amount_micros", filter=cash), 0), returned=Coalesce(Sum("amount_micros", filter=back), 0)
     )

@@ -138,6 +138,22 @@ def test_a_rule_approves_nothing_beyond_it(actor: Actor, project: Project, acme:
     assert ask(actor, project, limit=51 if case == "asks for more" else 40, **words).state == "pending"
 
 
+def test_what_was_only_paid_ahead_or_went_back_is_not_paid(acme: Organization) -> None:
+    own = accounts.lock(organization_id=acme.pk, currency="USD")
+    platform = {kind: accounts.platform(kind, "USD") for kind in Account.Kind if kind in ("deferred", "processor")}
+    at = timezone.now()
+    pay(acme, 100 * MICROS)
+    ledger.transfer(
+        key="in", source=platform[Account.Kind.PROCESSOR], target=own.cash, amount_micros=2 * MICROS, reason="x", at=at
+    )
+    for kind, account in platform.items():
+        ledger.transfer(key=f"to {kind}", source=own.cash, target=account, amount_micros=MICROS, reason="x", at=at)
+    assert quota_requests.paid_micros(acme) == 100 * MICROS
+    expense = accounts.platform(Account.Kind.SLA_EXPENSE, "USD")
+    ledger.transfer(key="back", source=expense, target=own.cash, amount_micros=MICROS, reason="x", at=at)
+    assert quota_requests.paid_micros(acme) == 99 * MICROS
+
+
 def test_promotional_credit_is_not_paid(actor: Actor, project: Project, acme: Organization) -> None:
     assert quota_requests.paid_micros(acme) == 0
 
