@@ -16,12 +16,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import accumulate
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 BASIS = 10_000
 # What is published of the demand: beyond so many steps, every n-th one.
 CURVE_STEPS_MAX = 100
+# Each step holds at least so many bids that no step above it holds, so that none shows what one bid asks for.
+CURVE_BIDS_MIN = 3
 
 
 class Bid(NamedTuple):
@@ -46,6 +49,8 @@ class Rules:
     hysteresis_bp: int
     rise_bp: int
     last_charged_micros: int | None
+    # Books from before steps held several bids have no such line, and give again what was published then.
+    curve_bids_min: int = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
         else:
             lost += 1
             highest_losing = max(price, highest_losing)
-    demand = _demand(ranked)
+    demand = _demand(ranked, bids_min=rules.curve_bids_min)
     price_micros = max(reserve, highest_losing if lowest_winning is None else min(lowest_winning, highest_losing))
     return Outcome(
         price_micros=price_micros,
@@ -105,7 +110,7 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
         bids=len(bids),
         eligible=len(ranked),
         passed_over=passed_over,
-        demanded_gpus=demand[-1][1] if demand else 0,
+        demanded_gpus=sum(gpus for _, _, _, _, gpus, _ in ranked),
         allocated_gpus=rules.capacity_gpus - left,
         demand=demand,
     )
@@ -122,13 +127,21 @@ def charged(rules: Rules, price_micros: int) -> int:
     return max(rules.reserve_micros, min(price_micros, risen))
 
 
-def _demand(ranked: Iterable[tuple[int, bool, int, str, int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return how many GPUs are asked for at each price or more, from the highest price down: nobody's bid alone."""
-    asked: dict[int, int] = {}
-    for _, _, _, _, gpus, price in ranked:
-        asked[price] = asked.get(price, 0) + gpus
-    prices = sorted(asked, reverse=True)
-    steps = list(zip(prices, accumulate(map(asked.__getitem__, prices)), strict=True))
+def _demand(ranked: Iterable[tuple[int, bool, int, str, int, int]], *, bids_min: int) -> tuple[tuple[int, int], ...]:
+    """Return how many GPUs are asked for at each price or more, from the highest price down: nobody's bid alone.
+
+    Each step adds `bids_min` bids or more to the one above it; the last holds all, and there is none for fewer.
+    """
+    steps: list[tuple[int, int]] = []
+    asked = fresh = 0
+    for price, bids in groupby(sorted(((one[5], one[4]) for one in ranked), reverse=True), key=itemgetter(0)):
+        found = [gpus for _, gpus in bids]
+        asked, fresh = asked + sum(found), fresh + len(found)
+        if fresh >= bids_min:
+            steps.append((price, asked))
+            fresh = 0
+    if fresh and steps:
+        steps[-1] = (price, asked)
     if len(steps) <= CURVE_STEPS_MAX:
         return tuple(steps)
     stride = -(-len(steps) // (CURVE_STEPS_MAX - 1))

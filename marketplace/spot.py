@@ -318,6 +318,7 @@ def _rules(terms: SpotTerms, *, tick_at: datetime, last_charged_micros: int | No
         hysteresis_bp=terms.hysteresis_bp,
         rise_bp=terms.rise_bp,
         last_charged_micros=last_charged_micros,
+        curve_bids_min=auction.CURVE_BIDS_MIN,
     )
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -148,3 +149,26 @@ def test_the_curve_is_short_however_many_prices_are_bid() -> None:
     assert len(found.demand) <= auction.CURVE_STEPS_MAX
     assert found.demand[0] == (501_233, 1)
     assert found.demand[-1] == (500_000, 1234)
+
+
+@given(books)
+def test_no_step_of_the_curve_shows_what_fewer_than_three_bids_ask_for(market: tuple[Rules, list[Bid]]) -> None:
+    held, bids = market
+    found = auction.clear(replace(held, curve_bids_min=auction.CURVE_BIDS_MIN), bids)
+    prices = [bid.price_micros for bid in bids if bid.price_micros >= held.reserve_micros]
+    above = 0
+    for price, gpus in found.demand:
+        assert gpus == sum(bid.gpus for bid in bids if bid.price_micros >= price)
+        within = sum(one >= price for one in prices)
+        assert within - above >= 3
+        above = within
+    assert above in {len(prices), 0}
+    assert bool(found.demand) == (len(prices) >= 3)
+    assert found.demanded_gpus == sum(bid.gpus for bid in bids if bid.price_micros >= held.reserve_micros)
+
+
+def test_a_book_from_before_steps_held_several_bids_gives_again_what_was_published() -> None:
+    old = auction.book(rules(), [bid("a", 4, 900_000), bid("b", 4, 800_000)])
+    old = old.replace(b'"curve_bids_min":1,', b"")
+    assert b"curve" not in old
+    assert auction.replay(old).demand == ((900_000, 4), (800_000, 8))
