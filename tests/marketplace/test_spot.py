@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import accounts, books, credits, floating
@@ -305,6 +306,27 @@ def test_offers_that_are_sold_no_more_by_auction_let_everybody_go_with_notice(
     tick()
     assert SpotTerms.objects.get().next_tick_at is None
     assert spot.due(at=timezone.now() + timedelta(days=1)) == []
+
+
+def test_a_changed_bid_locks_its_budget_before_quota_and_accounts_as_whoever_rents(
+    place: Place, actor: Actor, project: Project
+) -> None:
+    Project.objects.filter(pk=project.pk).update(monthly_budget_micros=100 * USD)
+    project.refresh_from_db()
+    placed = place()
+    with CaptureQueriesContext(connection) as queries:
+        spot.change(actor=actor, bid=Bid.objects.get(pk=placed.pk), max_price_micros=2 * USD, at=timezone.now())
+    said = [query["sql"] for query in queries.captured_queries]
+    locks = ['FROM "marketplace_project"', "provisioning_quotahold", '"billing_account"']
+    firsts = [
+        next(
+            n
+            for n, sql in enumerate(said)
+            if table in sql and any(word in sql for word in ("FOR ", "DELETE", "UPDATE"))
+        )
+        for table in locks
+    ]
+    assert firsts == sorted(firsts)
 
 
 def test_a_bid_without_funds_takes_part_in_no_auction(tick: Tick, place: Place, actor: Actor) -> None:

@@ -339,7 +339,16 @@ def test_an_order_keeps_whether_it_attaches_and_how_it_is_placed(wait: Wait) -> 
     assert len(set(entry.instance.assignments.values_list("node", flat=True))) == 2
 
 
-def test_each_queue_and_each_that_is_held_up_has_its_turn(
+def test_a_long_queue_takes_no_turn_from_that_of_another_offer(wait: Wait, fleet: Fleet) -> None:
+    first, second = sorted([fleet.h200, fleet.l40s], key=lambda offer: offer.pk)
+    for _ in range(3):
+        wait(offer=first, price=1)
+    other = wait(offer=second)
+    waiting.start_due(at=timezone.now(), limit=1)
+    assert states(other)[0][0] == "started"
+
+
+def test_each_that_is_held_up_has_its_turn(
     clock: time_machine.Traveller, wait: Wait, strangers: Wait, fleet: Fleet
 ) -> None:
     held_up = [wait(price=1) for _ in range(3)]
