@@ -13,7 +13,7 @@ from billing import books
 from marketplace import spot, spot_book, spot_terms
 from marketplace.access import Actor
 from marketplace.models import Auction, Bid, Project
-from provisioning import calendar, interruptions
+from provisioning import calendar, instances, interruptions
 from provisioning.models import Instance, Interruption, Phase, Quota
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Run, order
@@ -107,30 +107,32 @@ def test_raises_and_auctions_at_once_leave_nobody_half_told(
         assert books.check(at=timezone.now()) == []
 
 
-def test_an_auction_waits_for_no_promise_that_is_being_made_and_for_terms_that_are_being_set(
+def test_an_auction_waits_for_a_promise_without_a_deadlock_and_for_terms_that_are_being_set(
     place: Callable[..., Bid], fleet: Fleet
 ) -> None:
-    place(60)
-    calendar.count(at=timezone.now())
-    waits: list[str] = []
+    placed = place(60)
+    waits = []
 
     def clears() -> None:
         try:
-            spot._clear(offer_id=fleet.h200.pk, at=timezone.now())
+            spot.clear(offer_id=fleet.h200.pk, at=timezone.now())
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():
-            calendar.lock(offer_id=fleet.h200.pk, at=timezone.now())
-            pool.submit(clears).result(20)
+            instances.lock([placed.instance_id])
+            late = pool.submit(clears)
+            waits += [not wait([late], timeout=1).done]
+            calendar.lock(offer_id=fleet.h200.pk, at=timezone.now())  # As who promises GPUs does, last.
+        late.result(20)
         next_tick(fleet)
         with transaction.atomic():
             spot_terms.set_terms(offer=fleet.h200, by="x", at=timezone.now(), buffer_gpus=9)
             late = pool.submit(clears)
-            waits += [] if wait([late], timeout=1).done else ["for the terms"]
+            waits += [not wait([late], timeout=1).done]
         late.result(20)
-    assert waits == ["for the terms"]
+    assert waits == [True, True]
     assert Auction.objects.get().capacity_gpus == 7
 
 
