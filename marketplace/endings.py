@@ -45,28 +45,43 @@ def leaving(reservation: Reservation, *, at: datetime) -> list[Instance]:
 def announce(reservation: Reservation, *, at: datetime) -> int:
     """Plan the end of instances whose hours end with this one; return how many are told.
 
-    The ladder of interruptions announces it, holds to it, and ends them half an hour before the hour does.
+    The ladder of interruptions announces it, holds to it, and ends them half an hour before the hour does. One that
+    comes late gives as many minutes more as it is late, up to a whole notice, but never beyond the hour.
     """
     ending = leaving(reservation, at=at)
-    drain_at = hour_of(at) + HOUR - blocks.DRAIN
     interruptions.plan(
         instance_ids=[instance.pk for instance in ending if instance.phase != Phase.QUEUED],
         reason=Interruption.Reason.RESERVATION_END,
-        min_notice_s=max(0, (drain_at - at) // timedelta(seconds=1)),
+        min_notice_s=_notice(at) // timedelta(seconds=1),
         since=at,
     )
     return len(ending)
+
+
+def _notice(at: datetime) -> timedelta:
+    """Return how long what is announced now goes on: until half an hour before the hour's end, if it is in time."""
+    end = hour_of(at) + HOUR
+    missed = min(at - (end - blocks.NOTICE), blocks.NOTICE - blocks.DRAIN)
+    return min(max(end - blocks.DRAIN - at, missed), end - at)
 
 
 def drain(reservation: Reservation, *, at: datetime, is_over: bool = False) -> int:
     """Stop what should be ending with its hours and is not: what still waits for GPUs, or was missed by the ladder."""
     late = is_over or at >= hour_of(at) + HOUR - blocks.DRAIN + PATIENCE
     ending = [one for one in locked(leaving(reservation, at=at)) if Phase(one.phase) not in GOING]
-    ending = [one for one in ending if late or one.phase == Phase.QUEUED]
+    told = {} if is_over else interruptions.open_for(ending)
+    ending = [one for one in ending if one.phase == Phase.QUEUED or (late and not _has_time(told.get(one.pk), at))]
     message = gettext("Its reservation ends; start it again to run on demand.")
     for instance in ending:
         instances.stop(instance=instance, at=at, reason=Reason.RESERVATION_END, message=message)
     return len(ending)
+
+
+def _has_time(told: Interruption | None, at: datetime) -> bool:
+    """Return whether the ladder is still in time with the end of an hour that it was asked for."""
+    if told is None or told.reason != Interruption.Reason.RESERVATION_END:
+        return False
+    return at < (told.deadline_at or told.since + timedelta(seconds=told.min_notice_s)) + PATIENCE
 
 
 def take_back(inside_now: Iterable[Instance], *, at: datetime) -> None:

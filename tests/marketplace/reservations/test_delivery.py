@@ -315,3 +315,19 @@ def test_who_leaves_in_the_first_hour_pays_nothing_for_gpus_that_never_came(acme
     assert acme_buys.wallet().available_micros == 1000 * USD
     assert Shortfall.objects.get().refund_micros == 8 * PRICE
     check_conserved(at=at)
+
+
+@pytest.mark.parametrize(("hours", "notice_min"), [(4.35, 9), (4.6, 10), (4.95, 3)])
+def test_a_late_announcement_still_leaves_time_to_stop(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run, hours: float, notice_min: int
+) -> None:
+    launch(acme_buys, 2.1, gpus=8)
+    run_until_idle()
+    acme_buys.go_to(hours)
+    assert Instance.objects.get().phase == "notified"
+    assert interruption().deadline_at == acme_buys.at(hours) + timedelta(minutes=notice_min)
+    acme_buys.go_to(min(4.99, hours + 0.2))
+    assert Instance.objects.get().phase == "notified"
+    acme_buys.go_to(5)
+    run_until_idle()
+    assert Instance.objects.get().phase == "stopped"
