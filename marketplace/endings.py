@@ -17,6 +17,8 @@ from provisioning.models import Instance, Interruption, Phase, Reason
 
 # These give their GPUs back already.
 GOING = {Phase.DRAINING, Phase.INTERRUPTED, Phase.STOPPING, Phase.TERMINATING, Phase.FAILED}
+# Of an interruption: nothing was asked to stop yet.
+NOT_BEGUN = {Interruption.State.PLANNED, Interruption.State.NOTIFIED}
 # How long the ladder may be late before an end is asked for without it.
 PATIENCE = timedelta(minutes=5)
 
@@ -84,11 +86,17 @@ def _has_time(told: Interruption | None, at: datetime) -> bool:
     return at < (told.deadline_at or told.since + timedelta(seconds=told.min_notice_s)) + PATIENCE
 
 
-def take_back(inside_now: Iterable[Instance], *, at: datetime) -> None:
-    """Let instances that were told of their end go on, since the reservation goes on. The caller has locked them."""
+def take_back(reservation: Reservation, inside_now: Iterable[Instance], *, at: datetime) -> None:
+    """Let instances that were told of their end go on where the reservation, as it is now, has room for them.
+
+    The caller has locked them. What was asked to stop already is not called back.
+    """
+    still_leaving = {instance.pk for instance in leaving(reservation, at=at)}
     for instance in inside_now:
-        found = interruptions.open_of(instance)
-        if found is not None and found.reason == Interruption.Reason.RESERVATION_END:
+        found = None if instance.pk in still_leaving else interruptions.open_of(instance)
+        if found is None or found.state not in NOT_BEGUN:
+            continue
+        if found.reason == Interruption.Reason.RESERVATION_END:
             message = gettext("Its reservation was extended.")
             interruptions.call_off(interruption=found, at=at, message=message)
 

@@ -292,7 +292,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
         reservation.move_to(State.ACTIVE, at=at, message=news)
     else:
         reservation.note(news, at=at)
-    endings.take_back(running, at=at)
+    endings.take_back(reservation, running, at=at)
     audit.record_of(reservation, "reservation.extend", actor=actor, after=_shown(quote))
     calendar.commit(offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at)
     return reservation

@@ -331,3 +331,28 @@ def test_a_late_announcement_still_leaves_time_to_stop(
     acme_buys.go_to(5)
     run_until_idle()
     assert Instance.objects.get().phase == "stopped"
+
+
+def test_an_extension_calls_off_only_ends_that_it_covers(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    mine = acme_buys.buy(8, 2, 6)
+    acme_buys.put_up(mine, 4, 4, 6, PRICE)
+    acme_buys.buy(8, 4, 6)
+    other_buys.trade(4, 4, 6, PRICE)
+    for hours in (1, 2):
+        acme_buys.go_to(hours)
+    mine.refresh_from_db()
+    for _ in range(2):
+        launch(acme_buys, 2.1, gpus=4, reservation=mine)
+    run_until_idle()
+    acme_buys.go_to(3.4)
+    assert interruption().state == "notified"
+    for ends, state in ((7, "notified"), (8, "draining")):
+        Interruption.objects.update(state=state)
+        mine.refresh_from_db()
+        quote = quotes.for_extension(reservation=mine, ends_at=acme_buys.at(ends), at=acme_buys.at(3.4))
+        reservations.extend(actor=acme_buys.actor, reservation=mine, quote=quote, at=acme_buys.at(3.4))
+        assert interruption().state == state
+    assert sorted(Instance.objects.values_list("phase", flat=True)) == ["notified", "running"]
+    check_conserved(at=acme_buys.at(3.4))
