@@ -85,32 +85,40 @@ def share_due(*, at: datetime, limit: int) -> int:
     lending = Offer.objects.filter(reservations__is_lent=True, reservations__state__in=USABLE).distinct()
     shared = 0
     for offer in lending.select_related("block_terms").order_by("pk"):
-        for charge in _charges(offer, at=at)[:limit]:
-            shared += share(charge=charge, offer=offer, at=at)
+        last = 0
+        while page := _charges(offer, after=last, limit=limit, at=at):
+            for charge in page:
+                shared += share(charge=charge, offer=offer, at=at)
+                if shared >= limit:
+                    return shared
+            last = page[-1].pk
     return shared
 
 
-def _charges(offer: Offer, *, at: datetime) -> list[Charge]:
-    """Return what spot of an offer was charged lately and that was not shared yet."""
+def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[Charge]:
+    """Return the next of what spot of an offer was charged lately and that was not shared yet.
+
+    It goes on after a key: charges of which nobody is paid anything stay, and must not hide those behind them.
+    """
     spot = Instance.objects.filter(offer=offer, market=Instance.Market.SPOT, ready_at__isnull=False)
     recent = spot.filter(phase_since__gte=at - SHARED_WITHIN) | spot.filter(quota_held__gt=0)
     spans = UsageSpan.objects.filter(resource_id__in=recent.values("public_id"), labels__market=Instance.Market.SPOT)
     found = Charge.objects.filter(span__in=spans, amount_micros__gt=0, through__gte=at - SHARED_WITHIN)
     found = found.exclude(key__in=LendingShare.objects.values("cause"))
-    return list(found.select_related("span__price_version").order_by("pk"))
+    return list(found.filter(pk__gt=after).select_related("span__price_version").order_by("pk")[:limit])
 
 
 @transaction.atomic
 def share(*, charge: Charge, offer: Offer, at: datetime) -> bool:
     """Pay holders for their part of one charge, once: of what spot holds, the part that is lent, times their share.
 
-    Each holder gets in proportion to what they had idle, in whole micros by the largest remainder.
+    Each holder gets in proportion to what they have idle, in whole micros by the largest remainder. Of a charge in
+    another currency a holder gets nothing, and nobody else gets their part.
     """
     lenders = idle(offer_id=offer.pk, at=at)
     held = Instance.objects.filter(offer=offer, market=Instance.Market.SPOT, quota_held__gt=0)
     all_gpus = held.aggregate(held=Sum("quota_held"))["held"] or 0
     lent = in_use(offer_id=offer.pk, at=at)
-    lenders = [one for one in lenders if one.reservation.currency == charge.span.price_version.currency]
     if not (lent and all_gpus and lenders):
         return False
     micros = charge.amount_micros * lent * offer.block_terms.lend_share_bp // (all_gpus * BP)
@@ -118,10 +126,11 @@ def share(*, charge: Charge, offer: Offer, at: datetime) -> bool:
         return False
     parts = largest_remainder(micros, [one.gpus for one in lenders])
     paid = zip(lenders, parts, strict=True)
-    for one, part in sorted(paid, key=lambda pair: pair[0].reservation.project.organization_id):
-        if part:
-            _pay(charge, one, part, at=at)
-    return True
+    currency = charge.span.price_version.currency
+    paid_now = [pair for pair in paid if pair[1] and pair[0].reservation.currency == currency]
+    for one, part in sorted(paid_now, key=lambda pair: pair[0].reservation.project.organization_id):
+        _pay(charge, one, part, at=at)
+    return bool(paid_now)
 
 
 def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from billing import books, charging
-from billing.models import Charge
+from billing.models import Charge, PriceVersion
 from marketplace import lending, recalls, rentals, reservations, spot, spot_terms
 from marketplace.models import LendingShare, Reservation
 from provisioning import interruptions, quotas
@@ -124,3 +124,35 @@ def test_what_fits_beside_spot_recalls_nothing(
     run_until_idle()
     assert Instance.objects.get(pk=mine.pk).phase == "running"
     assert Interruption.objects.count() == 0
+
+
+def test_nobody_gets_the_part_of_a_holder_with_another_currency(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    foreign = Reservation(price_version=PriceVersion(currency="EUR"))
+    both = [lending.Idle(lent, 4), lending.Idle(foreign, 12)]
+    monkeypatch.setattr(lending, "idle", lambda **_: both)
+    clock.shift(timedelta(minutes=6))
+    charging.charge_due(at=timezone.now())
+    assert lending.share_due(at=timezone.now(), limit=10) == 1
+    assert LendingShare.objects.get().amount_micros == Charge.objects.get().amount_micros // 2 // 4
+
+
+def test_charges_that_pay_nobody_do_not_hide_those_behind_them(
+    spot_runs: Instance, lent: Reservation, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        clock.shift(timedelta(minutes=6))
+        charging.charge_due(at=timezone.now())
+    charges = list(Charge.objects.order_by("pk"))
+    assert len(charges) == 3
+    tried: list[int] = []
+
+    def share(*, charge: Charge, **_: Any) -> bool:
+        tried.append(charge.pk)
+        return charge.pk == charges[-1].pk
+
+    monkeypatch.setattr(lending, "share", share)
+    assert lending.share_due(at=timezone.now(), limit=1) == 1
+    assert tried == [charge.pk for charge in charges]
