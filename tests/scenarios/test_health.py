@@ -102,7 +102,9 @@ def test_a_gpu_that_falls_off_the_bus(machine: Machine, fleet: Fleet, rent: Rent
     span = UsageSpan.objects.filter(resource_id=instance.public_id).earliest("pk")
     assert span.ended_at is not None
     assert abs((span.ended_at - raised_at).total_seconds()) < 2
-    assert set(HealthEvent.objects.values_list("rule", flat=True)) == {"lost"}
+    # Signs of the same loss may still come in; what was decided on was decided as that.
+    told = HealthEvent.objects.order_by("pk").values_list("code", "rule", "decided_at")
+    assert {rule for _, rule, decided_at in told if decided_at} == {"lost"}, list(told)
     assert Gpu.objects.filter(node=node, state="quarantined").count() == 1
 
     def runs_elsewhere() -> bool:
