@@ -142,16 +142,27 @@ class Replay:
                     return
                 instance = rentals.rent(**who, order=order, at=at)
         except NoCapacity:
-            until = at + LONGEST_WAIT
-            entry = waiting.wait(**who, order=order, max_micros_per_gpu_hour=PRICE_MICROS, until=until, at=at)
-            self.waiting[entry.pk] = job
-            self.ends["waited"] += 1
+            self._wait(job, who, order, at)
         except MarketError as refusal:
-            self.ends["turned away"] += 1
-            self.ends[f"refused: {type(refusal).__name__}"] += 1
+            self._turn_away(refusal)
         else:
             self._watch(job, instance)
             self._walk()
+
+    def _wait(self, job: Job, who: dict[str, Any], order: rentals.Order, at: datetime) -> None:
+        """Let a job wait, unless it wants more GPUs than the fleet has."""
+        until = at + LONGEST_WAIT
+        try:
+            entry = waiting.wait(**who, order=order, max_micros_per_gpu_hour=PRICE_MICROS, until=until, at=at)
+        except MarketError as refusal:
+            self._turn_away(refusal)
+        else:
+            self.waiting[entry.pk] = job
+            self.ends["waited"] += 1
+
+    def _turn_away(self, refusal: Exception) -> None:
+        self.ends["turned away"] += 1
+        self.ends[f"refused: {type(refusal).__name__}"] += 1
 
     def _watch(self, job: Job, instance: Any) -> None:
         job.instance = instance
