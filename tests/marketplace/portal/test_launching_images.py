@@ -74,10 +74,11 @@ def estimated(client: Client, **changes: str) -> Page:
     return read(client.post(reverse("launch-estimate"), {**FORM, **changes}))
 
 
-def test_another_offer_brings_its_own_fields(owner: Client, boxed: Fleet) -> None:
+def test_another_offer_brings_its_own_fields(owner: Client, boxed: Fleet, project: Project) -> None:
     """What is being typed is left alone as long as the fields stay the same."""
-    assert not estimated(owner).all("div", id="runtime-fields")
-    other = estimated(owner, offer="l40s-narvik")
+    here = {"volumes_for": f"h200-narvik {project.public_id}"}
+    assert not estimated(owner, **here).all("div", id="runtime-fields")
+    other = estimated(owner, offer="l40s-narvik", **here)
     assert other.all("div", id="runtime-fields", hx_swap_oob="true")
     assert not other.all("input", name="image")
 
