@@ -65,3 +65,9 @@ def empty_what_was_filled() -> None:
             cursor.execute("SET LOCAL session_replication_role = replica")  # No trigger and no foreign key asks back.
             for table in filled:
                 cursor.execute(f'DELETE FROM "{table}"')
+        cursor.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class ON pg_class.oid = inhparent "
+            "WHERE relkind = 'p' AND relname LIKE 'provisioning_%'"
+        )
+        for (partition,) in cursor.fetchall():  # Readings stand in no model's table, and each day's are a table.
+            cursor.execute(f"DROP TABLE {partition}")

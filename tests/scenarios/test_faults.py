@@ -1,5 +1,6 @@
 """Kill any part in the middle of 20 launches: nothing is lost, held twice, left over or wrongly charged."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -96,7 +97,13 @@ def restart_database(market: Market) -> None:
 
 
 def postmasters(market: Market) -> list[psutil.Process]:
-    return market.processes("bin/postgres", "-D")
+    """Return the database servers; what one has just forked bears its command line for a moment."""
+    found = {process.pid: process for process in market.processes("bin/postgres", "-D")}
+    parents = {}
+    for pid, process in found.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parents[pid] = process.ppid()
+    return [found[pid] for pid, parent in parents.items() if parent not in found]
 
 
 def until_it_answers(market: Market) -> list[psutil.Process]:

@@ -142,7 +142,7 @@ class Node:
         """Start one more supervisor for an assignment; return its exit code."""
         workload = self.workload(name)
         self._shims.append(workload._shim)
-        workload._launch(command=command, env={"PATH": "/bin:/usr/bin"})
+        workload._launch(command=command, env={"PATH": "/bin:/usr/bin"}, volumes=[])
         assert workload._shim is not None
         return workload._shim.wait(timeout=10)
 
