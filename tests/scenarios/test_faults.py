@@ -1,6 +1,5 @@
 """Kill any part in the middle of 20 launches: nothing is lost, held twice, left over or wrongly charged."""
 
-import contextlib
 import json
 import signal
 import subprocess
@@ -101,7 +100,7 @@ def postmasters(market: Market) -> list[psutil.Process]:
     found = {process.pid: process for process in market.processes("bin/postgres", "-D")}
     parents = {}
     for pid, process in found.items():
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess):
             parents[pid] = process.ppid()
     return [found[pid] for pid, parent in parents.items() if parent not in found]
 
