@@ -23,9 +23,9 @@ from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
 from provisioning.volumes import shown
 from tests.database import django_db_modify_db_settings, django_db_setup
-from tests.groups import pytest_collection_finish, pytest_collection_modifyitems
 from tests.nodes import PlayedNode, announce, join
 from tests.nvml.library import fake_nvml, nvml_library, own_nvml
+from tests.order import pytest_collection_finish, pytest_collection_modifyitems
 from tests.slurm.stage import slurm, slurm_cluster
 
 # Fixtures of the database, the pretended NVML and a Slurm cluster, for every test; how tests are shared out.
