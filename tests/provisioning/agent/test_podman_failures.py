@@ -1,6 +1,5 @@
 """Bad orders and bad luck: each container fails with its reason, nothing of it is left, nothing is charged."""
 
-import fcntl
 import io
 import json
 import os
@@ -25,14 +24,6 @@ from tests.provisioning.agent.registry import Registry, digest
 pytestmark = needs("podman")
 
 LOGIN = ("robot", "correct-horse-battery")
-
-
-@pytest.fixture(autouse=True)
-def _one_at_a_time() -> Iterator[None]:
-    """All workers share one podman store, and these tests look at what is in it, and at what is not."""
-    with Path(os.environ["GPUMARKET_HOME"], "podman-failures.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture
