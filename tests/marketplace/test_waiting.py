@@ -1,13 +1,12 @@
 """Orders that wait: who comes first, what holds one up, and that each starts exactly once."""
 
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import time_machine
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from billing import prices
@@ -27,6 +26,7 @@ from marketplace.models import (
 from provisioning import calendar
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, Instance, Node, Quota
+from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.marketplace.api.tables import every_row
 
@@ -365,20 +365,7 @@ def test_each_that_is_held_up_has_its_turn(
 @pytest.mark.django_db(transaction=True)
 def test_two_sweeps_at_once_start_each_once(wait: Wait, actor: Actor) -> None:
     entries = [wait() for _ in range(6)]
-    ready, started = threading.Barrier(4), list[int]()
-
-    def run() -> None:
-        try:
-            ready.wait()
-            started.append(sweep())
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert at_the_same_moment(*[sweep] * 4) == ["done"] * 4
     while sweep():
         pass
     assert [state for state, _ in states(*entries)] == ["started"] * 6

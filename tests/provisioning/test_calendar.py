@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from marketplace.models import Offer
 from provisioning import calendar, instances
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedHour, Gpu, Instance, Node
+from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run
 
 pytestmark = pytest.mark.django_db
@@ -144,18 +146,9 @@ def _try(verb: Callable[[], None], fits: bool) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_of_sixteen_bookings_at_once_only_those_that_fit_are_made(offer: Offer) -> None:
-    def book(_: int) -> bool:
-        try:
-            commit(offer, 3, 0, 4)
-        except NoCapacity:
-            return False
-        finally:
-            connection.close()
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        made = sum(pool.map(book, range(16)))
-    assert made == GPUS // 3
+    book = partial(commit, offer, 3, 0, 4)
+    fit = GPUS // 3
+    assert at_the_same_moment(*[book] * 16) == ["NoCapacity"] * (16 - fit) + ["done"] * fit
     assert set(CommittedHour.objects.values_list("gpus", flat=True)) == {15}
 
 

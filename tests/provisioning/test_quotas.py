@@ -1,11 +1,10 @@
 """What a project and its organization may hold at once."""
 
-import threading
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 
 from marketplace import tenants
 from marketplace.access import Actor
@@ -13,6 +12,7 @@ from marketplace.models import Organization, Project
 from provisioning import quotas
 from provisioning.errors import QuotaExceeded
 from provisioning.models import Quota, QuotaHold
+from tests.billing.makers import at_the_same_moment
 
 pytestmark = pytest.mark.django_db
 
@@ -178,41 +178,11 @@ def test_a_count_that_is_wrong_is_found(project: Project) -> None:
     assert [quota.project for quota in quotas.miscounted()] == [project]
 
 
-RACERS = 16
-Race = Callable[[Callable[[int], None]], list[str]]
-
-
-@pytest.fixture
-def race() -> Race:
-    """Run one function on sixteen real connections at once; return what came of each."""
-
-    def run(act: Callable[[int], None]) -> list[str]:
-        ready, ends = threading.Barrier(RACERS), [""] * RACERS
-
-        def racer(number: int) -> None:
-            try:
-                ready.wait()
-                act(number)
-                ends[number] = "done"
-            except QuotaExceeded:
-                ends[number] = "refused"
-            finally:
-                connection.close()
-
-        threads = [threading.Thread(target=racer, args=(number,)) for number in range(RACERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return ends
-
-    return run
+RACERS = range(16)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_sixteen_at_once_take_no_more_than_there_is(
-    race: Race, project: Project, other: Project, acme: Organization
-) -> None:
+def test_sixteen_at_once_take_no_more_than_there_is(project: Project, other: Project, acme: Organization) -> None:
     quotas.set_limit(organization_id=acme.pk, limit=11)
     quotas.set_limit(organization_id=acme.pk, limit=9, gpu_model="H200")
 
@@ -220,15 +190,14 @@ def test_sixteen_at_once_take_no_more_than_there_is(
         with transaction.atomic():
             take((project, other)[number % 2], 1, holder=f"ins_{number}")
 
-    ends = race(act)
-    assert ends.count("done") == 9
+    assert at_the_same_moment(*(partial(act, number) for number in RACERS)) == ["QuotaExceeded"] * 7 + ["done"] * 9
     assert held(acme) == held(project) + held(other) == held(acme, gpu_model="H200") == 9
     assert quotas.miscounted() == []
 
 
 @pytest.mark.django_db(transaction=True)
 def test_the_sums_stay_exact_while_limits_are_made_and_removed(
-    race: Race, project: Project, other: Project, acme: Organization
+    project: Project, other: Project, acme: Organization
 ) -> None:
     """Takers, givers and a capacity manager at once; a count that missed one would stay wrong for ever."""
 
@@ -247,6 +216,6 @@ def test_the_sums_stay_exact_while_limits_are_made_and_removed(
 
     for owner in ({"project_id": project.pk}, {"project_id": other.pk}, {"organization_id": acme.pk}):
         quotas.set_limit(limit=1000, **owner)
-    assert "refused" not in race(act)
+    assert at_the_same_moment(*(partial(act, number) for number in RACERS)) == ["done"] * 16
     assert quotas.miscounted() == []
     assert held(acme) == QuotaHold.objects.count() == 12 * 3
