@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -122,3 +123,16 @@ def at_the_same_moment(*calls: Callable[[], object]) -> list[str]:
     for thread in threads:
         thread.join(timeout=30)
     return sorted(outcomes)
+
+
+def meeting(*, patience_s: float) -> Callable[[], None]:
+    """Return what waits until another thread got there too, once; whoever waits longer than that goes on alone."""
+    barrier, over = threading.Barrier(2), threading.Event()
+
+    def wait() -> None:
+        if not over.is_set():
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait(timeout=patience_s)
+            over.set()
+
+    return wait

@@ -1,6 +1,5 @@
 """Invoices at the same moment, senders that die and batches that fail: no gap, no double, on real connections."""
 
-import threading
 from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -25,22 +24,6 @@ def the_books_balance(transactional_db, request):
     if "without" not in request.node.name:
         assert books.check(at=datetime(2030, 1, 1, tzinfo=UTC)) == []
         assert books.recompute() == []
-
-
-@pytest.fixture
-def meet(request):
-    """Wait until the other thread got here too, once; behind a guard it cannot come, so go on alone after a moment."""
-    barrier = threading.Barrier(2)
-    patience_s = 20 if "without" in request.node.name else 0.3
-    over = threading.Event()
-
-    def wait():
-        if not over.is_set():
-            with suppress(threading.BrokenBarrierError):
-                barrier.wait(timeout=patience_s)
-            over.set()
-
-    return wait
 
 
 def customers(count, *, price=None):

@@ -1,7 +1,5 @@
 """Two real connections at the same moment; each guard has a twin test that shows the race without it."""
 
-import threading
-from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -33,26 +31,6 @@ def the_books_balance(transactional_db, request):
     yield
     if "without" not in request.node.name:
         assert books.check(at=NOON + 100 * HOUR) == []
-
-
-@pytest.fixture
-def meet(request):
-    """Wait until the other thread got here too, once.
-
-    Behind a guard it cannot come, because it waits for us: then go on alone
-    after a moment. Without the guard it comes, however slow the machine is.
-    """
-    barrier = threading.Barrier(2)
-    patience_s = 20 if "without" in request.node.name else 0.3
-    over = threading.Event()
-
-    def wait():
-        if not over.is_set():
-            with suppress(threading.BrokenBarrierError):
-                barrier.wait(timeout=patience_s)
-            over.set()
-
-    return wait
 
 
 def wait_after(monkeypatch, owner, name, meet):

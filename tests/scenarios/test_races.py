@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import sleep
 from typing import Any
 
@@ -20,7 +20,7 @@ from provisioning import engine, placement, quotas, shards
 from provisioning.errors import NoCapacity, QuotaExceeded
 from provisioning.models import Assignment, GpuHold, Instance, InstanceEvent, Node, Quota, Workflow
 from provisioning.steps import PLAN, STEPS
-from tests.billing.makers import at_the_same_moment
+from tests.billing.makers import at_the_same_moment, meeting
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.nodes import wiped
 
@@ -51,18 +51,6 @@ def meet() -> Meet:
 def meet_surely() -> Meet:
     """Wait until the other thread got here too, which nothing keeps it from, however slow the machine is."""
     return meeting(patience_s=20)
-
-
-def meeting(*, patience_s: float) -> Meet:
-    barrier, over = threading.Barrier(2), threading.Event()
-
-    def wait() -> None:
-        if not over.is_set():
-            with suppress(threading.BrokenBarrierError):
-                barrier.wait(timeout=patience_s)
-            over.set()
-
-    return wait
 
 
 def meet_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, meet: Meet) -> None:
