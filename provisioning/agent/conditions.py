@@ -112,7 +112,7 @@ def _link_failures(handle: Any, links: Links) -> int | None:
     kind = pynvml.NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS
     asking = [(kind, link) for link, state in links.items() if state is not None]
     answers = asked(pynvml.nvmlDeviceGetFieldValues, handle, asking) if asking else None
-    told = [one.value.ullVal for one in answers or () if one.nvmlReturn == pynvml.NVML_SUCCESS]
+    told = [number for one in answers or () if (number := number_in(one)) is not None]
     return sum(told) if told else None
 
 
@@ -167,11 +167,22 @@ def _pcie(handle: Any) -> tuple[bool | None, bool | None]:
 
 
 def field(handle: Any, number: int) -> int | None:
-    """Return the value of a field that is an unsigned number, or None."""
+    """Return the value of a field, or None."""
     answers = asked(pynvml.nvmlDeviceGetFieldValues, handle, [number])
-    if answers is None or answers[0].nvmlReturn != pynvml.NVML_SUCCESS:
+    return None if answers is None else number_in(answers[0])
+
+
+def number_in(answer: Any) -> int | None:
+    """Return the number in the answer for a field, or None. Each field has an error and a type of its own."""
+    if answer.nvmlReturn != pynvml.NVML_SUCCESS:
         return None
-    return int(answers[0].value.uiVal)
+    value = answer.value
+    of_type = {
+        pynvml.NVML_VALUE_TYPE_DOUBLE: value.dVal,
+        pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: value.uiVal,
+        pynvml.NVML_VALUE_TYPE_SIGNED_INT: value.siVal,
+    }
+    return int(of_type.get(answer.valueType, value.ullVal))
 
 
 def asked(question: Callable[..., Any], *details: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pynvml
 
 from provisioning.agent.clock import boottime
-from provisioning.agent.conditions import UNTOLD, links_of
+from provisioning.agent.conditions import UNTOLD, links_of, number_in
 from provisioning.agent.gpus import Gpu, GpuSourceError, Link, Reading, Scalar
 
 MEBI = 1 << 20
@@ -50,17 +50,9 @@ class NvmlQuestions:
             return None
 
     def field(self, number: int) -> int | None:
-        """Return the value of a field, or None. Each field has an error of its own."""
-        values = self(pynvml.nvmlDeviceGetFieldValues, [number])
-        if values is None or values[0].nvmlReturn != pynvml.NVML_SUCCESS:
-            return None
-        value = values[0].value
-        of_type = {
-            pynvml.NVML_VALUE_TYPE_DOUBLE: value.dVal,
-            pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: value.uiVal,
-            pynvml.NVML_VALUE_TYPE_SIGNED_INT: value.siVal,
-        }
-        return int(of_type.get(values[0].valueType, value.ullVal))
+        """Return the value of a field, or None."""
+        answers = self(pynvml.nvmlDeviceGetFieldValues, [number])
+        return None if answers is None else number_in(answers[0])
 
 
 class NvmlGpus:

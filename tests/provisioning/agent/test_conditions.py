@@ -9,18 +9,17 @@ import pynvml
 import pytest
 
 from provisioning.agent import health
-from provisioning.agent.conditions import Condition, faults_of, findings
+from provisioning.agent.conditions import Condition, faults_of, findings, number_in
 from provisioning.agent.events import NvmlEvents, SimulatedEvents
 from provisioning.agent.health import REPLAYS_MAX, WINDOW_S, HealthWatch
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home
-from tests.nvml import DRIVER_NOT_LOADED, Answer, Failure, FakeNvml
+from tests.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, Answer, Failure, FakeNvml
 from tests.packages import needs
 from tests.provisioning.agent.test_health import Notes, Script
 
 Step = Callable[[float], None]
-MISMATCH = 18
 LINKS: dict[int, bool | None] = dict.fromkeys(range(4), True)
 
 
@@ -132,6 +131,16 @@ def test_a_link_is_active_or_not_or_cannot_be_told(
     assert accepted == ([] if state is None else ["NVLink 3 is not active"])
 
 
+@pytest.mark.parametrize(("kind", "field"), [(0, "dVal"), (1, "uiVal"), (2, "ulVal"), (3, "ullVal"), (5, "siVal")])
+def test_what_a_field_holds_is_read_as_what_it_is(kind: int, field: str) -> None:
+    answer = pynvml.c_nvmlFieldValue_t(valueType=kind)
+    answer.value.ullVal = 2**64 - 1  # What another answer left there.
+    setattr(answer.value, field, 5)
+    assert number_in(answer) == 5
+    answer.nvmlReturn = pynvml.NVML_ERROR_NOT_SUPPORTED
+    assert number_in(answer) is None
+
+
 @needs("gcc")
 def test_links_behind_the_last_are_no_links(first: Callable[[], Condition], own_nvml: FakeNvml) -> None:
     own_nvml.set(0, {"field.91": 16})
@@ -143,7 +152,7 @@ def test_a_driver_that_does_not_answer_says_so_and_its_gpus_are_not_called_lost(
     pynvml.nvmlInit()
     source = NvmlEvents()
     assert source.trouble() == ""
-    for code in (DRIVER_NOT_LOADED, MISMATCH):
+    for code in (DRIVER_NOT_LOADED, LIBRARY_MISMATCH):
         own_nvml.driver(error=code)
         assert source.trouble()
         assert source.conditions() == {}

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from tests.nvml import Failure, FakeNvml
+from tests.nvml import LIBRARY_MISMATCH, Failure, FakeNvml
 from tests.packages import needs
 from tests.provisioning.agent.cast import AgentRun, eventually
 from tests.provisioning.agent.control_plane import ControlPlane
 
 pytestmark = needs("gcc")
-
-MISMATCH = 18
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_an_agent_that_has_joined_also_starts_without_a_driver_and_finds_its_gpu
     agent = start()
     eventually(lambda: plane.reports and len(plane.inventory()["gpus"]) == 8)
     agent.kill()
-    fake_nvml.driver(error=MISMATCH)
+    fake_nvml.driver(error=LIBRARY_MISMATCH)
     start()
     eventually(lambda: plane.inventory()["gpus"] == [])
     fake_nvml.driver()

@@ -14,7 +14,7 @@ from provisioning.agent.nvml import NvmlGpus, in_words
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.sources import open_source
 from provisioning.agent.state import Home
-from tests.nvml import DRIVER_NOT_LOADED, RESET_REQUIRED, Failure, FakeNvml, compile_library
+from tests.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, RESET_REQUIRED, Failure, FakeNvml, compile_library
 from tests.packages import needs
 
 MEBI = 1 << 20
@@ -194,7 +194,7 @@ def test_reasons_are_words_and_a_new_one_is_named_by_its_bit() -> None:
 
 @needs("gcc")
 def test_a_driver_that_does_not_answer_at_first_is_waited_for_where_the_node_is_known(own_nvml: FakeNvml) -> None:
-    own_nvml.driver(error=18)
+    own_nvml.driver(error=LIBRARY_MISMATCH)
     with pytest.raises(GpuSourceError):
         NvmlGpus()
     gpus = NvmlGpus(is_patient=True)
