@@ -21,6 +21,12 @@ ROOT = Path(__file__).parents[3]
 NOTHING = {"states": 0, "policies": 0, "links": 0}
 
 
+class SealedNode(BoxNode):
+    """A node that joins clusters with encryption only."""
+
+    must_be_sealed = True
+
+
 def play(mode: str) -> dict[str, Any]:
     words = [sys.executable, "-m", "tests.provisioning.agent.wire", mode]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -87,11 +93,7 @@ def test_each_direction_each_pair_and_each_run_has_a_key_of_its_own() -> None:
 
 @needs("podman")
 def test_a_node_that_must_encrypt_joins_no_cluster_that_does_not(home: Path, images: Any) -> None:
-    BoxNode.must_be_sealed = True
-    try:
-        node = BoxNode(home, images.podman, images.plain)
-    finally:
-        BoxNode.must_be_sealed = False
+    node = SealedNode(home, images.podman, images.plain)
     try:
         node.want("asg_a", "prepared", **gang_of_two(0, number=77, peers=["192.0.2.7", "192.0.2.8"]))
         seen = node.until("asg_a", "failed")
