@@ -13,8 +13,8 @@ from marketplace.models import Listing, Offer, Organization, Reservation, User
 from provisioning import calendar
 from provisioning.calendar import hour_of
 from tests.blocks import sell_blocks
-from tests.conftest import PASSWORD, Fleet
-from tests.marketplace.portal.test_browser import browser, pytestmark, window
+from tests.conftest import Fleet
+from tests.marketplace.portal.test_browser import browser, pytestmark, sign_in, window
 
 __all__ = ["browser", "pytestmark", "window"]
 
@@ -48,10 +48,7 @@ def look(page: Any, name: str) -> None:
 def test_a_block_is_bought_seen_and_half_of_it_resold(
     window: Any, offer: Offer, alice: User, acme: Organization, carol: User
 ) -> None:
-    window.goto(reverse("account_login"))
-    window.fill("input[name=login]", alice.email)
-    window.fill("input[name=password]", PASSWORD)
-    window.click("main button[type=submit], form button")
+    sign_in(window, alice)
     window.goto(reverse("hours"))
     look(window, "hours")
     starts_at = hour_of(timezone.now()) + timedelta(hours=30)
@@ -80,10 +77,7 @@ def test_a_block_is_bought_seen_and_half_of_it_resold(
     window.goto(reverse("listings"))
     look(window, "listings")
     window.context.clear_cookies()
-    window.goto(reverse("account_login"))
-    window.fill("input[name=login]", carol.email)
-    window.fill("input[name=password]", PASSWORD)
-    window.click("main button[type=submit], form button")
+    sign_in(window, carol)
     window.goto(reverse("console-bookings"))
     assert reservation.public_id in window.inner_text("main")
     look(window, "bookings")
