@@ -7,7 +7,6 @@ from django.db import transaction
 from django.db.models import QuerySet, Sum
 
 from billing import accounts, ledger, runway
-from billing.accounts import Organization
 from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused, SecondPersonNeeded
 from billing.invoicing import sellers
 from billing.invoicing.rounding import minor_unit_micros, part_of_tax
@@ -160,8 +159,3 @@ def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
     )
     InvoiceMail.objects.create(invoice=note, next_try_at=at)
     return note
-
-
-def credit_notes(organization: Organization, invoice: Invoice) -> QuerySet[Invoice]:
-    """Return what was taken back of an invoice, the newest first."""
-    return Invoice.objects.filter(organization_id=organization.pk, credited=invoice).order_by("-pk")

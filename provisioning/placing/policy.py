@@ -25,7 +25,6 @@ FACT_OF = {
 }
 # Rules that concern the site or the offer, in the order in which they are told.
 SITE_RULES = ("countries", "jurisdictions", "certifications", "near", "power_sources", "suppliers")
-KEYS = (*SITE_RULES, "no_shared_host")
 ENTRIES_MAX = 250
 TEXT_MAX = 100
 
