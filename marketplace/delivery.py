@@ -18,8 +18,8 @@ from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
 from provisioning.calendar import HOUR, hour_of
 from provisioning.errors import ProvisioningError
+from provisioning.health.wipes import LIVE_HOLD
 from provisioning.models import Gpu, Instance, Node
-from provisioning.placement import LIVE_HOLD
 
 log = structlog.get_logger("marketplace.delivery")
 

@@ -18,7 +18,6 @@ from typing import Any
 from zlib import crc32
 
 from django.db import connection, transaction
-from django.db.models import OuterRef
 from django.utils.translation import gettext, ngettext
 
 from billing.public_ids import new_public_id
@@ -32,8 +31,6 @@ from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
 from provisioning.prepared import ask
 from provisioning.shards import LiveShard, Tenant
-
-LIVE_HOLD = GpuHold.objects.filter(gpu=OuterRef("pk"), released_at=None)
 
 # A choice may be overtaken before it is locked; then another is made from fresher rows.
 ATTEMPTS_MAX = 3

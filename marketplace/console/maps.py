@@ -10,8 +10,8 @@ from django.db.models import Count, Exists, Q, QuerySet, Sum
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
+from provisioning.health.wipes import LIVE_HOLD
 from provisioning.models import Gpu, Node
-from provisioning.placement import LIVE_HOLD
 
 # Above this many nodes a tile stands for a rack: nobody reads, and no browser likes, a hundred thousand tiles.
 NODES_MAX = 200
