@@ -13,18 +13,14 @@ def grant(
     *, organization: accounts.Organization, amount_micros: int, key: str, reason: str, by: str, at: datetime
 ) -> Transfer:
     """Give an organization promotional credit once per key; what it owes is paid from it at once."""
-    promo = accounts.lock(organization_id=organization.pk, currency=organization.currency).promo
-    granted = ledger.transfer(
+    return _give(
+        organization,
+        amount_micros,
         key=f"credit:{key}",
-        source=accounts.platform(Account.Kind.PROMO_EXPENSE, promo.currency),
-        target=promo,
-        amount_micros=amount_micros,
+        source=Account.Kind.PROMO_EXPENSE,
         reason=f"{reason} (granted by {by})",
         at=at,
     )
-    receivables.settle(freed=promo, cause=granted.key, at=at)
-    runway.refresh(organization=organization, at=at)
-    return granted
 
 
 @transaction.atomic
@@ -32,10 +28,30 @@ def compensate(
     *, organization: accounts.Organization, amount_micros: int, key: str, reason: str, at: datetime
 ) -> Transfer:
     """Give an organization back, as credit and once per key, what it paid for and did not get."""
+    return _give(
+        organization,
+        amount_micros,
+        key=f"service-credit:{key}",
+        source=Account.Kind.SLA_EXPENSE,
+        reason=reason,
+        at=at,
+    )
+
+
+def _give(
+    organization: accounts.Organization,
+    amount_micros: int,
+    *,
+    key: str,
+    source: Account.Kind,
+    reason: str,
+    at: datetime,
+) -> Transfer:
+    """Move credit from the platform's `source`, and pay from it at once what is owed."""
     promo = accounts.lock(organization_id=organization.pk, currency=organization.currency).promo
     given = ledger.transfer(
-        key=f"service-credit:{key}",
-        source=accounts.platform(Account.Kind.SLA_EXPENSE, promo.currency),
+        key=key,
+        source=accounts.platform(source, promo.currency),
         target=promo,
         amount_micros=amount_micros,
         reason=reason,
