@@ -12,7 +12,7 @@ from datetime import datetime
 from django.db import connection, transaction
 
 from billing import rating, runway
-from billing.accounts import Organization, lock
+from billing.accounts import Organization, lock_many
 from billing.errors import RetroactivePrice
 from billing.models import PricePoint, PriceVersion, Unit, UsageSpan
 
@@ -142,8 +142,7 @@ def _lock_payers(series: PriceVersion) -> list[Organization]:
     for tries_left in reversed(range(LOCK_TRIES)):
         payers = _payers(series)
         with transaction.atomic():
-            for payer in payers:
-                lock(organization_id=payer.pk, currency=payer.currency)
+            lock_many([payer.pk for payer in payers])
             PriceVersion.objects.select_for_update(no_key=True).get(pk=series.pk)
             if not tries_left or {payer.pk for payer in _payers(series)} <= {payer.pk for payer in payers}:
                 return payers
