@@ -20,7 +20,7 @@ from django.db.models import F, QuerySet, Sum
 from billing import credits, rating, usage
 from billing.models import PriceVersion, UsageSpan
 from billing.public_ids import new_public_id
-from provisioning import engine, instances
+from provisioning import engine, instances, placement
 from provisioning.errors import ProvisioningError, StaleInterruption
 from provisioning.models import (
     CHARGED_PHASES,
@@ -28,6 +28,7 @@ from provisioning.models import (
     INTERRUPTION_MOVES,
     OPEN_STATES,
     STARTING,
+    TOLD_PHASES,
     Assignment,
     Instance,
     InstanceEvent,
@@ -40,7 +41,6 @@ from provisioning.models import (
 log = structlog.get_logger("provisioning.interruptions")
 
 State = Interruption.State
-MILLISECOND = timedelta(milliseconds=1)
 # Ends of a run that its customer did not ask for.
 OURS = {*INFRASTRUCTURE, Reason.OPERATOR}
 WHY = {
@@ -261,15 +261,13 @@ def _was_cut_short(found: Interruption) -> bool:
 
 def _ended_by_us(found: Interruption) -> bool:
     """Return whether the run ended during its notice for a reason that its customer could not help."""
-    ends = InstanceEvent.objects.filter(
-        instance=found.instance_id, run=found.run, old_phase__in=(Phase.NOTIFIED, Phase.DRAINING)
-    )
+    ends = InstanceEvent.objects.filter(instance=found.instance_id, run=found.run, old_phase__in=TOLD_PHASES)
     return ends.exclude(new_phase__in=CHARGED_PHASES).filter(reason__in=OURS).exists()
 
 
 def documents(instances_there: Iterable[Instance], *, at: datetime) -> dict[int, dict[str, Any]]:
     """Return what nodes are told of the notices of these instances. One query, none where nobody has one."""
-    told = [instance.pk for instance in instances_there if instance.phase in {Phase.NOTIFIED, Phase.DRAINING}]
+    told = [instance.pk for instance in instances_there if instance.phase in TOLD_PHASES]
     if not told:
         return {}
     rows = Interruption.objects.filter(instance__in=told, state__in=(State.NOTIFIED, State.DRAINING))
@@ -286,15 +284,15 @@ def _document(row: Interruption, at: datetime) -> dict[str, Any]:
         "deadline_at": row.deadline_at.isoformat(),
         "min_notice_s": row.min_notice_s,
         # Clocks differ, so the node counts down by its own from when it hears of it.
-        "left_ms": max(0, (row.deadline_at - at) // MILLISECOND),
-        "grace_ms": row.grace // MILLISECOND,
+        "left_ms": max(0, (row.deadline_at - at) // rating.MILLISECOND),
+        "grace_ms": row.grace // rating.MILLISECOND,
     }
 
 
 def _tell_nodes(instance: Instance) -> None:
     there = Assignment.objects.filter(instance=instance, fence=instance.run)
     node_ids = sorted(set(there.values_list("node_id", flat=True)))
-    list(Node.objects.select_for_update(no_key=True).filter(pk__in=node_ids).order_by("pk").values_list("pk"))
+    placement.lock(node_ids)
     Node.objects.filter(pk__in=node_ids).update(desired_generation=F("desired_generation") + 1)
 
 
