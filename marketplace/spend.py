@@ -19,12 +19,13 @@ nothing new starts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from django.db import connection
 from django.utils.translation import gettext
 
+from billing.months import month_of
 from marketplace.errors import BudgetExceeded
 from marketplace.models import ApiToken, Organization, Project
 from marketplace.money import shown
@@ -207,11 +208,6 @@ def spent(
             },
         )
         return [(micros, burn) for _, micros, burn in cursor.fetchall()]
-
-
-def month_of(at: datetime) -> datetime:
-    """Return when the calendar month of `at` began in UTC, which is a budget's month."""
-    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def _owners(project: Project, token: ApiToken | None) -> list[Owner]:

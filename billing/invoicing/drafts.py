@@ -10,6 +10,7 @@ from billing.invoicing.pieces import Piece
 from billing.invoicing.rounding import half_up, minor_unit_micros, shared_out
 from billing.invoicing.taxes import Party, Tax
 from billing.models import BillingDetails
+from billing.months import month_of
 
 
 @dataclass(slots=True)
@@ -121,8 +122,7 @@ def period_start(found: list[Piece], *, last_end: datetime | None, cutoff: datet
     begins = [
         piece.since for piece in found if piece.since < piece.through and (not last_end or piece.since >= last_end)
     ]
-    month = min(begins, default=cutoff - timedelta(milliseconds=1))
-    month = month.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    month = month_of(min(begins, default=cutoff - timedelta(milliseconds=1)))
     return max(month, last_end) if last_end else month
 
 

@@ -8,7 +8,7 @@ same moment waits at the gate and finds nothing left.
 import logging
 import time
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Max, Sum
@@ -20,6 +20,7 @@ from billing.invoicing import pieces, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
 from billing.models import Account, BillingDetails, Invoice, InvoiceSeries, UsageSpan
+from billing.months import next_month
 
 BATCH = 200
 MONTHS_MAX = 36
@@ -87,16 +88,6 @@ def month_ends(*, until: datetime) -> list[datetime]:
         ends.append(end)
         end = next_month(end)
     return ends
-
-
-def month_of(at: datetime) -> datetime:
-    """Return the beginning of the UTC month in which a moment lies."""
-    return at.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-
-
-def next_month(at: datetime) -> datetime:
-    """Return the end of the UTC month in which a moment lies, which is the beginning of the next."""
-    return month_of(month_of(at) + timedelta(days=32))
 
 
 @transaction.atomic

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from billing.months import next_month
 from marketplace import quotes, reservations, spend
 from marketplace.errors import BudgetExceeded
 from marketplace.models import Organization, Project, Reservation, ReservationState
@@ -20,10 +21,6 @@ def used(owner: Organization | Project, buyer: Buyer, at: datetime) -> int:
 
 def both(buyer: Buyer, at: datetime) -> set[int]:
     return {used(owner, buyer, at) for owner in (buyer.project, buyer.project.organization)}
-
-
-def next_month(at: datetime) -> datetime:
-    return spend.month_of(spend.month_of(at) + timedelta(days=32))
 
 
 def test_an_extension_counts_in_the_month_in_which_it_is_paid(acme_buys: Buyer) -> None:
