@@ -1,10 +1,12 @@
 """How money is written: decimal strings for programs, grouped amounts for people. Never a float."""
 
+import re
 from decimal import ROUND_HALF_UP, Decimal
 
 from billing.invoicing.rounding import MINOR_DIGITS
 
 MICROS = 1_000_000
+AMOUNT = re.compile(r"[0-9]+(\.[0-9]{1,6})?", re.ASCII)
 SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥"}
 
 
@@ -29,6 +31,13 @@ def micros_of(text: str) -> int:
     whole, _, rest = text.partition(".")
     assert len(rest) <= 6
     return int(whole) * MICROS + int(rest.ljust(6, "0"))
+
+
+def typed_micros(text: str, *, whole_digits_max: int = 9) -> int | None:
+    """Return the micros of an amount that was typed or sent, or None for what is none: digits, six places at most."""
+    if not AMOUNT.fullmatch(text) or len(text.partition(".")[0]) > whole_digits_max:
+        return None
+    return micros_of(text)
 
 
 def shown(micros: int, currency: str, *, exact: bool = False) -> str:

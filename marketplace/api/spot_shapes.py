@@ -1,15 +1,13 @@
 """The shapes of requests and answers about auctions and bids."""
 
-import re
 from typing import Any
 
 from rest_framework import serializers
 
 from marketplace.api.shapes import ActionAnswer, Amount, NamedRef, OfferRef, Price, RentInstance, Shape, Text
-from marketplace.money import MICROS
+from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 
-DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 STATES = ("waiting", "unfunded", "won", "running", "notified", "interrupted", "resting", "ended")
 
 
@@ -17,11 +15,10 @@ class Micros(Text):
     """An amount as a decimal string, with six places at most; inside it is whole micros."""
 
     def to_internal_value(self, data: Any) -> int:  # type: ignore[override]
-        text = super().to_internal_value(data)
-        if not DECIMAL.fullmatch(text):
+        micros = typed_micros(super().to_internal_value(data))
+        if micros is None:
             raise serializers.ValidationError("Write an amount such as “1.25”: digits, and six places at most.")
-        whole, _, part = text.partition(".")
-        return int(whole) * MICROS + int(part.ljust(6, "0"))
+        return micros
 
 
 class PlaceBid(RentInstance):

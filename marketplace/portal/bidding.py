@@ -1,6 +1,5 @@
 """Bidding in the launch form: whether an offer is sold by auction, what a bid means, and whether it would be taken."""
 
-import re
 from dataclasses import dataclass, replace
 
 from django.utils.translation import gettext as _
@@ -9,10 +8,9 @@ from billing import accounts
 from marketplace import bids, spot, spot_market
 from marketplace.errors import BadOrder
 from marketplace.models import Offer
-from marketplace.money import MICROS, plain, shown
+from marketplace.money import plain, shown, typed_micros
 from marketplace.portal.doors import Visit
 
-AMOUNT = re.compile(r"[0-9]{1,9}([.,][0-9]{1,6})?", re.ASCII)
 MARKET = "spot"
 
 
@@ -65,10 +63,7 @@ def bidding(visit: Visit, offer: Offer, *, currency: str, market: str, typed: st
 
 def micros_of(typed: str) -> int | None:
     """Return an amount that was typed, or None for what is none; a comma is as good as a point."""
-    if not AMOUNT.fullmatch(typed):
-        return None
-    whole, _point, part = typed.replace(",", ".").partition(".")
-    return int(whole) * MICROS + int(part.ljust(6, "0"))
+    return typed_micros(typed.replace(",", "."))
 
 
 def amount_error() -> str:

@@ -1,6 +1,5 @@
 """What every page of the portal does before and after its own work: who is asking, where, and what a refusal says."""
 
-import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from marketplace import access
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Organization, Project
-from marketplace.money import micros_of
+from marketplace.money import typed_micros
 from marketplace.portal import errors
 from marketplace.portal.preferences import zone_of
 from marketplace.portal.shell import ORGANIZATION_KEY
@@ -28,7 +27,7 @@ from marketplace.portal.shell import ORGANIZATION_KEY
 REFUSALS = tuple(errors.KINDS)
 DIGITS_MAX = 9
 NUL = "\x00"
-AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?")
+WHOLE_DIGITS_MAX = 7
 
 P = ParamSpec("P")
 
@@ -80,10 +79,10 @@ class Visit:
 
     def money(self, name: str) -> int:
         """Return the micros of the amount that was typed into a field, or raise BadOrder."""
-        typed = self.text(name)
-        if not AMOUNT.fullmatch(typed):
+        micros = typed_micros(self.text(name), whole_digits_max=WHOLE_DIGITS_MAX)
+        if micros is None:
             raise BadOrder(name, _("Write an amount such as 1.50, with at most six places."))
-        return micros_of(typed)
+        return micros
 
     def raw(self, name: str) -> str:
         """Return what was typed into a field, exactly."""

@@ -1,6 +1,5 @@
 """Quotas, requests for more, and budgets: what may be held and spent, and how to change that."""
 
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.contrib import messages
@@ -11,7 +10,7 @@ from django.utils.translation import gettext as _
 from marketplace import access, budgets, limits, quota_requests
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
-from marketplace.money import MICROS
+from marketplace.money import plain, typed_micros
 from marketplace.portal.doors import Visit, page, whole_number
 from provisioning.models import Instance
 
@@ -94,17 +93,14 @@ def budget(visit: Visit, owner_id: str) -> HttpResponse:
 
 
 def _typed(micros: int | None) -> str:
-    return "" if micros is None else f"{Decimal(micros) / MICROS:f}"
+    return "" if micros is None else plain(micros)
 
 
 def _micros(field: str, text: str) -> int | None:
     """Return an amount that was typed; nothing typed is no budget."""
     if not text:
         return None
-    try:
-        amount = Decimal(text.replace(",", "")) * MICROS
-    except InvalidOperation as error:
-        raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing.")) from error
-    if not amount.is_finite() or amount != amount.to_integral_value():
+    micros = typed_micros(text.replace(",", ""))
+    if micros is None:
         raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing."))
-    return int(amount)
+    return micros

@@ -1,7 +1,6 @@
 """Orders that wait for GPUs: the list with places in the queue, and what the launch form offers when nothing fits."""
 
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from django.contrib import messages
@@ -12,8 +11,9 @@ from django.utils.translation import gettext as _
 from marketplace import access, idempotency, rentals, waiting
 from marketplace.errors import BadOrder
 from marketplace.models import Project, WaitingOrder
-from marketplace.money import MICROS
+from marketplace.money import plain
 from marketplace.offers import Listing
+from marketplace.portal import bidding
 from marketplace.portal.doors import Visit, page, whole_number
 
 PAGE = 50
@@ -54,7 +54,7 @@ def offered(visit: Visit, project: Project, listing: Listing, typed: dict[str, s
         )  # fmt: skip
     except BadOrder:
         return {}
-    price = f"{Decimal(listing.price.micros_per_unit_hour) / MICROS:f}"
+    price = plain(listing.price.micros_per_unit_hour)
     return {"outlook": found, "max_price": typed["max_price"] or price, "hours": typed["hours"] or HOURS_DEFAULT}
 
 
@@ -76,7 +76,7 @@ def begin(visit: Visit, project: Project, order: rentals.Order, typed: dict[str,
 
 
 def _micros(text: str) -> int:
-    try:
-        return int(Decimal(text) * MICROS)
-    except (InvalidOperation, ValueError, OverflowError) as error:
-        raise BadOrder("max_price", _("Say the most that a GPU-hour may cost, such as 2.50.")) from error
+    micros = bidding.micros_of(text)
+    if micros is None:
+        raise BadOrder("max_price", _("Say the most that a GPU-hour may cost, such as 2.50."))
+    return micros

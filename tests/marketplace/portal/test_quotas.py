@@ -122,7 +122,15 @@ def test_the_launch_form_offers_to_wait_when_nothing_is_free(owner: Client, full
     assert entry.state == "cancelled"
 
 
-@pytest.mark.parametrize(("change", "words"), [({"hours": "0"}, "whole number"), ({"max_price": "x"}, "GPU-hour may")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hours": "0"}, "whole number"),
+        ({"max_price": "x"}, "GPU-hour may"),
+        ({"max_price": "1e30"}, "GPU-hour may"),
+        ({"max_price": "9" * 30}, "GPU-hour may"),
+    ],
+)
 def test_a_wait_that_makes_no_sense_is_told_beside_its_field(
     owner: Client, full: Fleet, change: dict[str, str], words: str
 ) -> None:
