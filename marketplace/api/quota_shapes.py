@@ -27,16 +27,6 @@ class Money(serializers.DecimalField):
             self.fail("invalid")
         return int(super().to_internal_value(data) * MICROS)
 
-    def run_validation(self, data: Any = serializers.empty) -> Any:
-        (is_empty, data) = self.validate_empty_values(data)
-        return data if is_empty else self._checked(data)
-
-    def _checked(self, data: Any) -> int:
-        micros: int = self.to_internal_value(data)
-        if micros < 0:
-            raise serializers.ValidationError("An amount is not negative.")
-        return micros
-
 
 @extend_schema_field({"oneOf": [{"type": "integer"}, {"type": "string", "pattern": "^[0-9]+[.][0-9]{6}$"}]})
 class QuotaAmount(serializers.Field[Any, Any, Any, Any]):
