@@ -1,6 +1,6 @@
 """Charts as numbers for an SVG: the template only writes them down."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,6 +36,15 @@ class Rule:
 
     y: float
     text: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A time under a chart."""
+
+    x: float
+    at: datetime
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,13 @@ def bars(days: Sequence[Day], *, currency: str) -> BarChart:
         highest=max(drawn, key=lambda bar: bar.micros),
         is_empty=not any(day.micros for day in days),
     )
+
+
+def labels(across: Callable[[datetime], float], *, since: datetime, until: datetime, parts: int) -> list[Label]:
+    """Return the times that cut a stretch into equal parts, with its beginning and its end."""
+    anchors = {0: "start", parts: "end"}
+    moments = [since + (until - since) * part / parts for part in range(parts + 1)]
+    return [Label(x=across(at), at=at, anchor=anchors.get(part, "middle")) for part, at in enumerate(moments)]
 
 
 def round_up(micros: int) -> int:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from django.utils.translation import gettext as _
 
-from marketplace.portal.charts import Rule
+from marketplace.portal.charts import Label, Rule, labels
 from provisioning.telemetry import Point, Series
 
 WIDTH, HEIGHT = 720, 160
@@ -35,15 +35,6 @@ class Line:
 
     look: str
     points: str
-
-
-@dataclass(frozen=True)
-class Label:
-    """A moment under the chart."""
-
-    x: float
-    at: datetime
-    anchor: str
 
 
 @dataclass(frozen=True)
@@ -151,11 +142,7 @@ def _chart(
             Rule(y=round(floor - room * part / GRID_LINES, 1), text=f"{top * part / GRID_LINES:.0f} {unit}")
             for part in range(GRID_LINES + 1)
         ],
-        labels=[
-            Label(x=across(at), at=at, anchor={0: "start", LABELS: "end"}.get(part, "middle"))
-            for part in range(LABELS + 1)
-            for at in [since + (until - since) * part / LABELS]
-        ],
+        labels=labels(across, since=since, until=until, parts=LABELS),
         cells=[_cell([number for _, number in points]) for points in told],
     )
 

@@ -5,22 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from marketplace.money import shown
-from marketplace.portal.charts import Rule, round_up
+from marketplace.portal.charts import Label, Rule, labels, round_up
 from marketplace.spot_market import Bucket
 
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 84, 8, 22, 28
 GRID_LINES = 4
-LABELS = 5
-
-
-@dataclass(frozen=True)
-class Label:
-    """A time under the chart."""
-
-    x: float
-    at: datetime
-    anchor: str
+LABELS = 4
 
 
 @dataclass(frozen=True)
@@ -70,14 +61,7 @@ def draw(history: Sequence[Bucket], *, currency: str, since: datetime, until: da
             Rule(y=up(top * step // GRID_LINES), text=shown(top * step // GRID_LINES, currency, exact=True))
             for step in range(GRID_LINES + 1)
         ],
-        labels=[
-            Label(
-                x=across(since + span * number / (LABELS - 1)),
-                at=since + span * number / (LABELS - 1),
-                anchor="start" if not number else "end" if number == LABELS - 1 else "middle",
-            )
-            for number in range(LABELS)
-        ],
+        labels=labels(across, since=since, until=until, parts=LABELS),
         least=shown(min(bucket.least_micros for bucket in history), currency, exact=True),
         most=shown(max(bucket.most_micros for bucket in history), currency, exact=True),
         last=shown(history[-1].last_micros, currency, exact=True),
