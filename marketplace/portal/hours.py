@@ -88,8 +88,8 @@ def _sold(visit: Visit, organization: Organization) -> list[Offer]:
 
 
 def _week(visit: Visit, organization: Organization, offer: Offer, week: int, typed: dict[str, str]) -> dict[str, Any]:
-    monday = visit.at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=DAYS * week)
-    cells = windows.heat(offers=[offer], starts_at=monday, hours=24 * DAYS)[offer.pk]
+    first_day = visit.at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=DAYS * week)
+    cells = windows.heat(offers=[offer], starts_at=first_day, hours=24 * DAYS)[offer.pk]
     now = hour_of(visit.at)
     coming = [cell for cell in cells if cell.starts_at > now]
     terms = blocks.terms_of(offer)

@@ -320,9 +320,10 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     )
     found = None
     if not numbers.errors.keys() & {"gpus", "replicas"}:
-        found = _estimate(project, listing, gpus, replicas)
         if bid is not None and bid.is_chosen:
             found = _bid_estimate(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
+        else:
+            found = _estimate(project, listing, gpus, replicas)
     if found and context["takes_image"]:
         found.checks.append(_image_check(project, draft.typed["image"]))
     if found and not found.fits:
