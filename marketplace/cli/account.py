@@ -1,7 +1,6 @@
 """Who we are, what was used and what money is left."""
 
 import sys
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -13,8 +12,8 @@ from marketplace.cli.problems import problem
 from marketplace.cli.problems import usage as wrong_usage
 from marketplace.cli.session import AsJson, Explain, open_session
 from marketplace.cli.terminal import Terminal
+from marketplace.cli.times import away
 
-UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 BALANCE = {"available": "to spend", "cash": "paid in", "promo": "promotional", "held": "held back", "owed": "owed"}
 Since = Annotated[str, typer.Option(metavar="WHEN", help="From when: 24h, 7d, 4w, or a date such as 2026-11-01.")]
 Until = Annotated[str | None, typer.Option(metavar="WHEN", help="Until when, in the same way.", show_default=False)]
@@ -126,12 +125,4 @@ def version(as_json: AsJson = False) -> None:
 
 def moment(text: str) -> str:
     """Return the RFC 3339 moment that "7d" or "2026-11-01" means; a date begins in the zone of this machine."""
-    number, unit = text[:-1], text[-1:]
-    if number.isdigit() and unit in UNITS and len(number) < 6:
-        start = datetime.now(UTC) - timedelta(**{UNITS[unit]: int(number)})
-    else:
-        try:
-            start = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
-        except ValueError as error:
-            raise wrong_usage(f"{text!r} is not a time.", suggestion="Write 24h, 7d, 4w or 2026-11-01.") from error
-    return start.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return away(text, ahead=False, suggestion="Write 24h, 7d, 4w or 2026-11-01.")

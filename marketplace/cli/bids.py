@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from marketplace.cli import orders, words
-from marketplace.cli.instances import find_instance
+from marketplace.cli.amounts import amount
+from marketplace.cli.instances import conclude, find_instance
 from marketplace.cli.offers import find_offer
-from marketplace.cli.problems import problem, usage
+from marketplace.cli.problems import problem
 from marketplace.cli.progress import interruptible
 from marketplace.cli.session import AsJson, Explain, InstanceName, Project, Session, open_session
 from marketplace.cli.terminal import printable
@@ -98,13 +99,6 @@ def say_placed(session: Session, placed: dict[str, Any]) -> None:
         f"{held} are set aside. It starts when an auction gives it GPUs."
     )
     session.terminal.say(f"Look: gpumarket bids   Raise: gpumarket bids raise {placed['instance']['name']} AMOUNT")
-
-
-def amount(text: str) -> str:
-    """Return a decimal amount that was typed, or refuse it."""
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
-        raise usage(f"{text!r} is not an amount.", suggestion="Write a decimal number, such as --max-price 1.25.")
-    return text
 
 
 def find_bid(session: Session, name: str) -> dict[str, Any]:
@@ -267,9 +261,3 @@ def sparkline(values: list[Decimal]) -> str:
 def history_cells(row: dict[str, Any], currency: str) -> list[str]:
     prices = [words.money(row[name], currency) for name in ("min", "max", "last", "reserve")]
     return [words.local_time(row["at"]), *prices, str(row["capacity_gpus"])]
-
-
-def conclude(session: Session, row: dict[str, Any], text: str) -> None:
-    session.terminal.say(text)
-    if session.terminal.as_json:
-        session.terminal.document(row)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from marketplace.cli import words
+from marketplace.cli.amounts import amount
 from marketplace.cli.offers import cheapest_first, find_offer
 from marketplace.cli.problems import Problem, problem, usage
 from marketplace.cli.session import Session
@@ -189,7 +190,8 @@ class Order:
     def wait(self, *, max_price: str | None, until: str) -> dict[str, Any]:
         """Let the first offer's queue have the order; without a price, at the offer's of today."""
         offer, key = self._tries[0]
-        body = {"offer": offer["slug"], **self._body, "max_price": max_price or offer["price"]["amount"]}
+        price = offer["price"]["amount"] if max_price is None else amount(max_price)
+        body = {"offer": offer["slug"], **self._body, "max_price": price}
         return self._session.client.post("/waits", body | {"until": until}, key=key)
 
     def rehearse(self) -> dict[str, Any]:

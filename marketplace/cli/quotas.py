@@ -1,11 +1,11 @@
 """Quotas and budgets: what may be held and spent, and how to ask for more."""
 
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
 
 from marketplace.cli import words
+from marketplace.cli.amounts import amount
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import usage
 from marketplace.cli.session import AsJson, Explain, Project, open_session
@@ -43,7 +43,7 @@ def quota(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False)
 
 def cells(row: dict[str, Any]) -> list[str]:
     owner = row["project"]["name"] if row["project"] else row["organization"]["name"]
-    return [owner, counts(row), *(amount(row, name) for name in ("limit", "held", "used", "free"))]
+    return [owner, counts(row), *(figure(row, name) for name in ("limit", "held", "used", "free"))]
 
 
 def counts(row: dict[str, Any]) -> str:
@@ -52,7 +52,7 @@ def counts(row: dict[str, Any]) -> str:
     return ", ".join([*(named or ["all"]), *(["per hour"] if row["unit"] == "per_hour" else [])])
 
 
-def amount(row: dict[str, Any], name: str) -> str:
+def figure(row: dict[str, Any], name: str) -> str:
     return words.money(row[name], row["currency"]) if row["unit"] == "per_hour" else str(row[name])
 
 
@@ -80,7 +80,7 @@ def request(
             return
         session.terminal.data(row["id"])
         by = f" by {row['decided_by']}" if row["decided_by"] else ""
-        session.terminal.say(f"The request for {amount(row, 'limit')} GPUs is {row['state']}{by}.")
+        session.terminal.say(f"The request for {figure(row, 'limit')} GPUs is {row['state']}{by}.")
         if row["state"] == "pending":
             session.terminal.say("See how it stands: gpumarket quota requests")
 
@@ -100,7 +100,7 @@ def requests(as_json: AsJson = False, explain: Explain = False) -> None:
 
 def asked(row: dict[str, Any]) -> list[str]:
     owner = row["project"]["name"] if row["project"] else row["organization"]["name"]
-    return [row["id"], owner, counts(row), amount(row, "limit"), row["state"], row["note"]]
+    return [row["id"], owner, counts(row), figure(row, "limit"), row["state"], row["note"]]
 
 
 @app.command("withdraw")
@@ -159,8 +159,8 @@ def set_budget(
     with open_session(as_json=as_json, explain=explain) as session:
         now = session.client.get(f"/budgets/{owner}")
         body = {
-            "monthly": now["monthly"] if month is None else decimal(month),
-            "hourly": now["hourly"] if hour is None else decimal(hour),
+            "monthly": now["monthly"] if month is None else limit_of(month),
+            "hourly": now["hourly"] if hour is None else limit_of(hour),
         }
         row = session.client.put(f"/budgets/{owner}", body)
         _, _, month_said, _, _, hour_said, _ = budget_cells(row)
@@ -169,11 +169,6 @@ def set_budget(
             session.terminal.document(row)
 
 
-def decimal(text: str) -> str | None:
-    """Return an amount of money as the API reads it; None for "none"."""
-    if text == NONE:
-        return None
-    try:
-        return f"{Decimal(text):f}"
-    except InvalidOperation as error:
-        raise usage(f"{text!r} is no amount.", suggestion="Write it as 1000 or 2.50, or none for no budget.") from error
+def limit_of(text: str) -> str | None:
+    """Return a budget that was typed as the API reads it; None for "none"."""
+    return None if text == NONE else amount(text)

@@ -4,8 +4,20 @@ from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli.reservations import End, Gpus, Hours, ReservationId, Start, Yes, confirm, money, window
-from marketplace.cli.session import AsJson, Explain, Session, open_session
+from marketplace.cli.amounts import amount
+from marketplace.cli.reservations import (
+    End,
+    Gpus,
+    Hours,
+    ReservationId,
+    Start,
+    Yes,
+    conclude,
+    confirm,
+    money,
+    window,
+)
+from marketplace.cli.session import AsJson, Explain, open_session
 from marketplace.cli.times import hour
 
 app = typer.Typer(
@@ -36,7 +48,8 @@ def resell(
         chosen = {"starts_at": kept["starts_at"], "ends_at": kept["ends_at"]}
         if start or end or hours:
             chosen = window(start=start, end=end, hours=hours)
-        order = {"reservation": reservation, "gpus": gpus, "ask": ask, "min_gpus": min_gpus, "min_hours": min_hours}
+        order = {"reservation": reservation, "gpus": gpus, "ask": amount(ask)}
+        order |= {"min_gpus": min_gpus, "min_hours": min_hours}
         row = session.client.post("/listings", order | chosen)
         fee = kept["terms"]["resale_fee_percent"]
         say = f"{row['id']} is for sale at {money(row['ask'])} per GPU-hour; {fee} % of what it sells is kept."
@@ -115,7 +128,7 @@ def buy(
 ) -> None:
     """Buy hours, each from the cheapest ask or the offer itself: shows what it costs, asks, then buys all at once."""
     with open_session(as_json=as_json, explain=explain) as session:
-        order = {"offer": offer, "gpus": gpus, "limit": limit, **window(start=start, end=end, hours=hours)}
+        order = {"offer": offer, "gpus": gpus, "limit": amount(limit), **window(start=start, end=end, hours=hours)}
         fill = session.client.post("/trades", order, dry_run="true")
         for leg in fill["legs"]:
             source = "a holder" if leg["source"] == "listing" else "the offer"
@@ -130,11 +143,3 @@ def buy(
         else:
             session.terminal.data(row["reservation"])
         session.terminal.say(f"Bought for {money(row['total'])}: {row['reservation']}")
-
-
-def conclude(session: Session, row: dict[str, Any], text: str) -> None:
-    if session.terminal.as_json:
-        session.terminal.document(row)
-    else:
-        session.terminal.data(row["id"])
-    session.terminal.say(text)

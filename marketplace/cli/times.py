@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from marketplace.cli.problems import usage
 from marketplace.cli.words import parse_time
 
+UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 HINT = "Write 2026-11-27T18:00 (UTC, or with an offset such as +09:00), a weekday, tomorrow, or +6h."
 
@@ -28,9 +29,21 @@ def moment(text: str, *, now: datetime) -> datetime:
     return typed.replace(tzinfo=UTC) if typed.tzinfo is None else typed.astimezone(UTC)
 
 
+def away(text: str, *, ahead: bool, suggestion: str) -> str:
+    """Return the moment that "8h" ago, or `ahead` of now, means; a date begins in the zone of this machine."""
+    number, unit = text[:-1], text[-1:]
+    try:
+        if unit in UNITS and number.isdigit() and len(number) < 6:
+            span = timedelta(**{UNITS[unit]: int(number)})
+            return sent(datetime.now(UTC) + (span if ahead else -span))
+        return sent(datetime.fromisoformat(text.replace("Z", "+00:00")))
+    except ValueError as error:
+        raise usage(f"{text!r} is not a time.", suggestion=suggestion) from error
+
+
 def sent(at: datetime) -> str:
     """Return a moment as the API takes it."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def hour(text: str) -> str:

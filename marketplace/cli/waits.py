@@ -1,18 +1,16 @@
 """Orders that wait for GPUs, and start by themselves."""
 
 import time
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
 import typer
 
 from marketplace.cli import orders, words
-from marketplace.cli.problems import Problem, problem, usage
+from marketplace.cli.problems import Problem, problem
 from marketplace.cli.progress import FIRST_LOOK_S, SLOWEST_LOOK_S
 from marketplace.cli.session import AsJson, Explain, Project, Session, open_session
+from marketplace.cli.times import away
 
-UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 UNTIL_DEFAULT = "1d"
 
 app = typer.Typer(help="See orders that wait for GPUs, and cancel them.", rich_markup_mode=None)
@@ -65,7 +63,7 @@ def wait(
             running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
             volumes=volume or [],
         )
-        row = order.wait(max_price=price_of(max_price), until=moment(until))
+        row = order.wait(max_price=max_price, until=moment(until))
         if as_json:
             session.terminal.document(row)
             return
@@ -128,7 +126,7 @@ def place_or_wait(session: Session, order: orders.Order, *, max_price: str | Non
         if refusal.code != "no_capacity":
             raise
         session.terminal.say(" ".join(refusal.reasons()))
-    row = order.wait(max_price=price_of(max_price), until=moment(until))
+    row = order.wait(max_price=max_price, until=moment(until))
     session.terminal.say(place_of(row))
     try:
         row = until_it_is_over(session, row)
@@ -177,24 +175,6 @@ def place_of(row: dict[str, Any]) -> str:
     return f"Place {row['position']} in the queue of {row['offer']}, until {until}{estimate}. {row['message']}"
 
 
-def price_of(text: str | None) -> str | None:
-    """Return a price as the API reads it."""
-    if text is None:
-        return None
-    try:
-        return f"{Decimal(text):f}"
-    except InvalidOperation as error:
-        raise usage(f"{text!r} is no price.", suggestion="Write it as 2.49.") from error
-
-
 def moment(text: str) -> str:
     """Return the RFC 3339 moment that "8h" from now or "2026-12-01" means."""
-    number, unit = text[:-1], text[-1:]
-    if number.isdigit() and unit in UNITS and len(number) < 6:
-        end = datetime.now(UTC) + timedelta(**{UNITS[unit]: int(number)})
-    else:
-        try:
-            end = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
-        except ValueError as error:
-            raise usage(f"{text!r} is no time.", suggestion="Write 30m, 8h, 2d or 2026-12-01.") from error
-    return end.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return away(text, ahead=True, suggestion="Write 30m, 8h, 2d or 2026-12-01.")

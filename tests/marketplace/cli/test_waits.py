@@ -172,3 +172,12 @@ def test_a_budget_is_set_and_what_is_not_named_stays(gpumarket, shop):
     assert (first["body"], second["body"]["monthly"]) == ({"monthly": "500.000000", "hourly": "20"}, None)
     assert gpumarket("budget", "set", "prj_1").code == 2
     assert gpumarket("budget", "set", "prj_1", "--month", "lots").code == 2
+
+
+@pytest.mark.parametrize("typed", ["NaN", "Infinity", "-1", "1e3", "1,000"])
+def test_what_is_no_amount_is_refused_before_it_is_sent(gpumarket, shop, typed):
+    for line in (["budget", "set", "prj_1", f"--month={typed}"], ["wait", "h200-narvik", f"--max-price={typed}"]):
+        said = gpumarket(*line, *(["--", "true"] if line[0] == "wait" else []))
+        assert said.code != 0
+        assert "is not an amount" in said.err
+    assert shop.asked("PUT", "/api/v1/budgets/prj_1") == shop.asked("POST", "/api/v1/waits") == []
