@@ -109,10 +109,7 @@ def locked(found: Sequence[Instance]) -> list[Instance]:
 def withdraw_listings(reservation: Reservation, *, at: datetime) -> None:
     """Take everything of a reservation off the resale market. The caller holds the offer's gate."""
     for listing in Listing.objects.filter(reservation=reservation, state=Listing.State.OPEN):
-        listing.hours.all().delete()
-        Listing.objects.filter(pk=listing.pk, state=Listing.State.OPEN).update(
-            state=Listing.State.WITHDRAWN, closed_at=at
-        )
+        listing.close(Listing.State.WITHDRAWN, at=at)
 
 
 def why_not_resold(reservation: Reservation, *, at: datetime) -> str:

@@ -14,7 +14,6 @@ from marketplace import audit, blocks, endings, holdings, money, reservations
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import (
-    LISTING_MOVES,
     BlockTerms,
     ListedHour,
     Listing,
@@ -144,17 +143,9 @@ def withdraw(*, actor: Actor, listing: Listing, at: datetime) -> Listing:
         return listing
     if listing.state != Listing.State.OPEN:
         raise IllegalMove(gettext("Nothing of it is for sale any more: %(s)s.") % {"s": listing.get_state_display()})
-    close(listing, Listing.State.WITHDRAWN, at=at)
+    listing.close(Listing.State.WITHDRAWN, at=at)
     audit.record_of(listing.reservation, "listing.withdraw", actor=actor, after={"listing": listing.public_id})
     return listing
-
-
-def close(listing: Listing, state: Listing.State, *, at: datetime) -> None:
-    """Close a listing, whose hours that are left are not for sale any more. The caller holds the offer's gate."""
-    assert state in LISTING_MOVES[listing.state]
-    listing.hours.all().delete()
-    Listing.objects.filter(pk=listing.pk, state=listing.state).update(state=state, closed_at=at)
-    listing.state, listing.closed_at = state, at
 
 
 def expire_due(*, at: datetime, limit: int) -> int:
@@ -170,7 +161,7 @@ def expire_due(*, at: datetime, limit: int) -> int:
                 pk__in=list(late.filter(offer=offer_id).values_list("pk", flat=True)[:10_000])
             ).delete()[0]
             for listing in Listing.objects.filter(offer=offer_id, state=Listing.State.OPEN, hours=None):
-                close(listing, Listing.State.EXPIRED, at=at)
+                listing.close(Listing.State.EXPIRED, at=at)
     return gone
 
 

@@ -17,7 +17,7 @@ from billing import accounts, ledger, prepayments, receivables, runway
 from billing.models import Account
 from billing.prepayments import Paid, Part
 from billing.public_ids import new_public_id
-from marketplace import audit, blocks, holdings, matching, money, refunds, rentals, resale, reservations
+from marketplace import audit, blocks, holdings, matching, money, refunds, rentals, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -222,7 +222,7 @@ def _hours_of(
     hours.filter(gpus=leg.gpus).delete()
     hours.update(gpus=F("gpus") - leg.gpus)
     if not listing.hours.exists():
-        resale.close(listing, Listing.State.SOLD, at=at)
+        listing.close(Listing.State.SOLD, at=at)
     taken = holdings.take_out(
         sellers[listing.reservation_id], starts_at=leg.starts_at, ends_at=leg.ends_at, gpus=leg.gpus
     )

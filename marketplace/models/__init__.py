@@ -1,6 +1,6 @@
 from marketplace.models.catalogue import Offer
 from marketplace.models.requests import QuotaRequest, QuotaRule
-from marketplace.models.resale import LISTING_MOVES, LendingShare, ListedHour, Listing, Trade, TradeLeg
+from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
     BEGUN,
     OVER,
@@ -31,7 +31,6 @@ from marketplace.models.waiting import WaitingOrder
 
 __all__ = [
     "BEGUN",
-    "LISTING_MOVES",
     "OVER",
     "RESERVATION_MOVES",
     "USABLE",

@@ -1,5 +1,7 @@
 """Resale: hours of reservations that their holders sell on, and what was sold."""
 
+from datetime import datetime
+
 from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
@@ -16,6 +18,13 @@ class Listing(models.Model):
         SOLD = "sold", _("Sold")
         WITHDRAWN = "withdrawn", _("Withdrawn")
         EXPIRED = "expired", _("Expired")
+
+    MOVES: dict[str, set[str]] = {
+        State.OPEN: {State.SOLD, State.WITHDRAWN, State.EXPIRED},
+        State.SOLD: set(),
+        State.WITHDRAWN: set(),
+        State.EXPIRED: set(),
+    }
 
     public_id = PublicIdField(prefix="lst")
     reservation = models.ForeignKey("marketplace.Reservation", models.PROTECT, related_name="listings")
@@ -48,13 +57,12 @@ class Listing(models.Model):
     def __str__(self) -> str:
         return self.public_id
 
-
-LISTING_MOVES: dict[str, set[str]] = {
-    Listing.State.OPEN: {Listing.State.SOLD, Listing.State.WITHDRAWN, Listing.State.EXPIRED},
-    Listing.State.SOLD: set(),
-    Listing.State.WITHDRAWN: set(),
-    Listing.State.EXPIRED: set(),
-}
+    def close(self, state: State, *, at: datetime) -> None:
+        """Take what is left of its hours off the market. The caller holds the offer's gate."""
+        assert state in Listing.MOVES[self.state]
+        self.hours.all().delete()
+        Listing.objects.filter(pk=self.pk, state=self.state).update(state=state, closed_at=at)
+        self.state, self.closed_at = state, at
 
 
 class ListedHour(models.Model):
