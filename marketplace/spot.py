@@ -467,15 +467,9 @@ def _resume(instance_id: int, *, at: datetime) -> None:
     rentals.check_open(instance.project)
     was = Reason(instance.reason)
     message = "It bids again since its GPUs were taken back."
-    instances.start(
-        instance=instance,
-        price_version=instance.price_version,
-        at=at,
-        reason=was,
-        message=message,
-        token_id=instance.ordered_with_id,
+    rentals.start_run(
+        instance, price=instance.price_version, token=instance.ordered_with, at=at, reason=was, message=message
     )
-    rentals.hold_for_run(instance, token=instance.ordered_with, at=at)
 
 
 def _lock_offer(offer_id: int, *, is_shared: bool = False) -> None:
