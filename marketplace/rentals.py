@@ -195,13 +195,36 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_qu
             project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
             token=actor.token, at=at,
         )  # fmt: skip
-    name = order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}"
+    instance = make(
+        order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
+        attach=Instance.Attach.STRICT if order.reservation else order.attach,
+        reservation_id=inside.pk if inside else None, from_queue=from_queue,
+    )  # fmt: skip
+    instance.reservation = inside
+    after = {"name": instance.name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
+    after |= {"image": instance.image} if instance.image else {}
+    after |= {"reservation": inside.public_id} if inside else {}
+    audit.record_of(instance, "instance.rent", actor=actor, after=after)
+    return instance
+
+
+def make(
+    order: Order,
+    *,
+    actor: Actor,
+    project: Project,
+    public_id: str,
+    price_version: PriceVersion,
+    at: datetime,
+    **how: Any,
+) -> Instance:
+    """Make the instance that an order describes; `how` is what `instances.create` takes beside."""
     instance = instances.create(
-        public_id=instance_id,
+        public_id=public_id,
         project_id=project.pk,
         offer_id=order.offer.pk,
-        price_version=price,
-        name=name,
+        price_version=price_version,
+        name=order.name or f"{order.offer.gpu_model.lower()}-{public_id[-6:]}",
         replicas=order.replicas,
         gpus_per_replica=order.gpus,
         command=order.command,
@@ -211,18 +234,12 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_qu
         lease=order.lease,
         on_failure=order.on_failure,
         wish=order.wish,
-        attach=Instance.Attach.STRICT if order.reservation else order.attach,
-        reservation_id=inside.pk if inside else None,
         at=at,
         uses=order.uses,
         token_id=actor.token.pk if actor.token else None,
-        from_queue=from_queue,
+        **how,
     )
-    instance.project, instance.offer, instance.reservation = project, order.offer, inside
-    after = {"name": name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
-    after |= {"image": instance.image} if instance.image else {}
-    after |= {"reservation": inside.public_id} if inside else {}
-    audit.record_of(instance, "instance.rent", actor=actor, after=after)
+    instance.project, instance.offer = project, order.offer
     return instance
 
 

@@ -19,7 +19,7 @@ from django.utils.translation import gettext
 from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
 from billing.public_ids import new_public_id
-from marketplace import auction, audit, bids, rentals, runtimes, spot_capacity
+from marketplace import auction, audit, bids, rentals, spot_capacity
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
@@ -113,27 +113,10 @@ def _bid(
         token=actor.token,
         at=at,
     )
-    instance = instances.create(
-        public_id=instance_id,
-        project_id=project.pk,
-        offer_id=order.offer.pk,
-        price_version=bids.series_of(terms, at=at),
-        name=order.name or f"{order.offer.gpu_model.lower()}-{instance_id[-6:]}",
-        replicas=order.replicas,
-        gpus_per_replica=order.gpus,
-        command=order.command,
-        env=order.env or {},
-        image=runtimes.normal_image(order.image),
-        ports=order.ports,
-        lease=order.lease,
-        on_failure=order.on_failure,
-        at=at,
-        uses=order.uses,
-        market=Instance.Market.SPOT,
-        claims=False,
-        token_id=actor.token.pk if actor.token else None,
-    )
-    instance.project, instance.offer = project, order.offer
+    instance = rentals.make(
+        order, actor=actor, project=project, public_id=instance_id, price_version=bids.series_of(terms, at=at), at=at,
+        market=Instance.Market.SPOT, claims=False,
+    )  # fmt: skip
     placed = Bid.objects.create(
         instance=instance, project=project, offer=order.offer, price_micros=max_price_micros, placed_at=at
     )

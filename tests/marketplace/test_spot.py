@@ -99,6 +99,14 @@ def test_a_bid_holds_its_funds_and_quota_and_waits_for_the_auction_however_long(
     assert books.check(at=timezone.now()) == []
 
 
+def test_what_bids_is_placed_as_it_was_ordered(tick: Tick, place: Place) -> None:
+    placed = place(USD, gpus=2, replicas=2, wish={"strategy": "spread", "level": "node"})
+    tick()
+    assert phase(placed) == Phase.RUNNING
+    nodes = GpuHold.objects.filter(assignment__instance=placed.instance_id).values_list("gpu__node", flat=True)
+    assert len(set(nodes)) == 2
+
+
 def test_who_is_outbid_is_told_keeps_its_price_leaves_and_comes_back(
     tick: Tick, place: Place, run_until_idle: Run, actor: Actor
 ) -> None:
