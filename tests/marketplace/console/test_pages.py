@@ -248,3 +248,4 @@ def test_the_room_for_gangs_says_what_is_in_the_way(desk: Client, fleet: Fleet, 
     assert "1 partly used node" in page
     assert "3 GPUs in use" in page
     assert "1 held back for a check or a repair" in page
+    assert reverse("console-offer", args=[fleet.h200.public_id]) in page
