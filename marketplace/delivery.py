@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, F, Q, QuerySet, Sum
+from django.db.models import Exists, F, Q, QuerySet
 from django.utils.translation import gettext
 
 from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
-from provisioning.calendar import HOUR, hour_of
+from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
 from provisioning.models import Gpu, Instance, Node
@@ -115,7 +115,7 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
     used = coverage.delivered_gpus(found)
     idle = {one.pk: max(0, holdings.held_at(strips[one.pk], at) - used[one.pk]) for one in found}
     lent = sum(idle[one.pk] for one in found if one.is_lent)
-    short = sum(idle.values()) - _free(offer_id) - min(lent, _on_spot(offer_id))
+    short = sum(idle.values()) - _free(offer_id) - min(lent, spot_gpus(offer_id))
     missing = {}
     for one in found:
         missing[one.pk] = max(0, min(idle[one.pk], short))
@@ -129,12 +129,6 @@ def _free(offer_id: int) -> int:
     reached = [Node.Reachability.ONLINE, Node.Reachability.SUSPECT]
     good = good.filter(node__state=Node.State.AVAILABLE, node__is_held=False, node__reachability__in=reached)
     return good.filter(~Exists(LIVE_HOLD)).count()
-
-
-def _on_spot(offer_id: int) -> int:
-    spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
-    held: int = spot.aggregate(held=Sum("quota_held"))["held"] or 0
-    return held
 
 
 def _strips_of(found: Iterable[Reservation]) -> dict[int, list[ReservationStrip]]:

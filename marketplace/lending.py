@@ -70,8 +70,7 @@ def overdue_gpus(*, offer_id: int, at: datetime) -> int:
 
 def _beyond_free(offer_id: int, at: datetime) -> int:
     """Return how many GPUs spot holds beyond those that are promised to nobody."""
-    spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
-    held: int = spot.aggregate(held=Sum("quota_held"))["held"] or 0
+    held = calendar.spot_gpus(offer_id)
     capacity = Capacity.objects.filter(pk=offer_id).first()
     if not held or capacity is None:
         return 0
@@ -116,8 +115,7 @@ def share(*, charge: Charge, offer: Offer, at: datetime) -> bool:
     another currency a holder gets nothing, and nobody else gets their part.
     """
     lenders = idle(offer_id=offer.pk, at=at)
-    held = Instance.objects.filter(offer=offer, market=Instance.Market.SPOT, quota_held__gt=0)
-    all_gpus = held.aggregate(held=Sum("quota_held"))["held"] or 0
+    all_gpus = calendar.spot_gpus(offer.pk)
     lent = in_use(offer_id=offer.pk, at=at)
     if not (lent and all_gpus and lenders):
         return False

@@ -126,6 +126,22 @@ def test_what_fits_beside_spot_recalls_nothing(
     assert Interruption.objects.count() == 0
 
 
+def test_a_bid_that_waits_has_no_lent_gpus_to_give_back(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation
+) -> None:
+    with transaction.atomic():
+        spot.bid(
+            actor=acme_buys.actor, project=acme_buys.project, order=order(acme_buys.offer, gpus=8),
+            max_price_micros=USD, at=timezone.now(),
+        )  # fmt: skip
+        rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8), at=timezone.now()
+        )
+    assert lending.overdue_gpus(offer_id=lent.offer_id, at=timezone.now()) == 0
+    recalls.recall_due(at=timezone.now(), limit=10)
+    assert Interruption.objects.count() == 0
+
+
 def test_nobody_gets_the_part_of_a_holder_with_another_currency(
     acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any,
     monkeypatch: pytest.MonkeyPatch,
