@@ -104,10 +104,11 @@ def outlook(*, project: Project, offer: Offer, gpus: int, replicas: int, at: dat
     ahead = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY)
     gpus_ahead = _sum_of_gpus(ahead)
     wanted = gpus * replicas
+    next_window = calendar.next_open(offer_id=offer.pk, gpus=wanted, at=at)
     return Outlook(
-        fits_now=not gpus_ahead and _room(offer, gpus) >= replicas and _may_open(offer, wanted, at),
+        fits_now=not gpus_ahead and _room(offer, gpus) >= replicas and next_window == at,
         nearest=_nearest(project, offer, gpus, replicas, at),
-        next_window=_next_window(offer, wanted, at),
+        next_window=next_window,
         ahead=ahead.count(),
         gpus_ahead=gpus_ahead,
         estimate=_guess(gpus_ahead + wanted, _came_free(offer, at), at),
@@ -415,10 +416,6 @@ def _room(offer: Offer, gpus: int) -> int:
     return room
 
 
-def _may_open(offer: Offer, wanted: int, at: datetime) -> bool:
-    return _next_window(offer, wanted, at) == at
-
-
 def _nearest(project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> list[Nearest]:
     """Return what could start now: less of this offer, then as much of others of its model, the cheapest first."""
     same = Offer.objects.filter(gpu_model=offer.gpu_model, is_listed=True).select_related("site")
@@ -448,11 +445,6 @@ def _is_sold(offer: Offer, gpus: int, replicas: int) -> bool:
     except BadOrder:
         return False
     return True
-
-
-def _next_window(offer: Offer, wanted: int, at: datetime) -> datetime | None:
-    """Return from when on so many GPUs without an end fit beside all reservations; None where not in sight."""
-    return calendar.next_open(offer_id=offer.pk, gpus=wanted, at=at)
 
 
 def _came_free(offer: Offer, at: datetime) -> int:
