@@ -20,7 +20,7 @@ from billing.public_ids import new_public_id
 from marketplace import audit, blocks, holdings, matching, money, refunds, rentals, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
-from marketplace.errors import BadOrder, Conflict
+from marketplace.errors import Conflict
 from marketplace.matching import OFFER, Leg, Supply
 from marketplace.models import (
     BlockTerms,
@@ -76,9 +76,8 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     """
     rentals.check_open(project)
     blocks.check_times(window.starts_at, window.ends_at, at=at)
-    terms = reservations.lock_gate(window.offer.pk)
-    if terms is None or not terms.is_sold:
-        raise BadOrder("offer", gettext("No blocks of %(offer)s are sold ahead.") % {"offer": window.offer.name})
+    reservations.lock_gate(window.offer.pk)
+    terms = blocks.terms_of(window.offer)
     found = _match(project.organization, window, terms, limit_micros, at=at)
     chosen = {leg.source for leg in found.legs} - {OFFER}
     listings = {row.pk: row for row in Listing.objects.filter(pk__in=chosen).select_related("seller")}

@@ -49,6 +49,16 @@ def test_a_part_is_sold_at_the_sellers_price_less_the_fee(acme_buys: Buyer, othe
     check_conserved(at=acme_buys.noon)
 
 
+def test_hours_of_an_offer_that_is_not_on_the_market_are_not_traded(
+    acme_buys: Buyer, other_buys: Buyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme_buys.put_up(acme_buys.buy(8, 24, 34), 6, 26, 30, 1_500_000)
+    monkeypatch.setattr(other_buys.offer, "is_listed", False)
+    with pytest.raises(BadOrder, match="sold ahead"):
+        other_buys.trade(4, 27, 29, 1_600_000)
+    assert Trade.objects.count() == 0
+
+
 def test_each_hour_is_filled_from_the_cheapest_and_the_rest_from_the_offer(acme_buys: Buyer, other_buys: Buyer) -> None:
     first, second = acme_buys.buy(4, 24, 26), acme_buys.buy(4, 24, 25)
     acme_buys.put_up(first, 4, 24, 26, 1_800_000)
