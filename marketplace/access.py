@@ -381,11 +381,16 @@ def registries(project: Project) -> QuerySet[RegistryCredential]:
 
 def quotas(actor: Actor) -> QuerySet[Quota]:
     """Return the quotas of the projects that this actor may see, and those of their organizations."""
-    through = _memberships_for(actor, "quota.view")
+    seen = _of_projects_or_whole(actor, _memberships_for(actor, "quota.view"))
+    return Quota.objects.filter(seen).select_related("project", "organization")
+
+
+def _of_projects_or_whole(actor: Actor, through: QuerySet[Membership]) -> Q:
+    """What belongs to a project that is seen, or to its whole organization; a project's token sees only the first."""
     seen = Q(project__in=_projects(actor, through).values("pk"))
     if actor.token is None or actor.token.project_id is None:
         seen |= Q(project=None, organization__in=through.values("organization"))
-    return Quota.objects.filter(seen).select_related("project", "organization")
+    return seen
 
 
 def quota_requests(actor: Actor) -> QuerySet[QuotaRequest]:
@@ -394,9 +399,7 @@ def quota_requests(actor: Actor) -> QuerySet[QuotaRequest]:
 
 
 def _quota_requests(actor: Actor, through: QuerySet[Membership]) -> QuerySet[QuotaRequest]:
-    seen = Q(project__in=_projects(actor, through).values("pk"))
-    if actor.token is None or actor.token.project_id is None:
-        seen |= Q(project=None, organization__in=through.values("organization"))
+    seen = _of_projects_or_whole(actor, through)
     return QuotaRequest.objects.filter(seen).select_related("project", "organization")
 
 
