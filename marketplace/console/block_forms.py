@@ -9,6 +9,7 @@ from django import forms
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
+from marketplace import money
 from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField
 from marketplace.models import BlockTerms
 
@@ -24,13 +25,6 @@ class PercentField(forms.DecimalField):
 
     def clean(self, value: Any) -> int:
         return int(super().clean(value) * 100)
-
-
-class OptionalMoneyField(MoneyField):
-    """An amount of money, or None where nothing was typed."""
-
-    def clean(self, value: Any) -> Any:
-        return super().clean(value) if str(value or "").strip() else None
 
 
 class StepsField(forms.CharField):
@@ -53,7 +47,7 @@ class BlockTermsForm(ConsoleForm):
 
     is_sold = forms.BooleanField(label=_("Blocks are sold"), required=False)
     currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    price_micros = OptionalMoneyField(
+    price_micros = MoneyField(
         label=_("Price per reserved GPU-hour"), required=False, help_text=_("Empty: the price stays as it is.")
     )
     discounts = StepsField(
@@ -99,7 +93,7 @@ def initial_of(terms: BlockTerms | None) -> dict[str, Any]:
         "cancellation": _steps(terms.cancellation),
         "resale_fee_bp": Decimal(terms.resale_fee_bp) / 100,
         "lend_share_bp": Decimal(terms.lend_share_bp) / 100,
-        "ask_step_micros": Decimal(terms.ask_step_micros) / 1_000_000,
+        "ask_step_micros": money.plain(terms.ask_step_micros),
     }
 
 

@@ -43,9 +43,9 @@ class MoneyField(forms.DecimalField):
         least = Decimal(1) / money.MICROS
         super().__init__(min_value=least, max_value=AMOUNT_MAX, decimal_places=6, widget=widget, **kwargs)
 
-    def clean(self, value: Any) -> int:
+    def clean(self, value: Any) -> int | None:
         amount = super().clean(value)
-        return 0 if amount is None else int(amount * money.MICROS)
+        return None if amount is None else int(amount * money.MICROS)
 
 
 def reason_field(help_text: Any = "") -> forms.CharField:
@@ -208,11 +208,22 @@ class FabricForm(ConsoleForm):
     kind = forms.ChoiceField(label=_("Kind"), choices=Fabric.Kind.choices)
 
 
-class QuotaForm(ConsoleForm):
-    """How much a project or an organization may hold; empty choices stand for all together."""
+class QuotaWordsForm(ConsoleForm):
+    """Which GPUs are counted; empty choices stand for all together."""
 
     gpu_model = forms.ChoiceField(label=_("GPU model"), required=False)
     market = forms.ChoiceField(label=_("Market"), required=False, choices=[("", _("All")), *Instance.Market.choices])
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        model = self.fields["gpu_model"]
+        assert isinstance(model, forms.ChoiceField)
+        model.choices = [("", _("All")), *((name, name) for name in limits.models())]
+
+
+class QuotaForm(QuotaWordsForm):
+    """How much a project or an organization may hold."""
+
     unit = forms.ChoiceField(label=_("What is counted"), required=False, choices=Quota.Unit.choices)
     limit = forms.DecimalField(
         label=_("Limit"),
@@ -223,12 +234,6 @@ class QuotaForm(ConsoleForm):
         widget=forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"}),
     )
     reason = reason_field()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        model = self.fields["gpu_model"]
-        assert isinstance(model, forms.ChoiceField)
-        model.choices = [("", _("All")), *((name, name) for name in limits.models())]
 
     def clean(self) -> dict[str, Any]:
         found: dict[str, Any] = super().clean() or {}
@@ -252,21 +257,14 @@ class NoteForm(ConsoleForm):
     )  # fmt: skip
 
 
-class QuotaRuleForm(ConsoleForm):
+class QuotaRuleForm(QuotaWordsForm):
     """A rule that approves requests at once."""
 
     name = forms.CharField(label=_("Name"), max_length=100)
     gpus_max = forms.IntegerField(label=_("GPUs at most"), min_value=1, max_value=INTEGER_MAX)
     paid_micros_min = MoneyField(label=_("Paid so far, at least"), required=False)
     currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    gpu_model = forms.ChoiceField(label=_("GPU model"), required=False)
-    market = forms.ChoiceField(label=_("Market"), required=False, choices=[("", _("All")), *Instance.Market.choices])
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        model = self.fields["gpu_model"]
-        assert isinstance(model, forms.ChoiceField)
-        model.choices = [("", _("All")), *((name, name) for name in limits.models())]
+    field_order = ("name", "gpus_max", "paid_micros_min", "currency", "gpu_model", "market")
 
 
 class CreditForm(ConsoleForm):
