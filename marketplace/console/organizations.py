@@ -14,8 +14,8 @@ from billing.models.ledger import CUSTOMER_KINDS
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import NotFound
-from marketplace.limits import Limit
 from marketplace.models import AuditEntry, Organization, Project
+from provisioning import quotas
 from provisioning.models import Quota
 
 HISTORY_MAX = 20
@@ -28,13 +28,13 @@ class Tenant:
 
     organization: Organization
     projects: list[Project]
-    limits: list[Limit]
+    quotas: list[Quota]
     wallet: Wallet | None
     runway: Runway | None
 
     @property
     def held_gpus(self) -> int:
-        return sum(limit.quota.held for limit in self.limits if limit.quota.is_first and limit.quota.project_id is None)
+        return sum(quota.held for quota in self.quotas if quota.is_first and quota.project_id is None)
 
 
 def listed(*, search: str = "") -> QuerySet[Organization]:
@@ -58,7 +58,7 @@ def tenant(organization: Organization) -> Tenant:
     return Tenant(
         organization=organization,
         projects=list(organization.projects.all()),
-        limits=[Limit(quota, 0) for quota in organization.quotas.all()],
+        quotas=list(organization.quotas.all()),
         wallet=CustomerAccounts(**by_kind).wallet if complete else None,
         runway=getattr(organization, "runway", None),
     )
@@ -87,9 +87,7 @@ def project_for(project_id: str) -> Project:
 
 def quota_of(project: Project | None, organization: Organization) -> Quota | None:
     """Return the limit of all GPUs together of a project, or of an organization without one."""
-    return next(
-        (quota for quota in Quota.objects.filter(organization=organization, project=project) if quota.is_first), None
-    )
+    return Quota.objects.filter(organization=organization, project=project, **quotas.FIRST).first()
 
 
 def quota_to_change(organization: Organization, quota_id: str) -> Quota:

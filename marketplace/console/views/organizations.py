@@ -105,7 +105,8 @@ def quota_remove(visit: Visit, organization_id: str, quota_id: str) -> HttpRespo
     return form_page(
         visit,
         form,
-        title=_("Remove the limit %(limit)s") % {"limit": limits.Limit(found, 0).title},
+        title=_("Remove the limit %(limit)s")
+        % {"limit": limits.words_of(gpu_model=found.gpu_model, market=found.market)},
         text=_("What is held stays held. The wider limits of the organization and its projects go on."),
         send=_("Remove"),
         back=reverse("console-organization", args=[organization_id]),
