@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from django.db import IntegrityError, transaction
+from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
@@ -12,9 +12,10 @@ from billing import accounts
 from billing.models import Account, Transfer
 from marketplace import audit, limits
 from marketplace.access import Actor
-from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
+from marketplace.errors import BadOrder, IllegalState, NotFound
 from marketplace.models import Organization, Project, QuotaRequest, QuotaRule
 from marketplace.money import shown
+from marketplace.names import given_once
 from provisioning.models import Quota
 
 REASON_LENGTH_MAX = 500
@@ -48,14 +49,12 @@ def request(
     now = _quota_of(organization, project, gpu_model=gpu_model, market=market, unit=unit).first()
     if now is not None and limit <= now.limit:
         raise BadOrder("limit", gettext("The limit is %(limit)s already; ask for more.") % {"limit": now.limit})
-    try:
-        with transaction.atomic():
-            made = QuotaRequest.objects.create(
-                organization=organization, project=project, gpu_model=gpu_model, market=market, unit=unit,
-                limit=limit, reason=reason, asked_by=actor.user, asked_by_name=actor.name, created_at=at,
-            )  # fmt: skip
-    except IntegrityError as error:
-        raise Conflict(gettext("This limit is asked for already; withdraw that request first.")) from error
+    text = gettext("This limit is asked for already; withdraw that request first.")
+    with given_once("quota_request_open_once_per_limit", text), transaction.atomic():
+        made = QuotaRequest.objects.create(
+            organization=organization, project=project, gpu_model=gpu_model, market=market, unit=unit,
+            limit=limit, reason=reason, asked_by=actor.user, asked_by_name=actor.name, created_at=at,
+        )  # fmt: skip
     _record(made, "quota.request", actor=actor, after={"limit": limit, "reason": reason})
     rule = _rule_for(made)
     if rule is not None:
@@ -124,14 +123,12 @@ def make_rule(
     *, actor: Actor, name: str, gpus_max: int, paid_micros_min: int | None, currency: str, gpu_model: str, market: str
 ) -> QuotaRule:
     """Make a rule; from now on requests that it fits are approved at once."""
-    try:
-        with transaction.atomic():
-            rule = QuotaRule.objects.create(
-                name=name, gpus_max=gpus_max, paid_micros_min=paid_micros_min or 0, currency=currency,
-                gpu_model=gpu_model, market=market,
-            )  # fmt: skip
-    except IntegrityError as error:
-        raise Conflict(gettext("There is a rule of this name already.")) from error
+    text = gettext("There is a rule of this name already.")
+    with given_once("marketplace_quotarule_name", text), transaction.atomic():
+        rule = QuotaRule.objects.create(
+            name=name, gpus_max=gpus_max, paid_micros_min=paid_micros_min or 0, currency=currency,
+            gpu_model=gpu_model, market=market,
+        )  # fmt: skip
     after = {"name": name, "gpus_max": gpus_max, "paid_micros_min": rule.paid_micros_min, "currency": currency}
     audit.record(actor=actor, organization=None, verb="quota.rule", subject_id=rule.public_id, after=after)
     return rule
