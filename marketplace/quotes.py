@@ -122,8 +122,7 @@ def why_not_cancelled(reservation: Reservation, *, at: datetime) -> str:
     """Return why a reservation cannot be cancelled now, empty where it can."""
     if reservation.state in FREE_EXITS:
         return ""
-    lock_at = reservation.starts_at - timedelta(minutes=reservation.terms["lock_minutes"])
-    if reservation.state != ReservationState.SCHEDULED or at >= lock_at:
+    if reservation.state != ReservationState.SCHEDULED or at >= reservation.locks_at:
         return gettext("It can be cancelled until %(minutes)s minutes before its start; this is: %(state)s.") % {
             "minutes": reservation.terms["lock_minutes"],
             "state": reservation.get_state_display(),

@@ -131,15 +131,7 @@ def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
         window=window,
         price_version=quote.price_version,
         terms=quote.terms,
-        strips=[
-            ReservationStrip(
-                starts_at=quote.starts_at,
-                ends_at=quote.ends_at,
-                gpus=quote.gpus,
-                paid_micros=quote.per_gpu_hour_micros,
-                worth_micros=quote.per_gpu_hour_micros,
-            )
-        ],
+        strips=[_strip_of(quote)],
         at=at,
     )
     audit.record_of(reservation, "reservation.buy", actor=actor, after=_shown(quote))
@@ -277,14 +269,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
         at=at,
     )
     check_quota(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at))
-    added = ReservationStrip(
-        starts_at=quote.starts_at,
-        ends_at=quote.ends_at,
-        gpus=quote.gpus,
-        paid_micros=quote.per_gpu_hour_micros,
-        worth_micros=quote.per_gpu_hour_micros,
-    )
-    holdings.add(reservation, [added])
+    holdings.add(reservation, [_strip_of(quote)])
     holdings.refit(reservation)
     _add_payment(reservation, paid)
     news = gettext("Extended until %(until)s UTC.") % {"until": f"{quote.ends_at:%Y-%m-%d %H:%M}"}
@@ -391,8 +376,8 @@ def release_hours(reservation: Reservation, *, since: datetime, at: datetime) ->
 def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime) -> Reservation:
     """Lend what stands idle to spot, or stop lending it. Asking for what is so changes nothing."""
     reservation = lock(reservation.pk)
-    if reservation.state in OVER:
-        raise IllegalMove(gettext("It is over: %(state)s.") % {"state": reservation.get_state_display()})
+    if refusal := _why_not_lent(reservation):
+        raise IllegalMove(refusal)
     if reservation.is_lent != is_lent:
         Reservation.objects.filter(pk=reservation.pk).update(is_lent=is_lent)
         reservation.is_lent = is_lent
@@ -404,15 +389,18 @@ def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime)
 
 def actions(reservation: Reservation, *, at: datetime) -> dict[str, str]:
     """Return what may be asked now: each verb with a sentence why not, empty when it may."""
-    over = ""
-    if reservation.state in OVER:
-        over = gettext("It is over: %(state)s.") % {"state": reservation.get_state_display()}
     return {
         "extend": quotes.why_not_extended(reservation, at=at),
         "cancel": quotes.why_not_cancelled(reservation, at=at),
         "resell": endings.why_not_resold(reservation, at=at),
-        "lend": over,
+        "lend": _why_not_lent(reservation),
     }
+
+
+def _why_not_lent(reservation: Reservation) -> str:
+    if reservation.state in OVER:
+        return gettext("It is over: %(state)s.") % {"state": reservation.get_state_display()}
+    return ""
 
 
 def _add_payment(reservation: Reservation, paid: Paid) -> None:
@@ -429,6 +417,16 @@ def _quoted(reservation: Reservation, quote: Quote) -> Reservation:
     if quote.reservation_id != reservation.pk:
         raise BadOrder("quote", gettext("This quote is for another reservation."))
     return reservation
+
+
+def _strip_of(quote: Quote) -> ReservationStrip:
+    return ReservationStrip(
+        starts_at=quote.starts_at,
+        ends_at=quote.ends_at,
+        gpus=quote.gpus,
+        paid_micros=quote.per_gpu_hour_micros,
+        worth_micros=quote.per_gpu_hour_micros,
+    )
 
 
 def _shown(quote: Quote) -> dict[str, object]:
