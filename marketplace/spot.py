@@ -30,7 +30,6 @@ from provisioning.models import (
     AT_REST,
     CHARGED_PHASES,
     OPEN_STATES,
-    Capacity,
     Instance,
     Interruption,
     Phase,
@@ -93,8 +92,7 @@ def check_capacity(terms: SpotTerms, gpus: int, *, at: datetime) -> None:
 
 
 def _there(terms: SpotTerms) -> int:
-    counted = Capacity.objects.filter(pk=terms.offer_id).first()
-    return 0 if counted is None else counted.gpus - terms.buffer_gpus
+    return calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
 
 
 def _bid(
