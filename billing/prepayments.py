@@ -139,6 +139,29 @@ def earn(*, key: str, currency: str, amount_micros: int, reason: str, at: dateti
 
 
 @transaction.atomic
+def pay_out(
+    *, organization: accounts.Organization, key: str, source: Account, sent: Paid, reason: str, at: datetime
+) -> None:
+    """Pay a customer, part as credit and part as cash. What then is owed elsewhere is paid from it at once.
+
+    Once for its key. Of several customers the caller locks the accounts before, in the order of their keys.
+    """
+    payee = accounts.lock(organization_id=organization.pk, currency=source.currency)
+    for target, micros in ((payee.promo, sent.promo_micros), (payee.cash, sent.cash_micros)):
+        if micros:
+            ledger.transfer(
+                key=f"{key}:{target.kind}",
+                source=source,
+                target=target,
+                amount_micros=micros,
+                reason=reason[:200],
+                at=at,
+            )
+    receivables.settle(freed=payee.cash, cause=key, at=at)
+    runway.refresh(organization=organization, at=at)
+
+
+@transaction.atomic
 def give_back(
     *,
     organization: accounts.Organization,

@@ -13,7 +13,7 @@ import structlog
 from django.db import transaction
 from django.db.models import Sum
 
-from billing import accounts, ledger, receivables, runway
+from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
 from marketplace import coverage, holdings, refunds
 from marketplace.blocks import BP, NOTICE
@@ -144,21 +144,15 @@ def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
 def _pay(charge: Charge, lender: Idle, micros: int, *, at: datetime) -> None:
     reservation = lender.reservation
     organization = reservation.project.organization
-    payee = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    back = refunds.split(reservation, micros)
-    for target, part in ((payee.promo, back.promo_micros), (payee.cash, back.cash_micros)):
-        if part:
-            ledger.transfer(
-                key=f"lend:{charge.key}:{reservation.public_id}:{target.kind}",
-                source=accounts.platform(Account.Kind.REVENUE, organization.currency),
-                target=target,
-                amount_micros=part,
-                reason=f"Lending of {reservation.public_id}",
-                at=at,
-            )
+    prepayments.pay_out(
+        organization=organization,
+        key=f"lend:{charge.key}:{reservation.public_id}",
+        source=accounts.platform(Account.Kind.REVENUE, organization.currency),
+        sent=refunds.split(reservation, micros),
+        reason=f"Lending of {reservation.public_id}",
+        at=at,
+    )
     LendingShare.objects.create(reservation=reservation, cause=charge.key, amount_micros=micros, at=at)
-    receivables.settle(freed=payee.cash, cause=f"lend:{charge.key}:{reservation.public_id}", at=at)
-    runway.refresh(organization=organization, at=at)
 
 
 def earned_micros(found: Iterable[Reservation]) -> dict[int, int]:

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils.translation import gettext
 
-from billing import accounts, ledger, prepayments, receivables, runway
+from billing import accounts, prepayments
 from billing.models import Account
 from billing.prepayments import Paid, Part
 from billing.public_ids import new_public_id
@@ -284,19 +284,14 @@ def _pay_sellers(
         listing = listings[pk]
         came = paid.get(listing.public_id, Paid())
         promo = max(came.promo_micros, refunds.split(sellers[listing.reservation_id], came.micros).promo_micros)
-        payee = accounts.lock(organization_id=listing.seller_id, currency=trade.currency)
-        for target, micros in ((payee.promo, promo), (payee.cash, came.micros - promo)):
-            if micros:
-                ledger.transfer(
-                    key=f"sale:{trade.public_id}:{listing.public_id}:{target.kind}",
-                    source=deferred,
-                    target=target,
-                    amount_micros=micros,
-                    reason=f"Sale of hours of {listing.reservation.public_id}",
-                    at=at,
-                )
-        receivables.settle(freed=payee.cash, cause=f"sale:{trade.public_id}:{listing.public_id}", at=at)
-        runway.refresh(organization=listing.seller, at=at)
+        prepayments.pay_out(
+            organization=listing.seller,
+            key=f"sale:{trade.public_id}:{listing.public_id}",
+            source=deferred,
+            sent=Paid(promo_micros=promo, cash_micros=came.micros - promo),
+            reason=f"Sale of hours of {listing.reservation.public_id}",
+            at=at,
+        )
 
 
 def _settle_seller(reservation: Reservation, trade: Trade, *, at: datetime) -> None:
