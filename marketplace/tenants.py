@@ -230,9 +230,9 @@ def _locked_role(member: Membership) -> Role:
 
 
 def _check_not_last_owner(member: Membership) -> None:
-    # The locks serialise two owners who leave at the same moment.
-    owners = Membership.objects.select_for_update().filter(organization=member.organization, role=Role.OWNER)
-    if not any(owner.pk != member.pk for owner in owners.order_by("pk")):
+    """Raise LastOwner for the only one. The caller has locked the owners, so of two who leave the second sees that."""
+    owners = Membership.objects.filter(organization=member.organization, role=Role.OWNER)
+    if not owners.exclude(pk=member.pk).exists():
         raise LastOwner(gettext("An organization needs an owner; make somebody else an owner first."))
 
 
