@@ -91,11 +91,11 @@ WITH wanted AS (
     FROM generate_series(1, %(count)s) AS n
 ), made AS (
     INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
-        gpus_per_replica, image, command, env, ports, lease, on_failure, placement, desired, phase, phase_since, health,
-        reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at)
+        gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase, phase_since,
+        health, reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at)
     SELECT 'ins_' || lpad(n::text, 20, 'a'), %(project)s, %(offer)s, %(price)s, 'bid-' || n, 'spot', 1, gpus, '',
-        '["true"]', '{}', '[]', 'sticky', 'stop', '{}', 'running', 'queued', %(at)s, 'unknown', '', '', false, 0, 1,
-        gpus, 1, 0, %(at)s
+        '["true"]', '{}', '[]', 'sticky', 'stop', '{}', 'auto', 'running', 'queued', %(at)s,
+        'unknown', '', '', false, 0, 1, gpus, 1, 0, %(at)s
     FROM wanted RETURNING id, public_id, gpus_per_replica
 ), waiting AS (
     INSERT INTO provisioning_workflow (instance_id, step, step_since, failures, last_error)

@@ -69,7 +69,6 @@ class Replay:
     jobs: list[Job]
     gpus: int
     speed: str
-    quiet: bool
     events: list[tuple[datetime, int, str, Job | None]] = field(default_factory=list)
     count: Iterator[int] = field(default_factory=itertools.count)
     by_instance: dict[int, Job] = field(default_factory=dict)
@@ -103,9 +102,6 @@ class Replay:
 
     def _open(self) -> None:
         """Make the fleet, its offer with both markets, and a customer for each virtual cluster."""
-        from provisioning import engine, quotas
-        from tests.bench.played import BulkDriver
-
         DRIVERS["fake"] = BulkDriver()
         engine.nudge = lambda workflow_id: None  # type: ignore[assignment]  # We walk them ourselves.
         waiting.WAITS_MAX = len(self.jobs)  # A trace has no tenant that looks before it submits.
@@ -126,10 +122,8 @@ class Replay:
             user = User.objects.get(memberships__organization=project.organization)
             tenants.rename_organization(actor=person(user), organization=project.organization, name=name)
             self.actors[name], self.projects[name] = person(user), project
-        quotas.miscounted()
 
     def _submit(self, job: Job) -> None:
-
         replicas, gpus = job.shape
         who: dict[str, Any] = {"actor": self.actors[job.tenant], "project": self.projects[job.tenant]}
         order = rentals.Order(offer=self.offer, command=["train"], gpus=gpus, replicas=replicas)
@@ -170,8 +164,6 @@ class Replay:
 
     def _finish(self, job: Job) -> None:
         """The job is done: its tenant ends the instance, and what waits may start."""
-        from provisioning.models import Instance
-
         at = timezone.now()
         if job.runs_since is None or job.done + (at - job.runs_since) < job.duration:
             return  # It was interrupted meanwhile, and another end is planned.
@@ -187,7 +179,6 @@ class Replay:
             self._start_waiting()
 
     def _start_waiting(self) -> None:
-
         if not waiting.start_due(at=timezone.now(), limit=SWEPT_AT_ONCE):
             return
         over = WaitingOrder.objects.filter(pk__in=self.waiting).exclude(state="waiting").select_related("instance")
@@ -201,8 +192,6 @@ class Replay:
 
     def _tick(self) -> None:
         """Everything that the sweeps do, once in a tick, in the order of the beat."""
-        from marketplace import spot
-
         at = timezone.now()
         interruptions.announce_due(at=at, limit=SWEPT_AT_ONCE)
         self._walk()
@@ -222,7 +211,6 @@ class Replay:
 
     def _walk(self) -> None:
         """Run every workflow that is due until nothing moves, and see what runs and what was interrupted."""
-
         moved: set[int] = set()
         for _ in range(TURNS_MAX):
             due = engine.due(limit=SWEPT_AT_ONCE)
@@ -238,7 +226,6 @@ class Replay:
             self._plan(due_at, "notice")
 
     def _look(self, moved: set[int]) -> None:
-
         at = timezone.now()
         for pk, phase in Instance.objects.filter(pk__in=moved).values_list("pk", "phase"):
             job = self.by_instance.get(pk)
@@ -252,7 +239,6 @@ class Replay:
                 job.runs_since = None
 
     def _figures(self, begin: datetime, end: datetime) -> dict[str, Any]:
-
         waited = [(job.started_at - job.at).total_seconds() for job in self.jobs if job.started_at]
         used_s, markets = _by_market(end)
         total_s = self.gpus * (end - begin).total_seconds()
@@ -327,7 +313,6 @@ FAULTS = {
 
 def _faults(end: datetime) -> list[str]:
     """Return which invariants are violated; an empty list is the expected answer."""
-
     calendar.count(at=end)
     found = []
     with connection.cursor() as cursor:

@@ -46,7 +46,7 @@ def main() -> int:
         jobs = list(itertools.islice(read(given.trace, begin=begin, skip=given.skip), given.jobs))
         began = time.perf_counter()
         with time_machine.travel(begin, tick=False) as clock:
-            replay = Replay(clock=clock, jobs=jobs, gpus=given.gpus, speed=given.speed, quiet=given.json)
+            replay = Replay(clock=clock, jobs=jobs, gpus=given.gpus, speed=given.speed)
             figures = replay.run()
         figures["took_s"] = round(time.perf_counter() - began, 1)
     print(machine.last_line("replay", figures, here))

@@ -27,7 +27,6 @@ class Job:
     tenant: str
     market: str
     instance: Any = None
-    waits: Any = None
     started_at: datetime | None = None
     runs_since: datetime | None = None
     done: timedelta = timedelta(0)
