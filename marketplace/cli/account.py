@@ -91,7 +91,7 @@ def usage_cells(row: dict[str, Any]) -> list[str]:
         words.local_time(row["started_at"]),
         row["name"],
         row["resource"],
-        f"{row['quantity']} GiB" if row.get("meter") == "volume" else f"{row['gpus']} GPU",
+        f"{row['quantity']} GiB" if row.get("meter") == "volume" else words.count(row["gpus"], "GPU"),
         lasted if row["ended_at"] else f"{lasted} so far",
         f"{words.measured(row)}-ms",
         words.price(row["price"]),

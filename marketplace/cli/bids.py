@@ -11,7 +11,7 @@ from marketplace.cli import orders, words
 from marketplace.cli.amounts import amount
 from marketplace.cli.instances import conclude, find_instance
 from marketplace.cli.offers import find_offer
-from marketplace.cli.problems import problem
+from marketplace.cli.problems import Problem, problem
 from marketplace.cli.progress import interruptible
 from marketplace.cli.session import AsJson, Explain, InstanceName, Project, Session, open_session
 from marketplace.cli.terminal import printable
@@ -95,8 +95,8 @@ def rehearse(session: Session, body: dict[str, Any]) -> None:
 def say_placed(session: Session, placed: dict[str, Any]) -> None:
     held = words.money(placed["held"]["amount"], placed["held"]["currency"])
     session.terminal.say(
-        f"{placed['instance']['name']} bids {words.price(placed['max_price'])} for {placed['gpus']} GPUs; "
-        f"{held} are set aside. It starts when an auction gives it GPUs."
+        f"{placed['instance']['name']} bids {words.price(placed['max_price'])} "
+        f"for {words.count(placed['gpus'], 'GPU')}; {held} are set aside. It starts when an auction gives it GPUs."
     )
     session.terminal.say(f"Look: gpumarket bids   Raise: gpumarket bids raise {placed['instance']['name']} AMOUNT")
 
@@ -198,7 +198,7 @@ def simulate_interruption(instance: InstanceName, *, as_json: AsJson = False, ex
     with open_session(as_json=as_json, explain=explain) as session:
         found = find_instance(session, instance)
         row = session.client.post(f"/instances/{found['id']}/simulate-interruption", {})
-        ends = words.local_time(row["deadline_at"])
+        ends = words.local_time(row["deadline_at"], seconds=True)
         text = f"{found['name']} has {row['min_notice_s']} s of notice, until {ends}; then it bids again by itself."
         conclude(session, row, text)
 
@@ -213,7 +213,7 @@ def spot_price(
     """Show what an offer costs by auction: now, before, and how many GPUs are asked for at which price."""
     with open_session(as_json=as_json, explain=explain) as session:
         slug = find_offer(session.client, offer)["slug"]
-        now = session.client.get(f"/offers/{slug}/spot")
+        now = terms_of(session, slug)
         until = words.parse_time(now["as_of"])
         since = (until - timedelta(hours=hours)).isoformat()
         history = session.client.get(
@@ -230,6 +230,21 @@ def spot_price(
             )
 
 
+def terms_of(session: Session, slug: str) -> dict[str, Any]:
+    """Return how an offer that exists is sold by auction now, or say that it is not."""
+    try:
+        found: dict[str, Any] = session.client.get(f"/offers/{slug}/spot")
+    except Problem as refusal:
+        if refusal.code != "not_found":
+            raise
+        raise problem(
+            code="not_found",
+            title=f"{slug} is not sold by auction.",
+            suggestion=f"Rent it on demand: gpumarket launch {slug} -- COMMAND; or see other offers: gpumarket offers",
+        ) from refusal
+    return found
+
+
 def describe(now: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     currency = now["price"]["currency"]
     most = now["highest_bid_allowed"]
@@ -244,7 +259,10 @@ def describe(now: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     ]
     if history:
         lines.append(f"  history   {sparkline([Decimal(row['last']) for row in history])}")
-    lines += [f"  depth     {step['gpus']} GPUs at {words.money(step['price'], currency)}" for step in now["depth"][:5]]
+    lines += [
+        f"  depth     {words.count(step['gpus'], 'GPU')} at {words.money(step['price'], currency)}"
+        for step in now["depth"][:5]
+    ]
     if not now["enabled"]:
         lines.append("  No new bids are taken.")
     return lines

@@ -140,7 +140,7 @@ def can_take(offer: dict[str, Any], *, gpus: int, replicas: int) -> bool:
 
 
 def describe_size(gpus: int, replicas: int) -> str:
-    return f"{replicas} x {gpus} GPUs" if replicas > 1 else f"{gpus} {'GPU' if gpus == 1 else 'GPUs'}"
+    return f"{replicas} x {words.count(gpus, 'GPU')}" if replicas > 1 else words.count(gpus, "GPU")
 
 
 def none_like(gpu_model: str | None, country: str | None, *, runs_images: bool, is_kind_missing: bool) -> str:

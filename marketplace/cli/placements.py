@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+EXAMPLE = '{"countries": {"allow": ["NO"]}}'
 WholeOrganization = Annotated[
     bool, typer.Option("--organization", help="Of the whole organization instead of a project.")
 ]
@@ -47,7 +48,7 @@ def why(
 def describe(placement: dict[str, Any]) -> list[str]:
     """Return what a decision says, a line for each thing."""
     asked = placement["request"]
-    size = f"{asked['replicas']} x {asked['gpus']} GPUs"
+    size = f"{asked['replicas']} x {words.count(asked['gpus'], 'GPU')}"
     others = ", ".join(f"{name} {value}" for name, value in asked.items() if name not in {"replicas", "gpus"})
     lines = [
         f"{placement['id']}  {placement['outcome']}"
@@ -56,10 +57,9 @@ def describe(placement: dict[str, Any]) -> list[str]:
         f"  at        {words.local_time(placement['at'])}, run {placement['run']}",
     ]
     if placement["outcome"] == "placed":
-        nodes = placement["nodes"]
-        lines.append(f"  placed    on {nodes} node{'s' if nodes != 1 else ''}, level {placement['level']}")
-    lines.append(f"  looked at {placement['candidates']} nodes that could take a replica")
-    lines += [f"  not       {one['nodes']} nodes: {one['reason']}" for one in placement["rejected"]]
+        lines.append(f"  placed    on {words.count(placement['nodes'], 'node')}, level {placement['level']}")
+    lines.append(f"  looked at {words.count(placement['candidates'], 'node')} that could take a replica")
+    lines += [f"  not       {words.count(one['nodes'], 'node')}: {one['reason']}" for one in placement["rejected"]]
     if placement["most"]:
         most = ", ".join(f"{level} {count}" for level, count in placement["most"].items())
         lines.append(f"  room      replicas in one domain at most: {most}")
@@ -82,7 +82,7 @@ def show(
             session.terminal.document(found)
             return
         session.terminal.data(printable(json.dumps(found["document"], indent=2, sort_keys=True)))
-        session.terminal.say(f"Version {found['version']} of the {found['scope']} {found['id']}.")
+        session.terminal.say(f"Version {found['version']} of the {found['scope']}.")
 
 
 @app.command("set")
@@ -100,7 +100,10 @@ def set_(
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """Replace the policy of a project, or of the whole organization. What runs is not moved."""
+    """Replace the policy of a project, or of the whole organization. What runs is not moved.
+
+    A policy in FILE: {"countries": {"allow": ["NO"]}, "certifications": ["ISO 27001"], "no_shared_host": true}
+    """
     document = read_document(file)
     with open_session(as_json=as_json, explain=explain) as session:
         path = policy_path(session, project, organization=organization)
@@ -113,8 +116,10 @@ def set_(
 def read_document(file: Path) -> Any:
     try:
         return json.loads(sys.stdin.read() if str(file) == "-" else file.read_text())
-    except (OSError, ValueError) as error:
-        raise usage(f"{file} does not hold a policy.", detail=str(error)) from error
+    except OSError as error:
+        raise usage(f"{file} cannot be read.", detail=error.strerror or "") from error
+    except ValueError as error:
+        raise usage(f"{file} does not hold a policy.", detail=str(error), suggestion=f"Such as: {EXAMPLE}") from error
 
 
 def policy_path(session: Session, project: str | None, *, organization: bool) -> str:

@@ -119,6 +119,7 @@ SUGGESTIONS = {
     "no_room": "Try again later, or make the volume in another --site.",
     "quota_exceeded": "End what you do not need (gpumarket terminate INSTANCE), or: gpumarket quota request",
     "insufficient_funds": "Add credit in the portal, or ask for fewer GPUs (--gpus, --replicas).",
+    "policy_excludes": "Choose another offer, or have the policy changed: gpumarket policy show",
     "wrong_state": "See what can be done now: gpumarket show INSTANCE, or gpumarket volume show VOLUME",
     "internal_error": "Try again; if it fails again, tell the operator the reference below.",
     "unavailable": "Try again in a few seconds.",

@@ -1,5 +1,6 @@
 """Quotas and budgets: what may be held and spent, and how to ask for more."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -58,19 +59,22 @@ def figure(row: dict[str, Any], name: str) -> str:
 
 @app.command("request")
 def request(
-    limit: Annotated[int, typer.Argument(metavar="GPUS", min=1, help="The limit that you need.", show_default=False)],
+    limit: Annotated[
+        str, typer.Argument(metavar="LIMIT", help="GPUs, or money with --per-hour: what you need.", show_default=False)
+    ],
     *,
     reason: Annotated[str, typer.Option(metavar="WHY", help="What it is for; a person reads it.", show_default=False)],
     gpu_model: GpuModel = None,
     market: Market = None,
     whole: Annotated[bool, typer.Option("--organization", help="Of all projects together.")] = False,
+    per_hour: Annotated[bool, typer.Option("--per-hour", help="Of what all of it costs in an hour.")] = False,
     project: Project = None,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
     """Ask for a higher limit. A rule may approve it at once; else a capacity manager decides."""
     with open_session(as_json=as_json, explain=explain) as session:
-        body: dict[str, Any] = {"limit": limit, "reason": reason}
+        body: dict[str, Any] = {"limit": amount(limit) if per_hour else gpus(limit), "reason": reason}
         body |= {name: value for name, value in (("gpu_model", gpu_model), ("market", market)) if value}
         body |= {"organization_wide": True} if whole else {}
         body |= {"project": project_id(session, project)} if project else {}
@@ -79,10 +83,18 @@ def request(
             session.terminal.document(row)
             return
         session.terminal.data(row["id"])
+        what = "an hour" if per_hour else "GPUs"
         by = f" by {row['decided_by']}" if row["decided_by"] else ""
-        session.terminal.say(f"The request for {figure(row, 'limit')} GPUs is {row['state']}{by}.")
+        session.terminal.say(f"The request for {figure(row, 'limit')} {what} is {row['state']}{by}.")
         if row["state"] == "pending":
             session.terminal.say("See how it stands: gpumarket quota requests")
+
+
+def gpus(text: str) -> int:
+    """Return a number of GPUs that was typed."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise usage(f"{text!r} is no number of GPUs.", suggestion="A whole number such as 64, or money with --per-hour")
+    return int(text)
 
 
 @app.command("requests")

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from marketplace.cli import words
 from marketplace.cli.amounts import amount
 from marketplace.cli.reservations import (
     End,
@@ -103,12 +104,12 @@ def asks(offer: OfferName, as_json: AsJson = False, explain: Explain = False) ->
             return
         rows = [
             [money(ask["ask"]), str(step["gpus"]), hour(step["starts_at"]), hour(step["ends_at"]),
-             f"{ask['min_gpus']} GPUs, {ask['min_hours']} h", "yours" if ask["is_mine"] else ""]
+             f"{words.count(ask['min_gpus'], 'GPU')}, {ask['min_hours']} h", "you" if ask["is_mine"] else "a holder"]
             for ask in found["data"]
             for step in ask["steps"]
         ]  # fmt: skip
         if rows:
-            session.terminal.table([">ASK", ">GPUS", "FROM", "UNTIL", "SMALLEST ORDER", ""], rows)
+            session.terminal.table([">ASK", ">GPUS", "FROM", "UNTIL", "SMALLEST ORDER", "WHOSE"], rows)
         else:
             session.terminal.say(f"Nobody sells hours of {offer} now.")
 
@@ -133,7 +134,7 @@ def buy(
         for leg in fill["legs"]:
             source = "a holder" if leg["source"] == "listing" else "the offer"
             session.terminal.say(
-                f"{leg['gpus']} GPUs from {hour(leg['starts_at'])} until {hour(leg['ends_at'])} "
+                f"{words.count(leg['gpus'], 'GPU')} from {hour(leg['starts_at'])} until {hour(leg['ends_at'])} "
                 f"at {money(leg['price'])} per GPU-hour, from {source}"
             )
         confirm(session, f"Pay {money(fill['total'])} now?", yes=yes)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from marketplace.cli import words
-from marketplace.cli.offers import Country, GpuModel
+from marketplace.cli.offers import Country, GpuModel, find_offer
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import problem, usage
 from marketplace.cli.session import AsJson, Explain, Project, Session, open_session
@@ -115,7 +115,7 @@ def reserve(
             asked = {"gpus": gpus, "hours": hours, "gpu_model": gpu_model, "country": country, "offer": offer}
             body = cheapest(session, asked, before=before, start=start)
         else:
-            body = {"offer": named(offer), "gpus": gpus, **window(start=start, end=end, hours=hours)}
+            body = {"offer": named(session, offer), "gpus": gpus, **window(start=start, end=end, hours=hours)}
         if project:
             body["project"] = project_id(session, project)
         quote = session.client.post("/quotes", body)
@@ -125,10 +125,10 @@ def reserve(
         conclude(session, row, f"{row['id']} is {row['state']}; {money(row['paid'])} was paid, and no more is charged.")
 
 
-def named(offer: str | None) -> str:
+def named(session: Session, offer: str | None) -> str:
     if not offer:
         raise usage("Say which OFFER, or by when it has to end (--before).", suggestion="See them: gpumarket offers")
-    return offer
+    return str(find_offer(session.client, offer)["slug"])
 
 
 def cheapest(session: Session, asked: dict[str, Any], *, before: str, start: str | None) -> dict[str, Any]:
@@ -179,7 +179,8 @@ def tell_quote(session: Session, quote: dict[str, Any]) -> None:
         say(f"  end       instances inside are told {told} min and stopped {stopped} min before it")
     for cost in quote["cancellation_costs"]:
         say(f"  cancel    until {hour(cost['until'])}: {money(cost['kept'])} kept, {money(cost['refund'])} back")
-    say(f"  good      until {words.local_time(quote['expires_at'])}; it holds no GPUs until it is bought")
+    holds = "" if quote["kind"] == "cancellation" else "; it holds no GPUs until it is bought"
+    say(f"  good      until {words.local_time(quote['expires_at'])}{holds}")
 
 
 def confirm(session: Session, question: str, *, yes: bool) -> None:
@@ -225,8 +226,9 @@ def show(reservation: ReservationId, as_json: AsJson = False, explain: Explain =
         row = session.client.get(f"/reservations/{reservation}")
         if as_json:
             session.terminal.document(row)
-        else:
-            session.terminal.data(printable("\n".join(describe(row))))
+            return
+        listings = [one for one in session.client.rows("/listings") if one["reservation"] == row["id"]]
+        session.terminal.data(printable("\n".join([*describe(row), *for_sale(listings)])))
 
 
 def describe(row: dict[str, Any]) -> list[str]:
@@ -234,9 +236,9 @@ def describe(row: dict[str, Any]) -> list[str]:
         f"{row['id']}  {row['state']}",
         f"  offer     {row['offer']['name']}",
         f"  project   {row['project']['name']}",
-        *(f"  holds     {step['gpus']} GPUs from {hour(step['starts_at'])} until {hour(step['ends_at'])}"
+        *(f"  holds     {words.count(step['gpus'], 'GPU')} from {hour(step['starts_at'])} until {hour(step['ends_at'])}"
           for step in row["steps"]),
-        f"  used      {row['used_gpus']} GPUs by instances in it",
+        f"  used      {words.count(row['used_gpus'], 'GPU')} by instances in it",
         f"  paid      {money(row['paid'])}",
     ]  # fmt: skip
     if row["message"]:
@@ -251,6 +253,16 @@ def describe(row: dict[str, Any]) -> list[str]:
     for verb, action in row["actions"].items():
         lines.append(f"  {verb:<9} {'possible' if action['available'] else 'not now: ' + action['reason']}")
     return lines
+
+
+def for_sale(listings: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each listing of its hours that is or was for sale."""
+    return [
+        f"  {'for sale' if one['state'] == 'open' else one['state']:<9} {words.count(one['gpus'], 'GPU')} "
+        f"from {hour(one['starts_at'])} until {hour(one['ends_at'])} at {money(one['ask'])} per GPU-hour; "
+        f"{one['sold_gpu_hours']} GPU-h sold ({one['id']})"
+        for one in listings
+    ]
 
 
 @app.command()

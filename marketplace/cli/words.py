@@ -35,6 +35,11 @@ def money(amount: str | Decimal, currency: str) -> str:
     return f"{exact:,.{places}f} {currency}"
 
 
+def count(number: int, thing: str) -> str:
+    """Return how many of a thing, such as `1 GPU` or `12 nodes`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def price(value: Mapping[str, Any]) -> str:
     """Return "2.49 USD per GPU-hour" or "0.0001 USD per GiB-hour"."""
     unit = value["unit"].replace("gpu", "GPU").replace("gib", "GiB").replace("_", "-")
@@ -98,9 +103,9 @@ def ms_between(start: str, end: str | None) -> float:
     return (until - parse_time(start)) / timedelta(milliseconds=1)
 
 
-def local_time(value: str | None) -> str:
-    """Return a moment in the zone of this machine, yyyy-mm-dd hh:mm."""
-    return parse_time(value).astimezone().strftime("%Y-%m-%d %H:%M") if value else ""
+def local_time(value: str | None, *, seconds: bool = False) -> str:
+    """Return a moment in the zone of this machine, yyyy-mm-dd hh:mm, or with its seconds."""
+    return parse_time(value).astimezone().strftime(f"%Y-%m-%d %H:%M{':%S' if seconds else ''}") if value else ""
 
 
 def gpus(instance: Mapping[str, Any]) -> str:

@@ -302,7 +302,7 @@ def summary(url: str, home: Path, world: Mapping[str, Any], *, seconds: float) -
         "Sign in as",
         *rows,
         "",
-        "Try next, in a second terminal",
+        "Try next, in a second terminal, as developer@example.com",
         f"  {run} offers",
         f'''  {run} run --gpus 2 -- python3 -c "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"''',
         f"  {run} launch --name box -- sleep 3600",

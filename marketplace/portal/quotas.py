@@ -12,11 +12,12 @@ from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
 from marketplace.money import plain, typed_micros
 from marketplace.portal.doors import Visit, page, whole_number
-from provisioning.models import Instance
+from provisioning.models import Instance, Quota
 
-FIELDS = ("owner", "gpu_model", "market", "limit", "reason")
+FIELDS = ("owner", "gpu_model", "market", "unit", "limit", "reason")
 REQUESTS_MAX = 20
 WHOLE = "organization"
+PER_HOUR = "per_hour"
 
 
 @page("GET", "HEAD", "POST")
@@ -30,7 +31,7 @@ def shown(visit: Visit) -> HttpResponse:
     project = None if owner == WHOLE else access.project_for(visit.actor, owner or None, verb="quota_request.create")
     try:
         made = quota_requests.request(
-            actor=visit.actor, organization=organization, project=project, limit=whole_number(typed["limit"]),
+            actor=visit.actor, organization=organization, project=project, **_limit(typed),
             reason=typed["reason"], gpu_model=typed["gpu_model"], market=typed["market"], at=visit.at,
         )  # fmt: skip
     except BadOrder as error:
@@ -42,6 +43,13 @@ def shown(visit: Visit) -> HttpResponse:
     else:
         messages.success(visit.request, _("Your request is with the operator; its answer will stand here."))
     return redirect("quotas")
+
+
+def _limit(typed: dict[str, str]) -> dict[str, Any]:
+    """Return the limit that was typed, and what it is of."""
+    if typed["unit"] != PER_HOUR:
+        return {"limit": whole_number(typed["limit"]), "unit": Quota.Unit.GPUS}
+    return {"limit": _micros("limit", typed["limit"]) or 0, "unit": Quota.Unit.MICROS_PER_HOUR}
 
 
 def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, status: int = 200) -> HttpResponse:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +11,21 @@ from provisioning.agent.clock import boottime
 from provisioning.agent.gpus import Gpu, Link, Reading, Scalar
 
 NVLINKS = 18
+
+
+@dataclass(frozen=True)
+class Board:
+    """What a kind of board draws at most and at rest, and how many NVLinks each GPU has."""
+
+    power_limit_mw: int
+    idle_mw: int
+    nvlinks: int
+
+
+# Boards with NVSwitches, but for those in PCIe slots, as their data sheets say.
+SXM = Board(power_limit_mw=700_000, idle_mw=75_000, nvlinks=NVLINKS)
+PCIE = {"L40S": Board(power_limit_mw=350_000, idle_mw=35_000, nvlinks=0), "L4": Board(72_000, 12_000, 0)}
+BUSY_SHARE = 0.88
 
 
 class SimulatedGpus:
@@ -22,9 +37,9 @@ class SimulatedGpus:
     name = "simulated"
     driver: str | None = "simulated"
     loads = 0
-    IDLE_MW, BUSY_MW = 75_000, 620_000
 
     def __init__(self, *, model: str, count: int, memory_mib: int, seed: str, home: Path) -> None:
+        self._board = board = PCIE.get(model, SXM)
         self._lost_file = home / "simulated-lost"
         self._read_at = boottime()
         self._millijoules = [0.0] * count
@@ -35,11 +50,12 @@ class SimulatedGpus:
                 model=model,
                 memory_mib=memory_mib,
                 healthy=True,
-                facts=simulated_facts(seed, index),
+                facts=simulated_facts(seed, index, board),
             )
             for index in range(count)
         ]
-        self._links = tuple(Link(one.uuid, other.uuid, "nvlink") for one, other in combinations(self._gpus, 2))
+        way = "nvlink" if board.nvlinks else "node"
+        self._links = tuple(Link(one.uuid, other.uuid, way) for one, other in combinations(self._gpus, 2))
 
     def read(self, *, busy: frozenset[str]) -> list[tuple[Gpu, Reading]]:
         """Return plausible meters: near full for GPUs that run a workload, near nothing for others."""
@@ -54,7 +70,7 @@ class SimulatedGpus:
         ]
 
     def links(self) -> tuple[Link, ...]:
-        """Return links as of one board with NVSwitches; none of them breaks."""
+        """Return links as of one board with NVSwitches, or of slots at one root complex; none of them breaks."""
         return self._links
 
     def _lost(self) -> set[int]:
@@ -65,7 +81,8 @@ class SimulatedGpus:
 
     def _meters(self, gpu: Gpu, *, is_busy: bool, now: float, elapsed: float) -> Reading:
         wave = math.sin(now / 7 + gpu.index)
-        power_mw = round((self.BUSY_MW if is_busy else self.IDLE_MW) * (1 + 0.03 * wave))
+        draw_mw = BUSY_SHARE * self._board.power_limit_mw if is_busy else self._board.idle_mw
+        power_mw = round(draw_mw * (1 + 0.03 * wave))
         self._millijoules[gpu.index] += power_mw * elapsed
         return Reading(
             uuid=gpu.uuid,
@@ -97,7 +114,7 @@ def simulated_uuid(seed: str, index: int) -> str:
     return f"GPU-{uuid.UUID(bytes=hashlib.sha256(f'{seed}/{index}'.encode()).digest()[:16], version=4)}"
 
 
-def simulated_facts(seed: str, index: int) -> dict[str, Scalar]:
+def simulated_facts(seed: str, index: int, board: Board = SXM) -> dict[str, Scalar]:
     """Return what such a GPU says it is; the names are those of `nvml.facts_of`."""
     return {
         "simulated": True,
@@ -109,12 +126,12 @@ def simulated_facts(seed: str, index: int) -> dict[str, Scalar]:
         "pcie_generation_max": 5,
         "pcie_width_max": 16,
         "numa_node": index // 4 % 2,
-        "power_limit_mw": 700_000,
+        "power_limit_mw": board.power_limit_mw,
         "ecc": True,
         "mig": False,
         "mig_devices": "",
-        "nvlinks": NVLINKS,
-        "nvlinks_up": NVLINKS,
-        "nvlinks_down": "",
-        "nvlinks_active": " ".join(map(str, range(NVLINKS))),
+        "nvlinks": board.nvlinks or None,
+        "nvlinks_up": board.nvlinks or None,
+        "nvlinks_down": "" if board.nvlinks else None,
+        "nvlinks_active": " ".join(map(str, range(board.nvlinks))) if board.nvlinks else None,
     }

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from marketplace.cli import bids
-from tests.marketplace.cli.shop import Shop, make_problem
+from tests.marketplace.cli.shop import Shop, make_offer, make_problem
 
 
 def price(amount):
@@ -68,7 +68,7 @@ class ShopWithAuctions(Shop):
                 return 200, self.bid
             case "POST", ["bids", "bid_abc", "withdraw"]:
                 return 202, self.bid
-            case "GET", ["offers", _, "spot"]:
+            case "GET", ["offers", "h200-narvik", "spot"]:
                 return 200, NOW
             case "GET", ["offers", _, "spot", "history"]:
                 row = {"at": "2026-11-26T11:00:00Z", "until": "2026-11-26T11:15:00Z", "min": "0.500000",
@@ -122,6 +122,14 @@ def test_the_price_is_shown_with_its_history_and_depth(shop, gpumarket):
     for part in ("0.70 USD per GPU-hour", "▁█", "4 GPUs at 0.90 USD", "12 given of 16", "LEAST"):
         assert part in done.out
     assert len(json.loads(gpumarket("spot-price", "h200-narvik", "--json").out)["history"]) == 2
+
+
+def test_an_offer_without_auctions_says_how_else_it_is_had(shop, gpumarket):
+    shop.offers.append(make_offer("l40s-osaka"))
+    done = gpumarket("spot-price", "l40s-osaka")
+    assert done.code == 4
+    assert "l40s-osaka is not sold by auction." in done.err
+    assert "gpumarket launch l40s-osaka" in done.err
 
 
 def test_a_sparkline_goes_from_the_least_to_the_most():

@@ -52,8 +52,18 @@ def test_a_policy_is_read_from_a_file_or_told_what_is_wrong_with_it(tmp_path):
     file.write_text(json.dumps({"no_shared_host": True}))
     assert placements.read_document(file) == {"no_shared_host": True}
     file.write_text("{")
-    with pytest.raises(Problem):
+    with pytest.raises(Problem) as refused:
         placements.read_document(file)
+    assert refused.value.suggestion() == f"Such as: {placements.EXAMPLE}"
+    with pytest.raises(Problem) as refused:
+        placements.read_document(tmp_path / "nosuch.json")
+    assert refused.value.reasons() == ["No such file or directory"]
+
+
+def test_one_node_is_no_nodes():
+    lines = placements.describe(REFUSED | {"request": {"replicas": 1, "gpus": 1}})
+    assert "  asked     1 x 1 GPU" in lines
+    assert "  looked at 1 node that could take a replica" in lines
 
 
 @pytest.mark.parametrize("command", ["gpumarket why", "gpumarket policy show", "gpumarket policy set"])

@@ -48,9 +48,9 @@ def make_reservation(**changes):
 
 def make_listing(**changes):
     return {
-        "id": "lst_1", "state": "open", "offer": OFFER, "gpus": 4, "starts_at": "2026-11-28T10:00:00Z",
-        "ends_at": "2026-11-29T10:00:00Z", "ask": {"amount": "1.500000", **USD}, "sold_gpu_hours": 3,
-        "proceeds": {"amount": "4.280000", **USD},
+        "id": "lst_1", "reservation": "rsv_1", "state": "open", "offer": OFFER, "gpus": 4,
+        "starts_at": "2026-11-28T10:00:00Z", "ends_at": "2026-11-29T10:00:00Z", "sold_gpu_hours": 3,
+        "ask": {"amount": "1.500000", **USD}, "proceeds": {"amount": "4.280000", **USD},
     } | changes  # fmt: skip
 
 
@@ -122,6 +122,19 @@ def test_reserve_shows_the_quote_and_buys_it(gpumarket, shop):
     assert bought["headers"]["Idempotency-Key"]
 
 
+def test_the_quote_of_a_cancellation_says_nothing_of_buying(gpumarket):
+    said = gpumarket("reservations", "cancel", "rsv_1", "--yes").err
+    assert "  good      until" in said
+    assert "until it is bought" not in said
+
+
+def test_reserving_what_is_not_for_sale_leads_to_the_offers(gpumarket, shop):
+    said = gpumarket("reserve", "nosuch", *RESERVE[2:], "--yes")
+    assert said.code == 4
+    assert "See what there is: gpumarket offers" in said.err
+    assert not shop.asked("POST", "/api/v1/quotes")
+
+
 def test_nobody_pays_without_having_said_yes(gpumarket, shop):
     said = gpumarket(*RESERVE)
     assert said.code == 2
@@ -163,6 +176,7 @@ def test_reservations_are_listed_shown_extended_cancelled_and_lent(gpumarket, sh
     shown = gpumarket("reservations", "show", "rsv_1").out
     assert "8 GPUs from 2026-11-28 10:00 UTC" in shown
     assert "not now: It is locked." in shown
+    assert "for sale  4 GPUs from 2026-11-28 10:00 UTC until 2026-11-29 10:00 UTC at 1.50 USD per GPU-hour" in shown
     assert "lasts until" in gpumarket("reservations", "extend", "rsv_1", "--hours", "2", "--yes").err
     (asked,) = shop.asked("POST", "/api/v1/quotes")
     assert asked["body"] == {"kind": "extension", "reservation": "rsv_1", "ends_at": "2026-11-29T12:00:00Z"}

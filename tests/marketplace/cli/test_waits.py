@@ -163,6 +163,16 @@ def test_more_is_asked_for_with_a_reason(gpumarket, shop):
     assert gpumarket("quota", "request", "64").code == 2
 
 
+def test_more_money_an_hour_is_asked_for_by_its_amount(gpumarket, shop):
+    said = gpumarket("quota", "request", "250.50", "--per-hour", "--reason", "a run")
+    assert said.code == 0
+    (asked,) = shop.asked("POST", "/api/v1/quota-requests")
+    assert asked["body"] == {"limit": "250.50", "reason": "a run"}
+    said = gpumarket("quota", "request", "250.50", "--reason", "a run")
+    assert said.code == 2
+    assert "money with --per-hour" in said.err
+
+
 def test_a_budget_is_set_and_what_is_not_named_stays(gpumarket, shop):
     assert "500.00 USD" in gpumarket("budget").out
     said = gpumarket("budget", "set", "prj_1", "--hour", "20")

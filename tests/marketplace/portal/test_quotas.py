@@ -43,6 +43,15 @@ def test_a_request_is_sent_shown_and_withdrawn(owner: Client, project: Project) 
     assert made.state == "withdrawn"
 
 
+def test_more_money_an_hour_is_asked_for_as_well(owner: Client, project: Project) -> None:
+    form = {"owner": project.public_id, "unit": "per_hour", "limit": "250.50", "reason": "a big run"}
+    assert owner.post(reverse("quotas"), form).status_code == 302
+    assert "$250.50 an hour" in opened(owner, "quotas").text
+    assert QuotaRequest.objects.get().limit == 250_500_000
+    answer = owner.post(reverse("quotas"), form | {"limit": "much"})
+    assert (answer.status_code, "Type an amount" in read(answer).text) == (422, True)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"limit": "3"}, "ask for more"), ({"limit": "lots"}, "0 or more"), ({"reason": ""}, "Say why")],

@@ -230,6 +230,16 @@ def test_what_is_simulated_says_so_and_tells_as_much_as_a_real_gpu(tmp_path: Pat
     assert None not in [getattr(meters, one.name) for one in fields(meters)]
 
 
+def test_a_simulated_board_in_a_pcie_slot_draws_less_and_has_no_nvlink(tmp_path: Path) -> None:
+    source = SimulatedGpus(model="L40S", count=2, memory_mib=1000, seed="s", home=tmp_path)
+    (gpu, _), (other, _) = source.read(busy=frozenset())
+    assert source.links() == (Link(gpu.uuid, other.uuid, "node"),)
+    (_, busy), _ = source.read(busy=frozenset({gpu.uuid}))
+    assert busy.power_mw is not None
+    assert busy.power_mw <= gpu.facts["power_limit_mw"] == 350_000
+    assert gpu.facts["nvlinks"] is None
+
+
 class StubGpus:
     """A source that says what the test wants."""
 
