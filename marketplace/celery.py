@@ -42,7 +42,7 @@ app.conf.update(
             ("repairs", "provisioning.tasks.repair", 2.0),
             ("old marks of breakers", "provisioning.tasks.purge_breaker_marks", 3600.0),
             ("nodes that fell silent", "provisioning.tasks.notice_silent_nodes", 5.0),
-            ("capacity of offers", "provisioning.tasks.count_capacity", 60.0),
+            ("capacity of offers", "provisioning.tasks.count_capacity", 10.0),
             ("hosts that are not shared", "provisioning.tasks.close_hosts", 20.0),
             ("decisions that are old", "provisioning.tasks.purge_decisions", 600.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
