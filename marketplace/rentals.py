@@ -20,7 +20,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
 from marketplace.models import ApiToken, Offer, Project, Reservation
 from marketplace.names import given_once
-from provisioning import calendar, instances, quotas, volumes
+from provisioning import calendar, instances, placement, quotas, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 from provisioning.placing.asking import LEVELS, SPREAD_OVER
@@ -304,9 +304,10 @@ def start_run(
 def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:
     """Hold quota and the first hour's price for a run that was just queued, in its transaction, within the budgets.
 
-    What bids holds its bid's funds instead, and is promised nothing.
+    What bids holds its bid's funds instead, and is promised nothing; where a policy keeps it out, it does not bid.
     """
     if instance.market == Instance.Market.SPOT:
+        placement.check_policies(instance=instance, at=at)
         bids.hold_for_run(instance, token=token, at=at)
         return
     _hold(

@@ -24,8 +24,8 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
-from provisioning import calendar, engine, instances, interruptions, volumes
-from provisioning.errors import IllegalMove, ProvisioningError, StaleInterruption
+from provisioning import calendar, engine, instances, interruptions, placement, volumes
+from provisioning.errors import IllegalMove, PolicyExcludes, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
     CHARGED_PHASES,
@@ -66,7 +66,7 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
     """Bid for an instance: it queues without GPUs until an auction gives it some, however long that takes.
 
     Takes quota and holds the bid's funds, or raises BadOrder, ProjectSuspended,
-    QuotaExceeded, InsufficientFunds or Conflict with nothing made.
+    QuotaExceeded, InsufficientFunds, PolicyExcludes or Conflict with nothing made.
     """
     rentals.check_open(project)
     rentals.check(order)
@@ -115,6 +115,7 @@ def _bid(
         order, actor=actor, project=project, public_id=instance_id, price_version=bids.series_of(terms, at=at), at=at,
         market=Instance.Market.SPOT, claims=False,
     )  # fmt: skip
+    placement.check_policies(instance=instance, at=at)
     placed = Bid.objects.create(
         instance=instance, project=project, offer=order.offer, price_micros=max_price_micros, placed_at=at
     )
@@ -134,9 +135,14 @@ class Quote:
 
 def rehearse(*, actor: Actor, project: Project, order: rentals.Order, max_price_micros: int, at: datetime) -> Quote:
     """Do everything that `bid` does, then undo it."""
-    with transaction.atomic():
-        placed = bid(actor=actor, project=project, order=order, max_price_micros=max_price_micros, at=at)
-        transaction.set_rollback(True)
+    try:
+        with transaction.atomic():
+            placed = bid(actor=actor, project=project, order=order, max_price_micros=max_price_micros, at=at)
+            transaction.set_rollback(True)
+    except PolicyExcludes as refusal:
+        # No decision is kept of what was only tried.
+        refusal.decision = None
+        raise
     terms = bids.terms_of(order.offer, currency=project.organization.currency)
     gpus = placed.instance.gpus
     return Quote(
@@ -338,11 +344,14 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
     let_in = [entry.instance_id for entry in found if entry.bid.id in won and not entry.is_admitted]
     lost = [entry.instance_id for entry in found if entry.bid.id not in won and entry.is_admitted and not entry.told_id]
     stays = [entry for entry in found if entry.bid.id in won and entry.told_id]
+    # What won before and takes no part any more, for want of funds or by a policy, is not waited for.
+    queued = Instance.objects.filter(phase=Phase.QUEUED)
+    outside = queued.filter(bid__offer=held.offer_id, admitted_at__isnull=False)
+    gone = list(outside.exclude(pk__in=[entry.instance_id for entry in found]).values_list("pk", flat=True))
     with connection.cursor() as cursor:
         for statement in LOCK_ROWS:
-            cursor.execute(statement, [[*let_in, *lost, *(entry.instance_id for entry in stays)]])
-    queued = Instance.objects.filter(phase=Phase.QUEUED)
-    queued.filter(pk__in=lost).update(admitted_at=None)
+            cursor.execute(statement, [[*let_in, *lost, *gone, *(entry.instance_id for entry in stays)]])
+    queued.filter(pk__in=[*lost, *gone]).update(admitted_at=None)
     queued.filter(pk__in=let_in, desired=Instance.Desired.RUNNING).update(admitted_at=at)
     Workflow.objects.filter(pk__in=let_in, step="place").update(due_at=at, step_since=at, failures=0)
     for instance_id in let_in[:NUDGES_MAX]:

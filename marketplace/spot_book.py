@@ -9,13 +9,14 @@ from django.db import connection
 
 from marketplace import auction
 from marketplace.models import Allocation, Auction
+from provisioning import policies
 
 # Who waits needs funds that are still held; who runs is charged and has a runway.
 STANDING = """
 SELECT bid.public_id, instance.replicas * instance.gpus_per_replica, bid.price_micros,
     instance.phase <> 'queued' AND told.id IS NULL, (extract(epoch FROM bid.placed_at) * 1000000)::bigint,
     bid.id, instance.id, instance.admitted_at IS NOT NULL, told.id,
-    instance.phase <> 'queued'
+    instance.phase <> 'queued', bid.project_id
 FROM marketplace_bid bid JOIN provisioning_instance instance ON instance.id = bid.instance_id
 LEFT JOIN provisioning_interruption told
     ON told.instance_id = instance.id AND told.state IN ('planned', 'notified')
@@ -40,11 +41,19 @@ class Entry(NamedTuple):
 
 
 def entries(*, offer_id: int, at: datetime) -> list[Entry]:
-    """Return every bid that takes part in an auction of this offer now. One query."""
+    """Return every bid that takes part in an auction of this offer now. Three queries at most.
+
+    What waits and may not run there by a policy of its own takes no part; a policy moves nothing that has GPUs.
+    """
     with connection.cursor() as cursor:
         cursor.execute(STANDING, {"offer": offer_id, "at": at})
         rows = cursor.fetchall()
-    return [Entry(auction.Bid(a, b, c, d, e), f, g, h, i, j) for a, b, c, d, e, f, g, h, i, j in rows]
+    excluded = policies.exclusions((row[-1], offer_id) for row in rows)
+    return [
+        Entry(auction.Bid(a, b, c, d, e), f, g, h, i, j)
+        for a, b, c, d, e, f, g, h, i, j, project_id in rows
+        if j or (project_id, offer_id) not in excluded
+    ]
 
 
 def book_of(held: Auction) -> bytes:

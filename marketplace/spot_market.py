@@ -14,7 +14,7 @@ from billing.models import Hold
 from marketplace import auction, bids, spot_book
 from marketplace.errors import NotFound
 from marketplace.models import Allocation, Auction, Bid, Offer, SpotTerms
-from provisioning import interruptions
+from provisioning import decisions, interruptions, policies
 from provisioning.models import AT_REST, Instance, Interruption, Phase
 
 # Buckets of equal length, each with the least, the most and the last that was charged in it.
@@ -109,16 +109,17 @@ def history(offer: Offer, *, since: datetime, until: datetime, points: int) -> l
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a bid stands: a word, its open interruption, and the price that its instance pays now."""
+    """Where a bid stands: a word, its open interruption, what is held for it, and why it takes part in no auction."""
 
     bid: Bid
     state: str
     told: Interruption | None
     held_micros: int
+    why: str
 
 
 def standings(found: Sequence[Bid]) -> list[Standing]:
-    """Return where each bid stands. Two queries."""
+    """Return where each bid stands. Four queries at most."""
     instances = [bid.instance for bid in found]
     told = interruptions.open_for(instances)
     held: dict[str, int] = {}
@@ -127,24 +128,37 @@ def standings(found: Sequence[Bid]) -> list[Standing]:
     )
     for hold in pending:
         held[hold.resource_id] = held.get(hold.resource_id, 0) + hold.left_micros
+    waits = [bid for bid in found if bid.instance.phase == Phase.QUEUED]
+    excluded = policies.exclusions((bid.project_id, bid.offer_id) for bid in waits)
+    broken = {bid.pk: excluded.get((bid.project_id, bid.offer_id), []) for bid in waits}
     return [
         Standing(
             bid=bid,
-            state=state_of(bid.instance, is_funded=bid.instance.public_id in held),
+            state=state_of(
+                bid.instance, is_funded=bid.instance.public_id in held, is_excluded=bool(broken.get(bid.pk))
+            ),
             told=told.get(bid.instance_id),
             held_micros=held.get(bid.instance.public_id, 0),
+            why=_why_excluded(broken.get(bid.pk, [])),
         )
         for bid in found
     ]
 
 
-def state_of(instance: Instance, *, is_funded: bool) -> str:
-    """Return waiting, unfunded, won, running, notified, interrupted, resting or ended."""
+def _why_excluded(rules: Sequence[str]) -> str:
+    if not rules:
+        return ""
+    why = _("It takes part in no auction: the offer is %(rules)s. Withdraw it to free what is set aside.")
+    return why % {"rules": decisions.said(rules)}
+
+
+def state_of(instance: Instance, *, is_funded: bool, is_excluded: bool) -> str:
+    """Return waiting, unfunded, excluded (by a policy), won, running, notified, interrupted, resting or ended."""
     phase = Phase(instance.phase)
     if instance.desired == Instance.Desired.TERMINATED:
         return "ended"
-    if phase == Phase.QUEUED and instance.admitted_at is None:
-        return "waiting" if is_funded else "unfunded"
+    if phase == Phase.QUEUED and (is_excluded or instance.admitted_at is None):
+        return "excluded" if is_excluded else "waiting" if is_funded else "unfunded"
     if phase in {Phase.NOTIFIED, Phase.DRAINING}:
         return "notified"
     if phase == Phase.INTERRUPTED:

@@ -1,7 +1,7 @@
 """The record of placement's answers, and the words for them. Only counts of nodes are told, never whose they are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -96,6 +96,11 @@ def purge(*, at: datetime, limit: int = PURGED_AT_ONCE) -> int:
 def reasons(rejected: Mapping[str, int]) -> list[tuple[str, int]]:
     """Return why nodes were kept out, as words with how many, in the order of the rules."""
     return [(str(words), rejected[rule]) for rule, words in RULES.items() if rule in rejected]
+
+
+def said(rules: Iterable[str]) -> str:
+    """Return the words of rules, one after the other: "in a country that a policy excludes"."""
+    return ", ".join(str(RULES[rule]) for rule in rules)
 
 
 def advice(relaxation: Mapping[str, Any]) -> str:

@@ -140,6 +140,13 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
 
 
+def check_policies(*, instance: Instance, at: datetime) -> None:
+    """Raise PolicyExcludes where `claim` would for the instance's policies, whatever is free; nothing is claimed."""
+    with shards.current(instance.offer_id) as live:
+        tenant = live.refresh(instance.project_id)
+        _check_policies(_Asked(instance, at, tenant, _request(instance, tenant, None)), live)
+
+
 def release(*, instance: Instance, at: datetime) -> None:
     """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing.
 
@@ -328,7 +335,7 @@ def _check_policies(asked: _Asked, live: LiveShard) -> None:
     found = Refusal(candidates=0, rejected=dict.fromkeys(rules, len(live.shard.spots)), most={})
     why = gettext("A policy keeps this out of %(offer)s: it is %(rules)s. No policy is ever relaxed; choose another.")
     raise PolicyExcludes(
-        why % {"offer": asked.instance.offer, "rules": ", ".join(str(decisions.RULES[rule]) for rule in rules)},
+        why % {"offer": asked.instance.offer, "rules": decisions.said(rules)},
         decision=decisions.refused(asked.request, found, **asked.about),
     )
 

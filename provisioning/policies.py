@@ -1,7 +1,7 @@
 """Policies of tenants: hard filters that placement itself reads. Setting one moves nothing that runs already."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,13 +10,23 @@ from django.utils.translation import gettext as _
 
 from provisioning.errors import StaleInstance
 from provisioning.models import Policy
-from provisioning.placing.policy import Facts, checked
+from provisioning.placing.policy import Facts, broken_by, checked
 
 FACTS = """
-SELECT site.country, site.jurisdiction, site.latitude, site.longitude, site.power_source, site.certifications,
+SELECT offer.id, site.country, site.jurisdiction, site.latitude, site.longitude, site.power_source, site.certifications,
     supplier.public_id
 FROM marketplace_offer offer JOIN provisioning_site site ON site.id = offer.site_id
-JOIN marketplace_organization supplier ON supplier.id = offer.supplier_id WHERE offer.id = %s
+JOIN marketplace_organization supplier ON supplier.id = offer.supplier_id WHERE offer.id = ANY (%s)
+"""
+
+DOCUMENTS = """
+SELECT project_id, jsonb_agg(document) FROM (
+    SELECT project_id, document FROM provisioning_policy WHERE project_id = ANY (%(projects)s::bigint[])
+    UNION ALL
+    SELECT project.id, policy.document FROM marketplace_project project
+    JOIN provisioning_policy policy ON policy.organization_id = project.organization_id
+    WHERE project.id = ANY (%(projects)s::bigint[])
+) applies GROUP BY project_id
 """
 
 # Nodes on which a tenant that shares with nobody has something already: nobody else joins it there from now on.
@@ -83,11 +93,42 @@ def close_hosts(*, limit: int = CLOSED_AT_ONCE) -> int:
         return int(cursor.rowcount)
 
 
+def exclusions(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:
+    """Return the rules that keep projects out of offers, for each pair of a project and an offer that any does.
+
+    Two queries for any number of pairs; one where no policy applies.
+    """
+    wanted = set(pairs)
+    documents = _documents({project for project, _offer in wanted})
+    applies = {pair for pair in wanted if pair[0] in documents}
+    facts = _facts({offer for _project, offer in applies})
+    broken = {pair: broken_by(documents[pair[0]], facts[pair[1]]) for pair in applies}
+    return {pair: rules for pair, rules in broken.items() if rules}
+
+
+def _documents(project_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:
+    if not project_ids:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(DOCUMENTS, {"projects": list(project_ids)})
+        return {project_id: json.loads(found) for project_id, found in cursor.fetchall()}
+
+
 def facts_of(offer_id: int) -> Facts:
     """Return what policies read of an offer and its site. One query."""
+    return _facts([offer_id])[offer_id]
+
+
+def _facts(offer_ids: Collection[int]) -> dict[int, Facts]:
+    if not offer_ids:
+        return {}
     with connection.cursor() as cursor:
-        cursor.execute(FACTS, [offer_id])
-        country, jurisdiction, latitude, longitude, power_source, certifications, supplier = cursor.fetchone()
+        cursor.execute(FACTS, [list(offer_ids)])
+        return {row[0]: _read(row[1:]) for row in cursor.fetchall()}
+
+
+def _read(row: Sequence[Any]) -> Facts:
+    country, jurisdiction, latitude, longitude, power_source, certifications, supplier = row
     return Facts(
         country=country,
         jurisdiction=jurisdiction,

@@ -50,6 +50,7 @@ def _bid(standing: spot_market.Standing) -> Answer:
         "gpus": instance.gpus,
         "max_price": price(row.price_micros, currency),
         "state": standing.state,
+        "reason": standing.why or None,
         "held": amount(standing.held_micros, currency),
         "revision": row.revision,
         "placed_at": row.placed_at,

@@ -8,7 +8,7 @@ from marketplace.api.shapes import ActionAnswer, Amount, NamedRef, OfferRef, Pri
 from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 
-STATES = ("waiting", "unfunded", "won", "running", "notified", "interrupted", "resting", "ended")
+STATES = ("waiting", "unfunded", "excluded", "won", "running", "notified", "interrupted", "resting", "ended")
 
 
 class Micros(Text):
@@ -78,6 +78,7 @@ class BidAnswer(serializers.Serializer[Any]):
     gpus = serializers.IntegerField()
     max_price = Price()
     state = serializers.ChoiceField(choices=STATES)
+    reason = serializers.CharField(allow_null=True, help_text="why it takes part in no auction")
     held = Amount(help_text="set aside for it now")
     revision = serializers.IntegerField()
     placed_at = serializers.DateTimeField()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli import orders, words
+from marketplace.cli import orders, standing, words
 from marketplace.cli.amounts import amount
 from marketplace.cli.instances import conclude, find_instance
 from marketplace.cli.offers import find_offer
@@ -139,6 +139,9 @@ def bids(
                 ["INSTANCE", "BID", "OFFER", ">GPUS", ">MAX PRICE", "STATE", ">SET ASIDE"],
                 [list_cells(row) for row in rows],
             )
+            for row in rows:
+                if row["reason"]:
+                    session.terminal.say(f"{row['instance']['name']}: {row['reason']}")
         else:
             session.terminal.say("There are no bids. Bid: gpumarket bid OFFER --gpus 1 --max-price 1.25 -- COMMAND")
 
@@ -150,18 +153,9 @@ def list_cells(row: dict[str, Any]) -> list[str]:
         row["offer"]["slug"],
         str(row["gpus"]),
         words.money(row["max_price"]["amount"], row["max_price"]["currency"]),
-        state(row),
+        standing.state(row),
         words.money(row["held"]["amount"], row["held"]["currency"]),
     ]
-
-
-def state(row: dict[str, Any]) -> str:
-    """Return where a bid stands, with when its GPUs are taken if they are."""
-    told = row["interruption"]
-    if told and told["deadline_at"]:
-        left = -words.ms_between(told["deadline_at"], None)
-        return f"{row['state']} ({told['reason']}: ends in {words.duration(left)})"
-    return str(row["state"])
 
 
 @app.command("raise")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli import words
+from marketplace.cli import standing, words
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import problem
 from marketplace.cli.progress import Steps, ended_early, interruptible, is_billing_over, is_settled, wait_until
@@ -100,7 +100,7 @@ def show(instance: InstanceName, as_json: AsJson = False, explain: Explain = Fal
         if as_json:
             session.terminal.document(found)
         else:
-            session.terminal.data(printable("\n".join(describe(found))))
+            session.terminal.data(printable("\n".join([*describe(found), *standing.describe(session, found)])))
             session.terminal.say(next_hint(found))
 
 

@@ -8,7 +8,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, costs, offers, rentals
+from marketplace import access, costs, offers, rentals, spot_market
 from marketplace.errors import BadOrder, Conflict
 from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
@@ -77,6 +77,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
     places = instance.assignments.filter(fence=instance.run).select_related("node__heartbeat").order_by("replica")
     assignments = list(places[:PAGE])
     box = connections.box(instance, assignments)
+    bid = access.bids(visit.actor).filter(instance=instance).first() if instance.market == "spot" else None
     return {
         "instance": instance,
         "cost": costs.of([instance], at=visit.at)[instance.pk],
@@ -88,7 +89,8 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "mounts": volumes.mounts_of([instance])[instance.pk],
         "repair": outlook.of([instance]).get(instance.pk),
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
-        "bid": access.bids(visit.actor).filter(instance=instance).first() if instance.market == "spot" else None,
+        "bid": bid,
+        "excluded": spot_market.standings([bid])[0].why if bid is not None else "",
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
         "is_at_rest": instance.phase in AT_REST,

@@ -71,6 +71,7 @@ def phase(instance: Instance) -> SafeString:
 BID_STATES: dict[str, tuple[Promise, str, str]] = {
     "waiting": (gettext_lazy("Waiting"), "clock", "moving"),
     "unfunded": (gettext_lazy("Without funds"), "alert", "bad"),
+    "excluded": (gettext_lazy("Kept out by a policy"), "alert", "bad"),
     "won": (gettext_lazy("Won, starting"), "loader", "moving"),
     "running": (gettext_lazy("Running"), "play", "good"),
     "notified": (gettext_lazy("Interruption announced"), "alert", "warn"),

@@ -271,7 +271,7 @@ class Shop:
             billing = {"stopped": "paused"}.get(row["phase"], "ended") if row["ready_at"] else "not_started"
         document = {key: value for key, value in row.items() if key not in {"env", "gpu_milliseconds", "log_read"}}
         return document | {
-            "market": "on_demand",
+            "market": row.get("market", "on_demand"),
             "health": "healthy",
             "retryable": row["phase"] == "failed",
             "generation": 1,

@@ -23,6 +23,7 @@ def make_bid(**changes):
         "gpus": 2,
         "max_price": price("1.250000"),
         "state": "waiting",
+        "reason": None,
         "held": {"amount": "0.050000", "currency": "USD"},
         "revision": 1,
         "placed_at": "2026-11-26T12:00:00Z",
@@ -107,6 +108,29 @@ def test_the_list_says_when_gpus_are_taken(shop, gpumarket):
     assert "trainer" in done.out
     assert "notified (outbid: ends in" in done.out
     assert json.loads(gpumarket("bids", "--json").out)["data"][0]["id"] == "bid_abc"
+
+
+def test_what_a_policy_keeps_out_of_the_auctions_says_why(shop, gpumarket):
+    shop.bid |= {"state": "excluded", "reason": "It takes part in no auction."}
+    done = gpumarket("bids")
+    assert "excluded" in done.out
+    assert "trainer: It takes part in no auction." in done.err
+
+
+def test_an_instance_that_bids_is_shown_with_its_bid_its_reason_and_the_next_auction(shop, gpumarket):
+    shop.rent({"name": "trainer", "offer": "h200-narvik", "gpus": 1, "replicas": 1, "command": ["true"]}, {})
+    instance = shop.instances["ins_1"]
+    instance["market"] = "spot"
+    shown = gpumarket("show", "trainer").out
+    assert "bid       bid_abc, 1.25 USD per GPU-hour at most: waiting" in shown
+    assert "auction   0.70 USD per GPU-hour now, every 300 s, the next at 2026-11-26" in shown
+    assert "reason" not in shown
+    shop.bid |= {"state": "excluded", "reason": "It takes part in no auction."}
+    assert "reason    It takes part in no auction." in gpumarket("show", "trainer").out
+    shop.bid |= {"state": "ended", "reason": None}
+    assert "auction" not in gpumarket("show", "trainer").out
+    instance["market"] = "on_demand"
+    assert "bid_abc" not in gpumarket("show", "trainer").out
 
 
 def test_raising_says_that_the_interruption_is_called_off(shop, gpumarket):

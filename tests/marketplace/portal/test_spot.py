@@ -7,7 +7,8 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from marketplace import spot, spot_terms
+from marketplace import policies, spot, spot_terms
+from marketplace.access import person
 from marketplace.models import Bid, User
 from provisioning import interruptions
 from provisioning.models import Instance, Interruption
@@ -143,3 +144,25 @@ def test_a_bid_of_long_ago_is_told_where_its_gpus_go(owner: Client, sold: Fleet,
     assert (
         "The capacity is needed" in read(owner.get(reverse("instance", args=[Instance.objects.get().public_id]))).text
     )
+
+
+def test_a_bid_that_a_policy_excludes_says_so_in_the_list_on_its_page_and_at_its_instance(
+    owner: Client, sold: Fleet, alice: User
+) -> None:
+    placed = bid_of(owner)
+    policies.replace(
+        actor=person(alice), scope=placed.project, document={"countries": {"deny": ["NO"]}}, version=None,
+        at=timezone.now(),
+    )  # fmt: skip
+    for address in (
+        reverse("bids"),
+        reverse("bid", args=[placed.public_id]),
+        reverse("instance", args=[placed.instance.public_id]),
+    ):
+        page = read(owner.get(address))
+        assert faults(page) == [], address
+        assert "the offer is in a country that a policy excludes" in page.text, address
+    answer = owner.post(reverse("launch"), ORDER | {"key": "another", "name": "second"})
+    assert answer.status_code == 409
+    assert "in a country that a policy excludes" in read(answer).text
+    assert Bid.objects.count() == 1
