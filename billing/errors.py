@@ -92,3 +92,55 @@ class SecondPersonNeeded(BillingError):
 
 class AlreadyDecided(BillingError):
     """Somebody decided about this proposal already."""
+
+
+class PaymentError(BillingError):
+    """A refusal to do with cards. Nothing was charged."""
+
+
+class NoProcessor(PaymentError):
+    """Nobody has told us the processor's keys, so there are no cards here; everything else works."""
+
+
+class NoCard(PaymentError):
+    """The organization has no card that can be charged without its owner being there."""
+
+
+class BadAmount(PaymentError):
+    """The amount cannot be paid with a card: too little, too much, or not in whole minor units."""
+
+    def __init__(self, *, least_micros: int, most_micros: int, currency: str) -> None:
+        super().__init__(f"an amount of whole minor units from {least_micros} to {most_micros} micros {currency}")
+        self.least_micros = least_micros
+        self.most_micros = most_micros
+        self.currency = currency
+
+
+class RefundTooLarge(PaymentError):
+    """No more goes back than what is left of the payment, and than what the customer has in cash."""
+
+    def __init__(self, *, asked_micros: int, left_micros: int, currency: str) -> None:
+        super().__init__(f"{asked_micros} micros {currency} were asked for, {left_micros} are left")
+        self.asked_micros = asked_micros
+        self.left_micros = left_micros
+        self.currency = currency
+
+
+class ProcessorRefused(PaymentError):
+    """The processor understood and said no; it did nothing. `code` is its word for why."""
+
+    def __init__(self, text: str, *, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class OutcomeUnknown(PaymentError):
+    """The processor may or may not have done it: no answer, or an answer that does not say."""
+
+
+class Stranger(PaymentError):
+    """The processor's object is not one of ours, or not what we asked for."""
+
+
+class BadSignature(PaymentError):
+    """A webhook was not signed by the processor, or too long ago."""

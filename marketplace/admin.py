@@ -24,6 +24,7 @@ HIDDEN = {
     "env",
     "body",
     "data",
+    "payload",
 }
 SEARCHED = {"public_id", "name", "email", "key"}
 COLUMNS_MAX = 9

@@ -37,6 +37,9 @@ class Environment:
     email_url: str
     wipe_needs_scrub: bool
     gang_networks: str
+    stripe_api_key: str
+    stripe_webhook_secret: str
+    stripe_api_base: str
 
     @property
     def is_production(self) -> bool:
@@ -65,6 +68,9 @@ def read(environ: Mapping[str, str]) -> Environment:
         email_url=values.get("GPUMARKET_EMAIL_URL", ""),
         wipe_needs_scrub=values.get("GPUMARKET_WIPE_NEEDS_SCRUB", "0") not in {"0", "no", "false"},
         gang_networks=values.get("GPUMARKET_GANG_NETWORKS", "10.128.0.0/9"),
+        stripe_api_key=values.get("STRIPE_API_KEY", ""),
+        stripe_webhook_secret=values.get("STRIPE_WEBHOOK_SECRET", ""),
+        stripe_api_base=values.get("STRIPE_API_BASE", ""),
     )
     if faults := _faults(environment):
         raise BadEnvironment("The environment cannot be served:\n" + "\n".join(f"  - {fault}" for fault in faults))
@@ -119,6 +125,8 @@ def _faults(environment: Environment) -> list[str]:
         faults.append("REDIS_URL is not an address that begins with redis:// or rediss://")
     if not _is_address(environment.public_url, "http", "https") or not _host(environment.public_url):
         faults.append(f"GPUMARKET_PUBLIC_URL is {environment.public_url!r}; it is an http(s) address")
+    if bool(environment.stripe_api_key) != bool(environment.stripe_webhook_secret):
+        faults.append("STRIPE_API_KEY and STRIPE_WEBHOOK_SECRET are given together or not at all")
     if environment.is_production:
         faults += _weaknesses(environment)
     elif any(name not in LOCAL_NAMES for name in environment.allowed_hosts):
@@ -145,6 +153,8 @@ def _weaknesses(environment: Environment) -> list[str]:
         weaknesses.append("REDIS_URL is missing")
     if not environment.public_url.startswith("https://"):
         weaknesses.append("GPUMARKET_PUBLIC_URL does not begin with https://")
+    if environment.stripe_api_base:
+        weaknesses.append("STRIPE_API_BASE is set; in production cards are charged by Stripe itself")
     if "*" in environment.allowed_hosts:
         weaknesses.append("GPUMARKET_ALLOWED_HOSTS contains *; name the hosts that are served")
     return weaknesses

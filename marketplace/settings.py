@@ -202,5 +202,10 @@ TELEMETRY_KEEP = {
 # Whether a GPU whose memory no tool could scrub stays out of placement; without it, ended processes are enough.
 GPU_WIPE_NEEDS_SCRUB = ENVIRONMENT.wipe_needs_scrub
 
+# The card processor. Without keys everything but cards works; the base is the bundled processor's address or empty.
+STRIPE_API_KEY = ENVIRONMENT.stripe_api_key
+STRIPE_WEBHOOK_SECRET = ENVIRONMENT.stripe_webhook_secret
+STRIPE_API_BASE = ENVIRONMENT.stripe_api_base
+
 LOGGING_CONFIG = None
 logs.configure(style=ENVIRONMENT.log_format, level=ENVIRONMENT.log_level)

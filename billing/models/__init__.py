@@ -8,22 +8,42 @@ from billing.models.invoices import (
     InvoiceSeries,
 )
 from billing.models.ledger import Account, Hold, Transfer
+from billing.models.payments import (
+    AutomaticTopUp,
+    BalanceEntry,
+    Card,
+    Dispute,
+    Payment,
+    ProcessorCustomer,
+    ProcessorEvent,
+    ReconciliationCase,
+    Refund,
+)
 from billing.models.usage import UNITS, Charge, PricePoint, PriceVersion, Runway, Unit, UsageSpan
 
 __all__ = [
     "UNITS",
     "Account",
+    "AutomaticTopUp",
+    "BalanceEntry",
     "BillingDetails",
+    "Card",
     "Charge",
     "CreditProposal",
+    "Dispute",
     "Hold",
     "Invoice",
     "InvoiceItem",
     "InvoiceLine",
     "InvoiceMail",
     "InvoiceSeries",
+    "Payment",
     "PricePoint",
     "PriceVersion",
+    "ProcessorCustomer",
+    "ProcessorEvent",
+    "ReconciliationCase",
+    "Refund",
     "Runway",
     "Transfer",
     "Unit",

@@ -9,7 +9,7 @@ from billing.public_ids import PublicIdField
 
 CUSTOMER_KINDS = ("promo", "cash", "receivable")
 SUPPLIER_KINDS = ("payable", "reserve")
-PLATFORM_KINDS = ("revenue", "fees", "tax", "sla_expense", "processor", "promo_expense", "deferred")
+PLATFORM_KINDS = ("revenue", "fees", "tax", "sla_expense", "processor", "bank", "promo_expense", "deferred")
 BOUNDED_KINDS = ("cash", "promo", "reserve")  # never overdrawn
 HOLDING_KINDS = ("cash", "promo")
 
@@ -35,6 +35,7 @@ class Account(models.Model):
         TAX = "tax", "Tax"
         SLA_EXPENSE = "sla_expense", "Service credits"
         PROCESSOR = "processor", "Payment processor"
+        BANK = "bank", "Our bank account"
         PROMO_EXPENSE = "promo_expense", "Promotional expense"
         DEFERRED = "deferred", "Paid ahead"
 
