@@ -12,6 +12,8 @@ from django.db import connection
 
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
+from billing.suppliers import audit as suppliers_audit
+from billing.suppliers import proof as suppliers_proof
 
 # Every rule selects (subject, detail) of what breaks it; %(at)s is the moment of the audit.
 RULES: Mapping[str, str] = {
@@ -162,7 +164,7 @@ RULES: Mapping[str, str] = {
         WHERE coalesce(burn_micros_per_hour, 0) <> coalesce(open.total, 0)
     """,
 }
-EVERY_RULE: Mapping[str, str] = {**RULES, **audit.RULES}
+EVERY_RULE: Mapping[str, str] = {**RULES, **audit.RULES, **suppliers_audit.RULES}
 COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice)
 
 
@@ -186,8 +188,10 @@ def check(*, at: datetime) -> list[Finding]:
 
 
 def recompute() -> list[Finding]:
-    """Work out every invoice a second time, line by line, from its spans and prices; return what differs."""
-    return [Finding("invoice_comes_out_the_same", number, detail) for number, detail in proof.findings()]
+    """Work out every invoice, and what suppliers are owed, a second time from spans and prices; return what differs."""
+    found = [Finding("invoice_comes_out_the_same", number, detail) for number, detail in proof.findings()]
+    owed = suppliers_proof.findings()
+    return found + [Finding("accrual_comes_out_the_same", span, detail) for span, detail in owed]
 
 
 def counts() -> dict[str, int]:

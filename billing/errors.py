@@ -86,6 +86,10 @@ class CreditTooLarge(BillingError):
         self.currency = currency
 
 
+class BadRateCard(BillingError):
+    """Nobody can be paid by a rate card that says this, or another one begins at the same moment."""
+
+
 class SecondPersonNeeded(BillingError):
     """Whoever proposes to give money back does not decide about it."""
 

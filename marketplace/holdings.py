@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+from billing.rating import MILLISECOND
 from marketplace.models import Reservation, ReservationStrip
 from provisioning.calendar import HOUR
 
@@ -132,6 +133,12 @@ def worth_micros(strips: Iterable[ReservationStrip], starts_at: datetime, ends_a
         strip.worth_micros * strip.gpus * ((strip.ends_at - strip.starts_at) // HOUR)
         for strip in clipped(strips, starts_at, ends_at)
     )
+
+
+def gpu_milliseconds(strips: Iterable[ReservationStrip], starts_at: datetime, ends_at: datetime) -> int:
+    """Return how much is held in a window."""
+    here = clipped(strips, starts_at, ends_at)
+    return sum(strip.gpus * ((strip.ends_at - strip.starts_at) // MILLISECOND) for strip in here)
 
 
 def _replace(reservation: Reservation, strips: Sequence[ReservationStrip]) -> None:

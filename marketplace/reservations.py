@@ -16,6 +16,8 @@ from billing.errors import HoldClosed
 from billing.models import PriceVersion
 from billing.prepayments import Paid
 from billing.public_ids import new_public_id
+from billing.rating import MILLISECOND
+from billing.suppliers import accruing
 from marketplace import audit, blocks, endings, holdings, quotes, refunds, rentals, spend
 from marketplace.access import Actor
 from marketplace.blocks import Window
@@ -32,6 +34,7 @@ from marketplace.models import (
     ReservationStrip,
 )
 from provisioning import calendar, quotas
+from provisioning.calendar import HOUR
 from provisioning.errors import IllegalMove, QuotaExceeded
 from provisioning.models import Quota
 
@@ -353,13 +356,24 @@ def earn_until(reservation: Reservation, *, until: datetime, at: datetime) -> No
     worth = holdings.worth_micros(list(reservation.strips.all()), reservation.earned_through, until)
     short = reservation.shortfalls.filter(hour__gte=reservation.earned_through, hour__lt=until)
     worth -= sum(short.values_list("worth_micros", flat=True))
+    key = f"{reservation.public_id}:{until:%Y%m%dT%H}"
     prepayments.earn(
-        key=f"{reservation.public_id}:{until:%Y%m%dT%H}",
+        key=key,
         currency=reservation.currency,
         amount_micros=worth,
         reason=f"Delivery of {reservation.public_id}",
         at=at,
     )
+    begun = reservation.earned_through
+    supplied = accruing.Supplied(
+        supplier_id=reservation.offer.supplier_id,
+        offer=reservation.offer.public_id,
+        starts_at=begun,
+        ends_at=until,
+        unit_milliseconds=holdings.gpu_milliseconds(list(reservation.strips.all()), begun, until)
+        - sum(short.values_list("gpus", flat=True)) * (HOUR // MILLISECOND),
+    )
+    accruing.note_delivery(key=key, currency=reservation.currency, amount_micros=worth, supplied=supplied)
     Reservation.objects.filter(pk=reservation.pk).update(earned_through=until)
     reservation.earned_through = until
 

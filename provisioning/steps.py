@@ -6,6 +6,7 @@ A stop or terminate request moves the instance and sends its workflow to
 `tear_down`; whoever is at work on another step then loses its outcome.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -141,10 +142,21 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
     )
 
 
-def _labels(instance: Instance) -> dict[str, str]:
-    """Return what its usage is told apart by; `token` is the one that started this run, where it was one."""
-    labels = {"project": instance.project.public_id, "offer": instance.offer.public_id, "market": instance.market}
+def _labels(instance: Instance) -> dict[str, object]:
+    """Return what its usage is told apart by: `token` is the one that started this run, where it was one; `supplier`
+    and `nodes` (with how many GPUs of each) tell whose GPUs they are."""
+    offer = instance.offer
+    labels: dict[str, object] = {"project": instance.project.public_id, "offer": offer.public_id}
+    labels |= {"market": instance.market, "supplier": offer.supplier.public_id, "nodes": _nodes(instance)}
     return labels | ({"token": instance.ordered_with.public_id} if instance.ordered_with else {})
+
+
+def _nodes(instance: Instance) -> dict[str, int]:
+    """Return how many GPUs this run has on each node."""
+    gpus = Counter[str]()
+    for assignment in _assignments(instance):
+        gpus[assignment.node.public_id] += instance.gpus_per_replica
+    return dict(gpus)
 
 
 def begin(instance: Instance) -> Outcome:

@@ -19,18 +19,22 @@ from billing.models.payments import (
     ReconciliationCase,
     Refund,
 )
+from billing.models.suppliers import Accrual, Delivery, Earning, RateCard
 from billing.models.usage import UNITS, Charge, PricePoint, PriceVersion, Runway, Unit, UsageSpan
 
 __all__ = [
     "UNITS",
     "Account",
+    "Accrual",
     "AutomaticTopUp",
     "BalanceEntry",
     "BillingDetails",
     "Card",
     "Charge",
     "CreditProposal",
+    "Delivery",
     "Dispute",
+    "Earning",
     "Hold",
     "Invoice",
     "InvoiceItem",
@@ -42,6 +46,7 @@ __all__ = [
     "PriceVersion",
     "ProcessorCustomer",
     "ProcessorEvent",
+    "RateCard",
     "ReconciliationCase",
     "Refund",
     "Runway",

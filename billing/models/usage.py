@@ -144,6 +144,9 @@ class UsageSpan(models.Model):
     charged_through = models.DateTimeField()
     invoiced_micros = models.BigIntegerField(default=0)
     invoiced_through = models.DateTimeField(null=True, blank=True)
+    is_accrued = models.BooleanField(
+        db_default=False, help_text="it is over, and its supplier is owed its part of all of it"
+    )
 
     class Meta:
         constraints = [
@@ -195,6 +198,7 @@ class UsageSpan(models.Model):
                 condition=Q(ended_at=None) | Q(invoiced_through=None) | ~Q(invoiced_through=F("ended_at")),
                 name="usage_span_to_invoice",
             ),
+            models.Index(fields=["id"], condition=Q(is_accrued=False), name="usage_span_to_accrue"),
         ]
 
     def __str__(self) -> str:
