@@ -10,6 +10,7 @@ from datetime import datetime
 
 from django.db import connection
 
+from billing import price_audit
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
 from billing.suppliers import audit as suppliers_audit
@@ -55,7 +56,9 @@ RULES: Mapping[str, str] = {
         SELECT transfer.public_id, transfer.key
         FROM billing_transfer transfer
         LEFT JOIN billing_charge charge ON charge.key = regexp_replace(transfer.key, ':[^:]*$', '')
-        WHERE (transfer.key LIKE 'charge:%%' OR transfer.key LIKE 'refund:%%') AND charge.id IS NULL
+        LEFT JOIN billing_adjustmentposting posting ON posting.public_id = split_part(transfer.key, ':', 2)
+        WHERE (transfer.key LIKE 'charge:%%' OR transfer.key LIKE 'refund:%%')
+          AND charge.id IS NULL AND posting.id IS NULL
     """,
     "span_is_the_sum_of_its_charges": """
         SELECT span.public_id, format('charged %%s, charges %%s', span.charged_micros, coalesce(taken.total, 0))
@@ -164,7 +167,7 @@ RULES: Mapping[str, str] = {
         WHERE coalesce(burn_micros_per_hour, 0) <> coalesce(open.total, 0)
     """,
 }
-EVERY_RULE: Mapping[str, str] = {**RULES, **audit.RULES, **suppliers_audit.RULES}
+EVERY_RULE: Mapping[str, str] = {**RULES, **audit.RULES, **suppliers_audit.RULES, **price_audit.RULES}
 COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice)
 
 

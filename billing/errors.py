@@ -91,7 +91,7 @@ class BadRateCard(BillingError):
 
 
 class SecondPersonNeeded(BillingError):
-    """Whoever proposes to give money back does not decide about it."""
+    """Whoever proposes to give money back, or to change prices, does not decide about it."""
 
 
 class AlreadyDecided(BillingError):
@@ -148,3 +148,41 @@ class Stranger(PaymentError):
 
 class BadSignature(PaymentError):
     """A webhook was not signed by the processor, or too long ago."""
+
+
+class BadTiers(BillingError):
+    """Tiers follow each other from zero to no end, without gap or overlap. `problem` is one word for what is wrong."""
+
+    def __init__(self, problem: str, said: str) -> None:
+        super().__init__(said)
+        self.problem = problem
+
+
+class BadPrice(BillingError):
+    """What a list says of one thing cannot be: `sku` names it, `problem` is one word for what is wrong."""
+
+    def __init__(self, *, sku: str, problem: str, said: str) -> None:
+        super().__init__(f"{sku}: {said}")
+        self.sku = sku
+        self.problem = problem
+
+
+class PriceListMoved(BillingError):
+    """The list is in another state than this needs; somebody may have been faster."""
+
+    def __init__(self, *, state: str, wanted: str) -> None:
+        super().__init__(f"a price list that is {state} cannot become {wanted}")
+        self.state = state
+        self.wanted = wanted
+
+
+class BadCommitment(BillingError):
+    """A commitment promises something possible; `field` names what is not."""
+
+    def __init__(self, field: str, said: str) -> None:
+        super().__init__(said)
+        self.field = field
+
+
+class AlreadyCommitted(BillingError):
+    """Of one thing an organization has one commitment at a time."""

@@ -50,7 +50,7 @@ def paid_since(*, span: UsageSpan, receivable: Account) -> Counter[int]:
         if source_id == receivable.pk:
             debts[key] = amount_micros
             continue
-        is_correction = key.startswith("refund:")
+        is_correction = key.startswith("refund:spn_")  # an adjustment's pays as everything else that comes in
         lifted = f"charge:{key.split(':')[1]}:" if is_correction else ""
         keys = [debt for debt in debts if debt.startswith(lifted)][:: -1 if is_correction else 1]
         shares, _ = rating.take_in_turn(amount_micros, [debts[debt] for debt in keys])

@@ -1,13 +1,13 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
 Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s, `issue_invoices` every 10 min,
-`accrue` every hour.
+`accrue` and `post_adjustments` every hour.
 """
 
 from celery import shared_task
 from django.utils import timezone
 
-from billing import charging, holds
+from billing import adjusting, charging, holds
 from billing.invoicing import issuing
 from billing.suppliers import accruing
 
@@ -33,3 +33,7 @@ def accrue() -> None:
     at = timezone.now()
     accruing.accrue(at=at)
     accruing.release_due(at=at)
+
+
+def post_adjustments() -> None:
+    adjusting.post_due(at=timezone.now())

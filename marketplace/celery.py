@@ -51,6 +51,7 @@ app.conf.update(
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("what suppliers are owed", "billing.tasks.accrue", 3600.0),
+            ("tiers and commitments", "billing.tasks.post_adjustments", 3600.0),
             ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),
             ("invoices to send", "marketplace.tasks.send_invoices", 30.0),
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),

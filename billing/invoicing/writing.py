@@ -16,7 +16,6 @@ from billing.models import (
     InvoiceLine,
     InvoiceMail,
     InvoiceSeries,
-    Runway,
     Transfer,
 )
 
@@ -24,11 +23,6 @@ MARK = """
 UPDATE billing_usagespan SET invoiced_through = mark.through, invoiced_micros = mark.micros
 FROM unnest(%s::bigint[], %s::timestamptz[], %s::bigint[]) AS mark (id, through, micros)
 WHERE billing_usagespan.id = mark.id
-"""
-SHORTEN = """
-UPDATE billing_runway SET funds_micros = short.funds, exhausts_at = short.at
-FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS short (organization_id, funds, at)
-WHERE billing_runway.organization_id = short.organization_id
 """
 BULK = 2000
 
@@ -62,7 +56,7 @@ def write(drafts: Sequence[Draft], *, numbers: Sequence[tuple[InvoiceSeries, int
                 [piece.whole_micros for piece in marked],
             ],
         )
-    _shorten_runways(moves)
+    runway.shift(moves)
     return invoices
 
 
@@ -182,28 +176,3 @@ def _items(line: Line, row: InvoiceLine) -> list[InvoiceItem]:
         )
         for piece in line.pieces
     ]
-
-
-def _shorten_runways(moves: Sequence[Transfer]) -> None:
-    """Let the money of those who still use something last as much shorter or longer as the invoices moved."""
-    change: dict[int, int] = {}
-    for move in moves:
-        for account, micros in ((move.source, -move.amount_micros), (move.target, move.amount_micros)):
-            if account.organization_id is not None:
-                change[account.organization_id] = change.get(account.organization_id, 0) + micros
-    rows = Runway.objects.filter(organization__in=change, burn_micros_per_hour__gt=0)
-    told = [(row, row.funds_micros + change[row.organization_id]) for row in rows]
-    if not told:
-        return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            SHORTEN,
-            [
-                [row.organization_id for row, _ in told],
-                [funds for _, funds in told],
-                [
-                    runway.exhausts_at(funds_micros=funds, burn_micros_per_hour=row.burn_micros_per_hour, at=row.as_of)
-                    for row, funds in told
-                ],
-            ],
-        )

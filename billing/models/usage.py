@@ -49,10 +49,19 @@ class Unit(models.TextChoices):
     GIB = "gib", _("GiB")
 
 
+class PriceModel(models.TextChoices):
+    """How an organization's use of a month becomes an amount; see `tiers`."""
+
+    FLAT = "flat", _("One price")
+    GRADUATED = "graduated", _("Graduated: each hour at the price of its tier")
+    VOLUME = "volume", _("Volume: all hours at the price of the tier that the month reached")
+
+
 class PriceVersion(models.Model):
     """What an hour of one unit of a thing for sale costs from a moment on. Immutable: a new price is a new version.
 
-    One that floats is what it says only at first; its points say what it is later.
+    One that floats is what it says only at first; its points say what it is later. One with tiers (`[from unit-hours,
+    micros]`, the first from 0) is charged at its base rate, the first tier's, and `adjusting` brings the difference.
     """
 
     public_id = PublicIdField(prefix="prc")
@@ -61,6 +70,11 @@ class PriceVersion(models.Model):
     unit = models.CharField(max_length=8, choices=Unit.choices, default=Unit.GPU)
     micros_per_unit_hour = models.BigIntegerField()
     is_floating = models.BooleanField(default=False)
+    model = models.CharField(max_length=12, choices=PriceModel.choices, default=PriceModel.FLAT)
+    tiers = models.JSONField(default=list)
+    minimum_micros = models.BigIntegerField(default=0, help_text="what a month in which it is used costs at least")
+    name = models.CharField(max_length=200, blank=True)
+    price_list = models.ForeignKey("billing.PriceList", models.PROTECT, null=True, blank=True, related_name="versions")
     effective_from = models.DateTimeField()
     published_at = models.DateTimeField()
     published_by = models.CharField(max_length=254)
@@ -76,6 +90,14 @@ class PriceVersion(models.Model):
             models.UniqueConstraint(
                 fields=["sku", "currency"], condition=Q(is_floating=True), name="price_floats_once_per_sku_and_currency"
             ),
+            models.CheckConstraint(
+                condition=Q(is_floating=False) | Q(model="flat", minimum_micros=0), name="price_that_floats_is_flat"
+            ),
+            models.CheckConstraint(condition=Q(minimum_micros__gte=0), name="price_minimum_is_not_negative"),
+        ]
+        indexes = [
+            # The few whose use has to be adjusted, among all versions there ever were.
+            models.Index(fields=["id"], condition=~Q(model="flat") | Q(minimum_micros__gt=0), name="price_to_adjust"),
         ]
 
     def __str__(self) -> str:

@@ -1,0 +1,350 @@
+"""Bringing what was charged to what it costs: tiers, minimums and commitments, in sets, as often as anybody likes.
+
+Charges take each span at its version's base rate, every minute. Here the whole
+of a month until now is worked out anew (`tiers.rate`) and what it differs from
+the charges, less what was moved before, moves once. So late and corrected use
+needs no rule of its own, and neither does a volume tier that turns back.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.db import connection, transaction
+from django.db.models import Sum
+
+from billing import accounts, commitments, ledger, rating, runway, tiers
+from billing.accounts import CustomerAccounts
+from billing.invoicing import pieces
+from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, Invoice, PriceVersion, Transfer
+from billing.months import month_of, next_month
+from billing.rating import MILLISECOND
+
+BATCH = 200
+BULK = 2000
+
+ADJUSTS = "(price.model <> 'flat' OR price.minimum_micros > 0)"
+# Who uses something that is not simply its base rate, and who has a commitment that was not over then.
+DUE = f"""
+SELECT organization_id FROM (
+    SELECT span.organization_id FROM billing_usagespan span
+    JOIN billing_priceversion price ON price.id = span.price_version_id
+    WHERE {ADJUSTS} AND (span.charged_through > %(since)s OR span.ended_at IS NULL)
+    UNION SELECT organization_id FROM billing_commitment WHERE state = 'agreed' AND ends_at > %(since)s
+    UNION SELECT organization_id FROM billing_adjustment WHERE month >= %(since)s
+) due WHERE organization_id > %(after)s ORDER BY organization_id LIMIT %(limit)s
+"""  # noqa: S608  our own text
+# What each used of a version in each month, and what charges take for it: each span rounded from its start, as they do.
+USED = f"""
+SELECT span.organization_id, price.id, month.begins, sum(quantity::numeric * part.ms), sum(
+    div(2 * price.micros_per_unit_hour::numeric * quantity * (part.ms_before + part.ms) + 3600000, 7200000)
+    - div(2 * price.micros_per_unit_hour::numeric * quantity * part.ms_before + 3600000, 7200000))
+FROM billing_usagespan span
+JOIN billing_priceversion price ON price.id = span.price_version_id
+JOIN unnest(%(begins)s::timestamptz[], %(ends)s::timestamptz[]) AS month (begins, ends)
+    ON span.started_at < month.ends AND coalesce(span.ended_at, 'infinity') > month.begins
+CROSS JOIN LATERAL (SELECT
+    round(1000 * extract(epoch FROM greatest(month.begins, span.started_at) - span.started_at)) AS ms_before,
+    round(1000 * extract(epoch FROM least(month.ends, coalesce(span.ended_at, month.ends))
+        - greatest(month.begins, span.started_at))) AS ms
+) part
+WHERE span.organization_id = ANY(%(organizations)s) AND NOT price.is_floating AND span.covered_by = ''
+  AND (span.charged_through > %(since)s OR span.ended_at IS NULL)
+  AND ({ADJUSTS} OR EXISTS (
+      SELECT FROM billing_commitmentprice agreed
+      WHERE agreed.organization_id = span.organization_id AND agreed.sku = price.sku AND agreed.is_agreed
+        AND agreed.starts_at <= month.begins AND agreed.ends_at > month.begins
+  ))
+GROUP BY 1, 2, 3
+"""  # noqa: S608  our own text
+UPDATE = """
+UPDATE billing_adjustment SET (
+    commitment_id, through, unit_milliseconds, covered_unit_milliseconds, base_micros, committed_micros,
+    minimum_micros, rated_micros, amount_micros, evaluated_at
+) = (
+    new.commitment, new.through, new.unit_ms, new.covered_ms, new.base, new.committed, new.minimum, new.rated,
+    new.rated - new.base, now()
+)
+FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+            %s::bigint[], %s::bigint[])
+    AS new (id, commitment, through, unit_ms, covered_ms, base, committed, minimum, rated)
+WHERE billing_adjustment.id = new.id
+"""
+
+
+@dataclass(slots=True)
+class _Customer:
+    """Everything of one organization that is worked out together."""
+
+    payer: CustomerAccounts
+    promo_spent_micros: int
+    uses: list[tiers.Use] = field(default_factory=list)
+    promises: list[tiers.Promise] = field(default_factory=list)
+    stored: dict[tuple[int, datetime], Adjustment] = field(default_factory=dict)
+    breakages: dict[int, Adjustment] = field(default_factory=dict)
+
+
+def post_due(*, at: datetime, seconds: int = 40) -> int:
+    """Bring the bills of everybody up to date who does not pay base rates alone; return how many amounts moved.
+
+    Safe to repeat, to run twice at once and to be killed: a batch is posted whole or not at all.
+    """
+    deadline = time.monotonic() + seconds
+    posted, after = 0, 0
+    since = window_start(at)
+    while time.monotonic() < deadline and (organization_ids := _due(since=since, after=after)):
+        with transaction.atomic():
+            posted += bring_up_to_date(accounts.lock_many(organization_ids), since=since, at=at)
+        after = organization_ids[-1]
+    return posted
+
+
+def window_start(at: datetime) -> datetime:
+    """Return from which month on use may still change: the one before that of `at`."""
+    return month_of(month_of(at) - MILLISECOND)
+
+
+def bring_up_to_date(payers: Mapping[int, CustomerAccounts], *, since: datetime, at: datetime) -> int:
+    """Post what the months from `since` until `at` differ from what was charged and posted; return how many amounts.
+
+    The caller has locked these accounts, whose balances are kept up in memory too.
+    """
+    through = rating.whole_millisecond(at)
+    customers = _read(payers, since=since, through=through)
+    changed: list[Adjustment] = []
+    drawn: list[Commitment] = []
+    for key, customer in customers.items():
+        rated, by_promise = tiers.rate(customer.uses, customer.promises)
+        changed += _rated(key, customer, rated, through)
+        drawn += _drawn(key, customer, by_promise, changed, through)
+    return _write(customers, changed, drawn, at=at)
+
+
+def _due(*, since: datetime, after: int) -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute(DUE, {"since": since, "after": after, "limit": BATCH})
+        return [key for (key,) in cursor.fetchall()]
+
+
+def _read(payers: Mapping[int, CustomerAccounts], *, since: datetime, through: datetime) -> dict[int, _Customer]:
+    spent = _promo_spent(payers)
+    customers = {key: _Customer(payer, spent[key]) for key, payer in payers.items()}
+    begins = _months(since, through)
+    ends = {begin: min(next_month(begin), through) for begin in begins}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            USED, {"organizations": list(payers), "begins": begins, "ends": list(ends.values()), "since": since}
+        )
+        used = {(key, version, month): (int(ms), int(base)) for key, version, month, ms, base in cursor.fetchall()}
+    for row in Adjustment.objects.filter(organization__in=payers, month__gte=since, month__lt=through):
+        if row.price_version_id is not None:
+            customers[row.organization_id].stored[row.price_version_id, row.month] = row
+            used.setdefault((row.organization_id, row.price_version_id, row.month), (0, 0))
+    versions = PriceVersion.objects.in_bulk({version for _, version, _ in used})
+    for (key, version_id, month), (unit_ms, base_micros) in used.items():
+        version = versions[version_id]
+        customers[key].uses.append(
+            tiers.Use(
+                price_version_id=version_id,
+                sku=version.sku,
+                effective_from=version.effective_from,
+                terms=tiers.terms(version),
+                month=month,
+                is_over=next_month(month) <= through,
+                unit_ms=unit_ms,
+                base_micros=base_micros,
+            )
+        )
+    _read_promises(customers, since=since)
+    return customers
+
+
+def _read_promises(customers: Mapping[int, _Customer], *, since: datetime) -> None:
+    """Read the commitments that were not over at `since`, with what was drawn of them before."""
+    found = list(commitments.agreed(customers, since=since))
+    before: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    breakages = {}
+    for row in Adjustment.objects.filter(commitment__in=found).select_related("price_version"):
+        if row.price_version is None:
+            breakages[row.commitment_id] = row
+        elif row.month < since:
+            before[row.commitment_id or 0].append((row.price_version.sku, row.covered_unit_milliseconds))
+    for commitment in found:
+        agreed = {price.sku: price.micros_per_unit_hour for price in commitment.prices.all()}
+        is_spend = commitment.kind == Commitment.Kind.SPEND
+        size = commitment.committed_micros if is_spend else commitment.committed_unit_hours
+        customer = customers[commitment.organization_id]
+        customer.promises.append(
+            tiers.Promise(
+                key=commitment.pk,
+                is_spend=is_spend,
+                size=size * rating.MILLISECONDS_PER_HOUR,
+                prices=agreed,
+                starts_at=commitment.starts_at,
+                ends_at=commitment.ends_at,
+                committed_micros=commitment.committed_micros,
+                unit_ms_before=sum(unit_ms for _, unit_ms in before[commitment.pk]),
+                product_before=sum(agreed[sku] * unit_ms for sku, unit_ms in before[commitment.pk]),
+            )
+        )
+        if commitment.pk in breakages:
+            customer.breakages[commitment.pk] = breakages[commitment.pk]
+
+
+def _months(since: datetime, through: datetime) -> list[datetime]:
+    months = []
+    while since < through:
+        months.append(since)
+        since = next_month(since)
+    return months
+
+
+def _promo_spent(payers: Mapping[int, CustomerAccounts]) -> dict[int, int]:
+    """Return the promotional credit that paid for use which was on no invoice yet: what may go back as credit."""
+    used = pieces.promo_used([payer.promo.pk for payer in payers.values()])
+    invoiced = Invoice.objects.filter(organization__in=payers, kind="invoice").values("organization")
+    counted = dict(invoiced.annotate(total=Sum("exact_promo_micros")).values_list("organization", "total"))
+    return {key: max(0, used[key] - counted.get(key, 0)) for key in payers}
+
+
+def _rated(key: int, customer: _Customer, found: Iterable[tiers.Rated], through: datetime) -> list[Adjustment]:
+    rows = []
+    for rated in found:
+        use = rated.use
+        row = customer.stored.get((use.price_version_id, use.month)) or Adjustment(
+            organization_id=key, price_version_id=use.price_version_id, month=use.month
+        )
+        row.commitment_id = rated.promise_key if rated.covered_unit_ms else None
+        row.through = min(through, next_month(use.month))
+        row.unit_milliseconds = use.unit_ms
+        row.covered_unit_milliseconds = rated.covered_unit_ms
+        row.base_micros = use.base_micros
+        row.committed_micros = rated.committed_micros
+        row.minimum_micros = rated.minimum_micros
+        row.rated_micros = rated.rated_micros
+        rows.append(row)
+    return rows
+
+
+def _drawn(
+    key: int, customer: _Customer, by_promise: Mapping[int, tiers.Drawn], changed: list[Adjustment], through: datetime
+) -> list[Commitment]:
+    """Return the commitments with what was drawn of them; what a term left over is added to what changed."""
+    rows = []
+    for promise in customer.promises:
+        drawn = by_promise[promise.key]
+        drawn_micros = rating.rounded_micros(drawn.product)
+        left_over = promise.committed_micros - drawn_micros if promise.ends_at <= through else 0
+        row = customer.breakages.get(promise.key)
+        if left_over or row is not None:
+            row = row or Adjustment(organization_id=key, commitment_id=promise.key)
+            row.month = month_of(promise.ends_at - MILLISECOND)
+            row.through = promise.ends_at
+            row.rated_micros = left_over
+            changed.append(row)
+        rows.append(
+            Commitment(
+                pk=promise.key,
+                drawn_micros=drawn_micros,
+                drawn_unit_milliseconds=drawn.unit_ms,
+                breakage_micros=left_over,
+            )
+        )
+    return rows
+
+
+def _write(
+    customers: Mapping[int, _Customer], changed: list[Adjustment], drawn: list[Commitment], *, at: datetime
+) -> int:
+    """Write down what changed and move the money; a handful of statements, however many rows there are."""
+    due = []
+    for row in changed:
+        before_micros = row.amount_micros
+        row.amount_micros = row.rated_micros - row.base_micros
+        if row.amount_micros != before_micros:
+            due.append((row, row.amount_micros - before_micros))
+    _save(changed)
+    Commitment.objects.bulk_update(
+        drawn, ["drawn_micros", "drawn_unit_milliseconds", "breakage_micros"], batch_size=BATCH
+    )
+    postings = [
+        AdjustmentPosting(
+            adjustment=row,
+            through=row.through,
+            unit_milliseconds=row.unit_milliseconds,
+            rated_micros=row.rated_micros,
+            base_micros=row.base_micros,
+            amount_micros=micros,
+        )
+        for row, micros in due
+    ]
+    AdjustmentPosting.objects.bulk_create(postings, batch_size=BULK)
+    revenue = {
+        currency: accounts.platform(Account.Kind.REVENUE, currency)
+        for currency in {customers[row.organization_id].payer.cash.currency for row, _ in due}
+    }
+    moves = [
+        move
+        for posting in postings
+        for move in _moves(posting, customers[posting.adjustment.organization_id], revenue, at)
+    ]
+    if moves:
+        ledger.move_all(moves)
+        runway.shift(moves)
+    return len(postings)
+
+
+def _save(changed: Collection[Adjustment]) -> None:
+    known = [row for row in changed if row.pk is not None]
+    Adjustment.objects.bulk_create([row for row in changed if row.pk is None], batch_size=BULK)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            UPDATE,
+            [
+                [row.pk for row in known],
+                [row.commitment_id for row in known],
+                [row.through for row in known],
+                [row.unit_milliseconds for row in known],
+                [row.covered_unit_milliseconds for row in known],
+                [row.base_micros for row in known],
+                [row.committed_micros for row in known],
+                [row.minimum_micros for row in known],
+                [row.rated_micros for row in known],
+            ],
+        )
+
+
+def _moves(
+    posting: AdjustmentPosting, customer: _Customer, revenue: Mapping[str, Account], at: datetime
+) -> list[Transfer]:
+    """Return the transfers of a posting: taken as use is; given back to what is owed, then as credit as far as credit
+    paid for use that is on no invoice yet, then as cash."""
+    payer, micros = customer.payer, posting.amount_micros
+    if micros > 0:
+        order = [payer.promo, payer.cash]
+        shares, missing = rating.take_in_turn(micros, [account.free_micros for account in order])
+        parts = list(zip([*order, payer.receivable], [*shares, missing], strict=True))
+        customer.promo_spent_micros += shares[0]
+    else:
+        shares, rest = rating.take_in_turn(-micros, [payer.owed_micros, customer.promo_spent_micros])
+        parts = list(zip([payer.receivable, payer.promo, payer.cash], [*shares, rest], strict=True))
+        customer.promo_spent_micros -= shares[1]
+    earned = revenue[payer.cash.currency]
+    found = []
+    for account, share in parts:
+        if not share:
+            continue
+        account.balance_micros += -share if micros > 0 else share
+        found.append(
+            Transfer(
+                key=f"{'charge' if micros > 0 else 'refund'}:{posting.public_id}:{account.kind}",
+                source=account if micros > 0 else earned,
+                target=earned if micros > 0 else account,
+                amount_micros=share,
+                reason=f"Tiers and commitments of {posting.adjustment.month:%Y-%m}",
+                effective_at=at,
+            )
+        )
+    return found

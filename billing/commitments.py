@@ -1,0 +1,199 @@
+"""Commitments: so much use in whole months at prices of their own, proposed by one person and agreed by another."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q, QuerySet
+
+from billing import accounts, prices
+from billing.errors import (
+    AlreadyCommitted,
+    AlreadyDecided,
+    BadCommitment,
+    CurrencyMismatch,
+    KeyReused,
+    SecondPersonNeeded,
+)
+from billing.invoicing.rounding import minor_unit_micros
+from billing.models import Commitment, CommitmentPrice, PriceVersion
+from billing.months import month_of, next_month
+from billing.tiers import HOURS_MAX, MICROS_MAX
+
+MONTHS_MAX = 60
+WHOLE_BPS = 10_000
+
+State = Commitment.State
+MOVES: dict[State, tuple[State, ...]] = {
+    State.PROPOSED: (State.AGREED, State.DECLINED),
+    State.AGREED: (),
+    State.DECLINED: (),
+}
+
+
+@transaction.atomic
+def propose(
+    *,
+    organization: accounts.Organization,
+    currency: str,
+    kind: str,
+    skus: Sequence[str],
+    amount: int,
+    discount_bps: int,
+    starts_at: datetime,
+    months: int,
+    note: str,
+    by: int,
+    key: UUID,
+    at: datetime,
+) -> Commitment:
+    """Propose a commitment, once per key; nothing holds yet. `by` is a person's id.
+
+    `amount` is micros for a `spend` and unit-hours of one thing for `hours`. Its prices are those of the list now,
+    less the discount, rounded half up to a micro. Raises BadCommitment, which names what cannot be.
+    """
+    accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    first = Commitment.objects.filter(key=key).first()
+    if first is not None:
+        if (first.organization_id, first.kind, first.note, first.starts_at) != (organization.pk, kind, note, starts_at):
+            raise KeyReused(str(key))
+        return first
+    if currency != organization.currency:
+        raise CurrencyMismatch(expected=organization.currency, found=currency)
+    _check(kind, skus, amount, discount_bps, currency)
+    _check_term(starts_at, months, at)
+    ends_at = starts_at
+    for _ in range(months):
+        ends_at = next_month(ends_at)
+    found = _listed(skus, currency=currency, at=at)
+    agreed = {sku: _discounted(price.micros_per_unit_hour, discount_bps) for sku, price in found.items()}
+    is_spend = kind == Commitment.Kind.SPEND
+    made = Commitment.objects.create(
+        key=key,
+        organization_id=organization.pk,
+        currency=currency,
+        kind=kind,
+        committed_micros=amount if is_spend else amount * agreed[skus[0]],
+        committed_unit_hours=0 if is_spend else amount,
+        discount_bps=discount_bps,
+        starts_at=starts_at,
+        ends_at=ends_at,
+        note=note,
+        proposed_by_id=by,
+        proposed_at=at,
+    )
+    CommitmentPrice.objects.bulk_create(
+        CommitmentPrice(
+            commitment=made,
+            organization_id=organization.pk,
+            sku=sku,
+            name=price.name or sku,
+            unit=price.unit,
+            list_micros_per_unit_hour=price.micros_per_unit_hour,
+            micros_per_unit_hour=agreed[sku],
+            starts_at=starts_at,
+            ends_at=ends_at,
+        )
+        for sku, price in found.items()
+    )
+    return made
+
+
+@transaction.atomic
+def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
+    """Let a commitment hold from its first month on. `by` is the id of another person than the proposer.
+
+    Raises BadCommitment once that month began, and AlreadyCommitted where another covers one of its things then.
+    """
+    accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
+    if by == commitment.proposed_by_id:
+        raise SecondPersonNeeded("somebody else has to decide about this commitment")
+    if commitment.starts_at <= at:
+        raise BadCommitment("starts_at", "its first month began already")
+    mine = CommitmentPrice.objects.filter(commitment=commitment)
+    others = CommitmentPrice.objects.filter(
+        organization=commitment.organization_id,
+        is_agreed=True,
+        sku__in=mine.values("sku"),
+        starts_at__lt=commitment.ends_at,
+        ends_at__gt=commitment.starts_at,
+    ).exclude(commitment=commitment)
+    if others.exists():
+        raise AlreadyCommitted("another commitment covers one of these things at that time")
+    _decide(commitment, State.AGREED, by=by, at=at)
+    mine.update(is_agreed=True)
+
+
+@transaction.atomic
+def decline(*, commitment: Commitment, by: int, at: datetime) -> None:
+    """Give up a proposal; whoever made it may do so too."""
+    accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
+    _decide(commitment, State.DECLINED, by=by, at=at)
+
+
+def of_organization(organization: accounts.Organization, *, agreed_only: bool = True) -> QuerySet[Commitment]:
+    """Return an organization's commitments with their prices, the newest first."""
+    found = Commitment.objects.filter(organization=organization.pk).prefetch_related("prices")
+    found = found.select_related("proposed_by", "decided_by").order_by("-starts_at", "-pk")
+    return found.filter(state=State.AGREED) if agreed_only else found
+
+
+def waiting() -> QuerySet[Commitment]:
+    """Return the proposals that wait for a second person."""
+    return Commitment.objects.filter(state=State.PROPOSED).select_related("organization", "proposed_by").order_by("-pk")
+
+
+def agreed(organization_ids: Collection[int], *, since: datetime) -> QuerySet[Commitment]:
+    """Return the agreed commitments of organizations whose term was not over at a moment."""
+    rows = Commitment.objects.filter(Q(organization__in=organization_ids, state=State.AGREED, ends_at__gt=since))
+    return rows.prefetch_related("prices").order_by("pk")
+
+
+def _check(kind: str, skus: Sequence[str], amount: int, discount_bps: int, currency: str) -> None:
+    if kind not in Commitment.Kind.values:
+        raise BadCommitment("kind", f"{kind} is neither spend nor hours")
+    if not skus or len(set(skus)) != len(skus):
+        raise BadCommitment("skus", "a commitment is to some things, each named once")
+    if kind == Commitment.Kind.HOURS and len(skus) != 1:
+        raise BadCommitment("skus", "hours are of one thing")
+    most = MICROS_MAX if kind == Commitment.Kind.SPEND else HOURS_MAX // 1000
+    if not 0 < amount <= most:
+        raise BadCommitment("amount", "it is more than nothing")
+    if kind == Commitment.Kind.SPEND and amount % minor_unit_micros(currency):
+        raise BadCommitment("amount", "an amount can be paid: it is in whole minor units")
+    if not 0 <= discount_bps < WHOLE_BPS:
+        raise BadCommitment("discount_bps", "a discount leaves something to pay")
+
+
+def _check_term(starts_at: datetime, months: int, at: datetime) -> None:
+    if starts_at != month_of(starts_at):
+        raise BadCommitment("starts_at", "a term begins with a month, in UTC")
+    if starts_at <= at:
+        raise BadCommitment("starts_at", "its first month began already")
+    if not 1 <= months <= MONTHS_MAX:
+        raise BadCommitment("months", f"a term has 1 to {MONTHS_MAX} months")
+
+
+def _listed(skus: Sequence[str], *, currency: str, at: datetime) -> dict[str, PriceVersion]:
+    found = prices.current(skus=skus, currency=currency, at=at)
+    for sku in skus:
+        if sku not in found:
+            raise BadCommitment("skus", f"{sku} is not for sale in {currency}")
+        if found[sku].is_floating:
+            raise BadCommitment("skus", f"the market makes the price of {sku}")
+    return {sku: found[sku] for sku in skus}
+
+
+def _discounted(micros: int, discount_bps: int) -> int:
+    return max(1, (micros * (WHOLE_BPS - discount_bps) + WHOLE_BPS // 2) // WHOLE_BPS)
+
+
+def _decide(commitment: Commitment, state: State, *, by: int, at: datetime) -> None:
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    moved = Commitment.objects.filter(pk=commitment.pk, state__in=sources).update(
+        state=state, decided_by_id=by, decided_at=at
+    )
+    if not moved:
+        raise AlreadyDecided("somebody decided about this already")
+    commitment.refresh_from_db()
