@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Count, Sum
 
 from billing import accounts, charging, floating, holds, rating, runway
 from billing.errors import CurrencyMismatch, UnitMismatch
@@ -130,3 +131,8 @@ def amounts_micros(spans: Iterable[UsageSpan], *, at: datetime) -> list[int]:
 def amount_micros(*, span: UsageSpan, at: datetime) -> int:
     """Return what the span costs until `at`, charged or not."""
     return amounts_micros([span], at=at)[0]
+
+
+def charged(*, span: UsageSpan) -> dict[str, int]:
+    """Return how often the span was charged and how much that was together. One query."""
+    return span.charges.aggregate(times=Count("pk"), micros=Sum("amount_micros", default=0))

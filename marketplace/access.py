@@ -439,6 +439,22 @@ def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]
     return spans
 
 
+def usage_span_for(actor: Actor, span_id: str, *, verb: str) -> UsageSpan:
+    """Return one interval of use of one of the actor's organizations."""
+    span = UsageSpan.objects.filter(public_id=span_id).select_related("organization", "price_version").first()
+    if span is None:
+        raise NotFound
+    _check(actor, span.organization_id, verb)
+    if not usage_spans(actor, span.organization).filter(pk=span.pk).exists():
+        raise NotFound
+    return span
+
+
+def own_project(actor: Actor) -> Project | None:
+    """Return the one project that a token is for, whose figures alone it sees; None sees the whole organization's."""
+    return actor.token.project if actor.token is not None and actor.token.project_id is not None else None
+
+
 def invoices(organization: Organization) -> QuerySet[Invoice]:
     """Return an organization's invoices and credit notes; the caller came through `organization_for`."""
     return Invoice.objects.filter(organization=organization).select_related("organization", "credited")

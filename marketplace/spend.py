@@ -101,26 +101,29 @@ SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 
 
 # Payments by purchase or extension (`prepay:`) and on the resale market (`trade:`), and what came back (`unpay:`), as
 # `billing.prepayments` and its callers name them: the second word says for what.
-PAID_AHEAD = """
-WITH mine AS (SELECT id FROM billing_account WHERE organization_id = %(organization)s), moved AS (
-    SELECT key, amount_micros FROM billing_transfer
-    WHERE source_id IN (SELECT id FROM mine) AND key NOT LIKE 'charge:%%'
-        AND (key LIKE 'prepay:%%' OR key LIKE 'trade:%%') AND effective_at >= %(since)s
-    UNION ALL
-    SELECT key, -amount_micros FROM billing_transfer
-    WHERE target_id IN (SELECT id FROM mine) AND key LIKE 'unpay:%%' AND effective_at >= %(since)s
-)
-SELECT coalesce(sum(amount_micros), 0)::bigint FROM moved
-WHERE %(project_id)s::text IS NULL OR split_part(key, ':', 2) IN (
-    SELECT held.public_id FROM marketplace_reservation held
-    JOIN marketplace_project project ON project.id = held.project_id WHERE project.public_id = %(project_id)s
-    UNION ALL SELECT quote.public_id FROM marketplace_quote quote
-    JOIN marketplace_project project ON project.id = quote.project_id WHERE project.public_id = %(project_id)s
-    UNION ALL SELECT trade.public_id FROM marketplace_trade trade
-    JOIN marketplace_reservation held ON held.id = trade.reservation_id
-    JOIN marketplace_project project ON project.id = held.project_id WHERE project.public_id = %(project_id)s
-)
+AHEAD = """
+    SELECT mine.organization_id, moved.effective_at, moved.micros,
+        coalesce(held.project_id, quote.project_id, bought.project_id) AS project_id,
+        coalesce(held.offer_id, quote.offer_id, bought.offer_id) AS offer_id
+    FROM billing_account mine CROSS JOIN LATERAL (
+        SELECT key, effective_at, amount_micros AS micros FROM billing_transfer
+        WHERE source_id = mine.id AND key NOT LIKE 'charge:%%' AND (key LIKE 'prepay:%%' OR key LIKE 'trade:%%')
+            AND effective_at >= %(since)s
+        UNION ALL
+        SELECT key, effective_at, -amount_micros FROM billing_transfer
+        WHERE target_id = mine.id AND key LIKE 'unpay:%%' AND effective_at >= %(since)s
+    ) moved
+    LEFT JOIN marketplace_reservation held ON held.public_id = split_part(moved.key, ':', 2)
+    LEFT JOIN marketplace_quote quote ON quote.public_id = split_part(moved.key, ':', 2)
+    LEFT JOIN marketplace_trade trade ON trade.public_id = split_part(moved.key, ':', 2)
+    LEFT JOIN marketplace_reservation bought ON bought.id = trade.reservation_id
+    WHERE mine.organization_id = ANY (%(organizations)s)
 """
+PAID_AHEAD = f"""
+SELECT coalesce(sum(ahead.micros), 0)::bigint FROM ({AHEAD}) ahead
+LEFT JOIN marketplace_project project ON project.id = ahead.project_id
+WHERE %(project_id)s::text IS NULL OR project.public_id = %(project_id)s
+"""  # noqa: S608  nothing in it comes from outside
 
 Owner = Organization | Project | ApiToken
 
@@ -183,7 +186,7 @@ def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) ->
     if isinstance(owner, ApiToken):
         return 0
     with connection.cursor() as cursor:
-        cursor.execute(PAID_AHEAD, {"organization": organization.pk, "since": since, **_words(owner)})
+        cursor.execute(PAID_AHEAD, {"organizations": [organization.pk], "since": since, **_words(owner)})
         paid: int = cursor.fetchone()[0]
     return max(0, paid)  # What comes back of another month makes no room in this one.
 

@@ -96,10 +96,16 @@ def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
     rounded = _rounded(invoice)
     proofs = {line.pk: LineProof(line, rounded[line.key]) for line in lines}
     items = list(InvoiceItem.objects.filter(line__in=proofs).select_related("span__price_version").order_by("pk"))
-    points = _points(items)
+    points = _points(item.span for item in items)
     for item in items:
-        proofs[item.line_id].spans.append(_prove(item, points))
+        proof = _prove(item.span, item.starts_at, item.ends_at, item.amount_micros, points)
+        proofs[item.line_id].spans.append(proof)
     return list(proofs.values())
+
+
+def of_span(span: UsageSpan, *, until: datetime, written_micros: int) -> SpanProof:
+    """Prove what a span costs from its start until a moment beside what was worked out elsewhere; one query."""
+    return _prove(span, span.started_at, until, written_micros, _points([span]))
 
 
 def of_totals(invoice: Invoice) -> TotalsProof:
@@ -132,19 +138,20 @@ def findings(*, limit: int | None = None) -> Iterator[tuple[str, str]]:
                     yield invoice.number, f"line {proof.line.key} says {said}, worked out {found}"
 
 
-def _prove(item: InvoiceItem, points: dict[int, list[PricePoint]]) -> SpanProof:
-    span = item.span
-    begin, end = sorted((item.starts_at, item.ends_at))
+def _prove(
+    span: UsageSpan, starts_at: datetime, ends_at: datetime, written_micros: int, points: dict[int, list[PricePoint]]
+) -> SpanProof:
+    begin, end = sorted((starts_at, ends_at))
     steps = list(_steps(span, points, begin, end))
     return SpanProof(
         span=span,
-        starts_at=item.starts_at,
-        ends_at=item.ends_at,
+        starts_at=starts_at,
+        ends_at=ends_at,
         steps=steps[:STEPS_MAX],
         steps_left_out=max(0, len(steps) - STEPS_MAX),
-        through_micros=_cost(span, points, item.ends_at),
-        before_micros=_cost(span, points, item.starts_at),
-        written_micros=item.amount_micros,
+        through_micros=_cost(span, points, ends_at),
+        before_micros=_cost(span, points, starts_at),
+        written_micros=written_micros,
     )
 
 
@@ -169,8 +176,8 @@ def _steps(span: UsageSpan, points: dict[int, list[PricePoint]], begin: datetime
             yield Step(since, until, _ms(until - since), point.micros_per_unit_hour)
 
 
-def _points(items: Iterable[InvoiceItem]) -> dict[int, list[PricePoint]]:
-    floating = {item.span.price_version_id for item in items if item.span.price_version.is_floating}
+def _points(spans: Iterable[UsageSpan]) -> dict[int, list[PricePoint]]:
+    floating = {span.price_version_id for span in spans if span.price_version.is_floating}
     found: dict[int, list[PricePoint]] = defaultdict(list)
     for point in PricePoint.objects.filter(price_version__in=floating).order_by("price_version", "starts_at"):
         found[point.price_version_id].append(point)

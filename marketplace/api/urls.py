@@ -4,6 +4,7 @@ from django.urls import path, register_converter
 
 from marketplace.api import (
     catalogue,
+    costs,
     instances,
     invoices,
     placements,
@@ -82,6 +83,8 @@ urlpatterns = [
     path("trades", resale.TradeList.as_view()),
     path("trades/<id:trade_id>", resale.TradeDetail.as_view()),
     path("usage", till.UsageList.as_view()),
+    path("costs", costs.CostList.as_view()),
+    path("costs.csv", costs.CostsCsv.as_view()),
     path("invoices", invoices.InvoiceList.as_view()),
     path("invoices/<id:invoice_id>", invoices.InvoiceDetail.as_view()),
     path("invoices/<id:invoice_id>/lines", invoices.InvoiceLines.as_view()),

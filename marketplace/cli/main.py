@@ -8,6 +8,7 @@ from marketplace.cli import (
     account,
     bids,
     copying,
+    costs,
     instances,
     invoices,
     launch,
@@ -83,6 +84,7 @@ app.add_typer(quotas.app, name="quota")
 app.add_typer(quotas.budget_app, name="budget")
 app.command()(account.usage)
 app.command()(account.balance)
+app.command()(costs.cost)
 app.add_typer(invoices.app, name="invoices")
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")

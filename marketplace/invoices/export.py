@@ -16,7 +16,7 @@ COLUMNS = (
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
-class _Echo:
+class Echo:
     """A file that hands back what is written to it."""
 
     def write(self, text: str) -> str:
@@ -25,7 +25,7 @@ class _Echo:
 
 def csv_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> Iterator[str]:
     """Yield an invoice's lines as CSV (RFC 4180), the names of the columns first."""
-    writer = csv.writer(_Echo())
+    writer = csv.writer(Echo())
     yield writer.writerow(COLUMNS)
     for line in lines:
         yield writer.writerow(_cells(invoice, line))

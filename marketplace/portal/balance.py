@@ -1,69 +1,90 @@
-"""Balance and usage: what there is, how long it lasts, and every interval that was charged."""
+"""The billing overview: what there is, what it burns, what a month will cost, and cost by day."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from django.http import HttpResponse
+from django.http import HttpResponse, JsonResponse
 
-from billing import accounts, usage
-from billing.models import UsageSpan
-from marketplace import access
+from billing import accounts
+from marketplace import access, breakdown, cost_files, forecast
+from marketplace.breakdown import Cost
 from marketplace.models import Organization
-from marketplace.portal import charts, spending
+from marketplace.portal import cost_filters, spending, stacks
+from marketplace.portal.cost_filters import GROUPS, LENGTHS, Filters
 from marketplace.portal.doors import Visit, page
-
-PAGE = 50
-CHART_DAYS = 30
-# What a resource's id begins with, and the route of its page.
-PAGES = {"ins_": "instance", "vol_": "volume"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One span with what it measured and costs until now."""
-
-    span: UsageSpan
-    unit_milliseconds: int
-    amount_micros: int
-    page: str
+from marketplace.portal.spending import midnight
+from marketplace.portal.words import MARKETS
 
 
 @page()
 def balance(visit: Visit) -> HttpResponse:
-    """Show wallet, burn rate, runway, cost by day and the spans behind them."""
+    """Show wallet, burn rate, runway, month to date, forecast, and cost by day."""
     organization = visit.organization(verb="balance.view")
-    context = {**_money(visit, organization), **_usage(visit, organization)}
-    return visit.live_page("balance.html", "live", context)
+    filters = cost_filters.read(visit)
+    context = {"organization": organization, "filters": filters, **_money(visit, organization)}
+    return visit.live_page("balance.html", "live", context | _costs(visit, organization, filters))
+
+
+@page()
+def costs_file(visit: Visit, form: str) -> HttpResponse:
+    """Download the figures of the overview for a spreadsheet or a program, one row for each day and each thing."""
+    organization, filters = visit.organization(verb="usage.view"), cost_filters.read(visit)
+    found = filters.chosen(breakdown.of(organization, filters.edges, at=visit.at))
+    names = _names(visit, organization)["project"]
+    if form == "json":
+        return JsonResponse(cost_files.document(organization, found, ["day", "project", "model", "market"], names))
+    rows = cost_files.csv_of(organization, found, breakdown.DIMENSIONS, names)
+    answer = HttpResponse("".join(rows), content_type="text/csv; charset=utf-8")
+    answer["Content-Disposition"] = f'attachment; filename="costs-{filters.period}.csv"'
+    return answer
 
 
 def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
-    days = spending.by_day(organization, days=CHART_DAYS, at=visit.at)
+    now = spending.of(organization, at=visit.at)
+    month = midnight(visit.at).replace(day=1)
+    month_end = cost_filters.month_after(month)
+    this_month = breakdown.of(organization, [month, month_end], at=visit.at)
+    ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
+    ordered = forecast.ordered_micros(organization)
     return {
-        "organization": organization,
         "wallet": accounts.wallet(organization=organization),
         "runway": access.runway_of(organization),
-        "spending": spending.of(organization, at=visit.at),
-        "chart": charts.bars(days, currency=organization.currency),
-    }
+        "spending": now,
+        "ahead_micros": ahead,
+        "ordered_micros": ordered,
+        "month_end": month_end,
+        "forecast_micros": forecast.month_end_micros(
+            used_micros=now.month_micros + ahead, burn_micros_per_hour=now.per_hour_micros, ordered_micros=ordered,
+            at=visit.at, until=month_end,
+        ),
+    }  # fmt: skip
 
 
-def _usage(visit: Visit, organization: Organization) -> dict[str, Any]:
-    spans = access.usage_spans(visit.actor, organization).order_by("-pk")
-    before = visit.query("before")
-    if before:
-        spans = spans.filter(pk__lt=access.usage_spans(visit.actor, organization).filter(public_id=before).values("pk"))
-    rows = list(spans[: PAGE + 1])
-    more, rows = len(rows) > PAGE, rows[:PAGE]
+def _costs(visit: Visit, organization: Organization, filters: Filters) -> dict[str, Any]:
+    every = breakdown.of(organization, filters.edges, at=visit.at)
+    names = _names(visit, organization)
     return {
-        "lines": [
-            Line(
-                span=span,
-                unit_milliseconds=usage.unit_milliseconds(span=span, at=visit.at),
-                amount_micros=usage.amount_micros(span=span, at=visit.at),
-                page=PAGES.get(span.resource_id[:4], ""),
-            )
-            for span in rows
-        ],
-        "older": rows[-1].public_id if more else "",
-        "before": before,
+        "chart": stacks.stacked(
+            filters.chosen(every), filters.days, by=filters.by, names=names[filters.by], currency=organization.currency
+        ),
+        "has_costs": bool(every),
+        "groups": GROUPS.items(),
+        "lengths": LENGTHS.items(),
+        "months": cost_filters.months(visit.at),
+        "choices": [(name, GROUPS[name], _choices(every, name, names[name], filters)) for name in GROUPS],
     }
+
+
+def _choices(costs: Sequence[Cost], name: str, names: dict[str, str], filters: Filters) -> list[tuple[str, str, bool]]:
+    """Return what a filter can be set to: whatever cost something in these days, and what it is set to already."""
+    now = getattr(filters, name)
+    found = {getattr(cost, name) for cost in costs} | {now}
+    return sorted(
+        ((value, names.get(value) or value, value == now) for value in found if value), key=lambda one: one[1]
+    )
+
+
+def _names(visit: Visit, organization: Organization) -> dict[str, dict[str, str]]:
+    projects = access.projects(visit.actor).filter(organization=organization)
+    words = {name: str(text) for name, text in MARKETS.items()}
+    return {"project": dict(projects.values_list("public_id", "name")), "model": words, "market": words}

@@ -25,6 +25,7 @@ from marketplace.portal import (
     ssh_keys,
     telemetry,
     tokens,
+    usage,
     volumes,
     waits,
 )
@@ -76,6 +77,10 @@ urlpatterns = [
     path("listings/buy", resale.buy, name="listings-buy"),
     path("listings/<str:listing_id>/withdraw", resale.withdraw, name="listing-withdraw"),
     path("balance", balance.balance, name="balance"),
+    path("balance/costs.csv", balance.costs_file, {"form": "csv"}, name="costs-csv"),
+    path("balance/costs.json", balance.costs_file, {"form": "json"}, name="costs-json"),
+    path("usage", usage.listed, name="usage"),
+    path("usage/<str:span_id>", usage.shown, name="usage-span"),
     path("invoices", invoices.listed, name="invoices"),
     path("invoices/<str:invoice_id>", invoices.shown, name="invoice"),
     path("invoices/<str:invoice_id>/pdf", invoices.pdf_file, name="invoice-pdf"),

@@ -159,6 +159,14 @@ AUDITED: dict[str, Promise] = {
     "price.publish": _("Published a price"),
 }
 
+# Where use was sold, as costs are told apart; storage has no market of its own.
+MARKETS: dict[str, Promise] = {
+    "on_demand": _("On demand"),
+    "spot": _("Spot"),
+    "reserved": _("Reserved hours, paid ahead"),
+    "storage": _("Storage"),
+}
+
 # Why a part under an instance that runs on is to be repaired: texts of the table of health rules.
 HEALTH_REASONS: dict[str, Promise] = {
     "The driver asks for a restart of the node": _("The driver asks for a restart of the node"),

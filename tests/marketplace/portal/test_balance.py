@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 import time_machine
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 
 from billing import prices, usage
 from billing.models import Runway, UsageSpan
+from marketplace import spend
 from marketplace.models import Organization
 from marketplace.portal import charts, spending
-from marketplace.portal.spending import Day
 from provisioning.models import Instance
 from tests.marketplace.portal.reading import faults, read
 
@@ -84,18 +83,8 @@ def test_stretches_that_touch_add_up_to_the_bill(
     now = NOON + timedelta(microseconds=microseconds)
     edges = sorted({NOON - timedelta(days=15), now, *(NOON - timedelta(milliseconds=cut) for cut in cuts)})
     stretches = list(pairwise(edges))
-    found = spending.spent(acme, stretches, at=now)
+    found = spend.spent(acme, stretches, at=now)
     assert sum(micros for micros, _ in found) == usage.amount_micros(span=span, at=now)
-
-
-def test_days_are_those_of_the_reader_even_where_clocks_change(acme: Organization, price: Any) -> None:
-    # In London 2026-03-29 has 23 hours; the instance runs all of it and no longer.
-    with timezone.override(ZoneInfo("Europe/London")):
-        begin = datetime(2026, 3, 29, 0, 0, tzinfo=ZoneInfo("Europe/London")).astimezone(UTC)
-        used(acme, price, name="all day", start=begin, end=begin + 23 * HOUR)
-        days = spending.by_day(acme, days=5, at=begin + 40 * HOUR)
-    amounts = {f"{day.at:%m-%d}": day.micros for day in days}
-    assert amounts == {"03-26": 0, "03-27": 0, "03-28": 0, "03-29": 23 * 7_470_003, "03-30": 0}
 
 
 @pytest.mark.parametrize(
@@ -106,36 +95,30 @@ def test_the_scale_of_a_chart_is_a_round_amount(micros: int, top: int) -> None:
     assert charts.round_up(micros) == top
 
 
-def test_bars_stand_on_the_floor_and_end_at_their_amount() -> None:
-    days = [Day(at=NOON + timedelta(days=number), micros=number * 1_000_000) for number in range(30)]
-    chart = charts.bars(days, currency="USD")
-    assert {round(bar.y + bar.height, 1) for bar in chart.bars} == {charts.HEIGHT - charts.BOTTOM}
-    assert chart.highest.amount == "$29.00"
-    assert chart.bars[-1].label == "04-08"
-    assert 4 <= len([bar for bar in chart.bars if bar.label]) <= charts.LABELS_MOST
-    assert all(bar.x >= charts.LEFT and bar.x + bar.width <= charts.WIDTH for bar in chart.bars)
-
-
 def test_the_page_shows_every_span_with_how_it_was_computed(owner: Client, acme: Organization, price: Any) -> None:
     with time_machine.travel(NOON, tick=False):
         used(acme, price, name="ins_trainer", start=NOON - 2 * HOUR, end=NOON - HOUR)
-        page = read(owner.get(reverse("balance")))
-    assert faults(page) == []
-    for words in ("10,800,000", "$2.490001", "$7.470003", "10,800,000 GPU-ms (3 GPUs) × $2.490001 ÷ 3,600,000 ms"):
+        page, overview = read(owner.get(reverse("usage"))), read(owner.get(reverse("balance")))
+        proved = read(owner.get(reverse("usage-span", args=[UsageSpan.objects.get().public_id])))
+    assert faults(page) == faults(overview) == faults(proved) == []
+    for words in ("10,800,000", "$2.490001", "$7.470003"):
         assert words in page.text
-    assert "$7.47 in 30 days; the most on one day was $7.47 on 2026-03-10 ." in page.text
-    assert len([rect for rect in page.all("rect") if "bar" in rect.attributes.get("class", "")]) == 30
+    for words in ("Both ways of computing it agree", "3,600,000", "3 GPU", "$2.490001", "$7.470003", "1 charge"):
+        assert words in proved.text, words
+    assert "$7.47 in 30 days; the most on one day was $7.47 on 2026-03-10 ." in overview.text
+    assert len([rect for rect in overview.all("rect") if rect.attributes.get("class") == "fill-1"]) == 2
 
 
 def test_while_something_runs_the_page_says_how_long_the_money_lasts(owner: Client, running: Instance) -> None:
     page = read(owner.get(reverse("balance")))
     assert "At this rate it lasts 16 d 17 h, until" in page.text
-    assert "running" in page.text
+    assert "running" in read(owner.get(reverse("usage"))).text
 
 
 def test_without_any_use_the_page_says_so(owner: Client, db: None) -> None:
     page = read(owner.get(reverse("balance")))
-    assert "No charges yet" in page.text
+    assert "No charges in these days" in page.text
+    assert "No charges yet" in read(owner.get(reverse("usage"))).text
     assert "$1,000.00" in page.text
     assert "Nothing is being charged, so the credit lasts." in page.text
 

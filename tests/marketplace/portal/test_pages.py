@@ -11,6 +11,7 @@ from django.urls import URLPattern, reverse
 from django.utils import timezone
 
 from billing.invoicing import issuing, sellers
+from billing.models import UsageSpan
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
@@ -41,6 +42,9 @@ PAGES = [
     ("listings", 200, 200, 200),
     ("listings-buy", 405, 405, 405),
     ("balance", 200, 200, 200),
+    ("costs-csv", 200, 200, 200),
+    ("costs-json", 200, 200, 200),
+    ("usage", 200, 200, 200),
     ("invoices", 200, 403, 403),
     ("billing-details", 200, 403, 403),
     ("tokens", 200, 200, 200),
@@ -88,6 +92,7 @@ OF_ONE = [
     ("reservation-lend", "reservation", 405, 405, 405),
     ("quote", "quote", 200, 200, 200),
     ("listing-withdraw", "listing", 405, 405, 405),
+    ("usage-span", "span", 200, 200, 200),
     ("invoice", "invoice", 200, 403, 403),
     ("invoice-pdf", "invoice", 200, 403, 403),
     ("invoice-csv", "invoice", 200, 403, 403),
@@ -106,7 +111,10 @@ OF_ONE = [
 BY_LINK = {"invitation"}
 # Of an offer, which everybody signed in may know: `test_spot` looks at them.
 OF_AN_OFFER = {"spot", "spot-auction"}
-FRAGMENTS = {"spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv"}
+FRAGMENTS = {
+    "spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv", "costs-csv",
+    "costs-json",
+}  # fmt: skip
 Things = dict[str, str]
 
 
@@ -132,6 +140,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     return held | {
         "instance": running.public_id,
         "invoice": issuing.issue(organization=acme, at=timezone.now()).public_id,
+        "span": UsageSpan.objects.filter(organization=acme).earliest("pk").public_id,
         "bid": bid.public_id,
         "placement": running.decisions.get().public_id,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
@@ -298,7 +307,7 @@ def test_times_are_in_the_readers_zone(owner: Client, running: Instance) -> None
 def test_pages_ask_a_fixed_number_of_questions(
     owner: Client, many: list[Instance], django_assert_max_num_queries: Callable[[int], Any], name: str
 ) -> None:
-    most = {"home": 18, "market": 12, "instances": 11, "balance": 12}[name]
+    most = {"home": 18, "market": 12, "instances": 11, "balance": 14}[name]
     owner.get(reverse(name))
     with django_assert_max_num_queries(most):
         assert owner.get(reverse(name)).status_code == 200
