@@ -13,6 +13,7 @@ from django.db import connection
 from billing import price_audit
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
+from billing.sla import audit as sla_audit
 from billing.suppliers import audit as suppliers_audit
 from billing.suppliers import proof as suppliers_proof
 
@@ -167,7 +168,13 @@ RULES: Mapping[str, str] = {
         WHERE coalesce(burn_micros_per_hour, 0) <> coalesce(open.total, 0)
     """,
 }
-EVERY_RULE: Mapping[str, str] = {**RULES, **audit.RULES, **suppliers_audit.RULES, **price_audit.RULES}
+EVERY_RULE: Mapping[str, str] = {
+    **RULES,
+    **audit.RULES,
+    **suppliers_audit.RULES,
+    **sla_audit.RULES,
+    **price_audit.RULES,
+}
 COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice)
 
 
@@ -194,7 +201,8 @@ def recompute() -> list[Finding]:
     """Work out every invoice, and what suppliers are owed, a second time from spans and prices; return what differs."""
     found = [Finding("invoice_comes_out_the_same", number, detail) for number, detail in proof.findings()]
     owed = suppliers_proof.findings()
-    return found + [Finding("accrual_comes_out_the_same", span, detail) for span, detail in owed]
+    found += [Finding("accrual_comes_out_the_same", span, detail) for span, detail in owed]
+    return found + [Finding("sla_comes_out_the_same", month, detail) for month, detail in sla_audit.findings()]
 
 
 def counts() -> dict[str, int]:

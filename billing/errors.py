@@ -90,6 +90,10 @@ class BadRateCard(BillingError):
     """Nobody can be paid by a rate card that says this, or another one begins at the same moment."""
 
 
+class BadAdjustment(BillingError):
+    """An adjustment of a supplier says how much and why."""
+
+
 class SecondPersonNeeded(BillingError):
     """Whoever proposes to give money back, or to change prices, does not decide about it."""
 

@@ -53,6 +53,7 @@ app.conf.update(
             ("what suppliers are owed", "billing.tasks.accrue", 3600.0),
             ("tiers and commitments", "billing.tasks.post_adjustments", 3600.0),
             ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),
+            ("service levels of months that are over", "marketplace.tasks.close_service_levels", 3600.0),
             ("invoices to send", "marketplace.tasks.send_invoices", 30.0),
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),

@@ -5,6 +5,7 @@ from django.utils import timezone
 
 from marketplace import delivery, idempotency, recalls, rentals, restarts, sessions, spot, volumes, waiting
 from marketplace.invoices import mail
+from marketplace.sla import closing
 
 STOPS_MAX = 100
 RESTARTS_MAX = 50
@@ -83,3 +84,9 @@ def hold_auction(offer_id: int) -> None:
 def send_invoices() -> None:
     """Send invoices by e-mail that were not sent yet."""
     mail.send_due(at=timezone.now(), limit=MAILS_MAX)
+
+
+@shared_task
+def close_service_levels() -> None:
+    """Judge how available instances were in months that are over, and give back what is owed for that."""
+    closing.close_due(at=timezone.now())

@@ -29,6 +29,7 @@ from billing.models.prices import (
     PriceListItem,
     SimulatedBill,
 )
+from billing.models.sla import SlaVerdict, SupplierAdjustment
 from billing.models.suppliers import Accrual, Delivery, Earning, RateCard
 from billing.models.usage import UNITS, Charge, PriceModel, PricePoint, PriceVersion, Runway, Unit, UsageSpan
 
@@ -69,6 +70,8 @@ __all__ = [
     "Refund",
     "Runway",
     "SimulatedBill",
+    "SlaVerdict",
+    "SupplierAdjustment",
     "Transfer",
     "Unit",
     "UsageSpan",

@@ -1,0 +1,101 @@
+"""The service level by itself: every month that is over is judged, and what it owes is given back without a claim."""
+
+import time
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import connection
+
+from billing.models import SlaVerdict
+from billing.months import month_of, next_month
+from billing.sla import availability, posting, terms
+from billing.sla.availability import Verdict
+from billing.sla.terms import Terms
+from marketplace.sla import evidence
+from marketplace.sla.evidence import Case
+from provisioning.models import Instance
+
+log = structlog.get_logger("marketplace.sla")
+
+# How long after the end of a month its last reports are waited for.
+GRACE = timedelta(hours=2)
+MONTHS_BACK = 3
+BATCH = 200
+
+DUE = """
+SELECT DISTINCT resource_id FROM billing_usagespan span
+WHERE meter = 'gpu' AND started_at < %(end)s AND (ended_at IS NULL OR ended_at > %(month)s) AND resource_id > %(after)s
+  AND NOT EXISTS (
+      SELECT FROM billing_slaverdict verdict WHERE verdict.resource_id = span.resource_id AND month = %(month)s
+  )
+ORDER BY resource_id LIMIT %(limit)s
+"""
+
+
+def close_due(*, at: datetime, seconds: int = 40) -> int:
+    """Judge what ran in each of the last months that are over and was not judged yet; return how many that were.
+
+    Stops after some time and goes on with the next call; each instance is judged in a transaction of its own, once.
+    """
+    deadline = time.monotonic() + seconds
+    judged = 0
+    for month in _months_over(at):
+        found = terms.in_force(month)
+        after = ""
+        while found is not None and (batch := _due(month, after)):
+            for case in evidence.cases(batch, month=month, terms=found, at=at):
+                judged += _post(case, found, at=at)
+            after = batch[-1]
+            if time.monotonic() > deadline:
+                return judged
+    return judged
+
+
+def _months_over(at: datetime) -> list[datetime]:
+    """The last months that ended a grace ago, oldest first."""
+    month = month_of(at - GRACE)
+    found = []
+    for _ in range(MONTHS_BACK):
+        month = month_of(month - timedelta(days=1))
+        found.append(month)
+    return found[::-1]
+
+
+def _due(month: datetime, after: str) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(DUE, {"month": month, "end": next_month(month), "after": after, "limit": BATCH})
+        return [resource_id for (resource_id,) in cursor.fetchall()]
+
+
+def _post(case: Case, found: Terms, *, at: datetime) -> bool:
+    instance = case.instance
+    subject = posting.Subject(
+        organization=instance.project.organization,
+        resource_id=instance.public_id,
+        resource_name=instance.name,
+        project=instance.project.public_id,
+        supplier_id=instance.offer.supplier_id,
+        offer=instance.offer.public_id,
+    )
+    try:
+        return posting.post(subject=subject, seen=case.seen, terms=found, at=at) is not None
+    except Exception:  # one that cannot be judged must not keep the others from it
+        log.exception("not judged", instance=instance.public_id)
+        return False
+
+
+def so_far(instances: Iterable[Instance], *, at: datetime) -> dict[str, tuple[Verdict, Case, Terms]]:
+    """Return how each stands in the month that runs, by id: what its credit would be if it ended now."""
+    month = month_of(at)
+    found = terms.in_force(month)
+    if found is None:
+        return {}
+    keys = [instance.public_id for instance in instances]
+    made = evidence.cases(keys, month=month, terms=found, at=at)
+    return {case.instance.public_id: (availability.judge(case.seen, found), case, found) for case in made}
+
+
+def verdicts(resource_id: str) -> list[SlaVerdict]:
+    """Return the months of an instance that are over, the newest first."""
+    return list(SlaVerdict.objects.filter(resource_id=resource_id).order_by("-month"))

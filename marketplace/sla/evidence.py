@@ -1,0 +1,96 @@
+"""What the availability of instances in a month follows from: read in a few queries for many at once."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Q, Sum
+
+from billing import floating
+from billing.models import UsageSpan
+from billing.months import next_month
+from billing.sla.availability import Seen
+from billing.sla.terms import Terms
+from marketplace.sla import history
+from marketplace.sla.history import Move
+from provisioning.models import Instance, InstanceEvent, Interruption
+
+
+@dataclass(frozen=True)
+class Case:
+    """An instance with what was seen of it in a month."""
+
+    instance: Instance
+    seen: Seen
+
+
+def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Six queries."""
+    found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
+    rows = list(found.order_by("public_id"))
+    ends = min(next_month(month), max(month, at))
+    spans = _spans(resource_ids, month, ends)
+    paid = _paid(spans, month, ends)
+    moves, notes = _events([row.pk for row in rows], before=ends)
+    returned = _returned([row.pk for row in rows], month, ends)
+    made = []
+    for row in rows:
+        told = history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for)
+        seen = Seen(
+            begins=month,
+            ends=ends,
+            expected=_touching(told.expected, month),
+            down=_touching(told.down, month),
+            measured=tuple((span.started_at, span.ended_at or ends) for span in spans[row.public_id]),
+            noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > month),
+            paid_micros=paid[row.public_id],
+            returned_micros=returned[row.pk],
+        )
+        made.append(Case(row, seen))
+    return made
+
+
+def _touching(stretches: Sequence[tuple[datetime, datetime]], month: datetime) -> tuple[tuple[datetime, datetime], ...]:
+    return tuple((begin, end) for begin, end in stretches if end > month and begin < end)
+
+
+def _spans(resource_ids: Collection[str], month: datetime, ends: datetime) -> dict[str, list[UsageSpan]]:
+    there = Q(ended_at=None) | Q(ended_at__gt=month)
+    rows = UsageSpan.objects.filter(
+        there, resource_id__in=resource_ids, meter=UsageSpan.Meter.GPU, started_at__lt=ends
+    ).select_related("price_version")
+    found: dict[str, list[UsageSpan]] = defaultdict(list)
+    for row in rows.order_by("started_at"):
+        found[row.resource_id].append(row)
+    return found
+
+
+def _paid(spans: dict[str, list[UsageSpan]], month: datetime, ends: datetime) -> dict[str, int]:
+    """What each cost in the month: the whole until its end less the whole until its beginning, as invoices have it."""
+    rows = [span for each in spans.values() for span in each]
+    until = floating.amounts_micros([(span, min(ends, span.ended_at or ends)) for span in rows])
+    before = floating.amounts_micros([(span, month) for span in rows])
+    paid: dict[str, int] = defaultdict(int)
+    for span, whole, less in zip(rows, until, before, strict=True):
+        paid[span.resource_id] += whole - less
+    return paid
+
+
+def _events(keys: Sequence[int], *, before: datetime) -> tuple[dict[int, list[Move]], dict[int, list[datetime]]]:
+    moves: dict[int, list[Move]] = defaultdict(list)
+    notes: dict[int, list[datetime]] = defaultdict(list)
+    rows = InstanceEvent.objects.filter(instance__in=keys, at__lt=before).order_by("at", "pk")
+    for key, kind, at, phase, reason in rows.values_list("instance_id", "kind", "at", "new_phase", "reason"):
+        if kind == InstanceEvent.Kind.HEALTH:
+            notes[key].append(at)
+        else:
+            moves[key].append(Move(at, phase, reason))
+    return moves, notes
+
+
+def _returned(keys: Sequence[int], month: datetime, ends: datetime) -> dict[int, int]:
+    """What was given back of the month for interruptions already."""
+    rows = Interruption.objects.filter(instance__in=keys, ended_at__gte=month, ended_at__lt=ends)
+    totals = rows.order_by().values_list("instance").annotate(total=Sum("credited_micros"))
+    return defaultdict(int, {key: total or 0 for key, total in totals})
