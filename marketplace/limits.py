@@ -17,7 +17,8 @@ from provisioning import quotas
 from provisioning.errors import QuotaExceeded
 from provisioning.models import Instance, Quota
 
-LIMIT_MAX = 10**15
+# The most that a limit may say: more GPUs than the marketplace is built for, and a billion an hour.
+LIMIT_MAX: dict[str, int] = {Quota.Unit.GPUS: 1_000_000, Quota.Unit.MICROS_PER_HOUR: 10**15}
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ def amount(number: int, *, unit: str, currency: str) -> str:
     """Return so much of a quota, as people read it."""
     if unit == Quota.Unit.MICROS_PER_HOUR:
         return gettext("%(money)s an hour") % {"money": shown(number, currency)}
-    return gettext("%(gpus)s GPUs") % {"gpus": number}
+    return gettext("%(gpus)s GPUs") % {"gpus": f"{number:,}"}
 
 
 def why(error: QuotaExceeded) -> str:
     """Say which quota refused, with its numbers."""
     money = error.unit == Quota.Unit.MICROS_PER_HOUR
     wanted, held, limit = (
-        shown(number, "") if money else str(number) for number in (error.wanted, error.held, error.limit)
+        shown(number, "") if money else f"{number:,}" for number in (error.wanted, error.held, error.limit)
     )
     texts = {"wanted": wanted, "held": held, "limit": limit} | {
         "what": words_of(gpu_model=error.gpu_model, market=error.market)
@@ -105,8 +106,9 @@ def check_words(*, gpu_model: str, market: str, unit: str, limit: int) -> None:
         raise BadOrder("market", gettext("Choose one of %(known)s.") % {"known": ", ".join(Instance.Market.values)})
     if unit not in Quota.Unit.values:
         raise BadOrder("unit", gettext("Choose one of %(known)s.") % {"known": ", ".join(Quota.Unit.values)})
-    if not 0 <= limit <= LIMIT_MAX:
-        raise BadOrder("limit", gettext("A limit is 0 or more, and not beyond reason."))
+    if not 0 <= limit <= LIMIT_MAX[unit]:
+        most = shown(LIMIT_MAX[unit], "") if unit == Quota.Unit.MICROS_PER_HOUR else f"{LIMIT_MAX[unit]:,}"
+        raise BadOrder("limit", gettext("A limit is a number from 0 to %(most)s.") % {"most": most})
 
 
 @transaction.atomic

@@ -48,7 +48,8 @@ def request(
         raise BadOrder("reason", gettext("Say why, in 1 to %(most)s characters.") % {"most": REASON_LENGTH_MAX})
     now = _quota_of(organization, project, gpu_model=gpu_model, market=market, unit=unit).first()
     if now is not None and limit <= now.limit:
-        raise BadOrder("limit", gettext("The limit is %(limit)s already; ask for more.") % {"limit": now.limit})
+        is_now = limits.amount(now.limit, unit=unit, currency=organization.currency)
+        raise BadOrder("limit", gettext("The limit is %(limit)s already; ask for more.") % {"limit": is_now})
     text = gettext("This limit is asked for already; withdraw that request first.")
     with given_once("quota_request_open_once_per_limit", text), transaction.atomic():
         made = QuotaRequest.objects.create(
@@ -157,7 +158,7 @@ def tell(rule: QuotaRule) -> str:
     return gettext(
         "Up to %(gpus)s GPUs (%(what)s) for who has paid %(paid)s or more in %(currency)s and owes nothing."
     ) % {
-        "gpus": rule.gpus_max, "what": limits.words_of(gpu_model=rule.gpu_model, market=rule.market),
+        "gpus": f"{rule.gpus_max:,}", "what": limits.words_of(gpu_model=rule.gpu_model, market=rule.market),
         "paid": shown(rule.paid_micros_min, rule.currency), "currency": rule.currency,
     }  # fmt: skip
 

@@ -54,7 +54,7 @@ def counts(row: dict[str, Any]) -> str:
 
 
 def figure(row: dict[str, Any], name: str) -> str:
-    return words.money(row[name], row["currency"]) if row["unit"] == "per_hour" else str(row[name])
+    return words.money(row[name], row["currency"]) if row["unit"] == "per_hour" else f"{row[name]:,}"
 
 
 @app.command("request")

@@ -59,6 +59,16 @@ def test_a_request_waits_for_a_person_and_changes_no_limit(actor: Actor, project
     assert AuditEntry.objects.get(verb="quota.request").after == {"limit": 40, "reason": "a training run"}
 
 
+@pytest.mark.parametrize(("limit", "unit"), [(99_999_999_999, "gpus"), (10**15 + 1, "micros_per_hour")])
+def test_nobody_asks_for_more_than_there_could_ever_be(
+    actor: Actor, project: Project, limit: int, unit: Quota.Unit
+) -> None:
+    with pytest.raises(BadOrder, match="from 0 to 1,000,000") as refused:
+        ask(actor, project, limit=limit, unit=unit)
+    assert refused.value.field == "limit"
+    assert not QuotaRequest.objects.exists()
+
+
 def test_an_approval_raises_the_limit_with_a_note(actor: Actor, manager: Actor, project: Project) -> None:
     made = ask(actor, project)
     quota_requests.approve(actor=manager, found=made, note="welcome", at=timezone.now())

@@ -71,7 +71,8 @@ class ShopWithQueue(Shop):
             case "GET", ["quotas"]:
                 return 200, {"data": [QUOTA, SPEND], "next_cursor": None}
             case "POST", ["quota-requests"]:
-                return 201, QUOTA | {"limit": body["limit"], "state": "approved", "decided_by": "rule “paid”"}
+                asked = SPEND if isinstance(body["limit"], str) else QUOTA
+                return 201, asked | {"limit": body["limit"], "state": "approved", "decided_by": "rule “paid”"}
             case "GET", ["budgets"]:
                 return 200, {"data": [BUDGET]}
             case "GET", ["budgets", "prj_1"]:

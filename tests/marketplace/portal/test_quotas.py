@@ -43,6 +43,17 @@ def test_a_request_is_sent_shown_and_withdrawn(owner: Client, project: Project) 
     assert made.state == "withdrawn"
 
 
+def test_numbers_of_gpus_have_their_thousands_apart(owner: Client, project: Project) -> None:
+    Quota.objects.filter(project=project, gpu_model="", unit="gpus").update(limit=123_456)
+    Quota.objects.filter(project=None).update(limit=345_678)
+    form = {"owner": project.public_id, "limit": "234567", "reason": "a big run", "gpu_model": "", "market": ""}
+    assert owner.post(reverse("quotas"), form).status_code == 302
+    text = opened(owner, "quotas").text
+    for number in ("123,456", "345,678", "234,567 GPUs (All GPUs)"):
+        assert number in text, number
+    assert "0 of 123,456 held" in opened(owner, "projects").text
+
+
 def test_more_money_an_hour_is_asked_for_as_well(owner: Client, project: Project) -> None:
     form = {"owner": project.public_id, "unit": "per_hour", "limit": "250.50", "reason": "a big run"}
     assert owner.post(reverse("quotas"), form).status_code == 302
@@ -54,7 +65,7 @@ def test_more_money_an_hour_is_asked_for_as_well(owner: Client, project: Project
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"limit": "3"}, "ask for more"), ({"limit": "lots"}, "0 or more"), ({"reason": ""}, "Say why")],
+    [({"limit": "3"}, "ask for more"), ({"limit": "lots"}, "from 0 to 1,000,000"), ({"reason": ""}, "Say why")],
 )
 def test_a_bad_request_keeps_what_was_typed(
     owner: Client, project: Project, change: dict[str, str], words: str
@@ -125,7 +136,8 @@ def test_the_launch_form_offers_to_wait_when_nothing_is_free(owner: Client, full
     assert Instance.objects.count() == 0
     listed = opened(owner, "waits").text
     assert entry.public_id in listed
-    assert "Its GPUs are not free yet" in listed
+    assert "It is new: whether it can start is found out within seconds." in listed
+    assert "not free yet" not in listed
     owner.post(reverse("wait-cancel", args=[entry.public_id]))
     entry.refresh_from_db()
     assert entry.state == "cancelled"
