@@ -166,3 +166,17 @@ def test_a_bid_that_a_policy_excludes_says_so_in_the_list_on_its_page_and_at_its
     assert answer.status_code == 409
     assert "in a country that a policy excludes" in read(answer).text
     assert Bid.objects.count() == 1
+
+
+def test_a_demand_whose_curve_is_hidden_is_not_said_to_be_none(owner: Client, sold: Fleet) -> None:
+    held = spot.clear(offer_id=sold.h200.pk, at=timezone.now())
+    pages = (reverse("spot", args=["h200-narvik"]), reverse("spot-auction", args=["h200-narvik", held.public_id]))
+    for address in pages:
+        assert "Nobody bid the reserve or more." in read(owner.get(address)).text
+    bid_of(owner)
+    held = spot.clear(offer_id=sold.h200.pk, at=timezone.now() + timedelta(minutes=1))
+    for address in (pages[0], reverse("spot-auction", args=["h200-narvik", held.public_id])):
+        page = read(owner.get(address))
+        assert faults(page) == []
+        assert "1 bid of the reserve or more asked for 2 GPUs. Its price stays sealed" in page.text
+        assert "Nobody bid" not in page.text
