@@ -23,7 +23,7 @@ import structlog
 from django.db import connection, transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q, Sum
 from django.db.models.functions import Coalesce
-from django.utils.translation import gettext
+from django.utils.translation import get_language, gettext
 
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import PriceVersion
@@ -45,6 +45,7 @@ WAITS_MAX = 20  # of one organization for one offer
 SHARE_MAX_PERCENT = 50
 ESTIMATED_FROM = timedelta(hours=24)
 NEAREST_MAX = 3
+ENGLISH = "en"
 
 State = WaitingOrder.State
 Why = WaitingOrder.Why
@@ -167,6 +168,20 @@ def cancel(*, actor: Actor, entry: WaitingOrder, at: datetime) -> None:
     entry.state, entry.closed_at = locked.state, locked.closed_at
     audit.record_of(entry, "wait.cancel", actor=actor)
     _tell_capacity(entry.offer, at=at)
+
+
+def told(entry: WaitingOrder) -> str:
+    """Say why an order still waits, in the reader's language.
+
+    The sweep writes its numbers in English; readers of another language get the
+    words for the kind of hindrance, and those of a refusal behind them.
+    """
+    if entry.tried_at is None:
+        return gettext("It is new: whether it can start is found out within seconds.")
+    label = entry.get_why_display()
+    if (get_language() or ENGLISH).startswith(ENGLISH):
+        return entry.message or label
+    return f"{label} ({entry.message})" if entry.why == Why.REFUSED and entry.message else label
 
 
 def demand(offer: Offer, at: datetime) -> int:

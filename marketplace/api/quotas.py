@@ -322,7 +322,7 @@ def _wait(entry: WaitingOrder, position: int | None, estimate: Any) -> Answer:
         "state": entry.state,
         "position": position,
         "why": entry.why if waits else None,
-        "message": (entry.message or entry.get_why_display()) if waits else "",
+        "message": waiting.told(entry) if waits else "",
         "estimate": estimate,
         "instance": entry.instance.public_id if entry.instance else None,
         "tried_at": entry.tried_at,

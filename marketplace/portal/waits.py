@@ -29,7 +29,7 @@ def listed(visit: Visit) -> HttpResponse:
     rows = list(found.order_by("-pk")[:PAGE])
     places, estimates = waiting.positions(rows), waiting.estimates(rows, at=visit.at)
     context = {
-        "rows": [(row, places.get(row.pk), estimates.get(row.pk)) for row in rows],
+        "rows": [(row, places.get(row.pk), estimates.get(row.pk), waiting.told(row)) for row in rows],
         "organization": organization,
         "may_change": access.may(visit.actor, organization, "wait.change"),
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import time_machine
 from django.db import transaction
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from billing import prices
 from billing.models import Account
@@ -114,6 +114,20 @@ def test_an_order_starts_once_its_gpus_are_free(
     assert Instance.objects.count() == 3
     started = AuditEntry.objects.get(verb="wait.start")
     assert started.after == {"instance": entry.instance.public_id}
+
+
+def test_why_it_waits_is_told_in_the_reader_s_language_and_never_before_it_is_known(
+    wait: Wait, full: list[Instance]
+) -> None:
+    entry = wait(gpus=8)
+    assert waiting.told(entry).startswith("It is new")
+    sweep()
+    entry.refresh_from_db()
+    assert waiting.told(entry) == entry.message
+    with translation.override("ja"):
+        assert waiting.told(entry) == "GPUがまだ空いていません"
+        entry.why, entry.message = "refused", "The order is odd."
+        assert waiting.told(entry).endswith("(The order is odd.)")
 
 
 def test_while_it_waits_nothing_is_held_or_charged(wait: Wait, full: list[Instance], acme: Organization) -> None:
