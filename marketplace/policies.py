@@ -39,7 +39,7 @@ def replace(
 ) -> Policy:
     """Make a document the whole policy of an organization or a project; what runs is not moved.
 
-    Raises BadOrder with the field, or StaleInstance where the policy is not at `version` any more.
+    Raises BadOrder with the field, or StaleVersion where the policy is not at `version` any more.
     """
     try:
         before, row = policies.replace(**_key(scope), document=document, version=version, at=at)

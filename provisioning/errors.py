@@ -16,6 +16,10 @@ class StaleInstance(ProvisioningError):
     """Somebody else moved the instance first; look again."""
 
 
+class StaleVersion(ProvisioningError):
+    """The document was replaced since it was read; read it again."""
+
+
 class StaleInterruption(ProvisioningError):
     """The interruption was called off, carried out or ended meanwhile; look again."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
-from provisioning.errors import StaleInstance
+from provisioning.errors import StaleVersion
 from provisioning.models import Policy
 from provisioning.placing.policy import Facts, broken_by, checked
 
@@ -66,7 +66,7 @@ def replace(
 ) -> tuple[dict[str, Any], Policy]:
     """Make a document the whole policy of an organization or a project; return the one before, and the new row.
 
-    With a `version`, only where the policy still has it (0: there is none yet), else StaleInstance. Raises BadPolicy.
+    With a `version`, only where the policy still has it (0: there is none yet), else StaleVersion. Raises BadPolicy.
     """
     wanted = checked(document)
     row, _new = Policy.objects.get_or_create(
@@ -74,7 +74,7 @@ def replace(
     )
     row = Policy.objects.select_for_update().get(pk=row.pk)
     if version is not None and version != row.version:
-        raise StaleInstance(_("The policy was changed meanwhile; read it again, then repeat your change."))
+        raise StaleVersion(_("The policy was changed meanwhile; read it again, then repeat your change."))
     before = row.document
     row.document, row.version, row.updated_at = wanted, row.version + 1, at
     row.save(update_fields=["document", "version", "updated_at"])

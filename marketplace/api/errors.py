@@ -30,6 +30,7 @@ from provisioning.errors import (
     QuotaExceeded,
     StaleInstance,
     StaleInterruption,
+    StaleVersion,
 )
 from provisioning.output import BadCursor
 
@@ -137,6 +138,10 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     StaleInstance: Kind(
         409, "wrong_state", "It changed at the same moment", "same_request", "Look again, then repeat the request."
+    ),
+    StaleVersion: Kind(
+        409, "stale_version", "It was changed meanwhile", "new_request",
+        "Read it again (GET), then repeat your change with the ETag that you got.",
     ),
     StaleInterruption: Kind(
         409, "interruption_over", "The interruption is not open any more", "none",

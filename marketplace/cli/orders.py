@@ -19,6 +19,8 @@ from marketplace.cli.session import Session
 
 COMMAND = "gpumarket.command"
 ATTACH = ("auto", "forbid", "strict")
+# For which refusals the next offer of our choice is asked, and what is said then of the first.
+GIVES_WAY = {"no_capacity": "was sold out meanwhile", "policy_excludes": "is kept out by a policy"}
 
 OfferName = Annotated[
     str | None,
@@ -176,16 +178,23 @@ class Order:
         return self._tries[0][0]
 
     def place(self) -> dict[str, Any]:
-        """Launch, and return the instance. An offer of our choice that was just sold out makes way for the next."""
+        """Launch, and return the instance."""
+        return self._send()
+
+    def _send(self, **params: Any) -> dict[str, Any]:
+        """Send the order. An offer of our choice that cannot take it makes way for the next, at its own price."""
         while True:
             offer, key = self._tries[0]
+            body = {"offer": offer["slug"], **self._body}
             try:
-                return self._session.client.post("/instances", {"offer": offer["slug"], **self._body}, key=key)
+                return self._session.client.post("/instances", body, key=key, **params)
             except Problem as refusal:
-                if refusal.code != "no_capacity" or len(self._tries) == 1:
+                if refusal.code not in GIVES_WAY or len(self._tries) == 1:
                     raise
                 self._tries.pop(0)
-                self._session.terminal.say(f"{offer['slug']} was sold out meanwhile; taking {self.offer['slug']}.")
+                why = GIVES_WAY[refusal.code]
+                self._session.terminal.say(f"{offer['slug']} {why}; taking {self.offer['slug']}.")
+                self._say_price()
 
     def wait(self, *, max_price: str | None, until: str) -> dict[str, Any]:
         """Let the first offer's queue have the order; without a price, at the offer's of today."""
@@ -196,18 +205,20 @@ class Order:
 
     def rehearse(self) -> dict[str, Any]:
         """Ask whether the order would be accepted; nothing is done."""
-        offer, key = self._tries[0]
-        return self._session.client.post("/instances", {"offer": offer["slug"], **self._body}, key=key, dry_run="true")
+        return self._send(dry_run="true")
 
     def say(self) -> None:
         """Say what is ordered, at what price, and if the choice was ours, why this one."""
-        offer, price = self.offer, self.offer["price"]
-        gpus = self._body["gpus"] * self._body["replicas"]
-        per_hour = words.money(Decimal(price["amount"]) * gpus, price["currency"])
         if self._chosen:
             others = len(self._tries) - 1
             why = f"the cheapest of {others + 1} that fit" if others else "the only one that fits"
-            self._session.terminal.say(f"Offer: {offer['slug']}, {why}.")
+            self._session.terminal.say(f"Offer: {self.offer['slug']}, {why}.")
+        self._say_price()
+
+    def _say_price(self) -> None:
+        offer, price = self.offer, self.offer["price"]
+        gpus = self._body["gpus"] * self._body["replicas"]
+        per_hour = words.money(Decimal(price["amount"]) * gpus, price["currency"])
         size = f"{self._body['replicas']} x {self._body['gpus']}" if self._body["replicas"] > 1 else str(gpus)
         self._session.terminal.say(
             f"{size} {offer['gpu_model']} in {offer['site']['name']} ({offer['site']['country']}) "

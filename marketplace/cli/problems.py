@@ -89,6 +89,8 @@ class Problem(Exception):
         lines.append(f"  Charged: {CHARGED[document.get('charged')]}")
         if suggestion := self.suggestion():
             lines.append(f"  What to do: {suggestion}")
+        if document.get("placement"):
+            lines.append(f"  Looked at: gpumarket why {document['placement']}")
         if document.get("connection"):
             lines.append(f"  Connection: {document['connection']}")
         reference = [str(document[part]) for part in ("code", "request_id", "instance_id") if document.get(part)]
@@ -115,6 +117,7 @@ SUGGESTIONS = {
     "quote_expired": "Ask for a new quote: repeat the command.",
     "quote_used": "See what it bought: gpumarket reservations",
     "limit_too_low": "Raise --limit, or see what is for sale: gpumarket listings asks OFFER",
+    "stale_version": "See what it is now, then repeat your change: gpumarket policy show",
     "conflict": "Change what is named above; the ls command of its kind shows what is there already.",
     "no_room": "Try again later, or make the volume in another --site.",
     "quota_exceeded": "End what you do not need (gpumarket terminate INSTANCE), or: gpumarket quota request",

@@ -38,6 +38,7 @@ from provisioning.errors import (
     QuotaExceeded,
     StaleInstance,
     StaleInterruption,
+    StaleVersion,
 )
 from provisioning.output import BadCursor
 
@@ -138,6 +139,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Look at it again, then repeat what you wanted."),
         gettext_lazy("Somebody else, or the marketplace itself, was faster."),
         (gettext_lazy("See instances"), reverse_lazy("instances")),
+    ),
+    StaleVersion: Kind(
+        409,
+        gettext_lazy("It was changed meanwhile"),
+        gettext_lazy("Open the page again, then repeat your change."),
+        link=(gettext_lazy("See the policies"), reverse_lazy("policies")),
     ),
     StaleInterruption: Kind(
         409,

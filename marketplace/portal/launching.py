@@ -19,7 +19,7 @@ from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
 from marketplace.money import plain, shown
 from marketplace.offers import Listing
-from marketplace.portal import bidding, commands, errors, mounting, waits
+from marketplace.portal import bidding, commands, errors, excluding, mounting, waits
 from marketplace.portal.doors import REFUSALS, Visit, page
 from provisioning import images
 from provisioning.models import Instance
@@ -195,7 +195,7 @@ def launch(visit: Visit) -> HttpResponse:
         return _form(visit, Draft.begin(visit.request.GET.dict()))
     draft = Draft.read(visit)
     project = access.project_for(visit.actor, draft.typed["project"] or None, verb="instance.change")
-    listing = _chosen(_listings(visit, project.organization.currency), draft)
+    listing = _chosen(_listings(visit, project.organization.currency), draft, {})
     max_price_micros = draft.max_price_micros() if draft.bids else 0
     order = draft.order(project, listing) if listing else None
     if order is None:
@@ -276,13 +276,15 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     projects = visit.projects(organization)
     project = next((one for one in projects if one.public_id == draft.typed["project"]), projects[0])
     listings = _listings(visit, organization.currency)
-    listing = _chosen(listings, draft)
+    excluded = excluding.excluded(project, listings)
+    listing = _chosen(listings, draft, excluded)
     context: dict[str, Any] = {
         "draft": draft,
         "typed": draft.typed,
         "errors": draft.errors,
         "listings": listings,
         "listing": listing,
+        "excluded": excluded,
         "projects": projects,
         "project": project,
         "takes_image": listing is not None and listing.offer.runtime == Offer.Runtime.PODMAN,
@@ -324,6 +326,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
             found = _bid_estimate(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
         else:
             found = _estimate(project, listing, gpus, replicas)
+    if found and listing.offer.pk in excluded:
+        found.checks.insert(0, Check(False, excluded[listing.offer.pk], _("Choose another offer.")))
     if found and context["takes_image"]:
         found.checks.append(_image_check(project, draft.typed["image"]))
     if found and not found.fits:
@@ -341,11 +345,15 @@ def _listings(visit: Visit, currency: str) -> list[Listing]:
     return sorted(found, key=lambda listing: listing.price.micros_per_unit_hour)
 
 
-def _chosen(listings: list[Listing], draft: Draft) -> Listing | None:
-    """Return the offer that the form names; without a name the cheapest that is free. Unknown names are NotFound."""
+def _chosen(listings: list[Listing], draft: Draft, excluded: dict[int, str]) -> Listing | None:
+    """Return the offer that the form names; without a name the cheapest that is free and that policies allow.
+
+    Unknown names are NotFound.
+    """
     wanted = draft.typed["offer"]
     if not wanted:
-        free = [listing for listing in listings if listing.available_gpus] or listings
+        allowed = [listing for listing in listings if listing.offer.pk not in excluded] or listings
+        free = [listing for listing in allowed if listing.available_gpus] or allowed
         return free[0] if free else None
     for listing in listings:
         if wanted in {listing.offer.slug, listing.offer.public_id}:
@@ -448,8 +456,8 @@ def _quota_check(project: Project, offer: Offer, gpus: int, market: Instance.Mar
         tightest.limit,
     ) % {
         "project": tightest.project.name if tightest.project else project.organization.name,
-        "held": tightest.held,
-        "limit": tightest.limit,
+        "held": f"{tightest.held:,}",
+        "limit": f"{tightest.limit:,}",
     }
     if gpus <= tightest.free:
         return Check(True, text)

@@ -15,7 +15,7 @@ from marketplace.access import Actor, person
 from marketplace.errors import BadOrder
 from marketplace.models import AuditEntry, Offer, Organization, Project
 from provisioning import decisions, engine, nodes, placement, policies, quotas
-from provisioning.errors import IllegalMove, NoCapacity, PolicyExcludes, ProvisioningError, StaleInstance
+from provisioning.errors import IllegalMove, NoCapacity, PolicyExcludes, ProvisioningError, StaleVersion
 from provisioning.models import (
     Assignment,
     GpuHold,
@@ -136,7 +136,7 @@ def test_old_decisions_are_forgotten(rent: Rent) -> None:
 def test_a_replaced_policy_has_a_new_version_and_an_audit_entry(rule: Rule, project: Project) -> None:
     assert rule(project, countries={"deny": ["us"]}, version=0).version == 1
     assert rule(project, no_shared_host=True, version=1).document == {"no_shared_host": True}
-    with pytest.raises(StaleInstance):
+    with pytest.raises(StaleVersion):
         rule(project, version=1)
     entry = AuditEntry.objects.filter(verb="policy.replace").latest("pk")
     assert (entry.subject_id, entry.before, entry.after) == (

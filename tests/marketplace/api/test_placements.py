@@ -68,7 +68,7 @@ def test_a_policy_is_replaced_as_a_whole_and_only_at_the_version_that_was_read(
     assert (after.status_code, after.json()["document"]) == (200, {"countries": {"deny": ["NO"]}})
     assert after.headers["ETag"] == '"1"'
     late = program.ask("put", path, {}, If_Match='"0"')
-    assert (late.status_code, late.json()["code"]) == (409, "wrong_state")
+    assert (late.status_code, late.json()["code"], late.json()["retry"]) == (409, "stale_version", "new_request")
     refused = launched(program)
     assert (refused.status_code, refused.json()["code"]) == (409, "policy_excludes")
     assert "in a country that a policy excludes" in refused.json()["detail"]

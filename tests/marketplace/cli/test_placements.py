@@ -6,6 +6,7 @@ import pytest
 
 from marketplace.cli import orders, placements
 from marketplace.cli.problems import Problem
+from tests.marketplace.cli.shop import make_problem
 from tests.marketplace.cli.test_help import REFERENCE
 
 REFUSED = {
@@ -58,6 +59,22 @@ def test_a_policy_is_read_from_a_file_or_told_what_is_wrong_with_it(tmp_path):
     with pytest.raises(Problem) as refused:
         placements.read_document(tmp_path / "nosuch.json")
     assert refused.value.reasons() == ["No such file or directory"]
+
+
+def test_a_policy_that_was_changed_meanwhile_is_told_at_once_with_where_to_look(gpumarket, shop, tmp_path, monkeypatch):
+    def stale(method, words, *rest):
+        return (
+            make_problem(409, "stale_version", retry="new_request") if method == "PUT" else whole(method, words, *rest)
+        )
+
+    whole = shop.answer
+    monkeypatch.setattr(shop, "answer", stale)
+    file = tmp_path / "policy.json"
+    file.write_text("{}")
+    said = gpumarket("policy", "set", str(file), "--project", "prj_1", "--version", "1")
+    assert said.code == 5
+    assert "gpumarket policy show" in said.err
+    assert len([one for one in shop.requests if one["method"] == "PUT"]) == 1
 
 
 def test_one_node_is_no_nodes():

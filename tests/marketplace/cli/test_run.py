@@ -193,6 +193,25 @@ def test_an_offer_of_our_choice_that_sells_out_makes_way_for_the_next(gpumarket,
     assert first["headers"]["Idempotency-Key"] != second["headers"]["Idempotency-Key"]
 
 
+@pytest.mark.parametrize("command", [["run"], ["launch", "--dry-run"]])
+def test_an_offer_of_our_choice_that_a_policy_keeps_out_makes_way_for_the_next(gpumarket, shop, command):
+    shop.offers = [make_offer("cheap", amount="1.000000"), make_offer("dear", amount="9.000000")]
+    shop.faults.append(make_problem(409, "policy_excludes"))
+    said = gpumarket(*command, "--", "true")
+    assert said.code == 0
+    assert "cheap is kept out by a policy; taking dear." in said.err
+    assert "for 9.00 USD per hour; billing starts when ready." in said.err
+
+
+def test_a_named_offer_that_a_policy_keeps_out_is_refused_with_where_to_look(gpumarket, shop):
+    shop.offers = [make_offer("cheap", amount="1.000000"), make_offer("dear", amount="9.000000")]
+    shop.faults.append(make_problem(409, "policy_excludes", placement="plc_1"))
+    said = gpumarket("run", "cheap", "--", "true")
+    assert said.code == 5
+    assert "Looked at: gpumarket why plc_1" in said.err
+    assert not shop.instances
+
+
 def test_a_wish_that_nothing_fits_is_no_capacity(gpumarket, shop):
     shop.offers = [make_offer("small", free=3, largest=2)]
     said = gpumarket("run", "--gpus", "4", "--", "true")

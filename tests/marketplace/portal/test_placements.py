@@ -1,5 +1,8 @@
 """Why something is where it is, on its pages; and the policies on theirs."""
 
+import html
+import json
+import re
 from typing import Any
 
 import pytest
@@ -7,11 +10,12 @@ from django.test import Client
 from django.urls import reverse
 from django.utils.html import escape
 
-from marketplace.models import Organization, Project
+from marketplace.models import Offer, Organization, Project
 from provisioning import policies
 from provisioning.models import Instance, Node, PlacementDecision
+from provisioning.placing import policy
 from tests.conftest import Fleet, Rent
-from tests.marketplace.portal.reading import faults, read
+from tests.marketplace.portal.reading import Page, faults, read
 
 
 def test_an_instance_leads_to_its_decision(owner: Client, stranger: Client, rent: Rent) -> None:
@@ -66,3 +70,33 @@ def test_what_is_wrong_with_a_policy_is_told_and_what_was_typed_stays(
     assert faults(page) == []
     assert escape(document) in page.html
     assert policies.of(organization_id=acme.pk) is None
+
+
+def test_examples_of_policies_can_be_copied(owner: Client, acme: Organization) -> None:
+    page = read(owner.get(reverse("policies")))
+    examples = [html.unescape(found) for found in re.findall(r"<code>({.*?})</code>", page.html)]
+    assert len(examples) == 5
+    for example in examples:
+        assert policy.checked(json.loads(example))
+
+
+def test_the_launch_form_neither_chooses_nor_ticks_what_a_policy_keeps_out(
+    owner: Client, fleet: Fleet, acme: Organization
+) -> None:
+    def cost() -> str:
+        return owner.post(reverse("launch-estimate"), {"offer": "l40s-narvik", "gpus": "1", "replicas": "1"}).text
+
+    def form() -> Page:
+        return read(owner.get(reverse("launch")))
+
+    assert "check-bad" not in cost()
+    assert "selected" in form().all("option", value="l40s-narvik")[0].attributes
+    rule = {"allow": [acme.public_id]}
+    Offer.objects.filter(pk=fleet.h200.pk).update(supplier=acme)
+    assert saved(owner, acme, json.dumps({"suppliers": rule})).status_code == 302
+    assert "A policy keeps it out: the offer is of a supplier that a policy excludes." in cost()
+    assert 'aria-disabled="true"' in cost()
+    page = form()
+    assert faults(page) == []
+    assert "selected" in page.all("option", value="h200-narvik")[0].attributes
+    assert page.text.count("(kept out by a policy)") == 1
