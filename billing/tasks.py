@@ -1,7 +1,8 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
 Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s, `issue_invoices` every 10 min,
-`accrue` and `post_adjustments` every hour.
+`accrue` and `post_adjustments` every hour; of cards, `send_payments` every 2 s, `handle_processor_events` every 5 s,
+`send_refunds` every 10 s, `top_up` every 30 s, `fetch_processor_events` every hour and `reconcile` every day.
 """
 
 from celery import shared_task
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from billing import adjusting, charging, holds
 from billing.invoicing import issuing
+from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
 from billing.suppliers import accruing
 
 
@@ -35,5 +37,43 @@ def accrue() -> None:
     accruing.release_due(at=at)
 
 
+@shared_task
 def post_adjustments() -> None:
     adjusting.post_due(at=timezone.now())
+
+
+@shared_task
+def send_payment(payment_id: int) -> None:
+    """A nudge: the sweep below would find it too."""
+    paying.send(payment_id=payment_id, at=timezone.now())
+
+
+@shared_task
+def send_payments() -> None:
+    paying.look_due(at=timezone.now())
+
+
+@shared_task
+def send_refunds() -> None:
+    refunds.look_due(at=timezone.now())
+
+
+@shared_task
+def handle_processor_events() -> None:
+    events.handle_due(at=timezone.now())
+
+
+@shared_task
+def fetch_processor_events() -> None:
+    if gateway.is_there():
+        events.fetch_missed(at=timezone.now())
+
+
+@shared_task
+def top_up() -> None:
+    automatic.top_up_due(at=timezone.now())
+
+
+@shared_task
+def reconcile() -> None:
+    reconciliation.run(at=timezone.now())

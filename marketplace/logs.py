@@ -36,5 +36,6 @@ def configure(*, style: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # One line for each request of a look at a Slurm cluster would drown the rest.
+    # One line for each request of a look at a Slurm cluster, or at the card processor, would drown the rest.
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("stripe").setLevel(logging.WARNING)

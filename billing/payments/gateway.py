@@ -44,6 +44,7 @@ from billing.payments.objects import (
     minor_units,
     refund_of,
     transfer_of,
+    unix_seconds,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 20
 SIGNATURE_AGE_MAX_S = 300
 PAGE = 100
-PAGES_MAX = 50
+PAGES_MAX = 1000
 
 
 def is_there() -> bool:
@@ -369,7 +370,7 @@ def statement(*, since: datetime) -> Iterator[StatementLine]:
     """Yield the lines of our balance at the processor since a moment, newest first."""
     with _said():
         found = _client().v1.balance_transactions.list(
-            {"created": {"gte": int(since.timestamp())}, "limit": PAGE, "expand": ["data.source"]}
+            {"created": {"gte": unix_seconds(since)}, "limit": PAGE, "expand": ["data.source"]}
         )
         for made in _pages(found):
             yield line_of(made)
@@ -378,7 +379,7 @@ def statement(*, since: datetime) -> Iterator[StatementLine]:
 def events(*, since: datetime) -> Iterator[Event]:
     """Yield what happened at the processor since a moment, newest first: for what no webhook told us."""
     with _said():
-        found = _client().v1.events.list({"created": {"gte": int(since.timestamp())}, "limit": PAGE})
+        found = _client().v1.events.list({"created": {"gte": unix_seconds(since)}, "limit": PAGE})
         for made in _pages(found):
             yield event_of(made)
 

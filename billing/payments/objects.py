@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from billing.invoicing.rounding import minor_unit_micros
 
 # Under this name every object that we make carries our key.
 KEY = "gpumarket"
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Facts = Mapping[str, Any]
 
@@ -114,7 +116,6 @@ class StatementLine:
     type: str
     source_id: str
     key: str
-    charge_id: str
     amount_micros: int
     fee_micros: int
     currency: str
@@ -137,6 +138,11 @@ def minor_units(micros: int, currency: str) -> int:
     unit = minor_unit_micros(currency)
     assert micros % unit == 0, f"{micros} micros {currency} are not whole minor units"
     return micros // unit
+
+
+def unix_seconds(at: datetime) -> int:
+    """Return a moment as the processor writes them: whole seconds since 1970."""
+    return (at - EPOCH) // timedelta(seconds=1)
 
 
 def intent_of(facts: Facts) -> Intent:
@@ -251,7 +257,6 @@ def line_of(facts: Facts) -> StatementLine:
         type=str(facts.get("type") or ""),
         source_id=_id(source),
         key=_key(about),
-        charge_id=_id(about.get("charge")),
         amount_micros=_micros(facts.get("amount"), currency),
         fee_micros=_micros(facts.get("fee"), currency),
         currency=currency,

@@ -26,7 +26,7 @@ from billing.payments.objects import Hosted, Intent
 
 State = Payment.State
 MOVES: dict[State, tuple[State, ...]] = {
-    State.CREATED: (State.SENDING, State.FAILED, State.CANCELLED),
+    State.CREATED: (State.SENDING, State.SUCCEEDED, State.FAILED, State.CANCELLED),
     State.SENDING: (
         State.UNKNOWN, State.NEEDS_ACTION, State.PROCESSING, State.SUCCEEDED, State.FAILED, State.CANCELLED,
     ),
@@ -35,7 +35,7 @@ MOVES: dict[State, tuple[State, ...]] = {
     ),
     State.NEEDS_ACTION: (State.PROCESSING, State.SUCCEEDED, State.FAILED, State.CANCELLED),
     State.PROCESSING: (State.SUCCEEDED, State.FAILED, State.CANCELLED),
-    # Money that came is ours to book, whatever we had believed before.
+    # Money that came is ours to book, whatever we had believed before (also after a database was restored).
     State.FAILED: (State.SUCCEEDED,),
     State.CANCELLED: (State.SUCCEEDED,),
     State.SUCCEEDED: (),

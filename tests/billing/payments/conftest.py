@@ -1,7 +1,10 @@
 import pytest
 
 from billing.models import Card
+from billing.payments import gateway
+from billing.test_processor.client import InProcess
 from tests.billing.makers import make_organization
+from tests.billing.payments.stage import Processor
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +26,11 @@ def make_card(organization, *, processor_id="pm_1", is_default=True, **overrides
     return Card.objects.create(
         organization=organization, processor_id=processor_id, is_default=is_default, **(ordinary | overrides)
     )
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """The bundled processor, to which the real SDK talks in this process."""
+    played = Processor()
+    monkeypatch.setattr(gateway, "transport", lambda: InProcess(played.world))
+    return played

@@ -1,0 +1,105 @@
+"""Disputes: a bank takes a payment back. The customer owes it again, and gets it back where we win."""
+
+import logging
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import Q
+
+from billing import accounts, ledger, rating, receivables, runway
+from billing.errors import Stranger
+from billing.models import Account, Dispute, Payment, Transfer
+from billing.payments import gateway
+from billing.payments.objects import Disputed
+
+State = Dispute.State
+MOVES: dict[State, tuple[State, ...]] = {
+    State.OPEN: (State.TAKEN, State.WON, State.LOST),
+    State.TAKEN: (State.WON, State.LOST),
+    State.WON: (),
+    State.LOST: (),
+}
+
+log = logging.getLogger(__name__)
+
+
+def look(*, dispute_id: str, at: datetime) -> Dispute:
+    """Bring a dispute to where the processor's object is. Network. Raises Stranger for a payment that is not ours."""
+    return apply(gateway.dispute(dispute_id), at=at)
+
+
+@transaction.atomic
+def apply(disputed: Disputed, *, at: datetime) -> Dispute:
+    """Write down how a dispute stands, and move what the bank took or gave back, each once."""
+    payment = _payment_of(disputed)
+    payer = accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
+    row, _ = Dispute.objects.get_or_create(
+        processor_id=disputed.id,
+        defaults={
+            "payment": payment,
+            "amount_micros": disputed.amount_micros,
+            "reason": disputed.reason,
+            "opened_at": at,
+            "changed_at": at,
+        },
+    )
+    if disputed.taken_micros and not _has_moved(f"dispute:{row.public_id}:"):
+        _take(row, payment, payer, disputed.taken_micros, at=at)
+    if disputed.returned_micros and not _has_moved(f"dispute-won:{row.public_id}"):
+        _give_back(row, payment, payer, disputed.returned_micros, at=at)
+    state = _state_of(disputed)
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    if Dispute.objects.filter(pk=row.pk, state__in=sources).update(state=state, changed_at=at):
+        log.warning("dispute %s of payment %s: %s", disputed.id, payment.public_id, state)
+    row.refresh_from_db()
+    return row
+
+
+def _payment_of(disputed: Disputed) -> Payment:
+    by_intent = Q(processor_id=disputed.intent_id) if disputed.intent_id else Q(charge_id=disputed.charge_id)
+    found = Payment.objects.select_related("organization").filter(by_intent, ~Q(charge_id="")).first()
+    if found is None or found.currency != disputed.currency or disputed.amount_micros > found.amount_micros:
+        raise Stranger(f"{disputed.id} disputes none of our payments")
+    return found
+
+
+def _state_of(disputed: Disputed) -> State:
+    if disputed.status in {"won", "warning_closed"} or disputed.returned_micros:
+        return State.WON
+    if disputed.status == "lost":
+        return State.LOST
+    return State.TAKEN if disputed.taken_micros else State.OPEN
+
+
+def _has_moved(key: str) -> bool:
+    return Transfer.objects.filter(key__startswith=key).exists()
+
+
+def _take(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micros: int, *, at: datetime) -> None:
+    """Take what the bank took from the customer's cash; the rest is owed. Promotional credit is no money of a bank."""
+    (from_cash,), owed = rating.take_in_turn(micros, [max(0, payer.cash.free_micros)])
+    for source, share in ((payer.cash, from_cash), (payer.receivable, owed)):
+        if share:
+            ledger.transfer(
+                key=f"dispute:{row.public_id}:{source.kind}",
+                source=source,
+                target=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
+                amount_micros=share,
+                reason=f"Payment {payment.public_id} was disputed",
+                at=at,
+            )
+    runway.refresh(organization=payment.organization, at=at)
+
+
+def _give_back(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micros: int, *, at: datetime) -> None:
+    key = f"dispute-won:{row.public_id}"
+    ledger.transfer(
+        key=key,
+        source=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
+        target=payer.cash,
+        amount_micros=micros,
+        reason=f"The dispute of {payment.public_id} was won",
+        at=at,
+    )
+    receivables.settle(freed=payer.cash, cause=key, at=at)
+    runway.refresh(organization=payment.organization, at=at)
