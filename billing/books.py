@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import connection
+from django.utils import timezone
 
-from billing import price_audit
+from billing import price_audit, recomputing
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
 from billing.sla import audit as sla_audit
@@ -197,12 +198,15 @@ def check(*, at: datetime) -> list[Finding]:
     return findings
 
 
-def recompute() -> list[Finding]:
-    """Work out every invoice, and what suppliers are owed, a second time from spans and prices; return what differs."""
+def recompute(*, at: datetime | None = None) -> list[Finding]:
+    """Work out every invoice, what suppliers are owed, and what tiers and commitments make of each month a second
+    time from spans and prices; return what differs. Months that were over by `at` (now) must have been closed."""
     found = [Finding("invoice_comes_out_the_same", number, detail) for number, detail in proof.findings()]
     owed = suppliers_proof.findings()
     found += [Finding("accrual_comes_out_the_same", span, detail) for span, detail in owed]
-    return found + [Finding("sla_comes_out_the_same", month, detail) for month, detail in sla_audit.findings()]
+    found += [Finding("sla_comes_out_the_same", month, detail) for month, detail in sla_audit.findings()]
+    adjusted = recomputing.findings(at=at or timezone.now())
+    return found + [Finding("adjustment_comes_out_the_same", name, detail) for name, detail in adjusted]
 
 
 def counts() -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from billing.accounts import CustomerAccounts
 from billing.invoicing import sellers, taxes
+from billing.invoicing.adjusted import Adjusted
 from billing.invoicing.pieces import Piece
 from billing.invoicing.rounding import half_up, minor_unit_micros, shared_out
 from billing.invoicing.taxes import Party, Tax
@@ -15,13 +16,17 @@ from billing.months import month_of
 
 @dataclass(slots=True)
 class Line:
-    """The pieces of one resource, meter, price version and market; those of an earlier period stand apart."""
+    """The pieces of one resource, meter, price version and market; those of an earlier period stand apart.
+
+    Or what tiers or a commitment change, which has no pieces.
+    """
 
     key: str
     pieces: list[Piece]
     is_late: bool
     exact_micros: int
     amount_micros: int
+    adjustment: Adjusted | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ def drafted(
     *,
     payer: CustomerAccounts,
     found: list[Piece],
+    adjusted: list[Adjusted],
     promo_left_micros: int,
     last_end: datetime | None,
     cutoff: datetime,
@@ -80,7 +86,9 @@ def drafted(
     unit = minor_unit_micros(currency)
     start = period_start(found, last_end=last_end, cutoff=cutoff)
     before_cutoff = [piece for piece in found if piece.started_at < cutoff]
-    lines = lines_of([piece for piece in before_cutoff if piece.adds_something], start=start, unit=unit)
+    counted = [piece for piece in before_cutoff if piece.adds_something]
+    changed = [each for each in adjusted if each.month < cutoff]
+    lines = lines_of(counted, changed, start=start, unit=unit)
     exact, subtotal = sum(line.exact_micros for line in lines), sum(line.amount_micros for line in lines)
     exact_promo = min(exact, promo_left_micros)
     promo = half_up(exact_promo, unit)
@@ -97,6 +105,7 @@ def drafted(
     charged_after = sum(piece.charged_micros for piece in found) - sum(
         piece.whole_micros if piece.started_at < cutoff else 0 for piece in found
     )
+    charged_after += sum(each.amount_micros for each in adjusted if each.month >= cutoff)
     return Draft(
         payer=payer,
         organization_id=payer.cash.organization_id,
@@ -126,19 +135,26 @@ def period_start(found: list[Piece], *, last_end: datetime | None, cutoff: datet
     return max(month, last_end) if last_end else month
 
 
-def lines_of(found: list[Piece], *, start: datetime, unit: int) -> list[Line]:
-    """Return pieces gathered to lines, each rounded as `rounding.shared_out` says."""
+def lines_of(found: list[Piece], adjusted: list[Adjusted], *, start: datetime, unit: int) -> list[Line]:
+    """Return pieces gathered to lines, then adjustments, each rounded as `rounding.shared_out` says."""
     gathered: dict[str, list[Piece]] = {}
     for piece in found:
         late = "/late" if piece.since < start or piece.through < piece.since else ""
         covered = f"/{piece.covered_by}" if piece.covered_by else ""
         key = f"{piece.resource_id}/{piece.meter}/{piece.price_public_id}/{piece.market}{covered}{late}"
         gathered.setdefault(key, []).append(piece)
+    by_key = {each.public_id + ("/late" if each.ends <= start else ""): each for each in adjusted}
     exact = {key: sum(piece.amount_micros for piece in each) for key, each in gathered.items()}
+    exact |= {key: each.amount_micros for key, each in by_key.items()}
     amounts = shared_out(exact, unit)
     return [
         Line(
-            key=key, pieces=each, is_late=key.endswith("/late"), exact_micros=exact[key], amount_micros=amounts[key]
+            key=key,
+            pieces=gathered.get(key, []),
+            is_late=key.endswith("/late"),
+            exact_micros=exact[key],
+            amount_micros=amounts[key],
+            adjustment=by_key.get(key),
         )
-        for key, each in gathered.items()
-    ]  # fmt: skip
+        for key in exact
+    ]

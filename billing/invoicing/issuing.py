@@ -13,14 +13,14 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import Max, Sum
 
-from billing import accounts, charging, rating
+from billing import accounts, adjusting, charging, rating
 from billing.accounts import CustomerAccounts, Organization
 from billing.errors import NoSeller, NothingToInvoice
-from billing.invoicing import pieces, sellers, writing
+from billing.invoicing import adjusted, pieces, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
 from billing.models import Account, BillingDetails, Invoice, InvoiceSeries, UsageSpan
-from billing.months import next_month
+from billing.months import month_of, next_month
 
 BATCH = 200
 MONTHS_MAX = 36
@@ -98,6 +98,9 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
     before = _invoiced_before(payers)
     open_ids = [key for key in payers if key not in before or before[key][0] < cutoff]
     found = _charged(open_ids, payers, cutoff)
+    since = min(adjusting.window_start(at), month_of(cutoff - rating.MILLISECOND))
+    adjusting.bring_up_to_date({key: payers[key] for key in open_ids}, since=since, at=at)
+    changed = adjusted.uninvoiced(open_ids)
     promo_used = pieces.promo_used([payers[key].promo.pk for key in open_ids])
     details = {row.organization_id: row for row in BillingDetails.objects.filter(organization__in=open_ids)}
     names = _names(open_ids)
@@ -107,6 +110,7 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
         draft = drafted(
             payer=payers[key],
             found=found[key],
+            adjusted=changed[key],
             promo_left_micros=promo_used[key] - promo_before,
             last_end=last_end,
             cutoff=cutoff,

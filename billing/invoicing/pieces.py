@@ -45,19 +45,27 @@ LEFT JOIN LATERAL (
 ORDER BY piece.organization_id, piece.started_at, piece.id
 """  # noqa: S608  our own text
 # Who has something before a cutoff, and no invoice that goes as far.
+NOT_INVOICED = """NOT EXISTS (
+    SELECT FROM billing_invoice invoice
+    WHERE invoice.organization_id = open.organization_id AND kind = 'invoice' AND period_end >= %(cutoff)s
+)"""
 DUE = f"""
-SELECT DISTINCT organization_id FROM billing_usagespan span
-WHERE {OPEN} AND started_at < %(cutoff)s AND organization_id > %(after)s
-  AND coalesce(invoiced_through, started_at) IS DISTINCT FROM least(%(cutoff)s, coalesce(ended_at, %(cutoff)s))
-  AND NOT EXISTS (
-      SELECT FROM billing_invoice invoice
-      WHERE invoice.organization_id = span.organization_id AND kind = 'invoice' AND period_end >= %(cutoff)s
-  )
-ORDER BY organization_id LIMIT %(limit)s
+SELECT organization_id FROM (
+    (SELECT DISTINCT organization_id FROM billing_usagespan open
+    WHERE {OPEN.replace("span.", "open.")} AND started_at < %(cutoff)s AND organization_id > %(after)s
+      AND coalesce(invoiced_through, started_at) IS DISTINCT FROM least(%(cutoff)s, coalesce(ended_at, %(cutoff)s))
+      AND {NOT_INVOICED} ORDER BY organization_id LIMIT %(limit)s)
+    UNION
+    (SELECT DISTINCT organization_id FROM billing_adjustment open
+    WHERE amount_micros <> invoiced_micros AND month < %(cutoff)s AND organization_id > %(after)s
+      AND {NOT_INVOICED} ORDER BY organization_id LIMIT %(limit)s)
+) due ORDER BY organization_id LIMIT %(limit)s
 """  # noqa: S608  our own text
 EARLIEST = f"""
-SELECT min(coalesce(invoiced_through, started_at)) FROM billing_usagespan span
-WHERE {OPEN} AND (span.ended_at IS NULL OR span.ended_at > coalesce(invoiced_through, started_at))
+SELECT least((
+    SELECT min(coalesce(invoiced_through, started_at)) FROM billing_usagespan span
+    WHERE {OPEN} AND (span.ended_at IS NULL OR span.ended_at > coalesce(invoiced_through, started_at))
+), (SELECT min(month) FROM billing_adjustment WHERE amount_micros <> invoiced_micros))
 """  # noqa: S608  our own text
 # Promotional credit that paid for use: all that came in otherwise than from corrections of use, less what is left and
 # what went elsewhere. Those are a few rows in an index of their own, where the charges for use are one a minute.

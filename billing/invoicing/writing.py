@@ -7,6 +7,7 @@ from django.db import connection
 
 from billing import accounts, ledger, runway
 from billing.accounts import CustomerAccounts
+from billing.invoicing import adjusted
 from billing.invoicing.drafts import Draft, Line
 from billing.invoicing.rounding import half_up, minor_unit_micros
 from billing.models import (
@@ -45,6 +46,7 @@ def write(drafts: Sequence[Draft], *, numbers: Sequence[tuple[InvoiceSeries, int
     ]  # fmt: skip
     InvoiceLine.objects.bulk_create([row for _, row in lines], batch_size=BULK)
     InvoiceItem.objects.bulk_create([item for line, row in lines for item in _items(line, row)], batch_size=BULK)
+    adjusted.write([(line.adjustment, row) for line, row in lines if line.adjustment is not None])
     InvoiceMail.objects.bulk_create([InvoiceMail(invoice=invoice, next_try_at=at) for invoice in invoices])
     marked = [piece for draft in drafts for piece in draft.marked]
     with connection.cursor() as cursor:
@@ -143,6 +145,10 @@ def _tell_paid(draft: Draft, invoice: Invoice) -> None:
 
 
 def _line(line: Line, invoice: Invoice) -> InvoiceLine:
+    if line.adjustment is not None:
+        return adjusted.line(
+            line.adjustment, invoice, key=line.key, is_late=line.is_late, amount_micros=line.amount_micros
+        )
     last = line.pieces[-1]
     return InvoiceLine(
         invoice=invoice,

@@ -196,7 +196,7 @@ def test_many_customers_are_brought_up_to_date_in_as_many_statements_as_one(djan
 def test_the_sweep_is_a_task(rich, monkeypatch):
     run(rich, tiered(), hours=150, quantity=1)
     monkeypatch.setattr("billing.tasks.timezone.now", lambda: NOON + 200 * HOUR)
-    tasks.post_adjustments()
+    tasks.post_adjustments.apply()
     assert adjusted().amount_micros == -25 * USD
 
 
