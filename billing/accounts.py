@@ -8,6 +8,15 @@ from django.db.models import F, Sum
 
 from billing.models import Account
 from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
+from billing.prepared import Value, ask
+
+COLUMNS = ("id", "public_id", "organization_id", "kind", "currency", "balance_micros", "held_micros", "created_at")
+OF_CUSTOMER = f"""
+SELECT {", ".join(COLUMNS)} FROM billing_account
+WHERE organization_id = %(organization)s AND currency = %(currency)s AND kind IN ('promo', 'cash', 'receivable')
+ORDER BY id
+"""  # noqa: S608  nothing in it comes from outside
+LOCKED = OF_CUSTOMER + "FOR NO KEY UPDATE"
 
 
 class Organization(Protocol):
@@ -112,15 +121,14 @@ def balance_micros(account: Account) -> int:
 
 def _customer(organization_id: int, currency: str, *, lock: bool) -> CustomerAccounts:
     """The accounts that an organization pays from, opened if they were not yet."""
-    rows = Account.objects.filter(organization_id=organization_id, currency=currency, kind__in=CUSTOMER_KINDS)
-    rows = rows.order_by("pk")
-    if lock:
-        rows = rows.select_for_update(no_key=True)
-    by_kind = {account.kind: account for account in rows.all()}
-    if len(by_kind) < len(CUSTOMER_KINDS):
+    statement = LOCKED if lock else OF_CUSTOMER
+    owner: dict[str, Value] = {"organization": organization_id, "currency": currency}
+    rows = ask(statement, owner)
+    if len(rows) < len(CUSTOMER_KINDS):
         _open(organization_id, currency, CUSTOMER_KINDS)
-        by_kind = {account.kind: account for account in rows.all()}
-    return CustomerAccounts(**by_kind)
+        rows = ask(statement, owner)
+    found = [Account.from_db(None, COLUMNS, row) for row in rows]
+    return CustomerAccounts(**{account.kind: account for account in found})
 
 
 def _open(organization_id: int, currency: str, kinds: tuple[str, ...]) -> None:

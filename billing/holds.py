@@ -2,12 +2,13 @@
 
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import F, QuerySet
 
 from billing import accounts, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
+from billing.prepared import ask
 
 GIVEN_BACK = (Hold.State.VOIDED, Hold.State.EXPIRED)
 SET_ASIDE = """
@@ -16,9 +17,10 @@ WITH wanted (public_id, key, account_id, amount_micros) AS (
 ), placed AS (
     INSERT INTO billing_hold
         (public_id, key, account_id, amount_micros, posted_micros, state, purpose, resource_id, expires_at)
-    SELECT public_id, key, account_id, amount_micros, 0, 'pending', %(purpose)s, %(resource_id)s, %(expires_at)s
+    SELECT public_id, key, account_id, amount_micros, 0, 'pending', %(purpose)s::text, %(resource_id)s::text,
+        %(expires_at)s::timestamptz
     FROM wanted
-    WHERE NOT EXISTS (SELECT FROM billing_hold WHERE key = ANY (%(all_keys)s))
+    WHERE NOT EXISTS (SELECT FROM billing_hold WHERE key = ANY (%(all_keys)s::text[]))
     RETURNING id, key, account_id, amount_micros
 ), kept AS (
     UPDATE billing_account SET held_micros = held_micros + placed.amount_micros
@@ -76,21 +78,20 @@ def place(
 
 def _set_aside(holds: list[Hold], *, keys: list[str], expires_at: datetime) -> list[Hold]:
     """Write the holds and what their accounts keep, in one statement; nothing if one of the keys is taken."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            SET_ASIDE,
-            {
-                "public_ids": [hold.public_id for hold in holds],
-                "keys": [hold.key for hold in holds],
-                "account_ids": [hold.account_id for hold in holds],
-                "amounts": [hold.amount_micros for hold in holds],
-                "purpose": holds[0].purpose,
-                "resource_id": holds[0].resource_id,
-                "expires_at": expires_at,
-                "all_keys": keys,
-            },
-        )
-        ids = dict(cursor.fetchall())
+    placed = ask(
+        SET_ASIDE,
+        {
+            "public_ids": [hold.public_id for hold in holds],
+            "keys": [hold.key for hold in holds],
+            "account_ids": [hold.account_id for hold in holds],
+            "amounts": [hold.amount_micros for hold in holds],
+            "purpose": holds[0].purpose,
+            "resource_id": holds[0].resource_id,
+            "expires_at": expires_at,
+            "all_keys": keys,
+        },
+    )
+    ids = {str(key): int(pk) for key, pk in placed}
     for hold in holds:
         hold.pk = ids.get(hold.key)
         hold.expires_at = expires_at

@@ -9,30 +9,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from billing import accounts, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
-from billing.models import Account, Hold
+from billing.models import Account
+from billing.prepared import Value, ask
 from billing.public_ids import new_public_id
 
-# Everything that is set aside for one resource, taken at once. The accounts are locked before.
+# Everything that is set aside for one resource, taken at once and whole. The accounts are locked first; a hold that was
+# given back meanwhile is not pending any more in its newest row, which is the one that is changed.
 COLLECT = """
-WITH posted AS (
-    UPDATE billing_hold SET posted_micros = amount_micros, state = 'posted'
-    WHERE id = ANY (%(holds)s::bigint[]) AND state = 'pending'
-    RETURNING id, account_id, amount_micros
+WITH payer AS MATERIALIZED (
+    SELECT id AS account_id, kind FROM billing_account
+    WHERE organization_id = %(organization)s AND currency = %(currency)s::text
+        AND kind IN ('promo', 'cash', 'receivable')
+    ORDER BY id FOR NO KEY UPDATE
+), target AS (
+    SELECT id FROM billing_account
+    WHERE organization_id IS NULL AND kind = 'deferred' AND currency = %(currency)s::text
+), posted AS (
+    UPDATE billing_hold hold SET posted_micros = amount_micros, state = 'posted' FROM payer, target
+    WHERE resource_id = %(resource_id)s::text AND state = 'pending' AND posted_micros = 0
+        AND hold.account_id = payer.account_id
+    RETURNING hold.id, hold.public_id, hold.account_id, amount_micros, payer.kind, target.id AS target_id
 ), moved AS (
     INSERT INTO billing_transfer
         (public_id, key, source_id, target_id, amount_micros, reason, hold_id, effective_at)
-    SELECT
-        wanted.public_id, wanted.key, account_id, %(target)s, amount_micros, %(reason)s, posted.id, %(at)s
-    FROM unnest(%(holds)s::bigint[], %(public_ids)s::text[], %(keys)s::text[]) AS wanted (hold_id, public_id, key)
-    JOIN posted ON posted.id = wanted.hold_id
+    SELECT CASE kind WHEN 'promo' THEN %(promo_id)s::text ELSE %(cash_id)s::text END,
+        'prepay:' || %(resource_id)s::text || ':' || public_id,
+        account_id, target_id, amount_micros, %(reason)s::text, id, %(at)s::timestamptz
+    FROM posted
+), paid AS (
+    UPDATE billing_account
+    SET balance_micros = balance_micros - posted.amount_micros, held_micros = held_micros - posted.amount_micros
+    FROM posted WHERE billing_account.id = posted.account_id
 )
-UPDATE billing_account
-SET balance_micros = balance_micros - posted.amount_micros, held_micros = held_micros - posted.amount_micros
-FROM posted WHERE billing_account.id = posted.account_id
+SELECT kind, amount_micros FROM posted
 """
 
 
@@ -52,31 +65,24 @@ def collect(*, organization: accounts.Organization, resource_id: str, reason: st
     """Take all that is set aside for a resource, or raise HoldClosed where that is nothing any more."""
     # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
     with transaction.atomic(savepoint=False):
-        payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-        by_account = {payer.promo.pk: "promo_micros", payer.cash.pk: "cash_micros"}
-        holds = list(Hold.objects.filter(resource_id=resource_id, state=Hold.State.PENDING, account__in=by_account))
-        assert all(hold.posted_micros == 0 for hold in holds), "what is paid ahead is taken whole"
-        if holds:
-            _take(holds, resource_id=resource_id, currency=organization.currency, reason=reason, at=at)
+        wanted: dict[str, Value] = {
+            "organization": organization.pk,
+            "currency": organization.currency,
+            "resource_id": resource_id,
+            "promo_id": new_public_id("tra"),
+            "cash_id": new_public_id("tra"),
+            "reason": reason[:200],
+            "at": at,
+        }
+        taken = dict(ask(COLLECT, wanted))
+        if not taken:
+            accounts.platform(Account.Kind.DEFERRED, organization.currency)  # Opens it for the first payment.
+            taken = dict(ask(COLLECT, wanted))
+        if taken:
             runway.refresh_if_burning(organization=organization, at=at)
-    if not holds:
+    if not taken:
         raise HoldClosed(key=resource_id, needed_micros=0, left_micros=0)
-    return Paid(**{by_account[hold.account_id]: hold.amount_micros for hold in holds})
-
-
-def _take(holds: Sequence[Hold], *, resource_id: str, currency: str, reason: str, at: datetime) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            COLLECT,
-            {
-                "holds": [hold.pk for hold in holds],
-                "public_ids": [new_public_id("tra") for _ in holds],
-                "keys": [f"prepay:{resource_id}:{hold.public_id}" for hold in holds],
-                "target": accounts.platform(Account.Kind.DEFERRED, currency).pk,
-                "reason": reason[:200],
-                "at": at,
-            },
-        )
+    return Paid(promo_micros=taken.get("promo", 0), cash_micros=taken.get("cash", 0))
 
 
 @dataclass(frozen=True, slots=True)

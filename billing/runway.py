@@ -9,6 +9,7 @@ from django.db.models import QuerySet
 
 from billing import accounts, rating
 from billing.models import Runway, Transfer
+from billing.prepared import ask
 
 LOW = timedelta(hours=1)
 CRITICAL = timedelta(minutes=10)
@@ -44,6 +45,7 @@ UPDATE billing_runway SET funds_micros = moved.funds, exhausts_at = moved.at
 FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[]) AS moved (organization_id, funds, at)
 WHERE billing_runway.organization_id = moved.organization_id
 """
+IS_BURNING = "SELECT FROM billing_runway WHERE organization_id = %(organization)s AND burn_micros_per_hour > 0"
 
 
 class Level(StrEnum):
@@ -85,7 +87,7 @@ def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
 
 def refresh_if_burning(*, organization: accounts.Organization, at: datetime) -> None:
     """Work it out anew where something burns; elsewhere it lasts for ever whatever there is. One statement then."""
-    if Runway.objects.filter(organization_id=organization.pk, burn_micros_per_hour__gt=0).exists():
+    if ask(IS_BURNING, {"organization": organization.pk}):
         refresh(organization=organization, at=at)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.utils.translation import gettext
 
+from billing.prepared import ask
 from marketplace import blocks, holdings, refunds
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -14,6 +15,10 @@ from provisioning.errors import IllegalMove, NoCapacity
 
 LIFE = timedelta(minutes=10)
 FORGOTTEN_AFTER = timedelta(days=7)
+USE = """
+UPDATE marketplace_quote SET used_at = %(at)s::timestamptz
+WHERE id = %(quote)s AND kind = %(kind)s AND used_at IS NULL AND expires_at > %(at)s::timestamptz RETURNING id
+"""
 FREE_EXITS = {ReservationState.DELAYED, ReservationState.PARTIALLY_FULFILLED}
 
 
@@ -132,8 +137,7 @@ def why_not_cancelled(reservation: Reservation, *, at: datetime) -> str:
 
 def use(quote: Quote, *, kind: Quote.Kind, at: datetime) -> None:
     """Use a quote up, once, or raise QuoteUsed or QuoteExpired. The caller's transaction undoes it on a refusal."""
-    fresh = Quote.objects.filter(pk=quote.pk, kind=kind, used_at=None, expires_at__gt=at)
-    if fresh.update(used_at=at):
+    if ask(USE, {"quote": quote.pk, "kind": kind, "at": at}):
         return
     quote.refresh_from_db(fields=["used_at"])
     if quote.kind != kind:

@@ -8,12 +8,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils.translation import gettext
 
 from billing import holds, prepayments
 from billing.errors import HoldClosed
 from billing.models import PriceVersion
+from billing.prepared import ask
 from billing.prepayments import Paid
 from billing.public_ids import new_public_id
 from billing.rating import MILLISECOND
@@ -29,7 +30,6 @@ from marketplace.models import (
     Project,
     Quote,
     Reservation,
-    ReservationEvent,
     ReservationState,
     ReservationStrip,
 )
@@ -46,21 +46,22 @@ PAYMENT_LIFE = timedelta(hours=1)
 SETTLE_AFTER = timedelta(seconds=10)
 
 # Which strips a quota counts.
-COUNTED = """quota.organization_id = %(organization)s AND quota.unit = 'gpus'
-    AND (quota.project_id IS NULL OR quota.project_id = %(project)s AND strips.project_id = quota.project_id)
+COUNTED = """quota.organization_id = %(organization)s::bigint AND quota.unit = 'gpus'
+    AND (quota.project_id IS NULL OR quota.project_id = %(project)s::bigint AND strips.project_id = quota.project_id)
     AND quota.gpu_model IN ('', strips.gpu_model)"""
 # The first quota that a window would pass, with the most GPUs that are reserved in any of its hours: a running sum over
 # where strips begin and end, for each limit on GPUs that applies.
 PASSED = f"""
 WITH strips AS (
-    SELECT project.id AS project_id, offer.gpu_model, greatest(strip.starts_at, %(start)s) AS starts_at, strip.ends_at,
-        strip.gpus
+    SELECT project.id AS project_id, offer.gpu_model, greatest(strip.starts_at, %(start)s::timestamptz) AS starts_at,
+        strip.ends_at, strip.gpus
     FROM marketplace_project project
-    JOIN marketplace_reservation held ON held.project_id = project.id AND held.state <> ALL (%(over)s)
+    JOIN marketplace_reservation held ON held.project_id = project.id
+        AND held.state <> ALL (ARRAY['payment_failed', 'expired', 'cancelled', 'sold'])
     JOIN marketplace_offer offer ON offer.id = held.offer_id
     JOIN marketplace_reservationstrip strip ON strip.reservation_id = held.id
-        AND strip.starts_at < %(end)s AND strip.ends_at > %(start)s
-    WHERE project.organization_id = %(organization)s
+        AND strip.starts_at < %(end)s::timestamptz AND strip.ends_at > %(start)s::timestamptz
+    WHERE project.organization_id = %(organization)s::bigint
 ), edge AS (
     SELECT quota.id, strips.starts_at AS at, strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
     UNION ALL SELECT quota.id, strips.ends_at, -strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
@@ -78,8 +79,8 @@ FROM (
     SELECT quota.id, coalesce(most.held, 0) AS held FROM provisioning_quota quota LEFT JOIN most USING (id)
     WHERE quota.organization_id = %(organization)s AND quota.unit = 'gpus'
         AND (quota.project_id IS NULL OR quota.project_id = %(project)s)
-        AND quota.gpu_model IN ('', %(gpu_model)s) AND quota.market IN ('', 'reserved')
-        AND coalesce(most.held, 0) + %(gpus)s > quota."limit"
+        AND quota.gpu_model IN ('', %(gpu_model)s::text) AND quota.market IN ('', 'reserved')
+        AND coalesce(most.held, 0) + %(gpus)s::bigint > quota."limit"
     ORDER BY quota.id LIMIT 1
 ) passed ON true
 """  # noqa: S608  nothing in it comes from outside
@@ -103,10 +104,11 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
     Booking and payment are two transactions, unless the caller has one around
     both: whoever is interrupted between them leaves a row that
     `settle_payments` finds. Raises QuoteUsed, QuoteExpired, InsufficientFunds,
-    QuotaExceeded, NoCapacity or ProjectSuspended with nothing held.
+    QuotaExceeded, NoCapacity or ProjectSuspended with nothing held. A caller's
+    transaction ends with the refusal: nothing here has a savepoint.
     """
     rentals.check_open(quote.project)
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         reservation = _book(actor, quote, at)
     take_payment(reservation, at=at)
     return reservation
@@ -152,8 +154,8 @@ def make(
     strips: list[ReservationStrip],
     at: datetime,
 ) -> Reservation:
-    """Write a new reservation whose payment is pending, with its strips and first event."""
-    reservation = Reservation.objects.create(
+    """Write a new reservation whose payment is pending, with its strips and first event. One statement."""
+    reservation = Reservation(
         public_id=public_id,
         project=project,
         offer=window.offer,
@@ -167,10 +169,7 @@ def make(
         earned_through=window.starts_at,
         created_at=at,
     )
-    for strip in strips:
-        strip.reservation = reservation
-    ReservationStrip.objects.bulk_create(strips)
-    ReservationEvent.objects.create(reservation=reservation, at=at, new_state=State.PAYMENT_PENDING)
+    reservation.book(strips)
     return reservation
 
 
@@ -199,20 +198,18 @@ def check_quota(project: Project, window: Window) -> None:
 
 
 def _passed(project: Project, window: Window) -> tuple[int, int | None, int]:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            PASSED,
-            {
-                "organization": project.organization_id,
-                "project": project.pk,
-                "gpu_model": window.offer.gpu_model,
-                "gpus": window.gpus,
-                "start": window.starts_at,
-                "end": window.ends_at,
-                "over": [str(state) for state in OVER],
-            },
-        )
-        return tuple(cursor.fetchone())
+    ((firsts, quota_id, held),) = ask(
+        PASSED,
+        {
+            "organization": project.organization_id,
+            "project": project.pk,
+            "gpu_model": window.offer.gpu_model,
+            "gpus": window.gpus,
+            "start": window.starts_at,
+            "end": window.ends_at,
+        },
+    )
+    return firsts, quota_id, held
 
 
 @transaction.atomic(savepoint=False)

@@ -19,6 +19,7 @@ from django.db.models import F, Max
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext
 
+from billing.prepared import ask
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedHour, GpuHold, Instance
 
@@ -85,19 +86,25 @@ DELETE FROM provisioning_committedhour WHERE id IN (
 )
 """
 
+LOCK_ONE = f"""
+SELECT {", ".join(field.column for field in Capacity._meta.concrete_fields)} FROM provisioning_capacity
+WHERE offer_id = %(offer)s FOR NO KEY UPDATE
+"""  # noqa: S608  nothing in it comes from outside
 # Where one hour has no room, nothing is written at all. The capacity's row is locked by a statement before this one.
 COMMIT = """
 WITH fullest AS (
-    SELECT coalesce(max(gpus), 0) + %(gpus)s AS gpus FROM provisioning_committedhour
+    SELECT coalesce(max(gpus), 0) + %(gpus)s::bigint AS gpus FROM provisioning_committedhour
     WHERE offer_id = %(offer)s AND hour >= %(start)s AND hour < %(end)s
 ), fits AS (
     UPDATE provisioning_capacity AS capacity SET peak = greatest(peak, fullest.gpus) FROM fullest
     WHERE offer_id = %(offer)s AND open_ended + fullest.gpus <= capacity.gpus RETURNING offer_id
+), committed AS (
+    INSERT INTO provisioning_committedhour AS committed (offer_id, hour, gpus)
+    SELECT offer_id, hour, %(gpus)s::bigint FROM fits,
+        generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
+    ON CONFLICT (offer_id, hour) DO UPDATE SET gpus = committed.gpus + excluded.gpus
 )
-INSERT INTO provisioning_committedhour AS committed (offer_id, hour, gpus)
-SELECT offer_id, hour, %(gpus)s FROM fits,
-    generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
-ON CONFLICT (offer_id, hour) DO UPDATE SET gpus = committed.gpus + excluded.gpus
+SELECT offer_id FROM fits
 """
 
 
@@ -222,9 +229,7 @@ def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, 
 
 
 def _commit(offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime) -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute(COMMIT, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at})
-        return bool(cursor.rowcount)
+    return bool(ask(COMMIT, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at}))
 
 
 @transaction.atomic
@@ -279,9 +284,8 @@ def gpus_of(*, offer_ids: Collection[int]) -> dict[int, int]:
 
 def lock(*, offer_id: int, at: datetime) -> Capacity:
     """Lock what is promised of an offer, counted for the first time where nothing was yet."""
-    locked = Capacity.objects.select_for_update(no_key=True).filter(pk=offer_id)
-    found = locked.first()
-    if found is None:
+    rows = ask(LOCK_ONE, {"offer": offer_id})
+    if not rows:
         count(at=at, offer_id=offer_id)
-        found = locked.get()
-    return found
+        rows = ask(LOCK_ONE, {"offer": offer_id})
+    return Capacity.from_db(None, [field.attname for field in Capacity._meta.concrete_fields], rows[0])

@@ -20,6 +20,7 @@ from zlib import crc32
 from django.db import connection, transaction
 from django.utils.translation import gettext, ngettext
 
+from billing.prepared import ask
 from billing.public_ids import new_public_id
 from provisioning import decisions, policies, shards
 from provisioning.errors import NoCapacity, PolicyExcludes
@@ -29,7 +30,6 @@ from provisioning.placing import policy, reasons
 from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
-from provisioning.prepared import ask
 from provisioning.shards import LiveShard, Tenant
 
 # A choice may be overtaken before it is locked; then another is made from fresher rows.

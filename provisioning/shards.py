@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from billing.prepared import ask
 from provisioning.placing.shard import Row, Shard
-from provisioning.prepared import ask
 
 # A transaction that claims is over by then; if it was rolled back, nobody says so.
 CLAIM_S = 2.0

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import transaction
 from django.utils import timezone
 
 from billing import accounts, books, prices
@@ -56,7 +57,8 @@ class Buyer:
 
     def buy(self, gpus: int, first: float, last: float, *, at: float = 0) -> Reservation:
         quote = self.quote(gpus, first, last, at=at)
-        return reservations.buy(actor=self.actor, quote=quote, at=self.at(at))
+        with transaction.atomic():  # As doors do: a refusal leaves nothing behind.
+            return reservations.buy(actor=self.actor, quote=quote, at=self.at(at))
 
     def put_up(self, reservation: Reservation, gpus: int, first: float, last: float, ask: int, **more: Any) -> Listing:
         at = self.at(more.pop("at", 0))

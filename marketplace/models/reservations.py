@@ -1,12 +1,15 @@
 """Blocks of GPUs in the future: on which terms they are sold, what was quoted, who holds which hours."""
 
+import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import structlog
-from django.db import models, transaction
+from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
+from billing.prepared import Value, ask
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models.calendar import to_the_hour
@@ -138,6 +141,33 @@ USABLE = {_State.ACTIVE, _State.PARTIALLY_FULFILLED}
 BEGUN = USABLE | {_State.DELAYED, _State.ENDING}
 OVER = {_State.PAYMENT_FAILED, _State.EXPIRED, _State.CANCELLED, _State.SOLD}
 
+BOOK = """
+WITH booked AS (
+    INSERT INTO marketplace_reservation (public_id, project_id, offer_id, price_version_id, starts_at, ends_at, gpus,
+        locks_at, state, state_since, message, terms, promo_micros, cash_micros, missing_gpus, earned_through, is_lent,
+        created_at)
+    VALUES (%(public_id)s, %(project)s, %(offer)s, %(price)s, %(starts_at)s, %(ends_at)s, %(gpus)s,
+        %(locks_at)s, 'payment_pending', %(at)s, '', %(terms)s, 0, 0, 0, %(starts_at)s, false, %(at)s) RETURNING id
+), strips AS (
+    INSERT INTO marketplace_reservationstrip (reservation_id, starts_at, ends_at, gpus, paid_micros, worth_micros)
+    SELECT booked.id, strip.* FROM booked, unnest(%(begins)s::timestamptz[], %(ends)s::timestamptz[], %(counts)s::int[],
+        %(paid)s::bigint[], %(worth)s::bigint[]) AS strip
+), event AS (
+    INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_state, message)
+    SELECT id, %(at)s, '', 'payment_pending', '' FROM booked
+)
+SELECT id FROM booked
+"""
+MOVE = """
+WITH moved AS (
+    UPDATE marketplace_reservation
+    SET state = %(new)s::text, state_since = %(at)s, message = %(message)s::text{changes}
+    WHERE id = %(reservation)s AND state = %(old)s::text RETURNING id
+)
+INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_state, message)
+SELECT id, %(at)s, %(old)s::text, %(new)s::text, %(message)s::text FROM moved RETURNING id
+"""
+
 
 class Reservation(models.Model):
     """GPUs of an offer for a project in hours to come, paid ahead. Which hours it holds is in its strips."""
@@ -197,8 +227,34 @@ class Reservation(models.Model):
         """What was paid for it, ever."""
         return self.promo_micros + self.cash_micros
 
-    @transaction.atomic(savepoint=False)
-    def move_to(self, state: ReservationState, *, at: datetime, message: str = "", **changes: object) -> None:
+    def book(self, strips: Sequence["ReservationStrip"]) -> None:
+        """Write this new reservation, whose payment is pending, with its strips and first event. One statement."""
+        assert self.state == ReservationState.PAYMENT_PENDING
+        columns = zip(*((s.starts_at, s.ends_at, s.gpus, s.paid_micros, s.worth_micros) for s in strips), strict=True)
+        words: dict[str, Value] = dict(
+            zip(("begins", "ends", "counts", "paid", "worth"), map(list, columns), strict=True)
+        )
+        ((self.pk,),) = ask(
+            BOOK,
+            {
+                "public_id": self.public_id,
+                "project": self.project_id,
+                "offer": self.offer_id,
+                "price": self.price_version_id,
+                "starts_at": self.starts_at,
+                "ends_at": self.ends_at,
+                "gpus": self.gpus,
+                "locks_at": self.locks_at,
+                "terms": json.dumps(self.terms),
+                "at": self.created_at,
+                **words,
+            },
+        )
+        self._state.adding = False
+        for strip in strips:
+            strip.reservation = self
+
+    def move_to(self, state: ReservationState, *, at: datetime, message: str = "", **changes: int) -> None:
         """Change state if the map allows it, and write down that it happened.
 
         Raises IllegalMove when the map forbids it and StaleInstance when somebody else moved first.
@@ -206,12 +262,11 @@ class Reservation(models.Model):
         old = ReservationState(self.state)
         if state not in RESERVATION_MOVES[old]:
             raise IllegalMove(f"{self.public_id}: {old} cannot become {state}")
-        changes = {**changes, "state": state, "state_since": at, "message": message}
-        if not Reservation.objects.filter(pk=self.pk, state=old).update(**changes):
+        words: dict[str, Value] = {"reservation": self.pk, "old": old, "new": state, "at": at, "message": message}
+        if not ask(MOVE.format(changes="".join(f", {name} = %({name})s" for name in changes)), {**words, **changes}):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
-        for name, value in changes.items():
+        for name, value in {**changes, "state": state, "state_since": at, "message": message}.items():
             setattr(self, name, value)
-        ReservationEvent.objects.create(reservation_id=self.pk, at=at, old_state=old, new_state=state, message=message)
         log.info("moved", reservation=self.public_id, old=old, new=state)
 
     def note(self, message: str, *, at: datetime) -> None:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 from tests.bench import machine
-from tests.bench.stage import set_up
+from tests.bench.stage import Stage, set_up
 
 GPUS, CUSTOMERS, HOURS_AHEAD = 48_000, 32, 24 * 300
 
@@ -38,12 +38,12 @@ def main() -> int:
     here = machine.facts()
     with set_up() as stage:
         os.environ |= stage.environ
-        figures = run(clients=given.clients, seconds=given.seconds)
+        figures = run(stage, clients=given.clients, seconds=given.seconds)
     print(machine.last_line("bookings", figures, here))
     return 0 if figures["faults"] == [] else 1
 
 
-def run(*, clients: int, seconds: float) -> dict[str, Any]:
+def run(stage: Stage, *, clients: int, seconds: float) -> dict[str, Any]:
     """Return bookings per second of so many processes, in the database that the environment names."""
     import django
 
@@ -68,11 +68,13 @@ def run(*, clients: int, seconds: float) -> dict[str, Any]:
     for process in processes:
         assert process.stdout is not None
         process.stdout.readline()
+    database_began = stage.database_cpu_s()
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     said = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    database_cpu_s = stage.database_cpu_s() - database_began
     times = [one for answer in said for one in answer["times_ms"]]
     booked = sum(answer["booked"] for answer in said)
     return {
@@ -82,6 +84,7 @@ def run(*, clients: int, seconds: float) -> dict[str, Any]:
         "bookings_per_s": round(sum(answer["booked"] / answer["seconds"] for answer in said)),
         "quotes_per_s": round(sum(answer["quotes_per_s"] for answer in said)),
         "client_cpu_ms_each": round(1000 * sum(answer["cpu_s"] for answer in said) / max(1, booked), 2),
+        "database_cpu_ms_each": round(1000 * database_cpu_s / max(1, booked), 2),
         "p50_ms": machine.percentile(times, 0.5),
         "p99_ms": machine.percentile(times, 0.99),
         "faults": _faults(),
@@ -110,6 +113,7 @@ def _client(job: dict[str, Any]) -> int:
     import django
 
     django.setup()
+    from django.db import transaction
     from django.utils import timezone
 
     from billing.errors import BillingError
@@ -128,7 +132,8 @@ def _client(job: dict[str, Any]) -> int:
     while quoted and time.monotonic() - began < job["seconds"]:
         at = time.monotonic()
         try:
-            reservations.buy(actor=actor, quote=quoted.pop(), at=timezone.now())
+            with transaction.atomic():  # As a POST is answered.
+                reservations.buy(actor=actor, quote=quoted.pop(), at=timezone.now())
             booked += 1
         except (BillingError, MarketError, ProvisioningError):
             refused += 1

@@ -118,13 +118,17 @@ class Stage:
                 connection.close()
         raise RuntimeError(f"The web server does not answer:\n{last_lines(self.supervisor.log(f'web-{port}'))}")
 
+    def database_cpu_s(self) -> float:
+        """Return the processor time that the database used until now."""
+        return _cpu_s(self.database_pid)
+
     def cpu(self, web: Web) -> Cpu:
         """Return the processor time used until now."""
         ended, all_cores = os.times(), psutil.cpu_times()
         return Cpu(
             at=time.monotonic(),
             web_s=_cpu_s(web.process.pid),
-            database_s=_cpu_s(self.database_pid),
+            database_s=self.database_cpu_s(),
             clients_s=ended.children_user + ended.children_system,
             everything_s=sum(all_cores) - all_cores.idle - all_cores.iowait,
         )

@@ -90,7 +90,7 @@ def test_placing_a_hold_costs_two_statements(acme, django_assert_num_queries):
     with django_assert_num_queries(2) as asked:
         hold_money(acme, 12 * USD)
     lock, write = (query["sql"] for query in asked.captured_queries)
-    assert lock.endswith('ORDER BY "billing_account"."id" ASC FOR NO KEY UPDATE')
+    assert lock.endswith("ORDER BY id\nFOR NO KEY UPDATE")
     assert "INSERT INTO billing_hold" in write
 
 

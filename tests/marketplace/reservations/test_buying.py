@@ -1,6 +1,8 @@
 """Blocks: quoted, bought, extended, cancelled; every refusal leaves nothing held and nothing charged."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -17,6 +19,8 @@ from provisioning.models import CommittedHour
 from tests.blocks import HOUR, PRICE, USD, Buyer, check_conserved, deferred_micros
 
 pytestmark = pytest.mark.django_db
+
+Queries = Callable[[int], Any]
 
 
 def test_a_quote_says_price_terms_and_what_cancelling_costs_at_each_time(acme_buys: Buyer) -> None:
@@ -42,6 +46,14 @@ def test_a_block_is_paid_ahead_and_its_hours_are_committed(acme_buys: Buyer) -> 
     assert acme_buys.wallet().held_micros == 0
     assert [hour.gpus for hour in CommittedHour.objects.order_by("hour")] == [8] * 10
     assert AuditEntry.objects.filter(verb="reservation.buy", subject_id=reservation.public_id).exists()
+    check_conserved(at=acme_buys.noon)
+
+
+def test_a_booking_is_eleven_statements(acme_buys: Buyer, django_assert_num_queries: Queries) -> None:
+    acme_buys.buy(8, 24, 34)
+    quote = acme_buys.quote(8, 48, 78)
+    with django_assert_num_queries(11):  # and of the surrounding transaction, its beginning and its end
+        reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.noon)
     check_conserved(at=acme_buys.noon)
 
 
