@@ -90,6 +90,10 @@ class BadRateCard(BillingError):
     """Nobody can be paid by a rate card that says this, or another one begins at the same moment."""
 
 
+class NoDetails(BillingError):
+    """Who is paid has to say first who they are on paper: billing details."""
+
+
 class BadAdjustment(BillingError):
     """An adjustment of a supplier says how much and why."""
 

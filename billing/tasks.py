@@ -1,8 +1,9 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
 Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s, `issue_invoices` every 10 min,
-`accrue` and `post_adjustments` every hour; of cards, `send_payments` every 2 s, `handle_processor_events` every 5 s,
-`send_refunds` every 10 s, `top_up` every 30 s, `fetch_processor_events` every hour and `reconcile` every day.
+`accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_suppliers` every minute; of cards, `send_payments`
+every 2 s, `handle_processor_events` every 5 s, `send_refunds` every 10 s, `top_up` every 30 s,
+`fetch_processor_events` every hour and `reconcile` every day.
 """
 
 from celery import shared_task
@@ -11,7 +12,7 @@ from django.utils import timezone
 from billing import adjusting, charging, holds
 from billing.invoicing import issuing
 from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
-from billing.suppliers import accruing
+from billing.suppliers import accruing, connecting, payouts, statements
 
 
 @shared_task
@@ -77,3 +78,18 @@ def top_up() -> None:
 @shared_task
 def reconcile() -> None:
     reconciliation.run(at=timezone.now())
+
+
+@shared_task
+def state_suppliers() -> None:
+    """Issue the statements of months that are over."""
+    statements.issue_due(at=timezone.now())
+
+
+@shared_task
+def pay_suppliers() -> None:
+    """Order payouts that are due, send what waits, and look at what is open."""
+    at = timezone.now()
+    payouts.order_due(at=at)
+    payouts.look_due(at=at)
+    connecting.look_due(at=at)

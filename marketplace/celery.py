@@ -50,6 +50,8 @@ app.conf.update(
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
             ("usage to charge", "billing.tasks.charge_due", 20.0),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
+            ("statements of suppliers", "billing.tasks.state_suppliers", 3600.0),
+            ("payouts to suppliers", "billing.tasks.pay_suppliers", 60.0),
             ("what suppliers are owed", "billing.tasks.accrue", 3600.0),
             ("tiers and commitments", "billing.tasks.post_adjustments", 3600.0),
             ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),

@@ -19,6 +19,14 @@ from billing.models.payments import (
     ReconciliationCase,
     Refund,
 )
+from billing.models.payouts import (
+    Payout,
+    PayoutAccount,
+    StatementItem,
+    StatementLine,
+    StatementSeries,
+    SupplierStatement,
+)
 from billing.models.prices import (
     Adjustment,
     AdjustmentPosting,
@@ -58,6 +66,8 @@ __all__ = [
     "InvoiceMail",
     "InvoiceSeries",
     "Payment",
+    "Payout",
+    "PayoutAccount",
     "PriceList",
     "PriceListItem",
     "PriceModel",
@@ -71,7 +81,11 @@ __all__ = [
     "Runway",
     "SimulatedBill",
     "SlaVerdict",
+    "StatementItem",
+    "StatementLine",
+    "StatementSeries",
     "SupplierAdjustment",
+    "SupplierStatement",
     "Transfer",
     "Unit",
     "UsageSpan",

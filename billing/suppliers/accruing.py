@@ -61,8 +61,8 @@ def accrue(*, at: datetime) -> list[Earning]:
     One at a time; repeating it adds nothing. Money goes from the revenue, where charges put it: the supplier's part to
     what can be paid out and to the reserve, the rest to the platform's fees.
     """
+    wait_for_turn()
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ONE_CLOSE_AT_A_TIME])
         cursor.execute(ACCRUE)
         rows = cursor.fetchall()
     earnings = [_earning(row, at=at) for row in rows]
@@ -71,6 +71,12 @@ def accrue(*, at: datetime) -> list[Earning]:
         _move(earnings)
         log.info("what %s suppliers are owed has grown", len(earnings))
     return earnings
+
+
+def wait_for_turn() -> None:
+    """Wait until nobody else works out or states what suppliers are owed; nobody else does in this transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ONE_CLOSE_AT_A_TIME])
 
 
 def release_due(*, at: datetime, limit: int = 500) -> int:

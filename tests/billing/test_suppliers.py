@@ -335,8 +335,9 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize("rule", audit.RULES)
+@pytest.mark.parametrize("rule", BREAKS)
 def test_the_audit_finds(acme, nordlys, rule):
+    assert rule in audit.RULES
     make_card(nordlys)
     run(acme, nordlys)
     prepayments.pay(

@@ -1,0 +1,246 @@
+"""Payouts: ordered by the calendar, sent outside of transactions, and what became of them.
+
+    created -> sending -> paid -> reversing -> reversed
+                  |  \\-> failed
+               unknown: no answer, or a worker that died; resolved by looking
+
+The row is in `sending` before the call, with its id as idempotency key. Whoever finds it there later looks for the
+processor's transfer with that key; if there is none, the same call is made again with the same key, which the
+processor executes once, and never after `KEY_LIFE`, when it may have forgotten the key.
+"""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Sum
+
+from billing import accounts, ledger
+from billing.errors import AlreadyDecided, OutcomeUnknown, ProcessorRefused, SecondPersonNeeded
+from billing.invoicing.rounding import minor_unit_micros
+from billing.models import Account, Payout, PayoutAccount, SupplierStatement
+from billing.payments import gateway
+from billing.payments.objects import Transferred
+from billing.suppliers import purses, schedule
+
+State = Payout.State
+MOVES: dict[State, tuple[State, ...]] = {
+    State.CREATED: (State.SENDING, State.CANCELLED),
+    State.SENDING: (State.UNKNOWN, State.PAID, State.FAILED),
+    State.UNKNOWN: (State.SENDING, State.PAID, State.FAILED),
+    State.PAID: (State.REVERSING,),
+    State.REVERSING: (State.REVERSED, State.PAID),
+    # Money that arrived is ours to book, whatever we had believed before.
+    State.FAILED: (State.PAID,),
+    State.CANCELLED: (),
+    State.REVERSED: (),
+}
+OPEN = (State.CREATED, State.SENDING, State.UNKNOWN, State.REVERSING)
+KEY_LIFE = timedelta(hours=23)
+ANSWER_WITHIN = timedelta(minutes=2)
+LOOK_AGAIN = timedelta(minutes=10)
+
+log = logging.getLogger(__name__)
+
+
+def order_due(*, at: datetime) -> int:
+    """Order what the calendar says is due, of everybody who can be paid; return how many payouts."""
+    ready = PayoutAccount.objects.filter(can_be_paid=True, held_at=None).exclude(processor_id="")
+    ordered = 0
+    for account in ready.order_by("pk"):
+        for currency in sorted(purses.of(account.supplier_id)):
+            ordered += order(account=account, currency=currency, at=at) is not None
+    return ordered
+
+
+@transaction.atomic
+def order(*, account: PayoutAccount, currency: str, at: datetime) -> Payout | None:
+    """Order a payout of what the last statement says and is still there, once per day of the calendar.
+
+    None below the minimum, without a statement, or where one is under way. What is below zero is carried forward.
+    """
+    purse = purses.lock([(account.supplier_id, currency)])[account.supplier_id, currency]
+    mine = {"supplier": account.supplier_id, "currency": currency}
+    last = SupplierStatement.objects.filter(**mine).order_by("-pk").first()
+    slot = schedule.slot(at)
+    taken = Payout.objects.filter(**mine).exclude(state__in=(State.FAILED, State.CANCELLED))
+    if last is None or taken.filter(slot=slot).exists() or taken.filter(state__in=OPEN).exists():
+        return None
+    unit = minor_unit_micros(currency)
+    micros = min(purse.payable.balance_micros, last.due_micros - _paid_since(last)) // unit * unit
+    if micros < schedule.minimum_micros(currency):
+        return None
+    return Payout.objects.create(
+        supplier_id=account.supplier_id,
+        account=account,
+        statement=last,
+        currency=currency,
+        amount_micros=micros,
+        slot=slot,
+        created_at=at,
+        look_at=at,
+    )
+
+
+def _paid_since(statement: SupplierStatement) -> int:
+    """What was sent after a statement was issued: by it, or by one before."""
+    mine = Payout.objects.filter(supplier=statement.supplier_id, currency=statement.currency, state=State.PAID)
+    later = mine.filter(finished_at__gte=statement.issued_at)
+    return later.aggregate(total=Sum("amount_micros"))["total"] or 0
+
+
+def look_due(*, at: datetime, limit: int = 50) -> int:
+    """Send what waits and look at what is open and due; return how many. None of them stops the others."""
+    if not gateway.is_there():
+        return 0
+    due = Payout.objects.filter(look_at__lte=at).order_by("look_at").values_list("pk", flat=True)[:limit]
+    for key in due:
+        try:
+            look(payout_id=key, at=at)
+        except Exception:
+            log.exception("payout %s was not looked at", key)
+    return len(due)
+
+
+def look(*, payout_id: int, at: datetime) -> Payout:
+    """Send a payout, or look what became of it. Network. Whoever comes second does nothing."""
+    payout = _read(payout_id)
+    if payout.state == State.CREATED:
+        if move(payout, State.SENDING, at=at, sent_at=at, look_at=at + ANSWER_WITHIN):
+            return _call(payout, at=at)
+    elif payout.state == State.SENDING and payout.look_at is not None and payout.look_at <= at:
+        move(payout, State.UNKNOWN, at=at, look_at=at)
+    if payout.state == State.UNKNOWN:
+        return _looked(payout, at=at)
+    if payout.state == State.REVERSING:
+        return _reverse(payout, at=at)
+    return payout
+
+
+@transaction.atomic
+def move(payout: Payout, state: State, *, at: datetime, **facts: object) -> bool:
+    """Move a payout if the map allows it from where it is; its money moves with it. Return whether it did."""
+    purse = purses.lock([(payout.supplier_id, payout.currency)])[payout.supplier_id, payout.currency]
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    before = payout.state
+    written: dict[str, object] = {"state": state}
+    written |= {} if state in OPEN else {"look_at": None, "finished_at": at}
+    rows = Payout.objects.filter(pk=payout.pk, state=before, state__in=sources)
+    if not rows.update(**(written | facts)):
+        payout.refresh_from_db()
+        return False
+    processor = accounts.platform(Account.Kind.PROCESSOR, payout.currency)
+    if state == State.PAID and before != State.REVERSING:
+        _book(payout, payout.processor_key, purse.payable, processor, at=at)
+    elif state == State.REVERSED:
+        _book(payout, payout.reversal_key, processor, purse.payable, at=at)
+    payout.refresh_from_db()
+    log.info("payout %s: %s", payout.public_id, state)
+    return True
+
+
+def cancel(*, payout: Payout, at: datetime) -> None:
+    """Call off a payout that was not sent yet."""
+    if not move(payout, State.CANCELLED, at=at):
+        raise AlreadyDecided("it was sent already")
+
+
+@transaction.atomic
+def propose_reversal(*, payout: Payout, by: int) -> None:
+    """Ask for a payout to be taken back; somebody else approves."""
+    rows = Payout.objects.filter(pk=payout.pk, state=State.PAID, reversal_proposed_by=None)
+    if not rows.update(reversal_proposed_by=by):
+        raise AlreadyDecided("it cannot be taken back, or somebody has proposed that")
+    payout.refresh_from_db()
+
+
+def approve_reversal(*, payout: Payout, by: int, at: datetime) -> None:
+    """Let a payout be taken back, by another person than the one who asked for it. A sweep does it."""
+    if payout.reversal_proposed_by_id in {None, by}:
+        raise SecondPersonNeeded("one person proposes this and another approves it")
+    if not move(payout, State.REVERSING, at=at, reversal_approved_by_id=by, look_at=at):
+        raise AlreadyDecided("it is not paid out, or taken back already")
+
+
+def _call(payout: Payout, *, at: datetime) -> Payout:
+    return _answered(
+        payout,
+        lambda: gateway.transfer(
+            key=payout.processor_key,
+            account_id=payout.account.processor_id,
+            amount_micros=payout.amount_micros,
+            currency=payout.currency,
+            group=payout.statement.public_id,
+        ),
+        at=at,
+    )
+
+
+def _answered(payout: Payout, call: Callable[[], Transferred | None], *, at: datetime) -> Payout:
+    """Make a call and write down what came of it: paid, refused, or not known yet."""
+    try:
+        made = call()
+    except OutcomeUnknown as error:
+        log.warning("payout %s: %s", payout.public_id, error)
+        move(payout, State.UNKNOWN, at=at, look_at=at + LOOK_AGAIN)
+    except ProcessorRefused as refusal:
+        move(payout, State.FAILED, at=at, failure=str(refusal)[:300])
+    else:
+        if made is not None:
+            assert (made.key, made.amount_micros) == (payout.processor_key, payout.amount_micros), "it is not ours"
+            move(payout, State.PAID, at=at, processor_id=made.id, failure="")
+    return payout
+
+
+def _looked(payout: Payout, *, at: datetime) -> Payout:
+    """Look for a payout of which nobody knows; send it again where it never arrived and its key still counts."""
+    Payout.objects.filter(pk=payout.pk).update(look_at=at + LOOK_AGAIN)
+    try:
+        made = gateway.find_transfer(account_id=payout.account.processor_id, key=payout.processor_key)
+    except (OutcomeUnknown, ProcessorRefused) as error:
+        log.warning("payout %s could not be looked at: %s", payout.public_id, error)
+        return payout
+    if made is not None:
+        return _answered(payout, lambda: made, at=at)
+    assert payout.sent_at is not None
+    if at >= payout.sent_at + KEY_LIFE:
+        move(payout, State.FAILED, at=at, failure="It never reached the processor.")
+    elif move(payout, State.SENDING, at=at, look_at=at + ANSWER_WITHIN):
+        return _call(payout, at=at)
+    return payout
+
+
+def _reverse(payout: Payout, *, at: datetime) -> Payout:
+    """Take a payout back; look first whether that has happened already."""
+    Payout.objects.filter(pk=payout.pk).update(look_at=at + LOOK_AGAIN)
+    try:
+        if gateway.transferred(payout.processor_id).reversed_micros < payout.amount_micros:
+            gateway.reverse_transfer(
+                key=payout.reversal_key,
+                transfer_id=payout.processor_id,
+                amount_micros=payout.amount_micros,
+                currency=payout.currency,
+            )
+        move(payout, State.REVERSED, at=at)
+    except OutcomeUnknown as error:
+        log.warning("reversal of payout %s: %s", payout.public_id, error)
+    except ProcessorRefused as refusal:
+        nobody = {"reversal_proposed_by": None, "reversal_approved_by": None}
+        move(payout, State.PAID, at=at, failure=str(refusal)[:300], **nobody)
+    return payout
+
+
+def _book(payout: Payout, key: str, source: Account, target: Account, *, at: datetime) -> None:
+    ledger.transfer(
+        key=key,
+        source=source,
+        target=target,
+        amount_micros=payout.amount_micros,
+        reason=f"Payout {payout.public_id}",
+        at=at,
+    )
+
+
+def _read(payout_id: int) -> Payout:
+    return Payout.objects.select_related("account", "statement", "supplier").get(pk=payout_id)
