@@ -4,7 +4,8 @@ A slice of a span costs what the span costs until the slice's end less what it
 costs until its beginning, both as they are charged. So the slices of a span add
 up to its charges to the micro, however the days are cut. What was paid ahead
 for reserved hours stands on the day of its payment under the market `reserved`,
-and what was given back of it is negative.
+and what was given back of it is negative; what tiers, minimums and commitments
+make of use stands under `adjustment` on the day when it was posted.
 """
 
 from collections import defaultdict
@@ -16,11 +17,11 @@ from typing import Any
 from django.db import connection
 
 from marketplace.models import Organization, Project
-from marketplace.spend import AHEAD, UP_TO
+from marketplace.spend import BESIDE, UP_TO
 
 # What costs can be told apart by. The order is that of columns.
 DIMENSIONS = ("day", "project", "model", "market")
-STORAGE, RESERVED = "storage", "reserved"
+STORAGE, RESERVED, ADJUSTMENT = "storage", "reserved", "adjustment"
 DAYS_MAX = 366
 
 # Each span with the days that it touches: `number`, and where that day begins and ends.
@@ -45,10 +46,11 @@ WITH part AS (
     FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id {DAYS}
     WHERE span.organization_id = ANY (%(organizations)s) AND {WITHIN}
     UNION ALL
-    SELECT width_bucket(ahead.effective_at, %(edges)s::timestamptz[]), coalesce(project.public_id, ''), offer.public_id,
-        '{RESERVED}', ahead.micros
-    FROM ({AHEAD}) ahead LEFT JOIN marketplace_project project ON project.id = ahead.project_id
-    LEFT JOIN marketplace_offer offer ON offer.id = ahead.offer_id WHERE ahead.effective_at < %(until)s
+    SELECT width_bucket(beside.effective_at, %(edges)s::timestamptz[]), coalesce(project.public_id, ''),
+        offer.public_id, beside.kind, beside.micros
+    FROM ({BESIDE}) beside LEFT JOIN marketplace_project project ON project.id = beside.project_id
+    LEFT JOIN marketplace_offer offer ON offer.id = beside.offer_id
+    WHERE beside.effective_at >= %(since)s AND beside.effective_at < %(until)s
 ), summed AS (
     SELECT number, project, offer, market, sum(micros) AS micros FROM part GROUP BY number, project, offer, market
 )

@@ -68,6 +68,8 @@ app.conf.update(
             ("orders that wait", "marketplace.tasks.start_waiting", 5.0),
             ("lent GPUs to recall", "marketplace.tasks.recall_lent_gpus", 2.0),
             ("reservations to advance", "marketplace.tasks.advance_reservations", 10.0),
+            ("budgets to watch", "marketplace.tasks.watch_budgets", 60.0),
+            ("alerts of budgets to send", "marketplace.tasks.send_budget_alerts", 30.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),
             ("sessions to write down", "marketplace.tasks.write_sessions_into_audit", 2.0),

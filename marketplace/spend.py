@@ -12,9 +12,9 @@ month (UTC) and one for an hour. The worst case of a month is
 
 and the worst case of an hour is the price per hour of all that is held of the
 quotas (`QuotaHold`) and of the new order. What passes a budget is refused
-before it starts. What runs already is never stopped by a budget: an instance
-that goes on after its first hour may pass a month's budget, and from then on
-nothing new starts.
+before it starts, unless the budget only tells. What runs already may pass a
+month's budget; what then becomes of it is the budget's setting, and
+`budget_watch` sees to it.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,13 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection
+from django.db.models import QuerySet
 from django.utils.translation import gettext
 
 from billing.months import month_of
 from marketplace.errors import BudgetExceeded
-from marketplace.models import ApiToken, Organization, Project
+from marketplace.models import ApiToken, Budget, Organization, Project
+from marketplace.models.budgets import MONEY
 from marketplace.money import shown
 
 # What a span costs up to a moment, as `floating.amounts_micros` has it: whole milliseconds, rounded half up, once. A
@@ -100,9 +102,10 @@ SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 
 """  # noqa: S608  nothing in it comes from outside
 
 # Payments by purchase or extension (`prepay:`) and on the resale market (`trade:`), and what came back (`unpay:`), as
-# `billing.prepayments` and its callers name them: the second word says for what.
-AHEAD = """
-    SELECT mine.organization_id, moved.effective_at, moved.micros,
+# `billing.prepayments` and its callers name them: the second word says for what. And what tiers, minimums and
+# commitments make of use, of which no project is known.
+BESIDE = """
+    SELECT mine.organization_id, 'reserved' AS kind, moved.effective_at, moved.micros,
         coalesce(held.project_id, quote.project_id, bought.project_id) AS project_id,
         coalesce(held.offer_id, quote.offer_id, bought.offer_id) AS offer_id
     FROM billing_account mine CROSS JOIN LATERAL (
@@ -118,10 +121,21 @@ AHEAD = """
     LEFT JOIN marketplace_trade trade ON trade.public_id = split_part(moved.key, ':', 2)
     LEFT JOIN marketplace_reservation bought ON bought.id = trade.reservation_id
     WHERE mine.organization_id = ANY (%(organizations)s)
+    UNION ALL
+    SELECT adjustment.organization_id, 'adjustment', posting.through - interval '1 millisecond', posting.amount_micros,
+        NULL, offer.id
+    FROM billing_adjustment adjustment JOIN billing_adjustmentposting posting ON posting.adjustment_id = adjustment.id
+    LEFT JOIN billing_priceversion price ON price.id = adjustment.price_version_id
+    LEFT JOIN marketplace_offer offer ON offer.public_id = split_part(price.sku, '/', 1)
+    WHERE adjustment.organization_id = ANY (%(organizations)s) AND posting.through > %(since)s
+"""
+# What comes back of another month makes no room in this one; what tiers and commitments make of this one does.
+IN_ALL = """
+    greatest(0, coalesce(sum(micros) FILTER (WHERE kind = 'reserved'), 0))
+    + coalesce(sum(micros) FILTER (WHERE kind = 'adjustment'), 0)
 """
 PAID_AHEAD = f"""
-SELECT coalesce(sum(ahead.micros), 0)::bigint FROM ({AHEAD}) ahead
-LEFT JOIN marketplace_project project ON project.id = ahead.project_id
+SELECT ({IN_ALL})::bigint FROM ({BESIDE}) beside LEFT JOIN marketplace_project project ON project.id = beside.project_id
 WHERE %(project_id)s::text IS NULL OR project.public_id = %(project_id)s
 """  # noqa: S608  nothing in it comes from outside
 
@@ -182,13 +196,14 @@ def committed(owner: Owner, organization: Organization, *, at: datetime) -> Comm
 
 
 def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) -> int:
-    """Return what was paid ahead for reservations since a moment, less what was given back; a token's is not known."""
+    """Return what was paid ahead for reservations since a moment, less what was given back, and what tiers and
+    commitments made of the whole organization's use; a token's is not known."""
     if isinstance(owner, ApiToken):
         return 0
     with connection.cursor() as cursor:
         cursor.execute(PAID_AHEAD, {"organizations": [organization.pk], "since": since, **_words(owner)})
         paid: int = cursor.fetchone()[0]
-    return max(0, paid)  # What comes back of another month makes no room in this one.
+    return paid
 
 
 def spent(
@@ -228,11 +243,11 @@ def _owners(project: Project, token: ApiToken | None) -> list[Owner]:
 def _words(owner: Owner) -> dict[str, Any]:
     """Return what tells apart whatever is this owner's; a token's is also what those that it made order."""
     if isinstance(owner, ApiToken):
-        return {"project_id": None, "token_ids": _made_by(owner)}
+        return {"project_id": None, "token_ids": made_by(owner)}
     return {"project_id": owner.public_id if isinstance(owner, Project) else None, "token_ids": None}
 
 
-def _made_by(token: ApiToken) -> list[str]:
+def made_by(token: ApiToken) -> list[str]:
     """Return the ids of a token and of all that it made, directly or not."""
     found, fresh = [token.public_id], [token.pk]
     while fresh:
@@ -242,21 +257,32 @@ def _made_by(token: ApiToken) -> list[str]:
     return found
 
 
+def budgets_of(owner: Owner, organization: Organization) -> QuerySet[Budget]:
+    """Return an owner's budgets for a month, one for each thing that is counted."""
+    project = owner if isinstance(owner, Project) else None
+    token = owner if isinstance(owner, ApiToken) else None
+    return Budget.objects.filter(organization=organization, project=project, token=token)
+
+
 def _check(owner: Owner, organization: Organization, *, month: int, hour: int, at: datetime) -> None:
     now = committed(owner, organization, at=at)
     words = {"owner": _name(owner), "since": f"{now.since:%Y-%m-%d}"}
-    if owner.monthly_budget_micros is not None and now.month_micros + month > owner.monthly_budget_micros:
-        sums = {
-            "spent": now.spent_micros, "aside": now.aside_micros, "wanted": month,
-            "total": now.month_micros + month, "budget": owner.monthly_budget_micros,
-        }  # fmt: skip
-        raise BudgetExceeded(
-            gettext(
-                "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s set "
-                "aside + %(wanted)s for this = %(total)s of %(budget)s."
+    refusing = budgets_of(owner, organization).exclude(action=Budget.Action.ALERT) if owner.has_monthly_budget else ()
+    for budget in refusing:
+        if budget.counts != MONEY and budget.passed_at is not None:
+            raise BudgetExceeded(gettext("A monthly budget of %(owner)s is used up.") % words)
+        if budget.counts == MONEY and now.month_micros + month > budget.amount:
+            sums = {
+                "spent": now.spent_micros, "aside": now.aside_micros, "wanted": month,
+                "total": now.month_micros + month, "budget": budget.amount,
+            }  # fmt: skip
+            raise BudgetExceeded(
+                gettext(
+                    "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s "
+                    "set aside + %(wanted)s for this = %(total)s of %(budget)s."
+                )
+                % (words | _shown(sums, now.currency))
             )
-            % (words | _shown(sums, now.currency))
-        )
     if owner.hourly_budget_micros is not None and now.hourly_micros + hour > owner.hourly_budget_micros:
         sums = {
             "running": now.hourly_micros, "wanted": hour, "total": now.hourly_micros + hour,

@@ -3,7 +3,19 @@
 from celery import shared_task
 from django.utils import timezone
 
-from marketplace import delivery, idempotency, recalls, rentals, restarts, sessions, spot, volumes, waiting
+from marketplace import (
+    budget_mail,
+    budget_watch,
+    delivery,
+    idempotency,
+    recalls,
+    rentals,
+    restarts,
+    sessions,
+    spot,
+    volumes,
+    waiting,
+)
 from marketplace.invoices import mail
 from marketplace.sla import closing
 
@@ -78,6 +90,19 @@ def hold_auctions() -> None:
 def hold_auction(offer_id: int) -> None:
     """Hold an offer's auction of the current tick. If this message is lost, `hold_auctions` sends another."""
     spot.clear(offer_id=offer_id, at=timezone.now())
+
+
+@shared_task
+def watch_budgets() -> None:
+    """Tell which shares of budgets are reached, and stop what runs on those that are used up."""
+    budget_watch.look(at=timezone.now())
+    budget_watch.stop_what_is_over(at=timezone.now(), limit=STOPS_MAX)
+
+
+@shared_task
+def send_budget_alerts() -> None:
+    """Send alerts of budgets by e-mail that were not sent yet."""
+    budget_mail.send_due(at=timezone.now(), limit=MAILS_MAX)
 
 
 @shared_task

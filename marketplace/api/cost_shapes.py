@@ -20,9 +20,10 @@ class CostQuery(serializers.Serializer[Any]):
     project = serializers.CharField(max_length=32, required=False, help_text="of this project alone, by its id")
     model = serializers.CharField(max_length=64, required=False, help_text="of this GPU model alone, or `storage`")
     market = serializers.ChoiceField(
-        choices=["on_demand", "spot", "reserved", "storage"],
+        choices=["on_demand", "spot", "reserved", "storage", "adjustment"],
         required=False,
-        help_text="reserved: what was paid ahead, on the day of payment, less what was given back",
+        help_text="reserved: what was paid ahead, on the day of payment, less what was given back; "
+        "adjustment: what tiers, minimums and commitments made of use",
     )
 
 

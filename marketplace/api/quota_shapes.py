@@ -1,4 +1,4 @@
-"""The shapes of requests and answers about quotas, budgets and orders that wait."""
+"""The shapes of requests and answers about quotas and orders that wait."""
 
 from typing import Any
 
@@ -85,28 +85,6 @@ class RequestQuota(Shape):
 
 class QuotaRequestQuery(serializers.Serializer[Any]):
     state = serializers.ChoiceField(choices=QuotaRequest.State.choices, required=False)
-
-
-class BudgetAnswer(serializers.Serializer[Any]):
-    id = serializers.CharField()
-    kind = serializers.ChoiceField(choices=["organization", "project", "token"])
-    name = serializers.CharField()
-    currency = serializers.CharField()
-    monthly = serializers.CharField(allow_null=True, help_text="for a calendar month, UTC; null: none")
-    hourly = serializers.CharField(allow_null=True)
-    month_since = serializers.DateTimeField()
-    spent = serializers.CharField(help_text="used since the month began, charged or not")
-    set_aside = serializers.CharField(help_text="for what is ordered, and not used yet")
-    per_hour = serializers.CharField(help_text="what all that is held costs for an hour")
-
-
-class BudgetListAnswer(serializers.Serializer[Any]):
-    data = BudgetAnswer(many=True)  # type: ignore[assignment]
-
-
-class ChangeBudget(Shape):
-    monthly = Money(allow_null=True, help_text="null: no budget")
-    hourly = Money(allow_null=True, help_text="null: no budget")
 
 
 class CreateWait(RentInstance):

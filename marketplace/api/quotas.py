@@ -1,4 +1,4 @@
-"""Quotas, requests for more, budgets, and orders that wait for GPUs."""
+"""Quotas, requests for more, and orders that wait for GPUs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, budgets, limits, quota_requests, waiting
+from marketplace import access, limits, quota_requests, waiting
 from marketplace.api import answers, quota_shapes, shapes
 from marketplace.api.instances import order_of
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
-from marketplace.budgets import Budget
 from marketplace.limits import Limit
 from marketplace.models import QuotaRequest, WaitingOrder
 from marketplace.money import decimal_string
@@ -142,62 +141,6 @@ class QuotaRequestWithdraw(APIView):
             return 200, _request(found)
 
         return answered_once(request, organization=found.organization, order={}, effect=effect, required=False)
-
-
-class BudgetList(APIView):
-    @extend_schema(
-        operation_id="list_budgets",
-        parameters=[shapes.OrganizationQuery],
-        responses={200: quota_shapes.BudgetListAnswer, shapes.REFUSED: shapes.Problem},
-    )
-    def get(self, request: Request) -> Response:
-        """List the budgets of an organization, its projects and its tokens, and what they are held against."""
-        actor, query = actor_of(request), queried(request, shapes.OrganizationQuery)
-        with naming("organization"):
-            organization = access.organization_for(actor, query.get("organization"), verb="budget.view")
-        return Response({"data": [_budget(one) for one in budgets.listed(actor, organization, at=timezone.now())]})
-
-
-class BudgetDetail(APIView):
-    @extend_schema(
-        operation_id="show_budget", responses={200: quota_shapes.BudgetAnswer, shapes.REFUSED: shapes.Problem}
-    )
-    def get(self, request: Request, owner_id: str) -> Response:
-        """Show the budgets of an organization, a project or a token by its id."""
-        queried(request)
-        owner, organization = budgets.owner_for(actor_of(request), owner_id, verb="budget.view")
-        return Response(_budget(budgets.of(owner, organization, at=timezone.now())))
-
-    @extend_schema(
-        operation_id="change_budget",
-        request=quota_shapes.ChangeBudget,
-        responses={200: quota_shapes.BudgetAnswer, shapes.REFUSED: shapes.Problem},
-    )
-    def put(self, request: Request, owner_id: str) -> Response:
-        """Set both budgets of an organization, a project or a token. Less than is spent stops nothing that runs."""
-        queried(request)
-        actor, asked = actor_of(request), checked(quota_shapes.ChangeBudget, request.data)
-        owner, organization = budgets.owner_for(actor, owner_id, verb="budget.change")
-        budgets.change(
-            actor=actor, owner=owner, organization=organization,
-            monthly_micros=asked["monthly"], hourly_micros=asked["hourly"],
-        )  # fmt: skip
-        return Response(_budget(budgets.of(owner, organization, at=timezone.now())))
-
-
-def _budget(found: Budget) -> Answer:
-    owner, now = found.owner, found.committed
-    set_to = {"monthly": owner.monthly_budget_micros, "hourly": owner.hourly_budget_micros}
-    counted = {"spent": now.spent_micros, "set_aside": now.aside_micros, "per_hour": now.hourly_micros}
-    return {
-        "id": owner.public_id,
-        "kind": found.kind,
-        "name": owner.name,
-        "currency": now.currency,
-        **{name: None if micros is None else decimal_string(micros) for name, micros in set_to.items()},
-        "month_since": now.since,
-        **{name: decimal_string(micros) for name, micros in counted.items()},
-    }
 
 
 class WaitList(APIView):

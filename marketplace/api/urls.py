@@ -3,6 +3,7 @@
 from django.urls import path, register_converter
 
 from marketplace.api import (
+    budgets,
     catalogue,
     costs,
     instances,
@@ -101,8 +102,8 @@ urlpatterns = [
     path("quota-requests", quotas.QuotaRequestList.as_view()),
     path("quota-requests/<id:request_id>", quotas.QuotaRequestDetail.as_view()),
     path("quota-requests/<id:request_id>/withdraw", quotas.QuotaRequestWithdraw.as_view()),
-    path("budgets", quotas.BudgetList.as_view()),
-    path("budgets/<id:owner_id>", quotas.BudgetDetail.as_view()),
+    path("budgets", budgets.BudgetList.as_view()),
+    path("budgets/<id:owner_id>", budgets.BudgetDetail.as_view()),
     path("waits", quotas.WaitList.as_view()),
     path("waits/outlook", quotas.Outlook.as_view()),
     path("waits/<id:entry_id>", quotas.WaitDetail.as_view()),

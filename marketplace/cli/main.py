@@ -7,6 +7,7 @@ import typer
 from marketplace.cli import (
     account,
     bids,
+    budgets,
     copying,
     costs,
     instances,
@@ -81,7 +82,7 @@ app.command()(resale.resell)
 app.add_typer(resale.app, name="listings")
 app.add_typer(waits.app, name="waits")
 app.add_typer(quotas.app, name="quota")
-app.add_typer(quotas.budget_app, name="budget")
+app.add_typer(budgets.app, name="budget")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(costs.cost)

@@ -1,4 +1,4 @@
-"""Quotas and budgets: what may be held and spent, and how to ask for more."""
+"""Quotas: what may be held, and how to ask for more."""
 
 import re
 from typing import Annotated, Any
@@ -11,10 +11,7 @@ from marketplace.cli.orders import project_id
 from marketplace.cli.problems import usage
 from marketplace.cli.session import AsJson, Explain, Project, open_session
 
-NONE = "none"
-
 app = typer.Typer(help="See what may be held at once, and ask for more.", rich_markup_mode=None)
-budget_app = typer.Typer(help="See and set budgets: for a month and for an hour.", rich_markup_mode=None)
 
 Market = Annotated[
     str | None,
@@ -127,60 +124,3 @@ def withdraw(
         session.terminal.say(f"The request is {row['state']}.")
         if as_json:
             session.terminal.document(row)
-
-
-@budget_app.callback(invoke_without_command=True)
-def budget(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False) -> None:
-    """Show budgets and what they are held against: used, set aside, and what all that is held costs for an hour."""
-    if ctx.invoked_subcommand:
-        return
-    with open_session(as_json=as_json, explain=explain) as session:
-        found = session.client.get("/budgets")
-        if as_json:
-            session.terminal.document(found)
-            return
-        columns = ["OF", "ID", ">MONTH", ">USED", ">SET ASIDE", ">HOUR", ">COMMITTED"]
-        session.terminal.table(columns, [budget_cells(row) for row in found["data"]])
-        session.terminal.say("A month is one of the calendar, in UTC. Set one: gpumarket budget set ID --month 1000")
-
-
-def budget_cells(row: dict[str, Any]) -> list[str]:
-    said = {
-        name: words.money(row[name], row["currency"]) if row[name] is not None else NONE
-        for name in ("monthly", "spent", "set_aside", "hourly", "per_hour")
-    }
-    return [f"{row['kind']} {row['name']}", row["id"], *said.values()]
-
-
-@budget_app.command("set")
-def set_budget(
-    owner: Annotated[str, typer.Argument(metavar="ID", help="Of an organization, project or token.")],
-    *,
-    month: Annotated[
-        str | None, typer.Option(metavar="AMOUNT", help="For a month, or none.", show_default=False)
-    ] = None,
-    hour: Annotated[
-        str | None, typer.Option(metavar="AMOUNT", help="For an hour, or none.", show_default=False)
-    ] = None,
-    as_json: AsJson = False,
-    explain: Explain = False,
-) -> None:
-    """Set a budget; what is not named stays. It refuses what would pass it, and stops nothing that runs."""
-    if month is None and hour is None:
-        raise usage("There is nothing to set.", suggestion="Name --month or --hour, such as --month 1000.")
-    with open_session(as_json=as_json, explain=explain) as session:
-        now = session.client.get(f"/budgets/{owner}")
-        body = {
-            "monthly": now["monthly"] if month is None else limit_of(month),
-            "hourly": now["hourly"] if hour is None else limit_of(hour),
-        }
-        row = session.client.put(f"/budgets/{owner}", body)
-        _, _, month_said, _, _, hour_said, _ = budget_cells(row)
-        session.terminal.say(f"Budget of {row['kind']} {row['name']}: {month_said} a month, {hour_said} an hour.")
-        if as_json:
-            session.terminal.document(row)
-
-
-def limit_of(text: str) -> str | None:
-    """Return a budget that was typed as the API reads it; None for "none"."""
-    return None if text == NONE else amount(text)

@@ -11,6 +11,8 @@ REASONS = {
     "user": "asked by a user",
     "operator": "asked by the operator",
     "no_funds": "the organization could not pay any more",
+    "budget": "a budget is used up",
+    "idle": "it was idle",
     "no_capacity": "no GPUs became free in time",
     "node_failed": "the node could not prepare it",
     "node_lost": "the node was lost",

@@ -1,3 +1,4 @@
+from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
@@ -40,6 +41,8 @@ __all__ = [
     "AuditEntry",
     "Bid",
     "BlockTerms",
+    "Budget",
+    "BudgetAlert",
     "IdempotencyRecord",
     "Invitation",
     "LendingShare",

@@ -44,9 +44,11 @@ class User(AbstractUser):
 
 
 class Budgeted(models.Model):
-    """Whoever may have a budget of its own, in micros of the organization's currency; null is none. See `spend`."""
+    """Whoever may have budgets of its own. Those for a month are rows of `Budget`, this says whether there is any, so
+    that a launch where there is none asks nothing; that for an hour is here, in micros, and null is none. See `spend`.
+    """
 
-    monthly_budget_micros = models.BigIntegerField(null=True, blank=True, help_text="for a calendar month, UTC")
+    has_monthly_budget = models.BooleanField(default=False, help_text="kept by `budgets.change`")
     hourly_budget_micros = models.BigIntegerField(null=True, blank=True)
 
     class Meta:
@@ -54,13 +56,12 @@ class Budgeted(models.Model):
 
     @property
     def has_budget(self) -> bool:
-        return self.monthly_budget_micros is not None or self.hourly_budget_micros is not None
+        return self.has_monthly_budget or self.hourly_budget_micros is not None
 
 
 def budget_is_never_negative(owner: str) -> models.CheckConstraint:
     """The constraint that every `Budgeted` has under its own name; null passes a check."""
-    condition = Q(monthly_budget_micros=None) | Q(monthly_budget_micros__gte=0)
-    condition &= Q(hourly_budget_micros=None) | Q(hourly_budget_micros__gte=0)
+    condition = Q(hourly_budget_micros=None) | Q(hourly_budget_micros__gte=0)
     return models.CheckConstraint(condition=condition, name=f"{owner}_budget_is_never_negative")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from billing import accounts
-from marketplace import access, breakdown, cost_files, forecast
+from marketplace import access, breakdown, budget_watch, cost_files, forecast
 from marketplace.breakdown import Cost
 from marketplace.models import Organization
 from marketplace.portal import cost_filters, spending, stacks
@@ -45,17 +45,20 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     month_end = cost_filters.month_after(month)
     this_month = breakdown.of(organization, [month, month_end], at=visit.at)
     ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
+    adjusted = sum(cost.micros for cost in this_month if cost.market == breakdown.ADJUSTMENT)
     ordered = forecast.ordered_micros(organization)
     return {
         "wallet": accounts.wallet(organization=organization),
         "runway": access.runway_of(organization),
+        "stops": budget_watch.coming_stops(organization),
         "spending": now,
         "ahead_micros": ahead,
+        "adjusted_micros": adjusted,
         "ordered_micros": ordered,
         "month_end": month_end,
         "forecast_micros": forecast.month_end_micros(
-            used_micros=now.month_micros + ahead, burn_micros_per_hour=now.per_hour_micros, ordered_micros=ordered,
-            at=visit.at, until=month_end,
+            used_micros=now.month_micros + ahead + adjusted, burn_micros_per_hour=now.per_hour_micros,
+            ordered_micros=ordered, at=visit.at, until=month_end,
         ),
     }  # fmt: skip
 

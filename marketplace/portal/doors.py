@@ -147,3 +147,13 @@ def absolute(path: str) -> str:
 def whole_number(text: str) -> int:
     """Return a whole number that was typed, or -1 for what is none; verbs refuse it by their own rules."""
     return int(text) if text.isdecimal() and len(text) <= DIGITS_MAX else -1
+
+
+def amount_or_none(field: str, text: str) -> int | None:
+    """Return the micros of an amount that was typed, None where nothing was; raise BadOrder for what is none."""
+    if not text:
+        return None
+    micros = typed_micros(text.replace(",", ""))
+    if micros is None:
+        raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing."))
+    return micros

@@ -8,7 +8,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, costs, offers, rentals, spot_market
+from marketplace import access, budget_watch, costs, offers, rentals, spot_market
 from marketplace.errors import BadOrder, Conflict
 from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
@@ -54,6 +54,7 @@ def listed(visit: Visit) -> HttpResponse:
         "projects": projects,
         "organization": organization,
         "may_rent": access.may(visit.actor, organization, "instance.change"),
+        "stops": budget_watch.coming_stops(organization),
     }
     return visit.live_page("instances/list.html", "rows", context)
 
@@ -67,6 +68,7 @@ def shown(visit: Visit, instance_id: str) -> HttpResponse:
         cli, curl = commands.instance(instance.public_id)
         decision = access.placements(instance).order_by("-pk").first()
         context |= {"log": output.page(instance), "cli": cli, "curl": curl, "decision": decision}
+        context["stops"] = budget_watch.coming_stops_of(instance)
     context["is_other_door"] = visit.query("door") != context["box"].digest
     return visit.live_page("instances/show.html", "live", context)
 

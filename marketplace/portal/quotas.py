@@ -1,4 +1,4 @@
-"""Quotas, requests for more, and budgets: what may be held and spent, and how to change that."""
+"""Quotas and requests for more."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, budgets, limits, quota_requests
+from marketplace import access, limits, quota_requests
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
-from marketplace.money import plain, typed_micros
-from marketplace.portal.doors import Visit, page, whole_number
+from marketplace.portal.doors import Visit, amount_or_none, page, whole_number
 from provisioning.models import Instance, Quota
 
 FIELDS = ("owner", "gpu_model", "market", "unit", "limit", "reason")
@@ -22,7 +21,7 @@ PER_HOUR = "per_hour"
 
 @page("GET", "HEAD", "POST")
 def shown(visit: Visit) -> HttpResponse:
-    """Show what may be held, held, used and free, requests and budgets; ask for more."""
+    """Show what may be held, held, used and free, and requests; ask for more."""
     if visit.request.method != "POST":
         return _page(visit, visit.organization(verb="quota.view"), {"typed": {"limit": visit.query("limit")}})
     organization = visit.organization(verb="quota_request.create")
@@ -49,7 +48,7 @@ def _limit(typed: dict[str, str]) -> dict[str, Any]:
     """Return the limit that was typed, and what it is of."""
     if typed["unit"] != PER_HOUR:
         return {"limit": whole_number(typed["limit"]), "unit": Quota.Unit.GPUS}
-    return {"limit": _micros("limit", typed["limit"]) or 0, "unit": Quota.Unit.MICROS_PER_HOUR}
+    return {"limit": amount_or_none("limit", typed["limit"]) or 0, "unit": Quota.Unit.MICROS_PER_HOUR}
 
 
 def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, status: int = 200) -> HttpResponse:
@@ -59,12 +58,10 @@ def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, 
         "organization": organization,
         "limits": limits.listed(found),
         "requests": [(one, quota_requests.asked(one)) for one in asked],
-        "budgets": budgets.listed(visit.actor, organization, at=visit.at),
         "projects": visit.projects(organization),
         "models": limits.models(),
         "markets": Instance.Market.choices,
         "may_ask": access.may(visit.actor, organization, "quota_request.create"),
-        "may_change": access.may(visit.actor, organization, "budget.change"),
     }
     return visit.page("quotas/show.html", {**shown, **context}, status=status)
 
@@ -76,39 +73,3 @@ def withdraw(visit: Visit, request_id: str) -> HttpResponse:
     quota_requests.withdraw(actor=visit.actor, found=found, at=visit.at)
     messages.success(visit.request, _("The request is withdrawn."))
     return redirect("quotas")
-
-
-@page("GET", "HEAD", "POST")
-def budget(visit: Visit, owner_id: str) -> HttpResponse:
-    """Set the budgets of the organization, a project or a token."""
-    owner, organization = budgets.owner_for(visit.actor, owner_id, verb="budget.change")
-    now = budgets.of(owner, organization, at=visit.at)
-    context = {"budget": now, "organization": organization}
-    if visit.request.method != "POST":
-        typed = {"monthly": _typed(owner.monthly_budget_micros), "hourly": _typed(owner.hourly_budget_micros)}
-        return visit.page("quotas/budget.html", {**context, "typed": typed})
-    typed = {name: visit.text(name) for name in ("monthly", "hourly")}
-    try:
-        budgets.change(
-            actor=visit.actor, owner=owner, organization=organization,
-            monthly_micros=_micros("monthly", typed["monthly"]), hourly_micros=_micros("hourly", typed["hourly"]),
-        )  # fmt: skip
-    except BadOrder as error:
-        errors = {error.field: str(error)}
-        return visit.page("quotas/budget.html", {**context, "typed": typed, "errors": errors}, status=422)
-    messages.success(visit.request, _("The budget is set."))
-    return redirect("quotas")
-
-
-def _typed(micros: int | None) -> str:
-    return "" if micros is None else plain(micros)
-
-
-def _micros(field: str, text: str) -> int | None:
-    """Return an amount that was typed; nothing typed is no budget."""
-    if not text:
-        return None
-    micros = typed_micros(text.replace(",", ""))
-    if micros is None:
-        raise BadOrder(field, _("Type an amount such as 1000 or 2.50, or nothing."))
-    return micros

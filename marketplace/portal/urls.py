@@ -5,6 +5,7 @@ from django.views.i18n import set_language
 
 from marketplace.portal import (
     balance,
+    budgets,
     home,
     hours,
     instances,
@@ -102,7 +103,8 @@ urlpatterns = [
     path("projects/<str:project_id>", projects.rename, name="project-rename"),
     path("quotas", quotas.shown, name="quotas"),
     path("quotas/requests/<str:request_id>/withdraw", quotas.withdraw, name="quota-request-withdraw"),
-    path("budgets/<str:owner_id>", quotas.budget, name="budget"),
+    path("budgets", budgets.listed, name="budgets"),
+    path("budgets/<str:owner_id>", budgets.change, name="budget"),
     path("waits", waits.listed, name="waits"),
     path("waits/<str:entry_id>/cancel", waits.cancel, name="wait-cancel"),
     path("audit", organizations.audit_log, name="audit"),

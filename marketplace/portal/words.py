@@ -165,6 +165,7 @@ MARKETS: dict[str, Promise] = {
     "spot": _("Spot"),
     "reserved": _("Reserved hours, paid ahead"),
     "storage": _("Storage"),
+    "adjustment": _("Tiers and commitments"),
 }
 
 # Why a part under an instance that runs on is to be repaired: texts of the table of health rules.

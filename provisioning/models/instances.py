@@ -70,6 +70,8 @@ class Reason(models.TextChoices):
     OPERATOR = "operator", _("Asked by the operator")
     RESERVATION_END = "reservation_end", _("The reservation that it runs in ends")
     NO_FUNDS = "no_funds", _("The organization could not pay any more")
+    BUDGET = "budget", _("A budget is used up")
+    IDLE = "idle", _("It was idle")
     NO_CAPACITY = "no_capacity", _("No GPUs became free in time")
     GPU_FAULT = "gpu_fault", _("A GPU broke")
     NODE_FAILED = "node_failed", _("The node could not prepare it")

@@ -12,8 +12,9 @@ from django.utils import timezone
 from billing import charging
 from marketplace import rentals, spend, tokens
 from marketplace.access import Actor
+from marketplace.budget_counters import whose
 from marketplace.errors import BudgetExceeded
-from marketplace.models import ApiToken, Organization, Project
+from marketplace.models import ApiToken, Budget, Organization, Project
 from provisioning.models import Instance
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, order
@@ -25,9 +26,27 @@ H200_HOUR = 2_490_000
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
-def budget(owner: Organization | Project | ApiToken, *, month: int | None = None, hour: int | None = None) -> None:
-    type(owner)._default_manager.filter(pk=owner.pk).update(monthly_budget_micros=month, hourly_budget_micros=hour)
+def budget(
+    owner: Organization | Project | ApiToken, *, month: int | None = None, hour: int | None = None, **settings: Any
+) -> None:
+    """Give an owner budgets, in place of those that it has; what differs from the ordinary settings is named."""
+    organization = organization_of(owner)
+    spend.budgets_of(owner, organization).delete()
+    if month is not None:
+        key = whose(owner, organization)
+        Budget.objects.create(
+            organization=organization, project_id=key.project_id, token_id=key.token_id, amount=month, **settings
+        )
+    type(owner)._default_manager.filter(pk=owner.pk).update(
+        has_monthly_budget=month is not None, hourly_budget_micros=hour
+    )
     owner.refresh_from_db()
+
+
+def organization_of(owner: Organization | Project | ApiToken) -> Organization:
+    if isinstance(owner, ApiToken):
+        return owner.membership.organization
+    return owner.organization if isinstance(owner, Project) else owner
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from provisioning.errors import IllegalMove, QuotaExceeded, StaleInterruption
 from provisioning.models import GpuHold, Instance, Interruption, Phase, Quota
 from tests.conftest import Fleet, Run, order
 from tests.marketplace.api.tables import every_row
+from tests.marketplace.test_spend import budget
 
 pytestmark = pytest.mark.django_db
 
@@ -319,7 +320,7 @@ def test_offers_that_are_sold_no_more_by_auction_let_everybody_go_with_notice(
 def test_a_changed_bid_locks_its_budget_before_quota_and_accounts_as_whoever_rents(
     place: Place, actor: Actor, project: Project
 ) -> None:
-    Project.objects.filter(pk=project.pk).update(monthly_budget_micros=100 * USD)
+    budget(project, month=100 * USD)
     project.refresh_from_db()
     placed = place()
     with CaptureQueriesContext(connection) as queries:

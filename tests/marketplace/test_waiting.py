@@ -29,6 +29,7 @@ from provisioning.models import Capacity, Instance, Node, Quota
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.marketplace.api.tables import every_row
+from tests.marketplace.test_spend import budget
 
 pytestmark = pytest.mark.django_db
 
@@ -191,7 +192,7 @@ def test_the_entry_says_what_of_its_own_holds_it_up(
     elif why == "quota":
         project.quotas.update(limit=0)
     elif why == "budget":
-        Project.objects.filter(pk=project.pk).update(monthly_budget_micros=0)
+        budget(project, month=0)
     else:
         Project.objects.filter(pk=project.pk).update(suspended_at=timezone.now())
     assert sweep() == 1

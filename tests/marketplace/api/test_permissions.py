@@ -187,7 +187,7 @@ OTHERS = {
              "reservations/<str:reservation_id>/extend", "reservations/<str:reservation_id>/cancel",
              "reservations/<str:reservation_id>/lend", "reservations/<str:reservation_id>/sell",
              "quotes/<str:quote_id>", "listings", "listings/buy", "listings/<str:listing_id>/withdraw",
-             "", "quotas", "quotas/requests/<str:request_id>/withdraw", "budgets/<str:owner_id>", "waits",
+             "", "quotas", "quotas/requests/<str:request_id>/withdraw", "budgets", "budgets/<str:owner_id>", "waits",
              "waits/<str:entry_id>/cancel",
              "spending", "market", "launch", "launch/estimate", "instances", "instances/<str:instance_id>",
              "instances/<str:instance_id>/log", "instances/<str:instance_id>/log.txt",

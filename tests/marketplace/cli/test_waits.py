@@ -24,6 +24,10 @@ SPEND = QUOTA | {
 BUDGET = {
     "id": "prj_1", "kind": "project", "name": "research", "currency": "USD", "monthly": "500.000000", "hourly": None,
     "month_since": "2026-11-01T00:00:00Z", "spent": "1.000000", "set_aside": "2.490000", "per_hour": "2.490000",
+    "counts": "money", "used": "401.000000", "forecast": "600.000000", "action": "block", "grace_minutes": 60,
+    "used_shares": [50, 80, 100], "forecast_shares": [100], "passed_at": None, "stops_at": None,
+    "alerts": [{"kind": "used", "share": 80, "amount": "500.000000", "reached": "400.000000",
+                "at": "2026-11-20T00:00:00Z", "sent_at": None}],
 }  # fmt: skip
 
 
@@ -175,12 +179,24 @@ def test_more_money_an_hour_is_asked_for_by_its_amount(gpumarket, shop):
 
 
 def test_a_budget_is_set_and_what_is_not_named_stays(gpumarket, shop):
-    assert "500.00 USD" in gpumarket("budget").out
+    shown = gpumarket("budget")
+    for text in ("500.00 USD", "401.00 USD", "80 %", "600.00 USD", "starts nothing new"):
+        assert text in shown.out
+    assert "80 % of the budget of project research used: 400.00 USD of 500.00 USD." in shown.err
     said = gpumarket("budget", "set", "prj_1", "--hour", "20")
     assert "500.00 USD a month, 20.00 USD an hour" in said.err
     gpumarket("budget", "set", "prj_1", "--month", "none")
     first, second = shop.asked("PUT", "/api/v1/budgets/prj_1")
     assert (first["body"], second["body"]["monthly"]) == ({"monthly": "500.000000", "hourly": "20"}, None)
+    gpumarket(
+        "budget", "set", "prj_1", "--then", "stop", "--grace", "30", "--alert", "70,90", "--forecast-alert", "none"
+    )
+    asked = shop.asked("PUT", "/api/v1/budgets/prj_1")[-1]["body"]
+    assert {name: asked[name] for name in ("action", "grace_minutes", "used_shares", "forecast_shares")} == {
+        "action": "stop", "grace_minutes": 30, "used_shares": [70, 90], "forecast_shares": [],
+    }  # fmt: skip
+    for wrong in (["--then", "explode"], ["--alert", "half"]):
+        assert gpumarket("budget", "set", "prj_1", *wrong).code == 2
     assert gpumarket("budget", "set", "prj_1").code == 2
     assert gpumarket("budget", "set", "prj_1", "--month", "lots").code == 2
 

@@ -29,7 +29,7 @@ def opened(client: Client, name: str, *ids: str) -> Page:
 def test_the_page_shows_what_is_held_and_what_is_free(owner: Client, rent: Rent, fleet: Fleet) -> None:
     rent(gpus=5)
     text = opened(owner, "quotas").text
-    for words in ("Quotas and budgets", "All GPUs", "16", "11", "$12.45"):
+    for words in ("What may be held", "All GPUs", "16", "11", "$12.45"):
         assert words in text, words
 
 
@@ -85,27 +85,6 @@ def test_the_customer_reads_the_note(owner: Client, actor: Actor, project: Proje
     )
     quota_requests.deny(actor=actor, found=made, note="after your first invoice", at=timezone.now())
     assert "after your first invoice" in opened(owner, "quotas").text
-
-
-def test_a_budget_is_set_and_taken_away(owner: Client, project: Project) -> None:
-    path = reverse("budget", args=[project.public_id])
-    opened(owner, "budget", project.public_id)
-    assert owner.post(path, {"monthly": "1,000.50", "hourly": ""}).status_code == 302
-    project.refresh_from_db()
-    assert (project.monthly_budget_micros, project.hourly_budget_micros) == (1_000_500_000, None)
-    assert "$1,000.50" in opened(owner, "quotas").text
-    owner.post(path, {"monthly": "", "hourly": ""})
-    project.refresh_from_db()
-    assert not project.has_budget
-
-
-@pytest.mark.parametrize("typed", ["much", "-1", "0.0000001", "NaN", "9" * 30])
-def test_a_bad_budget_changes_nothing(owner: Client, project: Project, typed: str) -> None:
-    answer = owner.post(reverse("budget", args=[project.public_id]), {"monthly": typed, "hourly": "5"})
-    assert answer.status_code == 422
-    assert faults(read(answer)) == []
-    project.refresh_from_db()
-    assert not project.has_budget
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from marketplace import quotes, reservations, spend
 from marketplace.errors import BudgetExceeded
 from marketplace.models import Organization, Project, Reservation, ReservationState
 from tests.blocks import PRICE, Buyer
+from tests.marketplace.test_spend import budget
 
 pytestmark = pytest.mark.django_db
 
@@ -66,8 +67,7 @@ def test_another_projects_payments_are_the_organizations_only(acme_buys: Buyer) 
 
 
 def test_a_block_beyond_the_budget_is_refused(acme_buys: Buyer) -> None:
-    Project.objects.filter(pk=acme_buys.project.pk).update(monthly_budget_micros=8 * 10 * PRICE)
-    acme_buys.project.refresh_from_db()
+    budget(acme_buys.project, month=8 * 10 * PRICE)
     acme_buys.buy(8, 24, 34)
     with pytest.raises(BudgetExceeded):
         acme_buys.buy(1, 24, 25)

@@ -10,11 +10,12 @@ from billing import accounts
 from billing.models import Account
 from marketplace import holdings, quotes, resale, reservations
 from marketplace.errors import BadOrder, Conflict
-from marketplace.models import Listing, Organization, Reservation, Trade, TradeLeg
+from marketplace.models import Listing, Reservation, Trade, TradeLeg
 from marketplace.trades import LimitTooLow
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Node
 from tests.blocks import HOUR, PRICE, USD, Buyer, check_conserved, deferred_micros
+from tests.marketplace.test_spend import budget
 
 pytestmark = pytest.mark.django_db
 
@@ -226,7 +227,7 @@ def test_credit_never_becomes_cash_by_a_sale(acme_buys: Buyer, other_buys: Buyer
 
 def test_budgets_are_locked_before_accounts_as_everywhere(acme_buys: Buyer, other_buys: Buyer) -> None:
     acme_buys.put_up(acme_buys.buy(4, 24, 26), 4, 24, 26, PRICE // 2)
-    Organization.objects.filter(pk=other_buys.project.organization_id).update(monthly_budget_micros=1000 * USD)
+    budget(other_buys.project.organization, month=1000 * USD)
     other_buys.project.refresh_from_db()
     with CaptureQueriesContext(connection) as captured:
         other_buys.trade(4, 24, 26, PRICE)

@@ -1,0 +1,93 @@
+"""E-mail about budgets: each alert is a row that says what is to be sent, so a lost message loses none."""
+
+import logging
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.db.models import F
+from django.urls import reverse
+from django.utils import translation
+from django.utils.translation import gettext as _
+
+from marketplace.access import members
+from marketplace.budget_counters import COUNTERS
+from marketplace.invoices.mail import FIRST_WAIT, LONGEST_WAIT, TRIES_MAX
+from marketplace.models import Budget, BudgetAlert, Organization, Role
+
+log = logging.getLogger(__name__)
+
+
+def send_due(*, at: datetime, limit: int) -> int:
+    """Send what is due, oldest first; return how much was sent. What cannot be sent is tried again, ever more seldom.
+
+    A row is claimed by moving its next try, so of two senders only one sends it.
+    """
+    due = BudgetAlert.objects.filter(sent_at=None, next_try_at__lte=at, tries__lt=TRIES_MAX)
+    related = due.select_related("budget__organization", "budget__project", "budget__token__membership__user")
+    sent = 0
+    for row in related.order_by("next_try_at", "pk")[:limit]:
+        wait = min(FIRST_WAIT * 2 ** min(row.tries, 10), LONGEST_WAIT)
+        mine = BudgetAlert.objects.filter(pk=row.pk, sent_at=None, tries=row.tries)
+        if not mine.update(tries=F("tries") + 1, next_try_at=at + wait):
+            continue
+        try:
+            written(row).send()
+        except Exception:  # one address that refuses must not keep the others from theirs
+            log.exception("alert %s was not sent", row.pk)
+            continue
+        BudgetAlert.objects.filter(pk=row.pk).update(sent_at=at)
+        sent += 1
+    return sent
+
+
+def written(alert: BudgetAlert) -> EmailMessage:
+    """Return the message that tells of an alert, in the language of the organization's billing details."""
+    budget = alert.budget
+    with translation.override(language_of(budget.organization)):
+        shown, currency = COUNTERS[budget.counts].shown, budget.organization.currency
+        facts = {
+            "owner": budget.owner.name, "organization": budget.organization.name, "share": alert.share,
+            "reached": shown(alert.reached, currency), "amount": shown(alert.amount, currency),
+            "month": f"{alert.period:%Y-%m}", "url": settings.PUBLIC_URL + reverse("budgets"),
+        }  # fmt: skip
+        if alert.kind == BudgetAlert.Kind.USED:
+            subject = _("%(share)s %% of the budget of %(owner)s is used") % facts
+            told = _("%(reached)s of %(amount)s is used in %(month)s (UTC).") % facts
+        else:
+            subject = _("The forecast reaches %(share)s %% of the budget of %(owner)s") % facts
+            told = _("If all goes on as now, %(reached)s of %(amount)s will be used in %(month)s (UTC).") % facts
+        about = _("This concerns %(owner)s of %(organization)s.") % facts
+        where = _("See and change budgets: %(url)s") % facts
+        body = "\n\n".join([about, told, _consequence(alert), where])
+    return EmailMessage(subject=subject, body=body + "\n", to=receivers(budget))
+
+
+def _consequence(alert: BudgetAlert) -> str:
+    budget = alert.budget
+    if budget.action == Budget.Action.ALERT:
+        return _("Nothing is stopped: this budget only tells.")
+    if budget.action == Budget.Action.BLOCK:
+        return _("What runs goes on. Once the budget is used up, nothing new starts.")
+    if alert.kind == BudgetAlert.Kind.USED and alert.share >= 100:
+        end = alert.at + timedelta(minutes=budget.grace_minutes)
+        return _(
+            "Nothing new starts, and what runs on this budget is stopped at %(end)s UTC; nothing is charged for it "
+            "from then on. Volumes are kept and cost on. Raise the budget to let it go on."
+        ) % {"end": f"{end:%Y-%m-%d %H:%M}"}
+    return _(
+        "Once the budget is used up, nothing new starts, and %(minutes)s minutes later what runs on it is stopped."
+    ) % {"minutes": budget.grace_minutes}
+
+
+def receivers(budget: Budget) -> list[str]:
+    """Return who is told: owners and billing members, and of a token's budget whoever has it."""
+    people = members(budget.organization).filter(role__in=[Role.OWNER, Role.BILLING], user__is_active=True)
+    found = set(people.values_list("user__email", flat=True))
+    return sorted(found | ({budget.token.membership.user.email} if budget.token else set()))
+
+
+def language_of(organization: Organization) -> str:
+    """Return the language in which an organization is written to."""
+    details = getattr(organization, "billing_details", None)
+    return details.language if details is not None else settings.LANGUAGE_CODE
