@@ -11,7 +11,7 @@ from marketplace.money import shown
 from marketplace.portal.charts import Rule, round_up
 
 WIDTH, HEIGHT = 720, 240
-LEFT, RIGHT, TOP, BOTTOM = 76, 8, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 100, 8, 12, 28
 GRID_LINES = 4
 LABELS_MOST = 8
 GAP = 0.25
