@@ -37,6 +37,7 @@ class Environment:
     email_url: str
     wipe_needs_scrub: bool
     gang_networks: str
+    webhook_hosts: tuple[str, ...]
     stripe_api_key: str
     stripe_webhook_secret: str
     stripe_api_base: str
@@ -68,6 +69,7 @@ def read(environ: Mapping[str, str]) -> Environment:
         email_url=values.get("GPUMARKET_EMAIL_URL", ""),
         wipe_needs_scrub=values.get("GPUMARKET_WIPE_NEEDS_SCRUB", "0") not in {"0", "no", "false"},
         gang_networks=values.get("GPUMARKET_GANG_NETWORKS", "10.128.0.0/9"),
+        webhook_hosts=_listed(values.get("GPUMARKET_WEBHOOK_HOSTS", "")),
         stripe_api_key=values.get("STRIPE_API_KEY", ""),
         stripe_webhook_secret=values.get("STRIPE_WEBHOOK_SECRET", ""),
         stripe_api_base=values.get("STRIPE_API_BASE", ""),

@@ -45,6 +45,9 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "budget.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "wait.view": (EVERYBODY, "read"),
     "wait.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "event.view": (EVERYBODY, "read"),
+    "webhook.view": (frozenset({OWNER, ADMIN}), "manage"),
+    "webhook.change": (frozenset({OWNER, ADMIN}), "manage"),
     "audit.view": (frozenset({OWNER, ADMIN}), "manage"),
 }
 
@@ -59,6 +62,8 @@ ORGANIZATION_WIDE = frozenset(
         "member.change",
         "invitation.view",
         "invitation.change",
+        "webhook.view",
+        "webhook.change",
         "audit.view",
         "invoice.view",
         "billing_details.view",

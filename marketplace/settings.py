@@ -192,6 +192,7 @@ NODE_POLL_MS = {"moving": 200, "busy": 1000, "idle": 5000 if ENVIRONMENT.is_prod
 ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900}
 # Where gangs of containers get their private networks from; it must not be in use at any site.
 GANG_NETWORKS = ENVIRONMENT.gang_networks
+WEBHOOK_HOSTS = ENVIRONMENT.webhook_hosts
 
 # For how long what GPUs' meters said is kept at least, by table: every ten seconds, minutes, hours.
 TELEMETRY_KEEP = {

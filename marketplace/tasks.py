@@ -16,6 +16,7 @@ from marketplace import (
     volumes,
     waiting,
 )
+from marketplace.events import feed, sending
 from marketplace.invoices import mail
 from marketplace.sla import closing
 
@@ -27,6 +28,8 @@ RESERVATIONS_MAX = 200
 AUCTION_LIFE_S = 10
 WAITS_MAX = 200
 MAILS_MAX = 100
+EVENTS_MAX = 1000
+EVENTS_PURGED_MAX = 5000
 
 
 @shared_task
@@ -115,3 +118,21 @@ def send_invoices() -> None:
 def close_service_levels() -> None:
     """Judge how available instances were in months that are over, and give back what is owed for that."""
     closing.close_due(at=timezone.now())
+
+
+@shared_task
+def publish_events() -> None:
+    """Make events of what was noted, and put them on their way."""
+    feed.publish(at=timezone.now(), limit=EVENTS_MAX)
+
+
+@shared_task
+def send_webhooks() -> None:
+    """Send events to the endpoints that want them."""
+    sending.send_due(at=timezone.now())
+
+
+@shared_task
+def purge_events() -> None:
+    """Forget events that are too old."""
+    feed.purge(at=timezone.now(), limit=EVENTS_PURGED_MAX)

@@ -26,6 +26,7 @@ from marketplace.cli import (
     top,
     volumes,
     waits,
+    webhooks,
 )
 from marketplace.cli import run as run_command
 from marketplace.cli.problems import EXIT_CODES, INTERRUPTED, USAGE, Problem, usage
@@ -83,6 +84,8 @@ app.add_typer(resale.app, name="listings")
 app.add_typer(waits.app, name="waits")
 app.add_typer(quotas.app, name="quota")
 app.add_typer(budgets.app, name="budget")
+app.command()(webhooks.events)
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(costs.cost)

@@ -1,5 +1,6 @@
 from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
+from marketplace.models.events import Event, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
@@ -43,12 +44,14 @@ __all__ = [
     "BlockTerms",
     "Budget",
     "BudgetAlert",
+    "Event",
     "IdempotencyRecord",
     "Invitation",
     "LendingShare",
     "ListedHour",
     "Listing",
     "Membership",
+    "Noted",
     "Offer",
     "Organization",
     "Project",
@@ -67,4 +70,7 @@ __all__ = [
     "TradeLeg",
     "User",
     "WaitingOrder",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
 ]

@@ -29,6 +29,7 @@ from marketplace.portal import (
     usage,
     volumes,
     waits,
+    webhooks,
 )
 
 urlpatterns = [
@@ -93,6 +94,14 @@ urlpatterns = [
     path("ssh-keys/<str:key_id>/remove", ssh_keys.remove, name="ssh-key-remove"),
     path("registries", registries.listed, name="registries"),
     path("registries/<str:registry_id>/remove", registries.remove, name="registry-remove"),
+    path("events", webhooks.events, name="events"),
+    path("webhooks", webhooks.listed, name="webhooks"),
+    path("webhooks/<str:webhook_id>", webhooks.shown, name="webhook"),
+    path("webhooks/<str:webhook_id>/rotate", webhooks.rotate, name="webhook-rotate"),
+    path("webhooks/<str:webhook_id>/test", webhooks.test, name="webhook-test"),
+    path("webhooks/<str:webhook_id>/replay", webhooks.replay, name="webhook-replay"),
+    path("webhooks/<str:webhook_id>/remove", webhooks.remove, name="webhook-remove"),
+    path("webhooks/<str:webhook_id>/deliveries/<str:delivery_id>/resend", webhooks.resend, name="webhook-resend"),
     path("members", members.listed, name="members"),
     path("members/<str:member_id>/role", members.change_role, name="member-role"),
     path("members/<str:member_id>/remove", members.remove, name="member-remove"),

@@ -81,6 +81,9 @@ VERBS: dict[str, Promise] = {
     "budget.change": _("Change budgets"),
     "wait.view": _("See orders that wait"),
     "wait.change": _("Let orders wait, and cancel them"),
+    "event.view": _("See events of what they may see"),
+    "webhook.view": _("See webhooks"),
+    "webhook.change": _("Add, change and remove webhooks"),
     "audit.view": _("See the audit log"),
 }
 AUDITED: dict[str, Promise] = {
@@ -113,6 +116,11 @@ AUDITED: dict[str, Promise] = {
     "ssh_key.remove": _("Removed an SSH key"),
     "registry.add": _("Added a registry"),
     "registry.remove": _("Removed a registry"),
+    "webhook.add": _("Added a webhook"),
+    "webhook.change": _("Changed a webhook"),
+    "webhook.rotate": _("Made a new secret for a webhook"),
+    "webhook.remove": _("Removed a webhook"),
+    "webhook.replay": _("Sent events again"),
     "ssh.open": _("Entered an instance by SSH"),
     "ssh.close": _("Left an instance by SSH"),
     "ssh.refuse": _("Was refused by an instance’s SSH gateway"),

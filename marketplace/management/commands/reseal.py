@@ -4,7 +4,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from marketplace.models import WebhookEndpoint
 from provisioning import resealing
+
+SEALED = ((WebhookEndpoint, "secret_sealed"), (WebhookEndpoint, "former_secret_sealed"))
 
 
 class Command(BaseCommand):
@@ -13,7 +16,7 @@ class Command(BaseCommand):
     help = "Seal what rests encrypted with today's secret key."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        done, unreadable = resealing.reseal()
+        done, unreadable = resealing.reseal((*resealing.SEALED, *SEALED))
         if unreadable:
             lost = ", ".join(unreadable)
             raise CommandError(f"{done} sealed anew; these need a key that is no more a fallback: {lost}")

@@ -11,6 +11,7 @@ from billing.invoicing import issuing, sellers
 from billing.models import InvoiceSeries
 from marketplace import quota_requests, quotes, registries, rentals, spot, spot_terms, tenants, tokens, volumes, waiting
 from marketplace.access import Actor, person
+from marketplace.events import endpoints, feed
 from marketplace.models import (
     ApiToken,
     BlockTerms,
@@ -132,6 +133,12 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     )  # fmt: skip
     usage.stop(resource_id=f"ins_past_{name}", at=at - timedelta(hours=1))
     invoice = issuing.issue(organization=organization, at=timezone.now())
+    endpoint, _ = endpoints.add(
+        actor=actor, organization=organization, url=f"https://{name}.example/hooks", types=[], description=name
+    )
+    while feed.publish(at=timezone.now(), limit=1000):
+        pass
+    delivery = endpoints.test(actor=actor, endpoint=endpoint, at=timezone.now())
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -157,5 +164,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "bid": bid.public_id,
             "auction": auction.public_id,
             "invoice": invoice.public_id,
+            "webhook": endpoint.public_id,
+            "delivery": delivery.public_id,
         },
     )

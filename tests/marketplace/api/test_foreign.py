@@ -22,6 +22,7 @@ PREFIXES = {
     "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg", "bid": "bid",
     "reservation": "rsv", "quote": "qte", "extension": "qte",
     "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc",
+    "webhook": "whk", "delivery": "whd",
 }  # fmt: skip
 
 

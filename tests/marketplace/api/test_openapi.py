@@ -101,7 +101,8 @@ def test_every_answer_is_as_described(description: dict[str, Any], whole: Tenant
 
 def test_the_lists_of_that_test_are_not_empty(whole: Tenant) -> None:
     for path in ("offers", "sites", "instances", "usage", "projects", "quotas", "memberships", "invitations", "tokens",
-                 "ssh-keys", "registries", "audit", f"instances/{whole.ids['stopped']}/events"):  # fmt: skip
+                 "ssh-keys", "registries", "events", "webhooks", "audit",
+                 f"instances/{whole.ids['stopped']}/events"):  # fmt: skip
         assert whole.programs["owner"].get(path).json()["data"], path
     assert whole.programs["owner"].get(f"instances/{whole.ids['stopped']}/logs").json()["data"]
 

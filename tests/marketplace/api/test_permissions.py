@@ -25,6 +25,8 @@ INVITATION = {"email": "new@acme.example", "role": "viewer", "organization": "{o
 TOKEN = {"name": "mine", "scopes": ["read"], "organization": "{organization}"}
 KEY = {"name": "laptop", "public_key": ssh_key(b"another"), "project": "{project}"}
 REGISTRY = {"host": "new.example", "username": "bot", "password": "p", "project": "{project}"}
+HOOK = {"url": "https://hooks.example.com/", "organization": "{organization}"}
+SINCE = {"since": "2026-01-01T00:00:00Z"}
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
@@ -173,6 +175,18 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "registries", None, "read",                             200, 200, 200, 200, 200, 200, 401),
     ("post", "registries", REGISTRY, "rent",                        201, 201, 403, 201, 403, 404, 401),
     ("delete", "registries/{registry}", None, "rent",               204, 204, 403, 204, 403, 404, 401),
+    ("get", "events", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("get", "webhooks", None, "manage",                             200, 200, 403, 403, 403, 200, 401),
+    ("post", "webhooks", HOOK, "manage",                            201, 201, 403, 403, 403, 404, 401),
+    ("get", "webhooks/{webhook}", None, "manage",                   200, 200, 403, 403, 403, 404, 401),
+    ("patch", "webhooks/{webhook}", {"description": "d"}, "manage", 200, 200, 403, 403, 403, 404, 401),
+    ("post", "webhooks/{webhook}/rotate", None, "manage",           200, 200, 403, 403, 403, 404, 401),
+    ("post", "webhooks/{webhook}/test", None, "manage",             202, 202, 403, 403, 403, 404, 401),
+    ("post", "webhooks/{webhook}/replay", SINCE, "manage",          202, 202, 403, 403, 403, 404, 401),
+    ("get", "webhooks/{webhook}/deliveries", None, "manage",        200, 200, 403, 403, 403, 404, 401),
+    ("post", "webhooks/{webhook}/deliveries/{delivery}/resend", None, "manage",
+                                                                    202, 202, 403, 403, 403, 404, 401),
+    ("delete", "webhooks/{webhook}", None, "manage",                204, 204, 403, 403, 403, 404, 401),
     ("get", "audit", None, "manage",                                200, 200, 403, 403, 403, 200, 401),
 ]
 
@@ -201,7 +215,10 @@ OTHERS = {
              "invoices/<str:invoice_id>", "invoices/<str:invoice_id>/pdf", "invoices/<str:invoice_id>/lines.csv",
              "billing-details", "tokens",
              "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "registries",
-             "registries/<str:registry_id>/remove", "members",
+             "registries/<str:registry_id>/remove", "events", "webhooks", "webhooks/<str:webhook_id>",
+             "webhooks/<str:webhook_id>/rotate", "webhooks/<str:webhook_id>/test",
+             "webhooks/<str:webhook_id>/replay", "webhooks/<str:webhook_id>/remove",
+             "webhooks/<str:webhook_id>/deliveries/<str:delivery_id>/resend", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
              "placements/<str:placement_id>", "policies",

@@ -50,6 +50,8 @@ PAGES = [
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
     ("registries", 200, 200, 200),
+    ("events", 200, 200, 200),
+    ("webhooks", 200, 403, 403),
     ("members", 200, 200, 200),
     ("member-invite", 405, 405, 405),
     ("projects", 200, 200, 200),
@@ -75,6 +77,11 @@ OF_ONE = [
     ("instance-terminate", "instance", 200, 200, 403),
     ("instance-rename", "instance", 200, 200, 403),
     ("instance-interrupt", "instance", 200, 200, 403),
+    ("webhook", "webhook", 200, 403, 403),
+    ("webhook-remove", "webhook", 200, 403, 403),
+    ("webhook-rotate", "webhook", 405, 405, 405),
+    ("webhook-test", "webhook", 405, 405, 405),
+    ("webhook-replay", "webhook", 405, 405, 405),
     ("bid", "bid", 200, 200, 403),
     ("bid-withdraw", "bid", 200, 200, 403),
     ("volume", "volume", 200, 200, 200),
@@ -126,6 +133,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     owner = browser(alice)
     key = {"name": "laptop", "public_key": f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{'A' * 43}", "project": ""}
     owner.post(reverse("ssh-keys"), key)
+    owner.post(reverse("webhooks"), {"url": "https://hooks.example.com/"})
     owner.post(reverse("registries"), {"host": "a.example", "username": "bot", "password": "p"})
     owner.post(reverse("member-invite"), {"email": "new@acme.example", "role": "viewer"})
     offer = running.offer
@@ -147,6 +155,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "token": acme.memberships.get(user=alice).tokens.get().public_id,
         "key": project.ssh_keys.get().public_id,
         "registry": project.registries.get().public_id,
+        "webhook": acme.webhooks.get().public_id,
         "member": Membership.objects.get(user=bob).public_id,
         "invitation": Invitation.objects.get().public_id,
         "project": project.public_id,

@@ -1,0 +1,1 @@
+"""Events of tenants: a feed in one order, and webhooks that bring it to them."""
