@@ -46,21 +46,29 @@ RULES: Mapping[str, str] = {
         WHERE posted_micros <> coalesce(post.total, 0)
     """,
     "charge_has_its_transfers": """
-        SELECT charge.public_id, format('charged %%s, transfers %%s', charge.amount_micros, coalesce(moved.total, 0))
-        FROM billing_charge charge LEFT JOIN (
-            SELECT regexp_replace(key, ':[^:]*$', '') AS charge_key,
+        SELECT posting,
+               format('%%s charged %%s, transfers %%s', kind, coalesce(charged.total, 0), coalesce(moved.total, 0))
+        FROM (
+            SELECT posting, part.kind, sum(part.micros) AS total FROM billing_charge CROSS JOIN LATERAL (VALUES
+                ('promo', promo_micros), ('cash', cash_micros), ('receivable', owed_micros)
+            ) part (kind, micros) GROUP BY posting, part.kind
+        ) charged FULL JOIN (
+            SELECT regexp_replace(key, ':[^:]*$', '') AS posting, account.kind,
                    sum(CASE WHEN key LIKE 'charge:%%' THEN amount_micros ELSE -amount_micros END) AS total
-            FROM billing_transfer WHERE key LIKE 'charge:%%' OR key LIKE 'refund:%%' GROUP BY charge_key
-        ) moved ON moved.charge_key = charge.key
-        WHERE charge.amount_micros <> coalesce(moved.total, 0)
+            FROM billing_transfer JOIN billing_account account ON account.organization_id IS NOT NULL
+                AND account.id = CASE WHEN key LIKE 'charge:%%' THEN source_id ELSE target_id END
+            WHERE key LIKE 'charge:spn_%%' OR key LIKE 'refund:spn_%%' GROUP BY 1, 2
+        ) moved USING (posting, kind)
+        WHERE coalesce(charged.total, 0) <> coalesce(moved.total, 0)
     """,
     "transfer_has_its_charge": """
         SELECT transfer.public_id, transfer.key
         FROM billing_transfer transfer
-        LEFT JOIN billing_charge charge ON charge.key = regexp_replace(transfer.key, ':[^:]*$', '')
-        LEFT JOIN billing_adjustmentposting posting ON posting.public_id = split_part(transfer.key, ':', 2)
+        LEFT JOIN (SELECT DISTINCT posting FROM billing_charge) charge
+            ON charge.posting = regexp_replace(transfer.key, ':[^:]*$', '')
+        LEFT JOIN billing_adjustmentposting adjustment ON adjustment.public_id = split_part(transfer.key, ':', 2)
         WHERE (transfer.key LIKE 'charge:%%' OR transfer.key LIKE 'refund:%%')
-          AND charge.id IS NULL AND posting.id IS NULL
+          AND charge.posting IS NULL AND adjustment.id IS NULL
     """,
     "span_is_the_sum_of_its_charges": """
         SELECT span.public_id, format('charged %%s, charges %%s', span.charged_micros, coalesce(taken.total, 0))

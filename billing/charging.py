@@ -1,139 +1,295 @@
-"""Taking money for use."""
+"""Taking money for use, in sets: what is due of many spans of many organizations is one batch of a few statements."""
 
 import logging
 from collections import Counter
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
-from django.db import transaction
-from django.db.models import F, Q, Sum
+from django.db import OperationalError, connection, transaction
+from django.db.models import Sum
 
-from billing import accounts, floating, holds, ledger, rating, receivables
-from billing.models import Account, Charge, Hold, Transfer, UsageSpan
+from billing import accounts, floating, ledger, rating, receivables
+from billing.models import Account, Charge, Transfer, UsageSpan
 
 # What is not charged yet is known to the runway, so the period only decides how fresh balances look.
 CHARGE_EVERY = timedelta(seconds=60)
+# So many spans at once: organizations wait for a batch in which they are, and this is a fraction of a second.
+BATCH = 5_000
 
 log = logging.getLogger(__name__)
 
+# Spans in the order in which they are charged, and who pays: who waits longest first, and of many all at once.
+DUE = """
+SELECT organization_id, id FROM billing_usagespan
+WHERE NOT is_charged AND (ended_at IS NOT NULL OR charged_through <= %(before)s)
+ORDER BY charged_through, organization_id, id LIMIT %(limit)s
+"""
 
-@transaction.atomic
-def charge_span(*, span: UsageSpan, through: datetime) -> Charge | None:
-    """Take what the span cost until `through` and was not taken yet; None where that is nothing.
+# The charges of a set of spans. `due` is what each costs from its start less what was charged, in the order of paying;
+# `own` what their resources' holds pay of it, hold after hold: the overlap of two lines of sums; `taken` what of the
+# rest comes from credit, then cash, and what is owed. The sums of an organization are returned, to be moved.
+CHARGE = """
+WITH due AS MATERIALIZED (
+    SELECT span.id, span.public_id, span.organization_id, span.resource_id, span.resource_name, price.currency,
+           span.charged_through AS since, meter.ended_at, meter.through, cost.micros AS whole_micros,
+           cost.micros - span.charged_micros AS micros,
+           'charge:' || span.public_id || ':' || to_char(meter.through AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS.MS')
+               AS key
+    FROM billing_usagespan span
+    JOIN billing_priceversion price ON price.id = span.price_version_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(span.ended_at, %(ended_at)s::timestamptz) AS ended_at,
+               least(%(through)s::timestamptz, span.ended_at, %(ended_at)s::timestamptz) AS through
+    ) meter
+    LEFT JOIN LATERAL (
+        SELECT sum_micro_ms
+            + micros_per_unit_hour * round(1000 * extract(epoch FROM span.started_at - starts_at)) AS upto
+        FROM billing_pricepoint
+        WHERE price.is_floating AND price_version_id = price.id AND starts_at <= span.started_at
+        ORDER BY starts_at DESC LIMIT 1
+    ) first ON true
+    LEFT JOIN LATERAL (
+        SELECT sum_micro_ms
+            + micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - starts_at)) AS upto
+        FROM billing_pricepoint
+        WHERE price.is_floating AND price_version_id = price.id AND starts_at <= meter.through
+        ORDER BY starts_at DESC LIMIT 1
+    ) last ON true
+    CROSS JOIN LATERAL (
+        SELECT div(2 * span.quantity * CASE
+            WHEN price.is_floating THEN coalesce(last.upto, 0) - coalesce(first.upto, 0)
+            WHEN span.covered_by <> '' THEN 0
+            ELSE price.micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - span.started_at))
+        END + 3600000, 7200000)::bigint AS micros
+    ) cost
+    WHERE span.id = ANY(%(spans)s::bigint[])
+      AND (meter.through > span.charged_through OR meter.through = meter.ended_at)
+), advanced AS (
+    UPDATE billing_usagespan span
+    SET ended_at = due.ended_at, charged_micros = due.whole_micros, charged_through = due.through
+    FROM due WHERE span.id = due.id
+), payer AS MATERIALIZED (
+    SELECT organization_id, currency, max(id) FILTER (WHERE kind = 'promo') AS promo_id,
+           max(id) FILTER (WHERE kind = 'cash') AS cash_id, max(id) FILTER (WHERE kind = 'receivable') AS receivable_id,
+           greatest(0, max(balance_micros - held_micros) FILTER (WHERE kind = 'promo')) AS promo_free,
+           greatest(0, max(balance_micros - held_micros) FILTER (WHERE kind = 'cash')) AS cash_free
+    FROM billing_account
+    WHERE kind IN ('promo', 'cash', 'receivable')
+      AND organization_id = ANY(ARRAY(SELECT DISTINCT organization_id FROM due))
+    GROUP BY organization_id, currency
+), own AS MATERIALIZED (
+    SELECT need.id, organization_id, currency, need.resource_name, need.through,
+           hold.id AS hold_id, hold.public_id, hold.account_id, hold.kind,
+           least(need.upto, hold.upto) - greatest(need.upto - need.micros, hold.upto - hold.micros) AS micros
+    FROM (
+        SELECT *, sum(micros) OVER (PARTITION BY organization_id, currency, resource_id ORDER BY since, id) AS upto
+        FROM due WHERE micros > 0
+    ) need
+    JOIN (
+        SELECT hold.id, hold.public_id, hold.account_id, hold.resource_id, kind, organization_id, currency,
+               amount_micros - posted_micros AS micros,
+               sum(amount_micros - posted_micros) OVER (
+                   PARTITION BY organization_id, currency, hold.resource_id ORDER BY hold.id
+               ) AS upto
+        FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
+        WHERE state = 'pending' AND kind IN ('promo', 'cash')
+          AND hold.resource_id = ANY(ARRAY(SELECT DISTINCT resource_id FROM due WHERE micros > 0))
+    ) hold USING (organization_id, currency, resource_id)
+    WHERE need.upto > hold.upto - hold.micros AND hold.upto > need.upto - need.micros
+), taken AS MATERIALIZED (
+    SELECT summed.*, promo_id, cash_id, receivable_id,
+           first_value(key) OVER in_turn AS posting,
+           first_value(resource_name) OVER in_turn AS first_name,
+           least(upto, promo_free) - least(upto - rest, promo_free) AS promo_micros,
+           greatest(0, least(upto - promo_free, cash_free))
+               - greatest(0, least(upto - rest - promo_free, cash_free)) AS cash_micros,
+           greatest(0, upto - promo_free - cash_free)
+               - greatest(0, upto - rest - promo_free - cash_free) AS owed_micros
+    FROM (
+        SELECT *, sum(rest) OVER (PARTITION BY organization_id, currency ORDER BY since, id) AS upto FROM (
+            SELECT due.*, coalesce(promo, 0) AS held_promo, coalesce(cash, 0) AS held_cash,
+                   due.micros - coalesce(promo, 0) - coalesce(cash, 0) AS rest
+            FROM due LEFT JOIN (
+                SELECT id, sum(micros) FILTER (WHERE kind = 'promo') AS promo,
+                       sum(micros) FILTER (WHERE kind = 'cash') AS cash
+                FROM own GROUP BY id
+            ) held USING (id)
+            WHERE due.micros > 0
+        ) without_holds
+    ) summed JOIN payer USING (organization_id, currency)
+    WINDOW in_turn AS (PARTITION BY organization_id, currency ORDER BY since, id)
+), charged AS (
+    INSERT INTO billing_charge
+        (key, posting, span_id, through, amount_micros, promo_micros, cash_micros, owed_micros)
+    SELECT key, posting, id, through, micros, held_promo + promo_micros, held_cash + cash_micros, owed_micros
+    FROM taken ORDER BY since, id
+), posted AS (
+    SELECT organization_id, currency, posting, promo_id, cash_id, receivable_id, count(*) AS charges,
+           max(through) AS through, sum(promo_micros) AS promo, sum(cash_micros) AS cash, sum(owed_micros) AS owed,
+           CASE WHEN count(*) = 1 THEN 'Use of ' || first_name
+                ELSE format('Use of %%s and %%s more', first_name, count(*) - 1) END AS reason
+    FROM taken GROUP BY organization_id, currency, posting, promo_id, cash_id, receivable_id, first_name
+)
+SELECT organization_id, currency, posting, account_id, hold_id, part, micros::bigint, charges, reason, through, span_id
+FROM (
+    SELECT 0 AS turn, organization_id, currency, posting, NULL::bigint AS account_id, NULL::bigint AS hold_id,
+           NULL AS part, 0::numeric AS micros, charges, NULL AS reason, through, NULL::bigint AS span_id
+    FROM posted
+    UNION ALL
+    SELECT 1, organization_id, currency, NULL, account_id, hold_id, public_id, sum(micros), 0,
+           'Use of ' || max(resource_name), max(through), NULL
+    FROM own GROUP BY organization_id, currency, account_id, hold_id, public_id
+    UNION ALL
+    SELECT leg.turn, organization_id, currency, NULL, leg.account_id, NULL, leg.part, leg.micros, 0, reason, through,
+           NULL
+    FROM posted CROSS JOIN LATERAL (VALUES
+        (2, 'promo', promo_id, promo), (3, 'cash', cash_id, cash), (4, 'receivable', receivable_id, owed)
+    ) leg (turn, part, account_id, micros)
+    WHERE leg.micros > 0
+    UNION ALL
+    SELECT 5, organization_id, currency, NULL, NULL, NULL, NULL, micros, 1, NULL, through, id
+    FROM due WHERE micros < 0
+) leg ORDER BY organization_id, currency, turn, hold_id
+"""
+
+
+class _Leg(NamedTuple):
+    """What an organization pays from one account or hold. Its first says under which key, and counts its charges.
+
+    Micros below zero are what a span's charges were too high by.
+    """
+
+    organization_id: int
+    currency: str
+    posting: str | None
+    account_id: int
+    hold_id: int | None
+    part: str
+    micros: int
+    charges: int
+    reason: str
+    through: datetime
+    span_id: int
+
+
+def charge_due(*, at: datetime, limit: int = 2_000) -> int:
+    """Charge what has run for a while or has ended, longest waiting first; return how many charges were made.
+
+    The limit bounds the ledger's growth: with more spans than one sweep takes,
+    each is charged a little less often. A batch that cannot be charged is tried
+    in halves, so that in the end only the span that is to blame is left out.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(DUE, {"before": at - CHARGE_EVERY, "limit": limit})
+        due = sorted(cursor.fetchall())
+    return sum(_charge_or_leave(due[begin : begin + BATCH], at) for begin in range(0, len(due), BATCH))
+
+
+def charge_span(*, span: UsageSpan, through: datetime) -> int:
+    """Take what the span cost until `through` and was not taken yet; return how many charges that made.
 
     Repeated and concurrent calls charge once: the organization's accounts are
     locked before the span is read, and the keys are made of span and moment.
     """
-    payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
-    span = UsageSpan.objects.select_related("price_version").get(pk=span.pk)
-    return charge_locked(span, payer=payer, through=through)
+    return _charge_batch([(span.organization_id, span.pk)], through)
 
 
-def charge_due(*, at: datetime, limit: int = 500) -> int:
-    """Charge what has run for a while or has ended, longest waiting first; return how many charges were made.
+def charge_locked(spans: Collection[int], *, through: datetime, ended_at: datetime | None = None) -> int:
+    """Charge spans, by their ids, whose payers' accounts are locked; return how many charges that made.
 
-    The limit bounds the ledger's growth too: with more spans than one sweep
-    takes, each is charged a little less often.
+    Each pays from its resource's own holds, then promotional credit, then cash;
+    the rest is owed. Those that are open end at `ended_at`, if that is given.
+    Where that is before what was charged, the difference is given back.
     """
-    waiting = Q(ended_at=None, charged_through__lte=at - CHARGE_EVERY) | Q(charged_through__lt=F("ended_at"))
-    due = UsageSpan.objects.filter(waiting).select_related("price_version").order_by("charged_through")[:limit]
-    charged = 0
-    for span in due:
-        try:
-            charged += charge_span(span=span, through=at) is not None
-        except Exception:  # one span that cannot be charged must not keep the others from it
-            log.exception("span %s was not charged", span.public_id)
-    return charged
+    floating.keep_all_still(spans)
+    with connection.cursor() as cursor:
+        moments = {"through": rating.whole_millisecond(through), "ended_at": ended_at}
+        cursor.execute(CHARGE, {"spans": list(spans), **moments})
+        legs = [_Leg(*row) for row in cursor.fetchall()]
+    ledger.move_all(_moves(legs))
+    for leg in legs:
+        if leg.micros < 0:
+            _give_back(leg)
+    return sum(leg.charges for leg in legs)
 
 
-def charge_locked(span: UsageSpan, *, payer: accounts.CustomerAccounts, through: datetime) -> Charge | None:
-    """Charge and save a span that was read after its payer's accounts were locked."""
-    through = rating.whole_millisecond(through)
-    if span.ended_at is not None:
-        through = min(through, span.ended_at)
-    is_over = through == span.ended_at
-    if through <= span.charged_through and not is_over:
-        return None
-    if span.price_version.is_floating:
-        floating.keep_still(span.price_version)
-    (whole_micros,) = floating.amounts_micros([(span, through)])
-    due_micros = whole_micros - span.charged_micros
-    span.charged_micros = whole_micros
-    span.charged_through = through
-    span.save(update_fields=["ended_at", "charged_micros", "charged_through"])
-    if not due_micros:
-        return None
-    moment = f"{through:%Y%m%dT%H%M%S}.{through.microsecond // 1000:03}"
-    charge = Charge.objects.create(
-        key=f"charge:{span.public_id}:{moment}" if due_micros > 0 else f"refund:{span.public_id}",
-        span=span,
-        through=through,
-        amount_micros=due_micros,
-    )
-    if due_micros > 0:
-        _take(charge, payer)
-    else:
-        _give_back(charge, payer)
-    return charge
+def _charge_or_leave(batch: Sequence[tuple[int, int]], at: datetime) -> int:
+    try:
+        return _charge_batch(batch, at)
+    except OperationalError:  # the server's or the network's fault, not a span's: the next sweep finds them again
+        raise
+    except Exception:
+        if len(batch) == 1:
+            log.exception("span %s was not charged", UsageSpan.objects.get(pk=batch[0][1]).public_id)
+            return 0
+    middle = len(batch) // 2
+    return _charge_or_leave(batch[:middle], at) + _charge_or_leave(batch[middle:], at)
 
 
-def _take(charge: Charge, payer: accounts.CustomerAccounts) -> None:
-    """Take the money: from the resource's own holds, then promotional credit, then cash; the rest is owed."""
-    span = charge.span
-    own = Hold.objects.filter(
-        resource_id=span.resource_id, state=Hold.State.PENDING, account__in=[payer.promo, payer.cash]
-    )
-    own_holds = list(own.select_related("account").order_by("pk"))
-    free = [payer.promo, payer.cash]
-    available = [hold.left_micros for hold in own_holds] + [account.free_micros for account in free]
-    shares, missing = rating.take_in_turn(charge.amount_micros, available)
-    reason = f"Use of {span.resource_name}"[:200]
-    revenue = accounts.platform(Account.Kind.REVENUE, payer.cash.currency)
-    for hold, share in zip(own_holds, shares[: len(own_holds)], strict=True):
-        if share:
-            holds.post(
-                key=f"{charge.key}:{hold.public_id}",
-                hold=hold,
-                target=revenue,
-                amount_micros=share,
-                reason=reason,
-                at=charge.through,
+@transaction.atomic
+def _charge_batch(batch: Sequence[tuple[int, int]], at: datetime) -> int:
+    """Charge spans that come as pairs of an organization's id and their own."""
+    accounts.lock_many({organization_id for organization_id, _ in batch})
+    return charge_locked([span_id for _, span_id in batch], through=at)
+
+
+def _moves(legs: Sequence[_Leg]) -> list[Transfer]:
+    currencies = {leg.currency for leg in legs}
+    revenue = {currency: accounts.platform(Account.Kind.REVENUE, currency) for currency in currencies}
+    moves, posting = [], None
+    for leg in legs:
+        posting = leg.posting or posting
+        if leg.micros > 0:
+            moves.append(
+                Transfer(
+                    key=f"{posting}:{leg.part}",
+                    source_id=leg.account_id,
+                    target=revenue[leg.currency],
+                    amount_micros=leg.micros,
+                    reason=leg.reason[:200],
+                    hold_id=leg.hold_id,
+                    effective_at=leg.through,
+                )
             )
-    for source, share in zip([*free, payer.receivable], [*shares[len(own_holds) :], missing], strict=True):
-        if share:
-            ledger.transfer(
-                key=f"{charge.key}:{source.kind}",
-                source=source,
-                target=revenue,
-                amount_micros=share,
-                reason=reason,
-                at=charge.through,
-            )
+    return moves
 
 
-def _give_back(charge: Charge, payer: accounts.CustomerAccounts) -> None:
+def _give_back(leg: _Leg) -> None:
     """Give money back to what paid for the span, in the opposite order: what it still owes, then cash, then credit.
 
     What was owed once counts for the account that has paid it since, and what
     neither cash nor credit paid returns as credit, so that nothing becomes cash
     which was not. The money then pays what is owed for other use.
     """
-    span = charge.span
-    taken = Transfer.objects.filter(key__startswith=f"charge:{span.public_id}:").values_list("source_id")
-    paid_micros = Counter(dict(taken.annotate(total=Sum("amount_micros"))))
-    if paid_micros.pop(payer.receivable.pk, 0):
+    span = UsageSpan.objects.get(pk=leg.span_id)
+    payer = accounts.lock(organization_id=span.organization_id, currency=leg.currency)
+    taken = span.charges.aggregate(promo=Sum("promo_micros"), cash=Sum("cash_micros"), owed=Sum("owed_micros"))
+    paid_micros = Counter({payer.promo.pk: taken["promo"], payer.cash.pk: taken["cash"]})
+    if taken["owed"]:
         paid_micros.update(receivables.paid_since(span=span, receivable=payer.receivable))
     targets = (payer.receivable, payer.cash, payer.promo)
-    shares, rest = rating.take_in_turn(-charge.amount_micros, [paid_micros[target.pk] for target in targets])
+    shares, rest = rating.take_in_turn(-leg.micros, [paid_micros[target.pk] for target in targets])
     shares[-1] += rest
-    revenue = accounts.platform(Account.Kind.REVENUE, payer.cash.currency)
+    charge = Charge.objects.create(
+        key=f"refund:{span.public_id}",
+        posting=f"refund:{span.public_id}",
+        span=span,
+        through=leg.through,
+        amount_micros=leg.micros,
+        promo_micros=-shares[2],
+        cash_micros=-shares[1],
+        owed_micros=-shares[0],
+    )
+    revenue = accounts.platform(Account.Kind.REVENUE, leg.currency)
     for target, share in zip(targets, shares, strict=True):
         if share:
             ledger.transfer(
-                key=f"{charge.key}:{target.kind}",
+                key=f"{charge.posting}:{target.kind}",
                 source=revenue,
                 target=target,
                 amount_micros=share,
                 reason=f"Correction for {span.resource_name}"[:200],
-                at=charge.through,
+                at=leg.through,
             )
-    receivables.settle(freed=payer.cash, cause=charge.key, at=charge.through)
+    receivables.settle(freed=payer.cash, cause=charge.key, at=leg.through)

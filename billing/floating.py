@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from django.db import connection, transaction
+from django.db.models import Max
 
 from billing import rating, runway
 from billing.accounts import Organization, lock_many
@@ -30,6 +31,11 @@ ORDER BY wanted.n
 """
 
 
+KEEP_STILL = """
+SELECT FROM billing_priceversion
+WHERE is_floating AND id IN (SELECT price_version_id FROM billing_usagespan WHERE id = ANY(%s::bigint[]))
+ORDER BY id FOR SHARE
+"""
 LOCK_TRIES = 5
 
 
@@ -75,10 +81,7 @@ def append(*, series: PriceVersion, micros_per_unit_hour: int, at: datetime) -> 
         raise RetroactivePrice(f"{series.sku}: {starts_at:%Y-%m-%d %H:%M:%S} is over")
     if micros_per_unit_hour == last.micros_per_unit_hour:
         return last
-    charged = UsageSpan.objects.filter(price_version=series).order_by("-charged_through").first()
-    if charged is not None:
-        starts_at = max(starts_at, charged.charged_through)
-    starts_at = max(starts_at, last.starts_at + rating.MILLISECOND)
+    starts_at = max(starts_at, last.starts_at + rating.MILLISECOND, *_charged_through(series))
     lasted_ms = (starts_at - last.starts_at) // rating.MILLISECOND
     point = PricePoint.objects.create(
         price_version=series,
@@ -95,6 +98,12 @@ def keep_still(series: PriceVersion) -> None:
     """Keep a floating price from moving until the transaction ends. After the payer's accounts, if those are locked."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT FROM billing_priceversion WHERE id = %s FOR SHARE", [series.pk])
+
+
+def keep_all_still(spans: Collection[int]) -> None:
+    """Keep the floating prices of these spans from moving until the transaction ends. Their payers are locked."""
+    with connection.cursor() as cursor:
+        cursor.execute(KEEP_STILL, [list(spans)])
 
 
 def prices_now(series: Collection[int], *, at: datetime) -> dict[int, int]:
@@ -132,6 +141,14 @@ def amounts_micros(spans: Iterable[tuple[UsageSpan, datetime]]) -> list[int]:
         )
         for span, until in spans
     ]
+
+
+def _charged_through(series: PriceVersion) -> list[datetime]:
+    """Return until when use at a price was charged: of what runs, and of what ended, where there is any."""
+    spans = UsageSpan.objects.filter(price_version=series)
+    running = spans.filter(ended_at=None).aggregate(last=Max("charged_through"))
+    ended = spans.filter(ended_at__isnull=False).aggregate(last=Max("ended_at"))
+    return [found["last"] for found in (running, ended) if found["last"] is not None]
 
 
 def _lock_payers(series: PriceVersion) -> list[Organization]:

@@ -12,8 +12,22 @@ from billing.models import Account, Hold, Transfer
 from billing.models.ledger import BOUNDED_KINDS
 
 MOVE_ALL = """
-UPDATE billing_account SET balance_micros = balance_micros + change.micros
-FROM unnest(%s::bigint[], %s::bigint[]) AS change (id, micros) WHERE billing_account.id = change.id
+INSERT INTO billing_transfer (public_id, key, source_id, target_id, amount_micros, reason, hold_id, effective_at)
+SELECT * FROM unnest(
+    %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::timestamptz[]
+)
+"""
+POST_ALL = """
+UPDATE billing_hold SET posted_micros = posted_micros + post.micros,
+    state = CASE WHEN posted_micros + post.micros = amount_micros THEN 'posted' ELSE state END
+FROM unnest(%s::bigint[], %s::bigint[]) AS post (id, micros) WHERE billing_hold.id = post.id
+"""
+# The platform's accounts carry no balance.
+BALANCE_ALL = """
+UPDATE billing_account
+SET balance_micros = balance_micros + change.micros, held_micros = held_micros - change.released
+FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS change (id, micros, released)
+WHERE billing_account.id = change.id AND organization_id IS NOT NULL
 """
 
 
@@ -65,19 +79,41 @@ def transfer(
 
 
 def move_all(moves: Sequence[Transfer]) -> None:
-    """Move money many times at once: one statement for the transfers, one for all balances.
+    """Move money many times at once: a statement for the transfers, one for all balances, one for holds if there are.
 
-    The caller has locked every customer's account among them and made sure
-    that each key is new; the database refuses the whole batch otherwise.
+    The caller has locked every customer's account among them and made sure that
+    each key is new, and that each hold of theirs is pending and has what is
+    taken from it; the database refuses the whole batch otherwise.
     """
-    Transfer.objects.bulk_create(moves)
+    if not moves:
+        return
     changes: Counter[int] = Counter()
+    released: Counter[int] = Counter()
+    posts: Counter[int] = Counter()
     for move in moves:
-        for account, micros in ((move.source, -move.amount_micros), (move.target, move.amount_micros)):
-            if not account.is_platform:
-                changes[account.pk] += micros
+        changes[move.source_id] -= move.amount_micros
+        changes[move.target_id] += move.amount_micros
+        if move.hold_id is not None:
+            posts[move.hold_id] += move.amount_micros
+            released[move.source_id] += move.amount_micros
     with connection.cursor() as cursor:
-        cursor.execute(MOVE_ALL, [list(changes), list(changes.values())])
+        cursor.execute(MOVE_ALL, list(map(list, zip(*map(_columns, moves), strict=True))))
+        if posts:
+            cursor.execute(POST_ALL, [list(posts), list(posts.values())])
+        cursor.execute(BALANCE_ALL, [list(changes), list(changes.values()), [released[key] for key in changes]])
+
+
+def _columns(move: Transfer) -> tuple[object, ...]:
+    return (
+        move.public_id,
+        move.key,
+        move.source_id,
+        move.target_id,
+        move.amount_micros,
+        move.reason,
+        move.hold_id,
+        move.effective_at,
+    )
 
 
 def lock(*accounts: Account) -> None:

@@ -1,13 +1,14 @@
 """What organizations owe."""
 
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
 from django.db.models import Q
 
 from billing import accounts, ledger, rating
-from billing.models import Account, Transfer, UsageSpan
+from billing.models import Account, Charge, Transfer, UsageSpan
 
 
 @transaction.atomic
@@ -44,20 +45,32 @@ def paid_since(*, span: UsageSpan, receivable: Account) -> Counter[int]:
     """
     ours = f"charge:{span.public_id}:"
     paid_micros: Counter[int] = Counter()
-    debts: dict[str, int] = {}  # what is left of each, by its transfer's key, the oldest first
-    moved = Transfer.objects.filter(Q(source=receivable) | Q(target=receivable)).order_by("pk")
-    for key, source_id, amount_micros in moved.values_list("key", "source_id", "amount_micros"):
-        if source_id == receivable.pk:
-            debts[key] = amount_micros
+    debts: dict[str, int] = {}  # what is left of each, the oldest first; those for use by their span and posting
+    moved = list(Transfer.objects.filter(Q(source=receivable) | Q(target=receivable)).order_by("pk"))
+    owed = _owed_for_use(move.key for move in moved if move.source_id == receivable.pk)
+    for move in moved:
+        if move.source_id == receivable.pk:
+            debts.update(owed.get(move.key) or {move.key: move.amount_micros})
             continue
-        is_correction = key.startswith("refund:spn_")  # an adjustment's pays as everything else that comes in
-        lifted = f"charge:{key.split(':')[1]}:" if is_correction else ""
+        # An adjustment's pays as everything else that comes in.
+        is_correction = move.key.startswith("refund:spn_")
+        lifted = f"charge:{move.key.split(':')[1]}:" if is_correction else ""
         keys = [debt for debt in debts if debt.startswith(lifted)][:: -1 if is_correction else 1]
-        shares, _ = rating.take_in_turn(amount_micros, [debts[debt] for debt in keys])
+        shares, _ = rating.take_in_turn(move.amount_micros, [debts[debt] for debt in keys])
         for debt, share in zip(keys, shares, strict=True):
             debts[debt] -= share
             if debt.startswith(ours) and not is_correction:
-                paid_micros[source_id] += share
+                paid_micros[move.source_id] += share
         debts = {debt: left for debt, left in debts.items() if left}
     paid_micros[receivable.pk] = sum(left for debt, left in debts.items() if debt.startswith(ours))
     return paid_micros
+
+
+def _owed_for_use(keys: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Return what each charge added to these debts, by the key of the transfer that posted several together."""
+    postings = [key.removesuffix(":receivable") for key in keys if key.startswith("charge:")]
+    charges = Charge.objects.filter(posting__in=postings, owed_micros__gt=0).order_by("pk")
+    found: dict[str, dict[str, int]] = {}
+    for posting, public_id, micros in charges.values_list("posting", "span__public_id", "owed_micros"):
+        found.setdefault(f"{posting}:receivable", {})[f"charge:{public_id}:{posting}"] = micros
+    return found

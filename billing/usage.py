@@ -75,12 +75,12 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     running = running.select_related("organization", "price_version")
     span = running.first()
     if span is not None:
-        payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
+        accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
         span = running.first()  # again, now that nobody else can close it
     ended_at = rating.whole_millisecond(at)
     if span is not None:
-        span.ended_at = ended_at = max(span.started_at, ended_at)
-        charging.charge_locked(span, payer=payer, through=ended_at)
+        ended_at = max(span.started_at, ended_at)
+        _end(span, ended_at)
     holds.void_for(resource_id=resource_id, at=ended_at)
     if span is not None:
         runway.refresh(organization=span.organization, at=at)
@@ -98,12 +98,12 @@ def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, mete
     span = running.first()
     if span is None or span.price_version_id == price_version.pk:
         return
-    payer = accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
+    accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
     span = running.first()  # again, now that nobody else can close it
     if span is None or span.price_version_id == price_version.pk:
         return
-    span.ended_at = max(span.started_at, rating.whole_millisecond(at))
-    charging.charge_locked(span, payer=payer, through=span.ended_at)
+    ended_at = max(span.started_at, rating.whole_millisecond(at))
+    _end(span, ended_at)
     start(
         organization=span.organization,
         resource_id=resource_id,
@@ -111,7 +111,7 @@ def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, mete
         labels=span.labels,
         quantity=span.quantity,
         price_version=price_version,
-        at=span.ended_at,
+        at=ended_at,
         meter=meter,
         covered_by=span.covered_by,
     )
@@ -136,3 +136,9 @@ def amount_micros(*, span: UsageSpan, at: datetime) -> int:
 def charged(*, span: UsageSpan) -> dict[str, int]:
     """Return how often the span was charged and how much that was together. One query."""
     return span.charges.aggregate(times=Count("pk"), micros=Sum("amount_micros", default=0))
+
+
+def _end(span: UsageSpan, ended_at: datetime) -> None:
+    """Close and charge a span that was read after its payer's accounts were locked."""
+    charging.charge_locked([span.pk], through=ended_at, ended_at=ended_at)
+    span.refresh_from_db(fields=["ended_at", "charged_micros", "charged_through"])

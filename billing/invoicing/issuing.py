@@ -19,7 +19,7 @@ from billing.errors import NoSeller, NothingToInvoice
 from billing.invoicing import adjusted, pieces, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
-from billing.models import Account, BillingDetails, Invoice, InvoiceSeries, UsageSpan
+from billing.models import Account, BillingDetails, Invoice, InvoiceSeries
 from billing.months import month_of, next_month
 
 BATCH = 200
@@ -145,8 +145,7 @@ def _charged(
     late = [piece.span_id for each in found.values() for piece in each if piece.charged_through < piece.through]
     if not late:
         return found
-    for span in UsageSpan.objects.filter(pk__in=late).select_related("price_version"):
-        charging.charge_span(span=span, through=cutoff)
+    charging.charge_locked(late, through=cutoff)
     payers.update(accounts.lock_many(organization_ids))  # their balances are others now
     return pieces.uninvoiced(organization_ids, cutoff=cutoff)
 

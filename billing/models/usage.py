@@ -5,7 +5,7 @@ from typing import Any
 from django.contrib.postgres.constraints import ExclusionConstraint
 from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
 from django.db import models
-from django.db.models import F, Func, Q, Value
+from django.db.models import ExpressionWrapper, F, Func, Q, Value
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
@@ -164,6 +164,14 @@ class UsageSpan(models.Model):
     )
     charged_micros = models.BigIntegerField(default=0)
     charged_through = models.DateTimeField()
+    # In no index are columns that a charge changes, so that PostgreSQL may write the row anew without touching any.
+    is_charged = models.GeneratedField(
+        expression=ExpressionWrapper(
+            Q(ended_at__isnull=False, charged_through__gte=F("ended_at")), output_field=models.BooleanField()
+        ),
+        output_field=models.BooleanField(),
+        db_persist=True,
+    )
     invoiced_micros = models.BigIntegerField(default=0)
     invoiced_through = models.DateTimeField(null=True, blank=True)
     is_accrued = models.BooleanField(
@@ -207,14 +215,10 @@ class UsageSpan(models.Model):
         indexes = [
             models.Index(fields=["organization", "-started_at"], name="usage_span_newest_first"),
             models.Index(fields=["resource_id", "-started_at"], name="usage_span_by_resource"),
-            # How far a floating price was charged: no point may come before that.
-            models.Index(fields=["price_version", "charged_through"], name="usage_span_by_price"),
+            # Who pays a floating price, and when the last that did ended: no point may come before that.
+            models.Index(fields=["price_version", "ended_at"], name="usage_span_by_price"),
             models.Index(fields=["organization"], condition=Q(ended_at=None), name="usage_span_open"),
-            models.Index(
-                fields=["charged_through"],
-                condition=Q(ended_at=None) | Q(charged_through__lt=F("ended_at")),
-                name="usage_span_to_charge",
-            ),
+            models.Index(fields=["organization"], condition=Q(is_charged=False), name="usage_span_to_charge"),
             models.Index(
                 fields=["organization"],
                 condition=Q(ended_at=None) | Q(invoiced_through=None) | ~Q(invoiced_through=F("ended_at")),
@@ -245,26 +249,43 @@ UNITS: dict[str, Unit] = {UsageSpan.Meter.GPU: Unit.GPU, UsageSpan.Meter.VOLUME:
 
 
 class Charge(models.Model):
-    """Money taken for a span up to a moment. The keys of its transfers are its own key, a colon and one part more.
+    """Money taken for a span up to a moment, and from where: promotional credit, cash, or owed.
+
+    What an organization is charged at once is posted together, by one transfer
+    for each account and hold that pays: the keys of these are `posting`, a
+    colon and one part more.
 
     A negative amount gives back what was taken for time after the span's end:
     a meter may close at a last proof of life that lies before the last charge.
     """
 
-    public_id = PublicIdField(prefix="chg")
-    key = models.CharField(max_length=120, unique=True)
-    span = models.ForeignKey(UsageSpan, models.PROTECT, related_name="charges")
+    key = models.CharField(max_length=120)
+    posting = models.CharField(max_length=120, help_text="the key of the first charge that was posted with it")
+    span = models.ForeignKey(UsageSpan, models.PROTECT, related_name="charges", db_index=False)
     through = models.DateTimeField()
     amount_micros = models.BigIntegerField()
+    promo_micros = models.BigIntegerField(default=0)
+    cash_micros = models.BigIntegerField(default=0)
+    owed_micros = models.BigIntegerField(default=0)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["span", "through"], condition=Q(amount_micros__gt=0), name="charge_once_per_moment"
+                F("span"),
+                F("through"),
+                ExpressionWrapper(Q(amount_micros__gt=0), output_field=models.BooleanField()),
+                name="charge_once_per_moment",
             ),
             models.UniqueConstraint(fields=["span"], condition=Q(amount_micros__lt=0), name="charge_corrected_once"),
             models.CheckConstraint(condition=~Q(amount_micros=0), name="charge_moves_something"),
+            models.CheckConstraint(
+                condition=Q(amount_micros=F("promo_micros") + F("cash_micros") + F("owed_micros")),
+                name="charge_says_what_paid_it",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["posting"], condition=Q(owed_micros__gt=0), name="charge_owed"),
         ]
 
     def __str__(self) -> str:

@@ -120,14 +120,14 @@ class Stage:
 
     def database_cpu_s(self) -> float:
         """Return the processor time that the database used until now."""
-        return _cpu_s(self.database_pid)
+        return cpu_s(self.database_pid)
 
     def cpu(self, web: Web) -> Cpu:
         """Return the processor time used until now."""
         ended, all_cores = os.times(), psutil.cpu_times()
         return Cpu(
             at=time.monotonic(),
-            web_s=_cpu_s(web.process.pid),
+            web_s=cpu_s(web.process.pid),
             database_s=self.database_cpu_s(),
             clients_s=ended.children_user + ended.children_system,
             everything_s=sum(all_cores) - all_cores.idle - all_cores.iowait,
@@ -159,7 +159,7 @@ def _pid_of(home: Path, name: str) -> int:
     return int(json.loads((home / "run" / f"{name}.json").read_text())["pid"])
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Return the processor time of a process and all that hangs on it, those that ended included."""
     leader = psutil.Process(pid)
     times = [process.cpu_times() for process in (leader, *leader.children(recursive=True))]

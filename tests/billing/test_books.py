@@ -55,7 +55,8 @@ BREAKS = {
     "held_is_the_sum_of_open_holds": "UPDATE billing_account SET held_micros = held_micros + 1 WHERE kind = 'cash'",
     "posted_is_the_sum_of_posts": "UPDATE billing_hold SET amount_micros = 9000000, state = 'voided', posted_micros = "
     "posted_micros + 1 WHERE resource_id = 'ins_1'",
-    "charge_has_its_transfers": "UPDATE billing_charge SET amount_micros = amount_micros + 1",
+    "charge_has_its_transfers": "UPDATE billing_charge SET promo_micros = promo_micros - 1, "
+    "cash_micros = cash_micros + 1",
     "transfer_has_its_charge": "UPDATE billing_transfer SET key = 'charge:spn_unknown:1:cash' WHERE reason = 'Test'",
     "span_is_the_sum_of_its_charges": "UPDATE billing_usagespan SET charged_micros = charged_micros + 1",
     "span_costs_what_it_measured": "UPDATE billing_usagespan SET quantity = quantity + 1",

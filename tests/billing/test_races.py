@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, transaction
 from django.db.models import QuerySet
 
-from billing import accounts, books, charging, holds, ledger, rating, runway, usage
+from billing import accounts, books, charging, holds, ledger, runway, usage
 from billing.models import Account, Charge, Hold, Runway, Transfer, UsageSpan
 from tests.billing.makers import (
     HOUR,
@@ -113,7 +113,7 @@ def test_the_same_transfer_asked_for_by_many_at_the_same_moment_moves_once():
 def charge_twice_at_the_same_moment(monkeypatch, meet):
     acme = make_organization(promo=100 * USD)
     span = start(acme)
-    wait_after(monkeypatch, rating, "amount_micros", meet)
+    wait_after(monkeypatch, accounts, "lock_many", meet)
     return at_the_same_moment(*[lambda: charging.charge_span(span=span, through=NOON + HOUR)] * 2)
 
 
