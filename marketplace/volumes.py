@@ -97,7 +97,8 @@ def rate(*, price: PriceVersion, size_gib: int) -> Rate:
 def create(*, actor: Actor, project: Project, order: Order, at: datetime) -> Volume:
     """Make a volume: charged from when its node says that it is there. Its first hour is set aside now.
 
-    Raises BadOrder, ProjectSuspended, InsufficientFunds, NoRoom (no node answers) or Conflict (name in use).
+    Raises BadOrder, ProjectSuspended, InsufficientFunds, NoRoom (no node answers), PolicyExcludes or Conflict (name
+    in use).
     """
     return _create(actor, project, order, at)
 
@@ -114,7 +115,11 @@ def _create(actor: Actor, project: Project, order: Order, at: datetime, *, is_sn
     with _name_in_use(order.name), transaction.atomic():
         price = price_of(order.site, currency=project.organization.currency, at=at)
         offer_id = order.offer.pk if order.offer is not None else None
-        node = order.source.node if order.source else volumes.choose_node(site=order.site, offer_id=offer_id)
+        node = (
+            order.source.node  # A copy lies beside what it was made of, whatever was ruled since.
+            if order.source
+            else volumes.choose_node(site=order.site, project_id=project.pk, offer_id=offer_id)
+        )
         volume_id = new_public_id("vol")
         # The source's lock comes before the account's, as everywhere.
         volume = volumes.create(

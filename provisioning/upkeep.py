@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Q
 
 from billing import holds
-from provisioning.errors import NoRoom
+from provisioning.errors import NoRoom, PolicyExcludes
 from provisioning.models import Heartbeat, Node, Site, Volume, VolumeAttachment
 from provisioning.volumes import SILENT, choose_node, is_being_copied, start_meter, stop_meter, tell
 
@@ -164,8 +164,8 @@ def _settle_health(volume: Volume, at: datetime) -> None:
 def _hand_over(volume: Volume) -> None:
     """Let another node of the site keep a shared volume; where none answers it stays where it is."""
     try:
-        node = choose_node(site=volume.site)
-    except NoRoom:
+        node = choose_node(site=volume.site, project_id=volume.project_id)
+    except (NoRoom, PolicyExcludes):
         return
     tell(volume.node_id)
     volume.node = node

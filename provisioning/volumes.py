@@ -16,7 +16,8 @@ from django.utils.translation import gettext as _
 from billing import usage
 from billing.models import PriceVersion, UsageSpan
 from billing.public_ids import new_public_id
-from provisioning.errors import IllegalMove, NoCapacity, NoRoom
+from provisioning import decisions, policies
+from provisioning.errors import IllegalMove, NoCapacity, NoRoom, PolicyExcludes
 from provisioning.models import AT_REST, Instance, Node, Phase, Site, Volume, VolumeAttachment
 
 State, Health, Observed = Volume.State, Volume.Health, Volume.Observed
@@ -59,21 +60,39 @@ def why_no_path(path: str) -> str:
     return ""
 
 
-def choose_node(*, site: Site, offer_id: int | None = None) -> Node:
-    """Return the node that is to keep a new volume: the one that keeps the fewest, of the offer if one is named.
+def choose_node(*, site: Site, project_id: int, offer_id: int | None = None) -> Node:
+    """Return the node that is to keep a project's volume: the one that keeps the fewest, of the offer if one is named.
 
-    Raises NoRoom where no node of the site answers.
+    Raises NoRoom where no node of the site answers, PolicyExcludes where a
+    policy lets none of them have it. What lies on a node itself needs one on
+    which the tenant may run.
     """
     nodes = Node.objects.filter(
         fabric__site=site, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, driver="agent"
     )
     if offer_id is not None:
         nodes = nodes.filter(offer_id=offer_id)
+    nodes = _allowed(nodes, site, project_id)
     kept = Count("volumes", filter=~Q(volumes__state=State.DELETED))
     node = nodes.annotate(kept=kept).order_by("kept", "-free_gpus", "pk").first()
     if node is None:
         raise NoRoom(_("No node of %(site)s can keep a volume now.") % {"site": site})
     return node
+
+
+def _allowed(nodes: QuerySet[Node], site: Site, project_id: int) -> QuerySet[Node]:
+    offers = set(nodes.order_by().values_list("offer_id", flat=True))
+    excluded = policies.exclusions((project_id, offer_id) for offer_id in offers)
+    if offers and len(excluded) == len(offers):
+        rules = dict.fromkeys(rule for found in excluded.values() for rule in found)
+        why = _(
+            "A policy keeps the volume out of %(site)s: it is %(rules)s. No policy is ever relaxed; choose another."
+        )
+        raise PolicyExcludes(why % {"site": site.name, "rules": decisions.said(rules)})
+    nodes = nodes.exclude(offer_id__in=[offer_id for _project, offer_id in excluded])
+    if site.volume_kind != Site.VolumeKind.LOCAL:
+        return nodes
+    return nodes.filter(Q(exclusive_to=None) | Q(exclusive_to__projects=project_id))
 
 
 @transaction.atomic
