@@ -34,7 +34,6 @@ def for_purchase(*, project: Project, window: Window, at: datetime) -> Quote:
     """Quote a block. It holds no capacity: whoever buys first has it. Raises BadOrder or NoCapacity."""
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
-    calendar.count(at=at, offer_id=window.offer.pk)
     _check_free(window)
     data = blocks.terms_as_data(terms)
     total, made = _priced(project, window, data, at=at)
@@ -55,7 +54,6 @@ def for_extension(*, reservation: Reservation, ends_at: datetime, at: datetime) 
         raise BadOrder("ends_at", gettext("The new end has to lie after the present one."))
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
-    calendar.count(at=at, offer_id=window.offer.pk)
     _check_free(window)
     data = blocks.terms_as_data(terms)
     _, made = _priced(reservation.project, window, data, at=at)
@@ -160,7 +158,7 @@ def _own_terms(reservation: Reservation) -> dict[str, Any]:
 
 
 def _check_free(window: Window) -> None:
-    free = calendar.free(offer_id=window.offer.pk, starts_at=window.starts_at, ends_at=window.ends_at)
+    free = calendar.free_now(offer_id=window.offer.pk, starts_at=window.starts_at, ends_at=window.ends_at)
     if free < window.gpus:
         raise NoCapacity(
             gettext("%(gpus)s GPUs are not free in every hour of that window; at its fullest, %(free)s are.")

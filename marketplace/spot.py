@@ -72,27 +72,22 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
     rentals.check(order)
     terms = bids.terms_of(order.offer, currency=project.organization.currency)
     bids.check_price(terms, max_price_micros, at=at)
-    check_capacity(terms, order.gpus * order.replicas, at=at)
+    check_capacity(terms, order.gpus * order.replicas)
     with rentals.name_in_use(order.name), transaction.atomic(savepoint=False):
         return _bid(actor, project, order, terms=terms, max_price_micros=max_price_micros, at=at)
 
 
-def check_capacity(terms: SpotTerms, gpus: int, *, at: datetime) -> None:
+def check_capacity(terms: SpotTerms, gpus: int) -> None:
     """Raise BadOrder for more GPUs than any auction of this offer could give."""
-    there = _there(terms)
+    there = calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
     if gpus > there:
-        calendar.count(at=at, offer_id=terms.offer_id)  # It may have grown since it was counted.
-        there = _there(terms)
+        there = calendar.gpus_there(terms.offer_id) - terms.buffer_gpus  # It may have grown since it was counted.
     if gpus > there:
         raise BadOrder(
             "gpus",
             gettext("%(offer)s has %(there)s GPUs that an auction could ever give; you asked for %(gpus)s.")
             % {"offer": terms.offer.name, "there": max(0, there), "gpus": gpus},
         )
-
-
-def _there(terms: SpotTerms) -> int:
-    return calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
 
 
 def _bid(

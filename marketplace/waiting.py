@@ -101,7 +101,6 @@ class Outlook:
 def outlook(*, project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> Outlook:
     """Return what can be said of an order for this offer now. Nothing is held and nothing promised."""
     rentals.check_size(rentals.Order(offer=offer, command=[], gpus=gpus, replicas=replicas))
-    calendar.count(at=at, offer_id=offer.pk)
     ahead = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY)
     gpus_ahead = _sum_of_gpus(ahead)
     wanted = gpus * replicas
@@ -127,7 +126,7 @@ def wait(
     """
     rentals.check_open(project)
     rentals.check(order)
-    _check_capacity(order, at=at)
+    _check_capacity(order)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:
         raise BadOrder("max_price", gettext("Say the most that a GPU-hour may cost, such as 2.50."))
@@ -340,12 +339,11 @@ def _is_strict(kept: Mapping[str, Any]) -> bool:
     return kept.get("attach") == Instance.Attach.STRICT or bool(kept.get("reservation"))
 
 
-def _check_capacity(order: rentals.Order, *, at: datetime) -> None:
+def _check_capacity(order: rentals.Order) -> None:
     """Raise BadOrder for more GPUs than the offer has in good order: at the head it would block all others."""
-    wanted = order.gpus * order.replicas
-    if wanted > calendar.gpus_of_offer(order.offer.pk):
-        calendar.count(at=at, offer_id=order.offer.pk)  # It may have grown since it was counted.
-    there = calendar.gpus_of_offer(order.offer.pk)
+    wanted, there = order.gpus * order.replicas, calendar.gpus_of_offer(order.offer.pk)
+    if wanted > there:
+        there = calendar.gpus_there(order.offer.pk)  # It may have grown since it was counted.
     if wanted > there:
         raise BadOrder("gpus", _too_many(order.offer, wanted, there))
 

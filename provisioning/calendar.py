@@ -52,6 +52,16 @@ SELECT FROM provisioning_capacity WHERE %(offer)s::bigint IS NULL OR offer_id = 
 ORDER BY offer_id FOR NO KEY UPDATE
 """
 
+# The GPUs of one offer as `COUNT` has them, for whoever only looks.
+THERE = """
+SELECT coalesce(sum(gpu_count), 0) - (
+    SELECT count(*) FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
+    WHERE node.offer_id = %(offer)s AND NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
+        AND reachability NOT IN ('unknown', 'lost')
+) FROM provisioning_node
+WHERE offer_id = %(offer)s AND state = 'available' AND reachability NOT IN ('unknown', 'lost')
+"""
+
 # Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order. The rows are locked by
 # a statement before this one: what was committed while that waited is then seen.
 COUNT = """
@@ -162,11 +172,14 @@ def open_ended(*, offer_id: int, gpus: int, at: datetime, is_first: bool = True)
 
 
 def next_open(*, offer_id: int, gpus: int, at: datetime) -> datetime | None:
-    """Return from when on so many GPUs without an end fit beside what is committed; None where not in sight."""
+    """Return from when on so many GPUs without an end fit beside what is committed; None where not in sight.
+
+    Of the offer's GPUs as they are now. Locks nothing.
+    """
     capacity = Capacity.objects.filter(pk=offer_id).first()
     if capacity is None:
         return at
-    left = capacity.gpus - capacity.open_ended - gpus
+    left = gpus_there(offer_id) - capacity.open_ended - gpus
     if left < 0:
         return None
     full = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(at), gpus__gt=left).order_by("-hour")
@@ -200,6 +213,16 @@ def has_room_for_spot(*, offer_id: int, gpus: int) -> bool:
 def gpus_of_offer(offer_id: int) -> int:
     """Return how many GPUs of an offer may be promised, as last counted."""
     return Capacity.objects.filter(pk=offer_id).values_list("gpus", flat=True).first() or 0
+
+
+def gpus_there(offer_id: int) -> int:
+    """Return how many GPUs of an offer could be promised if they were counted now. Locks and writes nothing.
+
+    For whoever asks early in a transaction: a count would hold until its end what everybody locks last.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(THERE, {"offer": offer_id})
+        return int(cursor.fetchone()[0])
 
 
 def close(*, offer_id: int, gpus: int) -> None:
@@ -253,12 +276,18 @@ def peak_within(*, offer_id: int, starts_at: datetime, ends_at: datetime | None)
 
 
 def free(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
-    """Return how many GPUs may still be committed in every hour of a window, as last counted. Two queries."""
-    capacity = Capacity.objects.filter(pk=offer_id).first()
-    if capacity is None:
-        return 0
-    most = peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
-    return max(0, capacity.gpus - capacity.open_ended - most)
+    """Return how many GPUs may still be committed in every hour of a window, as last counted. Three queries."""
+    return _free(gpus_of_offer(offer_id), offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
+
+
+def free_now(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
+    """Return the same of the GPUs that are there now. Locks nothing, so who then commits may still be refused."""
+    return _free(gpus_there(offer_id), offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
+
+
+def _free(gpus: int, *, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
+    running = Capacity.objects.filter(pk=offer_id).values_list("open_ended", flat=True).first() or 0
+    return max(0, gpus - running - peak_within(offer_id=offer_id, starts_at=starts_at, ends_at=ends_at))
 
 
 def free_by_hour(*, offer_ids: Collection[int], starts_at: datetime, hours: int) -> dict[int, list[int]]:

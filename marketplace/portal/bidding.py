@@ -76,7 +76,7 @@ def price_problem(one: Bidding, visit: Visit) -> str:
         return amount_error()
     try:
         bids.check_price(one.found.terms, one.price_micros, at=visit.at)
-        spot.check_capacity(one.found.terms, one.gpus, at=visit.at)
+        spot.check_capacity(one.found.terms, one.gpus)
     except BadOrder as error:
         return str(error)
     return ""
