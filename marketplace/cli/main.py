@@ -21,6 +21,7 @@ from marketplace.cli import (
     registries,
     resale,
     reservations,
+    sla,
     ssh,
     ssh_keys,
     top,
@@ -90,6 +91,7 @@ app.command()(account.usage)
 app.command()(account.balance)
 app.command()(costs.cost)
 app.add_typer(invoices.app, name="invoices")
+app.command()(sla.sla)
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")
 app.add_typer(registries.app, name="registry")

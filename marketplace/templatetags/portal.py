@@ -295,3 +295,15 @@ def styled(field: BoundField) -> SafeString:
         told_by = [f"{field.id_for_label}-error", *([f"{field.auto_id}_helptext"] if field.help_text else [])]
         attrs |= {"class": f"{css} is-invalid", "aria-describedby": " ".join(told_by)}
     return field.as_widget(attrs=attrs)
+
+
+@register.filter
+def ppm(millionths: int) -> str:
+    """Write a share of time as percent, rounded down, such as `99.95 %`: what falls short is never rounded away."""
+    return f"{millionths // 10_000}.{millionths % 10_000 // 100:02}\u00a0%"
+
+
+@register.filter
+def utc_month(at: datetime) -> str:
+    """Write the UTC month of a moment, such as `2026-11`."""
+    return f"{at.astimezone(UTC):%Y-%m}"

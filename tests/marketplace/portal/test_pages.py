@@ -45,6 +45,7 @@ PAGES = [
     ("costs-csv", 200, 200, 200),
     ("costs-json", 200, 200, 200),
     ("usage", 200, 200, 200),
+    ("service-levels", 200, 200, 200),
     ("invoices", 200, 403, 403),
     ("billing-details", 200, 403, 403),
     ("tokens", 200, 200, 200),
@@ -69,6 +70,7 @@ PAGES = [
 # Pages of one thing; `of` names what makes it.
 OF_ONE = [
     ("instance", "instance", 200, 200, 200),
+    ("instance-sla", "instance", 200, 200, 200),
     ("instance-log", "instance", 200, 200, 200),
     ("instance-telemetry", "instance", 200, 200, 200),
     ("instance-log-file", "instance", 200, 200, 200),
