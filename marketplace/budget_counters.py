@@ -77,12 +77,14 @@ WITH RECURSIVE wanted AS (
         AND coalesce(span.ended_at, 'infinity') > %(since)s
     GROUP BY 1, 2, 3
 ), beside AS (
-    SELECT organization_id, project_id, kind, sum(micros) AS micros FROM ({BESIDE}) moved GROUP BY 1, 2, 3
+    SELECT organization_id, project_id, token_id, kind, sum(micros) AS micros FROM ({BESIDE}) moved GROUP BY 1, 2, 3, 4
 ), ordered AS (
-    SELECT account.organization_id, held.project_id, sum(hold.amount_micros - hold.posted_micros) AS micros
+    SELECT account.organization_id, held.project_id, purchase.token_id,
+        sum(hold.amount_micros - hold.posted_micros) AS micros
     FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
     JOIN marketplace_reservation held ON held.public_id = hold.resource_id AND held.state = 'payment_pending'
-    WHERE account.organization_id = ANY (%(organizations)s) AND hold.state = 'pending' GROUP BY 1, 2
+    LEFT JOIN marketplace_tokenpurchase purchase ON purchase.resource_id = held.public_id
+    WHERE account.organization_id = ANY (%(organizations)s) AND hold.state = 'pending' GROUP BY 1, 2, 3
 )
 SELECT (coalesce(used.micros, 0) + paid.micros)::bigint, coalesce(used.burn, 0)::bigint,
     coalesce(due.micros, 0)::bigint
@@ -97,11 +99,13 @@ LEFT JOIN LATERAL (
 ) used ON true
 LEFT JOIN LATERAL (
     SELECT {IN_ALL} AS micros FROM beside WHERE beside.organization_id = wanted.organization_id
-        AND wanted.token_id IS NULL AND (wanted.project_id IS NULL OR beside.project_id = wanted.project_id)
+        AND (wanted.project_id IS NULL OR beside.project_id = wanted.project_id)
+        AND (wanted.token_id IS NULL OR beside.token_id IN (SELECT id FROM family WHERE number = wanted.number))
 ) paid ON true
 LEFT JOIN LATERAL (
     SELECT sum(micros) AS micros FROM ordered WHERE ordered.organization_id = wanted.organization_id
-        AND wanted.token_id IS NULL AND (wanted.project_id IS NULL OR ordered.project_id = wanted.project_id)
+        AND (wanted.project_id IS NULL OR ordered.project_id = wanted.project_id)
+        AND (wanted.token_id IS NULL OR ordered.token_id IN (SELECT id FROM family WHERE number = wanted.number))
 ) due ON true
 ORDER BY wanted.number
 """  # noqa: S608  nothing in it comes from outside

@@ -4,6 +4,7 @@ Lock order: the offer's gate (`BlockTerms`), quote, reservation, workflow,
 instance, quota, account, node, assignment, capacity.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,6 +33,7 @@ from marketplace.models import (
     Reservation,
     ReservationState,
     ReservationStrip,
+    TokenPurchase,
 )
 from provisioning import calendar, quotas
 from provisioning.calendar import HOUR
@@ -119,7 +121,7 @@ def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
     if quote.starts_at < at:
         raise BadOrder("quote", gettext("The block that was quoted has begun meanwhile. Ask for a later one."))
     reservation_id = new_public_id("rsv")
-    check_budget(actor, quote.project, quote.total_micros, at=at)
+    check_budget(actor, quote.project, quote.total_micros, pays_for=[reservation_id], at=at)
     holds.place(
         key=f"block:{reservation_id}",
         organization=quote.project.organization,
@@ -173,9 +175,14 @@ def make(
     return reservation
 
 
-def check_budget(actor: Actor, project: Project, total_micros: int, *, at: datetime) -> None:
-    """Raise BudgetExceeded where paying so much ahead would pass a budget. It burns nothing by the hour."""
+def check_budget(actor: Actor, project: Project, total_micros: int, *, pays_for: Iterable[str], at: datetime) -> None:
+    """Raise BudgetExceeded where paying so much ahead would pass a budget. It burns nothing by the hour.
+
+    What a token pays for is noted, as the keys of its transfers name it, so that its budget sees the payment.
+    """
     spend.check(project=project, token=actor.token, worst_case_micros=total_micros, hourly_micros=0, at=at)
+    if actor.token is not None:
+        TokenPurchase.objects.bulk_create(TokenPurchase(resource_id=one, token=actor.token) for one in pays_for)
 
 
 def check_quota(project: Project, window: Window) -> None:
@@ -253,7 +260,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
     if quote.starts_at != reservation.ends_at:
         raise Conflict(gettext("The reservation's end has changed since this was quoted. Ask for a new quote."))
     running = endings.locked(endings.inside(reservation))
-    check_budget(actor, reservation.project, quote.total_micros, at=at)
+    check_budget(actor, reservation.project, quote.total_micros, pays_for=[quote.public_id], at=at)
     holds.place(
         key=f"block:{quote.public_id}",
         organization=reservation.project.organization,

@@ -81,7 +81,10 @@ WITH mine AS (
 ), booked AS (
     SELECT held.public_id FROM marketplace_reservation held
     JOIN marketplace_project project ON project.id = held.project_id
-    WHERE project.public_id = %(project_id)s AND held.state = 'payment_pending'
+    LEFT JOIN marketplace_tokenpurchase purchase ON purchase.resource_id = held.public_id
+    LEFT JOIN marketplace_apitoken token ON token.id = purchase.token_id
+    WHERE held.state = 'payment_pending'
+        AND (project.public_id = %(project_id)s OR token.public_id = ANY (%(token_ids)s))
 ), aside AS (
     SELECT hold.resource_id, sum(hold.amount_micros - hold.posted_micros) AS micros
     FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
@@ -107,7 +110,8 @@ SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 
 BESIDE = """
     SELECT mine.organization_id, 'reserved' AS kind, moved.effective_at, moved.micros,
         coalesce(held.project_id, quote.project_id, bought.project_id) AS project_id,
-        coalesce(held.offer_id, quote.offer_id, bought.offer_id) AS offer_id
+        coalesce(held.offer_id, quote.offer_id, bought.offer_id) AS offer_id,
+        purchase.token_id
     FROM billing_account mine CROSS JOIN LATERAL (
         SELECT key, effective_at, amount_micros AS micros FROM billing_transfer
         WHERE source_id = mine.id AND key NOT LIKE 'charge:%%' AND (key LIKE 'prepay:%%' OR key LIKE 'trade:%%')
@@ -120,10 +124,11 @@ BESIDE = """
     LEFT JOIN marketplace_quote quote ON quote.public_id = split_part(moved.key, ':', 2)
     LEFT JOIN marketplace_trade trade ON trade.public_id = split_part(moved.key, ':', 2)
     LEFT JOIN marketplace_reservation bought ON bought.id = trade.reservation_id
+    LEFT JOIN marketplace_tokenpurchase purchase ON purchase.resource_id = split_part(moved.key, ':', 2)
     WHERE mine.organization_id = ANY (%(organizations)s)
     UNION ALL
     SELECT adjustment.organization_id, 'adjustment', posting.through - interval '1 millisecond', posting.amount_micros,
-        NULL, offer.id
+        NULL, offer.id, NULL
     FROM billing_adjustment adjustment JOIN billing_adjustmentposting posting ON posting.adjustment_id = adjustment.id
     LEFT JOIN billing_priceversion price ON price.id = adjustment.price_version_id
     LEFT JOIN marketplace_offer offer ON offer.public_id = split_part(price.sku, '/', 1)
@@ -136,7 +141,9 @@ IN_ALL = """
 """
 PAID_AHEAD = f"""
 SELECT ({IN_ALL})::bigint FROM ({BESIDE}) beside LEFT JOIN marketplace_project project ON project.id = beside.project_id
-WHERE %(project_id)s::text IS NULL OR project.public_id = %(project_id)s
+LEFT JOIN marketplace_apitoken token ON token.id = beside.token_id
+WHERE (%(project_id)s::text IS NULL OR project.public_id = %(project_id)s)
+    AND (%(token_ids)s::text[] IS NULL OR token.public_id = ANY (%(token_ids)s))
 """  # noqa: S608  nothing in it comes from outside
 
 Owner = Organization | Project | ApiToken
@@ -197,9 +204,7 @@ def committed(owner: Owner, organization: Organization, *, at: datetime) -> Comm
 
 def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) -> int:
     """Return what was paid ahead for reservations since a moment, less what was given back, and what tiers and
-    commitments made of the whole organization's use; a token's is not known."""
-    if isinstance(owner, ApiToken):
-        return 0
+    commitments made of the whole organization's use."""
     with connection.cursor() as cursor:
         cursor.execute(PAID_AHEAD, {"organizations": [organization.pk], "since": since, **_words(owner)})
         paid: int = cursor.fetchone()[0]

@@ -82,11 +82,11 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     chosen = {leg.source for leg in found.legs} - {OFFER}
     listings = {row.pk: row for row in Listing.objects.filter(pk__in=chosen).select_related("seller")}
     sellers = {pk: reservations.lock(pk) for pk in sorted({row.reservation_id for row in listings.values()})}
-    reservations.check_budget(actor, project, found.total_micros, at=at)
+    reservation_id, trade_id = new_public_id("rsv"), new_public_id("trd")
+    reservations.check_budget(actor, project, found.total_micros, pays_for=[trade_id, reservation_id], at=at)
     parties = {project.organization.pk: project.organization} | {row.seller_id: row.seller for row in listings.values()}
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
-    reservation_id, trade_id = new_public_id("rsv"), new_public_id("trd")
     paid = _pay(project.organization, found, listings, terms, trade_id=trade_id, at=at)
     reservations.check_quota(project, window)
     strips = []

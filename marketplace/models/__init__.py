@@ -1,6 +1,7 @@
 from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
 from marketplace.models.events import Event, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from marketplace.models.purchases import TokenPurchase
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
@@ -66,6 +67,7 @@ __all__ = [
     "Shortfall",
     "SpotTerms",
     "SshKey",
+    "TokenPurchase",
     "Trade",
     "TradeLeg",
     "User",
