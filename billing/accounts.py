@@ -38,11 +38,13 @@ class Wallet:
     cash_micros: int
     held_micros: int
     owed_micros: int
+    credit_limit_micros: int = 0
 
     @property
     def available_micros(self) -> int:
-        """What can be spent or held now: neither held nor owed."""
-        return max(0, self.promo_micros + self.cash_micros - self.held_micros - self.owed_micros)
+        """What can be spent or held now: neither held nor owed, and what more may be owed."""
+        funds = self.promo_micros + self.cash_micros + self.credit_limit_micros
+        return max(0, funds - self.held_micros - self.owed_micros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,13 @@ class CustomerAccounts:
     receivable: Account
 
     @property
+    def sources(self) -> tuple[Account, Account, Account]:
+        """The order of paying: promotional credit, cash, and what may be owed."""
+        return (self.promo, self.cash, self.receivable)
+
+    @property
     def owed_micros(self) -> int:
-        return max(0, -self.receivable.balance_micros)
+        return self.receivable.owed_micros
 
     @property
     def wallet(self) -> Wallet:
@@ -63,8 +70,9 @@ class CustomerAccounts:
             currency=self.cash.currency,
             promo_micros=self.promo.balance_micros,
             cash_micros=self.cash.balance_micros,
-            held_micros=self.promo.held_micros + self.cash.held_micros,
+            held_micros=sum(source.held_micros for source in self.sources),
             owed_micros=self.owed_micros,
+            credit_limit_micros=self.receivable.credit_limit_micros,
         )
 
 

@@ -93,7 +93,7 @@ WITH due AS MATERIALIZED (
                    PARTITION BY organization_id, currency, hold.resource_id ORDER BY hold.id
                ) AS upto
         FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
-        WHERE state = 'pending' AND kind IN ('promo', 'cash')
+        WHERE state = 'pending' AND kind IN ('promo', 'cash', 'receivable')
           AND hold.resource_id = ANY(ARRAY(SELECT DISTINCT resource_id FROM due WHERE micros > 0))
     ) hold USING (organization_id, currency, resource_id)
     WHERE need.upto > hold.upto - hold.micros AND hold.upto > need.upto - need.micros
@@ -109,10 +109,12 @@ WITH due AS MATERIALIZED (
     FROM (
         SELECT *, sum(rest) OVER (PARTITION BY organization_id, currency ORDER BY since, id) AS upto FROM (
             SELECT due.*, coalesce(promo, 0) AS held_promo, coalesce(cash, 0) AS held_cash,
-                   due.micros - coalesce(promo, 0) - coalesce(cash, 0) AS rest
+                   coalesce(owed, 0) AS held_owed,
+                   due.micros - coalesce(promo, 0) - coalesce(cash, 0) - coalesce(owed, 0) AS rest
             FROM due LEFT JOIN (
                 SELECT id, sum(micros) FILTER (WHERE kind = 'promo') AS promo,
-                       sum(micros) FILTER (WHERE kind = 'cash') AS cash
+                       sum(micros) FILTER (WHERE kind = 'cash') AS cash,
+                       sum(micros) FILTER (WHERE kind = 'receivable') AS owed
                 FROM own GROUP BY id
             ) held USING (id)
             WHERE due.micros > 0
@@ -122,7 +124,8 @@ WITH due AS MATERIALIZED (
 ), charged AS (
     INSERT INTO billing_charge
         (key, posting, span_id, through, amount_micros, promo_micros, cash_micros, owed_micros)
-    SELECT key, posting, id, through, micros, held_promo + promo_micros, held_cash + cash_micros, owed_micros
+    SELECT key, posting, id, through, micros, held_promo + promo_micros, held_cash + cash_micros,
+           held_owed + owed_micros
     FROM taken ORDER BY since, id
 ), posted AS (
     SELECT organization_id, currency, posting, promo_id, cash_id, receivable_id, count(*) AS charges,

@@ -4,22 +4,37 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, ledger, receivables, runway
-from billing.models import Account, Transfer
+from billing import accounts, ledger, promotions, receivables, runway
+from billing.errors import BadCredit, KeyReused
+from billing.models import Account, CreditGrant, Transfer
 
 
 @transaction.atomic
 def grant(
-    *, organization: accounts.Organization, amount_micros: int, key: str, reason: str, by: str, at: datetime
+    *,
+    organization: accounts.Organization,
+    amount_micros: int,
+    key: str,
+    reason: str,
+    by: str,
+    at: datetime,
+    expires_at: datetime | None = None,
 ) -> Transfer:
-    """Give an organization promotional credit once per key; what it owes is paid from it at once."""
+    """Give an organization promotional credit once per key; what it owes is paid from it at once.
+
+    What is left of it at `expires_at` is taken back then. Raises BadCredit for an end that lies before `at`.
+    """
+    if expires_at is not None and expires_at <= at:
+        raise BadCredit("credit cannot expire before it is given")
     return _give(
         organization,
         amount_micros,
         key=f"credit:{key}",
         source=Account.Kind.PROMO_EXPENSE,
-        reason=f"{reason} (granted by {by})",
+        reason=reason,
+        by=by,
         at=at,
+        expires_at=expires_at,
     )
 
 
@@ -46,17 +61,29 @@ def _give(
     source: Account.Kind,
     reason: str,
     at: datetime,
+    by: str = "",
+    expires_at: datetime | None = None,
 ) -> Transfer:
     """Move credit from the platform's `source`, and pay from it at once what is owed."""
     promo = accounts.lock(organization_id=organization.pk, currency=organization.currency).promo
+    before = CreditGrant.objects.filter(cause=key).first()
+    if before is not None and before.expires_at != expires_at:
+        raise KeyReused(key)
+    if before is None:
+        promotions.tell_apart(promo, at=at)
     given = ledger.transfer(
         key=key,
         source=accounts.platform(source, promo.currency),
         target=promo,
         amount_micros=amount_micros,
-        reason=reason,
+        reason=f"{reason} (granted by {by})" if by else reason,
         at=at,
     )
+    if before is None:
+        CreditGrant.objects.create(
+            account=promo, cause=key, reason=reason, amount_micros=amount_micros, left_micros=amount_micros,
+            granted_at=at, expires_at=expires_at,
+        )  # fmt: skip
     receivables.settle(freed=promo, cause=given.key, at=at)
     runway.refresh(organization=organization, at=at)
     return given

@@ -8,11 +8,14 @@ class BillingError(Exception):
 class InsufficientFunds(BillingError):
     """There is less money than asked for."""
 
-    def __init__(self, *, needed_micros: int, available_micros: int, currency: str) -> None:
+    def __init__(
+        self, *, needed_micros: int, available_micros: int, currency: str, credit_limit_micros: int = 0
+    ) -> None:
         super().__init__(f"{needed_micros} micros {currency} are needed, {available_micros} are available")
         self.needed_micros = needed_micros
         self.available_micros = available_micros
         self.currency = currency
+        self.credit_limit_micros = credit_limit_micros
 
 
 class KeyReused(BillingError):
@@ -100,6 +103,8 @@ class BadAdjustment(BillingError):
 
 class SecondPersonNeeded(BillingError):
     """Whoever proposes to give money back, or to change prices, does not decide about it."""
+
+    """Whoever proposes does not decide about it."""
 
 
 class AlreadyDecided(BillingError):
@@ -194,3 +199,11 @@ class BadCommitment(BillingError):
 
 class AlreadyCommitted(BillingError):
     """Of one thing an organization has one commitment at a time."""
+
+
+class AlreadyProposed(BillingError):
+    """Somebody proposed another one, which waits for a second person."""
+
+
+class BadCredit(BillingError):
+    """A grant or a limit that makes no sense: it expires before it begins, or is no whole amount."""

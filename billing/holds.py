@@ -39,9 +39,9 @@ def place(
     resource_id: str,
     expires_at: datetime,
 ) -> list[Hold]:
-    """Set money aside for a resource: promotional credit first, then cash, one hold for each.
+    """Set money aside for a resource: promotional credit, cash, what may be owed; one hold for each.
 
-    Raises `InsufficientFunds` and sets nothing aside if both together have less.
+    Raises `InsufficientFunds` and sets nothing aside if all together have less.
     Repeating the call changes nothing; the same key for another amount or
     organization is `KeyReused`, and `HoldClosed` once what was set aside was
     given back. Two statements, since every launch waits here.
@@ -49,7 +49,7 @@ def place(
     # Without a savepoint: refusals are raised outside, so that the caller's transaction stays usable.
     with transaction.atomic(savepoint=False):
         payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-        sources = (payer.promo, payer.cash)
+        sources = payer.sources
         keys = [f"{key}/{source.kind}" for source in sources]
         available_micros = payer.wallet.available_micros
         holds: list[Hold] = []
@@ -65,7 +65,10 @@ def place(
             holds = list(Hold.objects.filter(key__in=keys).select_related("account"))
     if not holds and amount_micros > 0:
         raise InsufficientFunds(
-            needed_micros=amount_micros, available_micros=available_micros, currency=organization.currency
+            needed_micros=amount_micros,
+            available_micros=available_micros,
+            currency=organization.currency,
+            credit_limit_micros=payer.receivable.credit_limit_micros,
         )
     if sum(hold.amount_micros for hold in holds) != amount_micros or any(
         hold.account.organization_id != organization.pk for hold in holds

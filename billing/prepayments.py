@@ -36,7 +36,7 @@ WITH payer AS MATERIALIZED (
 ), moved AS (
     INSERT INTO billing_transfer
         (public_id, key, source_id, target_id, amount_micros, reason, hold_id, effective_at)
-    SELECT CASE kind WHEN 'promo' THEN %(promo_id)s::text ELSE %(cash_id)s::text END,
+    SELECT CASE kind WHEN 'promo' THEN %(promo_id)s::text WHEN 'cash' THEN %(cash_id)s::text ELSE %(owed_id)s::text END,
         'prepay:' || %(resource_id)s::text || ':' || public_id,
         account_id, target_id, amount_micros, %(reason)s::text, id, %(at)s::timestamptz
     FROM posted
@@ -51,7 +51,7 @@ SELECT kind, amount_micros FROM posted
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """How much came from promotional credit, and how much from cash."""
+    """How much came from promotional credit, and how much from cash: what is owed is paid in cash later."""
 
     promo_micros: int = 0
     cash_micros: int = 0
@@ -71,6 +71,7 @@ def collect(*, organization: accounts.Organization, resource_id: str, reason: st
             "resource_id": resource_id,
             "promo_id": new_public_id("tra"),
             "cash_id": new_public_id("tra"),
+            "owed_id": new_public_id("tra"),
             "reason": reason[:200],
             "at": at,
         }
@@ -82,7 +83,7 @@ def collect(*, organization: accounts.Organization, resource_id: str, reason: st
             runway.refresh_if_burning(organization=organization, at=at)
     if not taken:
         raise HoldClosed(key=resource_id, needed_micros=0, left_micros=0)
-    return Paid(promo_micros=taken.get("promo", 0), cash_micros=taken.get("cash", 0))
+    return Paid(promo_micros=taken.get("promo", 0), cash_micros=taken.get("cash", 0) + taken.get("receivable", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Part:
 def pay(
     *, organization: accounts.Organization, key: str, parts: Sequence[Part], reason: str, at: datetime
 ) -> Mapping[str, Paid]:
-    """Pay at once, promotional credit first, then cash; return by its key what each part was paid from.
+    """Pay at once: promotional credit, cash, what may be owed; return by its key what each part was paid from.
 
     Raises InsufficientFunds with nothing paid. The caller has locked every organization that is paid,
     and this one, in the order of their keys.
@@ -107,14 +108,17 @@ def pay(
     total = sum(part.amount_micros for part in parts)
     if total > payer.wallet.available_micros:
         raise InsufficientFunds(
-            needed_micros=total, available_micros=payer.wallet.available_micros, currency=organization.currency
+            needed_micros=total,
+            available_micros=payer.wallet.available_micros,
+            currency=organization.currency,
+            credit_limit_micros=payer.receivable.credit_limit_micros,
         )
-    free = [payer.promo.free_micros, payer.cash.free_micros]
+    free = [source.free_micros for source in payer.sources]
     paid: dict[str, Paid] = {}
     for part in parts:
         shares, missing = rating.take_in_turn(part.amount_micros, free)
-        assert not missing, "what is available is free on one of the two"
-        for source, share in zip((payer.promo, payer.cash), shares, strict=True):
+        assert not missing, "what is available is free on one of the three"
+        for source, share in zip(payer.sources, shares, strict=True):
             if share:
                 ledger.transfer(
                     key=f"{key}:{part.key}:{source.kind}",
@@ -125,7 +129,7 @@ def pay(
                     at=at,
                 )
         free = [left - share for left, share in zip(free, shares, strict=True)]
-        paid[part.key] = Paid(promo_micros=shares[0], cash_micros=shares[1])
+        paid[part.key] = Paid(promo_micros=shares[0], cash_micros=shares[1] + shares[2])
     runway.refresh(organization=organization, at=at)
     return paid
 

@@ -1,6 +1,7 @@
 """How long the money lasts."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -26,7 +27,11 @@ SELECT coalesce(
                - first.sum_micro_ms
                - first.micros_per_unit_hour * 1000 * extract(epoch FROM span.started_at - first.starts_at)
            ELSE price.micros_per_unit_hour * 1000 * extract(epoch FROM %(at)s - span.started_at)
-       END) / 3600000 - span.charged_micros), 0)::bigint
+       END) / 3600000 - span.charged_micros), 0)::bigint,
+       (SELECT coalesce(jsonb_agg(jsonb_build_array(
+            left_micros, floor(1000 * extract(epoch FROM expires_at - %(at)s))::bigint
+        ) ORDER BY expires_at NULLS LAST, credit.id), '[]')
+        FROM billing_creditgrant credit WHERE account_id = %(promo)s AND left_micros > 0)
 FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
 LEFT JOIN LATERAL (
     SELECT * FROM billing_pricepoint WHERE price.is_floating AND price_version_id = price.id
@@ -49,9 +54,11 @@ IS_BURNING = "SELECT FROM billing_runway WHERE organization_id = %(organization)
 
 
 class Level(StrEnum):
-    """How long the money lasts: over an hour or for ever, an hour, ten minutes, or no longer."""
+    """How long the money lasts: over a week or for ever, a week, a day, an hour, ten minutes, or no longer."""
 
     ENOUGH = "enough"
+    WEEK = "week"
+    DAY = "day"
     LOW = "low"
     CRITICAL = "critical"
     EXHAUSTED = "exhausted"
@@ -61,14 +68,18 @@ class Level(StrEnum):
 def refresh(*, organization: accounts.Organization, at: datetime) -> Runway:
     """Work out anew when the money runs out, from all open spans and all money, held or not.
 
-    Held money counts: it is the organization's own, and what a hold keeps from
+    What more may be owed counts as money, and credit that expires before it can
+    be used does not. Held money counts: it is the organization's own, and what a hold keeps from
     one span it saves another. Called by whatever opens or closes a span or
     brings money in; charging moves money along the same line and need not.
     """
     # Behind the gate: of two refreshes at once the second sees the span that the first was called for.
-    wallet = accounts.lock(organization_id=organization.pk, currency=organization.currency).wallet
-    burn_micros_per_hour, uncharged_micros = _burn(organization.pk, at)
+    payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    wallet = payer.wallet
+    burn_micros_per_hour, uncharged_micros, credit = _burn(organization.pk, payer.promo.pk, at)
     funds_micros = wallet.promo_micros + wallet.cash_micros - wallet.owed_micros - uncharged_micros
+    funds_micros += wallet.credit_limit_micros
+    funds_micros -= _unusable_micros(credit, wallet.promo_micros - uncharged_micros, burn_micros_per_hour)
     runway = Runway(
         organization_id=organization.pk,
         burn_micros_per_hour=burn_micros_per_hour,
@@ -141,16 +152,46 @@ def running_low(*, at: datetime) -> QuerySet[Runway]:
 
 def level(*, organization: accounts.Organization, at: datetime) -> Level:
     """Return how long the money lasts, as a word, in one query; what burns nothing has enough."""
-    runway = Runway.objects.filter(organization_id=organization.pk).first()
-    if runway is None or runway.exhausts_at is None or runway.exhausts_at > at + LOW:
+    return level_of(Runway.objects.filter(organization_id=organization.pk).first(), at=at)
+
+
+def level_of(runway: Runway | None, *, at: datetime) -> Level:
+    """Return the level of a runway; none at all is one that burns nothing."""
+    if runway is None or runway.exhausts_at is None:
         return Level.ENOUGH
-    if runway.exhausts_at > at + CRITICAL:
-        return Level.LOW
-    return Level.CRITICAL if runway.exhausts_at > at else Level.EXHAUSTED
+    lasts = runway.exhausts_at - at
+    return next((level for level, least in LEVELS if lasts > least), Level.EXHAUSTED)
 
 
-def _burn(organization_id: int, at: datetime) -> tuple[int, int]:
+# What lasts longer than each of these.
+LEVELS = (
+    (Level.ENOUGH, timedelta(days=7)),
+    (Level.WEEK, timedelta(days=1)),
+    (Level.DAY, LOW),
+    (Level.LOW, CRITICAL),
+    (Level.CRITICAL, timedelta(0)),
+)
+
+
+def _burn(organization_id: int, promo_id: int, at: datetime) -> tuple[int, int, list[tuple[int, int | None]]]:
     with connection.cursor() as cursor:
-        cursor.execute(BURN_SQL, {"at": at, "organization": organization_id})
-        burn_micros_per_hour, uncharged_micros = cursor.fetchone()
-    return burn_micros_per_hour, uncharged_micros
+        cursor.execute(BURN_SQL, {"at": at, "organization": organization_id, "promo": promo_id})
+        burn_micros_per_hour, uncharged_micros, credit = cursor.fetchone()
+    return burn_micros_per_hour, uncharged_micros, [(left, expires_ms) for left, expires_ms in json.loads(credit)]
+
+
+def _unusable_micros(credit: Sequence[tuple[int, int | None]], promo_micros: int, burn_micros_per_hour: int) -> int:
+    """Return how much of the promotional credit expires before it is burned.
+
+    `credit` has of each grant, in the order of use, what was left when it was last looked at and in how many
+    milliseconds it expires. Until one expires no more of it and those before it can be burned than the burn takes.
+    """
+    used = max(0, sum(left for left, _ in credit) - max(0, promo_micros))
+    shares, _ = rating.take_in_turn(used, [left for left, _ in credit])
+    total = usable = 0
+    for (left, expires_ms), share in zip(credit, shares, strict=True):
+        if expires_ms is not None:
+            total += left - share
+            burned = burn_micros_per_hour * max(0, expires_ms) // rating.MILLISECONDS_PER_HOUR
+            usable = min(usable + left - share, burned)
+    return total - usable

@@ -1,6 +1,7 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
-Periods they want: `charge_due` every 20 s, `expire_holds` every 60 s, `issue_invoices` every 10 min,
+Periods they want: `charge_due` every 20 s, `watch_runways` every 30 s, `expire_holds` and `expire_credit` every 60 s,
+`issue_invoices` every 10 min,
 `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_suppliers` every minute; of cards, `send_payments`
 every 2 s, `handle_processor_events` every 5 s, `send_refunds` every 10 s, `top_up` every 30 s,
 `fetch_processor_events` every hour and `reconcile` every day.
@@ -9,7 +10,7 @@ every 2 s, `handle_processor_events` every 5 s, `send_refunds` every 10 s, `top_
 from celery import shared_task
 from django.utils import timezone
 
-from billing import adjusting, charging, holds
+from billing import adjusting, charging, holds, promotions, watch
 from billing.invoicing import issuing
 from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
 from billing.suppliers import accruing, connecting, payouts, statements
@@ -93,3 +94,12 @@ def pay_suppliers() -> None:
     payouts.order_due(at=at)
     payouts.look_due(at=at)
     connecting.look_due(at=at)
+
+
+def expire_credit() -> None:
+    promotions.expire_due(at=timezone.now())
+
+
+@shared_task
+def watch_runways() -> None:
+    watch.look(at=timezone.now())

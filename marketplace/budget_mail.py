@@ -1,44 +1,25 @@
 """E-mail about budgets: each alert is a row that says what is to be sent, so a lost message loses none."""
 
-import logging
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.mail import EmailMessage
-from django.db.models import F
 from django.urls import reverse
 from django.utils import translation
 from django.utils.translation import gettext as _
 
+from marketplace import outbox
 from marketplace.access import members
 from marketplace.budget_counters import COUNTERS
-from marketplace.invoices.mail import FIRST_WAIT, LONGEST_WAIT, TRIES_MAX
 from marketplace.models import Budget, BudgetAlert, Organization, Role
-
-log = logging.getLogger(__name__)
 
 
 def send_due(*, at: datetime, limit: int) -> int:
-    """Send what is due, oldest first; return how much was sent. What cannot be sent is tried again, ever more seldom.
-
-    A row is claimed by moving its next try, so of two senders only one sends it.
-    """
-    due = BudgetAlert.objects.filter(sent_at=None, next_try_at__lte=at, tries__lt=TRIES_MAX)
-    related = due.select_related("budget__organization", "budget__project", "budget__token__membership__user")
-    sent = 0
-    for row in related.order_by("next_try_at", "pk")[:limit]:
-        wait = min(FIRST_WAIT * 2 ** min(row.tries, 10), LONGEST_WAIT)
-        mine = BudgetAlert.objects.filter(pk=row.pk, sent_at=None, tries=row.tries)
-        if not mine.update(tries=F("tries") + 1, next_try_at=at + wait):
-            continue
-        try:
-            written(row).send()
-        except Exception:  # one address that refuses must not keep the others from theirs
-            log.exception("alert %s was not sent", row.pk)
-            continue
-        BudgetAlert.objects.filter(pk=row.pk).update(sent_at=at)
-        sent += 1
-    return sent
+    """Send the alerts that were not sent yet; return how many were."""
+    rows = BudgetAlert.objects.select_related(
+        "budget__organization", "budget__project", "budget__token__membership__user"
+    )
+    return outbox.deliver(rows, written, at=at, limit=limit)
 
 
 def written(alert: BudgetAlert) -> EmailMessage:

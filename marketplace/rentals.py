@@ -11,7 +11,7 @@ import structlog
 from django.db import transaction
 from django.utils.translation import gettext, ngettext
 
-from billing import holds, prices, rating, runway
+from billing import holds, prices, rating, standing
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
 from marketplace import audit, bids, coverage, runtimes, spend
@@ -355,8 +355,8 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
 
 
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
-    """Stop instances of organizations whose funds are used up; return how many were asked to stop."""
-    unpaid = Instance.objects.filter(phase__in=CHARGED_PHASES, project__organization__in=runway.exhausted(at=at))
+    """Stop instances of organizations that may run nothing any more; return how many were asked to stop."""
+    unpaid = Instance.objects.filter(phase__in=CHARGED_PHASES, project__organization__in=standing.stopped(at=at))
     stopped = 0
     for instance in unpaid.order_by("pk")[:limit]:
         message = "The organization's funds are used up; add credit and start it again."

@@ -18,6 +18,7 @@ from marketplace import (
 )
 from marketplace.events import feed, sending
 from marketplace.invoices import mail
+from marketplace.notices import telling
 from marketplace.sla import closing
 
 STOPS_MAX = 100
@@ -34,7 +35,7 @@ EVENTS_PURGED_MAX = 5000
 
 @shared_task
 def stop_what_nobody_can_pay_for() -> None:
-    """Stop instances of organizations whose funds are used up."""
+    """Stop instances of organizations that may run nothing any more."""
     rentals.stop_what_nobody_can_pay_for(at=timezone.now(), limit=STOPS_MAX)
 
 
@@ -136,3 +137,9 @@ def send_webhooks() -> None:
 def purge_events() -> None:
     """Forget events that are too old."""
     feed.purge(at=timezone.now(), limit=EVENTS_PURGED_MAX)
+
+
+@shared_task
+def send_notices() -> None:
+    """Tell customers by e-mail what happens to their money and what it pays for."""
+    telling.send_due(at=timezone.now(), limit=MAILS_MAX)

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Min, Q, QuerySet, Sum
 from django.utils.translation import gettext
 
-from billing import holds, prices, rating, runway
-from billing.models import PriceVersion
+from billing import holds, notices, prices, rating, standing
+from billing.models import Notice, PriceVersion
 from billing.public_ids import new_public_id
 from marketplace import audit, costs
 from marketplace.access import Actor
@@ -34,6 +34,8 @@ HOURS_PER_MONTH = 730
 FIRST_HOUR_LIFE = timedelta(days=7)
 # How long volumes are kept for an organization whose funds are used up, before their deletion is asked for.
 UNPAID_GRACE = timedelta(days=14)
+# How long before that they are told once more.
+LAST_CALL = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -288,9 +290,10 @@ def mind_unpaid(*, at: datetime, limit: int) -> int:
     """
     alive = Volume.objects.filter(state__in=[Volume.State.AVAILABLE, Volume.State.ATTACHED])
     # Read once: the same organizations for both halves.
-    broke = list(runway.exhausted(at=at))
+    broke = standing.stopped(at=at)
     alive.exclude(project__organization__in=broke).exclude(unpaid_since=None).update(unpaid_since=None)
     alive.filter(project__organization__in=broke, unpaid_since=None).update(unpaid_since=at)
+    _tell(alive, at=at)
     late = alive.filter(unpaid_since__lte=at - UNPAID_GRACE, project__organization__in=broke).order_by("pk")
     deleted = 0
     for volume in late.select_related("project__organization", "node", "site", "price_version")[:limit]:
@@ -305,8 +308,29 @@ def mind_unpaid(*, at: datetime, limit: int) -> int:
             log.warning("unpaid volume not deleted", volume=volume.public_id, exc_info=True)
             continue
         log.warning("deletion of an unpaid volume", volume=volume.public_id, delete_after=at + volumes.GRACE)
+        _tell_deleted(volume, at=at)
         deleted += 1
     return deleted
+
+
+def _tell(alive: QuerySet[Volume], *, at: datetime) -> None:
+    """Tell whose clock runs, at its start and once more shortly before its end."""
+    clocks = alive.exclude(unpaid_since=None).values("project__organization").order_by()
+    news = []
+    for row in clocks.annotate(since=Min("unpaid_since"), count=Count("pk"), gib=Sum("size_gib")):
+        organization_id, until = row["project__organization"], row["since"] + UNPAID_GRACE
+        facts = {"count": str(row["count"]), "gib": str(row["gib"]), "until": until.isoformat()}
+        kinds = [Notice.Kind.VOLUMES_KEPT] + ([Notice.Kind.VOLUMES_SOON] if at >= until - LAST_CALL else [])
+        key = f"{organization_id}:{row['since']:%Y%m%dT%H%M%S}"
+        news += [notices.News(organization_id, kind, f"{kind}:{key}", facts) for kind in kinds]
+    notices.tell(news, at=at)
+
+
+def _tell_deleted(volume: Volume, *, at: datetime) -> None:
+    facts = {"name": volume.name, "gib": str(volume.size_gib), "until": (at + volumes.GRACE).isoformat()}
+    kind = Notice.Kind.VOLUMES_DELETED
+    key = f"{kind}:{volume.public_id}:{at:%Y%m%dT%H%M%S}"
+    notices.tell([notices.News(volume.project.organization_id, kind, key, facts)], at=at)
 
 
 def billing_of(volume: Volume) -> costs.Billing:

@@ -1,3 +1,5 @@
+from billing.models.credit import CreditGrant, CreditLine
+from billing.models.decisions import Proposal
 from billing.models.invoices import (
     BillingDetails,
     CreditProposal,
@@ -8,6 +10,7 @@ from billing.models.invoices import (
     InvoiceSeries,
 )
 from billing.models.ledger import Account, Hold, Transfer
+from billing.models.notices import Notice, RunwayWatch
 from billing.models.payments import (
     AutomaticTopUp,
     BalanceEntry,
@@ -54,6 +57,8 @@ __all__ = [
     "Charge",
     "Commitment",
     "CommitmentPrice",
+    "CreditGrant",
+    "CreditLine",
     "CreditProposal",
     "Delivery",
     "Dispute",
@@ -65,6 +70,7 @@ __all__ = [
     "InvoiceLine",
     "InvoiceMail",
     "InvoiceSeries",
+    "Notice",
     "Payment",
     "Payout",
     "PayoutAccount",
@@ -75,10 +81,12 @@ __all__ = [
     "PriceVersion",
     "ProcessorCustomer",
     "ProcessorEvent",
+    "Proposal",
     "RateCard",
     "ReconciliationCase",
     "Refund",
     "Runway",
+    "RunwayWatch",
     "SimulatedBill",
     "SlaVerdict",
     "StatementItem",

@@ -9,9 +9,11 @@ from billing.public_ids import PublicIdField
 
 CUSTOMER_KINDS = ("promo", "cash", "receivable")
 SUPPLIER_KINDS = ("payable", "reserve")
-PLATFORM_KINDS = ("revenue", "fees", "tax", "sla_expense", "processor", "bank", "promo_expense", "deferred")
+PLATFORM_KINDS = (
+    "revenue", "fees", "tax", "sla_expense", "processor", "bank", "promo_expense", "deferred", "bad_debt",
+)  # fmt: skip
 BOUNDED_KINDS = ("cash", "promo", "reserve")  # never overdrawn
-HOLDING_KINDS = ("cash", "promo")
+HOLDING_KINDS = ("cash", "promo", "receivable")
 
 
 class Account(models.Model):
@@ -38,6 +40,7 @@ class Account(models.Model):
         BANK = "bank", "Our bank account"
         PROMO_EXPENSE = "promo_expense", "Promotional expense"
         DEFERRED = "deferred", "Paid ahead"
+        BAD_DEBT = "bad_debt", "Bad debts"
 
     public_id = PublicIdField(prefix="acc")
     organization = models.ForeignKey(
@@ -47,6 +50,7 @@ class Account(models.Model):
     currency = models.CharField(max_length=3)
     balance_micros = models.BigIntegerField(default=0)
     held_micros = models.BigIntegerField(default=0)
+    credit_limit_micros = models.BigIntegerField(default=0, help_text="of a receivable: how much may be owed")
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -76,7 +80,11 @@ class Account(models.Model):
             ),
             models.CheckConstraint(
                 condition=Q(held_micros=0) | Q(held_micros__gt=0, kind__in=HOLDING_KINDS),
-                name="account_holds_cash_or_promo_only",
+                name="account_holds_what_customers_pay_from",
+            ),
+            models.CheckConstraint(
+                condition=Q(credit_limit_micros=0) | Q(credit_limit_micros__gt=0, kind="receivable"),
+                name="account_gives_credit_on_what_is_owed_only",
             ),
             models.CheckConstraint(condition=Q(currency__regex="^[A-Z]{3}$"), name="account_currency_is_an_iso_code"),
         ]
@@ -89,8 +97,15 @@ class Account(models.Model):
         return self.organization_id is None
 
     @property
+    def owed_micros(self) -> int:
+        """What is owed, of a receivable."""
+        return max(0, -self.balance_micros)
+
+    @property
     def free_micros(self) -> int:
-        """What may be spent or set aside now."""
+        """What may be spent or set aside now; of a receivable, how much more may be owed."""
+        if self.kind == self.Kind.RECEIVABLE:
+            return max(0, self.credit_limit_micros - self.owed_micros) - self.held_micros
         return self.balance_micros - self.held_micros
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.conf import settings
 
-from billing import accounts, floating, usage
+from billing import accounts, floating, promotions, usage
 from billing.models import PriceVersion, Runway, UsageSpan
 from marketplace import costs, rentals, volumes
 from marketplace.models import (
@@ -318,7 +318,13 @@ def span(row: UsageSpan, *, at: datetime) -> Answer:
 
 
 def balance(
-    organization: Organization, wallet: accounts.Wallet, runway: Runway | None, *, level: str, at: datetime
+    organization: Organization,
+    wallet: accounts.Wallet,
+    runway: Runway | None,
+    *,
+    credit: Sequence[promotions.Left],
+    level: str,
+    at: datetime,
 ) -> Answer:
     return {
         "organization": {"id": organization.public_id, "name": organization.name},
@@ -328,6 +334,17 @@ def balance(
         "cash": decimal_string(wallet.cash_micros),
         "held": decimal_string(wallet.held_micros),
         "owed": decimal_string(wallet.owed_micros),
+        "credit_limit": decimal_string(wallet.credit_limit_micros),
+        "credits": [
+            {
+                "id": one.grant.public_id,
+                "reason": one.grant.reason,
+                "amount": decimal_string(one.grant.amount_micros),
+                "left": decimal_string(one.left_micros),
+                "expires_at": one.grant.expires_at,
+            }
+            for one in credit
+        ],
         "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),
         "exhausts_at": runway.exhausts_at if runway else None,
         "level": level,

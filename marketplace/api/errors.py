@@ -252,8 +252,7 @@ def _detail(error: Exception, kind: Kind) -> str:
     if kind is INTERNAL:
         return "The request was rolled back; nothing was started and nothing was charged."
     if isinstance(error, InsufficientFunds):
-        needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
-        return f"This needs {needed} of free credit; {available} is free."
+        return _funds(error)
     if isinstance(error, QuotaExceeded):
         return limits.why(error)
     if isinstance(error, exceptions.ValidationError):
@@ -261,6 +260,14 @@ def _detail(error: Exception, kind: Kind) -> str:
     if isinstance(error, exceptions.APIException):
         return str(error.detail)
     return str(error) or kind.title
+
+
+def _funds(error: InsufficientFunds) -> str:
+    needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
+    if error.credit_limit_micros:
+        limit = shown(error.credit_limit_micros, error.currency)
+        return f"This needs {needed}; of the credit limit of {limit} and what was paid in, {available} is free."
+    return f"This needs {needed} of free credit; {available} is free."
 
 
 def _first(error: Exception) -> list[dict[str, str]]:

@@ -462,6 +462,16 @@ class UsageAnswer(serializers.Serializer[Any]):
     amount = Amount()
 
 
+class CreditAnswer(serializers.Serializer[Any]):
+    """Promotional credit that was given at once; what expires first is used first."""
+
+    id = serializers.CharField()
+    reason = serializers.CharField()
+    amount = serializers.CharField()
+    left = serializers.CharField()
+    expires_at = serializers.DateTimeField(allow_null=True)
+
+
 class BalanceAnswer(serializers.Serializer[Any]):
     organization = NamedRef()
     currency = serializers.CharField()
@@ -470,6 +480,8 @@ class BalanceAnswer(serializers.Serializer[Any]):
     cash = serializers.CharField()
     held = serializers.CharField()
     owed = serializers.CharField()
+    credit_limit = serializers.CharField(help_text="how much may be owed; 0 for whoever pays ahead")
+    credits = CreditAnswer(many=True)
     burn_per_hour = serializers.CharField()
     exhausts_at = serializers.DateTimeField(allow_null=True)
     level = serializers.ChoiceField(choices=[level.value for level in Level], help_text="how long it lasts, as a word")

@@ -6,7 +6,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from billing import accounts, runway
+from billing import accounts, promotions, runway
 from marketplace import access
 from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, paged, queried
@@ -27,8 +27,9 @@ class Balance(APIView):
         with naming("organization"):
             organization = access.organization_for(actor_of(request), query.get("organization"), verb="balance.view")
         at, wallet = timezone.now(), accounts.wallet(organization=organization)
-        level = runway.level(organization=organization, at=at)
-        return Response(answers.balance(organization, wallet, access.runway_of(organization), level=level, at=at))
+        credit, row = promotions.left(organization=organization), access.runway_of(organization)
+        level = runway.level_of(row, at=at)
+        return Response(answers.balance(organization, wallet, row, credit=credit, level=level, at=at))
 
 
 class UsageList(APIView):

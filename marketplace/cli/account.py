@@ -109,6 +109,11 @@ def balance(as_json: AsJson = False, explain: Explain = False) -> None:
         session.terminal.table(
             ["", ">AMOUNT"], [[said, words.money(found[name], found["currency"])] for name, said in BALANCE.items()]
         )
+        if found["credit_limit"].strip("0."):
+            session.terminal.say(f"You may owe up to {words.money(found['credit_limit'], found['currency'])}.")
+        for one in found["credits"]:
+            until = f"expires {words.local_time(one['expires_at'])}" if one["expires_at"] else "does not expire"
+            session.terminal.say(f"{words.money(one['left'], found['currency'])} of “{one['reason']}” {until}.")
         session.terminal.say(words.runway(found))
 
 

@@ -10,7 +10,15 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from billing.errors import BillingError, KeyReused, PriceAlreadyPublished, RetroactivePrice
+from billing.errors import (
+    AlreadyDecided,
+    AlreadyProposed,
+    BillingError,
+    KeyReused,
+    PriceAlreadyPublished,
+    RetroactivePrice,
+    SecondPersonNeeded,
+)
 from marketplace.console.forms import ConsoleForm
 from marketplace.errors import MarketError, NotFound
 from marketplace.portal import doors
@@ -22,11 +30,14 @@ View = Callable[..., HttpResponse]
 REFUSALS = (MarketError, ProvisioningError, BillingError)
 # The rooms below speak English; what a capacity manager meets in daily work is said in their language.
 SAID: dict[type[Exception], Promise] = {
+    AlreadyDecided: _("Somebody decided about this already."),
+    AlreadyProposed: _("Another proposal waits for a second person; decide about that one first."),
     IllegalMove: _("The instance has moved on, and its state does not allow this any more."),
     KeyReused: _("This form was sent before with other values. Nothing was changed; open it again."),
     PriceAlreadyPublished: _("Another price begins at that very moment, and prices are never changed."),
     ProvisioningError: _("The node's state does not allow this."),
     RetroactivePrice: _("A price cannot begin in the past: somebody may have used the old one already."),
+    SecondPersonNeeded: _("You proposed this; somebody else has to decide."),
     StaleInstance: _("An instance moved at the same moment. Nothing was changed; try again."),
 }
 

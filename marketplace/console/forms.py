@@ -38,10 +38,10 @@ class ConsoleForm(forms.Form):
 class MoneyField(forms.DecimalField):
     """An amount of money as a decimal string; its value is whole micro-units."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, may_be_nothing: bool = False, most: Decimal = AMOUNT_MAX, **kwargs: Any) -> None:
         widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
-        least = Decimal(1) / money.MICROS
-        super().__init__(min_value=least, max_value=AMOUNT_MAX, decimal_places=6, widget=widget, **kwargs)
+        least = Decimal(0) if may_be_nothing else Decimal(1) / money.MICROS
+        super().__init__(min_value=least, max_value=most, decimal_places=6, widget=widget, **kwargs)
 
     def clean(self, value: Any) -> int | None:
         amount = super().clean(value)
@@ -272,6 +272,12 @@ class CreditForm(ConsoleForm):
 
     amount_micros = MoneyField(label=_("Amount"))
     reason = reason_field(_("The customer sees it."))
+    expires_at = forms.DateTimeField(
+        label=_("Expires"),
+        required=False,
+        help_text=_("In your time zone. What is left then is taken back. Empty: never."),
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+    )
     key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
 
 

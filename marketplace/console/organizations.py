@@ -6,6 +6,7 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Prefetch, QuerySet
+from django.utils.translation import gettext
 
 from billing import credits
 from billing.accounts import CustomerAccounts, Wallet
@@ -13,7 +14,7 @@ from billing.models import Account, Runway, Transfer
 from billing.models.ledger import CUSTOMER_KINDS
 from marketplace import audit, money
 from marketplace.access import Actor
-from marketplace.errors import NotFound
+from marketplace.errors import BadOrder, NotFound
 from marketplace.models import AuditEntry, Organization, Project
 from provisioning import quotas
 from provisioning.models import Quota
@@ -115,9 +116,18 @@ def resume(*, actor: Actor, project: Project) -> None:
 
 @transaction.atomic
 def grant_credit(
-    *, actor: Actor, organization: Organization, amount_micros: int, reason: str, key: UUID, at: datetime
+    *,
+    actor: Actor,
+    organization: Organization,
+    amount_micros: int,
+    reason: str,
+    key: UUID,
+    at: datetime,
+    expires_at: datetime | None = None,
 ) -> Transfer:
     """Give promotional credit once per form that was shown, however often it is sent."""
+    if expires_at is not None and expires_at <= at:
+        raise BadOrder("expires_at", gettext("Credit cannot expire before it is given."))
     granted = credits.grant(
         organization=organization,
         amount_micros=amount_micros,
@@ -125,6 +135,7 @@ def grant_credit(
         reason=reason,
         by=actor.name[:PROMISER_LENGTH_MAX],
         at=at,
+        expires_at=expires_at,
     )
     # Who repeats the key waits for the first to commit, and then finds its entry.
     if not AuditEntry.objects.filter(verb="credit.grant", subject_id=granted.public_id).exists():
@@ -137,6 +148,7 @@ def grant_credit(
                 "amount": money.decimal_string(amount_micros),
                 "currency": organization.currency,
                 "reason": reason,
+                "expires_at": expires_at.isoformat() if expires_at else None,
             },
         )
     return granted

@@ -13,6 +13,7 @@ from marketplace.console.views import (
     invoices,
     nodes,
     organizations,
+    receivables,
     requests,
 )
 
@@ -74,6 +75,10 @@ urlpatterns = [
     path("invoices/<slug:invoice_id>/credit", invoices.credit, name="console-invoice-credit"),
     path("credit-proposals/<slug:proposal_id>/approve", invoices.approve, name="console-credit-approve"),
     path("credit-proposals/<slug:proposal_id>/decline", invoices.decline, name="console-credit-decline"),
+    path("receivables", receivables.listed, name="console-receivables"),
+    path("organizations/<slug:organization_id>/limit", receivables.limit, name="console-receivable-limit"),
+    path("limits/<slug:line_id>/approve", receivables.approve_limit, name="console-receivable-limit-approve"),
+    path("limits/<slug:line_id>/decline", receivables.decline_limit, name="console-receivable-limit-decline"),
     path("organizations", organizations.listed, name="console-organizations"),
     path("organizations/<slug:organization_id>", organizations.shown, name="console-organization"),
     path("organizations/<slug:organization_id>/credit", organizations.credit, name="console-credit"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.http import HttpResponse, JsonResponse
 
-from billing import accounts
+from billing import accounts, promotions
 from marketplace import access, breakdown, budget_watch, cost_files, forecast
 from marketplace.breakdown import Cost
 from marketplace.models import Organization
@@ -60,6 +60,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
             used_micros=now.month_micros + ahead + adjusted, burn_micros_per_hour=now.per_hour_micros,
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
+        "credit": promotions.left(organization=organization),
     }  # fmt: skip
 
 

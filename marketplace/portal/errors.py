@@ -227,7 +227,11 @@ def refusal_of(error: Exception, *, reference: str) -> Refusal:
 
 
 def _funds(error: InsufficientFunds) -> str:
-    return _("This needs %(needed)s of free credit; %(available)s is free.") % {
+    text = _("This needs %(needed)s of free credit; %(available)s is free.")
+    if error.credit_limit_micros:
+        text = _("This needs %(needed)s; of the credit limit of %(limit)s and what was paid in, %(available)s is free.")
+    return text % {
+        "limit": shown(error.credit_limit_micros, error.currency),
         "needed": shown(error.needed_micros, error.currency),
         "available": shown(error.available_micros, error.currency),
     }

@@ -73,4 +73,4 @@ class Frame:
         if self.organization is None or self.spending is None or not self.spending.per_hour_micros:
             return None
         level = runway.level(organization=self.organization, at=timezone.now())
-        return None if level == Level.ENOUGH else level
+        return None if level in {Level.ENOUGH, Level.WEEK} else level

@@ -94,7 +94,7 @@ def test_at_the_moment_it_names_the_money_is_really_used_up(acme):
 def test_warnings_come_an_hour_and_ten_minutes_before_the_end(acme):
     start(acme, quantity=2)
     end = NOON + 3 * HOUR
-    assert runway.level(organization=acme, at=end - HOUR - MS) == Level.ENOUGH
+    assert runway.level(organization=acme, at=end - HOUR - MS) == Level.DAY
     assert runway.level(organization=acme, at=end - HOUR) == Level.LOW
     assert runway.level(organization=acme, at=end - 10 * MINUTE) == Level.CRITICAL
     assert runway.level(organization=acme, at=end) == Level.EXHAUSTED

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import books, credits
-from billing.models import Hold, Runway, UsageSpan
+from billing.models import Hold, Notice, Runway, UsageSpan
 from marketplace import rentals, volumes
 from marketplace.access import Actor
 from marketplace.models import AuditEntry, Organization
@@ -216,6 +216,10 @@ def use_up(organization: Organization) -> None:
     Runway.objects.filter(organization=organization).update(exhausts_at=timezone.now() - timedelta(seconds=1))
 
 
+def told(organization: Organization) -> list[str]:
+    return list(Notice.objects.filter(organization=organization).order_by("pk").values_list("kind", flat=True))
+
+
 def test_what_nobody_can_pay_for_is_kept_two_weeks_then_deleted_with_the_usual_grace(
     storage: Storage, acme: Organization
 ) -> None:
@@ -225,6 +229,7 @@ def test_what_nobody_can_pay_for_is_kept_two_weeks_then_deleted_with_the_usual_g
         assert volumes.mind_unpaid(at=timezone.now(), limit=10) == 0
         volume.refresh_from_db()
         assert volumes.deleted_when_unpaid(volume) == timezone.now() + 14 * DAY
+        assert told(acme) == ["used_up", "volumes_kept"]
         clock.shift(14 * DAY - timedelta(seconds=1))
         assert volumes.mind_unpaid(at=timezone.now(), limit=10) == 0
         clock.shift(timedelta(seconds=1))
@@ -232,6 +237,7 @@ def test_what_nobody_can_pay_for_is_kept_two_weeks_then_deleted_with_the_usual_g
         volume.refresh_from_db()
         assert (volume.state, volume.delete_after) == ("deleting", timezone.now() + 3 * DAY)
         assert "add credit and restore it" in volume.message
+        assert told(acme) == ["used_up", "volumes_kept", "volumes_soon", "volumes_deleted"]
         assert volume.can_be_restored
 
 

@@ -353,6 +353,8 @@ BALANCE = {
     "cash": "0.000000",
     "held": "0.000000",
     "owed": "0.000000",
+    "credit_limit": "0.000000",
+    "credits": [],
     "burn_per_hour": "0.000000",
     "exhausts_at": None,
     "as_of": "2026-11-23T12:00:00Z",

@@ -10,7 +10,7 @@ import pytest
 from marketplace.cli import instances
 from marketplace.cli.account import moment
 from marketplace.cli.connection import login_path
-from tests.marketplace.cli.shop import TOKEN, make_offer, make_problem
+from tests.marketplace.cli.shop import BALANCE, TOKEN, make_offer, make_problem
 
 ESCAPE = "\x1b"
 
@@ -250,6 +250,15 @@ def test_balance_says_the_runway_in_words(gpumarket, monkeypatch):
     said = gpumarket("balance")
     assert "100.00 USD" in said.out
     assert said.err == "Nothing is running that costs money.\n"
+
+
+def test_balance_says_when_credit_expires_and_how_much_may_be_owed(gpumarket, monkeypatch):
+    credit = {"id": "cgr_1", "reason": "Trial", "amount": "100.000000", "left": "40.000000"}
+    known = {"credit_limit": "5000.000000", "credits": [credit | {"expires_at": "2026-12-24T12:00:00Z"}]}
+    monkeypatch.setattr("tests.marketplace.cli.shop.BALANCE", BALANCE | known)
+    said = gpumarket("balance")
+    assert "You may owe up to 5,000.00 USD." in said.err
+    assert "40.00 USD of “Trial” expires 2026-12-24" in said.err
 
 
 def test_a_login_is_saved_once_the_marketplace_has_confirmed_it(gpumarket, shop, monkeypatch):

@@ -1,0 +1,90 @@
+"""What customers owe, how much they may owe, and who decided that."""
+
+from datetime import datetime
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.utils.translation import gettext as _
+
+from billing import credit_lines
+from billing.errors import BadCredit
+from billing.models import Account, CreditLine
+from marketplace import audit, money
+from marketplace.access import Actor
+from marketplace.errors import BadOrder, NotFound
+from marketplace.models import AuditEntry, Organization
+
+
+def owing() -> QuerySet[Account]:
+    """Return the receivables of everybody who owes something or may, who owes most first."""
+    found = Account.objects.filter(Q(balance_micros__lt=0) | Q(credit_limit_micros__gt=0), kind=Account.Kind.RECEIVABLE)
+    return found.select_related("organization").order_by("balance_micros", "pk")
+
+
+def lines(organization: Organization | None = None) -> QuerySet[CreditLine]:
+    """Return the limits of an organization, the newest first; or all that wait for a second person."""
+    found = CreditLine.objects.select_related("organization", "proposed_by", "decided_by").order_by("-pk")
+    return found.filter(organization=organization) if organization else found.filter(state=CreditLine.State.PROPOSED)
+
+
+def line_for(line_id: str) -> CreditLine:
+    """Return any limit, or raise NotFound."""
+    found = CreditLine.objects.select_related("organization", "proposed_by").filter(public_id=line_id).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+@transaction.atomic
+def propose_line(
+    *,
+    actor: Actor,
+    organization: Organization,
+    limit_micros: int,
+    net_days: int,
+    reason: str,
+    key: UUID,
+    at: datetime,
+) -> CreditLine:
+    """Propose how much a customer may owe; somebody else decides."""
+    try:
+        line = credit_lines.propose(
+            organization=organization, limit_micros=limit_micros, net_days=net_days, reason=reason, by=actor.user.pk,
+            key=key, at=at,
+        )  # fmt: skip
+    except BadCredit as error:
+        raise BadOrder("limit_micros", _("A limit has whole minor units of the currency, such as cents.")) from error
+    # Who repeats the key waits for the first to commit, and then finds its entry.
+    if not AuditEntry.objects.filter(verb="credit_line.propose", subject_id=line.public_id).exists():
+        _record(actor, line, "credit_line.propose")
+    return line
+
+
+@transaction.atomic
+def approve_line(*, actor: Actor, line: CreditLine, at: datetime) -> None:
+    """Let a limit hold; not by whoever proposed it."""
+    credit_lines.approve(line=line, by=actor.user.pk, at=at)
+    _record(actor, line, "credit_line.approve")
+
+
+@transaction.atomic
+def decline_line(*, actor: Actor, line: CreditLine, at: datetime) -> None:
+    """Leave the limit as it is."""
+    credit_lines.decline(line=line, by=actor.user.pk, at=at)
+    _record(actor, line, "credit_line.decline")
+
+
+def _record(actor: Actor, line: CreditLine, verb: str) -> None:
+    audit.record(
+        actor=actor,
+        organization=line.organization,
+        verb=verb,
+        subject_id=line.public_id,
+        after={
+            "limit": money.decimal_string(line.limit_micros),
+            "currency": line.organization.currency,
+            "net_days": line.net_days,
+            "reason": line.reason,
+        },
+    )
