@@ -9,12 +9,25 @@ from django.utils import timezone
 from billing import usage
 from billing.invoicing import issuing, sellers
 from billing.models import InvoiceSeries
-from marketplace import quota_requests, quotes, registries, rentals, spot, spot_terms, tenants, tokens, volumes, waiting
+from marketplace import (
+    budgets,
+    quota_requests,
+    quotes,
+    registries,
+    rentals,
+    spot,
+    spot_terms,
+    tenants,
+    tokens,
+    volumes,
+    waiting,
+)
 from marketplace.access import Actor, person
 from marketplace.events import endpoints, feed
 from marketplace.models import (
     ApiToken,
     BlockTerms,
+    BudgetAlert,
     LendingShare,
     Membership,
     Organization,
@@ -22,6 +35,7 @@ from marketplace.models import (
     Role,
     Shortfall,
     User,
+    WebhookAttempt,
 )
 from provisioning import upkeep
 from provisioning.calendar import hour_of
@@ -139,6 +153,12 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     while feed.publish(at=timezone.now(), limit=1000):
         pass
     delivery = endpoints.test(actor=actor, endpoint=endpoint, at=timezone.now())
+    WebhookAttempt.objects.create(delivery=delivery, at=at, error="nobody answered", milliseconds=1)
+    budgets.change(actor=actor, owner=project, organization=organization, amount=10**12, hourly_micros=None)
+    BudgetAlert.objects.create(
+        budget=organization.budgets.get(), period=at, kind="used", share=50, amount=10**12, reached=10**12, at=at,
+        next_try_at=at,
+    )  # fmt: skip
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,

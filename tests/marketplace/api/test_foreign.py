@@ -79,7 +79,7 @@ def test_lists_never_show_anything_of_another_tenant(acme_whole: Tenant, canary:
         answer = acme_whole.programs["owner"].get(path)
         assert answer.status_code == 200
         for secret in ["canary", *canary.ids.values()]:
-            assert secret not in answer.content.decode(), (path, secret)
+            assert secret not in answer.getvalue().decode(), (path, secret)
 
 
 def test_filters_do_not_reach_another_tenant(acme_whole: Tenant, canary: Tenant) -> None:
