@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db import OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Sum
 
 from billing import accounts, floating, ledger, rating, receivables
@@ -220,7 +220,10 @@ def charge_locked(spans: Collection[int], *, through: datetime, ended_at: dateti
 def _charge_or_leave(batch: Sequence[tuple[int, int]], at: datetime) -> int:
     try:
         return _charge_batch(batch, at)
-    except OperationalError:  # the server's or the network's fault, not a span's: the next sweep finds them again
+    except (
+        OperationalError,
+        InterfaceError,
+    ):  # the server's or the network's fault, not a span's: the next sweep finds them again
         raise
     except Exception:
         if len(batch) == 1:

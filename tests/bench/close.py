@@ -16,7 +16,7 @@ BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 SKUS = 12
 SPANS_EACH = 100  # of an average organization; the largest has some hundred times as many
-ENDED_EACH = 6  # one span of so many ended in the first hour and was not charged yet, as use that is reported late
+ENDED_EACH = 6  # one of so many ended in the first hour and was not charged yet, as use that is reported late
 HELD_EACH = 20  # one of so many has its first hour set aside
 BATCH = 5_000
 VERBS = 300
@@ -91,6 +91,10 @@ class Watch:
         self.python_cpu_s += time.process_time() - python
         self.database_cpu_s += cpu_s(self.database_pid) - database
 
+    @property
+    def cpu_s(self) -> float:
+        return self.python_cpu_s + self.database_cpu_s
+
     def figures(self, name: str) -> dict[str, float]:
         return {
             f"{name}_s": round(self.wall_s, 2),
@@ -139,26 +143,29 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
     with memory.watched():
         say("A quarter of the spans ...")
         fleet.grow(count // 4)
-        quarter = fleet.close(BEGIN + HOUR)
+        fleet.close(BEGIN + HOUR)
+        quarter = fleet.close(BEGIN + 2 * HOUR)
         say("All of the spans ...")
         figures |= fleet.grow(count).figures("bare_ingest")
-        figures |= fleet.close(BEGIN + 2 * HOUR).figures("first_close")
+        figures |= fleet.close(BEGIN + 3 * HOUR).figures("first_close")
         say("All of the spans, an hour later ...")
-        whole, bare = fleet.close_beside_bare(BEGIN + 3 * HOUR)
+        whole, bare = fleet.close_beside_bare(BEGIN + 4 * HOUR)
         say("Moving money, opening and closing meters ...")
         figures |= fleet.post(max(1_000, count // 4))
         figures |= fleet.meter()
     figures |= whole.figures("close") | bare.figures("bare_close")
     figures |= {
-        "spans_per_s": round(fleet.open_spans / whole.wall_s),
-        "ratio_to_bare": round(bare.wall_s / whole.wall_s, 3),
-        "quarter_close_s": round(quarter.wall_s, 2),
-        "growth": round((whole.wall_s / fleet.open_spans) / (quarter.wall_s / (count // 4)), 2),
+        "spans_per_s": round(count / whole.wall_s),
+        "ratio_to_bare": round(bare.wall_s / whole.wall_s, 2),
+        "cpu_ratio_to_bare": round(bare.cpu_s / whole.cpu_s, 2),
+        **quarter.figures("quarter_close"),
+        "growth": round(whole.cpu_s / count / (quarter.cpu_s / (count // 4)), 2),
+        "rewritten_in_place": fleet.rewritten_in_place(),
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
         "backend_memory_mib": round(memory.peak_kib / 2**10),
     }
     say("Checking ...")
-    figures["close_faults"] = [f"{one.rule}: {one.subject}: {one.detail}" for one in books.check(at=BEGIN + 4 * HOUR)][
+    figures["close_faults"] = [f"{one.rule}: {one.subject}: {one.detail}" for one in books.check(at=BEGIN + 5 * HOUR)][
         :20
     ]
     return figures
@@ -188,7 +195,7 @@ class Fleet:
             series = floating.open_series(
                 sku=f"spot-{number}", currency="USD", micros_per_unit_hour=900_000, by="bench", at=BEGIN - HOUR
             )
-            for turn in range(1, 60):  # every five minutes, from an hour before the first span to an hour after all
+            for turn in range(1, 72):  # every five minutes, from an hour before the first span to an hour after all
                 floating.append(series=series, micros_per_unit_hour=900_000 + turn % 7 * 1_000,
                                 at=BEGIN - HOUR + turn * 5 * MINUTE)  # fmt: skip
             self.prices.append(series)
@@ -217,15 +224,11 @@ class Fleet:
             return 500_000_000 if number % 3 == 0 else 0
         return 10**12 if kind == "cash" and number % 10 else 0
 
-    @property
-    def open_spans(self) -> int:
-        return self.spans - self.spans // ENDED_EACH
-
-    def grow(self, spans: int) -> Watch:
-        """Have so many spans, and say how long PostgreSQL took to write those that are new."""
+    def grow(self, running: int) -> Watch:
+        """Have so many spans run, and say how long PostgreSQL took to write those that are new."""
         from django.db import connection
 
-        watch = Watch(self.database_pid)
+        watch, spans = Watch(self.database_pid), running * ENDED_EACH // (ENDED_EACH - 1)
         given = {
             "organizations": [one.pk for one in self.organizations], "prices": [one.pk for one in self.prices],
             "begin": BEGIN, "at": BEGIN, "first": self.spans + 1, "last": spans, "ended_each": ENDED_EACH,
@@ -239,6 +242,16 @@ class Fleet:
             cursor.execute("VACUUM ANALYZE billing_usagespan, billing_hold, billing_account")
         self.spans = spans
         return watch
+
+    def rewritten_in_place(self) -> float:
+        """Return which share of all changes of spans touched no index."""
+        from django.db import connection
+
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT n_tup_hot_upd::numeric / n_tup_upd FROM pg_stat_user_tables WHERE relname = 'billing_usagespan'"
+            )
+            return round(float(cursor.fetchone()[0]), 2)
 
     def close(self, at: datetime) -> Watch:
         from billing import charging
@@ -307,12 +320,12 @@ class Fleet:
             for number in range(VERBS):
                 usage.start(
                     organization=self.organizations[-1 - number % 50], resource_id=f"verb_{number}",
-                    resource_name="trainer", labels={}, quantity=1, at=BEGIN + 3 * HOUR,
+                    resource_name="trainer", labels={}, quantity=1, at=BEGIN + 4 * HOUR,
                     price_version=self.prices[number % len(self.prices)],
                 )  # fmt: skip
         with closed.running():
             for number in range(VERBS):
-                usage.stop(resource_id=f"verb_{number}", at=BEGIN + 3 * HOUR + MINUTE)
+                usage.stop(resource_id=f"verb_{number}", at=BEGIN + 4 * HOUR + MINUTE)
         return {
             "meters_opened_per_s": round(VERBS / opened.wall_s),
             "meters_closed_per_s": round(VERBS / closed.wall_s),

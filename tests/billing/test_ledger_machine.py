@@ -19,12 +19,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import accounts, books, holds
+from billing import accounts, books, charging, holds, usage
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold
-from tests.billing.makers import HOUR, NOON, account, grant, hold_money, make_organization, move
+from tests.billing.makers import HOUR, NOON, account, grant, hold_money, make_organization, make_price, move, start
 
 KINDS = ("promo", "cash", "receivable")
+quantities = st.integers(min_value=1, max_value=3)
 amounts = st.integers(min_value=1, max_value=50)
 who = st.integers(min_value=0, max_value=1)
 
@@ -43,6 +44,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.balance = defaultdict(int)
         self.held = defaultdict(int)
         self.left = {}
+        self.resource = {}
+        self.price = make_price(micros_per_unit_hour=60)  # one micro for a unit and a minute
+        self.meters = {}
+        self.clock = NOON
         self.serial = 0
 
     def teardown(self):
@@ -129,6 +134,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for row in rows:
             self.held[number, row.account.kind] += row.amount_micros
             self.left[row.pk] = (number, row.account.kind, row.amount_micros)
+            self.resource[row.pk] = key
         return multiple(*[row.pk for row in rows])
 
     @rule(pk=placed, amount=amounts)
@@ -174,6 +180,65 @@ class LedgerMachine(RuleBasedStateMachine):
             self.held[number, kind] -= left
             if left:
                 self.expect_settled(number)
+
+    @rule(number=who, quantity=quantities)
+    def open_a_meter(self, number, quantity):
+        self.open_meter_of(self.new_key(), number, quantity)
+
+    @rule(pk=placed, quantity=quantities)
+    def open_the_meter_of_what_holds_money(self, pk, quantity):
+        if self.resource[pk] not in self.meters:
+            self.open_meter_of(self.resource[pk], self.left[pk][0], quantity)
+
+    def open_meter_of(self, resource_id, number, quantity):
+        for _ in range(2):
+            span = start(
+                self.organizations[number],
+                resource_id=resource_id,
+                at=self.clock,
+                quantity=quantity,
+                price_version=self.price,
+            )
+        self.meters[resource_id] = [span.started_at, span.pk, number, quantity]
+
+    @rule(minutes=st.integers(min_value=1, max_value=9))
+    def charge_everybody_at_once(self, minutes):
+        self.clock += timedelta(minutes=minutes)
+        made = charging.charge_due(at=self.clock)
+        assert made == len(self.meters)
+        assert charging.charge_due(at=self.clock) == 0
+        for resource_id in sorted(self.meters, key=self.meters.get):
+            self.expect_charged(resource_id)
+
+    @precondition(lambda self: self.meters)
+    @rule(chosen=st.randoms(use_true_random=False), minutes=st.integers(min_value=0, max_value=9))
+    def stop_a_meter(self, chosen, minutes):
+        self.clock += timedelta(minutes=minutes)
+        resource_id = chosen.choice(sorted(self.meters))
+        for _ in range(2):
+            usage.stop(resource_id=resource_id, at=self.clock)
+        self.expect_charged(resource_id)
+        del self.meters[resource_id]
+        self.expect_closed(pk for pk, held_for in self.resource.items() if held_for == resource_id)
+
+    def expect_charged(self, resource_id):
+        """A micro for each unit and minute: from the own holds, credit, cash; the rest is owed."""
+        since, _, number, quantity = self.meters[resource_id]
+        self.meters[resource_id][0] = self.clock
+        due = quantity * ((self.clock - since) // timedelta(minutes=1))
+        self.balance[None, "revenue"] += due
+        for pk in sorted(pk for pk, held_for in self.resource.items() if held_for == resource_id):
+            _, kind, left = self.left[pk]
+            share = min(left, due)
+            self.left[pk] = (number, kind, left - share)
+            self.held[number, kind] -= share
+            self.balance[number, kind] -= share
+            due -= share
+        for kind in ("promo", "cash"):
+            share = min(due, self.free((number, kind)))
+            self.balance[number, kind] -= share
+            due -= share
+        self.balance[number, "receivable"] -= due
 
     @invariant()
     def every_balance_is_as_foretold(self):
