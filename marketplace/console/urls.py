@@ -15,6 +15,7 @@ from marketplace.console.views import (
     organizations,
     receivables,
     requests,
+    revenue,
 )
 
 urlpatterns = [
@@ -22,6 +23,8 @@ urlpatterns = [
     path("map", fleet.fleet_map, name="console-map"),
     path("placement", fleet.placement_page, name="console-placement"),
     path("books", fleet.books_page, name="console-books"),
+    path("revenue", revenue.page, name="console-revenue"),
+    path("revenue.csv", revenue.csv_file, name="console-revenue-csv"),
     path("nodes", nodes.listed, name="console-nodes"),
     path("nodes/new", nodes.announce, name="console-node-new"),
     path("nodes/<slug:node_id>", nodes.shown, name="console-node"),

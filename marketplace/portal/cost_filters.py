@@ -1,12 +1,13 @@
 """What the address of the billing overview says: which days, told apart by what, and of what alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from urllib.parse import urlencode
 
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from marketplace import breakdown
@@ -14,10 +15,10 @@ from marketplace.breakdown import Cost
 from marketplace.portal.doors import Visit
 from marketplace.portal.spending import midnight
 
-GROUPS = {"project": _("Project"), "model": _("GPU model"), "market": _("Market")}
+GROUPS: dict[str, Promise] = {"project": _("Project"), "model": _("GPU model"), "market": _("Market")}
 LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
 MONTHS_SHOWN = 12
-PERIOD_DEFAULT, GROUP_DEFAULT = "30d", "project"
+PERIOD_DEFAULT = "30d"
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Filters:
         return urlencode({name: getattr(self, name) for name in names if getattr(self, name)})
 
 
-def read(visit: Visit) -> Filters:
-    """Return what this visit's address asks for."""
+def read(visit: Visit, *, groups: Mapping[str, Promise] = GROUPS) -> Filters:
+    """Return what this visit's address asks for; the first group is the ordinary one."""
     by = visit.query("by")
     period = visit.query("period")
     return Filters(
         period=period if period in LENGTHS or period in months(visit.at) else PERIOD_DEFAULT,
-        by=by if by in GROUPS else GROUP_DEFAULT,
+        by=by if by in groups else next(iter(groups)),
         project=visit.query("project"),
         model=visit.query("model"),
         market=visit.query("market"),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from django.utils.translation import gettext as _
 
-from marketplace.breakdown import Cost
 from marketplace.money import shown
 from marketplace.portal.charts import Rule, round_up
 
@@ -16,6 +16,16 @@ GRID_LINES = 4
 LABELS_MOST = 8
 GAP = 0.25
 SERIES_MOST = 6
+
+
+class Dated(Protocol):
+    """An amount of a day; what it is told apart by are attributes of it."""
+
+    @property
+    def day(self) -> datetime: ...
+
+    @property
+    def micros(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class StackedChart:
 
 
 def stacked(
-    costs: Sequence[Cost], days: Sequence[datetime], *, by: str, names: Mapping[str, str], currency: str
+    costs: Sequence[Dated], days: Sequence[datetime], *, by: str, names: Mapping[str, str], currency: str
 ) -> StackedChart:
     """Return the cost of these days, told apart by one dimension; the smallest beyond six series stand together.
 
@@ -132,7 +142,7 @@ def stacked(
 
 
 def _series(
-    costs: Sequence[Cost], *, by: str, names: Mapping[str, str], currency: str
+    costs: Sequence[Dated], *, by: str, names: Mapping[str, str], currency: str
 ) -> tuple[list[Series], dict[str, int]]:
     """Return the series, the largest first, and which one each value belongs to."""
     sums: dict[str, int] = {}
