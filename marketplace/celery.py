@@ -76,6 +76,7 @@ app.conf.update(
             ("reservations to advance", "marketplace.tasks.advance_reservations", 10.0),
             ("budgets to watch", "marketplace.tasks.watch_budgets", 60.0),
             ("alerts of budgets to send", "marketplace.tasks.send_budget_alerts", 30.0),
+            ("what is idle", "marketplace.tasks.watch_idle", 60.0),
             ("customers who cannot pay", "marketplace.tasks.stop_what_nobody_can_pay_for", 10.0),
             ("volumes nobody can pay for", "marketplace.tasks.mind_unpaid_volumes", 60.0),
             ("sessions to write down", "marketplace.tasks.write_sessions_into_audit", 2.0),

@@ -8,6 +8,8 @@ from marketplace import (
     budget_watch,
     delivery,
     idempotency,
+    idle,
+    idle_mail,
     recalls,
     rentals,
     restarts,
@@ -107,6 +109,15 @@ def watch_budgets() -> None:
 def send_budget_alerts() -> None:
     """Send alerts of budgets by e-mail that were not sent yet."""
     budget_mail.send_due(at=timezone.now(), limit=MAILS_MAX)
+
+
+@shared_task
+def watch_idle() -> None:
+    """Find what does nothing, warn of it and stop it, each where its project wants that."""
+    at = timezone.now()
+    idle.look(at=at)
+    idle_mail.send_due(at=at, limit=MAILS_MAX)
+    idle.stop_what_is_idle(at=at, limit=STOPS_MAX)
 
 
 @shared_task

@@ -147,6 +147,11 @@ def _go_on(level: str, *, until: datetime) -> bool:
     return True
 
 
+def done_until(level: str) -> datetime | None:
+    """Return up to when a level is summed up, None where nothing was read yet."""
+    return RollUp.objects.filter(level=level).values_list("until", flat=True).first()
+
+
 def _first_sample() -> datetime | None:
     """Return when the oldest sample was; read once in the life of a marketplace."""
     with connection.cursor() as cursor:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -63,7 +64,7 @@ class BudgetDetail(APIView):
         owner, organization = budgets.owner_for(actor, owner_id, verb="budget.change")
         at, counts = timezone.now(), asked.get("counts", MONEY)
         if counts not in COUNTERS:
-            raise BadOrder("counts", f"{', '.join(COUNTERS)}")
+            raise BadOrder("counts", _("A budget counts one of: %(names)s.") % {"names": ", ".join(COUNTERS)})
         now = budgets.of(owner, organization, counts=counts, at=at)
         settings = replace(budgets.settings_of(now.budget), **{name: asked[name] for name in SETTINGS if name in asked})
         budgets.change(

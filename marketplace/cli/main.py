@@ -10,6 +10,7 @@ from marketplace.cli import (
     budgets,
     copying,
     costs,
+    idle,
     instances,
     invoices,
     launch,
@@ -87,6 +88,7 @@ app.add_typer(quotas.app, name="quota")
 app.add_typer(budgets.app, name="budget")
 app.command()(webhooks.events)
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(idle.app, name="idle")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(costs.cost)

@@ -1,6 +1,7 @@
 from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
 from marketplace.models.events import Event, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from marketplace.models.idle import IdleAction, IdleSpell
 from marketplace.models.purchases import TokenPurchase
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
@@ -47,6 +48,8 @@ __all__ = [
     "BudgetAlert",
     "Event",
     "IdempotencyRecord",
+    "IdleAction",
+    "IdleSpell",
     "Invitation",
     "LendingShare",
     "ListedHour",

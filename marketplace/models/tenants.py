@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
+from marketplace.models.idle import IdleAction
 
 
 class UserManager(BaseUserManager["User"]):
@@ -89,10 +90,13 @@ class Project(Budgeted):
     organization = models.ForeignKey(Organization, models.PROTECT, related_name="projects")
     name = models.CharField(max_length=100)
     suspended_at = models.DateTimeField(null=True, blank=True)
+    idle_action = models.CharField(max_length=4, choices=IdleAction.choices, default=IdleAction.SHOW)
+    idle_stop_minutes = models.PositiveIntegerField(default=60, help_text="from the warning, where it is to be stopped")
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
         constraints = [
+            models.CheckConstraint(condition=Q(idle_action__in=IdleAction.values), name="project_idle_action_is_known"),
             models.UniqueConstraint(fields=["organization", "name"], name="project_name_once_per_organization"),
             budget_is_never_negative("project"),
         ]

@@ -8,7 +8,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, budget_watch, costs, offers, rentals, spot_market
+from marketplace import access, budget_watch, costs, idle, offers, rentals, spot_market
 from marketplace.errors import BadOrder, Conflict
 from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
@@ -46,8 +46,9 @@ def listed(visit: Visit) -> HttpResponse:
     rows = list(found.order_by("-pk")[: PAGE + 1])
     more, rows = len(rows) > PAGE, rows[:PAGE]
     cost = costs.of(rows, at=visit.at)
+    resting = idle.by_instance(rows)
     context = {
-        "rows": [(instance, cost[instance.pk]) for instance in rows],
+        "rows": [(instance, cost[instance.pk], resting.get(instance.pk)) for instance in rows],
         "older": rows[-1].public_id if more else "",
         "tab": tab,
         "project": project,
@@ -69,6 +70,7 @@ def shown(visit: Visit, instance_id: str) -> HttpResponse:
         decision = access.placements(instance).order_by("-pk").first()
         context |= {"log": output.page(instance), "cli": cli, "curl": curl, "decision": decision}
         context["stops"] = budget_watch.coming_stops_of(instance)
+        context["spell"] = idle.by_instance([instance]).get(instance.pk)
     context["is_other_door"] = visit.query("door") != context["box"].digest
     return visit.live_page("instances/show.html", "live", context)
 

@@ -131,6 +131,7 @@ AUDITED: dict[str, Promise] = {
     "quota.deny": _("Denied a request for quota"),
     "quota.rule": _("Changed a rule that approves quota"),
     "budget.change": _("Changed a budget"),
+    "idle.change": _("Changed what is done about idle instances"),
     "wait.begin": _("Let an order wait"),
     "wait.cancel": _("Cancelled an order that waited"),
     "wait.start": _("Started an order that waited"),

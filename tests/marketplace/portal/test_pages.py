@@ -113,6 +113,7 @@ OF_ONE = [
     ("member-remove", "member", 200, 403, 403),
     ("member-invitation-revoke", "invitation", 405, 405, 405),
     ("project-rename", "project", 200, 403, 403),
+    ("project-idle", "project", 200, 403, 403),
     ("budget", "project", 200, 403, 403),
     ("quota-request-withdraw", "request", 405, 405, 405),
     ("wait-cancel", "wait", 405, 405, 405),
