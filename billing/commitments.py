@@ -1,6 +1,6 @@
 """Commitments: so much use in whole months at prices of their own, proposed by one person and agreed by another."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -47,11 +47,13 @@ def propose(
     by: int,
     key: UUID,
     at: datetime,
+    names: Mapping[str, str] | None = None,
 ) -> Commitment:
     """Propose a commitment, once per key; nothing holds yet. `by` is a person's id.
 
     `amount` is micros for a `spend` and unit-hours of one thing for `hours`. Its prices are those of the list now,
-    less the discount, rounded half up to a micro. Raises BadCommitment, which names what cannot be.
+    less the discount, rounded half up to a micro; `names` are what things are called that have no name there.
+    Raises BadCommitment, which names what cannot be.
     """
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     first = Commitment.objects.filter(key=key).first()
@@ -88,7 +90,7 @@ def propose(
             commitment=made,
             organization_id=organization.pk,
             sku=sku,
-            name=price.name or sku,
+            name=price.name or (names or {}).get(sku, sku),
             unit=price.unit,
             list_micros_per_unit_hour=price.micros_per_unit_hour,
             micros_per_unit_hour=agreed[sku],

@@ -12,7 +12,7 @@ from hashlib import sha256
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext
 
-from billing.models import BillingDetails, Invoice, InvoiceLine, Runway, UsageSpan
+from billing.models import BillingDetails, Commitment, Invoice, InvoiceLine, Runway, UsageSpan
 from marketplace.errors import BadOrder, Forbidden, NotFound
 from marketplace.models import (
     ApiToken,
@@ -453,6 +453,12 @@ def usage_span_for(actor: Actor, span_id: str, *, verb: str) -> UsageSpan:
 def own_project(actor: Actor) -> Project | None:
     """Return the one project that a token is for, whose figures alone it sees; None sees the whole organization's."""
     return actor.token.project if actor.token is not None and actor.token.project_id is not None else None
+
+
+def commitments(organization: Organization) -> QuerySet[Commitment]:
+    """Return what an organization agreed to use; the caller came through `organization_for`."""
+    found = Commitment.objects.filter(organization=organization, state=Commitment.State.AGREED)
+    return found.prefetch_related("prices")
 
 
 def invoices(organization: Organization) -> QuerySet[Invoice]:

@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "invoice.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "billing_details.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "billing_details.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
+    "commitment.view": (EVERYBODY, "read"),
     "quota.view": (EVERYBODY, "read"),
     "quota_request.create": (frozenset({OWNER, ADMIN, DEVELOPER}), "manage"),
     "budget.view": (EVERYBODY, "read"),

@@ -115,6 +115,10 @@ class SimulatedBill(models.Model):
     def __str__(self) -> str:
         return f"{self.before_micros} micros, then {self.after_micros}"
 
+    @property
+    def change_micros(self) -> int:
+        return self.after_micros - self.before_micros
+
 
 def organization_and_sku() -> Func:
     """A range of one number that stands for an organization and a sku; see `usage.one_resource_and_meter`."""

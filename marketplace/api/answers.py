@@ -39,6 +39,19 @@ def price(version: PriceVersion) -> Answer:
     return {**amount(version.micros_per_unit_hour, version.currency), "unit": f"{version.unit}_hour"}
 
 
+def listed_price(version: PriceVersion) -> Answer:
+    minimum = version.minimum_micros
+    ends = [hours for hours, _micros in version.tiers[1:]] + [None]
+    return price(version) | {
+        "model": version.model,
+        "tiers": [
+            {"from_unit_hours": begin, "up_to_unit_hours": end, "amount": decimal_string(micros)}
+            for (begin, micros), end in zip(version.tiers, ends, strict=False)
+        ],
+        "minimum_per_month": decimal_string(minimum) if minimum else None,
+    }
+
+
 def site(row: Site) -> Answer:
     return {
         "id": row.public_id,
@@ -59,7 +72,7 @@ def site(row: Site) -> Answer:
 
 
 def site_with_storage(row: Site, storage: PriceVersion | None) -> Answer:
-    return site(row) | {"storage": price(storage) if storage is not None else None}
+    return site(row) | {"storage": listed_price(storage) if storage is not None else None}
 
 
 def listing(found: Listing) -> Answer:
@@ -77,7 +90,7 @@ def listing(found: Listing) -> Answer:
         "interconnect": row.interconnect,
         "site": site(row.site),
         "supplier": {"id": row.supplier.public_id, "name": row.supplier.name},
-        "price": price(found.price),
+        "price": listed_price(found.price),
         "available_gpus": found.available_gpus,
         "largest_replica": found.largest_replica,
         "as_of": found.as_of,

@@ -5,6 +5,7 @@ from typing import Any
 
 from billing.invoicing import debts
 from billing.invoicing.proof import LineProof, SpanProof, TotalsProof
+from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import BillingDetails, Invoice, InvoiceLine
 from marketplace.invoices.details import FIELDS
 from marketplace.models import Organization
@@ -96,6 +97,32 @@ def proof(found: LineProof) -> dict[str, Any]:
         "on_invoice": decimal_string(found.line.amount_micros),
         "agrees": found.agrees,
         "spans": [_span(span) for span in found.spans],
+        "adjustment": _adjustment(found.adjustment) if found.adjustment is not None else None,
+    }
+
+
+def _adjustment(found: AdjustmentProof) -> dict[str, Any]:
+    row = found.written
+    return {
+        "unit_milliseconds": row.unit_milliseconds,
+        "covered_unit_milliseconds": row.covered_unit_milliseconds,
+        "commitment": row.adjustment.commitment.public_id if row.adjustment.commitment else None,
+        "tiers": [
+            {
+                "from_unit_hours": step.from_unit_hours,
+                "up_to_unit_hours": step.up_to_unit_hours,
+                "unit_milliseconds": step.unit_milliseconds,
+                "price_per_unit_hour": decimal_string(step.micros_per_unit_hour),
+            }
+            for step in found.steps
+        ],
+        "listed": decimal_string(found.listed_micros),
+        "committed": decimal_string(row.committed_micros),
+        "minimum": decimal_string(row.minimum_micros),
+        "rated": decimal_string(found.rated_micros),
+        "charged": decimal_string(row.base_micros),
+        "invoiced_before": decimal_string(row.before_micros),
+        "amount": decimal_string(found.amount_micros),
     }
 
 

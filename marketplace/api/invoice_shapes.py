@@ -116,6 +116,29 @@ class ProofSpan(serializers.Serializer[Any]):
     amount = serializers.CharField(help_text="the difference of the two")
 
 
+class ProofTier(serializers.Serializer[Any]):
+    from_unit_hours = serializers.IntegerField()
+    up_to_unit_hours = serializers.IntegerField(allow_null=True)
+    unit_milliseconds = serializers.IntegerField()
+    price_per_unit_hour = serializers.CharField()
+
+
+class ProofAdjustment(serializers.Serializer[Any]):
+    """amount = rated - charged - invoiced before; rated = listed + committed + minimum, or what a term left over."""
+
+    unit_milliseconds = serializers.IntegerField(help_text="the month's use of this price")
+    covered_unit_milliseconds = serializers.IntegerField(help_text="of it, drawn from a commitment")
+    commitment = serializers.CharField(allow_null=True)
+    tiers = ProofTier(many=True, help_text="of the use that no commitment covers")
+    listed = serializers.CharField()
+    committed = serializers.CharField()
+    minimum = serializers.CharField(help_text="what was missing to the month's minimum")
+    rated = serializers.CharField()
+    charged = serializers.CharField(help_text="what the lines of the use ask")
+    invoiced_before = serializers.CharField()
+    amount = serializers.CharField()
+
+
 class ProofLine(serializers.Serializer[Any]):
     line = serializers.CharField()
     exact = serializers.CharField(help_text="worked out anew")
@@ -123,6 +146,7 @@ class ProofLine(serializers.Serializer[Any]):
     on_invoice = serializers.CharField()
     agrees = serializers.BooleanField()
     spans = ProofSpan(many=True)
+    adjustment = ProofAdjustment(allow_null=True, help_text="of a line of tiers, a minimum or a commitment")
 
 
 class ProofTotals(serializers.Serializer[Any]):

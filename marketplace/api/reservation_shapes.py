@@ -4,7 +4,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from marketplace.api.shapes import ActionAnswer, Amount, Count, NamedRef, OfferRef, Shape, Text
+from marketplace.api.price_shapes import Amount
+from marketplace.api.shapes import ActionAnswer, Count, NamedRef, OfferRef, Shape, Text
 from marketplace.models import Listing, Quote, ReservationState
 
 MONEY = r"\d{1,7}(\.\d{1,6})?"

@@ -7,6 +7,7 @@ from rest_framework import serializers
 
 from billing.models import Unit, UsageSpan
 from billing.runway import Level
+from marketplace.api.price_shapes import Amount, ListedPrice, Price
 from marketplace.models import Offer, Role
 from marketplace.permissions import SCOPES
 from marketplace.tenants import EMAIL_LENGTH_MAX
@@ -224,15 +225,6 @@ class Problem(serializers.Serializer[Any]):
     request_id = serializers.CharField()
 
 
-class Amount(serializers.Serializer[Any]):
-    amount = serializers.CharField(help_text="exact decimal")
-    currency = serializers.CharField()
-
-
-class Price(Amount):
-    unit = serializers.ChoiceField(choices=["gpu_hour", "gib_hour"])
-
-
 class NamedRef(serializers.Serializer[Any]):
     id = serializers.CharField()
     name = serializers.CharField()
@@ -271,7 +263,7 @@ class OfferAnswer(NamedRef):
     interconnect = serializers.CharField()
     site = SiteAnswer()
     supplier = SupplierAnswer()
-    price = Price()
+    price = ListedPrice()
     available_gpus = serializers.IntegerField()
     largest_replica = serializers.IntegerField(help_text="the most free GPUs on one node")
     as_of = serializers.DateTimeField()

@@ -4,7 +4,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from marketplace.api.shapes import ActionAnswer, Amount, NamedRef, OfferRef, Price, RentInstance, Shape, Text
+from marketplace.api.price_shapes import Amount, Price
+from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RentInstance, Shape, Text
 from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 

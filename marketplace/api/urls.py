@@ -5,6 +5,7 @@ from django.urls import path, register_converter
 from marketplace.api import (
     budgets,
     catalogue,
+    commitments,
     costs,
     events,
     idle,
@@ -105,6 +106,7 @@ urlpatterns = [
     path("invoices/<id:invoice_id>/lines.csv", invoices.InvoiceLinesCsv.as_view()),
     path("invoices/<id:invoice_id>/pdf", invoices.InvoicePdf.as_view()),
     path("invoices/<id:invoice_id>/proof", invoices.InvoiceProof.as_view()),
+    path("commitments", commitments.CommitmentList.as_view()),
     path("balance", till.Balance.as_view()),
     path("organizations", tenants.OrganizationList.as_view()),
     path("organizations/<id:organization_id>", tenants.OrganizationDetail.as_view()),

@@ -4,7 +4,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from marketplace.api.shapes import ActionAnswer, Count, NamedRef, Price, Shape, SiteAnswer, SiteRef, Text
+from marketplace.api.price_shapes import ListedPrice
+from marketplace.api.shapes import ActionAnswer, Count, NamedRef, Shape, SiteAnswer, SiteRef, Text
 from provisioning.models import Site, Volume
 from provisioning.volumes import SIZE_GIB_MAX
 
@@ -97,4 +98,4 @@ class VolumeAnswer(NamedRef):
 
 
 class SiteWithStorageAnswer(SiteAnswer):
-    storage = Price(allow_null=True, help_text="of a volume's GiB-hour; null where volumes are not for sale")
+    storage = ListedPrice(allow_null=True, help_text="of a volume's GiB-hour; null where volumes are not for sale")

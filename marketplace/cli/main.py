@@ -8,6 +8,7 @@ from marketplace.cli import (
     account,
     bids,
     budgets,
+    commitments,
     copying,
     costs,
     idle,
@@ -92,6 +93,7 @@ app.add_typer(idle.app, name="idle")
 app.command()(account.usage)
 app.command()(account.balance)
 app.command()(costs.cost)
+app.command()(commitments.commitments)
 app.add_typer(invoices.app, name="invoices")
 app.command()(sla.sla)
 app.command()(account.version)

@@ -47,6 +47,9 @@ def offers(
                 ["OFFER", "GPU", "MEMORY", "RUNS", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
                 [offer_cells(offer) for offer in sorted(found, key=by_price)],
             )
+            for offer in sorted(found, key=by_price):
+                if said := tiers_of(offer["price"]):
+                    session.terminal.say(f"{offer['slug']}: {said}")
             session.terminal.say(
                 "LARGEST: the most free GPUs on one node. Next: gpumarket launch OFFER --gpus 1 -- COMMAND"
             )
@@ -67,6 +70,23 @@ def offer_cells(offer: dict[str, Any]) -> list[str]:
         str(offer["available_gpus"]),
         str(offer["largest_replica"]),
     ]
+
+
+def tiers_of(price: dict[str, Any]) -> str:
+    """Return what a price says beyond its first rate: its tiers, and the least that a month costs; else nothing."""
+    currency, said = price["currency"], ""
+    if price.get("tiers"):
+        parts = [
+            f"{tier['from_unit_hours']:,}-{format(tier['up_to_unit_hours'], ',') if tier['up_to_unit_hours'] else ''} h"
+            f" {words.money(tier['amount'], currency)}"
+            for tier in price["tiers"]
+        ]
+        how = "all hours at the tier that the month reaches" if price["model"] == "volume" else "each hour at its tier"
+        said = f"{', '.join(parts)} per month; {how}"
+    if price.get("minimum_per_month"):
+        least = f"at least {words.money(price['minimum_per_month'], currency)} in a month of use"
+        said = f"{said}; {least}" if said else least
+    return said
 
 
 def list_offers(

@@ -51,6 +51,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         "wallet": accounts.wallet(organization=organization),
         "runway": access.runway_of(organization),
         "stops": budget_watch.coming_stops(organization),
+        "commitments": list(access.commitments(organization).order_by("-starts_at", "-pk")),
         "spending": now,
         "ahead_micros": ahead,
         "adjusted_micros": adjusted,

@@ -166,6 +166,15 @@ AUDITED: dict[str, Promise] = {
     "offer.create": _("Made an offer"),
     "offer.change": _("Changed an offer's terms"),
     "price.publish": _("Published a price"),
+    "price_list.draft": _("Drafted a price list"),
+    "price_list.save": _("Edited a price list"),
+    "price_list.simulate": _("Simulated a price list"),
+    "price_list.approve": _("Approved a price list"),
+    "price_list.schedule": _("Scheduled a price list"),
+    "price_list.withdraw": _("Withdrew a price list"),
+    "commitment.propose": _("Proposed a commitment"),
+    "commitment.agree": _("Agreed to a commitment"),
+    "commitment.decline": _("Declined a commitment"),
 }
 
 # Where use was sold, as costs are told apart; storage has no market of its own.

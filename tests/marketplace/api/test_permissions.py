@@ -135,6 +135,8 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "invoices/{invoice}/proof", None, "read",               200, 200, 200, 403, 403, 404, 401),
     ("get", "organizations/{organization}/billing-details", None, "read", 200, 200, 200, 403, 403, 404, 401),
     ("put", "organizations/{organization}/billing-details", PAPER, "manage", 200, 200, 200, 403, 403, 404, 401),
+    ("get", "commitments", None, "read",                            200, 200, 200, 200, 200, 200, 401),
+    ("get", "commitments?organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
     ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "balance?organization={organization}", None, "read",    200, 200, 200, 200, 200, 404, 401),
     ("get", "organizations", None, "read",                          200, 200, 200, 200, 200, 200, 401),

@@ -19,7 +19,12 @@ def routes() -> Iterator[tuple[str, str]]:
 
 
 ROUTES = list(routes())
-ONLY_POSTED = {"console-node-uncordon", "console-node-accept-inventory", "console-project-resume"}
+ONLY_POSTED = {
+    "console-node-uncordon",
+    "console-node-accept-inventory",
+    "console-project-resume",
+    "console-price-list-simulate",
+}
 
 
 def methods(name: str) -> list[str]:

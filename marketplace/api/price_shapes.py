@@ -1,0 +1,54 @@
+"""The shapes of amounts, prices with their tiers, and commitments."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from billing.models import Commitment, PriceModel
+
+
+class Amount(serializers.Serializer[Any]):
+    amount = serializers.CharField(help_text="exact decimal")
+    currency = serializers.CharField()
+
+
+class Price(Amount):
+    unit = serializers.ChoiceField(choices=["gpu_hour", "gib_hour"])
+
+
+class PriceTier(serializers.Serializer[Any]):
+    from_unit_hours = serializers.IntegerField()
+    up_to_unit_hours = serializers.IntegerField(allow_null=True, help_text="null: without end")
+    amount = serializers.CharField(help_text="exact decimal, per unit-hour")
+
+
+class ListedPrice(Price):
+    """`amount` is what is charged each minute; tiers and a minimum bring the difference within the hour."""
+
+    model = serializers.ChoiceField(choices=PriceModel.values, help_text="how a month's use becomes an amount")
+    tiers = PriceTier(many=True, help_text="of a month's use, in UTC; empty where there is one price")
+    minimum_per_month = serializers.CharField(allow_null=True, help_text="what a month in which it is used costs")
+
+
+class CommitmentPriceAnswer(Price):
+    name = serializers.CharField()
+    sku = serializers.CharField()
+    list_amount = serializers.CharField(help_text="what the list said when it was agreed")
+
+
+class CommitmentAnswer(serializers.Serializer[Any]):
+    """What an organization promised to use: drawn by its use, and charged at the end where something is left."""
+
+    id = serializers.CharField()
+    kind = serializers.ChoiceField(choices=Commitment.Kind.values)
+    currency = serializers.CharField()
+    committed = serializers.CharField(help_text="exact decimal")
+    committed_unit_hours = serializers.IntegerField(allow_null=True, help_text="null for a promise of money")
+    drawn = serializers.CharField(help_text="of the committed amount, until the last full hour")
+    drawn_unit_milliseconds = serializers.IntegerField()
+    left = serializers.CharField()
+    left_over = serializers.CharField(help_text="what was charged at the end of the term for what was not used")
+    discount_bps = serializers.IntegerField()
+    starts_at = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField()
+    prices = CommitmentPriceAnswer(many=True)

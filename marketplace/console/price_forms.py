@@ -1,0 +1,71 @@
+"""What a capacity manager may type about price lists and commitments, but for the table of a draft."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from billing.months import month_of, next_month
+from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField
+
+MONTHS_AHEAD = 12
+
+
+class DraftForm(ConsoleForm):
+    """In which currency a list is drafted. The key makes a form that is sent twice count once."""
+
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+class RestoreForm(ConsoleForm):
+    """A button that opens a draft once."""
+
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+class ScheduleForm(ConsoleForm):
+    """When a list begins."""
+
+    effective_from = forms.DateTimeField(
+        label=_("In force from"),
+        help_text=_("In your time zone, and still to come."),
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+    )
+
+
+class CommitmentForm(ConsoleForm):
+    """What an organization promises to use."""
+
+    kind = forms.ChoiceField(
+        label=_("Promise"), choices=[("spend", _("An amount of money")), ("hours", _("Hours of one thing"))]
+    )
+    skus = forms.MultipleChoiceField(label=_("Of what"), widget=forms.CheckboxSelectMultiple)
+    spend_micros = MoneyField(label=_("Amount"), required=False, help_text=_("Of a promise of money."))
+    hours = forms.IntegerField(
+        label=_("Hours"), min_value=1, max_value=INTEGER_MAX, required=False, help_text=_("Of a promise of hours.")
+    )
+    discount = forms.DecimalField(
+        label=_("Discount (%)"), min_value=Decimal(0), max_value=Decimal("99.99"), decimal_places=2,
+        help_text=_("Off the list as it is now; no later list changes it."),
+    )  # fmt: skip
+    starts_at = forms.TypedChoiceField(label=_("First month (UTC)"), coerce=datetime.fromisoformat)
+    months = forms.IntegerField(label=_("Months"), min_value=1, max_value=60, initial=12)
+    note = forms.CharField(label=_("Contract"), max_length=200, help_text=_("Where it was agreed."))
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+    def __init__(self, *args: Any, skus: list[tuple[str, str]], at: datetime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        months = []
+        month = next_month(month_of(at))
+        for _number in range(MONTHS_AHEAD):
+            months.append((month.isoformat(), f"{month:%Y-%m}"))
+            month = next_month(month)
+        for name, choices in (("skus", skus), ("starts_at", months)):
+            field = self.fields[name]
+            assert isinstance(field, forms.ChoiceField)
+            field.choices = choices
+        self.fields["skus"].widget.attrs["class"] = "form-check-input"

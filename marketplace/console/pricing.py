@@ -1,0 +1,191 @@
+"""Price lists as capacity managers make them. Every change leaves an audit entry; approval takes a second person."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from billing import price_lists
+from billing.errors import BadPrice, PriceListMoved, SecondPersonNeeded
+from billing.models import PriceList, PriceListItem, PriceVersion, SimulatedBill, Unit
+from billing.price_lists import Item, Phase
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.errors import Conflict, NotFound
+from marketplace.models import AuditEntry, Offer
+from provisioning.models import Site
+
+BILLS_SHOWN = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Ware:
+    """Something that can have a price in a list."""
+
+    sku: str
+    name: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What the last 30 days cost and would have cost, with the customers whom it changes most first."""
+
+    bills: list[SimulatedBill]
+    customers: int
+    before_micros: int
+    after_micros: int
+
+    @property
+    def change_micros(self) -> int:
+        return self.after_micros - self.before_micros
+
+
+def wares() -> list[Ware]:
+    """Return all that is sold at listed prices: offers on demand and in blocks, and the storage of sites."""
+    found = []
+    for offer in Offer.objects.select_related("site").order_by("site__name", "name"):
+        found.append(Ware(offer.sku, _("%(offer)s, on demand") % {"offer": offer.name}, Unit.GPU))
+        found.append(Ware(offer.reserved_sku, _("%(offer)s, in blocks") % {"offer": offer.name}, Unit.GPU))
+    sites = Site.objects.order_by("name")
+    return found + [Ware(site.storage_sku, _("Storage in %(site)s") % {"site": site.name}, Unit.GIB) for site in sites]
+
+
+def list_for(list_id: str) -> PriceList:
+    """Return any price list, or raise NotFound."""
+    found = price_lists.lists().filter(public_id=list_id).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+def named(rows: Sequence[PriceList], *, at: datetime) -> list[tuple[PriceList, Phase]]:
+    """Return lists with where they stand."""
+    phases = price_lists.phases(rows, at=at)
+    return [(row, phases[row.pk]) for row in rows]
+
+
+def before(row: PriceList, *, against: PriceList | None, at: datetime) -> dict[str, PriceListItem | PriceVersion]:
+    """Return what a list is compared with: another list, else what was or is in force before it."""
+    if against is not None:
+        return {item.sku: item for item in price_lists.items(against)}
+    if row.scheduled_at is not None:
+        at = row.scheduled_at
+    return dict(price_lists.in_force(currency=row.currency, at=at))
+
+
+def simulation(row: PriceList) -> Simulation | None:
+    """Return what was simulated of a list as it is now."""
+    if row.simulated_at is None:
+        return None
+    bills = list(SimulatedBill.objects.filter(price_list=row).select_related("organization"))
+    bills.sort(key=lambda bill: (-abs(bill.after_micros - bill.before_micros), bill.pk))
+    return Simulation(
+        bills=bills[:BILLS_SHOWN],
+        customers=len(bills),
+        before_micros=sum(bill.before_micros for bill in bills),
+        after_micros=sum(bill.after_micros for bill in bills),
+    )
+
+
+@transaction.atomic
+def draft(*, actor: Actor, currency: str, key: UUID, at: datetime, restores: PriceList | None = None) -> PriceList:
+    """Open a draft: a copy of what is in force, or of an earlier list to go back to."""
+    row = price_lists.draft(
+        currency=currency,
+        by=actor.user.pk,
+        key=key,
+        at=at,
+        names={ware.sku: ware.name for ware in wares()},
+        restores=restores,
+    )
+    # Who repeats the key waits for the first to commit, and then finds its entry.
+    if not AuditEntry.objects.filter(verb="price_list.draft", subject_id=row.public_id).exists():
+        _record(actor, row, "price_list.draft", restores=restores.public_id if restores else None)
+    return row
+
+
+@transaction.atomic
+def save(*, actor: Actor, price_list: PriceList, content: Sequence[Item], note: str) -> None:
+    """Let a draft say this and nothing else; it has to be simulated again."""
+    with _said():
+        price_lists.save(price_list=price_list, content=content, note=note, by=actor.user.pk)
+    _record(actor, price_list, "price_list.save", items=len(content), note=note)
+
+
+@transaction.atomic
+def simulate(*, actor: Actor, price_list: PriceList, at: datetime) -> None:
+    """Work out what the last 30 days would have cost."""
+    with _said():
+        price_lists.simulate(price_list=price_list, at=at)
+    _record(actor, price_list, "price_list.simulate")
+
+
+@transaction.atomic
+def approve(*, actor: Actor, price_list: PriceList, at: datetime) -> None:
+    """Let a list be final; not by whoever drafted or edited it."""
+    with _said():
+        price_lists.approve(price_list=price_list, by=actor.user.pk, at=at)
+    _record(actor, price_list, "price_list.approve")
+
+
+@transaction.atomic
+def schedule(*, actor: Actor, price_list: PriceList, effective_from: datetime, at: datetime) -> int:
+    """Publish an approved list for a moment to come; return how many prices it changes."""
+    with _said():
+        found = price_lists.schedule(price_list=price_list, effective_from=effective_from, by=actor.name, at=at)
+    _record(actor, price_list, "price_list.schedule", effective_from=effective_from.isoformat(), prices=len(found))
+    return len(found)
+
+
+@transaction.atomic
+def withdraw(*, actor: Actor, price_list: PriceList) -> None:
+    """Give up a list that was not scheduled."""
+    with _said():
+        price_lists.withdraw(price_list=price_list)
+    _record(actor, price_list, "price_list.withdraw")
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Turn what the till refuses into the reader's language."""
+    try:
+        yield
+    except SecondPersonNeeded as error:
+        raise Conflict(_("You drafted or edited this list; somebody else has to approve it.")) from error
+    except PriceListMoved as error:
+        raise Conflict(
+            _("The list is in another state now, and that does not allow this. Nothing was changed.")
+        ) from error
+    except BadPrice as error:
+        raise Conflict(problem(error)) from error
+
+
+def problem(error: BadPrice) -> str:
+    """Return what is wrong with a price, in the reader's language."""
+    said = {
+        "count": _("Write 1 to 20 tiers."),
+        "gap": _("Some hours have no price: each tier begins where the one before ends, and the last has no end."),
+        "overlap": _(
+            "Some hours have two prices: each tier begins where the one before ends, and the last has no end."
+        ),
+        "order": _("A tier ends after it begins."),
+        "price": _("A price is more than nothing and at most a billion."),
+        "flat": _("One price has no tiers: choose graduated or volume."),
+        "model": _("Choose how it is priced."),
+        "minimum": _("A minimum is zero or more, in whole units of the currency that can be paid."),
+        "floats": _("The market makes this price."),
+        "unit": _("It is sold per another unit."),
+        "twice": _("It is named twice."),
+        "empty": _("The list names nothing."),
+    }
+    return said.get(error.problem, str(error))
+
+
+def _record(actor: Actor, row: PriceList, verb: str, **after: Any) -> None:
+    audit.record(actor=actor, organization=None, verb=verb, subject_id=row.public_id, after={"list": str(row), **after})
