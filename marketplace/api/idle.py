@@ -12,7 +12,8 @@ from rest_framework.views import APIView
 from marketplace import access, idle
 from marketplace.api import shapes
 from marketplace.api.pages import checked, queried
-from marketplace.api.shapes import Amount, Count, NamedRef, Shape
+from marketplace.api.price_shapes import Amount
+from marketplace.api.shapes import Count, NamedRef, Shape
 from marketplace.api.views import actor_of
 from marketplace.models import IdleAction, Project
 from marketplace.money import decimal_string
