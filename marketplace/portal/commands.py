@@ -36,6 +36,7 @@ def launch(
     restarts: bool = False,
     mounts: Sequence[Mount] = (),
     max_price: str = "",
+    reservation: str = "",
 ) -> tuple[str, str]:
     """Return an order as a command line and as a curl call; with a `max_price` it is a bid."""
     parts = ["gpumarket", "bid" if max_price else "launch", offer, "--gpus", str(gpus)]
@@ -49,6 +50,7 @@ def launch(
         parts += ["--port", str(port)]
     parts += ["--lease", lease] if lease else []
     parts += ["--restart-on-failure"] if restarts else []
+    parts += ["--reservation", reservation] if reservation else []
     for mount in mounts:
         parts += ["--volume", mount.written()]
     parts += ["--project", project] if project else []
@@ -59,6 +61,8 @@ def launch(
     body |= {"ports": list(ports)} if ports else {}
     body |= {"lease": lease} if lease else {}
     body |= {"on_failure": "restart"} if restarts else {}
+    if reservation:
+        body["attach" if reservation in {"forbid", "strict"} else "reservation"] = reservation
     if mounts:
         body["volumes"] = [
             {"volume": one.volume, "path": one.path} | ({"read_only": True} if one.read_only else {}) for one in mounts

@@ -11,17 +11,15 @@ from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
-from billing import accounts
-from marketplace import access, costs, idempotency, limits, offers, rentals, spot
+from marketplace import access, idempotency, offers, rentals, spot
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.models import Offer, Project
-from marketplace.money import plain, shown
+from marketplace.money import plain
 from marketplace.offers import Listing
-from marketplace.portal import bidding, commands, errors, excluding, mounting, waits
+from marketplace.portal import attaching, bidding, commands, errors, estimates, excluding, mounting, waits
+from marketplace.portal.attaching import Check
 from marketplace.portal.doors import REFUSALS, Visit, page
-from provisioning import images
 from provisioning.models import Instance
 from provisioning.volumes import Use
 
@@ -42,6 +40,7 @@ FIELDS = (
     "hours",
     "market",
     "bid_price",
+    "attach",
 )
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
@@ -151,6 +150,7 @@ class Draft:
             **self.running(listing.offer),
             on_failure=Instance.OnFailure.RESTART if self.restarts else Instance.OnFailure.STOP,
             uses=self.uses(project),
+            **({} if self.bids else attaching.ordered(project, listing.offer, self.typed["attach"])),
         )
         if not self.errors:
             try:
@@ -158,34 +158,6 @@ class Draft:
             except BadOrder as error:
                 self.errors[error.field] = str(error)
         return None if self.errors else order
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that a launch needs, and whether it is there."""
-
-    good: bool
-    text: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What the draft would cost and whether it could start now. Amounts are micros of `currency`."""
-
-    currency: str
-    gpus: int
-    per_gpu_hour: int
-    per_second: int
-    per_hour: int
-    per_day: int
-    fits: bool
-    checks: list[Check]
-
-    @property
-    def missing(self) -> list[Check]:
-        """What keeps the order from being taken now."""
-        return [check for check in self.checks if not check.good]
 
 
 @page("GET", "HEAD", "POST")
@@ -293,6 +265,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         return context
     found_volumes = mounting.choices(visit, project, listing.offer, draft.typed["volumes"])
     context |= {"volumes": found_volumes, "volumes_for": f"{listing.offer.slug} {project.public_id}"}
+    kept = attaching.attaching(project, listing.offer, chosen=draft.typed["attach"], at=visit.at)
+    context["attaching"] = kept
     numbers = Draft(typed=draft.typed, key="")
     gpus, replicas = numbers.number("gpus"), numbers.number("replicas")
     bid = context["bidding"] = bidding.bidding(
@@ -313,6 +287,7 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         project=project.public_id if len(projects) > 1 else "",
         **_changed(numbers.running(listing.offer)),
         restarts=draft.restarts,
+        reservation=draft.typed["attach"] if kept is not None and not draft.bids else "",
         max_price=plain(bid.price_micros) if bid is not None and bid.is_chosen and bid.price_micros else "",
         mounts=[
             mounting.Mount(one.volume.name, one.path, one.read_only and context["takes_image"])
@@ -323,13 +298,15 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     found = None
     if not numbers.errors.keys() & {"gpus", "replicas"}:
         if bid is not None and bid.is_chosen:
-            found = _bid_estimate(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
+            found = estimates.of_bid(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
+        elif kept is not None and kept.binds(gpus * replicas):
+            found = estimates.inside(kept, project, listing, gpus, replicas)
         else:
-            found = _estimate(project, listing, gpus, replicas)
+            found = estimates.on_demand(project, listing, gpus, replicas)
     if found and listing.offer.pk in excluded:
         found.checks.insert(0, Check(False, excluded[listing.offer.pk], _("Choose another offer.")))
     if found and context["takes_image"]:
-        found.checks.append(_image_check(project, draft.typed["image"]))
+        found.checks.append(estimates.image_check(project, draft.typed["image"]))
     if found and not found.fits:
         context |= waits.offered(visit, project, listing, draft.typed)
     return {**context, "estimate": found, "cli": cli, "curl": curl}
@@ -359,120 +336,3 @@ def _chosen(listings: list[Listing], draft: Draft, excluded: dict[int, str]) -> 
         if wanted in {listing.offer.slug, listing.offer.public_id}:
             return listing
     raise NotFound
-
-
-def _estimate(project: Project, listing: Listing, gpus_each: int, replicas: int) -> Estimate:
-    """Price an order and see whether size, quota, credit and free GPUs allow it. Two queries."""
-    gpus, price = gpus_each * replicas, listing.price
-    second, hour, day = costs.rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=gpus)
-    wallet = accounts.wallet(organization=project.organization)
-    capacity = _capacity_check(listing, gpus_each, gpus)
-    return Estimate(
-        currency=price.currency,
-        gpus=gpus,
-        per_gpu_hour=price.micros_per_unit_hour,
-        per_second=second,
-        per_hour=hour,
-        per_day=day,
-        fits=capacity.good,
-        checks=[
-            _size_check(listing, gpus_each, replicas),
-            capacity,
-            _quota_check(project, listing.offer, gpus, Instance.Market.ON_DEMAND),
-            _credit_check(wallet, hour),
-        ],
-    )
-
-
-def _size_check(listing: Listing, gpus_each: int, replicas: int) -> Check:
-    try:
-        rentals.check_size(rentals.Order(offer=listing.offer, command=[], gpus=gpus_each, replicas=replicas))
-    except BadOrder as error:
-        return Check(False, str(error))
-    return Check(True, _("The offer allows this size."))
-
-
-def _image_check(project: Project, image: str) -> Check:
-    """Say where the image is pulled from and as whom. One query."""
-    if not image:
-        return Check(False, _("This offer runs images; name one."))
-    try:
-        host = images.parse(image).host
-    except images.BadImage as error:
-        return Check(False, str(error))
-    login = access.registries(project).filter(host=host).first()
-    if login is None:
-        return Check(True, _("The image is pulled from %(host)s as a public one, without a user.") % {"host": host})
-    texts = {"host": host, "user": login.username}
-    return Check(True, _("The image is pulled from %(host)s as %(user)s.") % texts)
-
-
-def _capacity_check(listing: Listing, gpus_each: int, gpus: int) -> Check:
-    if gpus <= listing.available_gpus and gpus_each <= listing.largest_replica:
-        text = ngettext("%(free)s GPU is free now.", "%(free)s GPUs are free now.", listing.available_gpus)
-        return Check(True, text % {"free": listing.available_gpus})
-    text = ngettext(
-        "%(free)s GPU is free now, at most %(most)s on one node.",
-        "%(free)s GPUs are free now, at most %(most)s of them on one node.",
-        listing.available_gpus,
-    )
-    return Check(
-        False,
-        text % {"free": listing.available_gpus, "most": listing.largest_replica},
-        _("Ask for fewer GPUs, or choose another offer."),
-    )
-
-
-def _bid_estimate(
-    visit: Visit, project: Project, listing: Listing, bid: bidding.Bidding, *, gpus_each: int, replicas: int
-) -> Estimate:
-    """Price a bid at its worst, and see whether size, price, quota and credit allow it."""
-    second, hour, day = costs.rates(micros_per_unit_hour=bid.price_micros or 0, quantity=bid.gpus)
-    problem = bidding.price_problem(bid, visit)
-    has_funds, funds = bidding.funds_text(bid, accounts.wallet(organization=project.organization))
-    return Estimate(
-        currency=bid.currency,
-        gpus=bid.gpus,
-        per_gpu_hour=bid.price_micros or 0,
-        per_second=second,
-        per_hour=hour,
-        per_day=day,
-        fits=True,  # What bids waits, and does not need GPUs now.
-        checks=[
-            _size_check(listing, gpus_each, replicas),
-            Check(not problem, problem or _("The auction takes this bid.")),
-            _quota_check(project, listing.offer, bid.gpus, Instance.Market.SPOT),
-            Check(has_funds, funds, "" if has_funds else _("Add credit, or choose fewer GPUs.")),
-        ],
-    )
-
-
-def _quota_check(project: Project, offer: Offer, gpus: int, market: Instance.Market) -> Check:
-    """Say how the tightest limit stands that this order is counted by. One query."""
-    tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=market)
-    text = ngettext(
-        "Quota of %(project)s: %(held)s of %(limit)s GPU is held.",
-        "Quota of %(project)s: %(held)s of %(limit)s GPUs are held.",
-        tightest.limit,
-    ) % {
-        "project": tightest.project.name if tightest.project else project.organization.name,
-        "held": f"{tightest.held:,}",
-        "limit": f"{tightest.limit:,}",
-    }
-    if gpus <= tightest.free:
-        return Check(True, text)
-    return Check(False, text, _("Terminate what you do not need, or ask for a higher limit."))
-
-
-def _credit_check(wallet: accounts.Wallet, first_hour_micros: int) -> Check:
-    texts = {
-        "free": shown(wallet.available_micros, wallet.currency),
-        "hour": shown(first_hour_micros, wallet.currency),
-    }
-    if first_hour_micros <= wallet.available_micros:
-        return Check(True, _("%(free)s of credit is free; the first hour (%(hour)s) is set aside.") % texts)
-    return Check(
-        False,
-        _("The first hour costs %(hour)s; %(free)s of credit is free.") % texts,
-        _("Add credit, or choose fewer GPUs."),
-    )
