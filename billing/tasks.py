@@ -3,7 +3,7 @@
 Periods they want: `charge_due` every 20 s, `watch_runways` every 30 s, `expire_holds` and `expire_credit` every 60 s,
 `issue_invoices` every 10 min,
 `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_suppliers` every minute; of cards, `send_payments`
-every 2 s, `handle_processor_events` every 5 s, `send_refunds` every 10 s, `top_up` every 30 s,
+and `handle_processor_events` every second, `send_refunds` every 10 s, `top_up` every 30 s,
 `fetch_processor_events` every hour and `reconcile` every day.
 """
 
@@ -42,12 +42,6 @@ def accrue() -> None:
 @shared_task
 def post_adjustments() -> None:
     adjusting.post_due(at=timezone.now())
-
-
-@shared_task
-def send_payment(payment_id: int) -> None:
-    """A nudge: the sweep below would find it too."""
-    paying.send(payment_id=payment_id, at=timezone.now())
 
 
 @shared_task

@@ -40,6 +40,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "billing_details.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "billing_details.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "commitment.view": (EVERYBODY, "read"),
+    "payment.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
+    "payment.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "quota.view": (EVERYBODY, "read"),
     "quota_request.create": (frozenset({OWNER, ADMIN, DEVELOPER}), "manage"),
     "budget.view": (EVERYBODY, "read"),
@@ -69,6 +71,8 @@ ORGANIZATION_WIDE = frozenset(
         "invoice.view",
         "billing_details.view",
         "billing_details.change",
+        "payment.view",
+        "payment.change",
     }
 )
 

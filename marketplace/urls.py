@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, URLResolver, include, path, re_path
 
-from marketplace import health
+from marketplace import health, webhooks
 from marketplace.admin import back_office
 from marketplace.api import docs, errors
 from provisioning import gateway
@@ -13,6 +13,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("agent/v1/join", gateway.join, name="agent-join"),
     path("agent/v1/sync", gateway.sync, name="agent-sync"),
     path("agent/v1/secrets", gateway.secrets, name="agent-secrets"),
+    path("webhooks/stripe", webhooks.stripe, name="stripe-webhook"),
     path("api/v1/", include("marketplace.api.urls")),
     path("api/schema", docs.Schema.as_view(), name="api-schema"),
     path("api/docs", docs.SwaggerPage.as_view(), name="api-docs"),

@@ -14,7 +14,7 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from billing.errors import InsufficientFunds
+from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor
 from marketplace import errors, idempotency, limits
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
@@ -166,6 +166,18 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     errors.LastOwner: Kind(
         409, "conflict", "An organization needs an owner", "new_request", "Make somebody else an owner first."
+    ),
+    NoProcessor: Kind(
+        409, "no_card_processor", "Cards cannot be used here", "none",
+        "The operator has not connected a card processor; ask them to add credit.",
+    ),
+    NoCard: Kind(
+        409, "no_card", "There is no such card", "new_request",
+        "See GET /api/v1/cards; add one in the portal, or name the card “new”.",
+    ),
+    KeyReused: Kind(
+        422, "idempotency_key_reused", "The key was used for another order", "new_request",
+        "Use a new Idempotency-Key for a new order.",
     ),
     OperationalError: Kind(
         503, "unavailable", "We cannot answer now", "same_request", "Repeat the request in a few seconds, same key."

@@ -18,6 +18,7 @@ from marketplace.cli import (
     logs,
     offers,
     orders,
+    payments,
     placements,
     quotas,
     registries,
@@ -92,6 +93,8 @@ app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(idle.app, name="idle")
 app.command()(account.usage)
 app.command()(account.balance)
+app.command()(payments.topup)
+app.command()(payments.cards)
 app.command()(costs.cost)
 app.command()(commitments.commitments)
 app.add_typer(invoices.app, name="invoices")

@@ -30,6 +30,9 @@ EXIT_CODES = {
 EXIT_BY_CODE = {
     "no_capacity": NO_CAPACITY,
     "insufficient_funds": PAYMENT,
+    "payment_failed": PAYMENT,
+    "no_card": PAYMENT,
+    "no_card_processor": PAYMENT,
     "idempotency_key_reused": CONFLICT,
     "still_running": STILL_RUNNING,
     "usage": USAGE,

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from marketplace.embedded import postgres, redis
-from marketplace.embedded.addresses import is_free, write_private
+from marketplace.embedded.addresses import Address, is_free, kept_address, write_private
 from marketplace.embedded.home import end_workloads, held, say_ending, start_over
 from marketplace.embedded.programs import CannotStart, Program
 from marketplace.embedded.supervisor import Supervisor, ToldToStop
@@ -156,7 +156,7 @@ class Marketplace:
         """Keep what other commands beside us need to find this marketplace."""
         file = self.home / "environment.json"
         kept = json.loads(file.read_text()) if file.exists() else {}
-        written = {
+        written = self._processor_keys() | {
             "DATABASE_URL": given["DATABASE_URL"],
             "REDIS_URL": given["REDIS_URL"],
             "GPUMARKET_MODE": "local",
@@ -167,6 +167,38 @@ class Marketplace:
         }
         write_private(file, json.dumps(written, indent=2))
         return written
+
+    def _processor_keys(self) -> dict[str, str]:
+        """Return the keys of the bundled card processor; none where those of a real one were given."""
+        if os.environ.get("STRIPE_API_KEY"):
+            return {}
+        address = self._processor_address()
+        return {
+            "STRIPE_API_KEY": f"sk_test_{address.password}",
+            "STRIPE_WEBHOOK_SECRET": f"whsec_{address.password}",
+            "STRIPE_API_BASE": f"http://127.0.0.1:{address.port}",
+        }
+
+    def _processor_address(self) -> Address:
+        folder = self.home / "processor"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return kept_address(folder)
+
+    def _start_processor(self, environ: Mapping[str, str]) -> None:
+        """Start what plays the card processor, unless a real one is there."""
+        if os.environ.get("STRIPE_API_KEY"):
+            return
+        address = self._processor_address()
+        options = {
+            "--port": str(address.port),
+            "--home": str(self.home / "processor"),
+            "--webhook-url": f"{self.url}/webhooks/stripe",
+        }
+        words = [word for pair in options.items() for word in pair]
+        self.supervisor.start(
+            self._python("processor", "-m", "billing.test_processor.server", *words, environ=environ), stage=SERVICES
+        )
+        self.supervisor.wait_for("processor", until=lambda: not is_free(address.port), within_s=START_WITHIN_S)
 
     def _prepare(self, environ: Mapping[str, str]) -> dict[str, Any]:
         """Bring the tables and the demo world up to date; return who and what is in it."""
@@ -180,6 +212,7 @@ class Marketplace:
         return world
 
     def _start_services(self, environ: Mapping[str, str]) -> None:
+        self._start_processor(environ)
         celery = ("-m", "celery", "--app", "marketplace.celery:app", "--quiet")
         for program in (
             self._python("web", *web_argv("marketplace.wsgi:application", port=self.options.port), environ=environ),

@@ -13,7 +13,15 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from billing.errors import InsufficientFunds
+from billing.errors import (
+    InsufficientFunds,
+    KeyReused,
+    NoCard,
+    NoProcessor,
+    OutcomeUnknown,
+    ProcessorRefused,
+    Stranger,
+)
 from marketplace import idempotency, limits
 from marketplace.errors import (
     BadOrder,
@@ -198,6 +206,46 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("This place in the log is not known"),
         gettext_lazy("Open the instance again."),
         gettext_lazy("The address was changed or is from another instance."),
+    ),
+    NoProcessor: Kind(
+        409,
+        gettext_lazy("Cards cannot be used here"),
+        gettext_lazy("Ask the operator to add credit. Everything else works."),
+        gettext_lazy("The operator has not connected a card processor."),
+        (gettext_lazy("See the balance"), reverse_lazy("balance")),
+    ),
+    NoCard: Kind(
+        409,
+        gettext_lazy("There is no such card any more"),
+        gettext_lazy("Choose another card, or add one."),
+        gettext_lazy("It was removed."),
+        (gettext_lazy("See payment methods"), reverse_lazy("payment-methods")),
+    ),
+    KeyReused: Kind(
+        409,
+        gettext_lazy("This form was sent before"),
+        gettext_lazy("Look at your payments. To pay once more, open the form again."),
+        gettext_lazy("It has started a payment already, with other values."),
+        (gettext_lazy("See payment methods"), reverse_lazy("payment-methods")),
+    ),
+    ProcessorRefused: Kind(
+        409,
+        gettext_lazy("The card processor refused this"),
+        gettext_lazy("Look at the payment again, or try another card."),
+        link=(gettext_lazy("See payment methods"), reverse_lazy("payment-methods")),
+    ),
+    OutcomeUnknown: Kind(
+        503,
+        gettext_lazy("The card processor does not answer"),
+        gettext_lazy("Try again in a moment. A payment that was ordered is looked after and charged once at most."),
+        gettext_lazy("It may be away, or the way to it is."),
+        (gettext_lazy("See payment methods"), reverse_lazy("payment-methods")),
+    ),
+    Stranger: Kind(
+        409,
+        gettext_lazy("The card processor's answer does not belong to this"),
+        gettext_lazy("Tell us the reference. Nothing was moved."),
+        gettext_lazy("It speaks of something that we did not ask for."),
     ),
     OperationalError: Kind(
         503,

@@ -1,5 +1,7 @@
 """Programs of the cast."""
 
+from typing import Any
+
 import pytest
 
 from marketplace.models import Organization, User
@@ -16,3 +18,9 @@ def program(alice: User, acme: Organization, fleet: Fleet) -> Program:
 @pytest.fixture
 def nobody() -> Program:
     return Program()
+
+
+@pytest.fixture(autouse=True)
+def _cards(settings: Any) -> None:
+    """Cards can be used; nothing answers behind the keys."""
+    settings.STRIPE_API_KEY, settings.STRIPE_WEBHOOK_SECRET = "sk_test_ours", "whsec_ours"

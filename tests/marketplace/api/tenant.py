@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from billing import usage
 from billing.invoicing import issuing, sellers
-from billing.models import InvoiceSeries
+from billing.models import Card, InvoiceSeries, Payment
 from marketplace import (
     budgets,
     quota_requests,
@@ -159,6 +159,14 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         budget=organization.budgets.get(), period=at, kind="used", share=50, amount=10**12, reached=10**12, at=at,
         next_try_at=at,
     )  # fmt: skip
+    card = Card.objects.create(
+        organization=organization, processor_id=f"pm_{name}", brand="visa", last4="4242", exp_month=1, exp_year=2030,
+        is_default=True,
+    )  # fmt: skip
+    payment = Payment.objects.create(
+        key=f"paid {name}", organization=organization, purpose=Payment.Purpose.TOP_UP, amount_micros=1_000_000,
+        currency="USD", card=card, state=Payment.State.FAILED, created_at=at, finished_at=at,
+    )  # fmt: skip
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     return Tenant(
         organization=organization,
@@ -186,5 +194,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "invoice": invoice.public_id,
             "webhook": endpoint.public_id,
             "delivery": delivery.public_id,
+            "card": card.public_id,
+            "payment": payment.public_id,
         },
     )

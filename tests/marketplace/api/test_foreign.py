@@ -21,8 +21,8 @@ PREFIXES = {
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
     "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg", "bid": "bid",
     "reservation": "rsv", "quote": "qte", "extension": "qte",
-    "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc",
     "webhook": "whk", "delivery": "whd",
+    "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "card": "crd", "payment": "pay",
 }  # fmt: skip
 
 

@@ -29,6 +29,8 @@ HOOK = {"url": "https://hooks.example.com/", "organization": "{organization}"}
 SINCE = {"since": "2026-01-01T00:00:00Z"}
 PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
+PAY_IN = {"amount": "20.00", "card": "{card}", "organization": "{organization}"}
+BY_ITSELF = {"threshold": "10.00", "amount": "20.00", "monthly_ceiling": "100.00"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
 UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
@@ -137,6 +139,14 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("put", "organizations/{organization}/billing-details", PAPER, "manage", 200, 200, 200, 403, 403, 404, 401),
     ("get", "commitments", None, "read",                            200, 200, 200, 200, 200, 200, 401),
     ("get", "commitments?organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
+    ("get", "cards", None, "read",                                  200, 200, 200, 403, 403, 200, 401),
+    ("delete", "cards/{card}", None, "manage",                      204, 204, 204, 403, 403, 404, 401),
+    ("get", "payments", None, "read",                               200, 200, 200, 403, 403, 200, 401),
+    ("post", "payments", PAY_IN, "manage",                          202, 202, 202, 403, 403, 404, 401),
+    ("get", "payments/{payment}", None, "read",                     200, 200, 200, 403, 403, 404, 401),
+    ("get", "organizations/{organization}/automatic-top-up", None, "read", 200, 200, 200, 403, 403, 404, 401),
+    ("put", "organizations/{organization}/automatic-top-up", BY_ITSELF, "manage", 200, 200, 200, 403, 403, 404, 401),
+    ("delete", "organizations/{organization}/automatic-top-up", None, "manage", 204, 204, 204, 403, 403, 404, 401),
     ("get", "balance", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "balance?organization={organization}", None, "read",    200, 200, 200, 200, 200, 404, 401),
     ("get", "organizations", None, "read",                          200, 200, 200, 200, 200, 200, 401),
@@ -200,9 +210,11 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
 
 # Routes outside of the API, and who may enter. A row that ends with `*` stands for all that begins so.
 EVERYBODY, PEOPLE, MANAGERS, NODES = "everybody", "people who signed in", "capacity managers", "nodes with their key"
+PROCESSOR = "the card processor with its signature"
 OTHERS = {
     EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(?:/|$)",
                 "accounts/*", "back-office/logout/", "help", "invitations/<str:secret>"],
+    PROCESSOR: ["webhooks/stripe"],
     NODES: ["agent/v1/join", "agent/v1/sync", "agent/v1/secrets"],
     MANAGERS: ["console/*", "back-office/*"],
     PEOPLE: ["reservations", "reservations/hours", "reservations/<str:reservation_id>",
@@ -222,6 +234,9 @@ OTHERS = {
              "service-levels", "instances/<str:instance_id>/sla",
              "balance/costs.csv", "balance/costs.json", "usage", "usage/<str:span_id>",
              "invoices/<str:invoice_id>", "invoices/<str:invoice_id>/pdf", "invoices/<str:invoice_id>/lines.csv",
+             "payment-methods", "payment-methods/add", "payment-methods/<str:card_id>/remove", "top-up",
+             "top-up/automatic", "payments/<str:payment_id>", "payments/<str:payment_id>/continue",
+             "payments/<str:payment_id>/cancel",
              "billing-details", "tokens",
              "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "registries",
              "registries/<str:registry_id>/remove", "events", "webhooks", "webhooks/<str:webhook_id>",

@@ -11,7 +11,7 @@ from django.urls import URLPattern, reverse
 from django.utils import timezone
 
 from billing.invoicing import issuing, sellers
-from billing.models import UsageSpan
+from billing.models import Card, Payment, UsageSpan
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
@@ -47,6 +47,10 @@ PAGES = [
     ("usage", 200, 200, 200),
     ("service-levels", 200, 200, 200),
     ("invoices", 200, 403, 403),
+    ("payment-methods", 200, 403, 403),
+    ("card-add", 409, 403, 403),
+    ("top-up", 200, 403, 403),
+    ("automatic-top-up", 405, 405, 405),
     ("billing-details", 200, 403, 403),
     ("tokens", 200, 200, 200),
     ("ssh-keys", 200, 200, 200),
@@ -106,6 +110,10 @@ OF_ONE = [
     ("invoice", "invoice", 200, 403, 403),
     ("invoice-pdf", "invoice", 200, 403, 403),
     ("invoice-csv", "invoice", 200, 403, 403),
+    ("card-remove", "card", 200, 403, 403),
+    ("payment", "payment", 200, 403, 403),
+    ("payment-continue", "payment", 302, 403, 403),
+    ("payment-cancel", "payment", 405, 405, 405),
     ("token-revoke", "token", 200, 404, 404),
     ("ssh-key-remove", "key", 200, 200, 403),
     ("registry-remove", "registry", 200, 200, 403),
@@ -123,6 +131,7 @@ BY_LINK = {"invitation"}
 # Of an offer, which everybody signed in may know: `test_spot` looks at them.
 OF_AN_OFFER = {"spot", "spot-auction"}
 FRAGMENTS = {
+    "payment-continue",
     "spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv", "costs-csv",
     "costs-json",
 }  # fmt: skip
@@ -149,9 +158,12 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     sellers.save_details(organization=acme, legal_name="Acme", address="Oslo", country="NO")
     sellers.name_seller(organization=acme)
     use_last_month(acme)
+    card, payment = pay_once(acme)
     return held | {
         "instance": running.public_id,
         "invoice": issuing.issue(organization=acme, at=timezone.now()).public_id,
+        "card": card.public_id,
+        "payment": payment.public_id,
         "span": UsageSpan.objects.filter(organization=acme).earliest("pk").public_id,
         "bid": bid.public_id,
         "placement": running.decisions.get().public_id,
@@ -166,6 +178,19 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "request": project.public_id,
         "wait": project.public_id,
     }
+
+
+def pay_once(organization: Organization) -> tuple[Card, Payment]:
+    """A card, and a payment with it that failed."""
+    card = Card.objects.create(
+        organization=organization, processor_id="pm_1", brand="visa", last4="4242", exp_month=1, exp_year=2030
+    )
+    payment = Payment.objects.create(
+        key="paid", organization=organization, purpose=Payment.Purpose.TOP_UP, amount_micros=1_000_000,
+        currency="USD", card=card, state=Payment.State.FAILED, failure_text="Your card was declined.",
+        created_at=timezone.now(), finished_at=timezone.now(),
+    )  # fmt: skip
+    return card, payment
 
 
 def reserve_some(actor: Actor, project: Project, offer: Offer) -> Things:
@@ -230,7 +255,14 @@ def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
     for name, *_rest in PAGES:
         if name in {"help", "theme", "set_language"}:
             continue
-        posts = {"launch-estimate", "volume-estimate", "member-invite", "organization-choose", "listings-buy"}
+        posts = {
+            "automatic-top-up",
+            "launch-estimate",
+            "volume-estimate",
+            "member-invite",
+            "organization-choose",
+            "listings-buy",
+        }
         method = client.post if name in posts else client.get
         answer = method(reverse(name))
         assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, reverse("account_login")), name
