@@ -2,11 +2,15 @@
 
 from collections.abc import Collection
 from datetime import datetime
+from typing import Any
 
-from django.db.models import QuerySet
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F, Lookup, QuerySet
+from django.db.models.sql.compiler import SQLCompiler
 
 from billing.errors import PriceAlreadyPublished, RetroactivePrice
 from billing.models import PriceVersion, Unit
+from billing.prepared import Prepared
 
 
 def publish(
@@ -44,10 +48,33 @@ def publish(
     return price
 
 
+class _AnyOf(Lookup):  # type: ignore[type-arg]
+    """One of the texts of a list, however many those are, in one parameter."""
+
+    lookup_name = "any_of"
+    prepare_rhs = False
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
+        left, of_left = self.process_lhs(compiler, connection)
+        right, of_right = self.process_rhs(compiler, connection)
+        return f"{left} = ANY ({right}::text[])", [*of_left, *of_right]
+
+
+CURRENT = Prepared(
+    lambda skus, currency, at: (
+        PriceVersion.objects.filter(_AnyOf(F("sku"), skus), currency=currency, effective_from__lte=at)
+        .order_by("sku", "-effective_from")
+        .distinct("sku")
+    ),
+    str,
+    str,
+    datetime,
+)
+
+
 def current(*, skus: Collection[str], currency: str, at: datetime) -> dict[str, PriceVersion]:
     """Return the price in force for each of these that has one, in one query."""
-    began = PriceVersion.objects.filter(sku__in=skus, currency=currency, effective_from__lte=at)
-    return {price.sku: price for price in began.order_by("sku", "-effective_from").distinct("sku")}
+    return {price.sku: price for price in CURRENT(list(skus), currency, at)}
 
 
 def history(*, sku: str) -> QuerySet[PriceVersion]:

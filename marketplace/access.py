@@ -29,6 +29,7 @@ from marketplace.models import (
     WaitingOrder,
 )
 from marketplace.permissions import ORGANIZATION_WIDE, allows, roles_of, scope_of
+from marketplace.token_rows import PROJECT, PROJECTS, TOKEN, live_tokens
 from provisioning import volumes as kept_volumes
 from provisioning.models import Instance, InstanceEvent, PlacementDecision, Quota, RegistryCredential, Volume
 
@@ -64,7 +65,7 @@ def secret_hash(secret: str) -> str:
 
 def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | None:
     """Return who a token speaks for, or None when it is unknown. Raises TokenExpired. One query."""
-    token = next(iter(_live_tokens().filter(secret_hash=secret_hash(secret))), None)
+    token = next(iter(TOKEN(secret_hash(secret))), None)
     if token is None:
         return None
     if token.expires_at <= at:
@@ -77,15 +78,10 @@ def actor_of_token(secret: str, *, request_id: str, at: datetime) -> Actor | Non
 def renewed(actor: Actor, *, at: datetime) -> Actor | None:
     """Return a token's actor as things stand now, or None once the token is no longer good: for long answers."""
     assert actor.token is not None
-    token = _live_tokens().filter(pk=actor.token.pk, expires_at__gt=at).first()
+    token = live_tokens().filter(pk=actor.token.pk, expires_at__gt=at).first()
     if token is None:
         return None
     return Actor(user=token.membership.user, token=token, request_id=actor.request_id)
-
-
-def _live_tokens() -> QuerySet[ApiToken]:
-    found = ApiToken.objects.select_related("membership__user", "membership__organization")
-    return found.filter(revoked_at=None, membership__user__is_active=True)
 
 
 def memberships(actor: Actor) -> QuerySet[Membership]:
@@ -172,12 +168,16 @@ def projects(actor: Actor) -> QuerySet[Project]:
     return _projects(actor, _memberships_for(actor, "project.view"))
 
 
-def _nameable_projects(actor: Actor) -> QuerySet[Project]:
-    """Return the projects that an order may name. A token brought its membership along: no subquery, no join."""
+def _named_projects(actor: Actor, project_id: str | None) -> list[Project]:
+    """Return the project that an order names; without an id, two at most of those that it could mean."""
     if actor.token is None:
-        return _projects(actor, memberships(actor))
-    found = Project.objects.filter(organization=actor.token.membership.organization_id)
-    return found if actor.token.project_id is None else found.filter(pk=actor.token.project_id)
+        chosen = _projects(actor, memberships(actor)).order_by("pk")
+        return list((chosen if project_id is None else chosen.filter(public_id=project_id))[:2])
+    organization_id = actor.token.membership.organization_id
+    if project_id is None:
+        return PROJECTS(organization_id)
+    found = PROJECT(organization_id, project_id)
+    return [project for project in found if actor.token.project_id in {None, project.pk}]
 
 
 def _projects(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Project]:
@@ -197,10 +197,7 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
     if project_id is None and own is not None:
         project = own
     else:
-        chosen = _nameable_projects(actor)
-        if project_id is not None:
-            chosen = chosen.filter(public_id=project_id)
-        found = list(chosen.order_by("pk")[:2])
+        found = _named_projects(actor, project_id)
         if not found:
             raise NotFound
         if len(found) > 1:

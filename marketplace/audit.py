@@ -1,22 +1,13 @@
 """The record of who changed what, written in the transaction of the change."""
 
-import json
 from typing import Any
 
-from django.utils import timezone
-
-from billing.prepared import Value, ask
-from billing.public_ids import new_public_id
+from billing.prepared import ask, insertion, values_of
 from marketplace.access import Actor
-from marketplace.models import Organization
+from marketplace.models import AuditEntry, Organization
 
 SYSTEM = "gpumarket"
-WRITE = """
-INSERT INTO marketplace_auditentry (public_id, organization_id, actor_id, actor_name, token_id_used, verb, subject_id,
-    before, after, request_id, at)
-VALUES (%(public_id)s, %(organization)s, %(actor)s, %(actor_name)s, %(token)s, %(verb)s, %(subject)s, %(before)s,
-    %(after)s, %(request)s, %(at)s)
-"""
+WRITE = insertion(AuditEntry)
 
 
 def record(
@@ -29,11 +20,18 @@ def record(
     after: dict[str, Any] | None = None,
 ) -> None:
     """Write one entry. `before` and `after` never hold a secret."""
-    _write(
-        organization, verb, subject_id, before, after,
-        actor=actor.user.pk, actor_name=actor.name, request=actor.request_id,
-        token=actor.token.public_id if actor.token else "",
-    )  # fmt: skip
+    entry = AuditEntry(
+        organization=organization,
+        actor=actor.user,
+        actor_name=actor.name,
+        token_id_used=actor.token.public_id if actor.token else "",
+        verb=verb,
+        subject_id=subject_id,
+        before=before,
+        after=after,
+        request_id=actor.request_id,
+    )
+    ask(WRITE, values_of(entry))
 
 
 def record_of(
@@ -59,24 +57,7 @@ def record_own(
     *, organization: Organization, verb: str, subject_id: str, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     """Write one entry of what the system did by itself."""
-    _write(organization, verb, subject_id, before, after, actor=None, actor_name=SYSTEM, request="", token="")
-
-
-def _write(
-    organization: Organization | None,
-    verb: str,
-    subject_id: str,
-    before: dict[str, Any] | None,
-    after: dict[str, Any] | None,
-    **who: str | int | None,
-) -> None:
-    entry: dict[str, Value] = {
-        "public_id": new_public_id("aud"),
-        "organization": organization.pk if organization else None,
-        "verb": verb,
-        "subject": subject_id,
-        "before": None if before is None else json.dumps(before),
-        "after": None if after is None else json.dumps(after),
-        "at": timezone.now(),
-    }
-    ask(WRITE, {**entry, **who})
+    entry = AuditEntry(
+        organization=organization, actor_name=SYSTEM, verb=verb, subject_id=subject_id, before=before, after=after
+    )
+    ask(WRITE, values_of(entry))

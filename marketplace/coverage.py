@@ -6,12 +6,24 @@ from datetime import datetime
 from django.db.models import Count, Exists, F, OuterRef, Sum
 from django.utils.translation import gettext
 
+from billing.prepared import Prepared
 from marketplace import holdings
 from marketplace.blocks import NOTICE
 from marketplace.errors import BadOrder
 from marketplace.models import USABLE, Offer, Project, Reservation
 from provisioning.errors import NoCapacity
 from provisioning.models import GpuHold, Instance, Node, Phase
+
+LOCKED = Prepared(
+    lambda project, offer: (
+        Reservation.objects.filter(project=project, offer=offer, state__in=sorted(USABLE))
+        .select_for_update(no_key=True, of=("self",))
+        .select_related("price_version")
+        .order_by("pk")
+    ),
+    int,
+    int,
+)
 
 
 def choose(
@@ -25,11 +37,9 @@ def choose(
     """
     if attach == Instance.Attach.FORBID:
         return None
-    usable = Reservation.objects.filter(project=project, offer=offer, state__in=USABLE)
     if named is not None:
         _check_named(named, project, offer)
-        usable = usable.filter(pk=named.pk)
-    locked = list(usable.select_for_update(no_key=True, of=("self",)).select_related("price_version").order_by("pk"))
+    locked = [found for found in LOCKED(project.pk, offer.pk) if named is None or found.pk == named.pk]
     room = {found.pk: found for found in locked if free_gpus(found, at=at) >= gpus}
     if room:
         return max(room.values(), key=lambda found: (found.ends_at, -found.pk))

@@ -16,12 +16,15 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 
+from billing.prepared import ask, insertion, values_of
 from marketplace.errors import MarketError
 from marketplace.models import IdempotencyRecord, Organization
 
 KEY_LENGTH_MAX = 255
 KEPT = timedelta(hours=72)
 PURGED_AT_ONCE = 10_000
+BEGIN = f"{insertion(IdempotencyRecord)} RETURNING id"
+END = "UPDATE marketplace_idempotencyrecord SET status = %(status)s, body = %(body)s WHERE id = %(record)s"
 
 
 class KeyMissing(MarketError):
@@ -61,12 +64,11 @@ def once(
     fingerprint = sha256(json.dumps(order, sort_keys=True, default=str).encode()).hexdigest()
     try:
         with transaction.atomic():
-            record = IdempotencyRecord.objects.create(
-                organization=organization, route=route, key=key, fingerprint=fingerprint
-            )
+            record = IdempotencyRecord(organization=organization, route=route, key=key, fingerprint=fingerprint)
+            ((record_id,),) = ask(BEGIN, values_of(record))
             status, body = effect()
             # As text: jsonb would give the fields back in an order of its own.
-            IdempotencyRecord.objects.filter(pk=record.pk).update(status=status, body=json.dumps(body))
+            ask(END, {"record": record_id, "status": status, "body": json.dumps(json.dumps(body))})
     except IntegrityError as error:
         if "idempotency_key_used_once" not in str(error):
             raise

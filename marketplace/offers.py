@@ -8,6 +8,7 @@ from django.db.models import Max, Q, QuerySet, Sum
 
 from billing import prices
 from billing.models import PriceVersion
+from billing.prepared import Prepared
 from marketplace.errors import NotFound
 from marketplace.models import Offer
 from provisioning.models import Node, Site
@@ -47,12 +48,15 @@ def listed(*, gpu_model: str = "", country: str = "") -> QuerySet[Offer]:
     return found.order_by("pk")
 
 
+OFFER = Prepared(lambda offer_id: listed().filter(Q(public_id=offer_id) | Q(slug=offer_id))[:1], str)
+
+
 def offer_for(offer_id: str) -> Offer:
     """Return a listed offer by its id or slug, or raise NotFound. Offers are public to everybody signed in."""
-    offer = listed().filter(Q(public_id=offer_id) | Q(slug=offer_id)).first()
-    if offer is None:
+    found = OFFER(offer_id)
+    if not found:
         raise NotFound
-    return offer
+    return found[0]
 
 
 def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Listing]:

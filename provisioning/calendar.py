@@ -32,11 +32,12 @@ FORGOTTEN_EACH = 100
 # An offer without commitments is limited by its nodes alone, so that their coming and going needs no count.
 OPEN = """
 INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak, waiting, counted_at)
-VALUES (%(offer)s, 0, %(gpus)s, 0, 0, %(at)s)
-ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s
-    WHERE (capacity.peak = 0 OR capacity.open_ended + %(gpus)s + capacity.peak <= capacity.gpus)
-        AND (capacity.waiting = 0 OR %(is_first)s
-            OR capacity.open_ended + %(gpus)s + capacity.peak + capacity.waiting <= capacity.gpus)
+VALUES (%(offer)s, 0, %(gpus)s::bigint, 0, 0, %(at)s)
+ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s::bigint
+    WHERE (capacity.peak = 0 OR capacity.open_ended + %(gpus)s::bigint + capacity.peak <= capacity.gpus)
+        AND (capacity.waiting = 0 OR %(is_first)s::boolean
+            OR capacity.open_ended + %(gpus)s::bigint + capacity.peak + capacity.waiting <= capacity.gpus)
+RETURNING offer_id
 """
 
 ADD = """
@@ -150,10 +151,8 @@ def open_ended(*, offer_id: int, gpus: int, at: datetime, is_first: bool = True)
     """
     assert gpus > 0
     for is_last in (False, True):
-        with connection.cursor() as cursor:
-            cursor.execute(OPEN, {"offer": offer_id, "gpus": gpus, "at": at, "is_first": is_first})
-            if cursor.rowcount:
-                return
+        if ask(OPEN, {"offer": offer_id, "gpus": gpus, "at": at, "is_first": is_first}):
+            return
         if not is_last:
             count(at=at, offer_id=offer_id)  # It may have grown since, or the fullest hour may be over.
     capacity = Capacity.objects.get(pk=offer_id)

@@ -15,7 +15,7 @@ from billing import usage
 from billing.models import PriceVersion
 from provisioning import calendar, engine, placement, volumes
 from provisioning.errors import IllegalMove, NoCapacity
-from provisioning.models import AT_REST, Instance, InstanceEvent, Phase, Reason, Workflow
+from provisioning.models import AT_REST, Instance, Phase, Reason, Workflow
 
 # Meters lock their organization's accounts: in the same order whichever node or GPU breaks.
 MONEY_ORDER = ("project__organization", "pk")
@@ -69,7 +69,7 @@ def create(
     `from_queue` leaves their GPUs to those who wait already. Without `claims`
     it only queues, and whoever lets it in wakes its workflow.
     """
-    instance = Instance.objects.create(
+    instance = Instance(
         public_id=public_id,
         project_id=project_id,
         offer_id=offer_id,
@@ -92,8 +92,7 @@ def create(
         created_at=at,
         phase_since=at,
     )
-    InstanceEvent.objects.create(instance=instance, at=at, run=instance.run, new_phase=Phase.QUEUED)
-    Workflow.objects.create(instance=instance, step="place", step_since=at, due_at=at if claims else None)
+    instance.queue(due_at=at if claims else None)
     instance.attached = volumes.attach_at_launch(instance=instance, uses=uses, at=at) if uses else ()
     if not claims:
         return instance

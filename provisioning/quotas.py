@@ -14,6 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Q, Sum
 from django.db.models.functions import Coalesce
 
+from billing.prepared import Value, ask
 from provisioning.errors import QuotaExceeded
 from provisioning.models import CHARGED_PHASES, Instance, Quota, QuotaHold
 
@@ -27,9 +28,9 @@ WITH rules AS MATERIALIZED (
     SELECT id, project_id, gpu_model, market, unit, "limit", held,
         CASE unit WHEN 'gpus' THEN %(gpus)s::bigint ELSE %(micros)s::bigint END AS wanted
     FROM provisioning_quota
-    WHERE organization_id = (SELECT organization_id FROM marketplace_project WHERE id = %(project)s)
-        AND (project_id IS NULL OR project_id = %(project)s)
-        AND gpu_model IN ('', %(gpu_model)s) AND market IN ('', %(market)s)
+    WHERE organization_id = (SELECT organization_id FROM marketplace_project WHERE id = %(project)s::bigint)
+        AND (project_id IS NULL OR project_id = %(project)s::bigint)
+        AND gpu_model IN ('', %(gpu_model)s::text) AND market IN ('', %(market)s::text)
     ORDER BY id FOR NO KEY UPDATE
 ), verdict AS (
     SELECT coalesce(bool_and(held + wanted <= "limit" OR wanted = 0), false)
@@ -39,7 +40,8 @@ WITH rules AS MATERIALIZED (
     WHERE quota.id = rules.id AND (SELECT is_good FROM verdict)
 ), kept AS (
     INSERT INTO provisioning_quotahold (holder, project_id, token_id, gpu_model, market, gpus, micros_per_hour)
-    SELECT %(holder)s, %(project)s, %(token)s, %(gpu_model)s, %(market)s, %(gpus)s, %(micros)s
+    SELECT %(holder)s::text, %(project)s::bigint, %(token)s::bigint, %(gpu_model)s::text, %(market)s::text,
+        %(gpus)s::bigint, %(micros)s::bigint
     WHERE (SELECT is_good FROM verdict)
 )
 SELECT project_id IS NULL, gpu_model, market, unit, wanted, held, "limit" FROM rules ORDER BY id
@@ -109,7 +111,7 @@ def take(
     """
     assert gpus > 0
     assert micros_per_hour >= 0
-    wanted = {
+    wanted: dict[str, Value] = {
         "holder": holder, "project": project_id, "token": token_id, "gpu_model": gpu_model, "market": market,
         "gpus": gpus, "micros": micros_per_hour,
     }  # fmt: skip
@@ -125,10 +127,8 @@ def take(
             )  # fmt: skip
 
 
-def _take(wanted: Mapping[str, Any]) -> list[_Rule]:
-    with connection.cursor() as cursor:
-        cursor.execute(TAKE, wanted)
-        return [_Rule(*row) for row in cursor.fetchall()]
+def _take(wanted: Mapping[str, Value]) -> list[_Rule]:
+    return [_Rule(*row) for row in ask(TAKE, wanted)]
 
 
 def give_back(*, holder: str) -> None:

@@ -1,6 +1,5 @@
 """Blocks of GPUs in the future: on which terms they are sold, what was quoted, who holds which hours."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -9,7 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from billing.prepared import Value, ask
+from billing.prepared import Value, ask, insertion, values_of
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models.calendar import to_the_hour
@@ -141,23 +140,6 @@ USABLE = {_State.ACTIVE, _State.PARTIALLY_FULFILLED}
 BEGUN = USABLE | {_State.DELAYED, _State.ENDING}
 OVER = {_State.PAYMENT_FAILED, _State.EXPIRED, _State.CANCELLED, _State.SOLD}
 
-BOOK = """
-WITH booked AS (
-    INSERT INTO marketplace_reservation (public_id, project_id, offer_id, price_version_id, starts_at, ends_at, gpus,
-        locks_at, state, state_since, message, terms, promo_micros, cash_micros, missing_gpus, earned_through, is_lent,
-        created_at)
-    VALUES (%(public_id)s, %(project)s, %(offer)s, %(price)s, %(starts_at)s, %(ends_at)s, %(gpus)s,
-        %(locks_at)s, 'payment_pending', %(at)s, '', %(terms)s, 0, 0, 0, %(starts_at)s, false, %(at)s) RETURNING id
-), strips AS (
-    INSERT INTO marketplace_reservationstrip (reservation_id, starts_at, ends_at, gpus, paid_micros, worth_micros)
-    SELECT booked.id, strip.* FROM booked, unnest(%(begins)s::timestamptz[], %(ends)s::timestamptz[], %(counts)s::int[],
-        %(paid)s::bigint[], %(worth)s::bigint[]) AS strip
-), event AS (
-    INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_state, message)
-    SELECT id, %(at)s, '', 'payment_pending', '' FROM booked
-)
-SELECT id FROM booked
-"""
 MOVE = """
 WITH moved AS (
     UPDATE marketplace_reservation
@@ -234,22 +216,7 @@ class Reservation(models.Model):
         words: dict[str, Value] = dict(
             zip(("begins", "ends", "counts", "paid", "worth"), map(list, columns), strict=True)
         )
-        ((self.pk,),) = ask(
-            BOOK,
-            {
-                "public_id": self.public_id,
-                "project": self.project_id,
-                "offer": self.offer_id,
-                "price": self.price_version_id,
-                "starts_at": self.starts_at,
-                "ends_at": self.ends_at,
-                "gpus": self.gpus,
-                "locks_at": self.locks_at,
-                "terms": json.dumps(self.terms),
-                "at": self.created_at,
-                **words,
-            },
-        )
+        ((self.pk,),) = ask(BOOK, {**values_of(self), **words})
         self._state.adding = False
         for strip in strips:
             strip.reservation = self
@@ -274,6 +241,19 @@ class Reservation(models.Model):
         ReservationEvent.objects.create(
             reservation=self, at=at, old_state=self.state, new_state=self.state, message=message
         )
+
+
+BOOK = f"""
+WITH booked AS ({insertion(Reservation)} RETURNING id), strips AS (
+    INSERT INTO marketplace_reservationstrip (reservation_id, starts_at, ends_at, gpus, paid_micros, worth_micros)
+    SELECT booked.id, strip.* FROM booked, unnest(%(begins)s::timestamptz[], %(ends)s::timestamptz[], %(counts)s::int[],
+        %(paid)s::bigint[], %(worth)s::bigint[]) AS strip
+), event AS (
+    INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_state, message)
+    SELECT id, %(created_at)s, '', 'payment_pending', '' FROM booked
+)
+SELECT id FROM booked
+"""  # noqa: S608  nothing in it comes from outside
 
 
 class ReservationStrip(models.Model):

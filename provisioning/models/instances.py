@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from billing.prepared import ask, insertion, values_of
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
 
@@ -223,6 +224,12 @@ class Instance(models.Model):
         # A restart of ours that found no room in its time is tried again, too; a customer's own start is not.
         return reason in INFRASTRUCTURE or (reason == Reason.NO_CAPACITY and self.restarts > 0)
 
+    def queue(self, *, due_at: datetime | None) -> None:
+        """Write this new instance, which queues, with its first event and its workflow. One statement."""
+        assert self.phase == Phase.QUEUED
+        ((self.pk,),) = ask(QUEUE, {**values_of(self), "due_at": due_at})
+        self._state.adding = False
+
     @transaction.atomic
     def move_to(
         self,
@@ -321,6 +328,19 @@ class Workflow(models.Model):
 
     def __str__(self) -> str:
         return f"{self.instance} at {self.step}"
+
+
+QUEUE = f"""
+WITH queued AS ({insertion(Instance)} RETURNING id), event AS (
+    INSERT INTO provisioning_instanceevent (kind, instance_id, at, run, old_phase, new_phase, reason, message,
+        milliseconds)
+    SELECT 'phase', id, %(created_at)s, %(run)s::int, '', 'queued', '', '', 0 FROM queued
+), workflow AS (
+    INSERT INTO provisioning_workflow (instance_id, step, step_since, due_at, failures, last_error)
+    SELECT id, 'place', %(created_at)s, %(due_at)s::timestamptz, 0, '' FROM queued
+)
+SELECT id FROM queued
+"""  # noqa: S608  nothing in it comes from outside
 
 
 class Assignment(models.Model):
