@@ -65,6 +65,7 @@ app.conf.update(
             ("the card processor's statement", "billing.tasks.reconcile", 24 * 3600.0),
             ("invoices to send", "marketplace.tasks.send_invoices", 30.0),
             ("events to publish", "marketplace.tasks.publish_events", 1.0),
+            ("e-mail about events", "marketplace.tasks.send_event_mail", 10.0),
             ("webhooks to send", "marketplace.tasks.send_webhooks", 1.0),
             ("events that are old", "marketplace.tasks.purge_events", 600.0),
             ("notices to send", "marketplace.tasks.send_notices", 30.0),

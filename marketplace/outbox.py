@@ -10,11 +10,11 @@ from django.db.models import F, QuerySet
 
 from billing.models import InvoiceMail, Notice
 from marketplace.access import members
-from marketplace.models import BudgetAlert, IdleSpell, Organization, Role
+from marketplace.models import BudgetAlert, EventMail, IdleSpell, Organization, Role
 
 FIRST_WAIT, LONGEST_WAIT = timedelta(minutes=2), timedelta(hours=6)
 TRIES_MAX = 30
-Row = TypeVar("Row", InvoiceMail, Notice, BudgetAlert, IdleSpell)
+Row = TypeVar("Row", InvoiceMail, Notice, BudgetAlert, IdleSpell, EventMail)
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from marketplace import (
     waiting,
 )
 from marketplace.events import feed, sending
+from marketplace.events import mail as event_mail
 from marketplace.invoices import mail
 from marketplace.notices import telling
 from marketplace.sla import closing
@@ -154,3 +155,9 @@ def purge_events() -> None:
 def send_notices() -> None:
     """Tell customers by e-mail what happens to their money and what it pays for."""
     telling.send_due(at=timezone.now(), limit=MAILS_MAX)
+
+
+@shared_task
+def send_event_mail() -> None:
+    """Send e-mail about events that was not sent yet."""
+    event_mail.send_due(at=timezone.now(), limit=MAILS_MAX)

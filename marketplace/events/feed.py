@@ -11,8 +11,9 @@ from typing import Any
 from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 
+from marketplace.events.mail import TOLD
 from marketplace.events.sources import SOURCES, matches
-from marketplace.models import Event, Noted, WebhookDelivery, WebhookEndpoint
+from marketplace.models import Event, EventMail, Noted, WebhookDelivery, WebhookEndpoint
 
 PUBLISHER = 0x6576656E7473  # an advisory lock of PostgreSQL; the name of this file's letters
 KEPT_FOR = timedelta(days=90)
@@ -42,6 +43,7 @@ def publish(*, at: datetime, limit: int) -> int:
     events = Event.objects.bulk_create([made[one.source, one.row] for one in noted if (one.source, one.row) in made])
     Noted.objects.filter(pk__in=[one.pk for one in noted]).delete()
     _address(events, at=at)
+    EventMail.objects.bulk_create(EventMail(event=event, next_try_at=at) for event in events if event.type in TOLD)
     return len(events)
 
 

@@ -1,6 +1,6 @@
 from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
-from marketplace.models.events import Event, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from marketplace.models.events import Event, EventMail, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from marketplace.models.idle import IdleAction, IdleSpell
 from marketplace.models.purchases import TokenPurchase
 from marketplace.models.requests import QuotaRequest, QuotaRule
@@ -47,6 +47,7 @@ __all__ = [
     "Budget",
     "BudgetAlert",
     "Event",
+    "EventMail",
     "IdempotencyRecord",
     "IdleAction",
     "IdleSpell",

@@ -42,6 +42,21 @@ class Event(models.Model):
         return f"{self.type} {self.subject_id}"
 
 
+class EventMail(models.Model):
+    """That people are to be told of an event by e-mail; sent once, tried ever more seldom while it cannot be."""
+
+    event = models.OneToOneField(Event, models.CASCADE, primary_key=True, related_name="mail")
+    tries = models.PositiveSmallIntegerField(default=0)
+    next_try_at = models.DateTimeField()
+    sent_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes = [models.Index(F("next_try_at"), condition=Q(sent_at=None), name="event_mail_pending")]
+
+    def __str__(self) -> str:
+        return f"mail about {self.event}"
+
+
 class WebhookEndpoint(models.Model):
     """Where an organization wants its events sent. Its secrets rest sealed; two are good while one is replaced."""
 

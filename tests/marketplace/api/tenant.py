@@ -28,6 +28,7 @@ from marketplace.models import (
     ApiToken,
     BlockTerms,
     BudgetAlert,
+    EventMail,
     LendingShare,
     Membership,
     Organization,
@@ -153,6 +154,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     while feed.publish(at=timezone.now(), limit=1000):
         pass
     delivery = endpoints.test(actor=actor, endpoint=endpoint, at=timezone.now())
+    EventMail.objects.create(event=delivery.event, next_try_at=at)
     WebhookAttempt.objects.create(delivery=delivery, at=at, error="nobody answered", milliseconds=1)
     budgets.change(actor=actor, owner=project, organization=organization, amount=10**12, hourly_micros=None)
     BudgetAlert.objects.create(
