@@ -152,7 +152,7 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
         whole, bare = fleet.close_beside_bare(BEGIN + 4 * HOUR)
         say("Moving money, opening and closing meters ...")
         figures |= fleet.post(max(1_000, count // 4))
-        figures |= fleet.meter()
+        figures |= fleet.meter(min(VERBS, count // 20))
     figures |= whole.figures("close") | bare.figures("bare_close")
     figures |= {
         "spans_per_s": round(count / whole.wall_s),
@@ -311,24 +311,25 @@ class Fleet:
             **ours.figures("post"),
         }
 
-    def meter(self) -> dict[str, float]:
+    def meter(self, count: int) -> dict[str, float]:
         """Open and close meters with the verbs that a launch and a stop call, each committed by itself."""
         from billing import usage
 
         opened, closed = Watch(self.database_pid), Watch(self.database_pid)
+        small = self.organizations[-50:]
         with opened.running():
-            for number in range(VERBS):
+            for number in range(count):
                 usage.start(
-                    organization=self.organizations[-1 - number % 50], resource_id=f"verb_{number}",
+                    organization=small[number % len(small)], resource_id=f"verb_{number}",
                     resource_name="trainer", labels={}, quantity=1, at=BEGIN + 4 * HOUR,
                     price_version=self.prices[number % len(self.prices)],
                 )  # fmt: skip
         with closed.running():
-            for number in range(VERBS):
+            for number in range(count):
                 usage.stop(resource_id=f"verb_{number}", at=BEGIN + 4 * HOUR + MINUTE)
         return {
-            "meters_opened_per_s": round(VERBS / opened.wall_s),
-            "meters_closed_per_s": round(VERBS / closed.wall_s),
+            "meters_opened_per_s": round(count / opened.wall_s),
+            "meters_closed_per_s": round(count / closed.wall_s),
             **opened.figures("open"),
             **closed.figures("stop"),
         }

@@ -59,9 +59,11 @@ def test_the_fleet_benchmark_ends_with_one_line_of_figures() -> None:
 
 
 def test_the_till_benchmark_ends_with_one_line_of_figures() -> None:
-    figures = run("tests.bench.till", "--invoices", "300", "--json")["figures"]
+    figures = run("tests.bench.till", "--spans", "1200", "--invoices", "300", "--json")["figures"]
     assert (figures["faults"], figures["invoices"], figures["lines"]) == ([], 300, 900)
     assert figures["numbers"] == ["INV-000001", "INV-000300"]
+    assert (figures["spans"], figures["rewritten_in_place"] > 0) == (1200, True)
+    assert min(figures[name] for name in ("close_s", "bare_close_s", "entries_per_s", "meters_closed_per_s")) > 0
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 5), (0.95, 10), (0.99, 10), (0.1, 1)])
