@@ -3,6 +3,7 @@
 A few hundred by default; `HISTORIES=100000 uv run pytest tests/billing/test_recompute_random.py` takes them all.
 """
 
+import dataclasses
 import os
 import random
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import pytest
 from django.apps import apps
 from django.db import connection
 
-from billing import adjusting, floating, price_audit, recomputing
+from billing import adjusting, floating, price_audit, recomputing, tiers
 from billing.invoicing import pieces, proof
 from billing.models import (
     UNITS,
@@ -120,8 +121,9 @@ def test_both_calculators_agree_on_random_histories():
     randomly = random.Random(seed)
     prices = price_everything(randomly)
     customers = histories(randomly, HISTORIES, prices)
-    adjusting.post_due(at=randomly.choice([APRIL - HOUR, APRIL + 100 * HOUR]), seconds=10**6)
-    adjusting.post_due(at=MAY + HOUR, seconds=10**6)
+    # As often as anybody likes, but at least once in the month after: a close reads two months.
+    for at in (MARCH + randomly.randint(1, 700) * HOUR, APRIL + randomly.randint(1, 700) * HOUR, MAY + HOUR):
+        adjusting.post_due(at=at, seconds=10**6)
     assert Adjustment.objects.count() > HISTORIES
     assert list(recomputing.findings(at=datetime(2026, 6, 1, tzinfo=UTC))) == []
     with connection.cursor() as cursor:
@@ -132,6 +134,22 @@ def test_both_calculators_agree_on_random_histories():
               for series in PriceVersion.objects.filter(is_floating=True)}  # fmt: skip
     for some in (customers[begin : begin + 2000] for begin in range(0, len(customers), 2000)):
         check_what_spans_cost(some, points)
+
+
+@pytest.mark.parametrize("fault", ["product", "_draw", "_raise_to_minimum"])
+def test_a_calculator_that_errs_is_found(monkeypatch, fault):
+    right = getattr(tiers, fault)
+
+    def wrong(*args):
+        if fault == "product":
+            return right(*args) + 3_600_000  # a micro too much
+        return None if fault == "_raise_to_minimum" else right(args[0], dataclasses.replace(args[1], size=1), args[2])
+
+    monkeypatch.setattr(tiers, fault, wrong)
+    randomly = random.Random(5)
+    histories(randomly, 40, price_everything(randomly))
+    adjusting.post_due(at=MAY + HOUR)
+    assert list(recomputing.findings(at=MAY + 2 * HOUR))
 
 
 def check_what_spans_cost(customers, points):
