@@ -97,6 +97,11 @@ class SupplierStatement(models.Model):
         return self.number
 
     @property
+    def earned_micros(self) -> int:
+        """What the supplier gets of what customers paid, now or later."""
+        return self.payout_micros + self.reserve_micros
+
+    @property
     def due_micros(self) -> int:
         """What may be paid out of it; below zero where the supplier owes."""
         return self.closing_micros - self.held_micros
@@ -123,6 +128,10 @@ class StatementLine(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+    @property
+    def earned_micros(self) -> int:
+        return self.payout_micros + self.reserve_micros
 
     @property
     def fee_micros(self) -> int:

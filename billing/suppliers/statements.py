@@ -211,13 +211,13 @@ def _write(made: SupplierStatement, lines: Sequence[_Line], adjustments: Sequenc
         cursor.execute(STATE_ALL, [sorted({item.accrual_id for item in items})])
 
 
-def proof(line: StatementLine) -> list[dict[str, object]]:
+def proof(line: StatementLine) -> list[dict[str, Any]]:
     """Return how a line comes about: each span with what it measured, what was charged, and the card's terms."""
     found = line.items.select_related("accrual__span", "accrual__card", "accrual__delivery").order_by("pk")
     return [_proved(item) for item in found]
 
 
-def _proved(item: StatementItem) -> dict[str, object]:
+def _proved(item: StatementItem) -> dict[str, Any]:
     one = item.accrual
     card: RateCard = one.card
     return {

@@ -19,6 +19,7 @@ from marketplace.console.views import (
     receivables,
     requests,
     revenue,
+    suppliers,
 )
 
 urlpatterns = [
@@ -75,6 +76,18 @@ urlpatterns = [
     path("quota-requests/<slug:request_id>/deny", requests.deny, name="console-request-deny"),
     path("quota-rules/new", requests.rule_new, name="console-request-rule-new"),
     path("quota-rules/<slug:rule_id>/end", requests.rule_end, name="console-request-rule-end"),
+    path("suppliers", suppliers.listed, name="console-suppliers"),
+    path("suppliers/<slug:organization_id>", suppliers.shown, name="console-supplier"),
+    path("suppliers/<slug:organization_id>/rate-card", suppliers.card, name="console-rate-card"),
+    path("suppliers/<slug:organization_id>/adjust", suppliers.adjust, name="console-supplier-adjust"),
+    path("suppliers/<slug:organization_id>/hold", suppliers.hold, name="console-payouts-hold"),
+    path("supplier-applications/<slug:application_id>/approve", suppliers.approve, name="console-supplier-approve"),
+    path("supplier-applications/<slug:application_id>/decline", suppliers.decline, name="console-supplier-decline"),
+    path("rate-cards/<slug:card_id>/approve", suppliers.card_approve, name="console-rate-card-approve"),
+    path("rate-cards/<slug:card_id>/decline", suppliers.card_decline, name="console-rate-card-decline"),
+    path("adjustments/<slug:adjustment_id>/approve", suppliers.adjustment_approve, name="console-adjustment-approve"),
+    path("adjustments/<slug:adjustment_id>/decline", suppliers.adjustment_decline, name="console-adjustment-decline"),
+    path("payouts/<slug:payout_id>/reverse", suppliers.reverse_payout, name="console-payout-reverse"),
     path("invoices", invoices.listed, name="console-invoices"),
     path("invoices/seller", invoices.seller, name="console-invoice-seller"),
     path("invoices/<slug:invoice_id>", invoices.shown, name="console-invoice"),

@@ -40,32 +40,33 @@ pdfmetrics.registerFont(UnicodeCIDFont(JAPANESE))
 
 def drawn(invoice: Invoice, lines: Iterable[InvoiceLine]) -> bytes:
     """Return an invoice or credit note as PDF, in its customer's language."""
-    page = _Page(invoice)
+    page = _Invoice(invoice)
     out = BytesIO()
     document = SimpleDocTemplate(
         out, pagesize=A4, leftMargin=MARGIN - PADDING, rightMargin=MARGIN - PADDING, topMargin=MARGIN,
         bottomMargin=MARGIN, title=f"{title(invoice)} {invoice.number}", author=invoice.seller["name"], invariant=1,
     )  # fmt: skip
-    foot = partial(_foot, invoice)
-    document.build(page.parts(lines), onFirstPage=foot, onLaterPages=foot)
+    drawn_foot = partial(foot, invoice.number, invoice.language)
+    document.build(page.parts(lines), onFirstPage=drawn_foot, onLaterPages=drawn_foot)
     return out.getvalue()
 
 
-def _foot(invoice: Invoice, canvas: Any, document: Any) -> None:
-    said = WORDS[invoice.language]["page"].format(page=document.page)
-    canvas.setFont(JAPANESE if invoice.language == "ja" else WESTERN, 8)
+def foot(number: str, language: str, canvas: Any, document: Any) -> None:
+    """Draw what stands beneath each page: whose it is and how many."""
+    said = WORDS[language]["page"].format(page=document.page)
+    canvas.setFont(JAPANESE if language == "ja" else WESTERN, 8)
     canvas.setFillColor(INK)
-    canvas.drawString(MARGIN, 10 * mm, invoice.number)
+    canvas.drawString(MARGIN, 10 * mm, number)
     canvas.drawRightString(A4[0] - MARGIN, 10 * mm, said)
 
 
-class _Page:
-    """The parts of one invoice's pages, from top to bottom."""
+class Page:
+    """The looks of a document: fonts, text, money and parties, in one language and currency."""
 
-    def __init__(self, invoice: Invoice) -> None:
-        self.invoice = invoice
-        self.said = WORDS[invoice.language]
-        is_japanese = invoice.language == "ja"
+    def __init__(self, *, language: str, currency: str) -> None:
+        self.currency = currency
+        self.said = WORDS[language]
+        is_japanese = language == "ja"
         self.font, self.bold = (JAPANESE, JAPANESE) if is_japanese else (WESTERN, WESTERN_BOLD)
         plain = {"fontSize": 9, "leading": 13, "textColor": INK, "wordWrap": "CJK" if is_japanese else None}
         self.body = ParagraphStyle("body", fontName=self.font, **plain)
@@ -73,6 +74,30 @@ class _Page:
         self.strong = ParagraphStyle("strong", self.body, fontName=self.bold)
         self.strong_right = ParagraphStyle("strong right", self.right, fontName=self.bold)
         self.heading = ParagraphStyle("heading", self.strong, fontSize=20, leading=28)
+
+    def text(self, text: str, style: ParagraphStyle | None = None) -> Paragraph:
+        style = style or self.body
+        marked = "<br/>".join(_marked(line, style.fontName) for line in text.splitlines())
+        return Paragraph(marked, style)
+
+    def money(self, micros: int) -> str:
+        return shown(micros, self.currency)
+
+    def party(self, party: dict[str, str]) -> list[Paragraph]:
+        told = [self.text(party["name"], self.strong)]
+        told += [self.text(line) for line in [*party["address"].splitlines(), party["country"]] if line]
+        if party["tax_id"]:
+            name = self.said["registration" if party["country"] == "JP" else "tax_id"]
+            told.append(self.text(f"{name}: {party['tax_id']}"))
+        return told
+
+
+class _Invoice(Page):
+    """The parts of one invoice's pages, from top to bottom."""
+
+    def __init__(self, invoice: Invoice) -> None:
+        super().__init__(language=invoice.language, currency=invoice.currency)
+        self.invoice = invoice
 
     def parts(self, lines: Iterable[InvoiceLine]) -> list[Any]:
         return [
@@ -86,14 +111,6 @@ class _Page:
             Spacer(1, 4 * mm),
             KeepTogether([self.totals(), Spacer(1, 6 * mm), *self.taxes(), *self.notes()]),
         ]
-
-    def text(self, text: str, style: ParagraphStyle | None = None) -> Paragraph:
-        style = style or self.body
-        marked = "<br/>".join(_marked(line, style.fontName) for line in text.splitlines())
-        return Paragraph(marked, style)
-
-    def money(self, micros: int) -> str:
-        return shown(micros, self.invoice.currency)
 
     def facts(self) -> Table:
         invoice, said = self.invoice, self.said
@@ -116,14 +133,6 @@ class _Page:
             cells, colWidths=[WIDTH / 2] * 2,
             style=[("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT],
         )  # fmt: skip
-
-    def party(self, party: dict[str, str]) -> list[Paragraph]:
-        told = [self.text(party["name"], self.strong)]
-        told += [self.text(line) for line in [*party["address"].splitlines(), party["country"]] if line]
-        if party["tax_id"]:
-            name = self.said["registration" if party["country"] == "JP" else "tax_id"]
-            told.append(self.text(f"{name}: {party['tax_id']}"))
-        return told
 
     def lines(self, lines: Iterable[InvoiceLine]) -> LongTable:
         said = self.said
@@ -151,7 +160,7 @@ class _Page:
         price = line.micros_per_unit_hour
         return [
             self.text(about),
-            self.text(f"{_hours(line.unit_milliseconds)} {self.said[line.unit]}", self.right),
+            self.text(f"{hours(line.unit_milliseconds)} {self.said[line.unit]}", self.right),
             self.text(
                 self.said["floating"] if price is None else shown(price, self.invoice.currency, exact=True), self.right
             ),
@@ -208,7 +217,7 @@ class _Page:
 TIGHT = [("TOPPADDING", (0, 0), (-1, -1), 1), ("BOTTOMPADDING", (0, 0), (-1, -1), 1)]
 
 
-def _hours(milliseconds: int) -> str:
+def hours(milliseconds: int) -> str:
     """Return unit-hours with three decimals, without a float."""
     sign = "-" if milliseconds < 0 else ""
     whole, rest = divmod(abs(milliseconds) * 1000 // HOUR_MS, 1000)

@@ -19,6 +19,7 @@ from marketplace.models.reservations import (
     Shortfall,
 )
 from marketplace.models.spot import Allocation, Auction, Bid, SpotTerms
+from marketplace.models.suppliers import SupplierApplication
 from marketplace.models.tenants import (
     ApiToken,
     AuditEntry,
@@ -72,6 +73,7 @@ __all__ = [
     "SpotTerms",
     "SshKey",
     "TokenPurchase",
+    "SupplierApplication",
     "Trade",
     "TradeLeg",
     "User",

@@ -56,6 +56,10 @@ class Frame:
         return self.membership is not None and permissions.allows(Role(self.membership.role), "invoice.view")
 
     @property
+    def sees_supply(self) -> bool:
+        return self.membership is not None and permissions.allows(Role(self.membership.role), "supplier.view")
+
+    @property
     def may_rent(self) -> bool:
         return self.membership is not None and permissions.allows(Role(self.membership.role), "instance.change")
 

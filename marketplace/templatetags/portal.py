@@ -307,3 +307,9 @@ def ppm(millionths: int) -> str:
 def utc_month(at: datetime) -> str:
     """Write the UTC month of a moment, such as `2026-11`."""
     return f"{at.astimezone(UTC):%Y-%m}"
+
+
+@register.filter
+def utc_day(at: datetime) -> str:
+    """Write the UTC day of a moment, such as `2026-11-27`."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"

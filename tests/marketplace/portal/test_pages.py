@@ -46,6 +46,11 @@ PAGES = [
     ("costs-json", 200, 200, 200),
     ("usage", 200, 200, 200),
     ("service-levels", 200, 200, 200),
+    ("supplier", 200, 403, 403),
+    ("supplier-nodes", 404, 403, 403),
+    ("supplier-statements", 404, 403, 403),
+    ("supplier-payouts", 404, 403, 403),
+    ("supplier-connect", 405, 405, 405),
     ("invoices", 200, 403, 403),
     ("payment-methods", 200, 403, 403),
     ("card-add", 409, 403, 403),
@@ -130,6 +135,8 @@ OF_ONE = [
 BY_LINK = {"invitation"}
 # Of an offer, which everybody signed in may know: `test_spot` looks at them.
 OF_AN_OFFER = {"spot", "spot-auction"}
+# Of a supplier, which Acme is not: `test_supplier` looks at them.
+OF_A_SUPPLIER = {"supplier-statement", "supplier-statement-pdf", "supplier-statement-csv"}
 FRAGMENTS = {
     "payment-continue",
     "spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv", "costs-csv",
@@ -207,7 +214,7 @@ def reserve_some(actor: Actor, project: Project, offer: Offer) -> Things:
 
 def test_every_route_has_a_row_here() -> None:
     names = {pattern.name for pattern in urls.urlpatterns if isinstance(pattern, URLPattern)}
-    assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK | OF_AN_OFFER
+    assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK | OF_AN_OFFER | OF_A_SUPPLIER
 
 
 @pytest.mark.parametrize(("name", "owner_sees", "developer_sees", "viewer_sees"), PAGES)

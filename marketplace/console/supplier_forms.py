@@ -1,0 +1,74 @@
+"""What a capacity manager may type about suppliers."""
+
+from typing import Any
+from uuid import uuid4
+
+from django import forms
+from django.utils.translation import gettext_lazy as _
+
+from billing.models import SupplierAdjustment
+from billing.models.suppliers import BPS
+from marketplace.console.forms import CURRENCIES, ConsoleForm, MoneyField, reason_field
+from marketplace.console.suppliers import ALL_OFFERS, GIVE, TAKE
+from marketplace.models import Organization
+from marketplace.suppliers import earnings
+
+DAYS_MAX = 365
+
+
+class PercentField(forms.DecimalField):
+    """A share in percent with at most two places; its value is basis points."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
+        super().__init__(min_value=0, max_value=100, decimal_places=2, widget=widget, **kwargs)
+
+    def clean(self, value: Any) -> int | None:
+        share = super().clean(value)
+        return None if share is None else int(share * (BPS // 100))
+
+
+class RateCardForm(ConsoleForm):
+    """What a supplier gets. The key makes a form that is sent twice count once."""
+
+    offer = forms.ChoiceField(label=_("Offer"), required=False)
+    share_bps = PercentField(label=_("Share of what customers pay, in percent"), help_text=_("Such as 70 or 72.5."))
+    fixed_micros = MoneyField(
+        label=_("Or fixed, per GPU-hour"),
+        required=False,
+        help_text=_("Empty: the share. With an amount, the share holds for use that is paid in another currency."),
+    )
+    fixed_currency = forms.ChoiceField(label=_("Currency of the fixed amount"), choices=CURRENCIES)
+    reserve_bps = PercentField(label=_("Held back of that, in percent"), initial=10)
+    reserve_days = forms.IntegerField(label=_("Held back for days"), min_value=0, max_value=DAYS_MAX, initial=30)
+    sla_bps = PercentField(label=_("Borne of service credits, in percent"), initial=100)
+    effective_from = forms.DateTimeField(
+        label=_("In force from"),
+        required=False,
+        help_text=_("In your time zone. Empty: from its approval on."),
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+    )
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+    def __init__(self, *args: Any, supplier: Organization, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        offers = [(one.public_id, one.name) for one in earnings.offers_of(supplier)]
+        field = self.fields["offer"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [(ALL_OFFERS, _("All without a card of their own")), *offers]
+
+
+class AdjustmentForm(ConsoleForm):
+    """What moves beside the share of use. The key makes a form that is sent twice count once."""
+
+    direction = forms.ChoiceField(
+        label=_("What"), choices=[(GIVE, _("Give the supplier")), (TAKE, _("Take from the supplier"))]
+    )
+    amount_micros = MoneyField(label=_("Amount"))
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    kind = forms.ChoiceField(
+        label=_("Kind"),
+        choices=[one for one in SupplierAdjustment.Kind.choices if one[0] != SupplierAdjustment.Kind.SLA],
+    )
+    reason = reason_field(_("It stands on the supplier's statement."))
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
