@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from billing import usage
 from billing.invoicing import issuing, sellers
-from billing.models import Card, InvoiceSeries, Payment
+from billing.models import Card, InvoiceSeries, Payment, StatementSeries, SupplierStatement
 from marketplace import (
     budgets,
     quota_requests,
@@ -87,6 +87,23 @@ def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
         "extension": quotes.for_extension(reservation=reservation, ends_at=buyer.at(212), at=buyer.noon).public_id,
         "cancellation": quotes.for_cancellation(reservation=reservation, at=buyer.noon).public_id,
     }
+
+
+def empty_statement(organization: Organization) -> SupplierStatement:
+    """A statement of nothing, in a series of its own."""
+    series, _ = StatementSeries.objects.get_or_create(prefix=f"S{organization.pk}-")
+    nothing = dict.fromkeys(
+        (
+            "opening_micros", "unit_milliseconds", "charge_micros", "payout_micros", "reserve_micros", "fee_micros",
+            "adjustment_micros", "paid_micros", "closing_micros", "held_micros",
+        ),
+        0,
+    )  # fmt: skip
+    at, who = timezone.now(), {"name": "x", "address": "", "country": "NO", "tax_id": ""}
+    return SupplierStatement.objects.create(
+        series=series, sequence=1, number=f"{series.prefix}1", supplier=organization, currency="USD", period_start=at,
+        period_end=at, issued_at=at, language="en", platform=who, party=who, **nothing,
+    )  # fmt: skip
 
 
 def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
@@ -194,6 +211,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "bid": bid.public_id,
             "auction": auction.public_id,
             "invoice": invoice.public_id,
+            "statement": empty_statement(organization).public_id,
             "webhook": endpoint.public_id,
             "delivery": delivery.public_id,
             "card": card.public_id,

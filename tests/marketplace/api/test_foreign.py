@@ -23,6 +23,7 @@ PREFIXES = {
     "reservation": "rsv", "quote": "qte", "extension": "qte",
     "webhook": "whk", "delivery": "whd",
     "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "card": "crd", "payment": "pay",
+    "statement": "sts",
 }  # fmt: skip
 
 
