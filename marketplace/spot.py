@@ -18,6 +18,7 @@ from django.utils.translation import gettext
 
 from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
+from billing.prepared import ask
 from billing.public_ids import new_public_id
 from marketplace import auction, audit, bids, rentals, spot_capacity
 from marketplace.access import Actor
@@ -34,7 +35,6 @@ from provisioning.models import (
     Interruption,
     Phase,
     Reason,
-    Workflow,
 )
 
 log = structlog.get_logger("marketplace.spot")
@@ -53,6 +53,18 @@ LOCK_ROWS = (
     "SELECT FROM provisioning_workflow WHERE instance_id = ANY (%s) ORDER BY instance_id FOR UPDATE",
     "SELECT FROM provisioning_instance WHERE id = ANY (%s) ORDER BY id FOR NO KEY UPDATE",
 )
+# As lists in one parameter: there may be tens of thousands.
+LET_OUT = """
+UPDATE provisioning_instance SET admitted_at = NULL WHERE id = ANY (%(instances)s::bigint[]) AND phase = 'queued'
+"""
+LET_IN = """
+WITH due AS (
+    UPDATE provisioning_workflow SET due_at = %(at)s, step_since = %(at)s, failures = 0
+    WHERE instance_id = ANY (%(instances)s::bigint[]) AND step = 'place'
+)
+UPDATE provisioning_instance SET admitted_at = %(at)s
+WHERE id = ANY (%(instances)s::bigint[]) AND phase = 'queued' AND desired = 'running'
+"""
 ALLOCATE = """
 INSERT INTO marketplace_allocation (auction_id, bid_id, gpus)
 SELECT %s, * FROM unnest(%s::bigint[], %s::int[])
@@ -341,14 +353,13 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
     stays = [entry for entry in found if entry.bid.id in won and entry.told_id]
     # What won before and takes no part any more, for want of funds or by a policy, is not waited for.
     queued = Instance.objects.filter(phase=Phase.QUEUED)
-    outside = queued.filter(bid__offer=held.offer_id, admitted_at__isnull=False)
-    gone = list(outside.exclude(pk__in=[entry.instance_id for entry in found]).values_list("pk", flat=True))
+    outside = set(queued.filter(bid__offer=held.offer_id, admitted_at__isnull=False).values_list("pk", flat=True))
+    gone = outside.difference(entry.instance_id for entry in found)
     with connection.cursor() as cursor:
         for statement in LOCK_ROWS:
             cursor.execute(statement, [[*let_in, *lost, *gone, *(entry.instance_id for entry in stays)]])
-    queued.filter(pk__in=[*lost, *gone]).update(admitted_at=None)
-    queued.filter(pk__in=let_in, desired=Instance.Desired.RUNNING).update(admitted_at=at)
-    Workflow.objects.filter(pk__in=let_in, step="place").update(due_at=at, step_since=at, failures=0)
+    ask(LET_OUT, {"instances": [*lost, *gone]})
+    ask(LET_IN, {"instances": let_in, "at": at})
     for instance_id in let_in[:NUDGES_MAX]:
         engine.nudge(instance_id)
     # Everybody's accounts at once and before any node, in the order in which everybody locks them.
