@@ -32,7 +32,7 @@ SELECT 'spn_' || lpad(n::text, 20, 'a'), %(first)s + n %% %(organizations)s, 'in
     ), 'gpu', 1 + n %% 8, CASE WHEN n %% 3 = 0 THEN %(floating)s ELSE %(flat)s END, '', began,
     began + (1 + n * 37 %% 48) * interval '1 hour', 0, began + (1 + n * 37 %% 48) * interval '1 hour', 0
 FROM (
-    SELECT n, %(begin)s::timestamptz + (n * 7919 %% 2500000) * interval '1 second' AS began,
+    SELECT n, %(begin)s::timestamptz + (n::bigint * 7919 %% 2500000) * interval '1 second' AS began,
         %(offers)s::text[] AS offers
     FROM generate_series(1, %(spans)s) AS n
 ) one
