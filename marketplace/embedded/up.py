@@ -32,6 +32,7 @@ from marketplace.embedded.supervisor import Supervisor, ToldToStop
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS, SERVICES, AGENTS = 0, 1, 2  # stages: what ends last, next and first
 START_WITHIN_S = 60
+PREPARED_WITHIN_S = 300  # Tables are many, and a slow or busy disk is no fault.
 END_WITHIN_S = 9
 WEB_WORKERS = 2  # on two cores one of them is not enough for Python: see docs/benchmarks.md
 WEB_THREADS = 16  # of each worker; a follower of a log keeps one busy
@@ -205,7 +206,7 @@ class Marketplace:
         connection, into = self.home / "connection.json", self.home / "run" / "world"
         token = json.loads(connection.read_text())["token"] if connection.exists() else None
         argv = ("manage.py", "prepare", "--into", str(into), *(() if token else ("--new-token",)))
-        self.supervisor.run_to_end(self._python("prepare", *argv, environ=environ), within_s=START_WITHIN_S)
+        self.supervisor.run_to_end(self._python("prepare", *argv, environ=environ), within_s=PREPARED_WITHIN_S)
         world: dict[str, Any] = json.loads(into.read_text())
         into.unlink()  # it holds join tokens
         write_private(connection, json.dumps({"url": self.url, "token": world["token"] or token}))
