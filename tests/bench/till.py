@@ -2,9 +2,9 @@
 
     uv run python -m tests.bench.till --spans 360000 --invoices 10000 --json
 
-Fills a database of its own with spans that run, and charges them all (`close.py`);
-then with organizations that used something last month, charged and paid, and issues
-all their invoices. Works the books out after each. The bound is PostgreSQL's own:
+Fills a database of its own with organizations that used something last month,
+charged and paid, and issues all their invoices; then with spans that run, and
+charges them all (`close.py`). Works the books out after each. The bound is PostgreSQL's own:
 the same rows, written by one statement per table.
 """
 
@@ -46,8 +46,8 @@ def main() -> int:
         django.setup()
         call_command("migrate", verbosity=0)
         say = (lambda text: None) if given.json else print
-        figures = close.run(given.spans, stage.database_pid, say) if given.spans else {}
-        figures |= run(given.invoices, say) if given.invoices else {}
+        figures = run(given.invoices, say) if given.invoices else {}
+        figures |= close.run(given.spans, stage.database_pid, say) if given.spans else {}
         faults = figures.pop("close_faults", []) + figures.pop("faults", [])
     print(machine.last_line("till", {**figures, "faults": faults}, here))
     return 1 if faults else 0
