@@ -17,6 +17,7 @@ WAITING = (
     "tests/bench/",
     "tests/marketplace/embedded/",
     "tests/marketplace/portal/test_browser.py",
+    "tests/marketplace/portal/test_browser_payments.py",
 )
 
 
