@@ -10,7 +10,10 @@ from billing.models import Account
 from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
 from billing.prepared import Value, ask
 
-COLUMNS = ("id", "public_id", "organization_id", "kind", "currency", "balance_micros", "held_micros", "created_at")
+COLUMNS = (
+    "id", "public_id", "organization_id", "kind", "currency", "balance_micros", "held_micros", "credit_limit_micros",
+    "sanction", "created_at",
+)  # fmt: skip
 OF_CUSTOMER = f"""
 SELECT {", ".join(COLUMNS)} FROM billing_account
 WHERE organization_id = %(organization)s AND currency = %(currency)s AND kind IN ('promo', 'cash', 'receivable')

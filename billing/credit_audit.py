@@ -16,6 +16,35 @@ RULES: Mapping[str, str] = {
         FROM billing_creditgrant credit JOIN billing_transfer transfer ON transfer.key = credit.cause
         WHERE credit.amount_micros <> transfer.amount_micros OR transfer.target_id <> credit.account_id
     """,
+    "invoice_is_paid_by_name_from_what_came": """
+        SELECT payment.transfer_key, format('named %%s, transferred %%s', payment.amount_micros,
+                                            coalesce(transfer.amount_micros, 0))
+        FROM billing_invoicepayment payment
+        LEFT JOIN billing_transfer transfer ON transfer.key = payment.transfer_key
+        WHERE payment.amount_micros > coalesce(transfer.amount_micros, 0)
+    """,
+    "written_off_is_what_was_moved": """
+        SELECT invoice.number, format('written off %%s, moved %%s', written_off_micros, coalesce(moved.total, 0))
+        FROM billing_collection collection JOIN billing_invoice invoice ON invoice.id = collection.invoice_id
+        LEFT JOIN (
+            SELECT key, sum(amount_micros) AS total FROM billing_transfer WHERE key LIKE 'write-off:%%' GROUP BY key
+        ) moved ON moved.key = 'write-off:' || invoice.public_id
+        WHERE written_off_micros <> coalesce(moved.total, 0)
+    """,
+    "sanction_is_what_unpaid_invoices_brought": """
+        SELECT account.public_id, format('sanction %%s, events %%s', sanction, coalesce(most.action, ''))
+        FROM billing_account account LEFT JOIN LATERAL (
+            SELECT step.action FROM billing_dunningevent event
+            JOIN billing_dunningstep step ON step.id = event.step_id
+            JOIN billing_collection collection ON collection.invoice_id = event.invoice_id
+            WHERE collection.organization_id = account.organization_id
+              AND collection.state IN ('past_due', 'uncollectible')
+              AND step.action IN ('restrict', 'stop_spot', 'stop_on_demand')
+            ORDER BY array_position(ARRAY['stop_on_demand', 'stop_spot', 'restrict'], step.action::text) LIMIT 1
+        ) most ON true
+        WHERE account.kind = 'receivable' AND sanction <> coalesce(most.action, '')
+          AND account.currency = (SELECT currency FROM marketplace_organization WHERE id = account.organization_id)
+    """,
     "credit_limit_was_approved": """
         SELECT account.public_id, format('limit %%s, approved %%s', credit_limit_micros, coalesce(line.limit_micros, 0))
         FROM billing_account account JOIN marketplace_organization owner

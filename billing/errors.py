@@ -207,3 +207,24 @@ class AlreadyProposed(BillingError):
 
 class BadCredit(BillingError):
     """A grant or a limit that makes no sense: it expires before it begins, or is no whole amount."""
+
+
+class PaymentsPastDue(InsufficientFunds):
+    """Nothing new starts: an invoice was left unpaid for too long. `number` is that of the oldest."""
+
+    def __init__(self, *, owed_micros: int, currency: str, number: str) -> None:
+        super().__init__(needed_micros=owed_micros, available_micros=0, currency=currency)
+        self.owed_micros = owed_micros
+        self.number = number
+
+
+class BadBankTransfer(BillingError):
+    """No bank transfer is like this; `field` names what is wrong."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
+class DisputedAlready(BillingError):
+    """It is disputed already, and nobody has decided about that yet."""

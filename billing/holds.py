@@ -5,7 +5,7 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import F, QuerySet
 
-from billing import accounts, ledger, rating, receivables
+from billing import accounts, collecting, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
 from billing.prepared import ask
@@ -41,7 +41,8 @@ def place(
 ) -> list[Hold]:
     """Set money aside for a resource: promotional credit, cash, what may be owed; one hold for each.
 
-    Raises `InsufficientFunds` and sets nothing aside if all together have less.
+    Raises `InsufficientFunds` and sets nothing aside if all together have less,
+    or `PaymentsPastDue` where an invoice was left unpaid for too long.
     Repeating the call changes nothing; the same key for another amount or
     organization is `KeyReused`, and `HoldClosed` once what was set aside was
     given back. Two statements, since every launch waits here.
@@ -53,7 +54,8 @@ def place(
         keys = [f"{key}/{source.kind}" for source in sources]
         available_micros = payer.wallet.available_micros
         holds: list[Hold] = []
-        if 0 < amount_micros <= available_micros:
+        past_due = collecting.refusal(payer, organization) if payer.receivable.sanction else None
+        if 0 < amount_micros <= available_micros and past_due is None:
             shares, _ = rating.take_in_turn(amount_micros, [source.free_micros for source in sources])
             wanted = [
                 Hold(key=key, account=source, amount_micros=share, purpose=purpose, resource_id=resource_id)
@@ -64,6 +66,8 @@ def place(
         if not holds:
             holds = list(Hold.objects.filter(key__in=keys).select_related("account"))
     if not holds and amount_micros > 0:
+        if past_due is not None:
+            raise past_due
         raise InsufficientFunds(
             needed_micros=amount_micros,
             available_micros=available_micros,

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, ledger, rating, receivables, runway
+from billing import accounts, collecting, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
 from billing.models import Account
 from billing.prepared import Value, ask
@@ -105,6 +105,8 @@ def pay(
     and this one, in the order of their keys.
     """
     payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    if payer.receivable.sanction and (past_due := collecting.refusal(payer, organization)):
+        raise past_due
     total = sum(part.amount_micros for part in parts)
     if total > payer.wallet.available_micros:
         raise InsufficientFunds(

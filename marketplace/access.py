@@ -460,7 +460,7 @@ def commitments(organization: Organization) -> QuerySet[Commitment]:
 
 def invoices(organization: Organization) -> QuerySet[Invoice]:
     """Return an organization's invoices and credit notes; the caller came through `organization_for`."""
-    return Invoice.objects.filter(organization=organization).select_related("organization", "credited")
+    return Invoice.objects.filter(organization=organization).select_related("organization", "credited", "collection")
 
 
 def invoice_for(actor: Actor, invoice_id: str, *, verb: str) -> Invoice:

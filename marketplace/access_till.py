@@ -2,7 +2,7 @@
 
 from django.db.models import QuerySet
 
-from billing.models import Payout, SlaVerdict, StatementLine, SupplierStatement
+from billing.models import Invoice, InvoiceDispute, Payout, SlaVerdict, StatementLine, SupplierStatement
 from marketplace import access
 from marketplace.access import Actor
 from marketplace.errors import NotFound
@@ -47,3 +47,20 @@ def statement_lines(statement: SupplierStatement) -> QuerySet[StatementLine]:
 def payouts(supplier: Organization) -> QuerySet[Payout]:
     """Return what was paid out to a supplier; the caller came through `supplier_for`."""
     return Payout.objects.filter(supplier=supplier).select_related("statement")
+
+
+def invoice_disputes(invoice: Invoice) -> QuerySet[InvoiceDispute]:
+    """Return what was disputed of an invoice; the caller came through `invoice_for`."""
+    return (
+        InvoiceDispute.objects.filter(invoice=invoice).select_related("line", "invoice__organization").order_by("-pk")
+    )
+
+
+def dispute_for(actor: Actor, dispute_id: str, *, verb: str) -> InvoiceDispute:
+    """Return a dispute about an invoice of one of the actor's organizations."""
+    related = InvoiceDispute.objects.select_related("line", "invoice__organization")
+    found = related.filter(public_id=dispute_id).first()
+    if found is None:
+        raise NotFound
+    access._check(actor, found.invoice.organization_id, verb)
+    return found

@@ -69,6 +69,7 @@ app.conf.update(
             ("webhooks to send", "marketplace.tasks.send_webhooks", 1.0),
             ("events that are old", "marketplace.tasks.purge_events", 600.0),
             ("notices to send", "marketplace.tasks.send_notices", 30.0),
+            ("invoices that nobody has paid", "billing.tasks.collect", 30.0),
             ("runways to look at", "billing.tasks.watch_runways", 30.0),
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),

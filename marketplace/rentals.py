@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 from django.utils.translation import gettext, ngettext
 
 from billing import holds, prices, rating, standing
@@ -356,10 +357,16 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
 
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     """Stop instances of organizations that may run nothing any more; return how many were asked to stop."""
-    unpaid = Instance.objects.filter(phase__in=CHARGED_PHASES, project__organization__in=standing.stopped(at=at))
+    broke, no_spot = standing.stopped(at=at), standing.spot_stopped(at=at)
+    unpaid = Instance.objects.filter(
+        Q(project__organization__in=broke) | Q(project__organization__in=no_spot, market=Instance.Market.SPOT),
+        phase__in=CHARGED_PHASES,
+    ).select_related("project")
     stopped = 0
     for instance in unpaid.order_by("pk")[:limit]:
         message = "The organization's funds are used up; add credit and start it again."
+        if instance.project.organization_id in no_spot:
+            message = "An invoice is past due; pay it and start it again."
         try:
             instances.stop(instance=instance, at=at, reason=Reason.NO_FUNDS, message=message)
         except ProvisioningError:

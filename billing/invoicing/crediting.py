@@ -6,7 +6,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, ledger, runway
+from billing import accounts, collecting, invoice_payments, ledger, runway
 from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused, SecondPersonNeeded
 from billing.invoicing import sellers
 from billing.invoicing.rounding import minor_unit_micros, part_of_tax
@@ -61,6 +61,7 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
     payer = accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
     _still_open(proposal)
     note = _write(proposal, at=at)
+    left = invoice_payments.left_micros(invoice, invoice.organization)
     for what, kind, micros in (
         ("net", Account.Kind.REVENUE, note.net_micros),
         ("tax", Account.Kind.TAX, note.tax_micros),
@@ -75,8 +76,13 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
                 reason=f"Credit note {note.number}",
                 at=at,
             )
+            if target.kind == Account.Kind.RECEIVABLE and (named := min(left, share)):
+                key = f"invoice:{note.public_id}:{what}:{target.kind}"
+                invoice_payments.name(invoice=invoice, transfer_key=key, amount_micros=named, at=at)
+                left -= named
     _decide(proposal, State.ISSUED, by=by, at=at, credit_note=note)
     runway.refresh(organization=invoice.organization, at=at)
+    collecting.review(organization=invoice.organization, at=at)
     return note
 
 

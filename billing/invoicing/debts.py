@@ -1,31 +1,49 @@
 """What of issued invoices is still to be paid."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from django.db.models import Sum
 
 from billing.accounts import Organization
-from billing.models import Account, Invoice, Transfer
+from billing.models import Account, Invoice, InvoicePayment, Transfer
 
 
 def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) -> dict[int, int]:
-    """Return what is still owed of each of these, by id; three queries at most.
+    """Return what is still owed of each of these, by id; four queries at most.
 
-    The oldest debt is paid first: what came in since an invoice was issued paid
-    what was owed then for earlier ones, then the invoice.
+    What was paid for an invoice by name counts for it. With all else the oldest
+    debt is paid first: what came in since an invoice was issued paid what was
+    owed then for earlier ones, then the invoice.
     """
     invoices = list(invoices)
     owing = [invoice for invoice in invoices if invoice.due_micros]
     left = {invoice.pk: 0 for invoice in invoices}
+    if not owing:
+        return left
     debt = Account.objects.filter(
         organization=organization.pk, kind=Account.Kind.RECEIVABLE, currency=organization.currency, balance_micros__lt=0
     ).first()
-    if debt is None or not owing:
+    if debt is None:
         return left
     payments = Transfer.objects.filter(target=debt, effective_at__gte=min(one.issued_at for one in owing))
-    came = list(payments.values("effective_at").annotate(total=Sum("amount_micros")))
+    came = list(payments.values_list("effective_at").annotate(total=Sum("amount_micros")))
+    named = list(
+        InvoicePayment.objects.filter(invoice__organization=organization.pk)
+        .values_list("at", "invoice", "invoice__issued_at")
+        .annotate(total=Sum("amount_micros"))
+    )
     for invoice in owing:
-        paid = sum(row["total"] for row in came if row["effective_at"] >= invoice.issued_at)
-        own = max(0, paid - invoice.older_due_micros)
-        left[invoice.pk] = min(max(0, invoice.due_micros - own), -debt.balance_micros)
+        left[invoice.pk] = min(_left(invoice, came, named), -debt.balance_micros)
     return left
+
+
+def _left(
+    invoice: Invoice, came: Sequence[tuple[datetime, int]], named: Sequence[tuple[datetime, int, datetime, int]]
+) -> int:
+    since = [row for row in named if row[0] >= invoice.issued_at]
+    paid_by_name = sum(total for _, key, _, total in since if key == invoice.pk)
+    older_by_name = sum(total for _, _, issued_at, total in since if issued_at < invoice.issued_at)
+    others = sum(total for at, total in came if at >= invoice.issued_at) - sum(total for *_, total in since)
+    own = max(0, others - max(0, invoice.older_due_micros - older_by_name))
+    return max(0, invoice.due_micros - paid_by_name - own)

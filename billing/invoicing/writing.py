@@ -5,7 +5,7 @@ from datetime import datetime
 
 from django.db import connection
 
-from billing import accounts, ledger, runway
+from billing import accounts, collecting, ledger, runway
 from billing.accounts import CustomerAccounts
 from billing.invoicing import adjusted
 from billing.invoicing.drafts import Draft, Line
@@ -47,6 +47,7 @@ def write(drafts: Sequence[Draft], *, numbers: Sequence[tuple[InvoiceSeries, int
     InvoiceLine.objects.bulk_create([row for _, row in lines], batch_size=BULK)
     InvoiceItem.objects.bulk_create([item for line, row in lines for item in _items(line, row)], batch_size=BULK)
     adjusted.write([(line.adjustment, row) for line, row in lines if line.adjustment is not None])
+    collecting.open_for(invoices, at=at)
     InvoiceMail.objects.bulk_create([InvoiceMail(invoice=invoice, next_try_at=at) for invoice in invoices])
     marked = [piece for draft in drafts for piece in draft.marked]
     with connection.cursor() as cursor:

@@ -1,3 +1,5 @@
+from billing.models.bank import BankTransfer, InvoiceDispute
+from billing.models.collecting import Collection, DunningEvent, DunningStep, InvoicePayment
 from billing.models.credit import CreditGrant, CreditLine
 from billing.models.decisions import Proposal
 from billing.models.invoices import (
@@ -52,9 +54,11 @@ __all__ = [
     "AdjustmentPosting",
     "AutomaticTopUp",
     "BalanceEntry",
+    "BankTransfer",
     "BillingDetails",
     "Card",
     "Charge",
+    "Collection",
     "Commitment",
     "CommitmentPrice",
     "CreditGrant",
@@ -62,13 +66,17 @@ __all__ = [
     "CreditProposal",
     "Delivery",
     "Dispute",
+    "DunningEvent",
+    "DunningStep",
     "Earning",
     "Hold",
     "Invoice",
     "InvoiceAdjustment",
+    "InvoiceDispute",
     "InvoiceItem",
     "InvoiceLine",
     "InvoiceMail",
+    "InvoicePayment",
     "InvoiceSeries",
     "Notice",
     "Payment",

@@ -51,6 +51,9 @@ class Account(models.Model):
     balance_micros = models.BigIntegerField(default=0)
     held_micros = models.BigIntegerField(default=0)
     credit_limit_micros = models.BigIntegerField(default=0, help_text="of a receivable: how much may be owed")
+    sanction = models.CharField(
+        max_length=16, blank=True, help_text="of a receivable: what unpaid invoices forbid, see collecting"
+    )
     created_at = models.DateTimeField(default=timezone.now)
 
     class Meta:
@@ -86,8 +89,14 @@ class Account(models.Model):
                 condition=Q(credit_limit_micros=0) | Q(credit_limit_micros__gt=0, kind="receivable"),
                 name="account_gives_credit_on_what_is_owed_only",
             ),
+            models.CheckConstraint(
+                condition=Q(sanction="")
+                | Q(sanction__in=["restrict", "stop_spot", "stop_on_demand"], kind="receivable"),
+                name="account_is_sanctioned_for_what_is_owed_only",
+            ),
             models.CheckConstraint(condition=Q(currency__regex="^[A-Z]{3}$"), name="account_currency_is_an_iso_code"),
         ]
+        indexes = [models.Index(fields=["sanction"], condition=~Q(sanction=""), name="account_sanctioned")]
 
     def __str__(self) -> str:
         return f"{self.kind} {self.currency} {self.public_id}"

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from billing import accounts, ledger, receivables, runway
+from billing import accounts, collecting, invoice_payments, ledger, receivables, runway
 from billing.errors import BadAmount, KeyReused, NoCard, NoProcessor, OutcomeUnknown, ProcessorRefused, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Card, Payment
@@ -239,8 +239,13 @@ def _book(payment: Payment, payer: accounts.CustomerAccounts, *, at: datetime) -
         reason=f"{payment.get_purpose_display()} {payment.public_id}",
         at=at,
     )
+    if payment.purpose == Payment.Purpose.INVOICE:
+        invoice_payments.pay_named(
+            payment.reference, payment.organization, payment.amount_micros, payment.processor_key, at
+        )
     receivables.settle(freed=payer.cash, cause=payment.processor_key, at=at)
     runway.refresh(organization=payment.organization, at=at)
+    collecting.review(organization=payment.organization, at=at)
 
 
 def _call(payment: Payment, customer: str, *, at: datetime) -> Payment:

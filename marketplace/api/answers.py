@@ -9,7 +9,7 @@ from django.conf import settings
 
 from billing import accounts, floating, promotions, usage
 from billing.models import PriceVersion, Runway, UsageSpan
-from marketplace import costs, rentals, volumes
+from marketplace import costs, owing, rentals, volumes
 from marketplace.models import (
     ApiToken,
     AuditEntry,
@@ -336,6 +336,8 @@ def balance(
     runway: Runway | None,
     *,
     credit: Sequence[promotions.Left],
+    unpaid: Sequence[owing.Unpaid],
+    coming: Sequence[owing.Coming],
     level: str,
     at: datetime,
 ) -> Answer:
@@ -358,6 +360,8 @@ def balance(
             }
             for one in credit
         ],
+        "past_due": decimal_string(owing.past_due_micros(unpaid, at=at)),
+        "coming": [{"at": one.at, "code": one.code, "text": one.text, "invoice": one.number or None} for one in coming],
         "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),
         "exhausts_at": runway.exhausts_at if runway else None,
         "level": level,

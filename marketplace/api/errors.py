@@ -14,7 +14,7 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor
+from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor, PaymentsPastDue
 from marketplace import errors, idempotency, limits
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
@@ -112,6 +112,10 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     InsufficientFunds: Kind(
         402, "insufficient_funds", "Not enough credit", "new_request", "Add credit, or choose fewer GPUs."
+    ),
+    PaymentsPastDue: Kind(
+        402, "payments_past_due", "An invoice is past due", "new_request",
+        "Pay it (POST /api/v1/invoices/{id}/pay, or gpumarket invoices pay), or by bank transfer with its number.",
     ),
     NoCapacity: Kind(
         409, "no_capacity", "Not enough free GPUs", "after",
@@ -275,6 +279,9 @@ def _detail(error: Exception, kind: Kind) -> str:
 
 
 def _funds(error: InsufficientFunds) -> str:
+    if isinstance(error, PaymentsPastDue):
+        owed = shown(error.owed_micros, error.currency)
+        return f"{owed} is past due, since invoice {error.number}; nothing new starts until it is paid."
     needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
     if error.credit_limit_micros:
         limit = shown(error.credit_limit_micros, error.currency)

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from django.utils import timezone
+
 from billing.invoicing import debts
 from billing.invoicing.proof import LineProof, SpanProof, TotalsProof
 from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import BillingDetails, Invoice, InvoiceLine
+from marketplace import owing
 from marketplace.invoices.details import FIELDS
 from marketplace.models import Organization
 from marketplace.money import decimal_string
@@ -57,6 +60,8 @@ def _invoice(row: Invoice, due_micros: int) -> dict[str, Any]:
         "paid_at_issue": decimal_string(row.paid_micros),
         "due_at_issue": decimal_string(row.due_micros),
         "due": decimal_string(due_micros),
+        "state": owing.state_of(row, due_micros, at=timezone.now()),
+        "due_at": row.collection.due_at if hasattr(row, "collection") else None,
     }
 
 

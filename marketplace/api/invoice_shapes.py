@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from billing.models import BillingDetails, Invoice, InvoiceSeries, Unit, UsageSpan
+from billing.models import BillingDetails, Collection, Invoice, InvoiceSeries, Unit, UsageSpan
 from marketplace.api.shapes import NamedRef
 
 
@@ -74,6 +74,8 @@ class InvoiceAnswer(serializers.Serializer[Any]):
     paid_at_issue = serializers.CharField(help_text="was paid from the balance already")
     due_at_issue = serializers.CharField()
     due = serializers.CharField(help_text="what is still owed of it now")
+    state = serializers.ChoiceField(choices=Collection.State.values, help_text="as payments say now")
+    due_at = serializers.DateTimeField(allow_null=True, help_text="when it has to be paid; null where nothing was due")
 
 
 class InvoiceLineAnswer(serializers.Serializer[Any]):

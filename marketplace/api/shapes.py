@@ -455,13 +455,18 @@ class UsageAnswer(serializers.Serializer[Any]):
 
 
 class CreditAnswer(serializers.Serializer[Any]):
-    """Promotional credit that was given at once; what expires first is used first."""
-
     id = serializers.CharField()
     reason = serializers.CharField()
     amount = serializers.CharField()
     left = serializers.CharField()
     expires_at = serializers.DateTimeField(allow_null=True)
+
+
+class ComingAnswer(serializers.Serializer[Any]):
+    at = serializers.DateTimeField()
+    code = serializers.CharField(help_text="used_up, stop, delete_volumes, or a step of dunning")
+    text = serializers.CharField()
+    invoice = serializers.CharField(allow_null=True, help_text="the number of the invoice that it is about")
 
 
 class BalanceAnswer(serializers.Serializer[Any]):
@@ -474,6 +479,8 @@ class BalanceAnswer(serializers.Serializer[Any]):
     owed = serializers.CharField()
     credit_limit = serializers.CharField(help_text="how much may be owed; 0 for whoever pays ahead")
     credits = CreditAnswer(many=True)
+    past_due = serializers.CharField(help_text="what of unpaid invoices is past due and not disputed")
+    coming = ComingAnswer(many=True, help_text="what happens next if nobody pays, the soonest first")
     burn_per_hour = serializers.CharField()
     exhausts_at = serializers.DateTimeField(allow_null=True)
     level = serializers.ChoiceField(choices=[level.value for level in Level], help_text="how long it lasts, as a word")

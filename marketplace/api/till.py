@@ -7,7 +7,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from billing import accounts, promotions, runway
-from marketplace import access
+from marketplace import access, owing
 from marketplace.api import answers, shapes
 from marketplace.api.pages import PageQuery, paged, queried
 from marketplace.api.views import actor_of, naming
@@ -29,7 +29,11 @@ class Balance(APIView):
         at, wallet = timezone.now(), accounts.wallet(organization=organization)
         credit, row = promotions.left(organization=organization), access.runway_of(organization)
         level = runway.level_of(row, at=at)
-        return Response(answers.balance(organization, wallet, row, credit=credit, level=level, at=at))
+        unpaid = owing.unpaid(organization)
+        coming = owing.coming(organization, unpaid, row=row, at=at)
+        return Response(
+            answers.balance(organization, wallet, row, credit=credit, unpaid=unpaid, coming=coming, level=level, at=at)
+        )
 
 
 class UsageList(APIView):

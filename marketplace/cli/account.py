@@ -115,6 +115,10 @@ def balance(as_json: AsJson = False, explain: Explain = False) -> None:
             until = f"expires {words.local_time(one['expires_at'])}" if one["expires_at"] else "does not expire"
             session.terminal.say(f"{words.money(one['left'], found['currency'])} of “{one['reason']}” {until}.")
         session.terminal.say(words.runway(found))
+        if found["past_due"].strip("0."):
+            session.terminal.say(f"{words.money(found['past_due'], found['currency'])} of your invoices is past due.")
+        for one in found["coming"]:
+            session.terminal.say(f"{words.local_time(one['at'])}: {one['text']}")
 
 
 def version(as_json: AsJson = False) -> None:

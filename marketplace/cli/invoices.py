@@ -86,6 +86,41 @@ def totals(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @app.command()
+def pay(invoice: Number, as_json: AsJson = False, explain: Explain = False) -> None:
+    """Charge the saved card for what is left of an invoice."""
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = find_invoice(session, invoice)
+        paid = session.client.post(f"/invoices/{found['id']}/pay")
+        amount = words.money(paid["amount"], paid["currency"])
+        session.terminal.say(f"{amount} for {found['number']} is being charged to {paid['card']} ({paid['state']}).")
+        session.terminal.say(f"See what became of it: gpumarket invoices show {found['number']}")
+        if as_json:
+            session.terminal.document(paid)
+
+
+@app.command()
+def dispute(  # noqa: PLR0917  Typer names them
+    invoice: Number,
+    reason: Annotated[str, typer.Option(help="What is wrong.")],
+    line: Annotated[str | None, typer.Option(help="Only this line, by its id.", show_default=False)] = None,
+    amount: Annotated[str | None, typer.Option(help="Only so much, before tax.", show_default=False)] = None,
+    as_json: AsJson = False,
+    explain: Explain = False,
+) -> None:
+    """Say that an invoice, or a line of it, is wrong: nobody asks for the amount until that is decided."""
+    with open_session(as_json=as_json, explain=explain) as session:
+        found = find_invoice(session, invoice)
+        body = {"reason": reason, "line": line, "amount": amount}
+        made = session.client.post(f"/invoices/{found['id']}/disputes", body)
+        amount_said = words.money(made["gross"], made["currency"])
+        session.terminal.say(
+            f"{amount_said} of {found['number']} is disputed ({made['id']}); nobody asks for it until that is decided."
+        )
+        if as_json:
+            session.terminal.document(made)
+
+
+@app.command()
 def download(invoice: Number, output: Output = None, as_json: AsJson = False, explain: Explain = False) -> None:
     """Download an invoice as PDF; a file that is there already is not written over."""
     with open_session(as_json=as_json, explain=explain) as session:

@@ -1,13 +1,15 @@
 """What a capacity manager may type about what customers owe."""
 
 from decimal import Decimal
+from typing import Any
 from uuid import uuid4
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from billing.models import CreditLine
+from billing.models import BankTransfer, CreditLine, Invoice
 from marketplace.console.forms import ConsoleForm, MoneyField, reason_field
+from marketplace.models import Organization
 
 LARGE_MAX = Decimal(100_000_000)
 
@@ -23,3 +25,39 @@ class CreditLineForm(ConsoleForm):
     )
     reason = reason_field(_("Why this customer may pay afterwards."))
     key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+class BankTransferForm(ConsoleForm):
+    """A line of the bank's statement. The key makes a form that is sent twice count once."""
+
+    direction = forms.ChoiceField(label=_("Direction"), choices=BankTransfer.Direction.choices)
+    amount_micros = MoneyField(label=_("Amount"), most=LARGE_MAX)
+    bank_reference = forms.CharField(
+        label=_("The bank's number of the line"), max_length=64, help_text=_("Each counts once.")
+    )
+    value_on = forms.DateField(label=_("Value date"), widget=forms.DateInput(attrs={"type": "date"}))
+    invoice = forms.ModelChoiceField(
+        Invoice.objects.none(),
+        label=_("For the invoice"),
+        to_field_name="public_id",
+        required=False,
+        help_text=_("Empty: what is owed for longest is paid, the rest is cash."),
+    )
+    note = forms.CharField(label=_("Note"), max_length=200, required=False)
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+    def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        found = Invoice.objects.filter(organization=organization, kind="invoice", due_micros__gt=0).order_by("-pk")
+        self.fields["invoice"].queryset = found  # type: ignore[attr-defined]
+
+
+class AnswerForm(ConsoleForm):
+    """What a customer reads about a dispute."""
+
+    answer = forms.CharField(
+        label=_("Answer"),
+        max_length=500,
+        help_text=_("The customer reads it."),
+        widget=forms.Textarea(attrs={"rows": 3}),
+    )

@@ -1,5 +1,7 @@
 """What customers owe, how much they may owe, and who decided that."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -7,19 +9,70 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
-from billing import credit_lines
+from billing import credit_lines, dunning
 from billing.errors import BadCredit
-from billing.models import Account, CreditLine
-from marketplace import audit, money
+from billing.models import Account, CreditLine, DunningEvent, DunningStep, Invoice
+from marketplace import audit, money, owing
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import AuditEntry, Organization
 
 
-def owing() -> QuerySet[Account]:
+def debtors() -> QuerySet[Account]:
     """Return the receivables of everybody who owes something or may, who owes most first."""
     found = Account.objects.filter(Q(balance_micros__lt=0) | Q(credit_limit_micros__gt=0), kind=Account.Kind.RECEIVABLE)
     return found.select_related("organization").order_by("balance_micros", "pk")
+
+
+@dataclass(frozen=True)
+class Aged:
+    """What a customer owes, by how long it is past due. `not_due` is of invoices, `uninvoiced` of none yet."""
+
+    account: Account
+    uninvoiced: int
+    not_due: int
+    days_30: int
+    days_60: int
+    days_90: int
+    older: int
+
+
+def aged(account: Account, *, at: datetime) -> Aged:
+    """Return what an organization owes by its age."""
+    assert account.organization is not None
+    ages = [0] * 5
+    for one in owing.unpaid(account.organization):
+        late = (at - one.row.due_at).days
+        place = 0 if not one.is_past_due(at) else next((n for n, most in ((1, 30), (2, 60), (3, 90)) if late < most), 4)
+        ages[place] += one.left_micros
+    return Aged(account, max(0, account.owed_micros - sum(ages)), *ages)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """An invoice that is not paid whole, what was done about it, and what comes."""
+
+    unpaid: owing.Unpaid
+    taken: Sequence[DunningEvent]
+    planned: Sequence[dunning.Planned]
+
+
+def timelines(organization: Organization, *, at: datetime) -> list[Timeline]:
+    """Return what was done and what comes about each unpaid invoice of an organization."""
+    return [
+        Timeline(one, list(events(one.invoice)), dunning.planned(one.row, at=at) if one.asked_micros else [])
+        for one in owing.unpaid(organization)
+    ]
+
+
+def events(invoice: Invoice) -> QuerySet[DunningEvent]:
+    """Return the steps that were taken about an invoice, in their order."""
+    return DunningEvent.objects.filter(invoice=invoice).select_related("step", "payment").order_by("pk")
+
+
+def steps() -> Sequence[DunningStep]:
+    """Return the table of steps."""
+    return dunning.steps()
 
 
 def lines(organization: Organization | None = None) -> QuerySet[CreditLine]:

@@ -10,7 +10,7 @@ from billing.models import BillingDetails, Notice
 from marketplace import outbox
 from marketplace.invoices.words import minute
 from marketplace.money import shown
-from marketplace.notices.words import HELLO, ONLINE, WORDS
+from marketplace.notices.words import HELLO, ONLINE, THEN, WORDS
 
 # Facts that are moments, and those that are amounts in the notice's currency.
 MOMENTS = ("until", "stops_at", "due_at", "next_at")
@@ -29,6 +29,7 @@ def written(notice: Notice) -> EmailMessage:
     language = details.language if details else BillingDetails.Language.ENGLISH
     subject, body = WORDS[language][notice.kind]
     facts = _said(notice)
+    facts["then"] = THEN[language].get(facts.get("next", ""), "").format(**facts)
     online = ONLINE[language].format(url=settings.PUBLIC_URL + reverse("balance"))
     return EmailMessage(
         subject=subject.format(**facts),

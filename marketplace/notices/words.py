@@ -42,6 +42,58 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Until {until} it can be restored.\n"
             "What to do: add credit and restore it.",
         ),
+        "due_soon": (
+            "{organization}: invoice {number} is due on {due_at}",
+            "{left} of invoice {number} is due on {due_at}.{then}\n"
+            "What to do: pay it by card on its page, or by bank transfer with its number.",
+        ),
+        "past_due": (
+            "{organization}: invoice {number} is past due",
+            "{left} of invoice {number} was due on {due_at} and was not paid.{then}\n"
+            "What to do: pay it by card on its page, or by bank transfer with its number.",
+        ),
+        "due_restricted": (
+            "{organization}: nothing new starts until invoice {number} is paid",
+            "{left} of invoice {number} was due on {due_at}. Nothing new starts from now on; what runs goes on.{then}\n"
+            "What to do: pay it; everything is as before at once.",
+        ),
+        "due_spot_stopped": (
+            "{organization}: what runs on spot is being stopped",
+            "{left} of invoice {number} was due on {due_at}. What runs on spot is being stopped, not deleted.{then}\n"
+            "What to do: pay it and start again what was stopped.",
+        ),
+        "due_stopped": (
+            "{organization}: what runs is being stopped",
+            "{left} of invoice {number} was due on {due_at}. What runs is being stopped, not deleted.\n"
+            "Volumes are kept for 14 days and then deleted.{then}\n"
+            "What to do: pay it and start again what was stopped.",
+        ),
+        "due_written_off": (
+            "{organization}: invoice {number} is given up",
+            "{left} of invoice {number} was due on {due_at} and was never paid.\n"
+            "We have written it off, and nothing starts.\n"
+            "What to do: a bank transfer with the number of the invoice opens your account again.",
+        ),
+        "charge_failed": (
+            "{organization}: the charge for invoice {number} failed",
+            "{left} for invoice {number} could not be charged to your card. The bank says: {why}\n"
+            "What to do: pay with another card on its page, or by bank transfer with its number.",
+        ),
+        "charge_needs_you": (
+            "{organization}: your bank wants to hear from you about invoice {number}",
+            "{left} for invoice {number} is not charged yet: your bank wants you to confirm it.\n"
+            "What to do: confirm it on the page of the payment {payment}.",
+        ),
+        "dispute_upheld": (
+            "{organization}: you are right about invoice {number}",
+            "We agree about {left} of invoice {number}: {answer} A credit note follows.\n"
+            "What to do: nothing. Nobody asks for this amount.",
+        ),
+        "dispute_rejected": (
+            "{organization}: we do not agree about invoice {number}",
+            "We looked at {left} of invoice {number} that you disputed: {answer} The amount is due again.\n"
+            "What to do: pay it, or answer this message.",
+        ),
     },
     "ja": {
         "runway_week": (
@@ -80,7 +132,73 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "ボリューム{name}（{gib} GiB）の料金が支払われないため、削除を開始しました。{until}までは復元できます。\n"
             "対応：クレジットを追加して復元してください。",
         ),
+        "due_soon": (
+            "{organization}：請求書{number}の支払期限は{due_at}です",
+            "請求書{number}の未払額{left}の支払期限は{due_at}です。{then}\n"
+            "対応：請求書のページでカードで支払うか、請求書番号を記して銀行振込でお支払いください。",
+        ),
+        "past_due": (
+            "{organization}：請求書{number}の支払期限が過ぎました",
+            "請求書{number}の未払額{left}（期限{due_at}）のお支払いを確認できません。{then}\n"
+            "対応：請求書のページでカードで支払うか、請求書番号を記して銀行振込でお支払いください。",
+        ),
+        "due_restricted": (
+            "{organization}：請求書{number}の支払いまで新しく開始できません",
+            "請求書{number}の未払額{left}（期限{due_at}）があるため、新しく開始できません。実行中のものは続きます。{then}\n"
+            "対応：お支払いいただくと、すぐに元どおりになります。",
+        ),
+        "due_spot_stopped": (
+            "{organization}：スポットで実行中のものを停止します",
+            "請求書{number}の未払額{left}（期限{due_at}）があるため、スポットで実行中のものを停止します（削除はしません）。{then}\n"
+            "対応：お支払いのうえ、停止したものを再び開始してください。",
+        ),
+        "due_stopped": (
+            "{organization}：実行中のものを停止します",
+            "請求書{number}の未払額{left}（期限{due_at}）があるため、実行中のものを停止します（削除はしません）。\n"
+            "ボリュームは14日間保管し、その後削除します。{then}\n"
+            "対応：お支払いのうえ、停止したものを再び開始してください。",
+        ),
+        "due_written_off": (
+            "{organization}：請求書{number}を貸倒れとしました",
+            "請求書{number}の{left}（期限{due_at}）は支払われませんでした。貸倒れとし、新しく開始できません。\n"
+            "対応：請求書番号を記した銀行振込で、再びご利用いただけます。",
+        ),
+        "charge_failed": (
+            "{organization}：請求書{number}のカード決済に失敗しました",
+            "請求書{number}の{left}をカードに請求できませんでした。銀行の回答：{why}\n"
+            "対応：請求書のページで別のカードで支払うか、請求書番号を記して銀行振込でお支払いください。",
+        ),
+        "charge_needs_you": (
+            "{organization}：請求書{number}の決済に確認が必要です",
+            "請求書{number}の{left}はまだ決済されていません。銀行がご本人の確認を求めています。\n"
+            "対応：決済{payment}のページで確認してください。",
+        ),
+        "dispute_upheld": (
+            "{organization}：請求書{number}のご指摘を認めます",
+            "請求書{number}の{left}についてご指摘のとおりです：{answer} 返還請求書をお送りします。\n"
+            "対応：必要ありません。この金額は請求しません。",
+        ),
+        "dispute_rejected": (
+            "{organization}：請求書{number}のご指摘への回答",
+            "請求書{number}の{left}のご指摘を調べました：{answer} この金額は再び請求の対象です。\n"
+            "対応：お支払いいただくか、このメールにご返信ください。",
+        ),
     },
 }
 HELLO = {"en": "Hello,", "ja": "お客様各位"}
 ONLINE = {"en": "Balance, and what happens next: {url}", "ja": "残高と今後の予定：{url}"}
+# What follows if an invoice stays unpaid, as a sentence; by the next step's action.
+THEN: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "restrict": " If it stays unpaid, nothing new starts from {next_at} on.",
+        "stop_spot": " If it stays unpaid, what runs on spot is stopped at {next_at}.",
+        "stop_on_demand": " If it stays unpaid, what runs is stopped at {next_at}.",
+        "write_off": " If it stays unpaid, we give it up at {next_at}.",
+    },
+    "ja": {
+        "restrict": "お支払いがない場合、{next_at}から新しく開始できなくなります。",
+        "stop_spot": "お支払いがない場合、{next_at}にスポットで実行中のものを停止します。",
+        "stop_on_demand": "お支払いがない場合、{next_at}に実行中のものを停止します。",
+        "write_off": "お支払いがない場合、{next_at}に貸倒れとします。",
+    },
+}

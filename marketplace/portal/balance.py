@@ -5,8 +5,8 @@ from typing import Any
 
 from django.http import HttpResponse, JsonResponse
 
-from billing import accounts, promotions
-from marketplace import access, breakdown, budget_watch, cost_files, forecast
+from billing import accounts, promotions, runway
+from marketplace import access, breakdown, budget_watch, cost_files, forecast, owing
 from marketplace.breakdown import Cost
 from marketplace.models import Organization
 from marketplace.portal import cost_filters, spending, stacks
@@ -62,7 +62,18 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
         "credit": promotions.left(organization=organization),
+        **_owed(visit, organization),
     }  # fmt: skip
+
+
+def _owed(visit: Visit, organization: Organization) -> dict[str, Any]:
+    unpaid, row = owing.unpaid(organization), access.runway_of(organization)
+    return {
+        "past_due": owing.past_due_micros(unpaid, at=visit.at),
+        "coming": owing.coming(organization, unpaid, row=row, at=visit.at),
+        "currency": organization.currency,
+        "lasts": runway.level_of(row, at=visit.at),
+    }
 
 
 def _costs(visit: Visit, organization: Organization, filters: Filters) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from billing.errors import (
     NoCard,
     NoProcessor,
     OutcomeUnknown,
+    PaymentsPastDue,
     ProcessorRefused,
     Stranger,
 )
@@ -103,6 +104,12 @@ KINDS: dict[type[Exception], Kind] = {
         gettext_lazy("Not enough credit"),
         gettext_lazy("Add credit, or choose fewer GPUs."),
         link=(gettext_lazy("See the balance"), reverse_lazy("balance")),
+    ),
+    PaymentsPastDue: Kind(
+        402,
+        gettext_lazy("An invoice is past due"),
+        gettext_lazy("Pay it; everything is as before at once."),
+        link=(gettext_lazy("See the invoices"), reverse_lazy("invoices")),
     ),
     QuotaExceeded: Kind(
         409,
@@ -285,8 +292,19 @@ def _funds(error: InsufficientFunds) -> str:
     }
 
 
+def _past_due(error: PaymentsPastDue) -> str:
+    return _("%(owed)s is past due, since invoice %(number)s; nothing new starts until it is paid.") % {
+        "owed": shown(error.owed_micros, error.currency),
+        "number": error.number,
+    }
+
+
 # These carry numbers that are worth telling.
-NUMBERS: dict[type[Exception], Callable[..., str]] = {InsufficientFunds: _funds, QuotaExceeded: limits.why}
+NUMBERS: dict[type[Exception], Callable[..., str]] = {
+    InsufficientFunds: _funds,
+    PaymentsPastDue: _past_due,
+    QuotaExceeded: limits.why,
+}
 
 
 def refused(request: HttpRequest, error: Exception) -> HttpResponse:

@@ -1,5 +1,7 @@
 """Invoices: the list, one with the arithmetic of each line, its files, and the details that invoices carry."""
 
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
@@ -7,9 +9,11 @@ from django.utils.translation import gettext as _
 
 from billing.invoicing import debts, proof
 from billing.models import BillingDetails
-from marketplace import access
-from marketplace.errors import BadOrder
+from marketplace import access, access_till, owing
+from marketplace.errors import BadOrder, Conflict
 from marketplace.invoices import details, export, pdf
+from marketplace.money import shown as shown_money
+from marketplace.money import typed_micros
 from marketplace.portal import words
 from marketplace.portal.doors import Visit, page
 
@@ -56,8 +60,73 @@ def shown(visit: Visit, invoice_id: str) -> HttpResponse:
         "credit_notes": access.invoices(invoice.organization).filter(credited=invoice).order_by("pk"),
         "next": found[-1].pk if more else "",
         "after": after,
+        "disputes": access_till.invoice_disputes(invoice),
+        "may_pay": access.may(visit.actor, invoice.organization, "payment.change"),
+        "may_dispute": access.may(visit.actor, invoice.organization, "dispute.change"),
+        "key": uuid4(),
     }
     return visit.page("invoices/show.html", context)
+
+
+@page("POST")
+def pay(visit: Visit, invoice_id: str) -> HttpResponse:
+    """Charge the saved card for what is left of an invoice."""
+    invoice = access.invoice_for(visit.actor, invoice_id, verb="payment.change")
+    try:
+        payment = owing.pay(actor=visit.actor, invoice=invoice, key=visit.text("key"), at=visit.at)
+    except Conflict as refusal:
+        messages.error(visit.request, str(refusal))
+        return redirect("invoice", invoice_id)
+    amount = shown_money(payment.amount_micros, payment.currency)
+    messages.success(
+        visit.request,
+        _("%(amount)s is being charged to %(card)s.") % {"amount": amount, "card": payment.card},
+    )
+    return redirect("invoice", invoice_id)
+
+
+@page("GET", "HEAD", "POST")
+def dispute(visit: Visit, invoice_id: str) -> HttpResponse:
+    """Say that an invoice, or a line of it, is wrong."""
+    invoice = access.invoice_for(visit.actor, invoice_id, verb="dispute.change")
+    lines = access.invoice_lines(invoice).order_by("pk")[:PAGE]
+    typed = {name: visit.text(name) for name in ("line", "amount", "reason", "key")}
+    context = {"invoice": invoice, "lines": lines, "typed": typed, "errors": {}, "key": uuid4()}
+    if visit.request.method != "POST":
+        context["typed"] = {"line": visit.query("line")}
+        return visit.page("invoices/dispute.html", context)
+    line = access.invoice_lines(invoice).filter(key=typed["line"]).first() if typed["line"] else None
+    micros = typed_micros(typed["amount"]) if typed["amount"] else None
+    try:
+        if typed["amount"] and micros is None:
+            raise BadOrder("amount", _("Write an amount such as 12.50."))
+        owing.dispute(
+            actor=visit.actor, invoice=invoice, line=line, net_micros=micros, reason=typed["reason"],
+            key=uuid5(invoice_key(invoice.public_id), typed["key"]), at=visit.at,
+        )  # fmt: skip
+    except BadOrder as error:
+        return visit.page("invoices/dispute.html", context | {"errors": {error.field: str(error)}}, status=422)
+    except Conflict as error:
+        return visit.page("invoices/dispute.html", context | {"errors": {"reason": str(error)}}, status=422)
+    messages.success(visit.request, _("Nobody asks for this amount until it is decided. You will hear from us."))
+    return redirect("invoice", invoice_id)
+
+
+@page("POST")
+def withdraw(visit: Visit, dispute_id: str) -> HttpResponse:
+    """Take a dispute back."""
+    made = access_till.dispute_for(visit.actor, dispute_id, verb="dispute.change")
+    try:
+        owing.withdraw(actor=visit.actor, made=made, at=visit.at)
+        messages.success(visit.request, _("The dispute is withdrawn."))
+    except Conflict as refusal:
+        messages.error(visit.request, str(refusal))
+    return redirect("invoice", made.invoice.public_id)
+
+
+def invoice_key(public_id: str) -> UUID:
+    """Return the space in which the keys of an invoice's forms are unique."""
+    return uuid5(NAMESPACE_URL, public_id)
 
 
 @page()

@@ -7,10 +7,11 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
+from billing import disputes
 from billing.invoicing import crediting, proof
 from billing.models import CreditProposal
 from marketplace import money
-from marketplace.console import invoices, organizations
+from marketplace.console import invoices, organizations, receivables
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm
 from marketplace.console.invoice_forms import CreditNoteForm, SellerForm
@@ -58,6 +59,10 @@ def shown(visit: Visit, invoice_id: str) -> HttpResponse:
         "totals": proof.of_totals(invoice),
         "left": crediting.left_micros(invoice),
         "proposals": invoices.proposals(invoice),
+        "disputes": disputes.listed().filter(invoice=invoice),
+        "timelines": [
+            one for one in receivables.timelines(invoice.organization, at=visit.at) if one.unpaid.invoice == invoice
+        ],
     }
     return visit.page("console/invoice.html", context)
 

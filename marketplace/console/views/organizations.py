@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from marketplace import limits
-from marketplace.console import organizations, receivables
+from marketplace.console import bank, organizations, receivables
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import CreditForm, NoForm, QuotaForm, ReasonForm
 from marketplace.models import Organization, Project
@@ -37,6 +37,8 @@ def shown(visit: Visit, organization_id: str) -> HttpResponse:
         "limits": limits.listed(organization.quotas.all()),
         "history": organizations.history(organization),
         "lines": receivables.lines(organization),
+        "timelines": receivables.timelines(organization, at=visit.at),
+        "transfers": bank.transfers(organization)[:20],
     }
     return visit.page("console/organization.html", context)
 

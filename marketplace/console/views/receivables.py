@@ -1,5 +1,8 @@
 """What customers owe: the list, and limits of credit with a second person."""
 
+from collections.abc import Callable
+from typing import Any
+
 from django.contrib import messages
 from django.core.paginator import Paginator
 from django.http import HttpResponse
@@ -7,13 +10,13 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from billing import credit_lines
-from billing.models import CreditLine
+from billing import credit_lines, disputes
+from billing.models import BankTransfer, CreditLine, InvoiceDispute
 from marketplace import money
-from marketplace.console import organizations, receivables
+from marketplace.console import bank, organizations, receivables
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm
-from marketplace.console.receivable_forms import CreditLineForm
+from marketplace.console.receivable_forms import AnswerForm, BankTransferForm, CreditLineForm
 from marketplace.portal.doors import Visit
 
 PER_PAGE = 50
@@ -22,8 +25,125 @@ PER_PAGE = 50
 @managers_only()
 def listed(visit: Visit) -> HttpResponse:
     """List who owes what, and what waits for a second person."""
-    page = Paginator(receivables.owing(), PER_PAGE).get_page(visit.request.GET.get("page"))
-    return visit.page("console/receivables.html", {"page": page, "lines": receivables.lines()})
+    page = Paginator(receivables.debtors(), PER_PAGE).get_page(visit.request.GET.get("page"))
+    context = {
+        "page": page,
+        "aged": [receivables.aged(account, at=visit.at) for account in page],
+        "lines": receivables.lines(),
+        "transfers": bank.transfers().filter(state=BankTransfer.State.PROPOSED),
+        "disputes": disputes.listed().filter(state=InvoiceDispute.State.OPEN),
+        "steps": receivables.steps(),
+    }
+    return visit.page("console/receivables.html", context)
+
+
+@managers_only()
+def transfers(visit: Visit) -> HttpResponse:
+    """List what came and went by bank."""
+    page = Paginator(bank.transfers(), PER_PAGE).get_page(visit.request.GET.get("page"))
+    return visit.page("console/bank.html", {"page": page, "transfers": page.object_list})
+
+
+@managers_only("GET", "HEAD", "POST")
+def record(visit: Visit, organization_id: str) -> HttpResponse:
+    """Record a line of the bank's statement."""
+    organization = organizations.organization_for(organization_id)
+    known = {"value_on": visit.at.date(), "direction": visit.query("direction") or "in"}
+    form = BankTransferForm(sent(visit), organization=organization, initial=known)
+    if carried_out(visit, form, bank.record, organization=organization, at=visit.at):
+        messages.success(visit.request, _("The transfer is recorded. Another capacity manager has to approve it."))
+        return redirect("console-organization", organization_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Bank transfer of %(organization)s") % {"organization": organization},
+        text=_("In %(currency)s, as it stands on the bank's statement. Nothing moves until somebody else approves.")
+        % {"currency": organization.currency},
+        send=_("Record"),
+        back=reverse("console-organization", args=[organization_id]),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def approve_transfer(visit: Visit, transfer_id: str) -> HttpResponse:
+    """Let a recorded transfer count."""
+    row = bank.transfer_for(transfer_id)
+    form = NoForm(sent(visit))
+    if carried_out(visit, form, bank.approve, row=row, at=visit.at):
+        messages.success(visit.request, _("The money is booked."))
+        return redirect("console-organization", row.organization.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Approve the transfer %(reference)s") % {"reference": row.bank_reference},
+        text=_("%(amount)s %(direction)s, %(customer)s, recorded by %(person)s. Compare it with the bank's statement.")
+        % _told(row),
+        send=_("Approve"),
+        back=reverse("console-bank"),
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def decline_transfer(visit: Visit, transfer_id: str) -> HttpResponse:
+    """Let a recorded transfer not count."""
+    row = bank.transfer_for(transfer_id)
+    form = NoForm(sent(visit))
+    if carried_out(visit, form, bank.decline, row=row, at=visit.at):
+        messages.success(visit.request, _("The record does not count."))
+        return redirect("console-organization", row.organization.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Decline the transfer %(reference)s") % {"reference": row.bank_reference},
+        text=_("%(amount)s %(direction)s, %(customer)s, recorded by %(person)s. Compare it with the bank's statement.")
+        % _told(row),
+        send=_("Decline"),
+        back=reverse("console-bank"),
+        is_dangerous=True,
+    )
+
+
+def _told(row: BankTransfer) -> dict[str, str]:
+    return {
+        "amount": money.shown(row.amount_micros, row.currency),
+        "direction": str(row.get_direction_display()),
+        "customer": str(row.organization),
+        "person": str(row.proposed_by),
+    }
+
+
+@managers_only("GET", "HEAD", "POST")
+def uphold(visit: Visit, dispute_id: str) -> HttpResponse:
+    """Agree with a customer."""
+    return _decided(visit, dispute_id, bank.uphold, _("Agree"), _("The credit is proposed. Somebody else approves it."))
+
+
+@managers_only("GET", "HEAD", "POST")
+def reject(visit: Visit, dispute_id: str) -> HttpResponse:
+    """Disagree with a customer."""
+    return _decided(visit, dispute_id, bank.reject, _("Disagree"), _("The customer is told, and asked for it again."))
+
+
+def _decided(visit: Visit, dispute_id: str, verb: Callable[..., Any], send: str, done: str) -> HttpResponse:
+    row = bank.dispute_for(dispute_id)
+    form = AnswerForm(sent(visit))
+    if carried_out(visit, form, verb, dispute=row, at=visit.at):
+        messages.success(visit.request, done)
+        return redirect("console-invoice", row.invoice.public_id)
+    about = {
+        "amount": money.shown(row.net_micros, row.invoice.currency),
+        "line": row.line.resource_name if row.line else row.invoice.number,
+        "person": str(row.opened_by),
+        "reason": row.reason,
+    }
+    return form_page(
+        visit,
+        form,
+        title=_("Dispute about %(number)s") % {"number": row.invoice.number},
+        text=_("%(amount)s before tax of %(line)s, by %(person)s: %(reason)s") % about,
+        send=send,
+        back=reverse("console-invoice", args=[row.invoice.public_id]),
+    )
 
 
 @managers_only("GET", "HEAD", "POST")

@@ -3,12 +3,13 @@
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import uuid4
 
 from django.utils import timezone
 
 from billing import usage
 from billing.invoicing import issuing, sellers
-from billing.models import Card, InvoiceSeries, Payment, StatementSeries, SupplierStatement
+from billing.models import Card, InvoiceDispute, InvoiceSeries, Payment, StatementSeries, SupplierStatement
 from marketplace import (
     budgets,
     quota_requests,
@@ -165,6 +166,10 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     )  # fmt: skip
     usage.stop(resource_id=f"ins_past_{name}", at=at - timedelta(hours=1))
     invoice = issuing.issue(organization=organization, at=timezone.now())
+    dispute = InvoiceDispute.objects.create(
+        invoice=invoice, key=uuid4(), net_micros=1, gross_micros=1, reason=f"{name} disagrees", opened_by=owner,
+        opened_at=at,
+    )  # fmt: skip
     endpoint, _ = endpoints.add(
         actor=actor, organization=organization, url=f"https://{name}.example/hooks", types=[], description=name
     )
@@ -212,6 +217,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "auction": auction.public_id,
             "invoice": invoice.public_id,
             "statement": empty_statement(organization).public_id,
+            "dispute": dispute.public_id,
             "webhook": endpoint.public_id,
             "delivery": delivery.public_id,
             "card": card.public_id,

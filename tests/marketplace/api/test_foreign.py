@@ -21,9 +21,9 @@ PREFIXES = {
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
     "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg", "bid": "bid",
     "reservation": "rsv", "quote": "qte", "extension": "qte",
-    "webhook": "whk", "delivery": "whd",
-    "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "card": "crd", "payment": "pay",
     "statement": "sts",
+    "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "dispute": "idp",
+    "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
 PAY_IN = {"amount": "20.00", "card": "{card}", "organization": "{organization}"}
 BY_ITSELF = {"threshold": "10.00", "amount": "20.00", "monthly_ceiling": "100.00"}
+WRONG = {"reason": "It was stopped", "amount": "0.01"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
 UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
@@ -141,6 +142,10 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "invoices/{invoice}/lines.csv", None, "read",           200, 200, 200, 403, 403, 404, 401),
     ("get", "invoices/{invoice}/pdf", None, "read",                 200, 200, 200, 403, 403, 404, 401),
     ("get", "invoices/{invoice}/proof", None, "read",               200, 200, 200, 403, 403, 404, 401),
+    ("post", "invoices/{invoice}/pay", {}, "manage",                409, 409, 409, 403, 403, 404, 401),
+    ("get", "invoices/{invoice}/disputes", None, "read",            200, 200, 200, 403, 403, 404, 401),
+    ("post", "invoices/{invoice}/disputes", WRONG, "manage",         422, 422, 422, 403, 403, 404, 401),
+    ("post", "disputes/{dispute}/withdraw", {}, "manage",           200, 200, 200, 403, 403, 404, 401),
     ("get", "organizations/{organization}/billing-details", None, "read", 200, 200, 200, 403, 403, 404, 401),
     ("put", "organizations/{organization}/billing-details", PAPER, "manage", 200, 200, 200, 403, 403, 404, 401),
     ("get", "commitments", None, "read",                            200, 200, 200, 200, 200, 200, 401),
@@ -245,6 +250,7 @@ OTHERS = {
              "payment-methods", "payment-methods/add", "payment-methods/<str:card_id>/remove", "top-up",
              "top-up/automatic", "payments/<str:payment_id>", "payments/<str:payment_id>/continue",
              "payments/<str:payment_id>/cancel",
+             "invoices/<str:invoice_id>/pay", "invoices/<str:invoice_id>/dispute", "disputes/<str:dispute_id>/withdraw",
              "billing-details", "tokens",
              "tokens/<str:token_id>/revoke", "ssh-keys", "ssh-keys/<str:key_id>/remove", "registries",
              "registries/<str:registry_id>/remove", "events", "webhooks", "webhooks/<str:webhook_id>",

@@ -355,6 +355,8 @@ BALANCE = {
     "owed": "0.000000",
     "credit_limit": "0.000000",
     "credits": [],
+    "past_due": "0.000000",
+    "coming": [],
     "burn_per_hour": "0.000000",
     "exhausts_at": None,
     "as_of": "2026-11-23T12:00:00Z",

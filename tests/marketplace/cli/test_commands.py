@@ -261,6 +261,14 @@ def test_balance_says_when_credit_expires_and_how_much_may_be_owed(gpumarket, mo
     assert "40.00 USD of “Trial” expires 2026-12-24" in said.err
 
 
+def test_balance_says_what_comes_if_nobody_pays(gpumarket, monkeypatch):
+    coming = {"at": "2026-12-24T12:00:00Z", "code": "restrict", "text": "Nothing new starts.", "invoice": "INV-000007"}
+    monkeypatch.setattr("tests.marketplace.cli.shop.BALANCE", BALANCE | {"past_due": "12.5", "coming": [coming]})
+    said = gpumarket("balance")
+    assert "12.50 USD of your invoices is past due." in said.err
+    assert "Nothing new starts." in said.err
+
+
 def test_a_login_is_saved_once_the_marketplace_has_confirmed_it(gpumarket, shop, monkeypatch):
     monkeypatch.delenv("GPUMARKET_URL")
     monkeypatch.delenv("GPUMARKET_TOKEN")

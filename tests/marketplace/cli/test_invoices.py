@@ -17,6 +17,13 @@ LINE = {
 }  # fmt: skip
 
 
+PAID = {
+    "id": "pay_1", "invoice": {"id": INVOICE["id"], "number": "INV-000007"}, "state": "created", "amount": "18.810000",
+    "currency": "USD", "card": "visa 4242",
+}  # fmt: skip
+DISPUTED = {"id": "idp_1", "net": "10.000000", "gross": "10.810000", "currency": "USD", "state": "open"}
+
+
 class ShopWithInvoices(Shop):
     """A shop that has sent one invoice."""
 
@@ -30,6 +37,11 @@ class ShopWithInvoices(Shop):
                 return 200, {"data": [LINE], "next_cursor": None}
             case "GET", ["invoices", key, "pdf"] if key == INVOICE["id"]:
                 return 200, b"%PDF-1.4 bytes that are no text: \xff\x00"
+            case "POST", ["invoices", key, "pay"] if key == INVOICE["id"]:
+                assert headers.get("Idempotency-Key")
+                return 202, PAID
+            case "POST", ["invoices", key, "disputes"] if key == INVOICE["id"]:
+                return 201, DISPUTED | {"reason": body["reason"]}
         return super().answer(method, words, query, headers, body)
 
 
@@ -71,3 +83,16 @@ def test_an_invoice_that_does_not_exist_is_said_so(gpumarket):
     said = gpumarket("invoices", "show", "INV-9")
     assert said.code != 0
     assert "There is no invoice INV-9" in said.err
+
+
+def test_an_invoice_is_paid_with_the_saved_card(gpumarket):
+    said = gpumarket("invoices", "pay", "INV-000007")
+    assert said.code == 0
+    assert "18.81 USD for INV-000007 is being charged to visa 4242 (created)." in said.err
+    assert gpumarket("invoices", "pay", "INV-000007", "--json").json == PAID
+
+
+def test_an_invoice_is_disputed(gpumarket):
+    said = gpumarket("invoices", "dispute", "INV-000007", "--reason", "It was stopped")
+    assert "10.81 USD of INV-000007 is disputed (idp_1)" in said.err
+    assert gpumarket("invoices", "dispute", "INV-000007", "--reason", "Slow", "--json").json["reason"] == "Slow"

@@ -9,11 +9,15 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import accounts, promotions
-from billing.models import CreditGrant, CreditLine
-from marketplace.models import Organization
+from billing import accounts, disputes, promotions
+from billing.invoicing import issuing
+from billing.models import BankTransfer, CreditGrant, CreditLine, CreditProposal, Invoice
+from marketplace.models import Organization, User
 from tests.conftest import make_person
 from tests.marketplace.console.conftest import only_entry
+from tests.marketplace.invoices.conftest import seller, use_beyond_credit
+
+__all__ = ["seller"]
 
 
 @pytest.fixture
@@ -101,3 +105,65 @@ def test_credit_that_is_over_already_is_refused(desk: Client, acme: Organization
     assert answer.status_code == 422
     assert "Credit cannot expire before it is given." in text_of(answer)
     assert not CreditGrant.objects.filter(reason="Trial").exists()
+
+
+@pytest.fixture
+def owed(seller: Organization, acme: Organization) -> Invoice:
+    """An invoice of which something is left."""
+    use_beyond_credit(acme)
+    return issuing.issue(organization=acme, at=timezone.now())
+
+
+def record(desk: Client, organization: Organization, amount: str = "100", **more: Any) -> Any:
+    fields = {"direction": "in", "amount_micros": amount, "bank_reference": "2026-11/7", "value_on": "2026-01-05",
+              "invoice": "", "note": "", "key": str(uuid4())}  # fmt: skip
+    return send(desk, "console-bank-new", organization.public_id, **(fields | more))
+
+
+def test_a_bank_transfer_pays_an_invoice_once_somebody_else_approves(
+    desk: Client, other_desk: Client, acme: Organization, owed: Invoice
+) -> None:
+    page = text_of(desk.get(reverse("console-receivables")))
+    assert "acme" in page.lower()
+    before = accounts.wallet(organization=acme).owed_micros
+    assert record(desk, acme, invoice=owed.public_id).status_code == 302
+    row = BankTransfer.objects.get()
+    assert "2026-11/7" in text_of(desk.get(reverse("console-bank")))
+    assert send(desk, "console-bank-approve", row.public_id).status_code == 422
+    assert accounts.wallet(organization=acme).owed_micros == before
+    assert send(other_desk, "console-bank-approve", row.public_id).status_code == 302
+    assert accounts.wallet(organization=acme).owed_micros == before - 100_000_000
+    assert only_entry("bank_transfer.approve").after["bank_reference"] == "2026-11/7"  # type: ignore[index]
+    answer = record(desk, acme)
+    assert answer.status_code == 422
+    assert "recorded before" in text_of(answer)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"amount": "-1"}, {"amount": "1.005"}, {"value_on": "2999-01-01"}, {"bank_reference": ""},
+               {"invoice": "ivc_nothing"}, {"direction": "sideways"}],
+)  # fmt: skip
+def test_a_bank_transfer_that_makes_no_sense_is_refused(desk: Client, acme: Organization, fields: Any) -> None:
+    assert record(desk, acme, **fields).status_code == 422
+    assert not BankTransfer.objects.exists()
+
+
+def test_the_pages_show_what_was_done_and_what_comes(desk: Client, acme: Organization, owed: Invoice) -> None:
+    for name, key in (("console-organization", acme.public_id), ("console-invoice", owed.public_id)):
+        page = text_of(desk.get(reverse(name, args=[key])))
+        assert "let nothing new start" in page
+        assert "INV-000001" in page
+
+
+def test_a_dispute_is_answered(
+    desk: Client, other_desk: Client, acme: Organization, owed: Invoice, alice: User
+) -> None:
+    made = disputes.open_dispute(
+        invoice=owed, line=None, net_micros=10_000_000, reason="It was stopped", by=alice.pk, key=uuid4(),
+        at=timezone.now(),
+    )  # fmt: skip
+    assert "It was stopped" in text_of(desk.get(reverse("console-receivables")))
+    assert send(desk, "console-receivable-uphold", made.public_id, answer="").status_code == 422
+    assert send(desk, "console-receivable-uphold", made.public_id, answer="You are right").status_code == 302
+    assert CreditProposal.objects.get().net_micros == 10_000_000
+    assert send(desk, "console-receivable-reject", made.public_id, answer="No").status_code == 422

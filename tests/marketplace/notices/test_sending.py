@@ -19,6 +19,7 @@ FACTS = {
     "until": "2026-12-01T12:00:00+00:00", "stops_at": "2026-12-01T12:30:00+00:00", "burn_micros_per_hour": "2490000",
     "count": "3", "gib": "120", "name": "datasets", "number": "INV-000001", "due_at": "2026-12-01T00:00:00+00:00",
     "left_micros": "12500000", "next": "restrict", "next_at": "2026-12-08T00:00:00+00:00",
+    "why": "Insufficient funds.", "answer": "It ran.", "payment": "pay_1",
 }  # fmt: skip
 
 

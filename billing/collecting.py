@@ -1,0 +1,130 @@
+"""From an unpaid invoice to a paid one, or to one that is given up; what may not be done until then.
+
+The state is derived from payments and the calendar, behind the gate, whenever
+somebody looks: a sweep, a page, a launch that would be refused. So money that
+came a moment ago counts at once, however it came.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.models import Q, Sum
+from django.utils import timezone
+
+from billing import accounts, credit_lines
+from billing.accounts import CustomerAccounts
+from billing.errors import PaymentsPastDue
+from billing.invoicing import debts
+from billing.models import Account, Collection, CreditProposal, DunningEvent, DunningStep, Invoice, InvoiceDispute
+
+State = Collection.State
+Action = DunningStep.Action
+MOVES: Mapping[State, tuple[State, ...]] = {
+    State.OPEN: (State.PAST_DUE, State.PAID),
+    State.PAST_DUE: (State.OPEN, State.PAID, State.UNCOLLECTIBLE),
+    State.UNCOLLECTIBLE: (State.PAID,),
+    State.PAID: (),
+}
+UNPAID = (State.OPEN, State.PAST_DUE)
+# Disputes that are open, or upheld with a credit that waits for its second person.
+UNSETTLED = Q(state=InvoiceDispute.State.OPEN) | Q(
+    state=InvoiceDispute.State.UPHELD, proposal__state=CreditProposal.State.PROPOSED
+)
+# What an unpaid invoice does to its organization, from the least to the most.
+SANCTIONS = (Action.RESTRICT, Action.STOP_SPOT, Action.STOP_ON_DEMAND)
+
+
+def open_for(invoices: Iterable[Invoice], *, at: datetime) -> None:
+    """Open a collection for each of these new invoices that leaves something due. Two statements for any number."""
+    owing = [invoice for invoice in invoices if invoice.due_micros]
+    if not owing:
+        return
+    days = credit_lines.net_days_of([invoice.organization_id for invoice in owing])
+    Collection.objects.bulk_create(
+        [
+            Collection(
+                invoice=invoice,
+                organization_id=invoice.organization_id,
+                state_since=at,
+                due_at=invoice.issued_at + timedelta(days=days[invoice.organization_id]),
+                look_at=at,
+            )
+            for invoice in owing
+        ]
+    )
+
+
+@transaction.atomic
+def review(*, organization: accounts.Organization, at: datetime) -> None:
+    """Bring the states of an organization's invoices, and what it may not do, to what its payments say now."""
+    payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    review_locked(payer, organization, at=at)
+
+
+def review_locked(
+    payer: CustomerAccounts, organization: accounts.Organization, *, at: datetime
+) -> dict[int, tuple[Collection, int]]:
+    """Do the same behind the gate; return what is unpaid now and how much is to be asked for, by the invoice's id."""
+    rows = list(
+        Collection.objects.filter(organization=organization.pk, state__in=UNPAID)
+        .select_related("invoice__organization")
+        .order_by("due_at", "pk")
+    )
+    left = to_ask_for(organization, [row.invoice for row in rows])
+    for row in rows:
+        if not left[row.invoice_id][0]:
+            move(row, State.PAID, at=at)
+        elif row.due_at <= at and left[row.invoice_id][1]:
+            move(row, State.PAST_DUE, at=at)
+        elif row.state == State.PAST_DUE:
+            move(row, State.OPEN, at=at)
+    _sanction(payer, organization)
+    return {row.invoice_id: (row, left[row.invoice_id][1]) for row in rows if row.state in UNPAID}
+
+
+def refusal(payer: CustomerAccounts, organization: accounts.Organization) -> PaymentsPastDue | None:
+    """Return why nothing new may start, for somebody who may not; None where everything was paid meanwhile."""
+    review_locked(payer, organization, at=timezone.now())
+    if not payer.receivable.sanction:
+        return None
+    states = [State.PAST_DUE, State.UNCOLLECTIBLE]
+    rows = Collection.objects.filter(organization=organization.pk, state__in=states).select_related("invoice")
+    invoices = [row.invoice for row in rows.order_by("due_at", "pk")]
+    lost = sum(row.written_off_micros - row.recovered_micros for row in rows)
+    owed = sum(debts.left_due_micros(organization=organization, invoices=invoices).values()) + lost
+    return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=invoices[0].number)
+
+
+def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice]) -> dict[int, tuple[int, int]]:
+    """Return of each invoice what is left, and what of that is not disputed, by id."""
+    left = debts.left_due_micros(organization=organization, invoices=invoices)
+    unsettled = InvoiceDispute.objects.filter(UNSETTLED, invoice__in=left).order_by()
+    disputed = dict(unsettled.values_list("invoice").annotate(total=Sum("gross_micros")))
+    return {key: (micros, max(0, micros - disputed.get(key, 0))) for key, micros in left.items()}
+
+
+def move(row: Collection, state: State, *, at: datetime, **facts: object) -> bool:
+    """Move a collection if the map allows it from where it is; return whether it did."""
+    sources = [source for source, targets in MOVES.items() if state in targets]
+    look_at = None if state not in UNPAID else row.look_at
+    moved = Collection.objects.filter(pk=row.pk, state__in=sources).update(
+        state=state, state_since=at, **({"look_at": look_at} | facts)
+    )
+    if moved:
+        row.refresh_from_db(fields=["state", "state_since", "look_at", "written_off_micros", "recovered_micros"])
+    return bool(moved)
+
+
+def _sanction(payer: CustomerAccounts, organization: accounts.Organization) -> None:
+    """Write beside what is owed what may not be done because of it: the most of what unpaid invoices have brought."""
+    events = DunningEvent.objects.filter(
+        invoice__collection__organization=organization.pk,
+        invoice__collection__state__in=[State.PAST_DUE, State.UNCOLLECTIBLE],
+        step__action__in=SANCTIONS,
+    )
+    found = {Action(action) for action in events.values_list("step__action", flat=True)}
+    sanction = max(found, key=SANCTIONS.index, default="")
+    if payer.receivable.sanction != sanction:
+        Account.objects.filter(pk=payer.receivable.pk).update(sanction=sanction)
+        payer.receivable.sanction = sanction

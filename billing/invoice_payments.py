@@ -1,0 +1,52 @@
+"""Paying one invoice by name: what a customer says that money is for counts for that, and not for the oldest debt."""
+
+from datetime import datetime
+
+from billing import accounts, ledger
+from billing.accounts import CustomerAccounts, Organization
+from billing.invoicing import debts
+from billing.models import Invoice, InvoicePayment
+
+
+def left_micros(invoice: Invoice, organization: Organization) -> int:
+    """Return what is still to be paid of an invoice."""
+    return debts.left_due_micros(organization=organization, invoices=[invoice])[invoice.pk]
+
+
+def pay_from_cash(*, payer: CustomerAccounts, invoice: Invoice, most_micros: int, cause: str, at: datetime) -> int:
+    """Pay what is left of an invoice from cash that is free, up to an amount; return how much that was.
+
+    Called in the transaction that brought the money, behind the gate, with the accounts as they are now and before what
+    else is owed is settled. `cause` is the key of that event.
+    """
+    share = min(left_micros(invoice, invoice.organization), most_micros, max(0, payer.cash.free_micros))
+    if share <= 0:
+        return 0
+    key = f"settle:{cause}:invoice"
+    ledger.transfer(
+        key=key,
+        source=payer.cash,
+        target=payer.receivable,
+        amount_micros=share,
+        reason=f"Payment of invoice {invoice.number}",
+        at=at,
+    )
+    name(invoice=invoice, transfer_key=key, amount_micros=share, at=at)
+    return share
+
+
+def pay_named(public_id: str, organization: Organization, most_micros: int, cause: str, at: datetime) -> None:
+    """Pay an invoice of an organization from the cash that has just come for it; where there is none, nothing."""
+    invoice = (
+        Invoice.objects.select_related("organization").filter(public_id=public_id, organization=organization.pk).first()
+    )
+    if invoice is not None:
+        payer = accounts.lock(organization_id=organization.pk, currency=invoice.currency)
+        pay_from_cash(payer=payer, invoice=invoice, most_micros=most_micros, cause=cause, at=at)
+
+
+def name(*, invoice: Invoice, transfer_key: str, amount_micros: int, at: datetime) -> None:
+    """Say that a transfer into what is owed, or part of it, paid this invoice. Once for the transfer."""
+    InvoicePayment.objects.get_or_create(
+        transfer_key=transfer_key, defaults={"invoice": invoice, "amount_micros": amount_micros, "at": at}
+    )

@@ -1,0 +1,131 @@
+"""What becomes of invoices that were not paid when they were issued."""
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils.translation import gettext_lazy as _
+
+from billing.models.invoices import Invoice
+from billing.models.payments import Payment
+
+
+class Collection(models.Model):
+    """How far an invoice is from being paid; see `collecting.MOVES`. One for each that left something due.
+
+    What is left is derived from payments (`debts`), never written here. `look_at` is when it has to be looked at next.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", _("open")
+        PAST_DUE = "past_due", _("past due")
+        PAID = "paid", _("paid")
+        UNCOLLECTIBLE = "uncollectible", _("uncollectible")
+
+    invoice = models.OneToOneField(Invoice, models.PROTECT, related_name="collection")
+    organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="collections")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.OPEN)
+    state_since = models.DateTimeField()
+    due_at = models.DateTimeField()
+    look_at = models.DateTimeField(null=True)
+    written_off_micros = models.BigIntegerField(default=0)
+    recovered_micros = models.BigIntegerField(default=0, help_text="of what was written off, what came after all")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=["open", "past_due"], look_at__isnull=False)
+                | Q(state__in=["paid", "uncollectible"], look_at=None),
+                name="collection_is_looked_at_while_unpaid",
+            ),
+            models.CheckConstraint(
+                condition=Q(recovered_micros__gte=0, written_off_micros__gte=F("recovered_micros")),
+                name="collection_recovers_no_more_than_it_wrote_off",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state="uncollectible") | Q(written_off_micros__gt=0),
+                name="collection_is_uncollectible_once_written_off",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["look_at"], condition=Q(look_at__isnull=False), name="collection_to_look_at"),
+            models.Index(fields=["organization", "state"], name="collection_by_organization"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.invoice}: {self.state}"
+
+
+class InvoicePayment(models.Model):
+    """A transfer, or part of one, that paid one invoice by name. Others pay the oldest debt first; see `debts`."""
+
+    invoice = models.ForeignKey(Invoice, models.PROTECT, related_name="named_payments", db_index=False)
+    transfer_key = models.CharField(max_length=200, unique=True)
+    amount_micros = models.BigIntegerField()
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(amount_micros__gt=0), name="invoice_payment_pays_something"),
+        ]
+        indexes = [models.Index(fields=["invoice"], name="invoice_payment_by_invoice")]
+
+    def __str__(self) -> str:
+        return f"{self.amount_micros} micros by {self.transfer_key}"
+
+
+class DunningStep(models.Model):
+    """What is done so many days after an invoice was due (or before, where negative), while something is left of it."""
+
+    class Action(models.TextChoices):
+        CHARGE = "charge", _("charge the saved card")
+        MAIL = "mail", _("remind by e-mail")
+        RESTRICT = "restrict", _("let nothing new start")
+        STOP_SPOT = "stop_spot", _("stop what runs on spot")
+        STOP_ON_DEMAND = "stop_on_demand", _("stop everything that runs")
+        WRITE_OFF = "write_off", _("write it off")
+
+    day_offset = models.SmallIntegerField()
+    action = models.CharField(max_length=16, choices=Action.choices)
+    is_active = models.BooleanField(default=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["day_offset", "action"], name="dunning_step_once_per_day_and_action"),
+            models.CheckConstraint(
+                condition=Q(action__in=["charge", "mail"]) | Q(day_offset__gt=0),
+                name="dunning_is_harmless_until_an_invoice_is_past_due",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day_offset:+} days: {self.action}"
+
+
+class DunningEvent(models.Model):
+    """A step that was taken for an invoice, once."""
+
+    class Outcome(models.TextChoices):
+        DONE = "done", _("done")
+        ORDERED = "ordered", _("charge ordered")
+        NO_CARD = "no_card", _("no card saved")
+        NO_PROCESSOR = "no_processor", _("no card processor")
+        BAD_AMOUNT = "bad_amount", _("amount not payable by card")
+
+    invoice = models.ForeignKey(Invoice, models.PROTECT, related_name="dunning_events", db_index=False)
+    step = models.ForeignKey(DunningStep, models.PROTECT, related_name="events", db_index=False)
+    at = models.DateTimeField()
+    outcome = models.CharField(max_length=16, choices=Outcome.choices)
+    left_micros = models.BigIntegerField(help_text="what was left of the invoice then")
+    payment = models.OneToOneField(Payment, models.PROTECT, null=True, related_name="dunning_event")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["invoice", "step"], name="dunning_step_once_per_invoice"),
+            models.CheckConstraint(condition=Q(left_micros__gt=0), name="dunning_only_while_something_is_left"),
+            models.CheckConstraint(
+                condition=Q(outcome="ordered", payment__isnull=False) | (~Q(outcome="ordered") & Q(payment=None)),
+                name="dunning_charge_is_a_payment",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.invoice} {self.step}: {self.outcome}"

@@ -1,0 +1,65 @@
+"""What is owed, in the portal: what comes next, paying now, and saying that an invoice is wrong."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from billing.invoicing import issuing
+from billing.models import Card, Invoice, InvoiceDispute, Payment
+from billing.payments import gateway
+from marketplace.models import Organization
+from tests.marketplace.invoices.conftest import seller, use_beyond_credit
+
+__all__ = ["seller"]
+
+
+@pytest.fixture
+def owed(seller: Organization, acme: Organization) -> Invoice:
+    """An invoice of which something is left."""
+    use_beyond_credit(acme)
+    return issuing.issue(organization=acme, at=timezone.now())
+
+
+def text_of(answer: Any) -> str:
+    return str(answer.content.decode())
+
+
+def test_the_balance_says_what_happens_next_and_when(owner: Client, owed: Invoice) -> None:
+    page = text_of(owner.get(reverse("balance")))
+    assert "What happens next if nobody pays" in page
+    assert "Nothing new starts until INV-000001 is paid." in page
+
+
+def test_an_invoice_is_paid_now(
+    owner: Client, owed: Invoice, acme: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Pay now" in text_of(owner.get(reverse("invoice", args=[owed.public_id])))
+    answer = owner.post(reverse("invoice-pay", args=[owed.public_id]), {"key": "1"}, follow=True)
+    assert "Pay by bank transfer" in text_of(answer) or "pay by bank transfer" in text_of(answer)
+    monkeypatch.setattr(gateway, "is_there", lambda: True)
+    Card.objects.create(
+        organization=acme, processor_id="pm_1", brand="visa", last4="4242", exp_month=1, exp_year=2030, is_default=True
+    )
+    for _ in range(2):
+        answer = owner.post(reverse("invoice-pay", args=[owed.public_id]), {"key": "2"}, follow=True)
+        assert "is being charged to visa 4242" in text_of(answer)
+    assert Payment.objects.count() == 1
+
+
+def test_a_line_is_disputed_and_withdrawn(owner: Client, owed: Invoice) -> None:
+    line = owed.lines.first()
+    assert line is not None
+    path = reverse("invoice-dispute", args=[owed.public_id])
+    assert line.resource_name in text_of(owner.get(path))
+    refused = owner.post(path, {"line": line.key, "amount": "1.005", "reason": "Wrong", "key": str(uuid4())})
+    assert refused.status_code == 422
+    assert "At most" in text_of(refused)
+    answer = owner.post(path, {"line": line.key, "amount": "", "reason": "It was stopped", "key": "a"}, follow=True)
+    assert "is disputed (open): It was stopped" in text_of(answer)
+    made = InvoiceDispute.objects.get()
+    answer = owner.post(reverse("dispute-withdraw", args=[made.public_id]), follow=True)
+    assert "The dispute is withdrawn." in text_of(answer)
