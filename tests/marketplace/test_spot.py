@@ -416,7 +416,7 @@ def test_each_refusal_says_which_rule_and_leaves_nothing_behind(
     place: Place, acme: Organization, project: Project, what: dict[str, Any], spoil: Any, refusal: Any, says: str
 ) -> None:
     credits.grant(organization=acme, amount_micros=1, key="x", reason="x", by="x", at=timezone.now())
-    spot.check_capacity(SpotTerms.objects.get(), 1, at=timezone.now())
+    spot.check_capacity(SpotTerms.objects.get(), 1)
     if spoil:
         spoil(acme)
     project.organization.refresh_from_db()
