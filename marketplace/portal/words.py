@@ -74,6 +74,7 @@ VERBS: dict[str, Promise] = {
     "organization_policy.change": _("Change the policy of the organization"),
     "invoice.view": _("See invoices"),
     "commitment.view": _("See commitments"),
+    "dispute.change": _("Dispute what an invoice says"),
     "supplier.view": _("See what the organization earns as a supplier"),
     "supplier.change": _("Ask to sell capacity and set up payouts"),
     "billing_details.view": _("See billing details"),
