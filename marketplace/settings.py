@@ -165,6 +165,8 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
+        "BudgetActionEnum": "marketplace.models.Budget.Action",
+        "IdleActionEnum": "marketplace.models.IdleAction",
         "QuoteKindEnum": "marketplace.models.Quote.Kind",
         "PriceUnitEnum": [("gpu_hour", "gpu_hour"), ("gib_hour", "gib_hour")],
         "SiteKindEnum": "provisioning.models.Site.Kind",

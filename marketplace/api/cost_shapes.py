@@ -27,7 +27,7 @@ class CostQuery(serializers.Serializer[Any]):
     )
 
 
-class CostAnswer(serializers.Serializer[Any]):
+class CostsAnswer(serializers.Serializer[Any]):
     day = serializers.DateField(required=False)
     project = NamedRef(required=False)
     model = serializers.CharField(required=False)
@@ -40,4 +40,4 @@ class CostListAnswer(serializers.Serializer[Any]):
     currency = serializers.CharField()
     by = serializers.ListField(child=serializers.ChoiceField(choices=DIMENSIONS))
     total = serializers.CharField()
-    data = CostAnswer(many=True)  # type: ignore[assignment]
+    data = CostsAnswer(many=True)  # type: ignore[assignment]

@@ -12,7 +12,7 @@ class TierAnswer(serializers.Serializer[Any]):
     credit_bps = serializers.IntegerField(help_text="hundredths of a percent of what was paid")
 
 
-class TermsAnswer(serializers.Serializer[Any]):
+class ServiceTermsAnswer(serializers.Serializer[Any]):
     version = serializers.CharField()
     degraded_weight_bps = serializers.IntegerField()
     degraded_s = serializers.IntegerField()
@@ -53,7 +53,7 @@ class EvidenceAnswer(serializers.Serializer[Any]):
 
 
 class ProvedVerdictAnswer(VerdictAnswer):
-    terms = TermsAnswer()
+    terms = ServiceTermsAnswer()
     evidence = EvidenceAnswer()
 
 
