@@ -43,6 +43,10 @@ FITS = """
     AND node.free_mask & wanted.mask = wanted.mask
     AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s::bigint)
     AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s::bigint OR node.free_gpus = node.gpu_count)
+    AND (%(alone)s::bigint IS NOT NULL OR NOT EXISTS (
+        SELECT FROM provisioning_policy policy WHERE policy.document @> '{"no_shared_host": true}'
+            AND (policy.project_id = %(project)s::bigint OR policy.organization_id = %(owner)s::bigint)
+    ))
 """
 TAKE = """
 WITH place AS (

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
@@ -46,6 +47,12 @@ FROM (
 ) mine WHERE provisioning_node.id = mine.id AND provisioning_node.exclusive_to_id IS NULL
 """
 CLOSED_AT_ONCE = 1000
+# Claims hold it shared from their look at the policies to their end (`shards.REFRESH`).
+LOCK = """
+SELECT pg_advisory_xact_lock(hashtextextended('hosts of ' || coalesce(
+    %(organization)s::bigint, (SELECT organization_id FROM marketplace_project WHERE id = %(project)s::bigint)
+), 0))
+"""
 
 
 def of(*, organization_id: int | None = None, project_id: int | None = None) -> Policy | None:
@@ -80,13 +87,22 @@ def replace(
     row.save(update_fields=["document", "version", "updated_at"])
     if wanted.get("no_shared_host"):
         close_hosts()
+        transaction.on_commit(partial(_close_after_claims, organization_id=organization_id, project_id=project_id))
     return before, row
+
+
+@transaction.atomic
+def _close_after_claims(*, organization_id: int | None, project_id: int | None) -> None:
+    """Close also the hosts of claims that were under way and may not have known of the policy; waits for them."""
+    with connection.cursor() as cursor:
+        cursor.execute(LOCK, {"organization": organization_id, "project": project_id})
+    close_hosts()
 
 
 def close_hosts(*, limit: int = CLOSED_AT_ONCE) -> int:
     """Keep others off the nodes of tenants that share with nobody; return how many nodes were closed.
 
-    A claim closes its nodes itself. This is for what was there before the policy, and for claims that were under way.
+    A claim closes its nodes itself. This is for what was there before the policy.
     """
     with connection.cursor() as cursor:
         cursor.execute(CLOSE, {"limit": limit})

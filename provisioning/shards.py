@@ -25,13 +25,14 @@ from provisioning.placing.shard import Row, Shard
 CLAIM_S = 2.0
 # An upper end that nothing reaches: a range is planned for few rows, whatever its ends will be.
 EVER = 2**63 - 1
-# The policies and the tenant come along, so that a claim asks twice in all: this, and for the GPUs.
+# The policies and the tenant come along, so that a claim asks twice in all: this, and for the GPUs. The lock lets who
+# sets a policy wait for the claims that may not know it yet (`policies.replace`).
 REFRESH = """
 WITH tenant AS MATERIALIZED (
     SELECT project.organization_id, (
         SELECT jsonb_agg(policy.document ORDER BY policy.id) FROM provisioning_policy policy
         WHERE policy.project_id = project.id OR policy.organization_id = project.organization_id
-    ) AS policies
+    ) AS policies, pg_advisory_xact_lock_shared(hashtextextended('hosts of ' || project.organization_id, 0))
     FROM marketplace_project project WHERE project.id = %(project)s::bigint
 ), news AS (
     SELECT * FROM provisioning_node
