@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketplace import policies as doors
-from marketplace import rentals, restarts
+from marketplace import rentals, restarts, spot, spot_terms
 from marketplace.access import Actor, person
-from marketplace.errors import BadOrder
-from marketplace.models import AuditEntry, Offer, Organization, Project
-from provisioning import decisions, engine, nodes, placement, policies, quotas
+from marketplace.errors import BadOrder, MarketError
+from marketplace.models import Auction, AuditEntry, Offer, Organization, Project
+from provisioning import decisions, engine, interruptions, nodes, placement, policies, quotas
 from provisioning.errors import IllegalMove, NoCapacity, PolicyExcludes, ProvisioningError, StaleVersion
 from provisioning.models import (
     Assignment,
@@ -232,7 +232,8 @@ documents = st.fixed_dictionaries(
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("policy"), st.integers(0, 1), st.booleans(), st.just({"no_shared_host": True}) | documents),
-        st.tuples(st.just("rent"), st.integers(0, 1), st.integers(0, 1), st.integers(1, 4)),
+        st.tuples(st.sampled_from(["rent", "bid"]), st.integers(0, 1), st.integers(0, 1), st.integers(1, 4)),
+        st.tuples(st.sampled_from(["auction", "resume"]), st.integers(0, 1)),
         st.tuples(st.sampled_from(["stop", "start", "fail", "restart", "cordon", "uncordon"]), st.integers(0, 7)),
     ),
     min_size=4,
@@ -260,13 +261,15 @@ class Market:
         ]
         for project in self.projects:
             quotas.set_limit(project_id=project.pk, limit=100)
+        for offer in self.offers:
+            spot_terms.set_terms(offer=offer, by="test", at=timezone.now(), reserve_micros=500_000, interval_s=1)
 
     def do(self, move: tuple[Any, ...]) -> None:
         known = set(Assignment.objects.values_list("pk", flat=True))
         try:
             with transaction.atomic():
                 getattr(self, move[0])(*move[1:])
-        except (ProvisioningError, IllegalMove):
+        except (ProvisioningError, MarketError):
             pass
         # A start that waits looks again at once.
         Workflow.objects.filter(step="place").update(due_at=timezone.now())
@@ -297,6 +300,21 @@ class Market:
     def rent(self, tenant: int, offer: int, gpus: int) -> None:
         wanted = order(self.offers[offer], gpus=gpus, on_failure="restart")
         rentals.rent(actor=self.actors[tenant], project=self.projects[tenant], order=wanted, at=timezone.now())
+
+    def bid(self, tenant: int, offer: int, gpus: int) -> None:
+        spot.bid(
+            actor=self.actors[tenant], project=self.projects[tenant], order=order(self.offers[offer], gpus=gpus),
+            max_price_micros=890_000, at=timezone.now(),
+        )  # fmt: skip
+
+    def auction(self, offer: int) -> None:
+        Auction.objects.all().delete()  # Each is the first of its tick.
+        spot.clear(offer_id=self.offers[offer].pk, at=timezone.now())
+
+    def resume(self, number: int) -> None:
+        interruptions.announce_due(at=timezone.now(), limit=10)
+        Instance.objects.filter(phase=Phase.INTERRUPTED).update(restart_at=timezone.now())
+        spot.resume(at=timezone.now(), limit=10)
 
     def _one(self, number: int) -> Instance:
         rows = list(Instance.objects.select_related("project__organization", "offer", "price_version").order_by("pk"))
