@@ -10,7 +10,7 @@ from marketplace import blocks, holdings, refunds
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Project, Quote, Reservation, ReservationState
-from provisioning import calendar
+from provisioning import calendar, placement
 from provisioning.errors import IllegalMove, NoCapacity
 
 LIFE = timedelta(minutes=10)
@@ -31,9 +31,10 @@ class QuoteUsed(Conflict):
 
 
 def for_purchase(*, project: Project, window: Window, at: datetime) -> Quote:
-    """Quote a block. It holds no capacity: whoever buys first has it. Raises BadOrder or NoCapacity."""
+    """Quote a block. It holds no capacity: whoever buys first has it. Raises BadOrder, PolicyExcludes or NoCapacity."""
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
+    check_policies(project, window, at=at)
     _check_free(window)
     data = blocks.terms_as_data(terms)
     total, made = _priced(project, window, data, at=at)
@@ -54,6 +55,7 @@ def for_extension(*, reservation: Reservation, ends_at: datetime, at: datetime) 
         raise BadOrder("ends_at", gettext("The new end has to lie after the present one."))
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
+    check_policies(reservation.project, window, at=at)
     _check_free(window)
     data = blocks.terms_as_data(terms)
     _, made = _priced(reservation.project, window, data, at=at)
@@ -155,6 +157,11 @@ def forget(*, at: datetime, limit: int) -> int:
 
 def _own_terms(reservation: Reservation) -> dict[str, Any]:
     return {name: value for name, value in reservation.terms.items() if name != "cancellation_costs"}
+
+
+def check_policies(project: Project, window: Window, *, at: datetime) -> None:
+    """Raise PolicyExcludes for hours that a policy lets nothing of the project use."""
+    placement.check_order(project_id=project.pk, offer_id=window.offer.pk, gpus=window.gpus, at=at)
 
 
 def _check_free(window: Window) -> None:

@@ -52,7 +52,7 @@ COUNTED = """quota.organization_id = %(organization)s::bigint AND quota.unit = '
     AND (quota.project_id IS NULL OR quota.project_id = %(project)s::bigint AND strips.project_id = quota.project_id)
     AND quota.gpu_model IN ('', strips.gpu_model)"""
 # The first quota that a window would pass, with the most GPUs that are reserved in any of its hours: a running sum over
-# where strips begin and end, for each limit on GPUs that applies.
+# where strips begin and end, for each limit on GPUs that applies. And whether there is any policy to look at.
 PASSED = f"""
 WITH strips AS (
     SELECT project.id AS project_id, offer.gpu_model, greatest(strip.starts_at, %(start)s::timestamptz) AS starts_at,
@@ -72,8 +72,9 @@ WITH strips AS (
         SELECT id, sum(gpus) OVER (PARTITION BY id ORDER BY at, gpus) AS running FROM edge
     ) summed GROUP BY id
 )
-SELECT firsts.found, passed.id, passed.held
-FROM (
+SELECT firsts.found, passed.id, passed.held, EXISTS (
+    SELECT FROM provisioning_policy WHERE project_id = %(project)s OR organization_id = %(organization)s
+) FROM (
     SELECT count(*) AS found FROM provisioning_quota
     WHERE organization_id = %(organization)s AND (project_id IS NULL OR project_id = %(project)s)
         AND gpu_model = '' AND market = '' AND unit = 'gpus'
@@ -106,7 +107,7 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
     Booking and payment are two transactions, unless the caller has one around
     both: whoever is interrupted between them leaves a row that
     `settle_payments` finds. Raises QuoteUsed, QuoteExpired, InsufficientFunds,
-    QuotaExceeded, NoCapacity or ProjectSuspended with nothing held. A caller's
+    QuotaExceeded, PolicyExcludes, NoCapacity or ProjectSuspended with nothing held. A caller's
     transaction ends with the refusal: nothing here has a savepoint.
     """
     rentals.check_open(quote.project)
@@ -131,7 +132,7 @@ def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
         expires_at=at + PAYMENT_LIFE,
     )
     window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
-    check_quota(quote.project, window)
+    check_use(quote.project, window, at=at)
     reservation = make(
         public_id=reservation_id,
         project=quote.project,
@@ -185,17 +186,19 @@ def check_budget(actor: Actor, project: Project, total_micros: int, *, pays_for:
         TokenPurchase.objects.bulk_create(TokenPurchase(resource_id=one, token=actor.token) for one in pays_for)
 
 
-def check_quota(project: Project, window: Window) -> None:
-    """Raise QuotaExceeded where more GPUs would be reserved in some hour than a quota allows.
+def check_use(project: Project, window: Window, *, at: datetime) -> None:
+    """Raise QuotaExceeded where more GPUs would be reserved in some hour than a quota allows, or PolicyExcludes.
 
-    It counts what is reserved in the hours themselves, so blocks that follow
+    A quota counts what is reserved in the hours themselves, so blocks that follow
     each other do not add up. Callers hold the organization's accounts, so that
     two at once follow each other.
     """
-    firsts, quota_id, held = _passed(project, window)
+    firsts, quota_id, held, has_policy = _passed(project, window)
     if firsts < 2:
         quotas.open_for(project_id=project.pk)
-        firsts, quota_id, held = _passed(project, window)
+        firsts, quota_id, held, has_policy = _passed(project, window)
+    if has_policy:
+        quotes.check_policies(project, window, at=at)
     if quota_id is not None:
         quota = Quota.objects.get(pk=quota_id)
         raise QuotaExceeded(
@@ -204,8 +207,8 @@ def check_quota(project: Project, window: Window) -> None:
         )  # fmt: skip
 
 
-def _passed(project: Project, window: Window) -> tuple[int, int | None, int]:
-    ((firsts, quota_id, held),) = ask(
+def _passed(project: Project, window: Window) -> tuple[int, int | None, int, bool]:
+    ((firsts, quota_id, held, has_policy),) = ask(
         PASSED,
         {
             "organization": project.organization_id,
@@ -216,7 +219,7 @@ def _passed(project: Project, window: Window) -> tuple[int, int | None, int]:
             "end": window.ends_at,
         },
     )
-    return firsts, quota_id, held
+    return firsts, quota_id, held, has_policy
 
 
 @transaction.atomic(savepoint=False)
@@ -275,7 +278,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
         reason=f"Extension of {reservation.public_id}",
         at=at,
     )
-    check_quota(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at))
+    check_use(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at), at=at)
     holdings.add(reservation, [_strip_of(quote)])
     holdings.refit(reservation)
     _add_payment(reservation, paid)

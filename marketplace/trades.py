@@ -17,7 +17,7 @@ from billing import accounts, prepayments
 from billing.models import Account
 from billing.prepayments import Paid, Part
 from billing.public_ids import new_public_id
-from marketplace import audit, blocks, holdings, matching, money, refunds, rentals, reservations
+from marketplace import audit, blocks, holdings, matching, money, quotes, refunds, rentals, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import Conflict
@@ -65,6 +65,7 @@ class Fill:
 def look(*, project: Project, window: Window, limit_micros: int | None, at: datetime) -> Fill:
     """Return how an order would be filled now, with nothing locked and nothing done."""
     blocks.check_times(window.starts_at, window.ends_at, at=at)
+    quotes.check_policies(project, window, at=at)
     return _match(project.organization, window, blocks.terms_of(window.offer), limit_micros, at=at)
 
 
@@ -88,7 +89,7 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
     paid = _pay(project.organization, found, listings, terms, trade_id=trade_id, at=at)
-    reservations.check_quota(project, window)
+    reservations.check_use(project, window, at=at)
     strips = []
     for leg in found.legs:
         strips += _hours_of(leg, listings, sellers, at=at)

@@ -32,7 +32,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
-from provisioning import calendar, policies
+from provisioning import calendar, placement, policies
 from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Instance, Node, Phase
 from provisioning.placing import policy
@@ -106,7 +106,10 @@ def outlook(*, project: Project, offer: Offer, gpus: int, replicas: int, at: dat
     wanted = gpus * replicas
     next_window = calendar.next_open(offer_id=offer.pk, gpus=wanted, at=at)
     return Outlook(
-        fits_now=not gpus_ahead and _room(offer, gpus) >= replicas and next_window == at,
+        fits_now=not policies.exclusions([(project.pk, offer.pk)])
+        and not gpus_ahead
+        and _room(offer, gpus) >= replicas
+        and next_window == at,
         nearest=_nearest(project, offer, gpus, replicas, at),
         next_window=next_window,
         ahead=ahead.count(),
@@ -122,10 +125,15 @@ def wait(
 ) -> WaitingOrder:
     """Put an order into the queue of its offer. Nothing is held or charged until it starts.
 
-    Raises BadOrder for what could never start, ProjectSuspended where nothing may.
+    Raises BadOrder for what could never start, PolicyExcludes for what a policy
+    keeps from starting, ProjectSuspended where nothing may. A policy that is set later
+    lets it wait, and it says so (`told`).
     """
     rentals.check_open(project)
     rentals.check(order)
+    placement.check_order(
+        project_id=project.pk, offer_id=order.offer.pk, gpus=order.gpus, replicas=order.replicas, at=at
+    )
     _check_capacity(order)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:

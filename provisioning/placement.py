@@ -151,6 +151,16 @@ def check_policies(*, instance: Instance, at: datetime) -> None:
         _check_policies(_Asked(instance, at, tenant, _request(instance, tenant, None)), live)
 
 
+def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime, replicas: int = 1) -> None:
+    """Raise PolicyExcludes for what is ordered of an offer before there is an instance. One query where none applies.
+
+    That is what `claim` would say later: nobody is sold hours, or a place in a queue, that they may not use.
+    """
+    if policies.exclusions([(project_id, offer_id)]):
+        wanted = Instance(project_id=project_id, offer_id=offer_id, replicas=replicas, gpus_per_replica=gpus)
+        check_policies(instance=wanted, at=at)
+
+
 def release(*, instance: Instance, at: datetime) -> None:
     """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing.
 
