@@ -72,6 +72,7 @@ app.conf.update(
             ("invoices that nobody has paid", "billing.tasks.collect", 30.0),
             ("runways to look at", "billing.tasks.watch_runways", 30.0),
             ("auctions that are due", "marketplace.tasks.hold_auctions", 1.0),
+            ("books of auctions that are old", "marketplace.tasks.forget_books", 600.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("orders that wait", "marketplace.tasks.start_waiting", 5.0),
             ("lent GPUs to recall", "marketplace.tasks.recall_lent_gpus", 2.0),

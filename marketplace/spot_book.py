@@ -2,14 +2,19 @@
 
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db import connection
+from django.utils.translation import gettext
 
 from marketplace import auction
+from marketplace.errors import MarketError
 from marketplace.models import Allocation, Auction
 from provisioning import policies
+
+# For so long an auction can be held again; then its bids are nobody's business any more.
+KEPT = timedelta(days=90)
 
 # Who waits needs funds that are still held; who runs is charged and has a runway.
 STANDING = """
@@ -56,8 +61,17 @@ def entries(*, offer_id: int, at: datetime) -> list[Entry]:
     ]
 
 
+class BookDeleted(MarketError):
+    """The bids of the auction were deleted, so it cannot be held again; what it gave and published is kept."""
+
+
 def book_of(held: Auction) -> bytes:
-    """Return the book of an auction as it was sealed."""
+    """Return the book of an auction as it was sealed, or raise BookDeleted."""
+    if held.book_deleted_at is not None:
+        raise BookDeleted(
+            gettext("The bids of this auction were deleted on %(day)s; what it gave and published is kept.")
+            % {"day": f"{held.book_deleted_at:%Y-%m-%d}"}
+        )
     return zlib.decompress(bytes(held.book))
 
 
@@ -76,7 +90,7 @@ class Check:
 
 
 def check(held: Auction) -> Check:
-    """Hold an auction again from its book and compare everything with what was published and given."""
+    """Hold an auction again from its book and compare everything with what was published and given, or BookDeleted."""
     book = book_of(held)
     outcome = auction.replay(book)
     given = Allocation.objects.filter(auction=held).values_list("bid__public_id", flat=True)
@@ -87,3 +101,13 @@ def check(held: Auction) -> Check:
         winners_are_right=set(given) == set(outcome.winners),
         replayed=outcome.published().decode(),
     )
+
+
+def forget(*, at: datetime, limit: int) -> int:
+    """Delete the books that were kept for long enough, the oldest first; return how many.
+
+    Prices, counts, demand, hash and winners stay: they say what the auction gave, not what anybody was ready to pay.
+    """
+    old = Auction.objects.filter(book_deleted_at=None, held_at__lt=at - KEPT).order_by("held_at")
+    oldest = list(old.values_list("pk", flat=True)[:limit])
+    return Auction.objects.filter(pk__in=oldest, book_deleted_at=None).update(book=b"", book_deleted_at=at)

@@ -180,7 +180,9 @@ class OwnBid:
 
 
 def own_bids(held: Auction, mine: QuerySet[Bid]) -> list[OwnBid]:
-    """Return which of these bids took part in an auction, and how that went."""
+    """Return which of these bids took part in an auction, and how that went; none once its book is deleted."""
+    if held.book_deleted_at is not None:
+        return []
     names = set(mine.filter(offer=held.offer_id, placed_at__lte=held.held_at).values_list("public_id", flat=True))
     if not names:
         return []

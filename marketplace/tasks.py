@@ -15,6 +15,7 @@ from marketplace import (
     restarts,
     sessions,
     spot,
+    spot_book,
     volumes,
     waiting,
 )
@@ -34,6 +35,7 @@ WAITS_MAX = 200
 MAILS_MAX = 100
 EVENTS_MAX = 1000
 EVENTS_PURGED_MAX = 5000
+BOOKS_MAX = 1000
 
 
 @shared_task
@@ -97,6 +99,12 @@ def hold_auctions() -> None:
 def hold_auction(offer_id: int) -> None:
     """Hold an offer's auction of the current tick. If this message is lost, `hold_auctions` sends another."""
     spot.clear(offer_id=offer_id, at=timezone.now())
+
+
+@shared_task
+def forget_books() -> None:
+    """Delete the bids of auctions that were kept for long enough."""
+    spot_book.forget(at=timezone.now(), limit=BOOKS_MAX)
 
 
 @shared_task

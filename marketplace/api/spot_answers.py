@@ -133,6 +133,7 @@ def auction(held: Auction) -> Answer:
         },
         "demand": _steps(shown["demand"]),
         "book_sha256": held.book_sha256,
+        "book_deleted_at": held.book_deleted_at,
     }
 
 

@@ -159,6 +159,9 @@ class AuctionAnswer(serializers.Serializer[Any]):
     allocated_gpus = serializers.IntegerField()
     demand = DepthStep(many=True)
     book_sha256 = serializers.CharField()
+    book_deleted_at = serializers.DateTimeField(
+        allow_null=True, help_text="when its bids were deleted, your own among them; from then on none can be shown"
+    )
 
 
 class OwnBidAnswer(serializers.Serializer[Any]):

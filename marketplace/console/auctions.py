@@ -53,8 +53,10 @@ def counts(offer: Offer) -> dict[str, int]:
     return {"waiting": waiting, "holding": alive.count() - waiting}
 
 
-def book(held: Auction) -> tuple[auction.Rules, Sequence[SealedBid]]:
-    """Return the rules and bids of an auction, the highest bids first."""
+def book(held: Auction) -> tuple[auction.Rules | None, Sequence[SealedBid]]:
+    """Return the rules and bids of an auction, the highest bids first; none once its book is deleted."""
+    if held.book_deleted_at is not None:
+        return None, []
     rules, sealed = auction.read(spot_book.book_of(held))
     won = set(Allocation.objects.filter(auction=held).values_list("bid__public_id", flat=True))
     ranked = sorted(sealed, key=lambda bid: (-bid.price_micros, bid.placed_us, bid.id))

@@ -62,7 +62,7 @@ class Bid(models.Model):
 
 
 class Auction(models.Model):
-    """One auction of one offer and tick, for good: what was published, byte for byte, and the book that gives it."""
+    """One auction of one offer and tick: what was published, for good, and for a while the book that gives it."""
 
     public_id = PublicIdField(prefix="auc")
     offer = models.ForeignKey("marketplace.Offer", models.CASCADE, related_name="auctions")
@@ -74,8 +74,9 @@ class Auction(models.Model):
     price_micros = models.BigIntegerField(help_text="what the auction gave")
     charged_micros = models.BigIntegerField(help_text="what is paid: the price, smoothed")
     published = models.TextField(help_text="canonical JSON")
-    book = models.BinaryField(help_text="sealed bids and rules, compressed")
+    book = models.BinaryField(help_text="sealed bids and rules, compressed; empty once they are deleted")
     book_sha256 = models.CharField(max_length=64)
+    book_deleted_at = models.DateTimeField(null=True, help_text="when its bids were forgotten; none: they are here")
 
     class Meta:
         constraints = [
@@ -85,6 +86,12 @@ class Auction(models.Model):
                 & Q(charged_micros__lte=models.F("price_micros")),
                 name="auction_charges_between_reserve_and_price",
             ),
+            models.CheckConstraint(
+                condition=Q(book=b"") ^ Q(book_deleted_at=None), name="auction_has_its_book_until_that_is_deleted"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["held_at"], condition=Q(book_deleted_at=None), name="auction_books_that_are_kept")
         ]
 
     def __str__(self) -> str:

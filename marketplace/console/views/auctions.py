@@ -57,7 +57,7 @@ def shown(visit: Visit, offer_id: str, auction_id: str) -> HttpResponse:
         "rules": rules,
         "bids": bids[: auctions.BIDS_SHOWN],
         "hidden": max(0, len(bids) - auctions.BIDS_SHOWN),
-        "check": spot_book.check(held) if "check" in visit.request.GET else None,
+        "check": spot_book.check(held) if "check" in visit.request.GET and rules is not None else None,
     }
     return visit.page("console/auction.html", context)
 
