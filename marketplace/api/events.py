@@ -222,11 +222,10 @@ class WebhookDeliveryAgain(APIView):
         request=None,
         responses={202: event_shapes.DeliveryAnswer, shapes.REFUSED: shapes.Problem},
     )
-    def post(self, request: Request, webhook_id: str, delivery_id: str) -> Response:
+    def post(self, request: Request, delivery_id: str) -> Response:
         """Send one event again, whether it arrived or not."""
         queried(request)
-        endpoint = door.webhook_for(actor_of(request), webhook_id, verb="webhook.change")
-        row = door.delivery_for(endpoint, delivery_id)
+        row = door.delivery_for(actor_of(request), delivery_id, verb="webhook.change")
         endpoints.again(delivery=row, at=timezone.now())
         row.refresh_from_db()
         return Response(delivery(row), status=202)

@@ -57,7 +57,7 @@ urlpatterns = [
     path("webhooks/<id:webhook_id>/test", events.WebhookTest.as_view()),
     path("webhooks/<id:webhook_id>/replay", events.WebhookReplay.as_view()),
     path("webhooks/<id:webhook_id>/deliveries", events.WebhookDeliveries.as_view()),
-    path("webhooks/<id:webhook_id>/deliveries/<id:delivery_id>/resend", events.WebhookDeliveryAgain.as_view()),
+    path("webhook-deliveries/<id:delivery_id>/resend", events.WebhookDeliveryAgain.as_view()),
     path("bids", spot.BidList.as_view()),
     path("bids/<id:bid_id>", spot.BidDetail.as_view()),
     path("bids/<id:bid_id>/price", spot.BidPrice.as_view()),

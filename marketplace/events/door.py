@@ -40,9 +40,10 @@ def deliveries(endpoint: WebhookEndpoint) -> QuerySet[WebhookDelivery]:
     return found.prefetch_related(Prefetch("attempts", WebhookAttempt.objects.order_by("pk")))
 
 
-def delivery_for(endpoint: WebhookEndpoint, delivery_id: str) -> WebhookDelivery:
-    """Return one of a webhook's deliveries; the caller came through `webhook_for`."""
-    found = deliveries(endpoint).filter(public_id=delivery_id).first()
+def delivery_for(actor: Actor, delivery_id: str, *, verb: str) -> WebhookDelivery:
+    """Return what is or was on its way to a webhook of one of the actor's organizations."""
+    found = WebhookDelivery.objects.filter(public_id=delivery_id).select_related("endpoint", "event").first()
     if found is None:
         raise NotFound
+    _check(actor, found.endpoint.organization_id, verb)
     return found

@@ -108,12 +108,12 @@ def replay(visit: Visit, webhook_id: str) -> HttpResponse:
 
 
 @page("POST")
-def resend(visit: Visit, webhook_id: str, delivery_id: str) -> HttpResponse:
+def resend(visit: Visit, delivery_id: str) -> HttpResponse:
     """Send one event again."""
-    endpoint = door.webhook_for(visit.actor, webhook_id, verb="webhook.change")
-    endpoints.again(delivery=door.delivery_for(endpoint, delivery_id), at=visit.at)
+    delivery = door.delivery_for(visit.actor, delivery_id, verb="webhook.change")
+    endpoints.again(delivery=delivery, at=visit.at)
     messages.success(visit.request, _("The event is sent again."))
-    return redirect("webhook", endpoint.public_id)
+    return redirect("webhook", delivery.endpoint.public_id)
 
 
 @page("GET", "HEAD", "POST")

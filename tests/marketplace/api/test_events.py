@@ -77,7 +77,7 @@ def test_a_webhook_is_added_tested_rotated_and_removed(program: Program, receive
     assert sending.send_due(at=timezone.now()) == 1
     (sent,) = program.get(f"{path}/deliveries").json()["data"]
     assert (sent["type"], sent["state"], sent["attempts"][0]["status"]) == ("webhook.test", "delivered", 204)
-    assert program.post(f"{path}/deliveries/{sent['id']}/resend").json()["state"] == "pending"
+    assert program.post(f"webhook-deliveries/{sent['id']}/resend").json()["state"] == "pending"
     fresh = program.post(f"{path}/rotate").json()
     assert fresh["secret"] != row["secret"]
     assert fresh["former_secret_until"]

@@ -213,8 +213,7 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("post", "webhooks/{webhook}/test", None, "manage",             202, 202, 403, 403, 403, 404, 401),
     ("post", "webhooks/{webhook}/replay", SINCE, "manage",          202, 202, 403, 403, 403, 404, 401),
     ("get", "webhooks/{webhook}/deliveries", None, "manage",        200, 200, 403, 403, 403, 404, 401),
-    ("post", "webhooks/{webhook}/deliveries/{delivery}/resend", None, "manage",
-                                                                    202, 202, 403, 403, 403, 404, 401),
+    ("post", "webhook-deliveries/{delivery}/resend", None, "manage", 202, 202, 403, 403, 403, 404, 401),
     ("delete", "webhooks/{webhook}", None, "manage",                204, 204, 403, 403, 403, 404, 401),
     ("get", "audit", None, "manage",                                200, 200, 403, 403, 403, 200, 401),
 ]
@@ -256,7 +255,7 @@ OTHERS = {
              "registries/<str:registry_id>/remove", "events", "webhooks", "webhooks/<str:webhook_id>",
              "webhooks/<str:webhook_id>/rotate", "webhooks/<str:webhook_id>/test",
              "webhooks/<str:webhook_id>/replay", "webhooks/<str:webhook_id>/remove",
-             "webhooks/<str:webhook_id>/deliveries/<str:delivery_id>/resend", "members",
+             "webhook-deliveries/<str:delivery_id>/resend", "members",
              "members/<str:member_id>/role", "members/<str:member_id>/remove", "invitations",
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
              "projects/<str:project_id>/idle",

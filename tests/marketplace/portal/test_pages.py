@@ -14,6 +14,7 @@ from billing.invoicing import issuing, sellers
 from billing.models import Card, Payment, UsageSpan
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
+from marketplace.events import endpoints
 from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
 from marketplace.portal import urls
 from provisioning.calendar import hour_of
@@ -93,6 +94,7 @@ OF_ONE = [
     ("webhook-rotate", "webhook", 405, 405, 405),
     ("webhook-test", "webhook", 405, 405, 405),
     ("webhook-replay", "webhook", 405, 405, 405),
+    ("webhook-resend", "delivery", 405, 405, 405),
     ("bid", "bid", 200, 200, 403),
     ("bid-withdraw", "bid", 200, 200, 403),
     ("volume", "volume", 200, 200, 200),
@@ -182,6 +184,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "key": project.ssh_keys.get().public_id,
         "registry": project.registries.get().public_id,
         "webhook": acme.webhooks.get().public_id,
+        "delivery": endpoints.test(actor=person(alice), endpoint=acme.webhooks.get(), at=timezone.now()).public_id,
         "member": Membership.objects.get(user=bob).public_id,
         "invitation": Invitation.objects.get().public_id,
         "project": project.public_id,
