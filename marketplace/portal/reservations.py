@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import messages
+from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
@@ -87,7 +88,8 @@ def quoted(visit: Visit, quote_id: str) -> HttpResponse:
 
 def _used(visit: Visit, quote: Quote) -> HttpResponse:
     if quote.kind == Quote.Kind.PURCHASE:
-        bought = reservations.buy(actor=visit.actor, quote=quote, at=visit.at)
+        with transaction.atomic():  # A refusal ends it; the page then reads the quote again.
+            bought = reservations.buy(actor=visit.actor, quote=quote, at=visit.at)
         messages.success(visit.request, _("The GPUs are reserved. Nothing more is charged for what runs inside."))
         return redirect("reservation", bought.public_id)
     assert quote.reservation is not None
