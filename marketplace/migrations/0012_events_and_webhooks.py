@@ -27,6 +27,7 @@ def noted(source, table):
 
 class Migration(migrations.Migration):
     dependencies = [
+        ("billing", "0008_invoices"),  # The last operation notes new rows of billing_invoice.
         ("marketplace", "0011_budgets_that_act"),
     ]
 
