@@ -6,6 +6,7 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from billing import accounts, promotions, runway
+from billing.payments import gateway
 from marketplace import access, breakdown, budget_watch, cost_files, forecast, owing
 from marketplace.breakdown import Cost
 from marketplace.models import Organization
@@ -62,6 +63,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
         "credit": promotions.left(organization=organization),
+        "has_cards": gateway.is_there(),
         **_owed(visit, organization),
     }  # fmt: skip
 

@@ -145,6 +145,21 @@ def test_without_keys_the_pages_say_that_cards_cannot_be_used(owner: Client, acm
     assert owner.post(reverse("stripe-webhook"), b"{}", "application/json").status_code == 404
 
 
+def test_the_balance_says_how_to_add_credit_with_cards_and_who_can(
+    owner: Client, developer: Client, processor: Processor
+) -> None:
+    assert "Top up by card" in text_of(owner, reverse("balance"))
+    assert "ask an owner or billing member" in text_of(developer, reverse("balance"))
+
+
+def test_the_balance_says_how_to_add_credit_without_cards(owner: Client, developer: Client, settings: Any) -> None:
+    settings.STRIPE_API_KEY = ""
+    for somebody in (owner, developer):
+        text = text_of(somebody, reverse("balance"))
+        assert "To add credit, ask the operator." in text
+        assert "Top up by card" not in text
+
+
 def test_a_billing_member_may_pay_and_a_developer_may_not(
     acme: Organization, developer: Client, processor: Processor
 ) -> None:
