@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.db import connection, transaction
-from django.db.models import Sum
 
-from billing import accounts, commitments, ledger, rating, runway, tiers
+from billing import accounts, commitments, ledger, rating, rebates, runway, tiers
 from billing.accounts import CustomerAccounts
-from billing.invoicing import pieces
-from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, Invoice, PriceVersion, Transfer
+from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, PriceVersion, Transfer
 from billing.months import month_of, next_month
 from billing.rating import MILLISECOND
 
@@ -79,7 +77,7 @@ class _Customer:
     """Everything of one organization that is worked out together."""
 
     payer: CustomerAccounts
-    promo_spent_micros: int
+    has_credit: bool
     uses: list[tiers.Use] = field(default_factory=list)
     promises: list[tiers.Promise] = field(default_factory=list)
     stored: dict[tuple[int, datetime], Adjustment] = field(default_factory=dict)
@@ -129,8 +127,9 @@ def _due(*, since: datetime, after: int) -> list[int]:
 
 
 def _read(payers: Mapping[int, CustomerAccounts], *, since: datetime, through: datetime) -> dict[int, _Customer]:
-    spent = _promo_spent(payers)
-    customers = {key: _Customer(payer, spent[key]) for key, payer in payers.items()}
+    promos = [payer.promo.pk for payer in payers.values()]
+    credited = set(Transfer.objects.filter(target__in=promos).values_list("target", flat=True).distinct())
+    customers = {key: _Customer(payer, has_credit=payer.promo.pk in credited) for key, payer in payers.items()}
     begins = _months(since, through)
     ends = {begin: min(next_month(begin), through) for begin in begins}
     with connection.cursor() as cursor:
@@ -199,14 +198,6 @@ def _months(since: datetime, through: datetime) -> list[datetime]:
         months.append(since)
         since = next_month(since)
     return months
-
-
-def _promo_spent(payers: Mapping[int, CustomerAccounts]) -> dict[int, int]:
-    """Return the promotional credit that paid for use which was on no invoice yet: what may go back as credit."""
-    used = pieces.promo_used([payer.promo.pk for payer in payers.values()])
-    invoiced = Invoice.objects.filter(organization__in=payers, kind="invoice").values("organization")
-    counted = dict(invoiced.annotate(total=Sum("exact_promo_micros")).values_list("organization", "total"))
-    return {key: max(0, used[key] - counted.get(key, 0)) for key in payers}
 
 
 def _rated(key: int, customer: _Customer, found: Iterable[tiers.Rated], through: datetime) -> list[Adjustment]:
@@ -285,10 +276,13 @@ def _write(
         currency: accounts.platform(Account.Kind.REVENUE, currency)
         for currency in {customers[row.organization_id].payer.cash.currency for row, _ in due}
     }
+    paid = rebates.paid([row for row, _ in due if customers[row.organization_id].has_credit])
     moves = [
         move
         for posting in postings
-        for move in _moves(posting, customers[posting.adjustment.organization_id], revenue, at)
+        for move in _moves(
+            posting, customers[posting.adjustment.organization_id].payer, revenue, paid.get(posting.adjustment_id), at
+        )
     ]
     if moves:
         ledger.move_all(moves)
@@ -317,34 +311,34 @@ def _save(changed: Collection[Adjustment]) -> None:
 
 
 def _moves(
-    posting: AdjustmentPosting, customer: _Customer, revenue: Mapping[str, Account], at: datetime
+    posting: AdjustmentPosting,
+    payer: CustomerAccounts,
+    revenue: Mapping[str, Account],
+    paid: rebates.Paid | None,
+    at: datetime,
 ) -> list[Transfer]:
-    """Return the transfers of a posting: taken as use is; given back to what is owed, then as credit as far as credit
-    paid for use that is on no invoice yet, then as cash."""
-    payer, micros = customer.payer, posting.amount_micros
-    if micros > 0:
-        order = [payer.promo, payer.cash]
-        shares, missing = rating.take_in_turn(micros, [account.free_micros for account in order])
-        parts = list(zip([*order, payer.receivable], [*shares, missing], strict=True))
-        customer.promo_spent_micros += shares[0]
-    else:
-        shares, rest = rating.take_in_turn(-micros, [payer.owed_micros, customer.promo_spent_micros])
-        parts = list(zip([payer.receivable, payer.promo, payer.cash], [*shares, rest], strict=True))
-        customer.promo_spent_micros -= shares[1]
-    earned = revenue[payer.cash.currency]
-    found = []
-    for account, share in parts:
-        if not share:
-            continue
-        account.balance_micros += -share if micros > 0 else share
-        found.append(
-            Transfer(
-                key=f"{'charge' if micros > 0 else 'refund'}:{posting.public_id}:{account.kind}",
-                source=account if micros > 0 else earned,
-                target=earned if micros > 0 else account,
-                amount_micros=share,
-                reason=f"Tiers and commitments of {posting.adjustment.month:%Y-%m}",
-                effective_at=at,
-            )
-        )
+    """Return the transfers of a posting; credit that came back then pays what is owed for other use."""
+    micros, earned = posting.amount_micros, revenue[payer.cash.currency]
+    is_charge = micros > 0
+    share_out = rebates.taken if is_charge else rebates.given_back
+    key = f"{'charge' if is_charge else 'refund'}:{posting.public_id}"
+    reason = f"Tiers and commitments of {posting.adjustment.month:%Y-%m}"
+    found = [
+        _moved(f"{key}:{account.kind}", *((account, earned) if is_charge else (earned, account)), share, reason)
+        for account, share in share_out(abs(micros), payer=payer, paid_by=paid)
+        if share
+    ]
+    debt = 0 if is_charge else min(payer.owed_micros, max(0, payer.promo.free_micros))
+    if debt:
+        found.append(_moved(f"settle:{key}:promo", payer.promo, payer.receivable, debt, "Payment of what was owed"))
+    for move in found:
+        move.effective_at = at
     return found
+
+
+def _moved(key: str, source: Account, target: Account, micros: int, reason: str) -> Transfer:
+    """Return a transfer, with the balances in memory as they are after it."""
+    for account, change in ((source, -micros), (target, micros)):
+        if not account.is_platform:
+            account.balance_micros += change
+    return Transfer(key=key, source=source, target=target, amount_micros=micros, reason=reason)

@@ -75,6 +75,8 @@ class Invoice(models.Model):
     positive: they are what is given back.
 
         subtotal = sum of lines     net = subtotal - promo     total = net + tax     due = total - paid
+
+    `promo` is below zero where a rebate returned credit that an earlier invoice had counted.
     """
 
     class Treatment(models.TextChoices):
@@ -146,6 +148,11 @@ class Invoice(models.Model):
     @property
     def is_credit_note(self) -> bool:
         return self.kind == InvoiceSeries.Kind.CREDIT_NOTE
+
+    @property
+    def promo_off_micros(self) -> int:
+        """What promotional credit adds to the sum of the lines: below zero where it paid."""
+        return -self.promo_micros
 
 
 class InvoiceLine(models.Model):

@@ -136,13 +136,13 @@ def test_a_minimum_is_a_line_of_the_month_that_missed_it(acme):
     }
 
 
-def test_a_rebate_restores_the_credit_that_paid_and_the_invoice_counts_what_is_left():
+def test_a_rebate_returns_cash_before_credit_and_the_invoice_counts_the_credit_that_paid():
     make_seller()
     acme = make_organization(promo=20 * USD, cash=1000 * USD)
     use(acme, begin=NOON, hours=150, price=tiered(), quantity=1)
     close()
-    assert (last().subtotal_micros, last().promo_micros, last().net_micros) == (350 * USD, 0, 350 * USD)
-    assert wallet(acme).promo_micros == 20 * USD
+    assert (last().subtotal_micros, last().promo_micros, last().net_micros) == (350 * USD, 20 * USD, 330 * USD)
+    assert wallet(acme).promo_micros == 0
 
 
 def test_documents_in_japanese_have_japanese_words():

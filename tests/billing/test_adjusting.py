@@ -154,7 +154,7 @@ def test_flat_prices_and_what_was_paid_ahead_are_left_alone(rich):
     assert not Adjustment.objects.exists()
 
 
-def test_a_rebate_pays_debts_then_returns_as_credit_and_never_turns_credit_to_cash():
+def test_a_rebate_pays_debts_then_returns_the_cash_that_paid_and_then_credit():
     poor = make_organization(promo=200 * USD)
     run(poor, tiered(), hours=150, quantity=1)
     assert wallet(poor).owed_micros == 150 * PRICE - 200 * USD
@@ -163,7 +163,7 @@ def test_a_rebate_pays_debts_then_returns_as_credit_and_never_turns_credit_to_ca
     paid = make_organization(promo=20 * USD, cash=1000 * USD)
     run(paid, tiered(sku="other", begins=NOON - HOUR / 2), hours=150, quantity=1)
     adjusting.post_due(at=NOON + 151 * HOUR)
-    assert (wallet(paid).promo_micros, wallet(paid).cash_micros) == (20 * USD, 650 * USD)
+    assert (wallet(paid).promo_micros, wallet(paid).cash_micros) == (0, 670 * USD)
 
 
 def test_what_a_rise_of_tiers_asks_is_taken_as_use_is():
