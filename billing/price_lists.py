@@ -95,14 +95,20 @@ def draft(
     at: datetime,
     names: Mapping[str, str] | None = None,
     restores: PriceList | None = None,
+    price: Item | None = None,
 ) -> PriceList:
     """Open a draft, once per key: a copy of what is in force, or of an earlier list to go back to. `by` is who does it.
 
-    `names` are what things are called that have no name in the prices themselves.
+    `names` are what things are called that have no name in the prices themselves. `price` takes the place of what the
+    copy says of the same thing; raises BadPrice where it cannot be.
     """
+    changed = [] if price is None else [checked(price, currency=currency)]
+    _check_against_history(changed, currency=currency)
     first = PriceList.objects.filter(key=key).first()
     if first is not None:
-        if (first.currency, first.restores) != (currency, restores):
+        said = {item.sku: terms_of(item) for item in items(first)}
+        is_other = any(said.get(item.sku) != terms_of(item) for item in changed)
+        if is_other or (first.currency, first.restores) != (currency, restores):
             raise KeyReused(str(key))
         return first
     with connection.cursor() as cursor:  # one number after the other
@@ -120,12 +126,13 @@ def draft(
     source: Iterable[PriceListItem | PriceVersion] = (
         items(restores) if restores is not None else in_force(currency=currency, at=at).values()
     )
-    PriceListItem.objects.bulk_create(
-        PriceListItem(
-            price_list=made, sku=row.sku, name=row.name or (names or {}).get(row.sku, row.sku), **terms_of(row)
-        )
+    rows = {
+        row.sku: PriceListItem(sku=row.sku, name=row.name or (names or {}).get(row.sku, row.sku), **terms_of(row))
         for row in source
-    )
+    } | {item.sku: item for item in changed}
+    for row in rows.values():
+        row.price_list = made
+    PriceListItem.objects.bulk_create(rows.values())
     return made
 
 

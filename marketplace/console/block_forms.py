@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
 from marketplace import money
-from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField
+from marketplace.console.forms import INTEGER_MAX, ConsoleForm, MoneyField
 from marketplace.models import BlockTerms
 
 STEP = re.compile(r"(\d{1,5}):(\d{1,3}(?:\.\d{1,2})?)")
@@ -46,10 +46,6 @@ class BlockTermsForm(ConsoleForm):
     """On which terms blocks of an offer are sold."""
 
     is_sold = forms.BooleanField(label=_("Blocks are sold"), required=False)
-    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    price_micros = MoneyField(
-        label=_("Price per reserved GPU-hour"), required=False, help_text=_("Empty: the price stays as it is.")
-    )
     discounts = StepsField(
         label=_("Discounts by duration"), required=False, max_length=200,
         help_text=_("From so many hours on so many percent less: 24:10, 168:20."),

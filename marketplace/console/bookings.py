@@ -113,12 +113,9 @@ def set_terms(
     *,
     actor: Actor,
     offer: Offer,
-    at: datetime,
-    currency: str,
-    price_micros: int | None,
     **terms: Any,
 ) -> BlockTerms:
-    """Set on which terms blocks of an offer are sold, and their price where one is given. What is sold keeps its own.
+    """Set on which terms blocks of an offer are sold. What is sold keeps its own.
 
     Raises BadOrder naming the field.
     """
@@ -126,18 +123,13 @@ def set_terms(
     _check(terms)
     before = terms_of(offer)
     row, _is_new = BlockTerms.objects.update_or_create(offer=offer, defaults=terms)
-    if price_micros is not None:
-        prices.publish(
-            sku=offer.reserved_sku, currency=currency, micros_per_unit_hour=price_micros, effective_from=at,
-            by=actor.name, at=at,
-        )  # fmt: skip
     audit.record(
         actor=actor,
         organization=None,
         verb="block.terms",
         subject_id=offer.public_id,
         before={name: getattr(before, name) for name in TERMS} if before else None,
-        after=terms | ({"price": money.decimal_string(price_micros), "currency": currency} if price_micros else {}),
+        after=terms,
     )
     return row
 

@@ -1,9 +1,7 @@
 """Sites, fabrics, offers and prices: what capacity managers put up for sale. Every change leaves an audit entry."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -11,8 +9,8 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.utils.translation import gettext as _
 
 from billing import prices
-from billing.models import PriceVersion, Unit
-from marketplace import audit, costs, money
+from billing.models import PriceVersion
+from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
 from marketplace.models import Offer, Organization
@@ -78,90 +76,6 @@ def prices_now(chosen: Sequence[Offer], *, at: datetime) -> dict[int, list[Price
             if offer.sku in known:
                 found[offer.pk].append(known[offer.sku])
     return found
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What publishing a price would change. `ends_at` is when a version that is published already takes over."""
-
-    currency: str
-    effective_from: datetime
-    before_micros: int | None
-    after_micros: int
-    node_hour_micros: int
-    ends_at: datetime | None
-
-    @property
-    def change_percent(self) -> str:
-        """The change against the price before, with a sign and one digit after the point; empty without one."""
-        if not self.before_micros:
-            return ""
-        return f"{Decimal(100 * (self.after_micros - self.before_micros)) / self.before_micros:+.1f}"
-
-
-def preview(
-    *, offer: Offer, currency: str, amount_micros: int, effective_from: datetime | None, at: datetime
-) -> Preview:
-    """Return what a price would change, with nothing published. Two queries."""
-    begins = effective_from or at
-    before = prices.current(skus=[offer.sku], currency=currency, at=begins).get(offer.sku)
-    later = prices.history(sku=offer.sku).filter(currency=currency, effective_from__gt=begins)
-    following = later.order_by("effective_from").first()
-    __, node_hour_micros, __ = costs.rates(micros_per_unit_hour=amount_micros, quantity=offer.gpus_per_node)
-    return Preview(
-        currency=currency,
-        effective_from=begins,
-        before_micros=before.micros_per_unit_hour if before else None,
-        after_micros=amount_micros,
-        node_hour_micros=node_hour_micros,
-        ends_at=following.effective_from if following else None,
-    )
-
-
-@transaction.atomic
-def publish_price(
-    *,
-    actor: Actor,
-    offer: Offer,
-    currency: str,
-    amount_micros: int,
-    effective_from: datetime | None,
-    at: datetime,
-) -> PriceVersion:
-    """Publish an offer's price from a moment on, from now on if none is named. What runs keeps its own price."""
-    price = prices.publish(
-        sku=offer.sku,
-        currency=currency,
-        micros_per_unit_hour=amount_micros,
-        effective_from=effective_from or at,
-        by=actor.name,
-        at=at,
-    )
-    after = {
-        "amount": money.decimal_string(amount_micros),
-        "currency": currency,
-        "unit": "gpu_hour",
-        "effective_from": price.effective_from.isoformat(),
-    }
-    _record(actor, "price.publish", offer.public_id, after=after)
-    return price
-
-
-@transaction.atomic
-def publish_storage_price(*, actor: Actor, site: Site, currency: str, amount_micros: int, at: datetime) -> PriceVersion:
-    """Publish what a GiB-hour of a site's storage costs from now on. A volume keeps its price until it grows."""
-    price = prices.publish(
-        sku=site.storage_sku,
-        currency=currency,
-        micros_per_unit_hour=amount_micros,
-        effective_from=at,
-        by=actor.name,
-        at=at,
-        unit=Unit.GIB,
-    )
-    after = {"amount": money.decimal_string(amount_micros), "currency": currency, "unit": "gib_hour"}
-    _record(actor, "price.publish", site.public_id, after=after)
-    return price
 
 
 def volumes_in(site: Site) -> list[Volume]:

@@ -144,26 +144,6 @@ class OfferForm(TermsForm):
     )  # fmt: skip
 
 
-class PriceForm(ConsoleForm):
-    """A price and when it begins."""
-
-    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    amount_micros = MoneyField(label=_("Price per GPU-hour"), help_text=_("Such as 2.49; up to six decimal places."))
-    effective_from = forms.DateTimeField(
-        label=_("In force from"),
-        required=False,
-        help_text=_("In your time zone. Empty: at once."),
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
-    )
-
-
-class StoragePriceForm(ConsoleForm):
-    """What a GiB-hour of a site's storage costs, from now on."""
-
-    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    amount_micros = MoneyField(label=_("Price per GiB-hour"), help_text=_("Such as 0.0001; up to six decimal places."))
-
-
 class SiteForm(ConsoleForm):
     """A new site."""
 

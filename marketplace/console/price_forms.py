@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.months import month_of, next_month
 from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField
+from marketplace.models import Offer
 
 MONTHS_AHEAD = 12
 
@@ -19,6 +20,26 @@ class DraftForm(ConsoleForm):
 
     currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
     key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+class PriceForm(DraftForm):
+    """Another price for what an offer sells."""
+
+    sku = forms.ChoiceField(label=_("Of what"))
+    amount_micros = MoneyField(label=_("Price per GPU-hour"), help_text=_("Such as 2.49; up to six decimal places."))
+    field_order = ("sku", "currency", "amount_micros")
+
+    def __init__(self, *args: Any, offer: Offer, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["sku"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [(offer.sku, _("GPUs on demand")), (offer.reserved_sku, _("GPUs in blocks"))]
+
+
+class StoragePriceForm(DraftForm):
+    """Another price for a GiB-hour of a site's storage."""
+
+    amount_micros = MoneyField(label=_("Price per GiB-hour"), help_text=_("Such as 0.0001; up to six decimal places."))
 
 
 class RestoreForm(ConsoleForm):

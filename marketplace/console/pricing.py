@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from billing import price_lists
 from billing.errors import BadPrice, PriceListMoved, SecondPersonNeeded
-from billing.models import PriceList, PriceListItem, PriceVersion, SimulatedBill, Unit
+from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, Unit
 from billing.price_lists import Item, Phase
 from marketplace import audit
 from marketplace.access import Actor
@@ -94,8 +94,27 @@ def simulation(row: PriceList) -> Simulation | None:
 
 
 @transaction.atomic
-def draft(*, actor: Actor, currency: str, key: UUID, at: datetime, restores: PriceList | None = None) -> PriceList:
-    """Open a draft: a copy of what is in force, or of an earlier list to go back to."""
+def propose(*, actor: Actor, sku: str, currency: str, amount_micros: int, key: UUID, at: datetime) -> PriceList:
+    """Open a draft in which one thing has another price, without tiers; all else is as it is in force."""
+    ware = next(ware for ware in wares() if ware.sku == sku)
+    price = Item(
+        sku=sku, name=ware.name, unit=ware.unit, model=PriceModel.FLAT, rows=((0, None, amount_micros),)
+    )  # fmt: skip
+    with _said():
+        return draft(actor=actor, currency=currency, key=key, at=at, price=price)
+
+
+@transaction.atomic
+def draft(
+    *,
+    actor: Actor,
+    currency: str,
+    key: UUID,
+    at: datetime,
+    restores: PriceList | None = None,
+    price: Item | None = None,
+) -> PriceList:
+    """Open a draft: a copy of what is in force but for one price, or of an earlier list to go back to."""
     row = price_lists.draft(
         currency=currency,
         by=actor.user.pk,
@@ -103,6 +122,7 @@ def draft(*, actor: Actor, currency: str, key: UUID, at: datetime, restores: Pri
         at=at,
         names={ware.sku: ware.name for ware in wares()},
         restores=restores,
+        price=price,
     )
     # Who repeats the key waits for the first to commit, and then finds its entry.
     if not AuditEntry.objects.filter(verb="price_list.draft", subject_id=row.public_id).exists():

@@ -40,10 +40,10 @@ def board(visit: Visit) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def terms(visit: Visit, offer_id: str) -> HttpResponse:
-    """Set on which terms, and at which price, blocks of an offer are sold."""
+    """Set on which terms blocks of an offer are sold."""
     offer = catalogue.offer_for(offer_id)
     form = BlockTermsForm(sent(visit), initial=initial_of(bookings.terms_of(offer)))
-    if carried_out(visit, form, bookings.set_terms, offer=offer, at=visit.at):
+    if carried_out(visit, form, bookings.set_terms, offer=offer):
         messages.success(visit.request, _("The terms are set. What is sold already keeps its own."))
         return redirect("console-bookings")
     now = bookings.price_now(offer, at=visit.at)

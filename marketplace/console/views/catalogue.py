@@ -7,9 +7,11 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from billing import prices
-from marketplace.console import catalogue, fleet
+from billing.models import PriceList
+from marketplace.console import catalogue, fleet, pricing
 from marketplace.console.door import carried_out, form_page, managers_only, sent
-from marketplace.console.forms import FabricForm, OfferForm, PriceForm, SiteForm, StoragePriceForm, TermsForm
+from marketplace.console.forms import FabricForm, OfferForm, SiteForm, TermsForm
+from marketplace.console.price_forms import PriceForm, StoragePriceForm
 from marketplace.portal.doors import Visit
 
 
@@ -67,14 +69,25 @@ def offer_terms(visit: Visit, offer_id: str) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def offer_price(visit: Visit, offer_id: str) -> HttpResponse:
-    """Show what a price would change, and publish it once that is confirmed."""
+    """Open a draft of a price list with another price for an offer; a second person approves it."""
     found = catalogue.offer_for(offer_id)
-    form = PriceForm(sent(visit))
-    if visit.text("confirmed") and carried_out(visit, form, catalogue.publish_price, offer=found, at=visit.at):
-        messages.success(visit.request, _("The price is published."))
-        return redirect("console-offer", offer_id)
-    preview = catalogue.preview(offer=found, at=visit.at, **form.cleaned_data) if form.is_valid() else None
-    return form_page(visit, form, "console/price.html", offer=found, preview=preview)
+    form = PriceForm(sent(visit), offer=found)
+    if carried_out(visit, form, pricing.propose, at=visit.at):
+        return _proposed(visit, form.made)
+    return form_page(
+        visit,
+        form,
+        title=_("Price of %(offer)s") % {"offer": found},
+        text=_("It opens a draft: all prices as they are in force, and this one. Nothing changes until somebody else"
+               " has approved the list and it is scheduled; what runs keeps the price it started with."),
+        send=_("Open the draft"),
+        back=reverse("console-offer", args=[offer_id]),
+    )  # fmt: skip
+
+
+def _proposed(visit: Visit, made: PriceList) -> HttpResponse:
+    messages.success(visit.request, _("The price stands in a draft. Simulate it; then somebody else approves it."))
+    return redirect("console-price-list", made.public_id)
 
 
 @managers_only()
@@ -98,12 +111,11 @@ def new_site(visit: Visit) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def storage(visit: Visit, site_id: str) -> HttpResponse:
-    """Show a site's volumes and what their storage costs, and publish a new price."""
+    """Show a site's volumes and what their storage costs, and open a draft with another price."""
     site = catalogue.site_for(site_id)
     form = StoragePriceForm(sent(visit))
-    if carried_out(visit, form, catalogue.publish_storage_price, site=site, at=visit.at):
-        messages.success(visit.request, _("The price is published."))
-        return redirect("console-site-storage", site_id)
+    if carried_out(visit, form, pricing.propose, sku=site.storage_sku, at=visit.at):
+        return _proposed(visit, form.made)
     return form_page(
         visit,
         form,

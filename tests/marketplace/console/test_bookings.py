@@ -8,7 +8,6 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import prices
 from marketplace.access import Actor
 from marketplace.models import BlockTerms, Project, Reservation
 from provisioning.calendar import hour_of
@@ -19,32 +18,30 @@ from tests.marketplace.console.conftest import only_entry
 pytestmark = pytest.mark.django_db
 
 TERMS: dict[str, Any] = {
-    "is_sold": "on", "currency": "USD", "price_micros": "1.99", "discounts": "24:10, 168:20",
+    "is_sold": "on", "discounts": "24:10, 168:20",
     "cancellation": "168:0, 24:10, 1:50.5", "lock_minutes": "60", "min_gpus": "1", "max_gpus": "64", "min_hours": "1",
     "max_hours": "4320", "horizon_hours": "8760", "resale_fee_bp": "5", "resale_cutoff_minutes": "60",
     "ask_step_micros": "0.01", "lend_share_bp": "50",
 }  # fmt: skip
 
 
-def test_terms_and_price_are_set_and_written_down(desk: Client, fleet: Fleet) -> None:
+def test_terms_are_set_and_written_down(desk: Client, fleet: Fleet) -> None:
     address = reverse("console-offer-blocks", args=[fleet.h200.public_id])
     assert "Kept on cancellation" in desk.get(address).content.decode()
     assert desk.post(address, TERMS).status_code == 302
     terms = BlockTerms.objects.get(offer=fleet.h200)
     assert (terms.discounts, terms.cancellation) == ([[168, 2000], [24, 1000]], [[168, 0], [24, 1000], [1, 5050]])
     assert (terms.resale_fee_bp, terms.ask_step_micros, terms.lend_share_bp) == (500, 10_000, 5000)
-    price = prices.current(skus=[fleet.h200.reserved_sku], currency="USD", at=timezone.now())
-    assert price[fleet.h200.reserved_sku].micros_per_unit_hour == 1_990_000
     assert only_entry("block.terms").subject_id == fleet.h200.public_id
     assert "168:20, 24:10" in desk.get(address).content.decode()
-    assert desk.post(address, TERMS | {"price_micros": "", "max_gpus": "32"}).status_code == 302
+    assert desk.post(address, TERMS | {"max_gpus": "32"}).status_code == 302
     assert BlockTerms.objects.get().max_gpus == 32
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("discounts", "24"), ("discounts", "24:101"), ("discounts", "24:1, 24:2"), ("resale_fee_bp", "101"),
-     ("max_gpus", "0"), ("min_gpus", "65"), ("horizon_hours", "0"), ("ask_step_micros", "0"), ("price_micros", "-1")],
+     ("max_gpus", "0"), ("min_gpus", "65"), ("horizon_hours", "0"), ("ask_step_micros", "0")],
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(desk: Client, fleet: Fleet, field: str, value: str) -> None:
     address = reverse("console-offer-blocks", args=[fleet.h200.public_id])

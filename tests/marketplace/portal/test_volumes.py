@@ -1,6 +1,6 @@
 """The pages of volumes: what is said before money is spent or data is lost."""
 
-from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.db import connection
@@ -10,8 +10,9 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing import prices
+from billing.models import PriceListItem
 from marketplace import volumes
-from marketplace.models import AuditEntry, User
+from marketplace.models import User
 from provisioning.models import Heartbeat, Volume
 from tests.conftest import Storage
 from tests.marketplace.portal.conftest import browser
@@ -135,9 +136,11 @@ def test_a_capacity_manager_sells_storage_and_sees_what_is_kept(carol: User, sto
     page = desk.get(path).content.decode()
     for words in (volume.public_id, "$0.0001", "vol_stray", "Acme"):
         assert words in page
-    assert desk.post(path, {"currency": "USD", "amount_micros": "0.0002"}).status_code == 302
-    now = timezone.now() + timedelta(seconds=1)
-    known = prices.current(skus=[storage.site.storage_sku], currency="USD", at=now)
-    assert known[storage.site.storage_sku].micros_per_unit_hour == 200
-    assert AuditEntry.objects.get(verb="price.publish").after["unit"] == "gib_hour"  # type: ignore[index]
+    versions = prices.history(sku=storage.site.storage_sku).count()
+    asked = {"currency": "USD", "amount_micros": "0.0002", "key": str(uuid4())}
+    drafted = desk.post(path, asked)
+    item = PriceListItem.objects.get(sku=storage.site.storage_sku)
+    assert drafted.url == reverse("console-price-list", args=[item.price_list.public_id])  # type: ignore[attr-defined]
+    assert (item.micros_per_unit_hour, item.unit, item.price_list.state) == (200, "gib", "draft")
+    assert prices.history(sku=storage.site.storage_sku).count() == versions
     assert volumes.rate(price=volume.price_version, size_gib=100).per_hour_micros == 10_000
