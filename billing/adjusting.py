@@ -14,7 +14,7 @@ from datetime import datetime
 
 from django.db import connection, transaction
 
-from billing import accounts, commitments, ledger, rating, rebates, runway, tiers
+from billing import accounts, commitments, daily, ledger, rating, rebates, runway, tiers
 from billing.accounts import CustomerAccounts
 from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, PriceVersion, Transfer
 from billing.months import month_of, next_month
@@ -285,6 +285,7 @@ def _write(
         )
     ]
     if moves:
+        daily.touch(since=min(row.through for row, _ in due) - MILLISECOND, through=max(row.through for row, _ in due))
         ledger.move_all(moves)
         runway.shift(moves)
     return len(postings)

@@ -69,6 +69,9 @@ WITH due AS MATERIALIZED (
     UPDATE billing_usagespan span
     SET ended_at = due.ended_at, charged_micros = due.whole_micros, charged_through = due.through
     FROM due WHERE span.id = due.id
+), touched AS (
+    INSERT INTO billing_revenuetosum (since, through)
+    SELECT min(least(since, through)), max(greatest(since, through)) FROM due HAVING count(*) > 0
 ), payer AS MATERIALIZED (
     SELECT organization_id, currency, max(id) FILTER (WHERE kind = 'promo') AS promo_id,
            max(id) FILTER (WHERE kind = 'cash') AS cash_id, max(id) FILTER (WHERE kind = 'receivable') AS receivable_id,

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from django.db import transaction
 
-from billing import accounts, collecting, ledger, rating, receivables, runway
+from billing import accounts, collecting, daily, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
 from billing.models import Account
 from billing.prepared import Value, ask
@@ -140,6 +140,7 @@ def pay(
 def earn(*, key: str, currency: str, amount_micros: int, reason: str, at: datetime) -> None:
     """Take what was delivered, or is not owed any more, as revenue. Once for its key."""
     if amount_micros:
+        daily.touch(since=at, through=at)
         ledger.transfer(
             key=f"earn:{key}",
             source=accounts.platform(Account.Kind.DEFERRED, currency),

@@ -16,12 +16,13 @@ from typing import Any
 
 from django.db import connection
 
+from billing import daily
 from marketplace.models import Organization, Project
 from marketplace.spend import BESIDE, UP_TO
 
 # What costs can be told apart by. The order is that of columns.
 DIMENSIONS = ("day", "project", "model", "market")
-STORAGE, RESERVED, ADJUSTMENT = "storage", "reserved", "adjustment"
+STORAGE, RESERVED, ADJUSTMENT = daily.STORAGE, daily.RESERVED, daily.ADJUSTMENT
 DAYS_MAX = 366
 
 # Each span with the days that it touches: `number`, and where that day begins and ends.

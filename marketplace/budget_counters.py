@@ -53,6 +53,7 @@ class Counter:
     read: Callable[[str], int | None]
 
 
+# What is over and began in the month costs what was charged for it; only the rest, which is little, is rated here.
 # Of a token counts what it and all tokens that it made, directly or not, have ordered.
 MONEY_USED = f"""
 WITH RECURSIVE wanted AS (
@@ -65,12 +66,16 @@ WITH RECURSIVE wanted AS (
     JOIN marketplace_apitoken made ON made.made_by_id = family.id
 ), costs AS (
     SELECT span.organization_id, span.labels ->> 'project' AS project, span.labels ->> 'token' AS token,
-        sum({UP_TO.format(moment="%(now)s::timestamptz")} - {UP_TO.format(moment="%(since)s::timestamptz")}) AS micros,
+        sum(CASE WHEN span.is_charged AND span.started_at >= %(since)s AND span.ended_at <= %(now)s
+            THEN span.charged_micros
+            ELSE {UP_TO.format(moment="%(now)s::timestamptz")} - {UP_TO.format(moment="%(since)s::timestamptz")}
+        END) AS micros,
         sum(coalesce(last.micros_per_unit_hour, price.micros_per_unit_hour) * span.quantity)
             FILTER (WHERE span.ended_at IS NULL) AS burn
     FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id
     LEFT JOIN LATERAL (
-        SELECT micros_per_unit_hour FROM billing_pricepoint WHERE price.is_floating AND price_version_id = price.id
+        SELECT micros_per_unit_hour FROM billing_pricepoint
+        WHERE price.is_floating AND span.ended_at IS NULL AND price_version_id = price.id
         ORDER BY starts_at DESC LIMIT 1
     ) last ON true
     WHERE span.organization_id = ANY (%(organizations)s) AND span.covered_by = '' AND span.started_at <= %(now)s

@@ -54,6 +54,7 @@ app.conf.update(
             ("payouts to suppliers", "billing.tasks.pay_suppliers", 60.0),
             ("what suppliers are owed", "billing.tasks.accrue", 3600.0),
             ("tiers and commitments", "billing.tasks.post_adjustments", 3600.0),
+            ("revenue to sum up", "billing.tasks.sum_up_revenue", 300.0),
             ("credit that expires", "billing.tasks.expire_credit", 60.0),
             ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),
             ("service levels of months that are over", "marketplace.tasks.close_service_levels", 3600.0),

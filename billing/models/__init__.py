@@ -1,6 +1,7 @@
 from billing.models.bank import BankTransfer, InvoiceDispute
 from billing.models.collecting import Collection, DunningEvent, DunningStep, InvoicePayment
 from billing.models.credit import CreditGrant, CreditLine
+from billing.models.daily import DailyRevenue, RevenueToSum
 from billing.models.decisions import Proposal
 from billing.models.invoices import (
     BillingDetails,
@@ -64,6 +65,7 @@ __all__ = [
     "CreditGrant",
     "CreditLine",
     "CreditProposal",
+    "DailyRevenue",
     "Delivery",
     "Dispute",
     "DunningEvent",
@@ -93,6 +95,7 @@ __all__ = [
     "RateCard",
     "ReconciliationCase",
     "Refund",
+    "RevenueToSum",
     "Runway",
     "RunwayWatch",
     "SimulatedBill",

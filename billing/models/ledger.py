@@ -1,5 +1,6 @@
 """The books: accounts, what moved between them, and what is set aside."""
 
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -198,6 +199,8 @@ class Transfer(models.Model):
             models.Index(
                 fields=["source"], condition=~Q(key__startswith="charge:"), name="transfer_other_than_for_use"
             ),
+            # What counts for a day. Rows come in about that order and never change.
+            BrinIndex(fields=["effective_at"], autosummarize=True, name="transfer_when_it_counts"),
         ]
 
     def __str__(self) -> str:

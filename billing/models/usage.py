@@ -4,6 +4,7 @@ from typing import Any
 
 from django.contrib.postgres.constraints import ExclusionConstraint
 from django.contrib.postgres.fields import DateTimeRangeField, RangeOperators
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import ExpressionWrapper, F, Func, Q, Value
 from django.db.models.functions import Now
@@ -225,6 +226,8 @@ class UsageSpan(models.Model):
                 name="usage_span_to_invoice",
             ),
             models.Index(fields=["id"], condition=Q(is_accrued=False), name="usage_span_to_accrue"),
+            # What a day touches, among years of spans that lie in about the order in which they ended.
+            BrinIndex(fields=["ended_at"], autosummarize=True, name="usage_span_when_ended"),
         ]
 
     def __str__(self) -> str:

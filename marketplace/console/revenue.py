@@ -1,51 +1,34 @@
-"""What was sold: revenue by day, offer, market and supplier, of all customers, in two statements.
+"""What was sold: revenue by UTC day, offer, market and supplier, of all customers, from the summary of the ledger.
 
-Use counts from the millisecond on which it happened, charged or not; reserved
-hours as they are earned; what tiers, minimums and commitments make of use on the
-day when it was posted. Before tax and credit notes.
+Use counts on the day on which it happened, as soon as it is charged and summed
+up (`billing.daily`); reserved hours as they are earned; what tiers, minimums and
+commitments make of use on the day when it was posted. Before tax and credit
+notes.
 """
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, time
 
 from django.db import connection
 
-from marketplace.breakdown import ADJUSTMENT, DAYS, RESERVED, SLICE, STORAGE, WITHIN, window
+from marketplace.breakdown import RESERVED
 from marketplace.invoices.export import Echo, harmless
 from marketplace.models import Offer
 from marketplace.money import decimal_string
 
 GROUPS = ("offer", "market", "supplier")
 
+# Of reserved hours the summary knows the reservation; its offer is known here.
 REVENUE = f"""
-WITH part AS (
-    SELECT slice.number, span.labels ->> 'offer' AS offer,
-        CASE WHEN span.meter = 'volume' THEN '{STORAGE}' ELSE coalesce(span.labels ->> 'market', '') END AS market,
-        price.currency, {SLICE} AS micros
-    FROM billing_usagespan span JOIN billing_priceversion price ON price.id = span.price_version_id {DAYS}
-    WHERE {WITHIN}
-    UNION ALL
-    SELECT width_bucket(moved.effective_at, %(edges)s::timestamptz[]), offer.public_id, '{RESERVED}', target.currency,
-        moved.amount_micros
-    FROM billing_transfer moved
-    JOIN billing_account source ON source.id = moved.source_id AND source.kind = 'deferred'
-    JOIN billing_account target ON target.id = moved.target_id AND target.kind = 'revenue'
-    LEFT JOIN marketplace_reservation held ON held.public_id = split_part(moved.key, ':', 2)
-    LEFT JOIN marketplace_offer offer ON offer.id = held.offer_id
-    WHERE moved.key LIKE 'earn:%%' AND moved.effective_at >= %(since)s AND moved.effective_at < %(until)s
-    UNION ALL
-    SELECT width_bucket(posting.through - interval '1 millisecond', %(edges)s::timestamptz[]),
-        split_part(price.sku, '/', 1), '{ADJUSTMENT}', organization.currency, posting.amount_micros
-    FROM billing_adjustmentposting posting
-    JOIN billing_adjustment adjustment ON adjustment.id = posting.adjustment_id
-    JOIN marketplace_organization organization ON organization.id = adjustment.organization_id
-    LEFT JOIN billing_priceversion price ON price.id = adjustment.price_version_id
-    WHERE posting.through > %(since)s AND posting.through <= %(until)s
-)
-SELECT number, coalesce(offer, ''), market, currency, sum(micros)::bigint
-FROM part GROUP BY 1, 2, 3, 4 HAVING sum(micros) <> 0 ORDER BY 1, 2, 3, 4
+SELECT daily.day, CASE WHEN daily.market = '{RESERVED}' THEN coalesce(offer.public_id, '') ELSE daily.thing END,
+    daily.market, daily.currency, sum(daily.micros)::bigint, max(daily.summed_at)
+FROM billing_dailyrevenue daily
+LEFT JOIN marketplace_reservation held ON daily.market = '{RESERVED}' AND held.public_id = daily.thing
+LEFT JOIN marketplace_offer offer ON offer.id = held.offer_id
+WHERE daily.day >= %(since)s AND daily.day < %(until)s
+GROUP BY 1, 2, 3, 4 HAVING sum(daily.micros) <> 0 ORDER BY 1, 2, 3, 4
 """  # noqa: S608  nothing in it comes from outside
 
 
@@ -63,11 +46,12 @@ class Revenue:
 
 @dataclass(frozen=True)
 class Sold:
-    """Revenue of some days, and what its ids are called."""
+    """Revenue of some days, what its ids are called, and when it was summed up last."""
 
     rows: list[Revenue]
     offers: Mapping[str, str]
     suppliers: Mapping[str, str]
+    summed_at: datetime | None
 
     @property
     def currencies(self) -> list[str]:
@@ -80,27 +64,33 @@ class Sold:
     def of(self, currency: str) -> list[Revenue]:
         return [row for row in self.rows if row.currency == currency]
 
+    def between(self, since: datetime, until: datetime) -> "Sold":
+        """Return what was sold in some of these days."""
+        return replace(self, rows=[row for row in self.rows if since <= row.day < until])
 
-def sold(edges: Sequence[datetime], *, at: datetime) -> Sold:
-    """Return what was sold between these edges of days until `at`. Two queries, however many spans there are."""
+
+def sold(since: datetime, until: datetime) -> Sold:
+    """Return what was sold from one UTC midnight to another, as far as it is summed up. Two queries of few rows."""
     known = {offer.public_id: offer for offer in Offer.objects.select_related("supplier")}
     with connection.cursor() as cursor:
-        cursor.execute(REVENUE, window(edges, at=at))
-        rows = [
-            Revenue(
-                day=edges[number - 1],
-                offer=offer,
-                market=market,
-                currency=currency,
-                supplier=known[offer].supplier.public_id if offer in known else "",
-                micros=micros,
-            )
-            for number, offer, market, currency, micros in cursor.fetchall()
-        ]
+        cursor.execute(REVENUE, {"since": since.date(), "until": until.date()})
+        found = cursor.fetchall()
+    rows = [
+        Revenue(
+            day=datetime.combine(day, time.min, tzinfo=UTC),
+            offer=offer,
+            market=market,
+            currency=currency,
+            supplier=known[offer].supplier.public_id if offer in known else "",
+            micros=micros,
+        )
+        for day, offer, market, currency, micros, _ in found
+    ]
     return Sold(
         rows=rows,
         offers={offer.public_id: offer.name for offer in known.values()},
         suppliers={offer.supplier.public_id: offer.supplier.name for offer in known.values()},
+        summed_at=max((summed_at for *_, summed_at in found), default=None),
     )
 
 

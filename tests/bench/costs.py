@@ -37,6 +37,25 @@ FROM (
     FROM generate_series(1, %(spans)s) AS n
 ) one
 """
+# What each costs, as if it had been charged.
+CHARGE = """
+UPDATE billing_usagespan span SET charged_micros = div(2 * other.quantity * CASE WHEN price.is_floating
+    THEN last.upto - first.upto
+    ELSE price.micros_per_unit_hour::numeric * 1000 * extract(epoch FROM other.ended_at - other.started_at)
+END + 3600000, 7200000)
+FROM billing_usagespan other JOIN billing_priceversion price ON price.id = other.price_version_id
+LEFT JOIN LATERAL (
+    SELECT sum_micro_ms + micros_per_unit_hour * round(1000 * extract(epoch FROM other.started_at - starts_at)) AS upto
+    FROM billing_pricepoint WHERE price_version_id = price.id AND starts_at <= other.started_at
+    ORDER BY starts_at DESC LIMIT 1
+) first ON true
+LEFT JOIN LATERAL (
+    SELECT sum_micro_ms + micros_per_unit_hour * round(1000 * extract(epoch FROM other.ended_at - starts_at)) AS upto
+    FROM billing_pricepoint WHERE price_version_id = price.id AND starts_at <= other.ended_at
+    ORDER BY starts_at DESC LIMIT 1
+) last ON true
+WHERE other.id = span.id
+"""
 BARE = """
 SELECT organization_id, date_trunc('day', started_at, 'UTC'), labels ->> 'offer', sum(quantity * 2490000::numeric)
 FROM billing_usagespan GROUP BY 1, 2, 3
@@ -78,8 +97,11 @@ def run(spans: int, say: Callable[[str], None]) -> dict[str, Any]:
         "bare_ms": bare,
         "overview_ms": lambda: breakdown.of(organizations[0], edges, at=NOW),
         "budgets_ms": lambda: budget_counters.measure_money(owners, NOW),
-        "revenue_ms": lambda: revenue.sold(edges, at=NOW),
+        "revenue_ms": lambda: revenue.sold(edges[0], edges[-1]),
+        "sum_up_month_ms": lambda: sum_up(BEGIN, edges[-1] - timedelta(days=1)),
+        "sum_up_today_ms": lambda: sum_up(NOW, NOW),
     }
+    sum_up(BEGIN, edges[-1] - timedelta(days=1))
     figures: dict[str, Any] = {"spans": spans, "organizations": len(organizations), "budgets": len(owners)}
     for name, look in looks.items():
         look()
@@ -92,6 +114,14 @@ def timed(look: Callable[[], Any]) -> float:
     began = time.monotonic()
     look()
     return 1000 * (time.monotonic() - began)
+
+
+def sum_up(since: datetime, through: datetime) -> None:
+    """Let the summary of some days be worked out anew."""
+    from billing import daily
+
+    daily.touch(since=since, through=through)
+    daily.sum_up(at=NOW)
 
 
 def bare() -> None:
@@ -146,7 +176,8 @@ def fill(spans: int) -> None:
                 "floating": series.pk, "flat": flat.pk, "begin": BEGIN, "spans": spans,
             },
         )  # fmt: skip
-        cursor.execute("ANALYZE")
+        cursor.execute(CHARGE)
+        cursor.execute("VACUUM ANALYZE")
 
 
 if __name__ == "__main__":

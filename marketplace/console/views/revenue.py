@@ -1,8 +1,10 @@
-"""Revenue by day, offer, market and supplier."""
+"""Revenue by day, offer, market and supplier. Its days and months are UTC, as those of the books are."""
 
+from datetime import UTC
 from typing import Any
 
 from django.http import HttpResponse
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.console import revenue
@@ -17,12 +19,15 @@ GROUPS = {"offer": _("Offer"), "market": _("Market"), "supplier": _("Supplier")}
 
 
 @managers_only()
+@timezone.override(UTC)
 def page(visit: Visit) -> HttpResponse:
     """Show revenue by day with its table, and the month to date."""
     filters = cost_filters.read(visit, groups=GROUPS)
-    found = revenue.sold(filters.edges, at=visit.at)
     month = spending.midnight(visit.at).replace(day=1)
-    this_month = revenue.sold([month, cost_filters.month_after(month)], at=visit.at)
+    since, until = filters.edges[0], filters.edges[-1]
+    everything = revenue.sold(min(since, month), max(until, cost_filters.month_after(month)))
+    found = everything.between(since, until)
+    this_month = everything.between(month, cost_filters.month_after(month))
     asked = visit.query("currency")
     currencies = sorted({*found.currencies, *this_month.currencies})
     currency = asked if asked in currencies else (found.currencies or ["USD"])[0]
@@ -35,6 +40,7 @@ def page(visit: Visit) -> HttpResponse:
     context = {
         "filters": filters,
         "currency": currency,
+        "summed_at": everything.summed_at,
         "currencies": currencies,
         "groups": GROUPS.items(),
         "lengths": LENGTHS.items(),
@@ -48,10 +54,11 @@ def page(visit: Visit) -> HttpResponse:
 
 
 @managers_only()
+@timezone.override(UTC)
 def csv_file(visit: Visit) -> HttpResponse:
     """Download the same days, one row for each day, offer, market and supplier."""
     filters = cost_filters.read(visit, groups=GROUPS)
-    found = revenue.sold(filters.edges, at=visit.at)
+    found = revenue.sold(filters.edges[0], filters.edges[-1])
     answer = HttpResponse("".join(revenue.csv_of(found, found.rows)), content_type="text/csv; charset=utf-8")
     answer["Content-Disposition"] = f'attachment; filename="revenue-{filters.period}.csv"'
     return answer
