@@ -8,7 +8,6 @@ charged until the slice's end less what it is charged until its beginning, so
 that all days of a span add up to its charges to the micro.
 """
 
-from collections.abc import Sequence
 from datetime import date, datetime
 
 from django.db import connection, transaction
@@ -93,7 +92,7 @@ def sum_up(*, at: datetime, limit: int = DAYS_MAX) -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [ONE_SWEEP_AT_A_TIME])
         cursor.execute(TAKE)
-        days: Sequence[date] = [day for (day,) in cursor.fetchall()]
+        days: list[date] = [day for (day,) in cursor.fetchall()]
         if not days:
             return 0
         cursor.execute(LEAVE, [days[limit:]])
