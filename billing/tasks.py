@@ -95,6 +95,7 @@ def pay_suppliers() -> None:
     connecting.look_due(at=at)
 
 
+@shared_task
 def expire_credit() -> None:
     promotions.expire_due(at=timezone.now())
 

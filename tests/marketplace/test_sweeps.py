@@ -1,0 +1,8 @@
+"""Beat sends names: each has to be that of a task which a worker knows."""
+
+from marketplace.celery import app
+
+
+def test_every_sweep_of_the_schedule_is_a_task():
+    app.loader.import_default_modules()
+    assert {entry["task"] for entry in app.conf.beat_schedule.values()} <= set(app.tasks)
