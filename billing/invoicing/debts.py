@@ -3,10 +3,13 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from django.db.models import Sum
+from django.db.models import Q, Sum
 
 from billing.accounts import Organization
 from billing.models import Account, Invoice, InvoicePayment, Transfer
+
+# Transfers that change what use costs.
+CHEAPER = Q(key__startswith="refund:") | Q(key__startswith="invoice:", key__endswith=":rounding:receivable")
 
 
 def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) -> dict[int, int]:
@@ -14,7 +17,8 @@ def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) 
 
     What was paid for an invoice by name counts for it. With all else the oldest
     debt is paid first: what came in since an invoice was issued paid what was
-    owed then for earlier ones, then the invoice.
+    owed then for earlier ones, then the invoice. What made use cheaper (a tier,
+    a correction, a rounding) paid nothing: the invoice of that use asks for less.
     """
     invoices = list(invoices)
     owing = [invoice for invoice in invoices if invoice.due_micros]
@@ -27,6 +31,7 @@ def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) 
     if debt is None:
         return left
     payments = Transfer.objects.filter(target=debt, effective_at__gte=min(one.issued_at for one in owing))
+    payments = payments.exclude(CHEAPER)
     came = list(payments.values_list("effective_at").annotate(total=Sum("amount_micros")))
     named = list(
         InvoicePayment.objects.filter(invoice__organization=organization.pk)
