@@ -56,14 +56,14 @@ def order_due(*, at: datetime) -> int:
 
 @transaction.atomic
 def order(*, account: PayoutAccount, currency: str, at: datetime) -> Payout | None:
-    """Order a payout of what the last statement says and is still there, once per day of the calendar.
+    """Order a payout of what the last statement by then says and is still there, once per day of the calendar.
 
     None below the minimum, without a statement, or where one is under way. What is below zero is carried forward.
     """
     purse = purses.lock([(account.supplier_id, currency)])[account.supplier_id, currency]
     mine = {"supplier": account.supplier_id, "currency": currency}
-    last = SupplierStatement.objects.filter(**mine).order_by("-pk").first()
     slot = schedule.slot(at)
+    last = SupplierStatement.objects.filter(**mine, issued_at__lt=schedule.end_of(slot)).order_by("-pk").first()
     taken = Payout.objects.filter(**mine).exclude(state__in=(State.FAILED, State.CANCELLED))
     if last is None or taken.filter(slot=slot).exists() or taken.filter(state__in=OPEN).exists():
         return None

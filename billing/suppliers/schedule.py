@@ -17,6 +17,11 @@ def slot(at: datetime) -> date:
     return day
 
 
+def end_of(slot: date) -> datetime:
+    """Return when a day of the calendar is over, in UTC."""
+    return datetime(slot.year, slot.month, slot.day, tzinfo=UTC) + timedelta(days=1)
+
+
 def following(at: datetime) -> date:
     """Return the next day on which is paid."""
     day = at.astimezone(UTC).date() + timedelta(days=1)

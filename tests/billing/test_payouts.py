@@ -121,6 +121,12 @@ def test_a_statement_is_paid_out_on_the_day_of_the_calendar(nordlys, processor):
     assert is_clean()
 
 
+def test_nothing_is_paid_before_its_day(nordlys, processor):
+    assert payouts.order_due(at=CLOSE) == 0
+    assert payouts.order_due(at=PAYDAY - timedelta(days=1)) == 0
+    assert payouts.order_due(at=PAYDAY) == 1
+
+
 def test_nothing_is_paid_twice(nordlys, processor):
     pay()
     for at in (PAYDAY + HOUR, PAYDAY + timedelta(days=20)):
@@ -264,6 +270,8 @@ def test_whatever_is_lost_there_is_one_transfer_at_the_processor_and_one_in_the_
         processor.trouble, processor.transfers = list(trouble), {}
         for turn in range(12):
             pay(PAYDAY + turn * wait * MINUTE)
+        for turn in range(1, 8):  # however soon those were: once more after each trouble
+            pay(PAYDAY + (12 * wait + turn * 11) * MINUTE)
         there = sum(one.amount_micros for one in processor.transfers.values())
         assert there == 94_500_000 - payable(nordlys)
         assert len(processor.transfers) <= 1
