@@ -11,7 +11,7 @@ from datetime import datetime
 from django.db import connection
 from django.utils import timezone
 
-from billing import credit_audit, daily_audit, price_audit, recomputing
+from billing import credit_audit, daily_audit, prepaid_audit, price_audit, recomputing
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
 from billing.sla import audit as sla_audit
@@ -185,6 +185,7 @@ EVERY_RULE: Mapping[str, str] = {
     **price_audit.RULES,
     **credit_audit.RULES,
     **daily_audit.RULES,
+    **prepaid_audit.RULES,
 }
 COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice)
 

@@ -2,9 +2,11 @@
 
 It lies on the platform's `deferred` account, from which it is earned piece by
 piece, or given back. Keys are the caller's, so that everything here may be
-repeated.
+repeated. What is paid, and what is given back of it, is written down for the
+invoice of its month in the same transaction (`PrepaidItem`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +15,7 @@ from django.db import transaction
 
 from billing import accounts, collecting, daily, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
-from billing.models import Account
+from billing.models import Account, PrepaidItem
 from billing.prepared import Value, ask
 from billing.public_ids import new_public_id
 
@@ -44,6 +46,14 @@ WITH payer AS MATERIALIZED (
     UPDATE billing_account
     SET balance_micros = balance_micros - posted.amount_micros, held_micros = held_micros - posted.amount_micros
     FROM posted WHERE billing_account.id = posted.account_id
+), noted AS (
+    INSERT INTO billing_prepaiditem (key, kind, organization_id, currency, resource_id, name, project, starts_at,
+        ends_at, hours, kept_micros, amount_micros, promo_micros, at)
+    SELECT 'prepay:' || %(resource_id)s::text, %(item_kind)s::text, %(organization)s::bigint, %(currency)s::text,
+        %(block)s::text, %(name)s::text, %(project)s::text, %(starts_at)s::timestamptz, %(ends_at)s::timestamptz,
+        %(hours)s::jsonb, 0, sum(amount_micros), coalesce(sum(amount_micros) FILTER (WHERE kind = 'promo'), 0),
+        %(at)s::timestamptz
+    FROM posted HAVING count(*) > 0
 )
 SELECT kind, amount_micros FROM posted
 """
@@ -61,7 +71,24 @@ class Paid:
         return self.promo_micros + self.cash_micros
 
 
-def collect(*, organization: accounts.Organization, resource_id: str, reason: str, at: datetime) -> Paid:
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Which hours are paid for, or given back: what an invoice says of them, and how their price comes about.
+
+    `hours` are rows of GPUs, hours, and micros for a GPU-hour. Of what they had cost `kept_micros` is not given back.
+    """
+
+    kind: PrepaidItem.Kind
+    resource_id: str
+    name: str
+    project: str
+    starts_at: datetime
+    ends_at: datetime
+    hours: Sequence[tuple[int, int, int]]
+    kept_micros: int = 0
+
+
+def collect(*, organization: accounts.Organization, resource_id: str, block: Block, reason: str, at: datetime) -> Paid:
     """Take all that is set aside for a resource, or raise HoldClosed where that is nothing any more."""
     # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
     with transaction.atomic(savepoint=False):
@@ -74,6 +101,13 @@ def collect(*, organization: accounts.Organization, resource_id: str, reason: st
             "owed_id": new_public_id("tra"),
             "reason": reason[:200],
             "at": at,
+            "item_kind": block.kind,
+            "block": block.resource_id,
+            "name": block.name,
+            "project": block.project,
+            "starts_at": block.starts_at,
+            "ends_at": block.ends_at,
+            "hours": json.dumps(block.hours),
         }
         taken = dict(ask(COLLECT, wanted))
         if not taken:
@@ -97,7 +131,7 @@ class Part:
 
 @transaction.atomic
 def pay(
-    *, organization: accounts.Organization, key: str, parts: Sequence[Part], reason: str, at: datetime
+    *, organization: accounts.Organization, key: str, parts: Sequence[Part], block: Block, reason: str, at: datetime
 ) -> Mapping[str, Paid]:
     """Pay at once: promotional credit, cash, what may be owed; return by its key what each part was paid from.
 
@@ -132,6 +166,8 @@ def pay(
                 )
         free = [left - share for left, share in zip(free, shares, strict=True)]
         paid[part.key] = Paid(promo_micros=shares[0], cash_micros=shares[1] + shares[2])
+    promo = sum(one.promo_micros for one in paid.values())
+    _note(organization, key, block, amount_micros=total, promo_micros=promo, at=at)
     runway.refresh(organization=organization, at=at)
     return paid
 
@@ -153,11 +189,19 @@ def earn(*, key: str, currency: str, amount_micros: int, reason: str, at: dateti
 
 @transaction.atomic
 def pay_out(
-    *, organization: accounts.Organization, key: str, source: Account, sent: Paid, reason: str, at: datetime
+    *,
+    organization: accounts.Organization,
+    key: str,
+    source: Account,
+    sent: Paid,
+    reason: str,
+    at: datetime,
+    returned: tuple[Block, Paid] | None = None,
 ) -> None:
     """Pay a customer, part as credit and part as cash. What then is owed elsewhere is paid from it at once.
 
-    Once for its key. Of several customers the caller locks the accounts before, in the order of their keys.
+    `returned` is what of it gives back a price that was paid ahead, and for which hours. Once for its key. Of several
+    customers the caller locks the accounts before, in the order of their keys.
     """
     payee = accounts.lock(organization_id=organization.pk, currency=source.currency)
     for target, micros in ((payee.promo, sent.promo_micros), (payee.cash, sent.cash_micros)):
@@ -170,6 +214,9 @@ def pay_out(
                 reason=reason[:200],
                 at=at,
             )
+    if returned is not None and returned[1].micros:
+        block, back = returned
+        _note(organization, key, block, amount_micros=-back.micros, promo_micros=-back.promo_micros, at=at)
     receivables.settle(freed=payee.cash, cause=key, at=at)
     runway.refresh(organization=organization, at=at)
 
@@ -181,6 +228,7 @@ def give_back(
     key: str,
     back: Paid,
     deferred_micros: int,
+    block: Block,
     reason: str,
     at: datetime,
 ) -> None:
@@ -205,5 +253,36 @@ def give_back(
                     at=at,
                 )
         left = [one - share for one, share in zip(left, shares, strict=True)]
+    _note(organization, f"unpay:{key}", block, amount_micros=-back.micros, promo_micros=-back.promo_micros, at=at)
     receivables.settle(freed=payer.cash, cause=f"unpay:{key}", at=at)
     runway.refresh(organization=organization, at=at)
+
+
+def _note(
+    organization: accounts.Organization,
+    key: str,
+    block: Block,
+    *,
+    amount_micros: int,
+    promo_micros: int,
+    at: datetime,
+) -> None:
+    """Write down what an invoice will say of a payment, once for its key. Of nothing it says nothing."""
+    if amount_micros:
+        item = PrepaidItem(
+            key=key,
+            kind=block.kind,
+            organization_id=organization.pk,
+            currency=organization.currency,
+            resource_id=block.resource_id,
+            name=block.name,
+            project=block.project,
+            starts_at=block.starts_at,
+            ends_at=block.ends_at,
+            hours=list(block.hours),
+            kept_micros=block.kept_micros,
+            amount_micros=amount_micros,
+            promo_micros=promo_micros,
+            at=at,
+        )
+        PrepaidItem.objects.bulk_create([item], ignore_conflicts=True)

@@ -6,15 +6,17 @@ import structlog
 from django.utils.translation import gettext
 
 from billing import prepayments
-from billing.prepayments import Paid
-from marketplace import holdings
+from billing.prepayments import Block, Paid
+from marketplace import holdings, paid_ahead
 from marketplace.models import Reservation, Shortfall
 from provisioning.calendar import HOUR
 
 log = structlog.get_logger("marketplace.refunds")
 
 
-def give_back(reservation: Reservation, *, micros: int, deferred_micros: int, cause: str, at: datetime) -> None:
+def give_back(
+    reservation: Reservation, *, micros: int, deferred_micros: int, block: Block, cause: str, at: datetime
+) -> None:
     """Give part of what was paid back to where it came from, credit and cash in the proportion of the payment."""
     if not micros:
         return
@@ -23,6 +25,7 @@ def give_back(reservation: Reservation, *, micros: int, deferred_micros: int, ca
         key=f"{reservation.public_id}:{cause}",
         back=split(reservation, micros),
         deferred_micros=deferred_micros,
+        block=block,
         reason=f"Refund for {reservation.public_id}",
         at=at,
     )
@@ -38,11 +41,15 @@ def split(reservation: Reservation, micros: int) -> Paid:
 
 def lost_in(reservation: Reservation, missing: int, *, hour: datetime) -> tuple[int, int]:
     """Return what an hour of the missing GPUs cost and was worth, the dearest first; what is given back is left out."""
+    lost = _lost_in(reservation, missing, hour=hour)
+    return sum(paid for paid, _ in lost), sum(min(pair) for pair in lost)
+
+
+def _lost_in(reservation: Reservation, missing: int, *, hour: datetime) -> list[tuple[int, int]]:
     known = reservation.shortfalls.filter(hour=hour).values_list("gpus", flat=True).first() or 0
     here = holdings.clipped(reservation.strips.all(), hour, hour + HOUR)
     each = [(one.paid_micros, one.worth_micros) for one in here for _ in range(one.gpus)]
-    lost = sorted(each, reverse=True)[known:missing]
-    return sum(paid for paid, _ in lost), sum(min(pair) for pair in lost)
+    return sorted(each, reverse=True)[known:missing]
 
 
 def give_back_hour(reservation: Reservation, missing: int, *, hour: datetime, at: datetime) -> int:
@@ -50,8 +57,11 @@ def give_back_hour(reservation: Reservation, missing: int, *, hour: datetime, at
     before = Shortfall.objects.filter(reservation=reservation, hour=hour).first()
     if missing <= (before.gpus if before else 0):
         return 0
-    refund, worth = lost_in(reservation, missing, hour=hour)
-    give_back(reservation, micros=refund, deferred_micros=worth, cause=f"{hour:%Y%m%dT%H}:{missing}", at=at)
+    lost = _lost_in(reservation, missing, hour=hour)
+    refund, worth = sum(paid for paid, _ in lost), sum(min(pair) for pair in lost)
+    block = paid_ahead.lost_hour(reservation, [paid for paid, _ in lost], hour=hour)
+    cause = f"{hour:%Y%m%dT%H}:{missing}"
+    give_back(reservation, micros=refund, deferred_micros=worth, block=block, cause=cause, at=at)
     text = gettext("%(gpus)s GPUs could not be had in the hour from %(hour)s UTC; what they cost was given back.")
     message = text % {"gpus": missing, "hour": f"{hour:%Y-%m-%d %H:%M}"}
     Shortfall.objects.update_or_create(

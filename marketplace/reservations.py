@@ -4,7 +4,7 @@ Lock order: the offer's gate (`BlockTerms`), quote, reservation, workflow,
 instance, quota, account, node, assignment, capacity.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from billing.prepayments import Paid
 from billing.public_ids import new_public_id
 from billing.rating import MILLISECOND
 from billing.suppliers import accruing
-from marketplace import audit, blocks, endings, holdings, quotes, refunds, rentals, spend
+from marketplace import audit, blocks, endings, holdings, paid_ahead, quotes, refunds, rentals, spend
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -113,7 +113,7 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
     rentals.check_open(quote.project)
     with transaction.atomic(savepoint=False):
         reservation = _book(actor, quote, at)
-    take_payment(reservation, at=at)
+    take_payment(reservation, strips=[_strip_of(quote)], at=at)
     return reservation
 
 
@@ -223,12 +223,18 @@ def _passed(project: Project, window: Window) -> tuple[int, int | None, int, boo
 
 
 @transaction.atomic(savepoint=False)
-def take_payment(reservation: Reservation, *, at: datetime) -> None:
+def take_payment(reservation: Reservation, *, strips: Sequence[ReservationStrip], at: datetime) -> None:
     """Take the money that was held for a booking; where it is not there any more, give its hours back."""
     organization = reservation.project.organization
     reason = f"Reservation {reservation.public_id}"
+    block = paid_ahead.block(
+        paid_ahead.Kind.RESERVATION, reservation.public_id, reservation.offer, reservation.project,
+        starts_at=reservation.starts_at, ends_at=reservation.ends_at, rows=paid_ahead.rows_of(strips),
+    )  # fmt: skip
     try:
-        paid = prepayments.collect(organization=organization, resource_id=reservation.public_id, reason=reason, at=at)
+        paid = prepayments.collect(
+            organization=organization, resource_id=reservation.public_id, block=block, reason=reason, at=at
+        )
     except HoldClosed:
         reservation.move_to(
             State.PAYMENT_FAILED, at=at, message=gettext("The money held for it was given back before it was taken.")
@@ -246,7 +252,7 @@ def settle_payments(*, at: datetime, limit: int) -> int:
         with transaction.atomic():
             reservation = lock(reservation_id)
             if reservation.state == State.PAYMENT_PENDING:
-                take_payment(reservation, at=at)
+                take_payment(reservation, strips=list(reservation.strips.all()), at=at)
                 settled += 1
     return settled
 
@@ -275,6 +281,15 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
     paid = prepayments.collect(
         organization=reservation.project.organization,
         resource_id=quote.public_id,
+        block=paid_ahead.block(
+            paid_ahead.Kind.EXTENSION,
+            reservation.public_id,
+            quote.offer,
+            reservation.project,
+            starts_at=quote.starts_at,
+            ends_at=quote.ends_at,
+            rows=paid_ahead.rows_of([_strip_of(quote)]),
+        ),
         reason=f"Extension of {reservation.public_id}",
         at=at,
     )
@@ -318,17 +333,17 @@ def _give_up(reservation: Reservation, quote: Quote, *, at: datetime) -> int:
         raise Conflict(gettext("The reservation has changed since this was quoted. Ask for a new quote."))
     strips = list(reservation.strips.all())
     worth = holdings.worth_micros(strips, reservation.starts_at, reservation.ends_at)
-    refunds.give_back(
-        reservation, micros=quote.refund_micros, deferred_micros=quote.refund_micros, cause="cancelled", at=at
-    )
+    refund = quote.refund_micros
+    block = paid_ahead.given_back(paid_ahead.Kind.CANCELLED, reservation, strips, micros=refund)
+    refunds.give_back(reservation, micros=refund, deferred_micros=refund, block=block, cause="cancelled", at=at)
     prepayments.earn(
         key=f"{reservation.public_id}:cancelled",
         currency=reservation.currency,
-        amount_micros=worth - quote.refund_micros,
+        amount_micros=worth - refund,
         reason=f"Cancellation of {reservation.public_id}",
         at=at,
     )
-    return quote.refund_micros
+    return refund
 
 
 def _leave(reservation: Reservation, *, at: datetime) -> int:
@@ -345,7 +360,8 @@ def _leave(reservation: Reservation, *, at: datetime) -> int:
     paid = sum(blocks.value_of(strip, micros=strip.paid_micros) for strip in to_come)
     worth = sum(blocks.value_of(strip, micros=strip.worth_micros) for strip in to_come)
     kept = min(paid, worth)
-    refunds.give_back(reservation, micros=paid, deferred_micros=kept, cause="left", at=at)
+    block = paid_ahead.given_back(paid_ahead.Kind.CANCELLED, reservation, to_come, micros=paid)
+    refunds.give_back(reservation, micros=paid, deferred_micros=kept, block=block, cause="left", at=at)
     prepayments.earn(
         key=f"{reservation.public_id}:left",
         currency=reservation.currency,

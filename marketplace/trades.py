@@ -17,10 +17,11 @@ from billing import accounts, prepayments
 from billing.models import Account
 from billing.prepayments import Paid, Part
 from billing.public_ids import new_public_id
-from marketplace import audit, blocks, holdings, matching, money, quotes, refunds, rentals, reservations
+from marketplace import audit, blocks, holdings, matching, money, paid_ahead, quotes, refunds, rentals, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import Conflict
+from marketplace.holdings import Taken
 from marketplace.matching import OFFER, Leg, Supply
 from marketplace.models import (
     BlockTerms,
@@ -88,11 +89,13 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     parties = {project.organization.pk: project.organization} | {row.seller_id: row.seller for row in listings.values()}
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
-    paid = _pay(project.organization, found, listings, terms, trade_id=trade_id, at=at)
+    paid = _pay(project, found, listings, terms, trade_id=trade_id, reservation_id=reservation_id, at=at)
     reservations.check_use(project, window, at=at)
-    strips = []
+    strips, given_up = [], defaultdict[int, list[Taken]](list)
     for leg in found.legs:
-        strips += _hours_of(leg, listings, sellers, at=at)
+        taken = _hours_of(leg, listings, sellers, at=at)
+        strips += [_bought(one, leg) for one in taken]
+        given_up[leg.source] += taken
     reservation = reservations.make(
         public_id=reservation_id,
         project=project,
@@ -105,7 +108,7 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     total = [sum(one.promo_micros for one in paid.values()), sum(one.cash_micros for one in paid.values())]
     reservation.move_to(ReservationState.SCHEDULED, at=at, promo_micros=total[0], cash_micros=total[1])
     trade = _write_down(trade_id, reservation, found, listings, terms, limit_micros=limit_micros, at=at)
-    _pay_sellers(trade, listings, sellers, paid, at=at)
+    _pay_sellers(trade, listings, sellers, paid, given_up, at=at)
     audit.record_of(
         reservation, "trade.buy", actor=actor, after={"trade": trade_id, "total_micros": found.total_micros}
     )
@@ -186,7 +189,14 @@ def _fee(leg: Leg, terms: BlockTerms) -> int:
 
 
 def _pay(
-    buyer: Organization, found: Fill, listings: Mapping[int, Listing], terms: BlockTerms, *, trade_id: str, at: datetime
+    project: Project,
+    found: Fill,
+    listings: Mapping[int, Listing],
+    terms: BlockTerms,
+    *,
+    trade_id: str,
+    reservation_id: str,
+    at: datetime,
 ) -> Mapping[str, Paid]:
     """Take the buyer's money: for the offer's own hours, the fees, each listing. Credit goes to the first of them."""
     deferred = accounts.platform(Account.Kind.DEFERRED, found.currency)
@@ -201,38 +211,40 @@ def _pay(
         net = sum(leg.amount_micros - _fee(leg, terms) for leg in found.legs if leg.source == pk)
         if net:
             parts.append(Part(listings[pk].public_id, deferred, net))
+    window = found.window
+    rows = [(leg.gpus, (leg.ends_at - leg.starts_at) // HOUR, leg.price_micros) for leg in found.legs]
+    block = paid_ahead.block(
+        paid_ahead.Kind.TRADE, reservation_id, window.offer, project, starts_at=window.starts_at,
+        ends_at=window.ends_at, rows=rows,
+    )  # fmt: skip
     return prepayments.pay(
-        organization=buyer, key=f"trade:{trade_id}", parts=parts, reason=f"Hours of {found.window.offer.name}", at=at
-    )
+        organization=project.organization, key=f"trade:{trade_id}", parts=parts, block=block,
+        reason=f"Hours of {window.offer.name}", at=at,
+    )  # fmt: skip
 
 
 def _hours_of(
     leg: Leg, listings: Mapping[int, Listing], sellers: Mapping[int, Reservation], *, at: datetime
-) -> list[ReservationStrip]:
-    """Return the strips that a leg becomes, taken out of the seller's where it is not the offer's own."""
+) -> list[Taken]:
+    """Return the hours of a leg as they were before it, taken out of the seller's where it is not the offer's own."""
     if leg.source == OFFER:
-        return [
-            ReservationStrip(
-                starts_at=leg.starts_at, ends_at=leg.ends_at, gpus=leg.gpus, paid_micros=leg.price_micros,
-                worth_micros=leg.price_micros,
-            )
-        ]  # fmt: skip
+        return [Taken(leg.starts_at, leg.ends_at, leg.gpus, leg.price_micros, leg.price_micros)]
     listing = listings[leg.source]
     hours = ListedHour.objects.filter(listing=listing, hour__gte=leg.starts_at, hour__lt=leg.ends_at)
     hours.filter(gpus=leg.gpus).delete()
     hours.update(gpus=F("gpus") - leg.gpus)
     if not listing.hours.exists():
         listing.close(Listing.State.SOLD, at=at)
-    taken = holdings.take_out(
+    return holdings.take_out(
         sellers[listing.reservation_id], starts_at=leg.starts_at, ends_at=leg.ends_at, gpus=leg.gpus
     )
-    return [
-        ReservationStrip(
-            starts_at=one.starts_at, ends_at=one.ends_at, gpus=one.gpus, paid_micros=leg.price_micros,
-            worth_micros=one.worth_micros,
-        )
-        for one in taken
-    ]  # fmt: skip
+
+
+def _bought(one: Taken, leg: Leg) -> ReservationStrip:
+    return ReservationStrip(
+        starts_at=one.starts_at, ends_at=one.ends_at, gpus=one.gpus, paid_micros=leg.price_micros,
+        worth_micros=one.worth_micros,
+    )  # fmt: skip
 
 
 def _write_down(
@@ -276,15 +288,21 @@ def _pay_sellers(
     listings: Mapping[int, Listing],
     sellers: Mapping[int, Reservation],
     paid: Mapping[str, Paid],
+    given_up: Mapping[int, Sequence[Taken]],
     *,
     at: datetime,
 ) -> None:
-    """Pay each seller: what came as credit, or had been paid with credit, arrives as credit; the rest as cash."""
+    """Pay each seller: what came as credit, or had been paid with credit, arrives as credit; the rest as cash.
+
+    Up to what the hours had cost, that gives back their price; what is more is the seller's own gain.
+    """
     deferred = accounts.platform(Account.Kind.DEFERRED, trade.currency)
     for pk in sorted(listings, key=lambda one: (listings[one].seller_id, one)):
         listing = listings[pk]
-        came = paid.get(listing.public_id, Paid())
-        promo = max(came.promo_micros, refunds.split(sellers[listing.reservation_id], came.micros).promo_micros)
+        came, reservation = paid.get(listing.public_id, Paid()), sellers[listing.reservation_id]
+        promo = max(came.promo_micros, refunds.split(reservation, came.micros).promo_micros)
+        back = min(came.micros, paid_ahead.cost_micros(paid_ahead.rows_of(given_up[pk])))
+        block = paid_ahead.given_back(paid_ahead.Kind.RESOLD, reservation, given_up[pk], micros=back)
         prepayments.pay_out(
             organization=listing.seller,
             key=f"sale:{trade.public_id}:{listing.public_id}",
@@ -292,6 +310,7 @@ def _pay_sellers(
             sent=Paid(promo_micros=promo, cash_micros=came.micros - promo),
             reason=f"Sale of hours of {listing.reservation.public_id}",
             at=at,
+            returned=(block, refunds.split(reservation, back)),
         )
 
 

@@ -22,14 +22,18 @@ RULES: Mapping[str, str] = {
     """,
     "invoice_line_is_the_sum_of_its_items": """
         SELECT invoice.number || ' ' || line.key,
-               format('exact %%s, items %%s', line.exact_micros, coalesce(item.micros, adjusted.amount_micros, 0))
+               format('exact %%s, items %%s', line.exact_micros,
+                      coalesce(item.micros, adjusted.amount_micros, prepaid.amount_micros, 0))
         FROM billing_invoiceline line JOIN billing_invoice invoice ON invoice.id = line.invoice_id LEFT JOIN (
             SELECT line_id, sum(amount_micros) AS micros, sum(unit_milliseconds) AS ms
             FROM billing_invoiceitem GROUP BY line_id
         ) item ON item.line_id = line.id
         LEFT JOIN billing_invoiceadjustment adjusted ON adjusted.line_id = line.id
+        LEFT JOIN billing_invoiceprepaid done ON done.line_id = line.id
+        LEFT JOIN billing_prepaiditem prepaid ON prepaid.id = done.item_id
         WHERE invoice.kind = 'invoice' AND (
-            line.exact_micros <> coalesce(item.micros, 0) + coalesce(adjusted.amount_micros, 0)
+            line.exact_micros <> coalesce(item.micros, 0)
+                + coalesce(adjusted.amount_micros, 0) + coalesce(prepaid.amount_micros, 0)
             OR line.unit_milliseconds <> coalesce(item.ms, 0)
         )
     """,

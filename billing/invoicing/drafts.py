@@ -10,7 +10,7 @@ from billing.invoicing.adjusted import Adjusted
 from billing.invoicing.pieces import Piece
 from billing.invoicing.rounding import half_up, minor_unit_micros, shared_out
 from billing.invoicing.taxes import Party, Tax
-from billing.models import BillingDetails
+from billing.models import BillingDetails, PrepaidItem
 from billing.months import month_of
 
 
@@ -18,7 +18,7 @@ from billing.months import month_of
 class Line:
     """The pieces of one resource, meter, price version and market; those of an earlier period stand apart.
 
-    Or what tiers or a commitment change, which has no pieces.
+    Or what tiers or a commitment change, or what was paid ahead, which has no pieces.
     """
 
     key: str
@@ -27,6 +27,7 @@ class Line:
     exact_micros: int
     amount_micros: int
     adjustment: Adjusted | None = None
+    prepaid: PrepaidItem | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ def drafted(
     payer: CustomerAccounts,
     found: list[Piece],
     adjusted: list[Adjusted],
+    prepaid: list[PrepaidItem],
     promo_left_micros: int,
     last_end: datetime | None,
     cutoff: datetime,
@@ -80,19 +82,23 @@ def drafted(
 
     `promo_left_micros` is the promotional credit that has paid for use and was
     on no invoice. It is a reduction of the price, so it comes off before the
-    tax, and counts for the oldest use first.
+    tax, and counts for the oldest use first. Of what was paid ahead each item
+    says itself how much credit paid.
     """
     currency = payer.cash.currency
     unit = minor_unit_micros(currency)
-    start = period_start(found, last_end=last_end, cutoff=cutoff)
+    paid = [item for item in prepaid if item.at < cutoff]
+    start = period_start(found, paid, last_end=last_end, cutoff=cutoff)
     before_cutoff = [piece for piece in found if piece.started_at < cutoff]
     counted = [piece for piece in before_cutoff if piece.adds_something]
     changed = [each for each in adjusted if each.month < cutoff]
-    lines = lines_of(counted, changed, start=start, unit=unit)
+    lines = lines_of(counted, changed, paid, start=start, unit=unit)
     exact, subtotal = sum(line.exact_micros for line in lines), sum(line.amount_micros for line in lines)
-    exact_promo = min(exact, promo_left_micros)
+    promo_of_use = min(max(0, exact - sum(item.amount_micros for item in paid)), promo_left_micros)
+    exact_promo = promo_of_use + sum(item.promo_micros for item in paid)
     promo = half_up(exact_promo, unit)
-    if subtotal <= 0 or subtotal < promo:
+    # Below zero where a block that credit paid was given back; cash may still have paid for use beside it.
+    if subtotal < promo or (subtotal <= 0 and not (paid and subtotal > promo)):
         return None
     country = seller.country
     customer = sellers.snapshot(details, name=name, country=country)
@@ -102,10 +108,6 @@ def drafted(
         on=(cutoff - timedelta(milliseconds=1)).date(),
     )
     assert payer.cash.organization_id is not None
-    charged_after = sum(piece.charged_micros for piece in found) - sum(
-        piece.whole_micros if piece.started_at < cutoff else 0 for piece in found
-    )
-    charged_after += sum(each.amount_micros for each in adjusted if each.month >= cutoff)
     return Draft(
         payer=payer,
         organization_id=payer.cash.organization_id,
@@ -122,21 +124,36 @@ def drafted(
         subtotal_micros=subtotal,
         promo_micros=promo,
         tax_micros=tax.micros(subtotal - promo, unit),
-        uninvoiced_micros=max(0, charged_after - (promo_left_micros - exact_promo)),
+        uninvoiced_micros=max(
+            0, _taken_after(found, adjusted, prepaid, cutoff=cutoff) - (promo_left_micros - promo_of_use)
+        ),
     )
 
 
-def period_start(found: list[Piece], *, last_end: datetime | None, cutoff: datetime) -> datetime:
-    """Return where the period begins: with the month of the first use that is not late, after the last invoice."""
+def _taken_after(found: list[Piece], adjusted: list[Adjusted], prepaid: list[PrepaidItem], *, cutoff: datetime) -> int:
+    """Return what was taken and comes on a later invoice; of what was paid ahead, what credit did not pay."""
+    taken = sum(piece.charged_micros for piece in found)
+    taken -= sum(piece.whole_micros for piece in found if piece.started_at < cutoff)
+    taken += sum(each.amount_micros for each in adjusted if each.month >= cutoff)
+    return taken + sum(item.amount_micros - item.promo_micros for item in prepaid if item.at >= cutoff)
+
+
+def period_start(
+    found: list[Piece], paid: list[PrepaidItem], *, last_end: datetime | None, cutoff: datetime
+) -> datetime:
+    """Return where the period begins: with the month of the first thing that is not late, after the last invoice."""
     begins = [
         piece.since for piece in found if piece.since < piece.through and (not last_end or piece.since >= last_end)
     ]
+    begins += [item.at for item in paid if not last_end or item.at >= last_end]
     month = month_of(min(begins, default=cutoff - timedelta(milliseconds=1)))
     return max(month, last_end) if last_end else month
 
 
-def lines_of(found: list[Piece], adjusted: list[Adjusted], *, start: datetime, unit: int) -> list[Line]:
-    """Return pieces gathered to lines, then adjustments, each rounded as `rounding.shared_out` says."""
+def lines_of(
+    found: list[Piece], adjusted: list[Adjusted], paid: list[PrepaidItem], *, start: datetime, unit: int
+) -> list[Line]:
+    """Return pieces gathered to lines, adjustments, and what was paid ahead, rounded as `rounding.shared_out` says."""
     gathered: dict[str, list[Piece]] = {}
     for piece in found:
         late = "/late" if piece.since < start or piece.through < piece.since else ""
@@ -146,6 +163,8 @@ def lines_of(found: list[Piece], adjusted: list[Adjusted], *, start: datetime, u
     by_key = {each.public_id + ("/late" if each.ends <= start else ""): each for each in adjusted}
     exact = {key: sum(piece.amount_micros for piece in each) for key, each in gathered.items()}
     exact |= {key: each.amount_micros for key, each in by_key.items()}
+    items = {item.key + ("/late" if item.at < start else ""): item for item in paid}
+    exact |= {key: item.amount_micros for key, item in items.items()}
     amounts = shared_out(exact, unit)
     return [
         Line(
@@ -155,6 +174,7 @@ def lines_of(found: list[Piece], adjusted: list[Adjusted], *, start: datetime, u
             exact_micros=exact[key],
             amount_micros=amounts[key],
             adjustment=by_key.get(key),
+            prepaid=items.get(key),
         )
         for key in exact
     ]

@@ -16,10 +16,10 @@ from django.db.models import Max, Sum
 from billing import accounts, adjusting, charging, rating
 from billing.accounts import CustomerAccounts, Organization
 from billing.errors import NoSeller, NothingToInvoice
-from billing.invoicing import adjusted, pieces, sellers, writing
+from billing.invoicing import adjusted, pieces, prepaid, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
-from billing.models import Account, BillingDetails, Invoice, InvoiceSeries
+from billing.models import Account, BillingDetails, Invoice, InvoicePrepaid, InvoiceSeries
 from billing.months import month_of, next_month
 
 BATCH = 200
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 def issue(*, organization: Organization, at: datetime) -> Invoice:
-    """Invoice everything that an organization used until `at` and that was not invoiced yet.
+    """Invoice everything that an organization used or paid ahead until `at` and that was not invoiced yet.
 
     Raises NothingToInvoice where that is nothing, less than half a minor unit,
     or a credit: it goes on the next invoice.
@@ -100,7 +100,7 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
     found = _charged(open_ids, payers, cutoff)
     since = min(adjusting.window_start(at), month_of(cutoff - rating.MILLISECOND))
     adjusting.bring_up_to_date({key: payers[key] for key in open_ids}, since=since, at=at)
-    changed = adjusted.uninvoiced(open_ids)
+    changed, paid_ahead = adjusted.uninvoiced(open_ids), prepaid.uninvoiced(open_ids)
     promo_used = pieces.promo_used([payers[key].promo.pk for key in open_ids])
     details = {row.organization_id: row for row in BillingDetails.objects.filter(organization__in=open_ids)}
     names = _names(open_ids)
@@ -111,6 +111,7 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
             payer=payers[key],
             found=found[key],
             adjusted=changed[key],
+            prepaid=paid_ahead[key],
             promo_left_micros=promo_used[key] - promo_before,
             last_end=last_end,
             cutoff=cutoff,
@@ -131,10 +132,12 @@ def _issue_drafts(drafts: Sequence[Draft], *, at: datetime) -> list[Invoice]:
 
 
 def _invoiced_before(payers: Collection[int]) -> dict[int, tuple[datetime, int]]:
-    """Return through when each was invoiced, and how much promotional credit its invoices have taken into account."""
+    """Return through when each was invoiced, and how much promotional credit of its use the invoices have had."""
     rows = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.INVOICE)
     totals = rows.values("organization").annotate(end=Max("period_end"), promo=Sum("exact_promo_micros"))
-    return {row["organization"]: (row["end"], row["promo"]) for row in totals}
+    items = InvoicePrepaid.objects.filter(item__organization__in=payers).values("item__organization")
+    ahead = dict(items.annotate(promo=Sum("item__promo_micros")).values_list("item__organization", "promo"))
+    return {row["organization"]: (row["end"], row["promo"] - ahead.get(row["organization"], 0)) for row in totals}
 
 
 def _charged(

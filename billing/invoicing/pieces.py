@@ -49,6 +49,8 @@ NOT_INVOICED = """NOT EXISTS (
     SELECT FROM billing_invoice invoice
     WHERE invoice.organization_id = open.organization_id AND kind = 'invoice' AND period_end >= %(cutoff)s
 )"""
+# What was paid ahead. Who got as much back asks for no invoice: that waits for the next with something on it.
+NEW_ITEM = "NOT EXISTS (SELECT FROM billing_invoiceprepaid done WHERE done.item_id = open.id)"
 DUE = f"""
 SELECT organization_id FROM (
     (SELECT DISTINCT organization_id FROM billing_usagespan open
@@ -59,13 +61,22 @@ SELECT organization_id FROM (
     (SELECT DISTINCT organization_id FROM billing_adjustment open
     WHERE amount_micros <> invoiced_micros AND month < %(cutoff)s AND organization_id > %(after)s
       AND {NOT_INVOICED} ORDER BY organization_id LIMIT %(limit)s)
+    UNION
+    (SELECT organization_id FROM billing_prepaiditem open
+    WHERE {NEW_ITEM} AND at < %(cutoff)s AND organization_id > %(after)s AND {NOT_INVOICED}
+    GROUP BY organization_id HAVING sum(amount_micros) > 0 ORDER BY organization_id LIMIT %(limit)s)
 ) due ORDER BY organization_id LIMIT %(limit)s
 """  # noqa: S608  our own text
 EARLIEST = f"""
 SELECT least((
     SELECT min(coalesce(invoiced_through, started_at)) FROM billing_usagespan span
     WHERE {OPEN} AND (span.ended_at IS NULL OR span.ended_at > coalesce(invoiced_through, started_at))
-), (SELECT min(month) FROM billing_adjustment WHERE amount_micros <> invoiced_micros))
+), (SELECT min(month) FROM billing_adjustment WHERE amount_micros <> invoiced_micros), (
+    SELECT min(first) FROM (
+        SELECT min(at) AS first FROM billing_prepaiditem open WHERE {NEW_ITEM}
+        GROUP BY organization_id HAVING sum(amount_micros) > 0
+    ) paid_ahead
+))
 """  # noqa: S608  our own text
 # Promotional credit that paid for use: all that came in otherwise than from corrections of use, less what is left and
 # what went elsewhere. Those are a few rows in an index of their own, where the charges for use are one a minute.

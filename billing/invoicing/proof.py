@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from math import floor
 
-from billing.invoicing import proof_of_tiers
+from billing.invoicing import proof_of_prepaid, proof_of_tiers
+from billing.invoicing.proof_of_prepaid import PrepaidProof
 from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import Invoice, InvoiceItem, InvoiceLine, PricePoint, UsageSpan
 
@@ -67,12 +68,15 @@ class LineProof:
     rounded_micros: int
     spans: list[SpanProof] = field(default_factory=list)
     adjustment: AdjustmentProof | None = None
+    prepaid: PrepaidProof | None = None
 
     @property
     def exact_micros(self) -> int:
-        """What its spans, or its tiers, cost; a credit note has none, and its line is what was decided."""
+        """What its spans, tiers or hours paid ahead cost; a credit note has none, and its line is what was decided."""
         if self.adjustment is not None:
             return self.adjustment.amount_micros
+        if self.prepaid is not None:
+            return self.prepaid.amount_micros
         return sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
 
     @property
@@ -80,6 +84,7 @@ class LineProof:
         return (
             all(span.agrees for span in self.spans)
             and (self.adjustment is None or self.adjustment.agrees)
+            and (self.prepaid is None or self.prepaid.agrees)
             and self.exact_micros == self.line.exact_micros
             and self.rounded_micros == self.line.amount_micros
         )
@@ -98,7 +103,7 @@ class TotalsProof:
 
 
 def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
-    """Prove some lines of an invoice; six queries at most, however many they are."""
+    """Prove some lines of an invoice; seven queries at most, however many they are."""
     rounded = _rounded(invoice)
     proofs = {line.pk: LineProof(line, rounded[line.key]) for line in lines}
     items = list(InvoiceItem.objects.filter(line__in=proofs).select_related("span__price_version").order_by("pk"))
@@ -108,6 +113,8 @@ def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
         proofs[item.line_id].spans.append(proof)
     for line_id, adjustment in proof_of_tiers.of_lines(proofs).items():
         proofs[line_id].adjustment = adjustment
+    for line_id, prepaid in proof_of_prepaid.of_lines(proofs).items():
+        proofs[line_id].prepaid = prepaid
     return list(proofs.values())
 
 

@@ -33,6 +33,7 @@ from billing.models.payouts import (
     StatementSeries,
     SupplierStatement,
 )
+from billing.models.prepaid import InvoicePrepaid, PrepaidItem
 from billing.models.prices import (
     Adjustment,
     AdjustmentPosting,
@@ -79,11 +80,13 @@ __all__ = [
     "InvoiceLine",
     "InvoiceMail",
     "InvoicePayment",
+    "InvoicePrepaid",
     "InvoiceSeries",
     "Notice",
     "Payment",
     "Payout",
     "PayoutAccount",
+    "PrepaidItem",
     "PriceList",
     "PriceListItem",
     "PriceModel",

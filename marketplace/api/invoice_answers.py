@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from billing.invoicing import debts
 from billing.invoicing.proof import LineProof, SpanProof, TotalsProof
+from billing.invoicing.proof_of_prepaid import PrepaidProof
 from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import BillingDetails, Invoice, InvoiceLine
 from marketplace import owing
@@ -103,6 +104,28 @@ def proof(found: LineProof) -> dict[str, Any]:
         "agrees": found.agrees,
         "spans": [_span(span) for span in found.spans],
         "adjustment": _adjustment(found.adjustment) if found.adjustment is not None else None,
+        "prepaid": _prepaid(found.prepaid) if found.prepaid is not None else None,
+    }
+
+
+def _prepaid(found: PrepaidProof) -> dict[str, Any]:
+    row = found.written
+    return {
+        "kind": row.kind,
+        "reservation": row.resource_id,
+        "at": row.at,
+        "hours": [
+            {
+                "gpus": step.gpus,
+                "hours": step.hours,
+                "price_per_gpu_hour": decimal_string(step.micros_per_gpu_hour),
+            }
+            for step in found.steps
+        ],
+        "hours_cost": decimal_string(found.hours_micros),
+        "kept": decimal_string(row.kept_micros),
+        "promo": decimal_string(row.promo_micros),
+        "amount": decimal_string(found.amount_micros),
     }
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from billing.models import BillingDetails, Collection, Invoice, InvoiceSeries, Unit, UsageSpan
+from billing.models import BillingDetails, Collection, Invoice, InvoiceSeries, PrepaidItem, Unit, UsageSpan
 from marketplace.api.shapes import NamedRef
 
 
@@ -141,6 +141,25 @@ class ProofAdjustment(serializers.Serializer[Any]):
     amount = serializers.CharField()
 
 
+class ProofHours(serializers.Serializer[Any]):
+    gpus = serializers.IntegerField()
+    hours = serializers.IntegerField()
+    price_per_gpu_hour = serializers.CharField()
+
+
+class ProofPrepaid(serializers.Serializer[Any]):
+    """amount = the sum of GPUs x hours x price; of what was given back, kept less that sum."""
+
+    kind = serializers.ChoiceField(choices=PrepaidItem.Kind.values)
+    reservation = serializers.CharField(help_text="or what the payment was for, before hours were kept")
+    at = serializers.DateTimeField(help_text="when it was paid, or given back")
+    hours = ProofHours(many=True, help_text="none before they were kept")
+    hours_cost = serializers.CharField()
+    kept = serializers.CharField(help_text="of what the hours had cost, what was not given back")
+    promo = serializers.CharField(help_text="of the amount, promotional credit")
+    amount = serializers.CharField()
+
+
 class ProofLine(serializers.Serializer[Any]):
     line = serializers.CharField()
     exact = serializers.CharField(help_text="worked out anew")
@@ -149,6 +168,7 @@ class ProofLine(serializers.Serializer[Any]):
     agrees = serializers.BooleanField()
     spans = ProofSpan(many=True)
     adjustment = ProofAdjustment(allow_null=True, help_text="of a line of tiers, a minimum or a commitment")
+    prepaid = ProofPrepaid(allow_null=True, help_text="of a line of what was paid ahead, or given back of it")
 
 
 class ProofTotals(serializers.Serializer[Any]):

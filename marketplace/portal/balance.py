@@ -6,6 +6,7 @@ from typing import Any
 from django.http import HttpResponse, JsonResponse
 
 from billing import accounts, promotions, runway
+from billing.models import Runway
 from billing.payments import gateway
 from marketplace import access, breakdown, budget_watch, cost_files, forecast, owing
 from marketplace.breakdown import Cost
@@ -47,10 +48,10 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     this_month = breakdown.of(organization, [month, month_end], at=visit.at)
     ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
     adjusted = sum(cost.micros for cost in this_month if cost.market == breakdown.ADJUSTMENT)
-    ordered = forecast.ordered_micros(organization)
+    ordered, row = forecast.ordered_micros(organization), access.runway_of(organization)
     return {
         "wallet": accounts.wallet(organization=organization),
-        "runway": access.runway_of(organization),
+        "runway": row,
         "stops": budget_watch.coming_stops(organization),
         "commitments": list(access.commitments(organization).order_by("-starts_at", "-pk")),
         "spending": now,
@@ -64,12 +65,12 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         ),
         "credit": promotions.left(organization=organization),
         "has_cards": gateway.is_there(),
-        **_owed(visit, organization),
+        **_owed(visit, organization, row),
     }  # fmt: skip
 
 
-def _owed(visit: Visit, organization: Organization) -> dict[str, Any]:
-    unpaid, row = owing.unpaid(organization), access.runway_of(organization)
+def _owed(visit: Visit, organization: Organization, row: Runway | None) -> dict[str, Any]:
+    unpaid = owing.unpaid(organization)
     return {
         "past_due": owing.past_due_micros(unpaid, at=visit.at),
         "coming": owing.coming(organization, unpaid, row=row, at=visit.at),

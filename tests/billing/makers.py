@@ -10,6 +10,7 @@ from django.apps import apps
 from django.db import connections
 
 from billing import accounts, credits, holds, ledger, prices, usage
+from billing.prepayments import Block
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -74,6 +75,12 @@ def hold_money(organization, amount_micros, *, key=None, resource_id="ins_1", ex
         resource_id=resource_id,
         expires_at=expires_at,
     )
+
+
+def block(kind="reservation", rows=((1, 1, USD),), *, resource_id="rsv_1", begin=NOON + 24 * HOUR, kept=0):
+    """Return hours that are paid ahead, a day later if nothing else is said."""
+    end = begin + max(hours for _, hours, _ in rows) * HOUR
+    return Block(kind, resource_id, "H100 in Narvik", "prj_1", begin, end, rows, kept_micros=kept)
 
 
 def make_price(*, micros_per_unit_hour=PRICE, sku="ofr_1/on_demand", currency="USD", unit="gpu"):

@@ -13,6 +13,7 @@ from tests.billing.makers import (
     NOON,
     USD,
     at_the_same_moment,
+    block,
     hold_money,
     make_organization,
     pay_in,
@@ -111,11 +112,12 @@ def test_a_block_is_bought_on_credit_and_given_back_to_what_is_owed():
     acme = make_organization(cash=3 * USD)
     give_credit_line(acme, 10 * USD)
     hold_money(acme, 8 * USD, resource_id="rsv_1")
-    paid = prepayments.collect(organization=acme, resource_id="rsv_1", reason="Block", at=NOON)
+    paid = prepayments.collect(organization=acme, resource_id="rsv_1", block=block(), reason="Block", at=NOON)
     assert (paid.promo_micros, paid.cash_micros) == (0, 8 * USD)
     assert wallet(acme).owed_micros == 5 * USD
     prepayments.give_back(
-        organization=acme, key="rsv_1:cancelled", back=paid, deferred_micros=8 * USD, reason="Refund", at=NOON
+        organization=acme, key="rsv_1:cancelled", back=paid, deferred_micros=8 * USD, reason="Refund", at=NOON,
+        block=block("cancelled"),
     )  # fmt: skip
     have = wallet(acme)
     assert (have.cash_micros, have.owed_micros) == (3 * USD, 0)

@@ -6,12 +6,13 @@ import pytest
 from django.db import connection, transaction
 from django.db.utils import IntegrityError
 
-from billing import accounts, books, floating, usage
+from billing import accounts, books, floating, prepayments, usage
 from billing.errors import NoSeller, NothingToInvoice
 from billing.invoicing import issuing, sellers
 from billing.models import Account, Invoice, InvoiceItem, InvoiceLine, InvoiceMail, InvoiceSeries, Transfer, UsageSpan
+from billing.prepayments import Paid, Part
 from tests.billing.invoicing import APRIL, CLOSE, MARCH, MAY, charged, close, details, make_seller, use
-from tests.billing.makers import HOUR, NOON, USD, account, make_organization, make_price, move, wallet
+from tests.billing.makers import HOUR, NOON, USD, block, make_organization, make_price, wallet
 
 pytestmark = pytest.mark.django_db
 
@@ -321,11 +322,17 @@ def test_use_that_was_paid_ahead_is_a_line_that_asks_for_nothing(seller):
     assert list(lines) == [(0, 0), (2_500_000, 5 * USD)]
 
 
-def test_credit_that_paid_ahead_takes_nothing_off_an_invoice_of_use(seller):
+def test_credit_that_paid_ahead_takes_nothing_off_the_use(seller):
     acme = make_organization(promo=10 * USD, cash=100 * USD)
     deferred = accounts.platform(Account.Kind.DEFERRED, "USD")
-    move(account(acme, "promo"), deferred, 8 * USD, key="prepay:rsv_1:x")
-    move(deferred, account(acme, "promo"), USD, key="unpay:rsv_1:promo:deferred")
+    prepayments.pay(
+        organization=acme, key="trade:trd_1", parts=[Part("offer", deferred, 8 * USD)],
+        block=block("trade", ((1, 1, 8 * USD),)), reason="Hours", at=NOON,
+    )  # fmt: skip
+    prepayments.give_back(
+        organization=acme, key="rsv_1:cancelled", back=Paid(USD, 0), deferred_micros=USD,
+        block=block("cancelled", ((1, 1, 8 * USD),), kept=7 * USD), reason="Refund", at=NOON,
+    )  # fmt: skip
     use(acme, begin=NOON, hours=2)
     close()
-    assert (only().promo_micros, only().net_micros) == (3 * USD, 7 * USD)
+    assert (only().promo_micros, only().net_micros) == ((3 + 8 - 1) * USD, 7 * USD)

@@ -8,7 +8,7 @@ from billing import accounts, books, prepayments, usage
 from billing.errors import HoldClosed, InsufficientFunds
 from billing.models import Account, UsageSpan
 from billing.prepayments import Paid, Part
-from tests.billing.makers import HOUR, NOON, USD, hold_money, make_organization, make_price, start, wallet
+from tests.billing.makers import HOUR, NOON, USD, block, hold_money, make_organization, make_price, start, wallet
 
 pytestmark = pytest.mark.django_db
 
@@ -23,7 +23,9 @@ def deferred():
 
 
 def collect(organization, resource_id="rsv_1"):
-    return prepayments.collect(organization=organization, resource_id=resource_id, reason="test", at=NOON)
+    return prepayments.collect(
+        organization=organization, resource_id=resource_id, block=block(), reason="test", at=NOON
+    )
 
 
 def test_what_was_held_is_taken_whole_and_is_nobodys_revenue(acme):
@@ -51,7 +53,13 @@ def test_what_goes_back_beyond_what_is_kept_is_our_expense_and_pays_debts_first(
     usage.stop(resource_id="ins_1", at=NOON + HOUR)
     assert wallet(acme).owed_micros == USD
     prepayments.give_back(
-        organization=acme, key="rsv_1:x", back=Paid(USD, 3 * USD), deferred_micros=2 * USD, reason="test", at=NOON
+        organization=acme,
+        key="rsv_1:x",
+        back=Paid(USD, 3 * USD),
+        deferred_micros=2 * USD,
+        reason="test",
+        at=NOON,
+        block=block("cancelled"),
     )
     assert wallet(acme).owed_micros == 0
     assert wallet(acme).available_micros == 3 * USD
@@ -62,10 +70,13 @@ def test_what_goes_back_beyond_what_is_kept_is_our_expense_and_pays_debts_first(
 
 def test_a_payment_takes_credit_first_and_says_what_paid_for_each_part(acme):
     parts = [Part("one", deferred(), 2 * USD), Part("two", deferred(), 4 * USD)]
-    paid = prepayments.pay(organization=acme, key="trade:1", parts=parts, reason="test", at=NOON)
+    paid = prepayments.pay(organization=acme, key="trade:1", parts=parts, block=block("trade"), reason="test", at=NOON)
     assert paid == {"one": Paid(2 * USD, 0), "two": Paid(USD, 3 * USD)}
     with pytest.raises(InsufficientFunds):
-        prepayments.pay(organization=acme, key="trade:2", parts=[Part("x", deferred(), 3 * USD)], reason="t", at=NOON)
+        prepayments.pay(
+            organization=acme, key="trade:2", parts=[Part("x", deferred(), 3 * USD)], block=block("trade"), reason="t",
+            at=NOON,
+        )  # fmt: skip
     assert wallet(acme).available_micros == 2 * USD
 
 

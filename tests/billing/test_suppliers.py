@@ -14,7 +14,7 @@ from billing.models import Accrual, Earning, RateCard, UsageSpan
 from billing.suppliers import accruing, audit, cards, purses, shares
 from billing.suppliers.accruing import Supplied
 from billing.suppliers.cards import Terms
-from tests.billing.makers import HOUR, NOON, USD, at_the_same_moment, make_organization, make_price, start
+from tests.billing.makers import HOUR, NOON, USD, at_the_same_moment, block, make_organization, make_price, start
 from tests.billing.supplying import TERMS, labels, make_card, make_person, make_supplier
 
 pytestmark = pytest.mark.django_db
@@ -341,7 +341,7 @@ def test_the_audit_finds(acme, nordlys, rule):
     make_card(nordlys)
     run(acme, nordlys)
     prepayments.pay(
-        organization=acme, key="pay:1", reason="Block", at=NOON,
+        organization=acme, key="trade:1", block=block("trade"), reason="Block", at=NOON,
         parts=[prepayments.Part("block", accounts.platform("deferred", "USD"), 2 * USD)],
     )  # fmt: skip
     prepayments.earn(key="rsv_1:x", currency="USD", amount_micros=2 * USD, reason="Delivery", at=NOON)

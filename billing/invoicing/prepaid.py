@@ -1,0 +1,78 @@
+"""What was paid ahead, and what was given back of it, as lines of an invoice.
+
+It is invoiced when it is paid: that is when its tax is due. What moves it to
+revenue later, as it is delivered, is between the platform's own accounts.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from billing.models import Invoice, InvoiceLine, InvoicePrepaid, PrepaidItem
+
+BULK = 2000
+# Documents keep the words of their day, in their own language: see `marketplace.invoices.words`.
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "reservation": "Reservation {resource}",
+        "extension": "Extension of {resource}",
+        "trade": "Reserved hours bought: {resource}",
+        "cancelled": "Given back for the cancellation of {resource}",
+        "shortfall": "Given back for hours not delivered of {resource}",
+        "resold": "Given back for hours resold of {resource}",
+        "hours": "{what}: {hours:,} GPU-hours, {begin} – {end} UTC, {name}",
+        "unknown": "{what}: {name}",
+    },
+    "ja": {
+        "reservation": "予約 {resource}",
+        "extension": "予約の延長 {resource}",
+        "trade": "予約時間の購入 {resource}",
+        "cancelled": "予約の取消しによる返金 {resource}",
+        "shortfall": "提供できなかった時間の返金 {resource}",
+        "resold": "予約時間の再販による返金 {resource}",
+        "hours": "{what}：{hours:,} GPU時間、{begin}～{end}（UTC）、{name}",
+        "unknown": "{what}：{name}",
+    },
+}
+
+
+def uninvoiced(organization_ids: Collection[int]) -> dict[int, list[PrepaidItem]]:
+    """Return what of each organization is on no invoice, that of the running month included. One query."""
+    found: dict[int, list[PrepaidItem]] = {key: [] for key in organization_ids}
+    for item in PrepaidItem.objects.filter(organization__in=found, invoiced=None).order_by("at", "pk"):
+        found[item.organization_id].append(item)
+    return found
+
+
+def line(item: PrepaidItem, invoice: Invoice, *, key: str, is_late: bool, amount_micros: int) -> InvoiceLine:
+    """Return an item as a line. It measured nothing, so its hours stand in its text and its proof."""
+    prices = {micros for _, _, micros in item.hours}
+    return InvoiceLine(
+        invoice=invoice,
+        key=key,
+        resource_id=item.resource_id,
+        resource_name=_text(item, invoice.language)[:200],
+        project=item.project,
+        market="reserved",
+        is_late=is_late,
+        micros_per_unit_hour=prices.pop() if len(prices) == 1 else None,
+        starts_at=item.starts_at,
+        ends_at=item.ends_at,
+        unit_milliseconds=0,
+        exact_micros=item.amount_micros,
+        amount_micros=amount_micros,
+    )
+
+
+def write(lines: Sequence[tuple[PrepaidItem, InvoiceLine]]) -> None:
+    """Write down that these items are on their lines, which happens once to each."""
+    rows = [InvoicePrepaid(line=line, item=item) for item, line in lines]
+    InvoicePrepaid.objects.bulk_create(rows, batch_size=BULK)
+
+
+def _text(item: PrepaidItem, language: str) -> str:
+    said = WORDS.get(language, WORDS["en"])
+    what = said[item.kind].format(resource=item.resource_id)
+    if not item.hours:
+        return said["unknown"].format(what=what, name=item.name)
+    hours = sum(gpus * number for gpus, number, _ in item.hours)
+    begin, end = (f"{edge:%Y-%m-%d %H:%M}" for edge in (item.starts_at, item.ends_at))
+    return said["hours"].format(what=what, hours=hours, begin=begin, end=end, name=item.name)
