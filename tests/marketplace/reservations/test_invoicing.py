@@ -30,17 +30,19 @@ def invoice_of(buyer: Buyer, *, hours: float = 2) -> dict[str, tuple[int, int]]:
 
 
 def test_a_block_and_its_extension_are_lines_and_deliver_without_another(acme_buys: Buyer) -> None:
-    mine = acme_buys.buy(8, 24, 34)
-    quote = quotes.for_extension(reservation=mine, ends_at=acme_buys.at(36), at=acme_buys.at(1))
+    mine = acme_buys.buy(8, 24, 26)
+    quote = quotes.for_extension(reservation=mine, ends_at=acme_buys.at(27), at=acme_buys.at(1))
     reservations.extend(actor=acme_buys.actor, reservation=mine, quote=quote, at=acme_buys.at(1))
     lines = invoice_of(acme_buys)
     assert {kind: amount for kind, (amount, _) in lines.items()} == {
-        "reservation": 8 * 10 * PRICE, "extension": 8 * 2 * PRICE
+        "reservation": 8 * 2 * PRICE, "extension": 8 * PRICE
     }  # fmt: skip
-    acme_buys.go_to(37)
+    for hour in range(23, 29):
+        acme_buys.go_to(hour)
+    assert Reservation.objects.get(pk=mine.pk).state == "expired"
     assert PrepaidItem.objects.count() == 2
     assert Invoice.objects.count() == 1
-    check_conserved(at=acme_buys.at(37))
+    check_conserved(at=acme_buys.at(28))
 
 
 def test_a_cancellation_gives_back_what_is_not_kept(acme_buys: Buyer) -> None:
