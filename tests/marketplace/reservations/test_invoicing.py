@@ -1,13 +1,17 @@
 """Blocks on invoices: bought, extended, cancelled, not delivered and resold, each with the arithmetic of its hours."""
 
 import pytest
+from django.urls import reverse
 
 from billing import books
 from billing.invoicing import issuing, proof, sellers
 from billing.models import Invoice, InvoiceLine, PrepaidItem
 from marketplace import quotes, refunds, reservations
+from marketplace.api import invoice_answers
+from marketplace.invoices import export, pdf
 from marketplace.models import Organization, Reservation
 from tests.blocks import PRICE, Buyer, check_conserved
+from tests.marketplace.portal.conftest import browser
 
 pytestmark = pytest.mark.django_db
 
@@ -82,3 +86,19 @@ def test_resold_hours_are_the_buyers_line_and_give_the_seller_back_no_more_than_
         came, cost
     )
     check_conserved(at=acme_buys.at(2))
+
+
+def test_the_page_the_file_and_the_api_show_how_its_price_comes_about(acme_buys: Buyer) -> None:
+    acme_buys.buy(8, 24, 34)
+    invoice_of(acme_buys)
+    invoice = Invoice.objects.select_related("organization", "credited").get()
+    lines = list(invoice.lines.select_related("price_version"))
+    page = browser(acme_buys.actor.user).get(reverse("invoice", args=[invoice.public_id])).content.decode()
+    assert "8 GPUs × 10 h × $2" in page
+    assert "80 GPU-hours" in page
+    (answer,) = [invoice_answers.proof(one) for one in proof.of_lines(invoice, lines)]
+    assert answer["prepaid"]["hours"] == [{"gpus": 8, "hours": 10, "price_per_gpu_hour": "2.000000"}]
+    assert (answer["prepaid"]["hours_cost"], answer["prepaid"]["amount"]) == ("160.000000", "160.000000")
+    _header, row = export.csv_of(invoice, lines)
+    assert f"Reservation {lines[0].resource_id}: 80 GPU-hours" in row
+    assert pdf.drawn(invoice, lines).startswith(b"%PDF")
