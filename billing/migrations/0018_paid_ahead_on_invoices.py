@@ -36,7 +36,7 @@ def guarded(table):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0016_collecting"),
+        ("billing", "0017_daily_revenue"),
         ("marketplace", "0010_reservations_and_resale"),
     ]
 
