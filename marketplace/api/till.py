@@ -29,7 +29,7 @@ class Balance(APIView):
         at, wallet = timezone.now(), accounts.wallet(organization=organization)
         credit, row = promotions.left(organization=organization), access.runway_of(organization)
         level = runway.level_of(row, at=at)
-        unpaid = owing.unpaid(organization)
+        unpaid = owing.unpaid(organization) if wallet.owed_micros else []
         coming = owing.coming(organization, unpaid, row=row, at=at)
         return Response(
             answers.balance(organization, wallet, row, credit=credit, unpaid=unpaid, coming=coming, level=level, at=at)

@@ -48,9 +48,10 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     this_month = breakdown.of(organization, [month, month_end], at=visit.at)
     ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
     adjusted = sum(cost.micros for cost in this_month if cost.market == breakdown.ADJUSTMENT)
+    wallet = accounts.wallet(organization=organization)
     ordered, row = forecast.ordered_micros(organization), access.runway_of(organization)
     return {
-        "wallet": accounts.wallet(organization=organization),
+        "wallet": wallet,
         "runway": row,
         "stops": budget_watch.coming_stops(organization),
         "commitments": list(access.commitments(organization).order_by("-starts_at", "-pk")),
@@ -65,12 +66,13 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         ),
         "credit": promotions.left(organization=organization),
         "has_cards": gateway.is_there(),
-        **_owed(visit, organization, row),
+        **_owed(visit, organization, row, owing.unpaid(organization) if wallet.owed_micros else []),
     }  # fmt: skip
 
 
-def _owed(visit: Visit, organization: Organization, row: Runway | None) -> dict[str, Any]:
-    unpaid = owing.unpaid(organization)
+def _owed(
+    visit: Visit, organization: Organization, row: Runway | None, unpaid: Sequence[owing.Unpaid]
+) -> dict[str, Any]:
     return {
         "past_due": owing.past_due_micros(unpaid, at=visit.at),
         "coming": owing.coming(organization, unpaid, row=row, at=visit.at),
