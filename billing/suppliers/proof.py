@@ -94,7 +94,7 @@ def _owed(card: RateCard, currency: str, charge: int, milliseconds: int) -> tupl
         gross = Fraction(total)
     else:
         total, gross = charge, Fraction(charge * card.share_bps, BPS)
-    held = gross * card.reserve_bps / BPS
+    held = gross * Fraction(card.reserve_bps, BPS)
     exact = [gross - held, held, total - gross]
     whole = [floor(part) for part in exact]
     for n in sorted(range(3), key=lambda n: whole[n] - exact[n])[: total - sum(whole)]:
@@ -113,7 +113,7 @@ def _cost(span: UsageSpan, at: datetime, points: Sequence[PricePoint]) -> int:
             begin = max(span.started_at, point.starts_at)
             end = at if following is None else min(at, following.starts_at)
             micros += point.micros_per_unit_hour * max(0, _ms(end - begin))
-    return min(span.charged_micros, floor(span.quantity * micros / HOUR_MS + HALF))
+    return min(span.charged_micros, floor(span.quantity * micros * Fraction(1, HOUR_MS) + HALF))
 
 
 def _months(begin: datetime, end: datetime) -> Iterator[datetime]:

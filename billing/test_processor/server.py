@@ -203,7 +203,7 @@ def main() -> None:
     given = parser.parse_args()
     world = new_world(base_url=f"http://127.0.0.1:{given.port}", api_key=os.environ["STRIPE_API_KEY"])
     secret = os.environ["STRIPE_WEBHOOK_SECRET"]
-    keeper = Keeper(world, file=given.home / "world.json", webhook_url=given.webhook_url, secret=secret)
+    keeper = Keeper(world, file=given.home.joinpath("world.json"), webhook_url=given.webhook_url, secret=secret)
     server = serve(keeper, port=given.port)
     threading.Thread(target=keeper.deliver_for_ever, daemon=True).start()
     server.serve_forever()

@@ -217,6 +217,7 @@ def test_a_card_that_fails_is_told_once_and_charged_again_on_its_days(card_rail)
         run(after(day))
         for payment in Payment.objects.filter(state="created"):
             settle_payment(payment, Payment.State.FAILED, at=after(day))
+        run(after(day))
     assert Payment.objects.count() == 5
     assert Notice.objects.filter(kind="charge_failed").count() == 5
     assert sanction(acme) == "stop_spot"

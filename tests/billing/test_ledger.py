@@ -115,7 +115,7 @@ def test_no_price_can_be_changed_or_deleted(acme):
         ("cash", {"held_micros": 5 * USD + 1}),
         ("cash", {"held_micros": -1}),
         ("promo", {"balance_micros": -1}),
-        ("receivable", {"held_micros": 1}),
+        ("receivable", {"held_micros": -1}),
         ("cash", {"kind": "revenue"}),
         ("cash", {"organization": None}),
         ("cash", {"kind": "promo"}),

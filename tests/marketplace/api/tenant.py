@@ -30,12 +30,15 @@ from marketplace.models import (
     BlockTerms,
     BudgetAlert,
     EventMail,
+    IdleSpell,
     LendingShare,
     Membership,
     Organization,
     Project,
     Role,
     Shortfall,
+    SupplierApplication,
+    TokenPurchase,
     User,
     WebhookAttempt,
 )
@@ -176,6 +179,13 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     while feed.publish(at=timezone.now(), limit=1000):
         pass
     delivery = endpoints.test(actor=actor, endpoint=endpoint, at=timezone.now())
+    IdleSpell.objects.create(
+        instance=stopped, run=stopped.run, since=at - timedelta(hours=1), found_at=at, next_try_at=at
+    )
+    TokenPurchase.objects.create(resource_id=held["reservation"], token=ApiToken.objects.get(membership__user=owner))
+    SupplierApplication.objects.create(
+        organization=organization, gpus=8, about=f"{name} sells", applied_by=owner, applied_at=at
+    )
     EventMail.objects.create(event=delivery.event, next_try_at=at)
     WebhookAttempt.objects.create(delivery=delivery, at=at, error="nobody answered", milliseconds=1)
     budgets.change(actor=actor, owner=project, organization=organization, amount=10**12, hourly_micros=None)

@@ -74,7 +74,7 @@ def test_without_the_door_a_foreign_id_would_be_found(
 
 
 def test_lists_never_show_anything_of_another_tenant(acme_whole: Tenant, canary: Tenant) -> None:
-    lists = [path for method, path, body, *_ in RULES if method == "get" and "{" not in path]
+    lists = [path for method, path, _, _, seen, *_ in RULES if method == "get" and "{" not in path and seen == 200]
     assert len(lists) > 12
     for path in lists:
         answer = acme_whole.programs["owner"].get(path)

@@ -45,7 +45,9 @@ def test_money_is_exact_decimal_strings(program: Program, running: Instance) -> 
     amounts = [balance[name] for name in ("available", "promo", "cash", "held", "owed", "burn_per_hour")]
     span = program.get("usage").json()["data"][0]
     offer = program.get("offers/h200-narvik").json()
-    assert offer["price"] == span["price"] == {"amount": "2.490000", "currency": "USD", "unit": "gpu_hour"}
+    price = {"amount": "2.490000", "currency": "USD", "unit": "gpu_hour"}
+    assert span["price"] == price
+    assert offer["price"] == price | {"model": "flat", "tiers": [], "minimum_per_month": None}
     for amount in [*amounts, cost["so_far"], span["amount"]["amount"]]:
         assert MONEY.fullmatch(amount), amount
     assert (balance["currency"], balance["burn_per_hour"]) == ("USD", "2.490000")
