@@ -52,6 +52,20 @@ def choose(
     return None
 
 
+def usable(*, project: Project, offer: Offer, at: datetime) -> list[tuple[Reservation, int]]:
+    """Return the reservations that runs of a project may be inside now, the first to end first, each with its free GPUs.
+
+    Two queries, and four for each.
+    """
+    found = Reservation.objects.filter(project=project, offer=offer, state__in=USABLE).prefetch_related("strips")
+    return [(one, free_gpus(one, at=at)) for one in found.order_by("ends_at", "pk")]
+
+
+def named(*, project: Project, offer: Offer, reservation_id: str) -> Reservation | None:
+    """Return a project's reservation of an offer by its id."""
+    return Reservation.objects.filter(project=project, offer=offer, public_id=reservation_id).first()
+
+
 def for_run(instance: Instance, *, at: datetime) -> Reservation | None:
     """Return what covers the next run of an instance, as its order wanted it."""
     return choose(

@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from marketplace import coverage
-from marketplace.models import USABLE, Offer, Project, Reservation
+from marketplace.models import Offer, Project, Reservation
 from provisioning.models import Instance
 
 FORBID, STRICT = Instance.Attach.FORBID, Instance.Attach.STRICT
@@ -53,8 +53,7 @@ class Attaching:
 
 def attaching(project: Project, offer: Offer, *, chosen: str, at: datetime) -> Attaching | None:
     """Return what an order may run inside, or None where the project has nothing usable of the offer now."""
-    found = Reservation.objects.filter(project=project, offer=offer, state__in=USABLE)
-    usable = [(one, coverage.free_gpus(one, at=at)) for one in found.prefetch_related("strips").order_by("ends_at")]
+    usable = coverage.usable(project=project, offer=offer, at=at)
     return Attaching(usable, chosen) if usable else None
 
 
@@ -62,5 +61,4 @@ def ordered(project: Project, offer: Offer, chosen: str) -> dict[str, Any]:
     """Return how an order says what was chosen; an id that is none of the project's is said as strict."""
     if chosen in {"", FORBID, STRICT}:
         return {"attach": chosen or Instance.Attach.AUTO}
-    named = Reservation.objects.filter(project=project, offer=offer, public_id=chosen).first()
-    return {"attach": STRICT, "reservation": named}
+    return {"attach": STRICT, "reservation": coverage.named(project=project, offer=offer, reservation_id=chosen)}
