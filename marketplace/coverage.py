@@ -53,7 +53,7 @@ def choose(
 
 
 def usable(*, project: Project, offer: Offer, at: datetime) -> list[tuple[Reservation, int]]:
-    """Return the reservations that runs of a project may be inside now, the first to end first, each with its free GPUs.
+    """Return the reservations that a run may be inside now, each with its free GPUs, the first to end first.
 
     Two queries, and four for each.
     """
