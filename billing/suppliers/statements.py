@@ -93,7 +93,9 @@ def issue(*, supplier_id: int, currency: str, period_end: datetime, at: datetime
     approved = SupplierAdjustment.objects.filter(state=SupplierAdjustment.State.APPROVED, line=None, **mine)
     adjustments = list(approved.order_by("pk"))
     paid = _paid_out(purse.payable) - _stated(mine)
-    if not (lines or adjustments or paid):
+    held = purse.reserve.balance_micros
+    # Payouts follow the last statement: what is held no more has to stand on one, though nothing ran since.
+    if not (lines or adjustments or paid or (last is not None and last.held_micros != held)):
         return None
     sums = [sum(line.figures[n] for line in lines) for n in range(len(FIGURES))]
     adjusted = sum(one.amount_micros for one in adjustments)
@@ -110,7 +112,7 @@ def issue(*, supplier_id: int, currency: str, period_end: datetime, at: datetime
         adjustment_micros=adjusted,
         paid_micros=paid,
         closing_micros=opening + sums[2] + sums[3] + adjusted - paid,
-        held_micros=purse.reserve.balance_micros,
+        held_micros=held,
     )
     _write(made, lines, adjustments)
     log.info("statement %s of supplier %s: %s micros", made.number, supplier_id, made.closing_micros)

@@ -69,6 +69,18 @@ def test_issuing_again_issues_nothing(customer, nordlys):
     assert statements.issue_due(at=APRIL + 2 * HOUR) == 0
 
 
+def test_a_reserve_that_is_held_no_more_is_stated_though_nothing_ran_since(customer, nordlys):
+    run(customer, nordlys)
+    statements.issue_due(at=CLOSE)
+    later = datetime(2026, 8, 1, 4, tzinfo=UTC)
+    assert accruing.release_due(at=later) == 1
+    assert statements.issue_due(at=later) == 1
+    last = SupplierStatement.objects.order_by("-pk")[0]
+    assert (last.charge_micros, last.held_micros, last.due_micros) == (0, 0, 3_500_000)
+    assert statements.issue_due(at=later + HOUR) == 0
+    assert is_clean(at=later)
+
+
 def test_a_month_waits_for_its_last_charges(customer, nordlys):
     run(customer, nordlys)
     assert statements.issue_due(at=APRIL + 2 * HOUR) == 0
