@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, transaction
-from django.db.models import QuerySet
 from django.utils import timezone
 
 from billing import accounts, books
@@ -358,7 +357,7 @@ def test_funds_for_one_first_hour_start_one_of_two_launches(
 def test_without_the_lock_both_launches_see_the_funds_and_only_the_account_refuses_the_second(
     monkeypatch: pytest.MonkeyPatch, meet_surely: Meet, fleet: Fleet
 ) -> None:
-    monkeypatch.setattr(QuerySet, "select_for_update", lambda self, **options: self)
+    monkeypatch.setattr(accounts, "LOCKED", accounts.OF_CUSTOMER)
     assert two_launches_with_funds_for_one(monkeypatch, meet_surely, fleet) == ["IntegrityError", "done"]
 
 

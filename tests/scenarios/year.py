@@ -18,7 +18,7 @@ from billing import (
     watch,
 )
 from billing.invoicing import crediting, issuing
-from billing.models import AutomaticTopUp, BankTransfer, Invoice, Payment
+from billing.models import AutomaticTopUp, BankTransfer, Invoice, Payment, PrepaidItem
 from billing.payments import automatic, cards, events, objects, paying, reconciliation, refunds
 from billing.sla import posting, terms
 from billing.sla.availability import Seen
@@ -205,7 +205,10 @@ def winter(year):
         key="rsv_1:first", organization=year.hudson, amount_micros=ahead, purpose="reservation", resource_id="rsv_1",
         expires_at=on(3, 25, 9),
     )  # fmt: skip
-    prepayments.collect(organization=year.hudson, resource_id="rsv_1", reason="Reserved", at=year.at)
+    block = prepayments.Block(
+        PrepaidItem.Kind.RESERVATION, "rsv_1", "L40S", "default", on(4, 1), on(5, 1), [(2, 720, 135 * MICROS)]
+    )
+    prepayments.collect(organization=year.hudson, resource_id="rsv_1", block=block, reason="Reserved", at=year.at)
     year.start(year.hudson, "h-april", L40S, on(4, 1), quantity=2, covered_by="rsv_1")
 
 

@@ -182,7 +182,6 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     IdleSpell.objects.create(
         instance=stopped, run=stopped.run, since=at - timedelta(hours=1), found_at=at, next_try_at=at
     )
-    TokenPurchase.objects.create(resource_id=held["reservation"], token=ApiToken.objects.get(membership__user=owner))
     SupplierApplication.objects.create(
         organization=organization, gpus=8, about=f"{name} sells", applied_by=owner, applied_at=at
     )
@@ -202,6 +201,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         currency="USD", card=card, state=Payment.State.FAILED, created_at=at, finished_at=at,
     )  # fmt: skip
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
+    TokenPurchase.objects.create(resource_id=held["reservation"], token=ApiToken.objects.get(membership__user=owner))
     return Tenant(
         organization=organization,
         project=project,

@@ -276,6 +276,7 @@ def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
             "member-invite",
             "organization-choose",
             "listings-buy",
+            "supplier-connect",
         }
         method = client.post if name in posts else client.get
         answer = method(reverse(name))

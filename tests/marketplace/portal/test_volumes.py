@@ -120,9 +120,9 @@ def test_the_list_asks_as_often_however_long_it_is(owner: Client, storage: Stora
     assert len(captured) <= 12, [query["sql"][:120] for query in captured.captured_queries]
 
 
-def test_the_balance_page_shows_gib_as_gib(owner: Client, storage: Storage) -> None:
+def test_usage_shows_gib_as_gib(owner: Client, storage: Storage) -> None:
     storage.make()
-    page = read(owner.get(reverse("balance")))
+    page = read(owner.get(reverse("usage")))
     assert faults(page) == []
     assert "per GiB-hour" in page.text
     assert "GiB-ms (100 GiB) × $0.0001 ÷ 3,600,000 ms" in page.text

@@ -80,6 +80,9 @@ def test_every_refusal_says_five_things(kind: type[Exception], language: str) ->
         errors.InsufficientFunds: lambda: errors.InsufficientFunds(
             needed_micros=2_000_000, available_micros=1_000_000, currency="USD"
         ),
+        errors.PaymentsPastDue: lambda: errors.PaymentsPastDue(
+            owed_micros=1_000_000, currency="USD", number="INV-000001"
+        ),
         errors.QuotaExceeded: lambda: errors.QuotaExceeded(wanted=2, held=1, limit=2),
         errors.BadOrder: lambda: errors.BadOrder("gpus", "Ask for less."),
     }
