@@ -133,7 +133,7 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
     """Close two hours of a quarter of the spans and two of all, and check what that left."""
     from django.db import connection
 
-    from billing import books, daily
+    from billing import books
 
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -164,8 +164,6 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
         "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
         "backend_memory_mib": round(memory.peak_kib / 2**10),
     }
-    daily.touch(since=BEGIN - timedelta(days=31), through=BEGIN + 5 * HOUR)
-    daily.sum_up(at=BEGIN + 5 * HOUR, limit=40)
     say("Checking ...")
     figures["close_faults"] = [f"{one.rule}: {one.subject}: {one.detail}" for one in books.check(at=BEGIN + 5 * HOUR)][
         :20
