@@ -47,6 +47,7 @@ def wait_after(monkeypatch, owner, name, meet):
 
 def without_row_locks(monkeypatch):
     monkeypatch.setattr(QuerySet, "select_for_update", lambda self, **options: self)
+    monkeypatch.setattr(accounts, "LOCKED", accounts.OF_CUSTOMER)
 
 
 def move_both_ways_at_the_same_moment(monkeypatch, meet):

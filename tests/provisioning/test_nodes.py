@@ -1,5 +1,6 @@
 """Nodes: which GPUs are sold, who is placed where, and what silence costs whom."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -339,7 +340,7 @@ def test_what_a_silent_node_runs_is_locked_before_any_account(rent: Rent, run_un
         nodes.notice_silence(at=at, limit=10)
     locks = [query["sql"] for query in captured.captured_queries if "FOR " in query["sql"] and "UPDATE" in query["sql"]]
     tables = [
-        next(name for name in ("workflow", "instance", "account", "heartbeat", "node") if f'_{name}"' in sql)
+        next(name for name in ("workflow", "instance", "account", "heartbeat", "node") if re.search(rf"_{name}\b", sql))
         for sql in locks
     ]
     first_account = tables.index("account")
