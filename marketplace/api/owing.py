@@ -79,7 +79,7 @@ class InvoicePay(APIView):
 class InvoiceDisputes(APIView):
     @extend_schema(
         operation_id="list_invoice_disputes",
-        responses={200: DisputeAnswer(many=True), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(DisputeAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request, invoice_id: str) -> Response:
         """List what was disputed of an invoice, newest first."""

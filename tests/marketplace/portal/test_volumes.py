@@ -124,8 +124,8 @@ def test_usage_shows_gib_as_gib(owner: Client, storage: Storage) -> None:
     storage.make()
     page = read(owner.get(reverse("usage")))
     assert faults(page) == []
+    assert "GiB-ms" in page.text
     assert "per GiB-hour" in page.text
-    assert "GiB-ms (100 GiB) × $0.0001 ÷ 3,600,000 ms" in page.text
 
 
 def test_a_capacity_manager_sells_storage_and_sees_what_is_kept(carol: User, storage: Storage) -> None:
