@@ -1,12 +1,16 @@
 """How states, money, time and errors are written; and that no code is without its words."""
 
+import ast
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from django.test import Client, RequestFactory
 from django.urls import reverse
 from django.utils import translation
 
+import marketplace
 from marketplace import errors as market_errors
 from marketplace import money
 from marketplace.models import User
@@ -56,6 +60,24 @@ def test_a_moment_says_itself_in_utc_too() -> None:
 def test_every_verb_and_scope_has_words() -> None:
     assert set(words.VERBS) == set(VERBS)
     assert set(words.SCOPES) == set(SCOPES)
+
+
+def written_by(call: ast.Call) -> set[str]:
+    """Return the verbs that a call of a function named like `record` or `_record_dispute` names."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    if not re.match(r"_?record", name):
+        return set()
+    told = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "verb")]
+    texts = [node.value for node in told if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {text for text in texts if re.fullmatch(r"[a-z_]+\.[a-z_]+", text)}
+
+
+def test_everything_that_is_audited_has_words() -> None:
+    sources = [ast.parse(path.read_text()) for path in Path(marketplace.__path__[0]).rglob("*.py")]
+    calls = [node for source in sources for node in ast.walk(source) if isinstance(node, ast.Call)]
+    written = set().union(*map(written_by, calls))
+    assert len(written) > 100
+    assert written <= set(words.AUDITED)
 
 
 def refusals(module: object) -> list[type[Exception]]:
