@@ -34,6 +34,14 @@ def record(
     ask(WRITE, values_of(entry))
 
 
+def is_recorded(verb: str, subject_id: str) -> bool:
+    """Return whether an entry says this already; for what is done once per key.
+
+    Who repeats the key waits for the first to commit, and then finds its entry.
+    """
+    return AuditEntry.objects.filter(verb=verb, subject_id=subject_id).exists()
+
+
 def record_of(
     thing: Any,
     verb: str,

@@ -25,7 +25,7 @@ from billing.payments import paying
 from marketplace import audit, money, volumes
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 from provisioning.models import Volume
 
 
@@ -150,7 +150,7 @@ def pay(*, actor: Actor, invoice: Invoice, key: str, at: datetime) -> Payment:
         raise Conflict(_("Cards cannot be charged here. Pay by bank transfer with the invoice's number.")) from error
     except BadAmount as error:
         raise Conflict(_("This amount cannot be charged to a card. Pay by bank transfer, or top up.")) from error
-    if not AuditEntry.objects.filter(verb="invoice.pay", subject_id=payment.public_id).exists():
+    if not audit.is_recorded("invoice.pay", payment.public_id):
         after = {"invoice": invoice.number, "amount": money.decimal_string(left)}
         audit.record(
             actor=actor, organization=organization, verb="invoice.pay", subject_id=payment.public_id, after=after
@@ -194,7 +194,7 @@ def dispute(
         ) from error
     except DisputedAlready as error:
         raise Conflict(_("You disputed it already; wait for the answer.")) from error
-    if not AuditEntry.objects.filter(verb="invoice.dispute", subject_id=made.public_id).exists():
+    if not audit.is_recorded("invoice.dispute", made.public_id):
         after = {"invoice": invoice.number, "net": money.decimal_string(made.net_micros), "reason": made.reason}
         audit.record(
             actor=actor,

@@ -11,7 +11,7 @@ from billing.payments import automatic, cards, paying
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 
 
 @transaction.atomic
@@ -29,7 +29,7 @@ def top_up(
         )
     except BadAmount as error:
         raise BadOrder("amount", why(error)) from error
-    if not AuditEntry.objects.filter(verb="payment.order", subject_id=payment.public_id).exists():
+    if not audit.is_recorded("payment.order", payment.public_id):
         audit.record(
             actor=actor,
             organization=organization,

@@ -13,7 +13,7 @@ from billing.models import BankTransfer, Invoice, InvoiceDispute
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 
 
 def transfers(organization: Organization | None = None) -> QuerySet[BankTransfer]:
@@ -53,7 +53,7 @@ def record(
         )  # fmt: skip
     except BadBankTransfer as error:
         raise BadOrder(error.field, str(_SAID[error.field]())) from error
-    if not AuditEntry.objects.filter(verb="bank_transfer.record", subject_id=row.public_id).exists():
+    if not audit.is_recorded("bank_transfer.record", row.public_id):
         _record(actor, row, "bank_transfer.record")
     return row
 

@@ -16,7 +16,7 @@ from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.console import pricing
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 
 
 def commitment_for(commitment_id: str) -> Commitment:
@@ -71,8 +71,7 @@ def propose(
             at=at,
             names={ware.sku: ware.name for ware in pricing.wares()},
         )
-    # Who repeats the key waits for the first to commit, and then finds its entry.
-    if not AuditEntry.objects.filter(verb="commitment.propose", subject_id=made.public_id).exists():
+    if not audit.is_recorded("commitment.propose", made.public_id):
         _record(actor, made, "commitment.propose")
     return made
 

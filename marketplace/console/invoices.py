@@ -13,7 +13,7 @@ from billing.models import BillingDetails, CreditProposal, Invoice, InvoiceLine
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 
 
 def listed(*, search: str = "") -> QuerySet[Invoice]:
@@ -104,8 +104,7 @@ def propose_credit(
             _("At most %(left)s of it can be taken back, in whole units of its currency.")
             % {"left": money.shown(max(0, error.left_micros), error.currency)},
         ) from error
-    # Who repeats the key waits for the first to commit, and then finds its entry.
-    if not AuditEntry.objects.filter(verb="credit_note.propose", subject_id=proposal.public_id).exists():
+    if not audit.is_recorded("credit_note.propose", proposal.public_id):
         _record(actor, invoice, "credit_note.propose", _written(proposal), subject_id=proposal.public_id)
     return proposal
 

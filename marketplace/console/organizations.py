@@ -137,8 +137,7 @@ def grant_credit(
         at=at,
         expires_at=expires_at,
     )
-    # Who repeats the key waits for the first to commit, and then finds its entry.
-    if not AuditEntry.objects.filter(verb="credit.grant", subject_id=granted.public_id).exists():
+    if not audit.is_recorded("credit.grant", granted.public_id):
         audit.record(
             actor=actor,
             organization=organization,

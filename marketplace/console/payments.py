@@ -13,7 +13,6 @@ from billing.payments import reconciliation, refunds
 from marketplace import audit, money
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import AuditEntry
 
 
 def listed(*, search: str = "", state: str = "") -> QuerySet[Payment]:
@@ -93,7 +92,7 @@ def propose_refund(
         )
     except RefundTooLarge as error:
         raise BadOrder("amount_micros", why(error)) from error
-    if not AuditEntry.objects.filter(verb="refund.propose", subject_id=refund.public_id).exists():
+    if not audit.is_recorded("refund.propose", refund.public_id):
         _record(actor, refund, "refund.propose")
     return refund
 

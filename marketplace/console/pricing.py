@@ -17,7 +17,7 @@ from billing.price_lists import Item, Phase
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.errors import Conflict, NotFound
-from marketplace.models import AuditEntry, Offer
+from marketplace.models import Offer
 from provisioning.models import Site
 
 BILLS_SHOWN = 50
@@ -124,8 +124,7 @@ def draft(
         restores=restores,
         price=price,
     )
-    # Who repeats the key waits for the first to commit, and then finds its entry.
-    if not AuditEntry.objects.filter(verb="price_list.draft", subject_id=row.public_id).exists():
+    if not audit.is_recorded("price_list.draft", row.public_id):
         _record(actor, row, "price_list.draft", restores=restores.public_id if restores else None)
     return row
 

@@ -15,7 +15,7 @@ from billing.models import Account, CreditLine, DunningEvent, DunningStep, Invoi
 from marketplace import audit, money, owing
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, NotFound
-from marketplace.models import AuditEntry, Organization
+from marketplace.models import Organization
 
 
 def debtors() -> QuerySet[Account]:
@@ -108,8 +108,7 @@ def propose_line(
         )  # fmt: skip
     except BadCredit as error:
         raise BadOrder("limit_micros", _("A limit has whole minor units of the currency, such as cents.")) from error
-    # Who repeats the key waits for the first to commit, and then finds its entry.
-    if not AuditEntry.objects.filter(verb="credit_line.propose", subject_id=line.public_id).exists():
+    if not audit.is_recorded("credit_line.propose", line.public_id):
         _record(actor, line, "credit_line.propose")
     return line
 

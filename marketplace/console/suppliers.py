@@ -102,7 +102,9 @@ def propose_card(
         raise BadOrder("effective_from", _("A rate card never begins in the past.")) from error
     except BadRateCard as error:
         raise BadOrder("share_bps", _("Nobody can be paid by this: check the shares.")) from error
-    _record(actor, supplier, "rate_card.propose", card.public_id, {"share_bps": card.share_bps, "offer": card.offer})
+    if not audit.is_recorded("rate_card.propose", card.public_id):
+        after = {"share_bps": card.share_bps, "offer": card.offer}
+        _record(actor, supplier, "rate_card.propose", card.public_id, after)
     return card
 
 
@@ -147,7 +149,8 @@ def propose_adjustment(
         )
     except BadAdjustment as error:
         raise BadOrder("reason", _("Say how much and why.")) from error
-    _record(actor, supplier, "supplier_adjustment.propose", made.public_id, _amount(made))
+    if not audit.is_recorded("supplier_adjustment.propose", made.public_id):
+        _record(actor, supplier, "supplier_adjustment.propose", made.public_id, _amount(made))
     return made
 
 

@@ -202,6 +202,7 @@ def test_an_adjustment_takes_two_people(earned, carol_desk, dan_desk):
     for _ in range(2):
         assert carol_desk.post(path, fields).status_code == 302
     made = SupplierAdjustment.objects.get()
+    assert AuditEntry.objects.filter(verb="supplier_adjustment.propose").count() == 1
     approve = reverse("console-adjustment-approve", args=[made.public_id])
     assert carol_desk.post(approve).status_code == 422
     before = purses.of(earned.pk)["USD"]
