@@ -10,7 +10,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from billing import commitments, price_lists
-from billing.errors import AlreadyCommitted, AlreadyDecided, BadCommitment, SecondPersonNeeded
+from billing.errors import AlreadyCommitted, BadCommitment
 from billing.models import Commitment
 from marketplace import audit, money
 from marketplace.access import Actor
@@ -87,8 +87,7 @@ def agree(*, actor: Actor, commitment: Commitment, at: datetime) -> None:
 @transaction.atomic
 def decline(*, actor: Actor, commitment: Commitment, at: datetime) -> None:
     """Give up a proposal."""
-    with _said():
-        commitments.decline(commitment=commitment, by=actor.user.pk, at=at)
+    commitments.decline(commitment=commitment, by=actor.user.pk, at=at)
     _record(actor, commitment, "commitment.decline")
 
 
@@ -97,10 +96,6 @@ def _said() -> Iterator[None]:
     """Turn what the till refuses into the reader's language."""
     try:
         yield
-    except SecondPersonNeeded as error:
-        raise Conflict(_("You proposed this commitment; somebody else has to decide.")) from error
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
     except AlreadyCommitted as error:
         raise Conflict(_("Another commitment of this organization covers one of these things at that time.")) from error
     except BadCommitment as error:

@@ -7,7 +7,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 
-from billing.errors import AlreadyDecided, CreditTooLarge, NoSeller, NothingToInvoice, SecondPersonNeeded
+from billing.errors import CreditTooLarge, NoSeller, NothingToInvoice
 from billing.invoicing import crediting, issuing, sellers
 from billing.models import BillingDetails, CreditProposal, Invoice, InvoiceLine
 from marketplace import audit, money
@@ -112,12 +112,7 @@ def propose_credit(
 @transaction.atomic
 def approve_credit(*, actor: Actor, proposal: CreditProposal, at: datetime) -> Invoice:
     """Issue a proposed credit note; not by whoever proposed it."""
-    try:
-        note = crediting.approve(proposal=proposal, by=actor.user.pk, at=at)
-    except SecondPersonNeeded as error:
-        raise Conflict(_("You proposed this credit; somebody else has to decide.")) from error
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
+    note = crediting.approve(proposal=proposal, by=actor.user.pk, at=at)
     _record(actor, note, "credit_note.issue", {"number": note.number, **_written(proposal)})
     return note
 
@@ -125,10 +120,7 @@ def approve_credit(*, actor: Actor, proposal: CreditProposal, at: datetime) -> I
 @transaction.atomic
 def decline_credit(*, actor: Actor, proposal: CreditProposal, at: datetime) -> None:
     """Leave an invoice as it is."""
-    try:
-        crediting.decline(proposal=proposal, by=actor.user.pk, at=at)
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
+    crediting.decline(proposal=proposal, by=actor.user.pk, at=at)
     _record(actor, proposal.invoice, "credit_note.decline", _written(proposal), subject_id=proposal.public_id)
 
 

@@ -7,7 +7,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
-from billing.errors import AlreadyDecided, RefundTooLarge, SecondPersonNeeded
+from billing.errors import RefundTooLarge
 from billing.models import BalanceEntry, Dispute, Payment, ProcessorEvent, ReconciliationCase, Refund
 from billing.payments import reconciliation, refunds
 from marketplace import audit, money
@@ -102,10 +102,6 @@ def approve_refund(*, actor: Actor, refund: Refund, at: datetime) -> Refund:
     """Let a refund be sent; not by whoever proposed it."""
     try:
         refunds.approve(refund=refund, by=actor.user.pk, at=at)
-    except SecondPersonNeeded as error:
-        raise Conflict(_("You proposed this refund; somebody else has to decide.")) from error
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
     except RefundTooLarge as error:
         raise Conflict(
             _("The customer has spent it: %(left)s is left in cash.")
@@ -118,10 +114,7 @@ def approve_refund(*, actor: Actor, refund: Refund, at: datetime) -> Refund:
 @transaction.atomic
 def decline_refund(*, actor: Actor, refund: Refund, at: datetime) -> None:
     """Refund nothing."""
-    try:
-        refunds.decline(refund=refund, by=actor.user.pk, at=at)
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
+    refunds.decline(refund=refund, by=actor.user.pk, at=at)
     _record(actor, refund, "refund.decline")
 
 

@@ -1,6 +1,5 @@
 """Suppliers as the operator sees them: who applied, what was agreed, what is owed, and money with a second person."""
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -9,7 +8,7 @@ from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.utils.translation import gettext as _
 
-from billing.errors import AlreadyDecided, BadAdjustment, BadRateCard, RetroactivePrice, SecondPersonNeeded
+from billing.errors import BadAdjustment, BadRateCard, RetroactivePrice
 from billing.models import Payout, PayoutAccount, RateCard, SupplierAdjustment
 from billing.suppliers import adjusting, cards, connecting, payouts
 from billing.suppliers.cards import Terms
@@ -111,14 +110,17 @@ def propose_card(
 @transaction.atomic
 def approve_card(*, actor: Actor, card: RateCard, at: datetime) -> None:
     """Let a rate card stand; not by whoever proposed it."""
-    _decided(lambda: cards.approve(card=card, by=actor.user.pk, at=at))
+    try:
+        cards.approve(card=card, by=actor.user.pk, at=at)
+    except BadRateCard as error:
+        raise Conflict(_("Another rate card of this supplier begins at the same moment.")) from error
     _record(actor, card.supplier, "rate_card.approve", card.public_id, {"from": card.effective_from.isoformat()})
 
 
 @transaction.atomic
 def decline_card(*, actor: Actor, card: RateCard, at: datetime) -> None:
     """Leave what was agreed as it is."""
-    _decided(lambda: cards.decline(card=card, by=actor.user.pk, at=at))
+    cards.decline(card=card, by=actor.user.pk, at=at)
     _record(actor, card.supplier, "rate_card.decline", card.public_id, {})
 
 
@@ -157,14 +159,14 @@ def propose_adjustment(
 @transaction.atomic
 def approve_adjustment(*, actor: Actor, adjustment: SupplierAdjustment, at: datetime) -> None:
     """Move what was proposed; not by whoever proposed it."""
-    _decided(lambda: adjusting.approve(adjustment=adjustment, by=actor.user.pk, at=at))
+    adjusting.approve(adjustment=adjustment, by=actor.user.pk, at=at)
     _record(actor, adjustment.supplier, "supplier_adjustment.approve", adjustment.public_id, _amount(adjustment))
 
 
 @transaction.atomic
 def decline_adjustment(*, actor: Actor, adjustment: SupplierAdjustment, at: datetime) -> None:
     """Leave things as they are."""
-    _decided(lambda: adjusting.decline(adjustment=adjustment, by=actor.user.pk, at=at))
+    adjusting.decline(adjustment=adjustment, by=actor.user.pk, at=at)
     _record(actor, adjustment.supplier, "supplier_adjustment.decline", adjustment.public_id, _amount(adjustment))
 
 
@@ -182,9 +184,9 @@ def reverse_payout(*, actor: Actor, payout: Payout, reason: str, at: datetime) -
     """Ask for a payout to be taken back, or approve that as the second person."""
     is_second = payout.reversal_proposed_by_id is not None
     if is_second:
-        _decided(lambda: payouts.approve_reversal(payout=payout, by=actor.user.pk, at=at))
+        payouts.approve_reversal(payout=payout, by=actor.user.pk, at=at)
     else:
-        _decided(lambda: payouts.propose_reversal(payout=payout, by=actor.user.pk))
+        payouts.propose_reversal(payout=payout, by=actor.user.pk)
     verb = "payout.reverse" if is_second else "payout.propose_reversal"
     after = {"amount": money.decimal_string(payout.amount_micros), "reason": reason}
     _record(actor, payout.supplier, verb, payout.public_id, after)
@@ -196,18 +198,6 @@ def account_for(supplier: Organization) -> PayoutAccount:
     if found is None:
         raise NotFound
     return found
-
-
-def _decided(decide: Callable[[], object]) -> None:
-    """Say in the reader's language why somebody may not decide."""
-    try:
-        decide()
-    except SecondPersonNeeded as error:
-        raise Conflict(_("You proposed this; somebody else has to decide.")) from error
-    except AlreadyDecided as error:
-        raise Conflict(_("Somebody decided about this already.")) from error
-    except BadRateCard as error:
-        raise Conflict(_("Another rate card of this supplier begins at the same moment.")) from error
 
 
 def _amount(adjustment: SupplierAdjustment) -> dict[str, object]:
