@@ -102,8 +102,6 @@ class BadAdjustment(BillingError):
 
 
 class SecondPersonNeeded(BillingError):
-    """Whoever proposes to give money back, or to change prices, does not decide about it."""
-
     """Whoever proposes does not decide about it."""
 
 

@@ -1,9 +1,10 @@
-"""How the console writes the states of nodes and what was changed."""
+"""How the console writes the states of nodes and of proposals, and what was changed."""
 
 from django import template
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 
+from billing.models import Commitment, CreditProposal, InvoiceDispute, Proposal, RateCard, Refund, SupplierAdjustment
 from marketplace.console.troubles import KINDS, RED_KINDS
 from marketplace.portal import words
 from marketplace.templatetags.portal import badge
@@ -56,6 +57,34 @@ REPAIRS = {
 def repair_state(repair: Remediation) -> SafeString:
     """Write how far a repair is."""
     return badge(repair.get_state_display(), *REPAIRS[Remediation.State(repair.state)])
+
+
+# Of everything that somebody proposes or asks, and somebody else decides.
+DECISIONS = {
+    "proposed": ("moving", "clock"),
+    "open": ("moving", "clock"),
+    "approved": ("good", "check"),
+    "agreed": ("good", "check"),
+    "issued": ("good", "check"),
+    "upheld": ("good", "check"),
+    "declined": ("quiet", "minus"),
+    "rejected": ("quiet", "minus"),
+    "withdrawn": ("quiet", "minus"),
+    # A refund goes on to the card processor.
+    "sending": ("moving", "loader"),
+    "unknown": ("warn", "loader"),
+    "processing": ("moving", "loader"),
+    "succeeded": ("good", "check"),
+    "failed": ("bad", "alert"),
+}
+
+
+@register.simple_tag
+def decision(
+    row: Commitment | CreditProposal | InvoiceDispute | Proposal | RateCard | Refund | SupplierAdjustment,
+) -> SafeString:
+    """Write how far a proposal or a dispute is."""
+    return badge(row.get_state_display(), *DECISIONS[row.state])
 
 
 @register.simple_tag

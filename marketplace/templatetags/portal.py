@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from billing.models import Payout
 from marketplace import money, restarts
 from marketplace.models import Reservation, ReservationState
 from marketplace.portal import words
@@ -128,6 +129,25 @@ def reservation_state(reservation: Reservation) -> SafeString:
     """Write where a reservation stands."""
     name, tone = RESERVATION_STATES[ReservationState(reservation.state)]
     return badge(reservation.get_state_display(), tone, name)
+
+
+PAYOUT_STATES: dict[Payout.State, tuple[str, str]] = {
+    Payout.State.CREATED: ("clock", "moving"),
+    Payout.State.SENDING: ("loader", "moving"),
+    Payout.State.UNKNOWN: ("loader", "warn"),
+    Payout.State.PAID: ("check", "good"),
+    Payout.State.FAILED: ("alert", "bad"),
+    Payout.State.CANCELLED: ("minus", "quiet"),
+    Payout.State.REVERSING: ("loader", "warn"),
+    Payout.State.REVERSED: ("arrow", "quiet"),
+}
+
+
+@register.simple_tag
+def payout_state(payout: Payout) -> SafeString:
+    """Write where a payout stands."""
+    name, tone = PAYOUT_STATES[Payout.State(payout.state)]
+    return badge(payout.get_state_display(), tone, name)
 
 
 @register.filter

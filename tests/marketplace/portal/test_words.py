@@ -4,6 +4,7 @@ import ast
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.test import Client, RequestFactory
@@ -11,12 +12,23 @@ from django.urls import reverse
 from django.utils import translation
 
 import marketplace
+from billing.models import (
+    BankTransfer,
+    Commitment,
+    CreditLine,
+    CreditProposal,
+    InvoiceDispute,
+    Payout,
+    RateCard,
+    Refund,
+    SupplierAdjustment,
+)
 from marketplace import errors as market_errors
 from marketplace import money
 from marketplace.models import User
 from marketplace.permissions import SCOPES, VERBS
 from marketplace.portal import errors, words
-from marketplace.templatetags import portal
+from marketplace.templatetags import console, portal
 from provisioning import errors as provisioning_errors
 from provisioning.models import Instance, Phase
 from tests.marketplace.portal.reading import Page, faults, read
@@ -32,6 +44,21 @@ def test_every_state_is_icon_and_word_and_colour(phase: Phase) -> None:
 
 def test_a_silent_node_is_said_instead_of_running() -> None:
     assert Page(portal.phase(Instance(phase="running", health="unreachable"))).text == "Unreachable"
+
+
+DECIDED = (Commitment, CreditProposal, CreditLine, BankTransfer, InvoiceDispute, RateCard, Refund, SupplierAdjustment)
+
+
+@pytest.mark.parametrize("row", [kind(state=state) for kind in DECIDED for state in kind.State])
+def test_every_proposal_says_how_far_it_is(row: Any) -> None:
+    page = Page(console.decision(row))
+    assert page.text == row.get_state_display()
+    assert page.all("svg", aria_hidden="true")
+
+
+@pytest.mark.parametrize("state", Payout.State)
+def test_every_payout_says_where_it_stands(state: Payout.State) -> None:
+    assert Page(portal.payout_state(Payout(state=state))).text == state.label
 
 
 @pytest.mark.parametrize(
