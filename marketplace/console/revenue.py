@@ -18,8 +18,6 @@ from marketplace.invoices.export import Echo, harmless
 from marketplace.models import Offer
 from marketplace.money import decimal_string
 
-GROUPS = ("offer", "market", "supplier")
-
 # Of reserved hours the summary knows the reservation; its offer is known here.
 REVENUE = f"""
 SELECT daily.day, CASE WHEN daily.market = '{RESERVED}' THEN coalesce(offer.public_id, '') ELSE daily.thing END,

@@ -1,6 +1,7 @@
 """For those who sell capacity: applying, earnings, nodes, statements, payouts, and the account that is paid."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.contrib import messages
@@ -13,7 +14,6 @@ from billing.errors import NoDetails, NoProcessor, PaymentError
 from billing.payments import gateway
 from billing.suppliers import connecting, schedule, statements
 from marketplace import access, access_till
-from marketplace.breakdown import Cost
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
 from marketplace.portal.doors import Visit, absolute, page, whole_number
@@ -22,6 +22,15 @@ from marketplace.suppliers import applying, earnings, files
 
 PAGE = 50
 NOW, LATER, FEE = "now", "later", "fee"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of one day's charges is whose."""
+
+    day: datetime
+    whose: str
+    micros: int
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,13 @@ def overview(visit: Visit) -> HttpResponse:
 def _drawn(visit: Visit, organization: Organization, currency: str) -> Drawn:
     days = earnings.days(organization, currency=currency, at=visit.at)
     names = {NOW: _("Yours"), LATER: _("Held back"), FEE: _("Fee of the marketplace")}
-    costs = [
-        Cost(day=one.day, project="", model=part, market="", micros=micros)
+    parts = [
+        Part(day=one.day, whose=whose, micros=micros)
         for one in days
-        for part, micros in ((NOW, one.payout_micros), (LATER, one.reserve_micros), (FEE, one.fee_micros))
+        for whose, micros in ((NOW, one.payout_micros), (LATER, one.reserve_micros), (FEE, one.fee_micros))
         if micros
     ]
-    chart = stacked(costs, [one.day for one in days], by="model", names=names, currency=currency)
+    chart = stacked(parts, [one.day for one in days], by="whose", names=names, currency=currency)
     return Drawn(currency=currency, chart=chart, days=days[::-1])
 
 
