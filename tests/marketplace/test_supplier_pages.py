@@ -15,6 +15,7 @@ from billing.invoicing import sellers
 from billing.models import PayoutAccount, RateCard, SupplierAdjustment, SupplierStatement
 from billing.suppliers import accruing, purses, statements
 from marketplace.models import AuditEntry, Organization, Role, SupplierApplication
+from marketplace.portal.preferences import ZONE_COOKIE
 from tests.conftest import make_member, make_organization, make_person, make_token
 
 pytestmark = pytest.mark.django_db
@@ -141,7 +142,11 @@ def test_a_viewer_may_not_look_and_a_stranger_finds_nothing(stated, charlie):
 
 
 def test_the_overview_has_the_chart_and_the_same_figures_as_a_table(earned, owner):
-    page = text(browser(owner).get(reverse("supplier")))
+    desk = browser(owner)
+    desk.cookies[ZONE_COOKIE] = "America/Los_Angeles"  # its days are those of the books all the same
+    page = text(desk.get(reverse("supplier")))
+    assert "2026-05-04" in page
+    assert "2026-05-03" not in page
     for figure in ("$24.90", "$15.69", "$1.74", "$7.47", "70\u00a0% of what customers pay"):
         assert figure in page
     assert page.count("<rect") > 3

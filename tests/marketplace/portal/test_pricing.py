@@ -12,6 +12,7 @@ from billing import adjusting
 from billing.invoicing import issuing
 from billing.models import Invoice
 from marketplace.models import Organization, User
+from marketplace.portal.preferences import ZONE_COOKIE
 from tests.billing.invoicing import APRIL, use
 from tests.billing.makers import HOUR, NOON
 from tests.billing.pricing import SKU, TIERS, committed, in_force, item, tiered
@@ -52,7 +53,9 @@ def test_the_billing_overview_shows_how_much_of_a_commitment_is_used(browser: Cl
     committed(acme, amount=100)
     use(acme, begin=APRIL, hours=30, price=price, quantity=1)
     adjusting.post_due(at=APRIL + 40 * HOUR)
+    browser.cookies[ZONE_COOKIE] = "America/Los_Angeles"  # where the UTC term begins a day earlier
     page = text_of(browser, "balance")
+    assert f"{APRIL:%Y-%m-%d} –" in page
     for said in ("Commitments", "H100 in Narvik", "$60.00 of $200.00 used", "− 20\u00a0%"):
         assert said in page
 
