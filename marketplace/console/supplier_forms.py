@@ -58,6 +58,13 @@ class RateCardForm(ConsoleForm):
         field.choices = [(ALL_OFFERS, _("All without a card of their own")), *offers]
 
 
+class HoldForm(ConsoleForm):
+    """Why payouts are held back, or let go; the form says which, so that sending it twice changes nothing more."""
+
+    is_held = forms.BooleanField(required=False, widget=forms.HiddenInput)
+    reason = reason_field()
+
+
 class AdjustmentForm(ConsoleForm):
     """What moves beside the share of use. The key makes a form that is sent twice count once."""
 

@@ -171,9 +171,10 @@ def decline_adjustment(*, actor: Actor, adjustment: SupplierAdjustment, at: date
 
 
 @transaction.atomic
-def hold_payouts(*, actor: Actor, account: PayoutAccount, reason: str, at: datetime) -> None:
+def hold_payouts(*, actor: Actor, account: PayoutAccount, is_held: bool, reason: str, at: datetime) -> None:
     """Hold a supplier's payouts back, or let them go again."""
-    is_held = account.held_at is None
+    if is_held == (account.held_at is not None):
+        return
     connecting.hold(account=account, is_held=is_held, at=at)
     verb = "payouts.hold" if is_held else "payouts.release"
     _record(actor, account.supplier, verb, account.public_id, {"reason": reason})

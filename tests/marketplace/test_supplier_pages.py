@@ -17,6 +17,7 @@ from billing.suppliers import accruing, purses, statements
 from marketplace.models import AuditEntry, Organization, Role, SupplierApplication
 from marketplace.portal.preferences import ZONE_COOKIE
 from tests.conftest import make_member, make_organization, make_person, make_token
+from tests.marketplace.portal.reading import read
 
 pytestmark = pytest.mark.django_db
 MAY = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -231,9 +232,12 @@ def test_payouts_can_be_held_back_and_let_go(earned, carol_desk, owner):
     account = PayoutAccount.objects.create(supplier=earned, processor_id="acct_1", country="NO", can_be_paid=True)
     path = reverse("console-payouts-hold", args=[earned.public_id])
     for is_held in (True, False):
-        assert carol_desk.post(path, {"reason": "Papers"}).status_code == 302
+        typed = {"reason": "Papers", "is_held": read(carol_desk.get(path)).value("is_held")}
+        for _sent_twice in range(2):
+            assert carol_desk.post(path, typed).status_code == 302
         account.refresh_from_db()
         assert (account.held_at is not None) == is_held
+    assert AuditEntry.objects.filter(verb__startswith="payouts.").count() == 2
     assert "No payouts yet" in text(browser(owner).get(reverse("supplier-payouts")))
 
 

@@ -16,7 +16,7 @@ from marketplace import access_till, money
 from marketplace.console import suppliers
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm, ReasonForm
-from marketplace.console.supplier_forms import AdjustmentForm, RateCardForm
+from marketplace.console.supplier_forms import AdjustmentForm, HoldForm, RateCardForm
 from marketplace.portal.doors import Visit
 from marketplace.suppliers import applying, earnings
 
@@ -166,11 +166,11 @@ def hold(visit: Visit, organization_id: str) -> HttpResponse:
     """Hold a supplier's payouts back, or let them go again."""
     supplier = suppliers.supplier_for(organization_id)
     account = suppliers.account_for(supplier)
-    form = ReasonForm(sent(visit))
+    is_held = account.held_at is not None
+    form = HoldForm(sent(visit), initial={"is_held": not is_held})
     if carried_out(visit, form, suppliers.hold_payouts, account=account, at=visit.at):
         messages.success(visit.request, _("It is noted."))
         return redirect("console-supplier", organization_id)
-    is_held = account.held_at is not None
     title = _("Let payouts to %(supplier)s go again") if is_held else _("Hold payouts to %(supplier)s back")
     return form_page(
         visit,
