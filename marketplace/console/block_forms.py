@@ -10,21 +10,11 @@ from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
 from marketplace import money
-from marketplace.console.forms import INTEGER_MAX, ConsoleForm, MoneyField
+from marketplace.console.forms import INTEGER_MAX, ConsoleForm, MoneyField, PercentField
 from marketplace.models import BlockTerms
 
 STEP = re.compile(r"(\d{1,5}):(\d{1,3}(?:\.\d{1,2})?)")
 STEPS_MOST = 12
-
-
-class PercentField(forms.DecimalField):
-    """A percentage; its value is whole basis points."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(min_value=0, max_value=100, decimal_places=2, **kwargs)
-
-    def clean(self, value: Any) -> int:
-        return int(super().clean(value) * 100)
 
 
 class StepsField(forms.CharField):

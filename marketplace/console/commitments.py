@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from decimal import Decimal
 from uuid import UUID
 
 from django.db import transaction
@@ -47,7 +46,7 @@ def propose(
     skus: Sequence[str],
     spend_micros: int | None,
     hours: int | None,
-    discount: Decimal,
+    discount_bps: int,
     starts_at: datetime,
     months: int,
     note: str,
@@ -62,7 +61,7 @@ def propose(
             kind=kind,
             skus=skus,
             amount=(spend_micros if kind == Commitment.Kind.SPEND else hours) or 0,
-            discount_bps=int(discount * 100),
+            discount_bps=discount_bps,
             starts_at=starts_at,
             months=months,
             note=note,
@@ -107,8 +106,8 @@ def _said() -> Iterator[None]:
             "starts_at": _("Its first month began already; choose a later one."),
             "months": _("A term has 1 to 60 months."),
         }
-        fields = {"discount_bps": "discount", "amount": "spend_micros"}
-        raise BadOrder(fields.get(error.field, error.field), said.get(error.field, str(error))) from error
+        field = "spend_micros" if error.field == "amount" else error.field
+        raise BadOrder(field, said.get(error.field, str(error))) from error
 
 
 def _record(actor: Actor, row: Commitment, verb: str) -> None:

@@ -48,6 +48,18 @@ class MoneyField(forms.DecimalField):
         return None if amount is None else int(amount * money.MICROS)
 
 
+class PercentField(forms.DecimalField):
+    """A share in percent with at most two places; its value is basis points."""
+
+    def __init__(self, *, most: Decimal = Decimal(100), **kwargs: Any) -> None:
+        widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
+        super().__init__(min_value=0, max_value=most, decimal_places=2, widget=widget, **kwargs)
+
+    def clean(self, value: Any) -> int | None:
+        share = super().clean(value)
+        return None if share is None else int(share * 100)
+
+
 def reason_field(help_text: Any = "") -> forms.CharField:
     """Return a field for why something is done; it stands in the audit log."""
     return forms.CharField(label=_("Reason"), max_length=REASON_LENGTH_MAX, help_text=help_text)

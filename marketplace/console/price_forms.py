@@ -9,7 +9,7 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from billing.months import month_of, next_month
-from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField
+from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField, PercentField
 from marketplace.models import Offer
 
 MONTHS_AHEAD = 12
@@ -69,10 +69,11 @@ class CommitmentForm(ConsoleForm):
     hours = forms.IntegerField(
         label=_("Hours"), min_value=1, max_value=INTEGER_MAX, required=False, help_text=_("Of a promise of hours.")
     )
-    discount = forms.DecimalField(
-        label=_("Discount (%)"), min_value=Decimal(0), max_value=Decimal("99.99"), decimal_places=2,
+    discount_bps = PercentField(
+        label=_("Discount (%)"),
+        most=Decimal("99.99"),
         help_text=_("Off the list as it is now; no later list changes it."),
-    )  # fmt: skip
+    )
     starts_at = forms.TypedChoiceField(label=_("First month (UTC)"), coerce=datetime.fromisoformat)
     months = forms.IntegerField(label=_("Months"), min_value=1, max_value=60, initial=12)
     note = forms.CharField(label=_("Contract"), max_length=200, help_text=_("Where it was agreed."))

@@ -7,25 +7,12 @@ from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import SupplierAdjustment
-from billing.models.suppliers import BPS
-from marketplace.console.forms import CURRENCIES, ConsoleForm, MoneyField, reason_field
+from marketplace.console.forms import CURRENCIES, ConsoleForm, MoneyField, PercentField, reason_field
 from marketplace.console.suppliers import ALL_OFFERS, GIVE, TAKE
 from marketplace.models import Organization
 from marketplace.suppliers import earnings
 
 DAYS_MAX = 365
-
-
-class PercentField(forms.DecimalField):
-    """A share in percent with at most two places; its value is basis points."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
-        super().__init__(min_value=0, max_value=100, decimal_places=2, widget=widget, **kwargs)
-
-    def clean(self, value: Any) -> int | None:
-        share = super().clean(value)
-        return None if share is None else int(share * (BPS // 100))
 
 
 class RateCardForm(ConsoleForm):

@@ -19,6 +19,7 @@ from marketplace.console.forms import NoForm, ReasonForm
 from marketplace.console.supplier_forms import AdjustmentForm, HoldForm, RateCardForm
 from marketplace.portal.doors import Visit
 from marketplace.suppliers import applying, earnings
+from marketplace.templatetags.portal import percent
 
 PER_PAGE = 50
 SHOWN = 20
@@ -225,21 +226,17 @@ def _decide(
 def _card(found: RateCard) -> str:
     fixed = "" if found.fixed_micros is None else money.shown(found.fixed_micros, found.fixed_currency)
     return _(
-        "%(share)s %% of what customers pay%(fixed)s, %(reserve)s %% of that held back for %(days)s days; it bears"
-        " %(sla)s %% of service credits. In force from %(from)s UTC, proposed by %(person)s."
+        "%(share)s of what customers pay%(fixed)s, %(reserve)s of that held back for %(days)s days; it bears"
+        " %(sla)s of service credits. In force from %(from)s UTC, proposed by %(person)s."
     ) % {
-        "share": _percent(found.share_bps),
+        "share": percent(found.share_bps),
         "fixed": _(", or %(amount)s per GPU-hour") % {"amount": fixed} if fixed else "",
-        "reserve": _percent(found.reserve_bps),
+        "reserve": percent(found.reserve_bps),
         "days": found.reserve_days,
-        "sla": _percent(found.sla_bps),
+        "sla": percent(found.sla_bps),
         "from": f"{found.effective_from:%Y-%m-%d %H:%M}",
         "person": found.proposed_by,
     }
-
-
-def _percent(bps: int) -> str:
-    return f"{bps // 100}.{bps % 100:02}" if bps % 100 else str(bps // 100)
 
 
 def _adjustment(found: SupplierAdjustment) -> str:

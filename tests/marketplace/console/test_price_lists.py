@@ -157,8 +157,9 @@ def test_going_back_opens_a_draft_with_the_earlier_content(desk: Client, draft: 
 def order(offer: Offer, **changed: Any) -> dict[str, Any]:
     begins = (timezone.now().replace(day=1) + timedelta(days=40)).replace(day=1)
     ordinary = {
-        "kind": "hours", "skus": [offer.sku], "hours": "1000", "discount": "20", "months": "3", "note": "contract 7",
+        "kind": "hours", "skus": [offer.sku], "hours": "1000", "discount_bps": "20", "months": "3",
         "starts_at": begins.replace(hour=0, minute=0, second=0, microsecond=0).isoformat(), "key": str(uuid4()),
+        "note": "contract 7",
     }  # fmt: skip
     return ordinary | changed
 
@@ -185,8 +186,8 @@ def test_a_commitment_is_proposed_and_agreed_by_somebody_else(
         {"hours": ""},
         {"kind": "spend"},
         {"kind": "spend", "spend_micros": "10.005"},
-        {"discount": "100"},
-        {"discount": "1.234"},
+        {"discount_bps": "100"},
+        {"discount_bps": "1.234"},
         {"months": "0"},
         {"skus": []},
         {"skus": ["nothing"]},
