@@ -65,6 +65,17 @@ def reason_field(help_text: Any = "") -> forms.CharField:
     return forms.CharField(label=_("Reason"), max_length=REASON_LENGTH_MAX, help_text=help_text)
 
 
+def key_field() -> forms.UUIDField:
+    """Return a hidden key, new for each form that is shown: a form that is sent twice counts once."""
+    return forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+
+
+def moment_field(*, label: Any, help_text: Any, required: bool = True) -> forms.DateTimeField:
+    """Return a field for a time in the reader's zone."""
+    widget = forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M")
+    return forms.DateTimeField(label=label, help_text=help_text, required=required, widget=widget)
+
+
 class NoForm(ConsoleForm):
     """A button alone."""
 
@@ -260,17 +271,16 @@ class QuotaRuleForm(QuotaWordsForm):
 
 
 class CreditForm(ConsoleForm):
-    """Promotional credit. The key makes a form that is sent twice count once."""
+    """Promotional credit."""
 
     amount_micros = MoneyField(label=_("Amount"))
     reason = reason_field(_("The customer sees it."))
-    expires_at = forms.DateTimeField(
+    expires_at = moment_field(
         label=_("Expires"),
         required=False,
         help_text=_("In your time zone. What is left then is taken back. Empty: never."),
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
     )
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
 
 class SpotTermsForm(ConsoleForm):

@@ -1,13 +1,12 @@
 """What a capacity manager may type about invoices."""
 
 from typing import Any
-from uuid import uuid4
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from marketplace.console import invoices
-from marketplace.console.forms import ConsoleForm, MoneyField, reason_field
+from marketplace.console.forms import ConsoleForm, MoneyField, key_field, reason_field
 from marketplace.models import Organization
 
 
@@ -27,8 +26,8 @@ class SellerForm(ConsoleForm):
 
 
 class CreditNoteForm(ConsoleForm):
-    """What is taken back of an invoice. The key makes a form that is sent twice count once."""
+    """What is taken back of an invoice."""
 
     amount_micros = MoneyField(label=_("Amount before tax"))
     reason = reason_field(_("It stands on the credit note."))
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()

@@ -3,23 +3,30 @@
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from billing.months import month_of, next_month
-from marketplace.console.forms import CURRENCIES, INTEGER_MAX, ConsoleForm, MoneyField, PercentField
+from marketplace.console.forms import (
+    CURRENCIES,
+    INTEGER_MAX,
+    ConsoleForm,
+    MoneyField,
+    PercentField,
+    key_field,
+    moment_field,
+)
 from marketplace.models import Offer
 
 MONTHS_AHEAD = 12
 
 
 class DraftForm(ConsoleForm):
-    """In which currency a list is drafted. The key makes a form that is sent twice count once."""
+    """In which currency a list is drafted."""
 
     currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
 
 class PriceForm(DraftForm):
@@ -45,16 +52,15 @@ class StoragePriceForm(DraftForm):
 class RestoreForm(ConsoleForm):
     """A button that opens a draft once."""
 
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
 
 class ScheduleForm(ConsoleForm):
     """When a list begins."""
 
-    effective_from = forms.DateTimeField(
+    effective_from = moment_field(
         label=_("In force from"),
         help_text=_("In your time zone, and still to come."),
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
     )
 
 
@@ -77,7 +83,7 @@ class CommitmentForm(ConsoleForm):
     starts_at = forms.TypedChoiceField(label=_("First month (UTC)"), coerce=datetime.fromisoformat)
     months = forms.IntegerField(label=_("Months"), min_value=1, max_value=60, initial=12)
     note = forms.CharField(label=_("Contract"), max_length=200, help_text=_("Where it was agreed."))
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
     def __init__(self, *args: Any, skus: list[tuple[str, str]], at: datetime, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -2,20 +2,19 @@
 
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import BankTransfer, CreditLine, Invoice
-from marketplace.console.forms import ConsoleForm, MoneyField, reason_field
+from marketplace.console.forms import ConsoleForm, MoneyField, key_field, reason_field
 from marketplace.models import Organization
 
 LARGE_MAX = Decimal(100_000_000)
 
 
 class CreditLineForm(ConsoleForm):
-    """How much a customer may owe. The key makes a form that is sent twice count once."""
+    """How much a customer may owe."""
 
     limit_micros = MoneyField(
         label=_("Credit limit"), may_be_nothing=True, most=LARGE_MAX, help_text=_("0: the customer pays ahead.")
@@ -24,11 +23,11 @@ class CreditLineForm(ConsoleForm):
         label=_("Days to pay an invoice"), min_value=0, max_value=CreditLine.NET_DAYS_MAX, initial=30
     )
     reason = reason_field(_("Why this customer may pay afterwards."))
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
 
 class BankTransferForm(ConsoleForm):
-    """A line of the bank's statement. The key makes a form that is sent twice count once."""
+    """A line of the bank's statement."""
 
     direction = forms.ChoiceField(label=_("Direction"), choices=BankTransfer.Direction.choices)
     amount_micros = MoneyField(label=_("Amount"), most=LARGE_MAX)
@@ -44,7 +43,7 @@ class BankTransferForm(ConsoleForm):
         help_text=_("Empty: what is owed for longest is paid, the rest is cash."),
     )
     note = forms.CharField(label=_("Note"), max_length=200, required=False)
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
     def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,13 +1,21 @@
 """What a capacity manager may type about suppliers."""
 
 from typing import Any
-from uuid import uuid4
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
 from billing.models import SupplierAdjustment
-from marketplace.console.forms import CURRENCIES, ConsoleForm, MoneyField, PercentField, reason_field
+from marketplace.console.forms import (
+    CURRENCIES,
+    ConsoleForm,
+    MoneyField,
+    PercentField,
+    ReasonForm,
+    key_field,
+    moment_field,
+    reason_field,
+)
 from marketplace.console.suppliers import ALL_OFFERS, GIVE, TAKE
 from marketplace.models import Organization
 from marketplace.suppliers import earnings
@@ -16,7 +24,7 @@ DAYS_MAX = 365
 
 
 class RateCardForm(ConsoleForm):
-    """What a supplier gets. The key makes a form that is sent twice count once."""
+    """What a supplier gets."""
 
     offer = forms.ChoiceField(label=_("Offer"), required=False)
     share_bps = PercentField(label=_("Share of what customers pay, in percent"), help_text=_("Such as 70 or 72.5."))
@@ -29,13 +37,12 @@ class RateCardForm(ConsoleForm):
     reserve_bps = PercentField(label=_("Held back of that, in percent"), initial=10)
     reserve_days = forms.IntegerField(label=_("Held back for days"), min_value=0, max_value=DAYS_MAX, initial=30)
     sla_bps = PercentField(label=_("Borne of service credits, in percent"), initial=100)
-    effective_from = forms.DateTimeField(
+    effective_from = moment_field(
         label=_("In force from"),
         required=False,
         help_text=_("In your time zone. Empty: from its approval on."),
-        widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
     )
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
 
     def __init__(self, *args: Any, supplier: Organization, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,15 +52,14 @@ class RateCardForm(ConsoleForm):
         field.choices = [(ALL_OFFERS, _("All without a card of their own")), *offers]
 
 
-class HoldForm(ConsoleForm):
+class HoldForm(ReasonForm):
     """Why payouts are held back, or let go; the form says which, so that sending it twice changes nothing more."""
 
     is_held = forms.BooleanField(required=False, widget=forms.HiddenInput)
-    reason = reason_field()
 
 
 class AdjustmentForm(ConsoleForm):
-    """What moves beside the share of use. The key makes a form that is sent twice count once."""
+    """What moves beside the share of use."""
 
     direction = forms.ChoiceField(
         label=_("What"), choices=[(GIVE, _("Give the supplier")), (TAKE, _("Take from the supplier"))]
@@ -65,4 +71,4 @@ class AdjustmentForm(ConsoleForm):
         choices=[one for one in SupplierAdjustment.Kind.choices if one[0] != SupplierAdjustment.Kind.SLA],
     )
     reason = reason_field(_("It stands on the supplier's statement."))
-    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
+    key = key_field()
