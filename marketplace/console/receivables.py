@@ -36,6 +36,12 @@ class Aged:
     days_90: int
     older: int
 
+    @property
+    def sanction(self) -> str:
+        """What unpaid invoices have brought upon the customer, in words; empty where nothing."""
+        taken = self.account.sanction
+        return str(DunningStep.Action(taken).label) if taken else ""
+
 
 def aged(account: Account, *, at: datetime) -> Aged:
     """Return what an organization owes by its age."""

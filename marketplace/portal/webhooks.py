@@ -7,6 +7,7 @@ from django.db.models import Count, Q
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from marketplace import access
 from marketplace.errors import BadOrder, Conflict
@@ -103,7 +104,8 @@ def replay(visit: Visit, webhook_id: str) -> HttpResponse:
         count = endpoints.replay(actor=visit.actor, endpoint=endpoint, since=visit.moment("since"), at=visit.at)
     except BadOrder as error:
         return _shown(visit, endpoint, {"errors": {error.field: str(error)}}, status=422)
-    messages.success(visit.request, _("%(count)s events are sent again.") % {"count": count})
+    said = ngettext("%(count)s event is sent again.", "%(count)s events are sent again.", count)
+    messages.success(visit.request, said % {"count": count})
     return redirect("webhook", endpoint.public_id)
 
 

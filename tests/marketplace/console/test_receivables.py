@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from billing import accounts, disputes, promotions
 from billing.invoicing import issuing
-from billing.models import BankTransfer, CreditGrant, CreditLine, CreditProposal, Invoice
+from billing.models import Account, BankTransfer, CreditGrant, CreditLine, CreditProposal, Invoice
 from marketplace.models import Organization, User
 from tests.conftest import make_person
 from tests.marketplace.console.conftest import only_entry
@@ -43,6 +43,15 @@ def propose(desk: Client, organization: Organization, limit: str = "5000", **mor
 
 def limit_of(organization: Organization) -> int:
     return accounts.wallet(organization=organization).credit_limit_micros
+
+
+def test_what_is_forbidden_to_a_debtor_stands_in_words(desk: Client, acme: Organization) -> None:
+    receivable = Account.objects.filter(organization=acme, kind=Account.Kind.RECEIVABLE)
+    assert receivable.update(credit_limit_micros=1_000_000, sanction="stop_on_demand") == 1
+    page = text_of(desk.get(reverse("console-receivables")))
+    assert "stop_on_demand" not in page
+    assert page.count("stop everything that runs") == 2
+    assert "1 day from the due day:" in page
 
 
 def test_a_limit_holds_once_somebody_else_approves(desk: Client, other_desk: Client, acme: Organization) -> None:
