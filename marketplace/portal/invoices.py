@@ -1,6 +1,6 @@
 """Invoices: the list, one with the arithmetic of each line, its files, and the details that invoices carry."""
 
-from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from uuid import NAMESPACE_URL, uuid4, uuid5
 
 from django.contrib import messages
 from django.http import HttpResponse
@@ -13,9 +13,8 @@ from marketplace import access, access_till, owing
 from marketplace.errors import BadOrder, Conflict
 from marketplace.invoices import details, export, pdf
 from marketplace.money import shown as shown_money
-from marketplace.money import typed_micros
 from marketplace.portal import words
-from marketplace.portal.doors import Visit, page
+from marketplace.portal.doors import Visit, amount_or_none, page
 
 PAGE = 50
 CHUNK = 1000
@@ -96,13 +95,10 @@ def dispute(visit: Visit, invoice_id: str) -> HttpResponse:
         context["typed"] = {"line": visit.query("line")}
         return visit.page("invoices/dispute.html", context)
     line = access.invoice_lines(invoice).filter(key=typed["line"]).first() if typed["line"] else None
-    micros = typed_micros(typed["amount"]) if typed["amount"] else None
     try:
-        if typed["amount"] and micros is None:
-            raise BadOrder("amount", _("Write an amount such as 12.50."))
         owing.dispute(
-            actor=visit.actor, invoice=invoice, line=line, net_micros=micros, reason=typed["reason"],
-            key=uuid5(invoice_key(invoice.public_id), typed["key"]), at=visit.at,
+            actor=visit.actor, invoice=invoice, line=line, net_micros=amount_or_none("amount", typed["amount"]),
+            reason=typed["reason"], key=uuid5(NAMESPACE_URL, f"{invoice.public_id}:{typed['key']}"), at=visit.at,
         )  # fmt: skip
     except BadOrder as error:
         return visit.page("invoices/dispute.html", context | {"errors": {error.field: str(error)}}, status=422)
@@ -122,11 +118,6 @@ def withdraw(visit: Visit, dispute_id: str) -> HttpResponse:
     except Conflict as refusal:
         messages.error(visit.request, str(refusal))
     return redirect("invoice", made.invoice.public_id)
-
-
-def invoice_key(public_id: str) -> UUID:
-    """Return the space in which the keys of an invoice's forms are unique."""
-    return uuid5(NAMESPACE_URL, public_id)
 
 
 @page()
