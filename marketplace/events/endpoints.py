@@ -12,7 +12,7 @@ from django.utils.translation import gettext
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
-from marketplace.events import reach
+from marketplace.events import feed, reach
 from marketplace.events.sources import are_types, matches
 from marketplace.models import Event, Organization, WebhookDelivery, WebhookEndpoint
 from provisioning.secrets import seal
@@ -81,10 +81,11 @@ def test(*, actor: Actor, endpoint: WebhookEndpoint, at: datetime) -> WebhookDel
     """Send an event that says only that it is a test, on the way that all events go."""
     if not endpoint.is_enabled:
         raise Conflict(gettext("The webhook is disabled; enable it first."))
-    event = Event.objects.create(
+    event = Event(
         organization=endpoint.organization, type="webhook.test", subject_id=endpoint.public_id, at=at,
         data={"by": actor.name}, source="test", row=secrets.randbits(62),
     )  # fmt: skip
+    feed.publish_own(event)
     return WebhookDelivery.objects.create(endpoint=endpoint, event=event, next_try_at=at)
 
 

@@ -15,7 +15,7 @@ from marketplace.events.mail import TOLD
 from marketplace.events.sources import SOURCES, matches
 from marketplace.models import Event, EventMail, Noted, WebhookDelivery, WebhookEndpoint
 
-PUBLISHER = 0x6576656E7473  # an advisory lock of PostgreSQL; the name of this file's letters
+PUBLISHER = 0x6576656E7473  # an advisory lock of PostgreSQL; the letters of "events"
 KEPT_FOR = timedelta(days=90)
 
 
@@ -45,6 +45,16 @@ def publish(*, at: datetime, limit: int) -> int:
     _address(events, at=at)
     EventMail.objects.bulk_create(EventMail(event=event, next_try_at=at) for event in events if event.type in TOLD)
     return len(events)
+
+
+def publish_own(event: Event) -> None:
+    """Put an event that tells of no row into the feed, in the order of all others; waits for who publishes now.
+
+    In the caller's transaction: until its end nobody else publishes.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PUBLISHER])
+    event.save(force_insert=True)
 
 
 def _address(events: list[Event], *, at: datetime) -> None:

@@ -8,12 +8,13 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from marketplace.events import feed
+from marketplace.access import Actor
+from marketplace.events import endpoints, feed
 from marketplace.events.sources import SOURCES, TYPES, are_types, matches
 from marketplace.models import Event, Noted, Organization
 from provisioning.models import Instance, InstanceEvent, Interruption, Phase
 from tests.conftest import Rent, Run
-from tests.marketplace.events.conftest import published
+from tests.marketplace.events.conftest import Listening, published
 
 
 def test_every_move_of_an_instance_is_an_event_once(rent: Rent, run_until_idle: Run) -> None:
@@ -69,6 +70,30 @@ def test_two_publishers_at_once_publish_each_row_once(rent: Rent, run_until_idle
         thread.join()
     assert len(published()) == noted
     assert Event.objects.values("source", "row").distinct().count() == noted
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_test_event_comes_after_what_is_being_published_and_is_not_seen_before(
+    actor: Actor, rent: Rent, run_until_idle: Run, listening: Listening
+) -> None:
+    rent()
+    run_until_idle()
+
+    def test() -> None:
+        try:
+            endpoints.test(actor=actor, endpoint=listening.endpoint, at=timezone.now())
+        finally:
+            connection.close()
+
+    trying = threading.Thread(target=test)
+    with transaction.atomic():
+        assert feed.publish(at=timezone.now(), limit=1000)
+        trying.start()
+        trying.join(0.5)
+        assert trying.is_alive()  # Whoever reads on from it now would miss what is not visible yet.
+        assert not Event.objects.filter(type="webhook.test").exists()
+    trying.join()
+    assert published()[-1].type == "webhook.test"
 
 
 def test_publishing_takes_the_same_queries_for_many_as_for_one(
