@@ -120,12 +120,9 @@ def coming_stops(organization: Organization) -> list[Budget]:
 
 
 def coming_stops_of(instance: Instance) -> list[Budget]:
-    """Return the budgets that are used up and will stop this instance. One query where it runs on any."""
+    """Return the budgets that are used up and will stop this instance. One query where it runs, and one for each
+    budget that is used up, a few for a token's."""
     if instance.reservation_id is not None or instance.phase not in CHARGED_PHASES | STARTING:
         return []
     found = coming_stops(instance.project.organization)
-    return [
-        budget
-        for budget in found
-        if budget.project_id in {None, instance.project_id} and budget.token_id in {None, instance.ordered_with_id}
-    ]
+    return [budget for budget in found if running_on(budget).filter(pk=instance.pk).exists()]

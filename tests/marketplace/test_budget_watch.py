@@ -209,6 +209,28 @@ def test_a_budget_that_is_raised_or_a_month_that_begins_ends_the_grace(
     assert budget_watch.coming_stops(acme) == []
 
 
+def test_an_instance_is_told_of_every_budget_that_will_stop_it_and_of_no_other(
+    clock: time_machine.Traveller, actor: Actor, acme: Organization, project: Project, fleet: Fleet,
+    run_until_idle: Run,
+) -> None:  # fmt: skip
+    maker, _ = tokens.create_token(actor=actor, organization=acme, name="agent", scopes=("rent", "manage"), at=NOON)
+    by_token = Actor(user=actor.user, token=maker)
+    made, _ = tokens.create_token(actor=by_token, organization=acme, name="child", scopes=("rent",), at=NOON)
+    with transaction.atomic():
+        of_child, of_person = (
+            rentals.rent(actor=who, project=project, order=order(fleet.h200), at=timezone.now())
+            for who in (Actor(user=actor.user, token=made), actor)
+        )
+    run_until_idle()
+    for owner, month in ((maker, H200_HOUR), (project, H200_HOUR), (acme, 100 * H200_HOUR)):
+        budget(owner, month=month, action=Budget.Action.STOP)
+    clock.shift(2 * HOUR)
+    look()
+    of_child, of_person = (Instance.objects.get(pk=one.pk) for one in (of_child, of_person))
+    assert {one.owner for one in budget_watch.coming_stops_of(of_child)} == {maker, project}
+    assert {one.owner for one in budget_watch.coming_stops_of(of_person)} == {project}
+
+
 def test_the_message_says_how_much_and_what_follows(
     clock: time_machine.Traveller, rent: Rent, project: Project, run_until_idle: Run
 ) -> None:
