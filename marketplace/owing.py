@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Min
 from django.utils.translation import gettext as _
 
-from billing import collecting, disputes, dunning
+from billing import accounts, collecting, disputes, dunning
 from billing.errors import AlreadyDecided, BadAmount, CreditTooLarge, DisputedAlready, NoCard, NoProcessor
 from billing.models import (
     Collection,
@@ -127,16 +127,19 @@ def state_of(invoice: Invoice, left_micros: int, *, at: datetime) -> str:
 
 @transaction.atomic
 def pay(*, actor: Actor, invoice: Invoice, key: str, at: datetime) -> Payment:
-    """Charge the saved card for what is left of an invoice now, once per key."""
+    """Charge the saved card for what is left of an invoice now, once per key. Of two at once the second is refused."""
     organization = invoice.organization
+    accounts.lock(organization_id=organization.pk, currency=organization.currency)
+    key = f"invoice:{invoice.public_id}:{key}"
+    ordered = Payment.objects.filter(key=key).first()
+    if ordered is not None:
+        return ordered
     left, _asked = collecting.to_ask_for(organization, [invoice])[invoice.pk]
     row = Collection.objects.filter(invoice=invoice).first()
-    key = f"invoice:{invoice.public_id}:{key}"
-    if not Payment.objects.filter(key=key).exists():
-        if not left or row is None:
-            raise Conflict(_("%(number)s is paid already.") % {"number": invoice.number})
-        if dunning.under_way(row):
-            raise Conflict(_("A charge for %(number)s is under way; wait for what becomes of it.") % _named(invoice))
+    if not left or row is None:
+        raise Conflict(_("%(number)s is paid already.") % _named(invoice))
+    if dunning.under_way(row):
+        raise Conflict(_("A charge for %(number)s is under way; wait for what becomes of it.") % _named(invoice))
     try:
         payment = paying.charge(
             organization=organization, amount_micros=left, purpose=Payment.Purpose.INVOICE, key=key,
@@ -150,11 +153,8 @@ def pay(*, actor: Actor, invoice: Invoice, key: str, at: datetime) -> Payment:
         raise Conflict(_("Cards cannot be charged here. Pay by bank transfer with the invoice's number.")) from error
     except BadAmount as error:
         raise Conflict(_("This amount cannot be charged to a card. Pay by bank transfer, or top up.")) from error
-    if not audit.is_recorded("invoice.pay", payment.public_id):
-        after = {"invoice": invoice.number, "amount": money.decimal_string(left)}
-        audit.record(
-            actor=actor, organization=organization, verb="invoice.pay", subject_id=payment.public_id, after=after
-        )
+    after = {"invoice": invoice.number, "amount": money.decimal_string(left)}
+    audit.record(actor=actor, organization=organization, verb="invoice.pay", subject_id=payment.public_id, after=after)
     return payment
 
 
