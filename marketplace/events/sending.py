@@ -119,7 +119,9 @@ def signed(endpoint: WebhookEndpoint, event_id: str, body: str, *, at: datetime)
 
 @transaction.atomic
 def settle(delivery: WebhookDelivery, outcome: Outcome, *, at: datetime) -> None:
-    """Write down what a try came to, and when the next one is."""
+    """Write down what a try came to, and when the next one is; nothing where its webhook was removed meanwhile."""
+    if not WebhookDelivery.objects.select_for_update(no_key=True).filter(pk=delivery.pk):
+        return
     status = outcome.answer.status if outcome.answer else None
     body = outcome.answer.body[:ANSWER_KEPT].replace("\x00", "") if outcome.answer else ""
     WebhookAttempt.objects.create(

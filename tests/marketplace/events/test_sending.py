@@ -152,6 +152,15 @@ def test_a_sender_that_died_in_between_sends_again_and_the_id_stays(
     assert WebhookDelivery.objects.get().state == "delivered"
 
 
+def test_what_comes_back_from_a_webhook_that_was_removed_meanwhile_is_dropped(
+    actor: Actor, listening: Listening
+) -> None:
+    delivery = endpoints.test(actor=actor, endpoint=listening.endpoint, at=timezone.now())
+    endpoints.remove(actor=actor, endpoint=listening.endpoint)
+    sending.settle(delivery, sending.Outcome(Answer(200, "fine"), "", 1), at=timezone.now())
+    assert not WebhookAttempt.objects.exists()
+
+
 def test_a_slow_endpoint_does_not_take_the_turns_of_others(
     actor: Actor, acme: Organization, listening: Listening, receiver: Receiver
 ) -> None:
