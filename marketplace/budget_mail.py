@@ -9,9 +9,8 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 
 from marketplace import outbox
-from marketplace.access import members
 from marketplace.budget_counters import COUNTERS
-from marketplace.models import Budget, BudgetAlert, Organization, Role
+from marketplace.models import Budget, BudgetAlert, Role
 
 
 def send_due(*, at: datetime, limit: int) -> int:
@@ -25,7 +24,7 @@ def send_due(*, at: datetime, limit: int) -> int:
 def written(alert: BudgetAlert) -> EmailMessage:
     """Return the message that tells of an alert, in the language of the organization's billing details."""
     budget = alert.budget
-    with translation.override(language_of(budget.organization)):
+    with translation.override(outbox.language_of(budget.organization)):
         shown, currency = COUNTERS[budget.counts].shown, budget.organization.currency
         facts = {
             "owner": budget.owner.name, "organization": budget.organization.name, "share": alert.share,
@@ -63,12 +62,5 @@ def _consequence(alert: BudgetAlert) -> str:
 
 def receivers(budget: Budget) -> list[str]:
     """Return who is told: owners and billing members, and of a token's budget whoever has it."""
-    people = members(budget.organization).filter(role__in=[Role.OWNER, Role.BILLING], user__is_active=True)
-    found = set(people.values_list("user__email", flat=True))
+    found = set(outbox.people(budget.organization, Role.OWNER, Role.BILLING))
     return sorted(found | ({budget.token.membership.user.email} if budget.token else set()))
-
-
-def language_of(organization: Organization) -> str:
-    """Return the language in which an organization is written to."""
-    details = getattr(organization, "billing_details", None)
-    return details.language if details is not None else settings.LANGUAGE_CODE

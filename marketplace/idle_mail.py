@@ -9,8 +9,6 @@ from django.utils import translation
 from django.utils.translation import gettext as _
 
 from marketplace import costs, outbox
-from marketplace.access import members
-from marketplace.budget_mail import language_of
 from marketplace.models import IdleAction, IdleSpell, Role
 from marketplace.money import shown
 
@@ -28,7 +26,7 @@ def written(spell: IdleSpell, *, at: datetime) -> EmailMessage:
     """Return the warning, in the language of the organization's billing details."""
     instance = spell.instance
     project, cost = instance.project, costs.of([instance], at=at)[instance.pk]
-    with translation.override(language_of(project.organization)):
+    with translation.override(outbox.language_of(project.organization)):
         facts = {
             "name": instance.name, "project": project.name, "since": f"{spell.since:%Y-%m-%d %H:%M}",
             "price": shown(cost.per_hour_micros, cost.currency, exact=True), "minutes": project.idle_stop_minutes,
@@ -54,6 +52,5 @@ def written(spell: IdleSpell, *, at: datetime) -> EmailMessage:
 def receivers(spell: IdleSpell) -> list[str]:
     """Return who is warned: whoever's token ordered it, and the owners."""
     organization, token = spell.instance.project.organization, spell.instance.ordered_with
-    people = members(organization).filter(role=Role.OWNER, user__is_active=True)
-    found = set(people.values_list("user__email", flat=True))
+    found = set(outbox.people(organization, Role.OWNER))
     return sorted(found | ({token.membership.user.email} if token else set()))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db.models import F, QuerySet
 
@@ -47,5 +48,16 @@ def receivers(organization: Organization) -> list[str]:
     details = getattr(organization, "billing_details", None)
     if details is not None and details.email:
         return [details.email]
-    people = members(organization).filter(role__in=[Role.OWNER, Role.BILLING], user__is_active=True)
-    return sorted(people.values_list("user__email", flat=True))
+    return people(organization, Role.OWNER, Role.BILLING)
+
+
+def people(organization: Organization, *roles: Role) -> list[str]:
+    """Return the addresses of the people of an organization who have one of these roles."""
+    found = members(organization).filter(role__in=roles, user__is_active=True)
+    return sorted(found.values_list("user__email", flat=True))
+
+
+def language_of(organization: Organization) -> str:
+    """Return the language in which an organization is written to: that of its billing details."""
+    details = getattr(organization, "billing_details", None)
+    return details.language if details is not None else settings.LANGUAGE_CODE

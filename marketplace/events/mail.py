@@ -11,9 +11,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from marketplace import outbox
-from marketplace.access import members
-from marketplace.models import Event, EventMail, Role
+from marketplace.models import EventMail, Role
 
+# Who is told: all who may change a reservation.
+MAY_CHANGE = (Role.OWNER, Role.ADMIN, Role.DEVELOPER)
 # What is told, and what it means for the customer.
 TOLD: dict[str, tuple[Promise, Promise]] = {
     "reservation.payment_failed": (
@@ -54,9 +55,8 @@ def send_due(*, at: datetime, limit: int) -> int:
 
 def written(mail: EventMail) -> EmailMessage:
     """Return the message that tells of an event, in the language of the organization's billing details."""
-    event, organization = mail.event, mail.event.organization
-    details = getattr(organization, "billing_details", None)
-    with translation.override(details.language if details is not None else settings.LANGUAGE_CODE):
+    event = mail.event
+    with translation.override(outbox.language_of(event.organization)):
         subject, meaning = TOLD[event.type]
         data = event.data
         facts = {
@@ -68,12 +68,5 @@ def written(mail: EventMail) -> EmailMessage:
         parts = [what, data["message"], str(meaning), where]
         return EmailMessage(
             subject=f"{subject}: {data['offer']}", body="\n\n".join(part for part in parts if part) + "\n",
-            to=receivers(event),
+            to=outbox.people(event.organization, *MAY_CHANGE),
         )  # fmt: skip
-
-
-def receivers(event: Event) -> list[str]:
-    """Return who is told: all who may change a reservation."""
-    roles = [Role.OWNER, Role.ADMIN, Role.DEVELOPER]
-    people = members(event.organization).filter(role__in=roles, user__is_active=True)
-    return sorted(people.values_list("user__email", flat=True))

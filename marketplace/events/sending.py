@@ -13,10 +13,13 @@ from django.conf import settings
 from django.core.mail import EmailMessage
 from django.db import connection, transaction
 from django.db.models import F, QuerySet
-from django.utils import timezone
+from django.urls import reverse
+from django.utils import timezone, translation
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from standardwebhooks import Webhook
 
-from marketplace.access import members
+from marketplace import outbox
 from marketplace.events import feed
 from marketplace.events.reach import Answer, Unreachable, post
 from marketplace.models import Role, WebhookAttempt, WebhookDelivery, WebhookEndpoint
@@ -31,6 +34,9 @@ LEASE = timedelta(minutes=2)
 GIVES_UP_AFTER = timedelta(days=5)
 AT_ONCE, OF_ONE_ENDPOINT = 16, 4
 ANSWER_KEPT = 1000
+# Why no more is sent to a webhook; kept in English, told in the reader's language.
+GONE = gettext_noop("It answered 410: gone.")
+SILENT = gettext_noop("Nothing arrived there for 5 days.")
 SENDER = 0x686F6F6B73  # an advisory lock of PostgreSQL
 
 DUE = """
@@ -140,10 +146,8 @@ def settle(delivery: WebhookDelivery, outcome: Outcome, *, at: datetime) -> None
         mine.update(next_try_at=at + WAITS[delivery.tries - 1] * spread)
     endpoint.filter(failing_since=None).update(failing_since=at)
     if status == 410:
-        _disable(endpoint.filter(is_enabled=True), "It answered 410: gone.")
-    _disable(
-        endpoint.filter(is_enabled=True, failing_since__lte=at - GIVES_UP_AFTER), "Nothing arrived there for 5 days."
-    )
+        _disable(endpoint.filter(is_enabled=True), GONE)
+    _disable(endpoint.filter(is_enabled=True, failing_since__lte=at - GIVES_UP_AFTER), SILENT)
 
 
 def _disable(found: QuerySet[WebhookEndpoint], why: str) -> None:
@@ -155,11 +159,17 @@ def _disable(found: QuerySet[WebhookEndpoint], why: str) -> None:
 
 
 def _tell(endpoint: WebhookEndpoint, why: str) -> None:
-    people = members(endpoint.organization).filter(role__in=[Role.OWNER, Role.ADMIN], user__is_active=True)
-    receivers = sorted(people.values_list("user__email", flat=True))
-    text = f"{endpoint.url}\n\n{why} No events are sent there until you enable it again:\n"
-    text += f"{settings.PUBLIC_URL}/webhooks/{endpoint.public_id}\n\nThe events themselves are kept for 90 days.\n"
+    with translation.override(outbox.language_of(endpoint.organization)):
+        facts = {"url": endpoint.url, "days": feed.KEPT_FOR.days}
+        subject = _("Webhook disabled: %(url)s") % facts
+        told = [
+            endpoint.url,
+            _(why),
+            _("No events are sent there until you enable it again. They are kept for %(days)s days.") % facts,
+            settings.PUBLIC_URL + reverse("webhook", args=[endpoint.public_id]),
+        ]
+    receivers = outbox.people(endpoint.organization, Role.OWNER, Role.ADMIN)
     try:
-        EmailMessage(subject=f"Webhook disabled: {endpoint.url}", body=text, to=receivers).send()
+        EmailMessage(subject=subject, body="\n\n".join(told) + "\n", to=receivers).send()
     except Exception:  # the page says it as well
         log.exception("nobody was told that webhook %s is disabled", endpoint.public_id)

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.mail import EmailMessage
 from django.urls import reverse
 
-from billing.models import BillingDetails, Notice
+from billing.models import Notice
 from marketplace import outbox
 from marketplace.invoices.words import minute
 from marketplace.money import shown
@@ -25,8 +25,7 @@ def send_due(*, at: datetime, limit: int) -> int:
 
 def written(notice: Notice) -> EmailMessage:
     """Return the message that tells a notice."""
-    details = getattr(notice.organization, "billing_details", None)
-    language = details.language if details else BillingDetails.Language.ENGLISH
+    language = outbox.language_of(notice.organization)
     subject, body = WORDS[language][notice.kind]
     facts = _said(notice)
     facts["then"] = THEN[language].get(facts.get("next", ""), "").format(**facts)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.core import mail
+from django.urls import reverse
 from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -102,7 +103,9 @@ def test_a_receiver_that_is_gone_is_disabled_and_its_owners_told(
     assert WebhookDelivery.objects.get().state == "failed"
     (letter,) = mail.outbox
     assert letter.to == [actor.user.email]
-    assert endpoint.url in letter.subject
+    assert letter.subject == f"Webhook disabled: {endpoint.url}"
+    assert "It answered 410: gone." in letter.body
+    assert reverse("webhook", args=[endpoint.public_id]) in letter.body
     with pytest.raises(Conflict):
         endpoints.test(actor=actor, endpoint=endpoint, at=timezone.now())
 
