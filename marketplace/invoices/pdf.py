@@ -6,7 +6,7 @@ has is written as its base letter.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -91,6 +91,45 @@ class Page:
             told.append(self.text(f"{name}: {party['tax_id']}"))
         return told
 
+    def facts(self, rows: Iterable[tuple[str, str]]) -> Table:
+        """What a document is, a name and a value in each row."""
+        cells = [[self.text(name), self.text(value, self.strong)] for name, value in rows]
+        return Table(cells, colWidths=[40 * mm, WIDTH - 40 * mm], style=[("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT])
+
+    def parties(self, *sides: tuple[str, dict[str, str]]) -> Table:
+        """Who it is between, side by side under their roles."""
+        cells = [[self.text(role) for role, _party in sides], [self.party(party) for _role, party in sides]]
+        return Table(
+            cells, colWidths=[WIDTH / 2] * 2,
+            style=[("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT],
+        )  # fmt: skip
+
+    def lines(self, heads: Sequence[str], rows: Iterable[list[Any]], *, widths: Sequence[float]) -> LongTable:
+        """The lines of a document, whose heads stand on every page that they go over."""
+        head = [self.text(heads[0], self.strong), *(self.text(name, self.strong_right) for name in heads[1:])]
+        return LongTable(
+            [head, *rows], colWidths=[WIDTH - sum(widths), *widths], repeatRows=1,
+            style=[
+                ("LINEBELOW", (0, 0), (-1, 0), 0.8, INK), ("LINEBELOW", (0, 1), (-1, -1), 0.4, RULE),
+                ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0),
+                ("RIGHTPADDING", (-1, 0), (-1, -1), 0),
+            ],
+        )  # fmt: skip
+
+    def sums(self, rows: Sequence[tuple[str, int, bool]], *, ruled: int) -> Table:
+        """Amounts under each other; some are strong, and a line is drawn above the row with this number."""
+        cells = [
+            [
+                self.text(name, self.strong if is_strong else self.body),
+                self.text(self.money(micros), self.strong_right if is_strong else self.right),
+            ]
+            for name, micros, is_strong in rows
+        ]
+        return Table(
+            cells, colWidths=[56 * mm, 34 * mm], hAlign="RIGHT",
+            style=[("RIGHTPADDING", (-1, 0), (-1, -1), 0), ("LINEABOVE", (0, ruled), (-1, ruled), 0.8, INK), *TIGHT],
+        )  # fmt: skip
+
 
 class _Invoice(Page):
     """The parts of one invoice's pages, from top to bottom."""
@@ -103,16 +142,20 @@ class _Invoice(Page):
         return [
             self.text(title(self.invoice), self.heading),
             Spacer(1, 3 * mm),
-            self.facts(),
+            self.facts(self.what()),
             Spacer(1, 6 * mm),
-            self.parties(),
+            self.parties((self.said["seller"], self.invoice.seller), (self.said["customer"], self.invoice.customer)),
             Spacer(1, 8 * mm),
-            self.lines(lines),
+            self.lines(
+                [self.said[name] for name in ("description", "used", "price", "amount")],
+                map(self.line, lines),
+                widths=[44 * mm, 28 * mm, 28 * mm],
+            ),
             Spacer(1, 4 * mm),
             KeepTogether([self.totals(), Spacer(1, 6 * mm), *self.taxes(), *self.notes()]),
         ]
 
-    def facts(self) -> Table:
+    def what(self) -> list[tuple[str, str]]:
         invoice, said = self.invoice, self.said
         rows = [
             (said["number"], invoice.number),
@@ -121,32 +164,7 @@ class _Invoice(Page):
         ]
         if invoice.credited is not None:
             rows += [(said["credited"], invoice.credited.number), (said["reason"], invoice.reason)]
-        cells = [[self.text(name), self.text(value, self.strong)] for name, value in rows]
-        return Table(cells, colWidths=[40 * mm, WIDTH - 40 * mm], style=[("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT])
-
-    def parties(self) -> Table:
-        cells = [
-            [self.text(self.said["seller"]), self.text(self.said["customer"])],
-            [self.party(self.invoice.seller), self.party(self.invoice.customer)],
-        ]
-        return Table(
-            cells, colWidths=[WIDTH / 2] * 2,
-            style=[("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT],
-        )  # fmt: skip
-
-    def lines(self, lines: Iterable[InvoiceLine]) -> LongTable:
-        said = self.said
-        head = [self.text(said["description"], self.strong)]
-        head += [self.text(said[name], self.strong_right) for name in ("used", "price", "amount")]
-        rows = [head, *(self.line(line) for line in lines)]
-        return LongTable(
-            rows, colWidths=[WIDTH - 100 * mm, 44 * mm, 28 * mm, 28 * mm], repeatRows=1,
-            style=[
-                ("LINEBELOW", (0, 0), (-1, 0), 0.8, INK), ("LINEBELOW", (0, 1), (-1, -1), 0.4, RULE),
-                ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0),
-                ("RIGHTPADDING", (-1, 0), (-1, -1), 0),
-            ],
-        )  # fmt: skip
+        return rows
 
     def line(self, line: InvoiceLine) -> list[Paragraph]:
         if not line.meter:
@@ -181,17 +199,7 @@ class _Invoice(Page):
         rows += [(said["total_back" if invoice.is_credit_note else "total"], invoice.total_micros, True)]
         if not invoice.is_credit_note:
             rows += [(said["paid"], -invoice.paid_micros, False), (said["due"], invoice.due_micros, True)]
-        cells = [
-            [
-                self.text(name, self.strong if is_strong else self.body),
-                self.text(self.money(micros), self.strong_right if is_strong else self.right),
-            ]
-            for name, micros, is_strong in rows
-        ]
-        return Table(
-            cells, colWidths=[56 * mm, 34 * mm], hAlign="RIGHT",
-            style=[("RIGHTPADDING", (-1, 0), (-1, -1), 0), ("LINEABOVE", (0, -1), (-1, -1), 0.8, INK), *TIGHT],
-        )  # fmt: skip
+        return self.sums(rows, ruled=-1)
 
     def taxes(self) -> list[Any]:
         """The amounts by rate, which a Japanese qualified invoice has to show."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.units import mm
-from reportlab.platypus import KeepTogether, LongTable, SimpleDocTemplate, Spacer, Table
+from reportlab.platypus import KeepTogether, SimpleDocTemplate, Spacer
 
 from billing.models import StatementLine, SupplierStatement
 from marketplace.invoices.export import Echo, harmless
-from marketplace.invoices.pdf import INK, MARGIN, PADDING, RULE, TIGHT, WIDTH, Page, foot, hours
+from marketplace.invoices.pdf import MARGIN, PADDING, Page, foot, hours
 from marketplace.invoices.words import day
 from marketplace.money import decimal_string
 
@@ -86,47 +86,26 @@ class _Statement(Page):
         return [
             self.text(self.words["title"], self.heading),
             Spacer(1, 3 * mm),
-            self.head(),
+            self.facts(self.what()),
             Spacer(1, 6 * mm),
-            self.who(),
+            self.parties((self.words["payer"], self.statement.platform), (self.words["party"], self.statement.party)),
             Spacer(1, 8 * mm),
-            self.table(lines),
+            self.lines(
+                [self.words[name] for name in ("what", "used", "charged", "owed")],
+                map(self.row, lines),
+                widths=[28 * mm, 34 * mm, 34 * mm],
+            ),
             Spacer(1, 4 * mm),
-            KeepTogether([self.sums(), Spacer(1, 6 * mm), self.text(self.words["note"])]),
+            KeepTogether([self.sums(self.balance(), ruled=4), Spacer(1, 6 * mm), self.text(self.words["note"])]),
         ]
 
-    def head(self) -> Table:
+    def what(self) -> list[tuple[str, str]]:
         row, said = self.statement, self.words
-        rows = [
+        return [
             (said["number"], row.number),
             (said["issued"], day(row.issued_at)),
             (said["period"], f"{day(row.period_start)} – {day(row.period_end)}"),
         ]
-        cells = [[self.text(name), self.text(value, self.strong)] for name, value in rows]
-        return Table(cells, colWidths=[40 * mm, WIDTH - 40 * mm], style=[("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT])
-
-    def who(self) -> Table:
-        cells = [
-            [self.text(self.words["payer"]), self.text(self.words["party"])],
-            [self.party(self.statement.platform), self.party(self.statement.party)],
-        ]
-        return Table(
-            cells, colWidths=[WIDTH / 2] * 2,
-            style=[("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0), *TIGHT],
-        )  # fmt: skip
-
-    def table(self, lines: Iterable[StatementLine]) -> LongTable:
-        head = [self.text(self.words["what"], self.strong)]
-        head += [self.text(self.words[name], self.strong_right) for name in ("used", "charged", "owed")]
-        return LongTable(
-            [head, *(self.row(line) for line in lines)],
-            colWidths=[WIDTH - 96 * mm, 28 * mm, 34 * mm, 34 * mm], repeatRows=1,
-            style=[
-                ("LINEBELOW", (0, 0), (-1, 0), 0.8, INK), ("LINEBELOW", (0, 1), (-1, -1), 0.4, RULE),
-                ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (0, -1), 0),
-                ("RIGHTPADDING", (-1, 0), (-1, -1), 0),
-            ],
-        )  # fmt: skip
 
     def row(self, line: StatementLine) -> list[Any]:
         if line.month is None:
@@ -139,9 +118,9 @@ class _Statement(Page):
             self.text(self.money(line.payout_micros + line.reserve_micros), self.right),
         ]
 
-    def sums(self) -> Table:
+    def balance(self) -> list[tuple[str, int, bool]]:
         row, said = self.statement, self.words
-        rows = [
+        return [
             (said["opening"], row.opening_micros, False),
             (said["earned"], row.payout_micros + row.reserve_micros, False),
             (said["adjusted"], row.adjustment_micros, False),
@@ -149,14 +128,3 @@ class _Statement(Page):
             (said["closing"], row.closing_micros, True),
             (said["held"], row.held_micros, False),
         ]
-        cells = [
-            [
-                self.text(name, self.strong if is_strong else self.body),
-                self.text(self.money(micros), self.strong_right if is_strong else self.right),
-            ]
-            for name, micros, is_strong in rows
-        ]
-        return Table(
-            cells, colWidths=[56 * mm, 34 * mm], hAlign="RIGHT",
-            style=[("RIGHTPADDING", (-1, 0), (-1, -1), 0), ("LINEABOVE", (0, 4), (-1, 4), 0.8, INK), *TIGHT],
-        )  # fmt: skip
