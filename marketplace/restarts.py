@@ -10,7 +10,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
 
 from billing.errors import BillingError
-from marketplace import audit, rentals
+from marketplace import audit, numbers, rentals
 from marketplace.errors import MarketError
 from provisioning.errors import ProvisioningError
 from provisioning.models import INFRASTRUCTURE, Instance, InstanceEvent, Phase, Reason
@@ -46,6 +46,7 @@ TEXTS: dict[str, Promise] = {
 # What keeps a start back, for readers of another language than the refusal's own.
 REFUSALS: dict[str, Promise] = {
     "InsufficientFunds": gettext_lazy("There is not enough credit for it."),
+    "PaymentsPastDue": gettext_lazy("An invoice is past due."),
     "QuotaExceeded": gettext_lazy("A quota is used up."),
     "BudgetExceeded": gettext_lazy("It would pass a budget."),
     "NoCapacity": gettext_lazy("Not enough GPUs are free."),
@@ -137,8 +138,9 @@ def _put_off(instance_id: int, refusal: Exception, *, at: datetime) -> None:
     """Tell why it was not started, and try again later: seldom where that has been so for long, and not for ever."""
     instance = Instance.objects.get(pk=instance_id)
     waited = at - instance.phase_since
-    log.warning("not restarted", instance=instance.public_id, refusal=str(refusal))
-    why = {"refusal": str(refusal), "kind": type(refusal).__name__}
+    said = numbers.said(refusal)
+    log.warning("not restarted", instance=instance.public_id, refusal=said)
+    why = {"refusal": said, "kind": type(refusal).__name__}
     if waited > GIVES_UP_AFTER:
         _tell(instance, {"code": "restart_given_up", **why}, restart_at=None)
         return

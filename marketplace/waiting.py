@@ -27,7 +27,7 @@ from django.utils.translation import get_language, gettext
 
 from billing.errors import BillingError, InsufficientFunds
 from billing.models import PriceVersion
-from marketplace import access, audit, held, limits, offers, rentals
+from marketplace import access, audit, held, numbers, offers, rentals
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
@@ -284,8 +284,7 @@ def _try(pk: int, *, at: datetime) -> Why | None:
                 _start(entry, at=at)
                 return None
     except (BillingError, MarketError, ProvisioningError) as refusal:
-        said = limits.why(refusal) if isinstance(refusal, QuotaExceeded) else str(refusal)
-        hindrance = _why(refusal, is_strict=is_strict), said
+        hindrance = _why(refusal, is_strict=is_strict), numbers.said(refusal)
     why, message = hindrance
     # What it waits for may have been cancelled meanwhile: then there is nothing to tell.
     WaitingOrder.objects.filter(WAITING, pk=pk).update(why=why, message=message, tried_at=at)

@@ -15,10 +15,9 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 
 from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor, PaymentsPastDue
-from marketplace import errors, idempotency, limits
+from marketplace import errors, idempotency, numbers
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
-from marketplace.money import shown
 from marketplace.quotes import QuoteExpired, QuoteUsed
 from marketplace.trades import LimitTooLow
 from provisioning import decisions
@@ -267,26 +266,11 @@ def _answer(kind: Kind, request: HttpRequest, detail: str) -> JsonResponse:
 def _detail(error: Exception, kind: Kind) -> str:
     if kind is INTERNAL:
         return "The request was rolled back; nothing was started and nothing was charged."
-    if isinstance(error, InsufficientFunds):
-        return _funds(error)
-    if isinstance(error, QuotaExceeded):
-        return limits.why(error)
     if isinstance(error, exceptions.ValidationError):
         return "; ".join(f"{field['pointer'][1:] or 'body'}: {field['detail']}" for field in _first(error))
     if isinstance(error, exceptions.APIException):
         return str(error.detail)
-    return str(error) or kind.title
-
-
-def _funds(error: InsufficientFunds) -> str:
-    if isinstance(error, PaymentsPastDue):
-        owed = shown(error.owed_micros, error.currency)
-        return f"{owed} is past due, since invoice {error.number}; nothing new starts until it is paid."
-    needed, available = (shown(micros, error.currency) for micros in (error.needed_micros, error.available_micros))
-    if error.credit_limit_micros:
-        limit = shown(error.credit_limit_micros, error.currency)
-        return f"This needs {needed}; of the credit limit of {limit} and what was paid in, {available} is free."
-    return f"This needs {needed} of free credit; {available} is free."
+    return numbers.said(error) or kind.title
 
 
 def _first(error: Exception) -> list[dict[str, str]]:

@@ -1,6 +1,5 @@
 """Every refusal in five parts: what happened, why, whether it was charged, what to do, and a reference."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from django.db import OperationalError
@@ -23,7 +22,7 @@ from billing.errors import (
     ProcessorRefused,
     Stranger,
 )
-from marketplace import idempotency, limits
+from marketplace import idempotency, numbers
 from marketplace.errors import (
     BadOrder,
     BudgetExceeded,
@@ -34,7 +33,7 @@ from marketplace.errors import (
     NotFound,
     ProjectSuspended,
 )
-from marketplace.money import shown
+from marketplace.numbers import NUMBERS
 from marketplace.portal.preferences import theme_of
 from marketplace.quotes import QuoteExpired, QuoteUsed
 from marketplace.trades import LimitTooLow
@@ -266,8 +265,7 @@ KINDS: dict[type[Exception], Kind] = {
 def refusal_of(error: Exception, *, reference: str) -> Refusal:
     """Return what to tell about an error of the table; what placement decided is kept, once all was rolled back."""
     kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
-    tell = NUMBERS.get(type(error))
-    why = tell(error) if tell else str(kind.why or error)
+    why = numbers.said(error) if type(error) in NUMBERS else str(kind.why or error)
     return Refusal(
         status=kind.status,
         title=str(kind.title),
@@ -279,32 +277,6 @@ def refusal_of(error: Exception, *, reference: str) -> Refusal:
         link=(str(kind.link[0]), str(kind.link[1])) if kind.link else None,
         placement=decisions.keep(error) if isinstance(error, NoCapacity) else "",
     )
-
-
-def _funds(error: InsufficientFunds) -> str:
-    text = _("This needs %(needed)s of free credit; %(available)s is free.")
-    if error.credit_limit_micros:
-        text = _("This needs %(needed)s; of the credit limit of %(limit)s and what was paid in, %(available)s is free.")
-    return text % {
-        "limit": shown(error.credit_limit_micros, error.currency),
-        "needed": shown(error.needed_micros, error.currency),
-        "available": shown(error.available_micros, error.currency),
-    }
-
-
-def _past_due(error: PaymentsPastDue) -> str:
-    return _("%(owed)s is past due, since invoice %(number)s; nothing new starts until it is paid.") % {
-        "owed": shown(error.owed_micros, error.currency),
-        "number": error.number,
-    }
-
-
-# These carry numbers that are worth telling.
-NUMBERS: dict[type[Exception], Callable[..., str]] = {
-    InsufficientFunds: _funds,
-    PaymentsPastDue: _past_due,
-    QuotaExceeded: limits.why,
-}
 
 
 def refused(request: HttpRequest, error: Exception) -> HttpResponse:

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils import timezone, translation
 
 from billing import books, prices
-from billing.errors import InsufficientFunds
+from billing.errors import InsufficientFunds, PaymentsPastDue
 from billing.models import Hold, UsageSpan
 from marketplace import rentals, restarts
 from marketplace.access import Actor
@@ -173,7 +173,7 @@ def test_a_refusal_is_told_and_tried_again_later(
     assert told.phase == "failed"
     assert told.message == (
         "Node h200-1 is off. Not started again yet, tried anew at 12:00:31 UTC: "
-        "2 more GPUs would exceed the project's quota: 0 of 1 are held"
+        "You asked for 2 more GPUs; the project holds 0 of 1."
     )
     quotas.set_limit(project_id=project.pk, limit=2)
     assert sweep() == 0
@@ -270,7 +270,8 @@ def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fle
 
 
 def test_every_refusal_that_a_restart_meets_has_words_of_its_own() -> None:
-    met = {InsufficientFunds, QuotaExceeded, BudgetExceeded, NoCapacity, PolicyExcludes, ProjectSuspended}
+    met = {InsufficientFunds, PaymentsPastDue, QuotaExceeded, BudgetExceeded, NoCapacity, PolicyExcludes}
+    met |= {ProjectSuspended}
     assert set(restarts.REFUSALS) == {kind.__name__ for kind in met}
 
 
