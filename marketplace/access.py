@@ -192,8 +192,7 @@ def project_for(actor: Actor, project_id: str | None, *, verb: str) -> Project:
 
     Raises BadOrder when there are several: nobody wants to rent in the wrong one.
     """
-    # Only a token that has a project asks for it: most have none, and then there is no query.
-    own = actor.token.project if actor.token is not None and actor.token.project_id is not None else None
+    own = own_project(actor)
     if project_id is None and own is not None:
         project = own
     else:
@@ -431,9 +430,8 @@ def waiting_order_for(actor: Actor, entry_id: str, *, verb: str) -> WaitingOrder
 def usage_spans(actor: Actor, organization: Organization) -> QuerySet[UsageSpan]:
     """Return what was measured for an organization; a token of one project sees that project's."""
     spans = UsageSpan.objects.filter(organization=organization).select_related("price_version")
-    if actor.token is not None and actor.token.project is not None:
-        spans = spans.filter(labels__project=actor.token.project.public_id)
-    return spans
+    own = own_project(actor)
+    return spans if own is None else spans.filter(labels__project=own.public_id)
 
 
 def usage_span_for(actor: Actor, span_id: str, *, verb: str) -> UsageSpan:
@@ -449,6 +447,7 @@ def usage_span_for(actor: Actor, span_id: str, *, verb: str) -> UsageSpan:
 
 def own_project(actor: Actor) -> Project | None:
     """Return the one project that a token is for, whose figures alone it sees; None sees the whole organization's."""
+    # Only a token that has a project asks for it: most have none, and then there is no query.
     return actor.token.project if actor.token is not None and actor.token.project_id is not None else None
 
 

@@ -1,20 +1,25 @@
-"""The door of `access`, continued: service levels, and what suppliers earn. The same rules, in a file of its own."""
+"""The part of `access` for the till's rows: service levels, what suppliers earn, disputes, cards and payments."""
 
 from django.db.models import QuerySet
 
-from billing.models import Invoice, InvoiceDispute, Payout, SlaVerdict, StatementLine, SupplierStatement
+from billing.models import Card, Invoice, InvoiceDispute, Payment, Payout, SlaVerdict, StatementLine, SupplierStatement
 from marketplace import access
-from marketplace.access import Actor
+from marketplace.access import Actor, _check
 from marketplace.errors import NotFound
 from marketplace.models import Organization
+from provisioning.models import Instance
 
 
 def sla_verdicts(actor: Actor, organization: Organization) -> QuerySet[SlaVerdict]:
     """Return the service levels of an organization's instances; a token of one project sees that project's."""
     found = SlaVerdict.objects.filter(organization=organization)
-    if actor.token is not None and actor.token.project is not None:
-        found = found.filter(project=actor.token.project.public_id)
-    return found
+    own = access.own_project(actor)
+    return found if own is None else found.filter(project=own.public_id)
+
+
+def months_of(instance: Instance) -> QuerySet[SlaVerdict]:
+    """Return the service levels of an instance in months that are over; the caller came through `instance_for`."""
+    return SlaVerdict.objects.filter(resource_id=instance.public_id).order_by("-month")
 
 
 def supplier_for(actor: Actor, organization_id: str | None, *, verb: str) -> Organization:
@@ -35,7 +40,7 @@ def statement_for(actor: Actor, statement_id: str, *, verb: str) -> SupplierStat
     found = SupplierStatement.objects.filter(public_id=statement_id).select_related("supplier").first()
     if found is None:
         raise NotFound
-    access.organization_for(actor, found.supplier.public_id, verb=verb)
+    _check(actor, found.supplier_id, verb)
     return found
 
 
@@ -62,5 +67,33 @@ def dispute_for(actor: Actor, dispute_id: str, *, verb: str) -> InvoiceDispute:
     found = related.filter(public_id=dispute_id).first()
     if found is None:
         raise NotFound
-    access._check(actor, found.invoice.organization_id, verb)
+    _check(actor, found.invoice.organization_id, verb)
+    return found
+
+
+def cards(organization: Organization) -> QuerySet[Card]:
+    """Return an organization's cards, the default one first; the caller came through `organization_for`."""
+    return Card.objects.filter(organization=organization, removed_at=None).order_by("-is_default", "-pk")
+
+
+def card_for(actor: Actor, card_id: str, *, verb: str) -> Card:
+    """Return a card of one of the actor's organizations; one that was removed is not there any more."""
+    found = Card.objects.select_related("organization").filter(public_id=card_id, removed_at=None).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    return found
+
+
+def payments(organization: Organization) -> QuerySet[Payment]:
+    """Return an organization's payments by card; the caller came through `organization_for`."""
+    return Payment.objects.filter(organization=organization).select_related("card", "organization")
+
+
+def payment_for(actor: Actor, payment_id: str, *, verb: str) -> Payment:
+    """Return a payment of one of the actor's organizations."""
+    found = Payment.objects.select_related("card", "organization").filter(public_id=payment_id).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
     return found

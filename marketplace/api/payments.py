@@ -12,7 +12,7 @@ from rest_framework.views import APIView
 from billing.errors import NoCard
 from billing.models import Card, Payment
 from billing.payments import automatic
-from marketplace import access, card_access, payments
+from marketplace import access, access_till, payments
 from marketplace.api import payment_shapes, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_HEADER, KEY_REQUIRED, actor_of, answered_once, naming
@@ -32,7 +32,7 @@ class CardList(APIView):
         """List the saved cards. They are added in the portal, on the card processor's own page."""
         query = queried(request, shapes.OrganizationQuery, PageQuery)
         organization = _organization(request, query.get("organization"), verb="payment.view")
-        return paged(card_access.cards(organization).order_by(), query, lambda found: [_card(row) for row in found])
+        return paged(access_till.cards(organization).order_by(), query, lambda found: [_card(row) for row in found])
 
 
 class CardDetail(APIView):
@@ -40,7 +40,7 @@ class CardDetail(APIView):
     def delete(self, request: Request, card_id: str) -> Response:
         """Never charge a card again."""
         queried(request)
-        card = card_access.card_for(actor_of(request), card_id, verb="payment.change")
+        card = access_till.card_for(actor_of(request), card_id, verb="payment.change")
         payments.forget_card(actor=actor_of(request), card=card, at=timezone.now())
         return Response(status=204)
 
@@ -55,7 +55,7 @@ class PaymentList(APIView):
         """List payments by card, newest first."""
         query = queried(request, shapes.OrganizationQuery, PageQuery)
         organization = _organization(request, query.get("organization"), verb="payment.view")
-        return paged(card_access.payments(organization), query, lambda found: [_payment(row) for row in found])
+        return paged(access_till.payments(organization), query, lambda found: [_payment(row) for row in found])
 
     @extend_schema(
         operation_id="top_up",
@@ -93,7 +93,7 @@ class PaymentDetail(APIView):
     def get(self, request: Request, payment_id: str) -> Response:
         """Show a payment and what became of it."""
         queried(request)
-        return Response(_payment(card_access.payment_for(actor_of(request), payment_id, verb="payment.view")))
+        return Response(_payment(access_till.payment_for(actor_of(request), payment_id, verb="payment.view")))
 
 
 class AutomaticTopUpOf(APIView):
@@ -144,9 +144,9 @@ def _chosen(request: Request, organization: Organization, card_id: str) -> Card 
     """Return the card that is named, the default one where none is, or none for one that will be typed."""
     if card_id == NEW_CARD:
         return None
-    card = card_access.cards(organization).filter(is_default=True).first()
+    card = access_till.cards(organization).filter(is_default=True).first()
     if card_id:
-        card = card_access.card_for(actor_of(request), card_id, verb="payment.change")
+        card = access_till.card_for(actor_of(request), card_id, verb="payment.change")
     if card is None or card.organization_id != organization.pk:
         raise NoCard("There is no saved card. Name the card “new” to type one at the payment's action_url.")
     return card

@@ -48,7 +48,7 @@ class InstanceSla(APIView):
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
         open_month = closing.so_far([instance], at=timezone.now()).get(instance.public_id)
         data = [_open(*open_month)] if open_month else []
-        return Response({"data": data + [_proved(row) for row in closing.verdicts(instance.public_id)]})
+        return Response({"data": data + [_proved(row) for row in access_till.months_of(instance)]})
 
 
 def _row(row: SlaVerdict) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from billing.errors import PaymentError
 from billing.models import Card, Payment
 from billing.payments import automatic, cards, gateway, paying
-from marketplace import access, card_access, payments
+from marketplace import access, access_till, payments
 from marketplace.errors import BadOrder
 from marketplace.models import Organization
 from marketplace.money import plain
@@ -31,7 +31,7 @@ def methods(visit: Visit) -> HttpResponse:
     organization = visit.organization(verb="payment.view")
     if visit.request.method == "POST":
         organization = visit.organization(verb="payment.change")
-        card = card_access.card_for(visit.actor, visit.text("card"), verb="payment.change")
+        card = access_till.card_for(visit.actor, visit.text("card"), verb="payment.change")
         payments.choose_card(actor=visit.actor, card=card)
         messages.success(visit.request, _("%(card)s is charged from now on.") % {"card": card})
         return redirect("payment-methods")
@@ -40,8 +40,8 @@ def methods(visit: Visit) -> HttpResponse:
     context = {
         "organization": organization,
         "is_there": gateway.is_there(),
-        "cards": card_access.cards(organization),
-        "payments": card_access.payments(organization).order_by("-pk")[:PAGE],
+        "cards": access_till.cards(organization),
+        "payments": access_till.payments(organization).order_by("-pk")[:PAGE],
         "may_change": access.may(visit.actor, organization, "payment.change"),
     }
     return visit.page("payments/methods.html", context)
@@ -57,7 +57,7 @@ def add(visit: Visit) -> HttpResponse:
 @page("GET", "HEAD", "POST")
 def remove(visit: Visit, card_id: str) -> HttpResponse:
     """Ask before forgetting a card; then do it, here and at the processor."""
-    card = card_access.card_for(visit.actor, card_id, verb="payment.change")
+    card = access_till.card_for(visit.actor, card_id, verb="payment.change")
     if visit.request.method != "POST":
         return visit.page("payments/remove.html", {"card": card})
     payments.forget_card(actor=visit.actor, card=card, at=visit.at)
@@ -78,7 +78,7 @@ def top_up(visit: Visit) -> HttpResponse:
         payments.refuse_other_currency(organization, visit.text("currency"))
         card = None
         if typed["card"] not in {"", NEW_CARD}:
-            card = card_access.card_for(visit.actor, typed["card"], verb="payment.change")
+            card = access_till.card_for(visit.actor, typed["card"], verb="payment.change")
         payment = payments.top_up(
             actor=visit.actor,
             organization=organization,
@@ -124,7 +124,7 @@ def automatically(visit: Visit) -> HttpResponse:
 @page()
 def shown(visit: Visit, payment_id: str) -> HttpResponse:
     """Show a payment, and look what became of it when its customer comes back from the processor."""
-    payment = card_access.payment_for(visit.actor, payment_id, verb="payment.view")
+    payment = access_till.payment_for(visit.actor, payment_id, verb="payment.view")
     is_onward = bool(visit.query("onward")) and payment.state == Payment.State.NEEDS_ACTION
     is_news = visit.request.headers.get("HX-Request") == "true"
     if payment.is_open and payment.sent_at and not is_onward and not is_news:
@@ -143,14 +143,14 @@ def shown(visit: Visit, payment_id: str) -> HttpResponse:
 @page()
 def onward(visit: Visit, payment_id: str) -> HttpResponse:
     """Lead a customer to where they finish a payment: the processor's page, or their bank's."""
-    payment = card_access.payment_for(visit.actor, payment_id, verb="payment.change")
+    payment = access_till.payment_for(visit.actor, payment_id, verb="payment.change")
     return redirect(paying.continue_url(payment=payment, at=visit.at) or payment_path(payment))
 
 
 @page("POST")
 def cancel(visit: Visit, payment_id: str) -> HttpResponse:
     """End a payment that waits for its customer."""
-    payment = card_access.payment_for(visit.actor, payment_id, verb="payment.change")
+    payment = access_till.payment_for(visit.actor, payment_id, verb="payment.change")
     payments.cancel(actor=visit.actor, payment=payment, at=visit.at)
     return redirect(payment_path(payment))
 
@@ -178,7 +178,7 @@ def _top_up_page(
     status: int = 200,
 ) -> HttpResponse:
     known = automatic.rule_of(organization)
-    saved: list[Card] = list(card_access.cards(organization))
+    saved: list[Card] = list(access_till.cards(organization))
     context: dict[str, Any] = {
         "organization": organization,
         "is_there": gateway.is_there(),

@@ -45,7 +45,7 @@ def of_instance(visit: Visit, instance_id: str) -> HttpResponse:
         months.append(_month(verdict, case.seen.begins, verdict.incidents, case.seen.paid_micros, is_final=False))
     months += [
         _month(row, row.month, _incidents(row), row.paid_micros, is_final=True)
-        for row in closing.verdicts(instance.public_id)
+        for row in access_till.months_of(instance)
     ]
     context = {"instance": instance, "months": months, "currency": instance.project.organization.currency}
     return visit.page("sla/instance.html", context | {"terms": promised.in_force(visit.at)})

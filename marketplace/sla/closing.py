@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 import structlog
 from django.db import connection
 
-from billing.models import SlaVerdict
 from billing.months import month_of, next_month
 from billing.sla import availability, posting, terms
 from billing.sla.availability import Verdict
@@ -94,8 +93,3 @@ def so_far(instances: Iterable[Instance], *, at: datetime) -> dict[str, tuple[Ve
     keys = [instance.public_id for instance in instances]
     made = evidence.cases(keys, month=month, terms=found, at=at)
     return {case.instance.public_id: (availability.judge(case.seen, found), case, found) for case in made}
-
-
-def verdicts(resource_id: str) -> list[SlaVerdict]:
-    """Return the months of an instance that are over, the newest first."""
-    return list(SlaVerdict.objects.filter(resource_id=resource_id).order_by("-month"))
