@@ -60,13 +60,17 @@ class Idle:
 
 
 def look(*, at: datetime) -> int:
-    """Begin and end spells as the readings say; return how many began. Four statements for any number of instances."""
+    """Begin and end spells as the readings say; return how many began. Five statements for any number of instances."""
     until = done_until("minute")
     found = _idle(until) if until is not None and until >= at - LATE_MAX else {}
     with transaction.atomic():
-        gone = IdleSpell.objects.filter(ended_at=None).exclude(instance__in=found)
-        gone.update(ended_at=at)
-        known = set(IdleSpell.objects.filter(ended_at=None).values_list("instance", "run"))
+        known = {
+            (pk, run): spell
+            for spell, pk, run in IdleSpell.objects.filter(ended_at=None).values_list("pk", "instance", "run")
+        }
+        # Also where another run of the instance does nothing: nobody was warned of that one.
+        gone = [spell for one, spell in known.items() if one not in found.items()]
+        IdleSpell.objects.filter(pk__in=gone, ended_at=None).update(ended_at=at)
         fresh = [
             IdleSpell(instance_id=pk, run=run, since=until - LOOKED_AT, found_at=at, next_try_at=at)
             for pk, run in found.items()

@@ -16,7 +16,7 @@ from billing.models import Charge, UsageSpan
 from marketplace import idle, idle_mail
 from marketplace.models import IdleSpell, Project
 from provisioning import partitions
-from provisioning.models import GpuHold, Instance, RollUp
+from provisioning.models import Assignment, GpuHold, Instance, RollUp
 from provisioning.telemetry import MINUTE, floor
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Rent, Run
@@ -110,6 +110,19 @@ def test_a_spell_ends_once_something_is_done(resting: Instance, now: datetime) -
     assert IdleSpell.objects.get().ended_at == now + MINUTE
 
 
+def test_a_spell_ends_with_its_run_also_where_the_next_one_does_nothing_either(
+    resting: Instance, now: datetime
+) -> None:
+    idle.look(at=now)
+    IdleSpell.objects.update(sent_at=now)
+    Instance.objects.filter(pk=resting.pk).update(run=2)
+    Assignment.objects.filter(instance=resting).update(fence=2)
+    assert (idle.look(at=now), idle.look(at=now)) == (1, 0)
+    before, spell = IdleSpell.objects.order_by("pk")
+    assert (before.run, before.ended_at) == (1, now)
+    assert (spell.run, spell.ended_at, spell.sent_at) == (2, None, None)
+
+
 def test_a_look_takes_as_many_statements_however_much_is_idle(resting: Instance, now: datetime, rent: Rent,
                                                               run_until_idle: Run) -> None:  # fmt: skip
     def statements() -> int:
@@ -124,7 +137,7 @@ def test_a_look_takes_as_many_statements_however_much_is_idle(resting: Instance,
     Instance.objects.update(ready_at=now - 2 * HOUR)
     for gpu in GpuHold.objects.values_list("gpu", flat=True):
         reads(gpu, since=now - HOUR)
-    assert (few, statements()) == (5, 5)
+    assert (few, statements()) == (4, 4)
     assert IdleSpell.objects.count() == 4
 
 
