@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import Q, Sum
 from django.utils import timezone
 
-from billing import accounts, credit_lines
+from billing import accounts, credit_lines, moves
 from billing.accounts import CustomerAccounts
 from billing.errors import PaymentsPastDue
 from billing.invoicing import debts
@@ -106,14 +106,11 @@ def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice])
 
 def move(row: Collection, state: State, *, at: datetime, **facts: object) -> bool:
     """Move a collection if the map allows it from where it is; return whether it did."""
-    sources = [source for source, targets in MOVES.items() if state in targets]
     look_at = None if state not in UNPAID else row.look_at
-    moved = Collection.objects.filter(pk=row.pk, state__in=sources).update(
-        state=state, state_since=at, **({"look_at": look_at} | facts)
-    )
+    moved = moves.move(row, state, MOVES, state_since=at, **({"look_at": look_at} | facts))
     if moved:
         row.refresh_from_db(fields=["state", "state_since", "look_at", "written_off_micros", "recovered_micros"])
-    return bool(moved)
+    return moved
 
 
 def _sanction(payer: CustomerAccounts, organization: accounts.Organization) -> None:

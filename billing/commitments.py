@@ -7,15 +7,8 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from billing import accounts, prices
-from billing.errors import (
-    AlreadyCommitted,
-    AlreadyDecided,
-    BadCommitment,
-    CurrencyMismatch,
-    KeyReused,
-    SecondPersonNeeded,
-)
+from billing import accounts, decisions, prices
+from billing.errors import AlreadyCommitted, BadCommitment, CurrencyMismatch, KeyReused
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Commitment, CommitmentPrice, PriceVersion
 from billing.months import month_of, next_month
@@ -25,7 +18,7 @@ MONTHS_MAX = 60
 WHOLE_BPS = 10_000
 
 State = Commitment.State
-MOVES: dict[State, tuple[State, ...]] = {
+MOVES: Mapping[str, tuple[str, ...]] = {
     State.PROPOSED: (State.AGREED, State.DECLINED),
     State.AGREED: (),
     State.DECLINED: (),
@@ -109,8 +102,7 @@ def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
     Raises BadCommitment once that month began, and AlreadyCommitted where another covers one of its things then.
     """
     accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
-    if by == commitment.proposed_by_id:
-        raise SecondPersonNeeded("somebody else has to decide about this commitment")
+    decisions.check_person(commitment, State.AGREED, by=by)
     if commitment.starts_at <= at:
         raise BadCommitment("starts_at", "its first month began already")
     mine = CommitmentPrice.objects.filter(commitment=commitment)
@@ -123,7 +115,7 @@ def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
     ).exclude(commitment=commitment)
     if others.exists():
         raise AlreadyCommitted("another commitment covers one of these things at that time")
-    _decide(commitment, State.AGREED, by=by, at=at)
+    decisions.decide(commitment, State.AGREED, by=by, at=at, moves=MOVES)
     mine.update(is_agreed=True)
 
 
@@ -131,7 +123,7 @@ def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
 def decline(*, commitment: Commitment, by: int, at: datetime) -> None:
     """Give up a proposal; whoever made it may do so too."""
     accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
-    _decide(commitment, State.DECLINED, by=by, at=at)
+    decisions.decide(commitment, State.DECLINED, by=by, at=at, moves=MOVES)
 
 
 def of_organization(organization: accounts.Organization, *, agreed_only: bool = True) -> QuerySet[Commitment]:
@@ -189,13 +181,3 @@ def _listed(skus: Sequence[str], *, currency: str, at: datetime) -> dict[str, Pr
 
 def _discounted(micros: int, discount_bps: int) -> int:
     return max(1, (micros * (WHOLE_BPS - discount_bps) + WHOLE_BPS // 2) // WHOLE_BPS)
-
-
-def _decide(commitment: Commitment, state: State, *, by: int, at: datetime) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = Commitment.objects.filter(pk=commitment.pk, state__in=sources).update(
-        state=state, decided_by_id=by, decided_at=at
-    )
-    if not moved:
-        raise AlreadyDecided("somebody decided about this already")
-    commitment.refresh_from_db()

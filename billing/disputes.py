@@ -7,7 +7,7 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, collecting, notices
+from billing import accounts, collecting, moves, notices
 from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, KeyReused
 from billing.invoicing import crediting
 from billing.invoicing.rounding import half_up, minor_unit_micros
@@ -106,9 +106,7 @@ def _gate(dispute: InvoiceDispute) -> None:
 
 
 def _move(dispute: InvoiceDispute, state: State, *, by: int, at: datetime, **facts: object) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    rows = InvoiceDispute.objects.filter(pk=dispute.pk, state__in=sources)
-    if not rows.update(state=state, decided_by_id=by, decided_at=at, **facts):
+    if not moves.move(dispute, state, MOVES, decided_by_id=by, decided_at=at, **facts):
         raise AlreadyDecided("somebody decided about this already")
     dispute.refresh_from_db()
     if state == State.WITHDRAWN:

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Max, QuerySet
 
-from billing import prices, tiers
+from billing import moves, prices, tiers
 from billing.errors import (
     BadPrice,
     BadTiers,
@@ -336,8 +336,7 @@ def _locked(price_list: PriceList, wanted: State) -> PriceList:
 
 
 def _move(row: PriceList, state: State, **changed: object) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    if not PriceList.objects.filter(pk=row.pk, state__in=sources).update(state=state, **changed):
+    if not moves.move(row, state, MOVES, **changed):
         raise PriceListMoved(state=row.state, wanted=state)
 
 

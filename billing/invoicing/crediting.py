@@ -1,20 +1,21 @@
 """Taking back part of an invoice: one person proposes, another decides, and a credit note says so for ever."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, collecting, invoice_payments, ledger, runway
-from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused, SecondPersonNeeded
+from billing import accounts, collecting, decisions, invoice_payments, ledger, runway
+from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused
 from billing.invoicing import sellers
 from billing.invoicing.rounding import minor_unit_micros, part_of_tax
 from billing.invoicing.writing import given_to
 from billing.models import Account, CreditProposal, Invoice, InvoiceLine, InvoiceMail, InvoiceSeries
 
 State = CreditProposal.State
-MOVES: dict[State, tuple[State, ...]] = {
+MOVES: Mapping[str, tuple[str, ...]] = {
     State.PROPOSED: (State.ISSUED, State.DECLINED),
     State.ISSUED: (),
     State.DECLINED: (),
@@ -56,8 +57,7 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
     The money goes to what the organization owes, then to its cash.
     """
     invoice = proposal.invoice
-    if by == proposal.proposed_by_id:
-        raise SecondPersonNeeded("somebody else has to decide about this credit")
+    decisions.check_person(proposal, State.ISSUED, by=by)
     payer = accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
     _still_open(proposal)
     note = _write(proposal, at=at)
@@ -80,7 +80,7 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
                 key = f"invoice:{note.public_id}:{what}:{target.kind}"
                 invoice_payments.name(invoice=invoice, transfer_key=key, amount_micros=named, at=at)
                 left -= named
-    _decide(proposal, State.ISSUED, by=by, at=at, credit_note=note)
+    decisions.decide(proposal, State.ISSUED, by=by, at=at, moves=MOVES, credit_note=note)
     runway.refresh(organization=invoice.organization, at=at)
     collecting.review(organization=invoice.organization, at=at)
     return note
@@ -90,7 +90,7 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
 def decline(*, proposal: CreditProposal, by: int, at: datetime) -> None:
     """Leave an invoice as it is; whoever proposed may take the proposal back in this way too."""
     accounts.lock(organization_id=proposal.invoice.organization_id, currency=proposal.invoice.currency)
-    _decide(proposal, State.DECLINED, by=by, at=at)
+    decisions.decide(proposal, State.DECLINED, by=by, at=at, moves=MOVES)
 
 
 def proposals() -> QuerySet[CreditProposal]:
@@ -102,18 +102,6 @@ def proposals() -> QuerySet[CreditProposal]:
 def _still_open(proposal: CreditProposal) -> None:
     if not CreditProposal.objects.filter(pk=proposal.pk, state=State.PROPOSED).exists():
         raise AlreadyDecided("somebody decided about this already")
-
-
-def _decide(
-    proposal: CreditProposal, state: State, *, by: int, at: datetime, credit_note: Invoice | None = None
-) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = CreditProposal.objects.filter(pk=proposal.pk, state__in=sources).update(
-        state=state, decided_by_id=by, decided_at=at, credit_note=credit_note
-    )
-    if not moved:
-        raise AlreadyDecided("somebody decided about this already")
-    proposal.refresh_from_db()
 
 
 def _credited(invoice: Invoice) -> int:

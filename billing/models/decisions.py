@@ -1,4 +1,4 @@
-"""What one person proposes and another decides: limits of credit, bank transfers."""
+"""What one person proposes and another decides: limits of credit, bank transfers, rate cards."""
 
 from django.db import models
 from django.db.models import F, Q

@@ -3,26 +3,21 @@
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils.translation import gettext_lazy as _
 
+from billing.models.decisions import Proposal
 from billing.models.usage import UsageSpan
 from billing.public_ids import PublicIdField
 
 BPS = 10_000
 
 
-class RateCard(models.Model):
+class RateCard(Proposal):
     """What a supplier gets of a customer's money from a moment on; for one offer, or for all that have no card of
     their own. A new rate is a new version: from its approval on, a trigger refuses every change.
 
     `fixed_micros`, where it is set, is paid for each GPU-hour that is paid in its currency, whatever the customer paid;
     of everything else the supplier gets `share_bps`. Of what it gets, `reserve_bps` are held back for `reserve_days`.
     """
-
-    class State(models.TextChoices):
-        PROPOSED = "proposed", _("proposed")
-        APPROVED = "approved", _("approved")
-        DECLINED = "declined", _("declined")
 
     public_id = PublicIdField(prefix="rtc")
     supplier = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="rate_cards")
@@ -34,12 +29,6 @@ class RateCard(models.Model):
     reserve_days = models.PositiveIntegerField(default=0)
     sla_bps = models.PositiveIntegerField(default=BPS, help_text="of a service credit, what the supplier bears")
     effective_from = models.DateTimeField()
-    state = models.CharField(max_length=8, choices=State.choices, default=State.PROPOSED)
-    key = models.UUIDField(unique=True)
-    proposed_by = models.ForeignKey("marketplace.User", models.PROTECT, related_name="+")
-    proposed_at = models.DateTimeField()
-    decided_by = models.ForeignKey("marketplace.User", models.PROTECT, null=True, related_name="+")
-    decided_at = models.DateTimeField(null=True)
 
     class Meta:
         constraints = [

@@ -6,7 +6,7 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Q
 
-from billing import accounts, ledger, rating, receivables, runway
+from billing import accounts, ledger, moves, rating, receivables, runway
 from billing.errors import Stranger
 from billing.models import Account, Dispute, Payment, Transfer
 from billing.payments import gateway
@@ -48,8 +48,7 @@ def apply(disputed: Disputed, *, at: datetime) -> Dispute:
     if disputed.returned_micros and not _has_moved(f"dispute-won:{row.public_id}"):
         _give_back(row, payment, payer, disputed.returned_micros, at=at)
     state = _state_of(disputed)
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    if Dispute.objects.filter(pk=row.pk, state__in=sources).update(state=state, changed_at=at):
+    if moves.move(row, state, MOVES, changed_at=at):
         log.warning("dispute %s of payment %s: %s", disputed.id, payment.public_id, state)
     row.refresh_from_db()
     return row

@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 
-from billing import accounts, collecting, invoice_payments, ledger, receivables, runway
+from billing import accounts, collecting, invoice_payments, ledger, moves, receivables, runway
 from billing.errors import BadAmount, KeyReused, NoCard, NoProcessor, OutcomeUnknown, ProcessorRefused, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Card, Payment
@@ -212,13 +212,10 @@ def of_key(key: str) -> Payment:
 def move(payment: Payment, state: State, *, at: datetime, **facts: object) -> bool:
     """Move a payment if the map allows it from where it is; with success its money moves. Return whether it did."""
     payer = accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    written: dict[str, object] = {"state": state, "look_at": None} if state not in _OPEN else {"state": state}
-    written |= {"finished_at": at} if state not in _OPEN else {}
+    written: dict[str, object] = {} if state in _OPEN else {"look_at": None, "finished_at": at}
     if state == State.SUCCEEDED:
         written |= {"failure_code": "", "failure_text": ""}
-    moved = Payment.objects.filter(pk=payment.pk, state__in=sources).update(**(written | facts))
-    if not moved:
+    if not moves.move(payment, state, MOVES, **(written | facts)):
         return False
     if state == State.SUCCEEDED:
         _book(payment, payer, at=at)

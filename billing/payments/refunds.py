@@ -5,23 +5,15 @@ the processor has sent it, and comes back if it could not.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, ledger, receivables, runway
-from billing.errors import (
-    AlreadyDecided,
-    InsufficientFunds,
-    KeyReused,
-    OutcomeUnknown,
-    ProcessorRefused,
-    RefundTooLarge,
-    SecondPersonNeeded,
-    Stranger,
-)
+from billing import accounts, decisions, ledger, moves, receivables, runway
+from billing.errors import InsufficientFunds, KeyReused, OutcomeUnknown, ProcessorRefused, RefundTooLarge, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Dispute, Payment, Refund
 from billing.payments import gateway
@@ -29,7 +21,7 @@ from billing.payments.objects import PaidBack
 from billing.payments.paying import ANSWER_WITHIN, KEY_LIFE, LOOK_AGAIN_LEAST, LOOK_AGAIN_MOST
 
 State = Refund.State
-MOVES: dict[State, tuple[State, ...]] = {
+MOVES: Mapping[str, tuple[str, ...]] = {
     State.PROPOSED: (State.APPROVED, State.DECLINED),
     State.APPROVED: (State.SENDING,),
     State.SENDING: (State.UNKNOWN, State.PROCESSING, State.SUCCEEDED, State.FAILED),
@@ -79,12 +71,9 @@ def approve(*, refund: Refund, by: int, at: datetime) -> Refund:
 
     Raises RefundTooLarge where the customer has spent it meanwhile.
     """
-    if by == refund.proposed_by_id:
-        raise SecondPersonNeeded("somebody else has to decide about this refund")
     payment = refund.payment
     payer = accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
-    if not _move(refund, State.APPROVED, decided_by_id=by, decided_at=at, look_at=at):
-        raise AlreadyDecided("somebody decided about this already")
+    decisions.decide(refund, State.APPROVED, by=by, at=at, moves=MOVES, look_at=at)
     try:
         ledger.transfer(
             key=f"payback-aside:{refund.public_id}",
@@ -106,8 +95,7 @@ def approve(*, refund: Refund, by: int, at: datetime) -> Refund:
 def decline(*, refund: Refund, by: int, at: datetime) -> None:
     """Refund nothing; whoever proposed may take the proposal back in this way too."""
     accounts.lock(organization_id=refund.payment.organization_id, currency=refund.payment.currency)
-    if not _move(refund, State.DECLINED, decided_by_id=by, decided_at=at):
-        raise AlreadyDecided("somebody decided about this already")
+    decisions.decide(refund, State.DECLINED, by=by, at=at, moves=MOVES)
 
 
 def rows() -> QuerySet[Refund]:
@@ -236,9 +224,8 @@ def _fail(refund: Refund, why: str, *, at: datetime) -> None:
 
 
 def _move(refund: Refund, state: State, **facts: object) -> bool:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = Refund.objects.filter(pk=refund.pk, state__in=sources).update(state=state, **facts)
-    if moved:
-        refund.refresh_from_db(fields=["state", "sent_at", "look_at", "decided_at", "failure_text", "processor_id"])
-        log.info("refund %s: %s", refund.public_id, state)
-    return bool(moved)
+    if not moves.move(refund, state, MOVES, **facts):
+        return False
+    refund.refresh_from_db(fields=["state", "sent_at", "look_at", "failure_text", "processor_id"])
+    log.info("refund %s: %s", refund.public_id, state)
+    return True

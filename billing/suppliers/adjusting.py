@@ -6,20 +6,15 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet
 
-from billing import accounts, ledger
+from billing import accounts, decisions, ledger
 from billing.accounts import Organization
-from billing.errors import AlreadyDecided, BadAdjustment, KeyReused, SecondPersonNeeded
+from billing.errors import BadAdjustment, KeyReused
 from billing.models import Account, SlaVerdict, SupplierAdjustment
 from billing.suppliers import cards, purses
 from billing.suppliers.purses import Purse
 
 Kind = SupplierAdjustment.Kind
 State = SupplierAdjustment.State
-MOVES: dict[State, tuple[State, ...]] = {
-    State.PROPOSED: (State.APPROVED, State.DECLINED),
-    State.APPROVED: (),
-    State.DECLINED: (),
-}
 BPS = 10_000
 
 
@@ -82,32 +77,20 @@ def propose(
 @transaction.atomic
 def approve(*, adjustment: SupplierAdjustment, by: int, at: datetime) -> None:
     """Move what was proposed; not by whoever proposed it."""
-    if by == adjustment.proposed_by_id:
-        raise SecondPersonNeeded("somebody else has to decide about this adjustment")
-    _decide(adjustment, State.APPROVED, by=by, at=at)
+    decisions.decide(adjustment, State.APPROVED, by=by, at=at)
     _move(adjustment, at=at)
 
 
 @transaction.atomic
 def decline(*, adjustment: SupplierAdjustment, by: int, at: datetime) -> None:
     """Leave things as they are; whoever proposed may take the proposal back in this way too."""
-    _decide(adjustment, State.DECLINED, by=by, at=at)
+    decisions.decide(adjustment, State.DECLINED, by=by, at=at)
 
 
 def of(supplier: Organization) -> QuerySet[SupplierAdjustment]:
     """Return a supplier's adjustments, the newest first."""
     found = SupplierAdjustment.objects.filter(supplier=supplier.pk)
     return found.select_related("supplier", "verdict", "proposed_by", "decided_by").order_by("-pk")
-
-
-def _decide(adjustment: SupplierAdjustment, state: State, *, by: int, at: datetime) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = SupplierAdjustment.objects.filter(pk=adjustment.pk, state__in=sources).update(
-        state=state, decided_by_id=by, decided_at=at
-    )
-    if not moved:
-        raise AlreadyDecided("somebody decided about this already")
-    adjustment.refresh_from_db()
 
 
 def _move(adjustment: SupplierAdjustment, *, at: datetime) -> None:

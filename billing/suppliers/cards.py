@@ -7,18 +7,13 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
-from billing import accounts
+from billing import accounts, decisions
 from billing.accounts import Organization
-from billing.errors import AlreadyDecided, BadRateCard, KeyReused, RetroactivePrice, SecondPersonNeeded
+from billing.errors import BadRateCard, KeyReused, RetroactivePrice
 from billing.models import RateCard
 from billing.models.suppliers import BPS
 
 State = RateCard.State
-MOVES: dict[State, tuple[State, ...]] = {
-    State.PROPOSED: (State.APPROVED, State.DECLINED),
-    State.APPROVED: (),
-    State.DECLINED: (),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +61,10 @@ def propose(
 @transaction.atomic
 def approve(*, card: RateCard, by: int, at: datetime) -> RateCard:
     """Let a card be in force from its moment on, or from now on if that has passed. Not by whoever proposed it."""
-    if by == card.proposed_by_id:
-        raise SecondPersonNeeded("somebody else has to decide about this rate card")
     accounts.open_for(organization=card.supplier, is_supplier=True)
     try:
         with transaction.atomic():
-            _decide(card, State.APPROVED, by=by, at=at, effective_from=max(card.effective_from, at))
+            decisions.decide(card, State.APPROVED, by=by, at=at, effective_from=max(card.effective_from, at))
     except IntegrityError as error:
         raise BadRateCard("another rate card of this supplier begins at the same moment") from error
     return card
@@ -80,7 +73,7 @@ def approve(*, card: RateCard, by: int, at: datetime) -> RateCard:
 @transaction.atomic
 def decline(*, card: RateCard, by: int, at: datetime) -> None:
     """Leave things as they are; whoever proposed may take the proposal back in this way too."""
-    _decide(card, State.DECLINED, by=by, at=at, effective_from=card.effective_from)
+    decisions.decide(card, State.DECLINED, by=by, at=at)
 
 
 def of(supplier: Organization) -> QuerySet[RateCard]:
@@ -93,13 +86,3 @@ def in_force(*, supplier: Organization, offer: str, at: datetime) -> RateCard | 
     """Return by which card a supplier is paid for an offer at a moment, None where by none."""
     found = RateCard.objects.filter(Q(offer=offer) | Q(offer=""), supplier=supplier.pk, state=State.APPROVED)
     return found.filter(effective_from__lte=at).order_by("-offer", "-effective_from").first()
-
-
-def _decide(card: RateCard, state: State, *, by: int, at: datetime, effective_from: datetime) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = RateCard.objects.filter(pk=card.pk, state__in=sources).update(
-        state=state, decided_by_id=by, decided_at=at, effective_from=effective_from
-    )
-    if not moved:
-        raise AlreadyDecided("somebody decided about this already")
-    card.refresh_from_db()

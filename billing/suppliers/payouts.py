@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import Sum
 
-from billing import accounts, ledger
+from billing import accounts, ledger, moves
 from billing.errors import AlreadyDecided, OutcomeUnknown, ProcessorRefused, SecondPersonNeeded
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Payout, PayoutAccount, SupplierStatement
@@ -122,12 +122,11 @@ def look(*, payout_id: int, at: datetime) -> Payout:
 def move(payout: Payout, state: State, *, at: datetime, **facts: object) -> bool:
     """Move a payout if the map allows it from where it is; its money moves with it. Return whether it did."""
     purse = purses.lock([(payout.supplier_id, payout.currency)])[payout.supplier_id, payout.currency]
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    before = payout.state
-    written: dict[str, object] = {"state": state}
-    written |= {} if state in OPEN else {"look_at": None, "finished_at": at}
-    rows = Payout.objects.filter(pk=payout.pk, state=before, state__in=sources)
-    if not rows.update(**(written | facts)):
+    before = State(payout.state)
+    written: dict[str, object] = {} if state in OPEN else {"look_at": None, "finished_at": at}
+    # Only from where it was seen: what moves depends on that.
+    seen = {before: MOVES[before]}
+    if not moves.move(payout, state, seen, **(written | facts)):
         payout.refresh_from_db()
         return False
     processor = accounts.platform(Account.Kind.PROCESSOR, payout.currency)

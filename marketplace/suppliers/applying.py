@@ -5,7 +5,7 @@ from datetime import datetime
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
-from billing import accounts
+from billing import accounts, moves
 from marketplace import access, audit
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
@@ -67,11 +67,7 @@ def latest(organization: Organization) -> SupplierApplication | None:
 
 
 def _decide(actor: Actor, application: SupplierApplication, state: State, *, note: str, at: datetime) -> None:
-    sources = [source for source, targets in MOVES.items() if state in targets]
-    moved = SupplierApplication.objects.filter(pk=application.pk, state__in=sources).update(
-        state=state, decided_by=actor.user, decided_at=at, note=note[:200]
-    )
-    if not moved:
+    if not moves.move(application, state, MOVES, decided_by=actor.user, decided_at=at, note=note[:200]):
         raise Conflict(_("Somebody decided about this already."))
     application.refresh_from_db()
 
