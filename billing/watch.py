@@ -42,11 +42,15 @@ def rung_of(*, exhausts_at: datetime | None, told: Rung, at: datetime) -> Rung:
     for rung, lasts in LADDER:
         if exhausts_at is None:
             break
-        # Up again only with a quarter more; what is used up is over with the first bit of money.
-        reached = lasts * 5 // 4 if ORDER.index(told) >= ORDER.index(rung) else lasts
+        reached = _left_after(lasts) if ORDER.index(told) >= ORDER.index(rung) else lasts
         if exhausts_at <= at + reached:
             found = rung
     return found
+
+
+def _left_after(lasts: timedelta) -> timedelta:
+    """Up again only with a quarter more; what is used up is over with the first bit of money."""
+    return lasts * 5 // 4
 
 
 def look(*, at: datetime, limit: int = 500) -> int:
@@ -54,13 +58,8 @@ def look(*, at: datetime, limit: int = 500) -> int:
 
     Safe to repeat, to run twice at once and to be killed: each organization is one transaction behind its gate.
     """
-    moved = 0
-    for row in _suspects(at).select_related("organization__runway_watch")[:limit]:
-        watch = getattr(row.organization, "runway_watch", None)
-        told = Rung(watch.rung) if watch else Rung.ENOUGH
-        if rung_of(exhausts_at=row.exhausts_at, told=told, at=at) != told:
-            moved += _move(row.organization_id, row.organization.currency, at=at)
-    return moved
+    crossed = _crossed(at).select_related("organization")[:limit]
+    return sum(_move(row.organization_id, row.organization.currency, at=at) for row in crossed)
 
 
 def used_up(*, at: datetime) -> list[int]:
@@ -73,11 +72,19 @@ def used_up(*, at: datetime) -> list[int]:
     return list(found.order_by("exhausts_at").values_list("organization_id", flat=True))
 
 
-def _suspects(at: datetime) -> QuerySet[Runway]:
-    """Everybody whose money lasts a week at most, or was told to."""
-    low = Q(exhausts_at__lte=at + LADDER[0][1])
-    was_told = Q(organization__runway_watch__isnull=False) & ~Q(organization__runway_watch__rung=Rung.ENOUGH)
-    return Runway.objects.filter(low | was_told).order_by("exhausts_at", "pk")
+def _crossed(at: datetime) -> QuerySet[Runway]:
+    """Everybody whose money is on another rung than they were told: `rung_of` as a condition.
+
+    Whoever stays where they are is not among them, so that a look is of bounded length and yet reaches everybody.
+    """
+    told = "organization__runway_watch__rung"
+    crossed = (Q(organization__runway_watch=None) | Q(**{told: Rung.ENOUGH})) & Q(exhausts_at__lte=at + LADDER[0][1])
+    for (rung, lasts), below in zip(LADDER, [*LADDER[1:], None], strict=True):
+        moved = Q(exhausts_at=None) | Q(exhausts_at__gt=at + _left_after(lasts))
+        if below is not None:
+            moved |= Q(exhausts_at__lte=at + below[1])
+        crossed |= Q(**{told: rung}) & moved
+    return Runway.objects.filter(crossed).order_by("exhausts_at", "pk")
 
 
 @transaction.atomic

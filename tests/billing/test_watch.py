@@ -100,6 +100,30 @@ def test_who_pays_in_the_grace_is_not_stopped():
     assert kinds(known)[-1:] == ["used_up"]
 
 
+@pytest.mark.django_db
+def test_those_whose_money_stays_used_up_keep_nobody_else_from_being_told():
+    acme = burning(promo=200 * USD)
+    for number in range(3):
+        start(make_organization(), resource_id=f"broke_{number}", price_version=PriceVersion.objects.get())
+    assert watch.look(at=NOON) == 3
+    assert [watch.look(at=NOON + 33 * HOUR, limit=3) for _ in range(2)] == [1, 0]
+    assert kinds(acme) == ["runway_week"]
+
+
+@pytest.mark.django_db
+def test_the_sweep_looks_at_whoever_crossed_a_rung_and_at_nobody_else():
+    acme = burning(promo=10 * USD)
+    RunwayWatch.objects.create(organization=acme, since=NOON)
+    edges = [lasts * share // 4 for _, lasts in LADDER for share in (4, 5)]
+    for told in ORDER:
+        grace = {"grace_ends_at": NOON if told == Rung.USED_UP else None}
+        RunwayWatch.objects.update(rung=told, **grace)
+        for until in [None, *(NOON + edge + step * MINUTE for edge in edges for step in (-1, 0, 1))]:
+            Runway.objects.update(exhausts_at=until)
+            crossed = rung_of(exhausts_at=until, told=told, at=NOON) != told
+            assert watch._crossed(NOON).exists() == crossed, (told, until)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_two_sweeps_at_once_tell_once():
     acme = burning(promo=USD)
