@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import QuerySet
 
-from billing import accounts, collecting, invoice_payments, ledger, notices
+from billing import accounts, collecting, invoice_payments, ledger, notices, runway
 from billing.accounts import CustomerAccounts
 from billing.errors import BadAmount, NoCard, NoProcessor
 from billing.models import Account, Collection, DunningEvent, DunningStep, Notice, Payment
@@ -182,6 +182,7 @@ def _write_off(row: Collection, step: DunningStep, ask_micros: int, payer: Custo
         at=at,
     )
     invoice_payments.name(invoice=invoice, transfer_key=key, amount_micros=left, at=at)
+    runway.refresh(organization=invoice.organization, at=at)
     collecting.move(row, Collection.State.UNCOLLECTIBLE, at=at, written_off_micros=left)
     _tell(row, step, Notice.Kind.DUE_WRITTEN_OFF, left, at=at)
     return Outcome.DONE, None

@@ -18,10 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import bank, books, collecting, dunning, holds, invoice_payments, standing
+from billing import bank, books, collecting, dunning, holds, invoice_payments, runway, standing
 from billing.errors import PaymentsPastDue
 from billing.invoicing import crediting, debts
-from billing.models import Account, Card, Collection, DunningEvent, DunningStep, Invoice, Notice, Payment
+from billing.models import Account, Card, Collection, DunningEvent, DunningStep, Invoice, Notice, Payment, Runway
 from billing.payments import gateway, paying
 from tests.billing.invoicing import CLOSE, close, make_seller, use
 from tests.billing.makers import (
@@ -32,6 +32,7 @@ from tests.billing.makers import (
     hold_money,
     make_organization,
     make_price,
+    start,
     wallet,
 )
 from tests.billing.people import give_credit_line, two_people
@@ -255,6 +256,19 @@ def test_what_is_written_off_and_paid_after_all_is_recovered():
     approved(recorded(acme, 10 * USD, invoice=invoice), at=after(81))
     assert (state(), sanction(acme), wallet(acme).cash_micros) == ("paid", "", 4 * USD)
     assert books.check(at=after(90)) == []
+
+
+def test_what_is_written_off_is_not_owed_any_more_so_the_money_lasts_longer():
+    acme, _ = owing()
+    start(acme, quantity=1, at=CLOSE, price_version=make_price(sku="volume", micros_per_unit_hour=1))
+    for day in days(-8, 59):
+        run(after(day))
+    before = Runway.objects.get().funds_micros
+    run(after(60))
+    assert state() == "uncollectible"
+    now = runway.refresh(organization=acme, at=after(60))
+    assert Runway.objects.get().funds_micros == now.funds_micros
+    assert now.funds_micros > before
 
 
 def test_the_database_refuses_a_step_twice_and_harm_before_the_due_day():
