@@ -4,14 +4,15 @@ import logging
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import F, Q, QuerySet, Sum
-from django.db.models.functions import Least
+from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce, Least
 
 from billing import accounts
 from billing.accounts import Organization
 from billing.errors import BadAmount, NoCard
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, AutomaticTopUp, Payment
+from billing.models.payments import OPEN_STATES
 from billing.months import month_of
 from billing.payments import gateway, paying
 
@@ -59,22 +60,33 @@ def switch_off(*, organization: Organization, at: datetime) -> None:
 
 def spent_micros(*, organization: Organization, at: datetime) -> int:
     """Return what automatic top-ups took, or are about to take, in this calendar month (UTC)."""
-    taken = Payment.objects.filter(
-        organization_id=organization.pk, purpose=Payment.Purpose.AUTOMATIC, created_at__gte=month_of(at)
-    ).exclude(state__in=NOT_PAID)
+    taken = _taken(at).filter(organization_id=organization.pk)
     return taken.aggregate(total=Sum("amount_micros"))["total"] or 0
+
+
+def _taken(at: datetime) -> QuerySet[Payment]:
+    this_month = Payment.objects.filter(purpose=Payment.Purpose.AUTOMATIC, created_at__gte=month_of(at))
+    return this_month.exclude(state__in=NOT_PAID)
 
 
 def top_up_due(*, at: datetime, limit: int = 100) -> int:
     """Order a top-up for everybody who is below their threshold; return how many were ordered. Safe to repeat."""
     if not gateway.is_there():
         return 0
-    return sum(_ordered(rule, at=at) for rule in _below()[:limit])
+    return sum(_ordered(rule, at=at) for rule in _below(at)[:limit])
 
 
-def _below() -> QuerySet[AutomaticTopUp]:
-    """Return the rules of those who have less free than their threshold, by the balances of their accounts."""
+def _below(at: datetime) -> QuerySet[AutomaticTopUp]:
+    """Return the rules of those who have less free than their threshold, by the balances of their accounts.
+
+    Without those that wait, for the answer to a charge or for the next month: a sweep is bounded and reaches all else.
+    """
     rules = AutomaticTopUp.objects.filter(is_on=True, paused_because="").select_related("organization")
+    mine = {"organization": OuterRef("organization")}
+    under_way = Payment.objects.filter(purpose=Payment.Purpose.AUTOMATIC, state__in=OPEN_STATES, **mine)
+    spent = _taken(at).filter(**mine).order_by().values("organization").annotate(total=Sum("amount_micros"))
+    spent_micros = Coalesce(Subquery(spent.values("total")), 0, output_field=BigIntegerField())
+    rules = rules.filter(~Exists(under_way), monthly_ceiling_micros__gte=F("amount_micros") + spent_micros)
     kinds = (Account.Kind.PROMO, Account.Kind.CASH, Account.Kind.RECEIVABLE)
     ours = Q(organization__accounts__kind__in=kinds, organization__accounts__currency=F("organization__currency"))
     balance, held = F("organization__accounts__balance_micros"), F("organization__accounts__held_micros")

@@ -7,7 +7,7 @@ import pytest
 from billing.errors import BadAmount
 from billing.models import AutomaticTopUp, Payment
 from billing.payments import automatic, cards, paying
-from tests.billing.makers import NOON, USD, account, grant, hold_money, move, wallet
+from tests.billing.makers import NOON, USD, account, grant, hold_money, make_organization, move, wallet
 from tests.billing.payments.stage import DECLINED_LATER
 
 RULE = {"threshold_micros": 10 * USD, "amount_micros": 20 * USD, "monthly_ceiling_micros": 50 * USD}
@@ -61,6 +61,18 @@ def test_a_month_never_takes_more_than_the_ceiling(ruled, processor):
 def test_one_that_is_on_its_way_keeps_the_next_from_being_ordered(ruled, processor):
     assert automatic.top_up_due(at=processor.at) == 1
     assert automatic.top_up_due(at=processor.at) == 0
+
+
+def test_those_who_wait_keep_nobody_else_from_being_topped_up(ruled, processor):
+    for _ in range(2):  # so much is what a month may take
+        assert sweep(processor) == 1
+        spend_all(ruled)
+    others = [make_organization() for _ in range(2)]
+    for other in others:
+        processor.card(other)
+        automatic.set_rule(organization=other, at=NOON, **RULE)
+    assert [automatic.top_up_due(at=processor.at, limit=1) for _ in range(3)] == [1, 1, 0]
+    assert [one.organization for one in Payment.objects.order_by("-pk")[:2]] == others[::-1]
 
 
 def test_after_a_card_failed_it_waits_until_somebody_changes_it(customer, processor):
