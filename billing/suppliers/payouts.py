@@ -94,20 +94,23 @@ def look_due(*, at: datetime, limit: int = 50) -> int:
     """Send what waits and look at what is open and due; return how many. None of them stops the others."""
     if not gateway.is_there():
         return 0
-    due = Payout.objects.filter(look_at__lte=at).order_by("look_at").values_list("pk", flat=True)[:limit]
-    for key in due:
+    due = Payout.objects.filter(look_at__lte=at).exclude(state=State.CREATED, account__held_at__isnull=False)
+    keys = list(due.order_by("look_at").values_list("pk", flat=True)[:limit])
+    for key in keys:
         try:
             look(payout_id=key, at=at)
         except Exception:
             log.exception("payout %s was not looked at", key)
-    return len(due)
+    return len(keys)
 
 
 def look(*, payout_id: int, at: datetime) -> Payout:
-    """Send a payout, or look what became of it. Network. Whoever comes second does nothing."""
+    """Send a payout, unless they are held back, or look what became of it. Network. Whoever comes second does nothing."""
     payout = _read(payout_id)
     if payout.state == State.CREATED:
-        if move(payout, State.SENDING, at=at, sent_at=at, look_at=at + ANSWER_WITHIN):
+        if payout.account.held_at is None and move(
+            payout, State.SENDING, at=at, sent_at=at, look_at=at + ANSWER_WITHIN
+        ):
             return _call(payout, at=at)
     elif payout.state == State.SENDING and payout.look_at is not None and payout.look_at <= at:
         move(payout, State.UNKNOWN, at=at, look_at=at)

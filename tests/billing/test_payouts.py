@@ -203,6 +203,18 @@ def test_what_waits_can_be_called_off(nordlys, processor):
         payouts.cancel(payout=Payout.objects.latest("pk"), at=PAYDAY)
 
 
+def test_what_was_ordered_waits_while_payouts_are_held_back(nordlys, processor):
+    payouts.order_due(at=PAYDAY)
+    account = PayoutAccount.objects.get()
+    connecting.hold(account=account, is_held=True, at=PAYDAY)
+    assert payouts.look_due(at=PAYDAY + MINUTE) == 0
+    assert payouts.look(payout_id=Payout.objects.get().pk, at=PAYDAY + MINUTE).state == "created"
+    assert not processor.calls
+    connecting.hold(account=account, is_held=False, at=PAYDAY + HOUR)
+    assert payouts.look_due(at=PAYDAY + HOUR) == 1
+    assert Payout.objects.get().state == "paid"
+
+
 def test_a_payout_is_taken_back_by_two_people(nordlys, processor):
     made, first, second = pay(), make_person(), make_person()
     with pytest.raises(SecondPersonNeeded):
