@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
 
 from billing import accounts, collecting, invoice_payments, ledger, moves, receivables, runway
 from billing.errors import BadAmount, KeyReused, NoCard, NoProcessor, OutcomeUnknown, ProcessorRefused, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Card, Payment
+from billing.models.payments import OPEN_STATES
 from billing.payments import customers, gateway
 from billing.payments.objects import Hosted, Intent
 
@@ -212,7 +212,7 @@ def of_key(key: str) -> Payment:
 def move(payment: Payment, state: State, *, at: datetime, **facts: object) -> bool:
     """Move a payment if the map allows it from where it is; with success its money moves. Return whether it did."""
     payer = accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
-    written: dict[str, object] = {} if state in _OPEN else {"look_at": None, "finished_at": at}
+    written: dict[str, object] = {} if state in OPEN_STATES else {"look_at": None, "finished_at": at}
     if state == State.SUCCEEDED:
         written |= {"failure_code": "", "failure_text": ""}
     if not moves.move(payment, state, MOVES, **(written | facts)):
@@ -222,9 +222,6 @@ def move(payment: Payment, state: State, *, at: datetime, **facts: object) -> bo
     log.info("payment %s: %s", payment.public_id, state)
     payment.refresh_from_db()
     return True
-
-
-_OPEN = (State.CREATED, State.SENDING, State.UNKNOWN, State.NEEDS_ACTION, State.PROCESSING)
 
 
 def _book(payment: Payment, payer: accounts.CustomerAccounts, *, at: datetime) -> None:
@@ -306,7 +303,7 @@ def _never_arrived(payment: Payment, customer: str, *, at: datetime) -> Payment:
 
 def _arrive(payment: Payment, state: State, *, at: datetime, **facts: object) -> None:
     """Move to a state that the processor reported; where it is there already, or beyond, only learn its ids."""
-    look_at = at + LOOK_AGAIN_MOST if state in _OPEN else None
+    look_at = at + LOOK_AGAIN_MOST if state in OPEN_STATES else None
     if not move(payment, state, at=at, **({"look_at": look_at} | facts)):
         ids = {name: value for name, value in facts.items() if name.endswith("_id") and value}
         Payment.objects.filter(pk=payment.pk).update(**ids)
@@ -343,7 +340,7 @@ def _look_later(payment: Payment, *, at: datetime) -> None:
     """Look again after as long as it has been open, so that an outage costs few calls."""
     waited = at - (payment.sent_at or payment.created_at)
     pause = min(max(waited, LOOK_AGAIN_LEAST), LOOK_AGAIN_MOST)
-    Payment.objects.filter(Q(state__in=_OPEN), pk=payment.pk).update(look_at=at + pause)
+    Payment.objects.filter(pk=payment.pk, state__in=OPEN_STATES).update(look_at=at + pause)
 
 
 def _tried(verb: Callable[..., object], **order: object) -> bool:

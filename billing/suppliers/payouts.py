@@ -22,6 +22,7 @@ from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Payout, PayoutAccount, SupplierStatement
 from billing.payments import gateway
 from billing.payments.objects import Transferred
+from billing.payments.paying import ANSWER_WITHIN, KEY_LIFE
 from billing.suppliers import purses, schedule
 
 State = Payout.State
@@ -37,8 +38,6 @@ MOVES: dict[State, tuple[State, ...]] = {
     State.REVERSED: (),
 }
 OPEN = (State.CREATED, State.SENDING, State.UNKNOWN, State.REVERSING)
-KEY_LIFE = timedelta(hours=23)
-ANSWER_WITHIN = timedelta(minutes=2)
 LOOK_AGAIN = timedelta(minutes=10)
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ def look_due(*, at: datetime, limit: int = 50) -> int:
 
 
 def look(*, payout_id: int, at: datetime) -> Payout:
-    """Send a payout, unless they are held back, or look what became of it. Network. Whoever comes second does nothing."""
+    """Send a payout unless they are held back, or look what became of it. Network. Who comes second does nothing."""
     payout = _read(payout_id)
     if payout.state == State.CREATED:
         if payout.account.held_at is None and move(
