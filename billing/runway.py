@@ -140,11 +140,6 @@ def exhausts_at(*, funds_micros: int, burn_micros_per_hour: int, at: datetime) -
     return at + lasts_ms * rating.MILLISECOND
 
 
-def exhausted(*, at: datetime) -> QuerySet[Runway, int]:
-    """Return the ids of the organizations whose money is used up while they still burn it."""
-    return Runway.objects.filter(exhausts_at__lte=at).order_by("exhausts_at").values_list("organization_id", flat=True)
-
-
 def running_low(*, at: datetime) -> QuerySet[Runway]:
     """Return the runways of those whose level is `LOW` or worse, the most urgent first."""
     return Runway.objects.filter(exhausts_at__lte=at + LOW).order_by("exhausts_at")

@@ -72,14 +72,14 @@ def test_what_is_owed_shortens_the_runway(acme):
 def test_who_has_nothing_is_exhausted_at_once():
     poor = make_organization()
     start(poor)
-    assert list(runway.exhausted(at=NOON)) == [poor.pk]
+    assert runway.level(organization=poor, at=NOON) == Level.EXHAUSTED
 
 
 @pytest.mark.django_db
 def test_the_exhausted_are_those_whose_moment_has_come(acme):
     start(acme, quantity=2)
-    assert list(runway.exhausted(at=NOON + 3 * HOUR - MS)) == []
-    assert list(runway.exhausted(at=NOON + 3 * HOUR)) == [acme.pk]
+    assert runway.level(organization=acme, at=NOON + 3 * HOUR - MS) == Level.CRITICAL
+    assert runway.level(organization=acme, at=NOON + 3 * HOUR) == Level.EXHAUSTED
 
 
 @pytest.mark.django_db
