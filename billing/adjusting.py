@@ -6,9 +6,10 @@ the charges, less what was moved before, moves once. So late and corrected use
 needs no rule of its own, and neither does a volume tier that turns back.
 """
 
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,12 +17,15 @@ from django.db import connection, transaction
 
 from billing import accounts, commitments, daily, ledger, rating, rebates, runway, tiers
 from billing.accounts import CustomerAccounts
+from billing.batches import in_parts
 from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, PriceVersion, Transfer
 from billing.months import month_of, next_month
 from billing.rating import MILLISECOND
 
 BATCH = 200
 BULK = 2000
+
+log = logging.getLogger(__name__)
 
 ADJUSTS = "(price.model <> 'flat' OR price.minimum_micros > 0)"
 # Who uses something that is not simply its base rate, and who has a commitment that was not over then.
@@ -87,16 +91,25 @@ class _Customer:
 def post_due(*, at: datetime, seconds: int = 40) -> int:
     """Bring the bills of everybody up to date who does not pay base rates alone; return how many amounts moved.
 
-    Safe to repeat, to run twice at once and to be killed: a batch is posted whole or not at all.
+    Safe to repeat, to run twice at once and to be killed: a batch is posted whole or not at all. With whom it fails is
+    left, so that the others have theirs.
     """
     deadline = time.monotonic() + seconds
     posted, after = 0, 0
     since = window_start(at)
     while time.monotonic() < deadline and (organization_ids := _due(since=since, after=after)):
-        with transaction.atomic():
-            posted += bring_up_to_date(accounts.lock_many(organization_ids), since=since, at=at)
+        posted += sum(in_parts(organization_ids, lambda part: _post(part, since=since, at=at), leave=_leave))
         after = organization_ids[-1]
     return posted
+
+
+@transaction.atomic
+def _post(organization_ids: Sequence[int], *, since: datetime, at: datetime) -> int:
+    return bring_up_to_date(accounts.lock_many(organization_ids), since=since, at=at)
+
+
+def _leave(organization_id: int) -> None:
+    log.exception("what tiers and commitments make of the use of organization %s was not posted", organization_id)
 
 
 def window_start(at: datetime) -> datetime:

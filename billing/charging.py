@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import connection, transaction
 from django.db.models import Sum
 
 from billing import accounts, floating, ledger, rating, receivables
+from billing.batches import in_parts
 from billing.models import Account, Charge, Transfer, UsageSpan
 
 # What is not charged yet is known to the runway, so the period only decides how fresh balances look.
@@ -189,7 +190,8 @@ def charge_due(*, at: datetime, limit: int = 2_000) -> int:
     with connection.cursor() as cursor:
         cursor.execute(DUE, {"before": at - CHARGE_EVERY, "limit": limit})
         due = sorted(cursor.fetchall())
-    return sum(_charge_or_leave(due[begin : begin + BATCH], at) for begin in range(0, len(due), BATCH))
+    batches = (due[begin : begin + BATCH] for begin in range(0, len(due), BATCH))
+    return sum(sum(in_parts(batch, lambda part: _charge_batch(part, at), leave=_leave)) for batch in batches)
 
 
 def charge_span(*, span: UsageSpan, through: datetime) -> int:
@@ -220,20 +222,8 @@ def charge_locked(spans: Collection[int], *, through: datetime, ended_at: dateti
     return sum(leg.charges for leg in legs)
 
 
-def _charge_or_leave(batch: Sequence[tuple[int, int]], at: datetime) -> int:
-    try:
-        return _charge_batch(batch, at)
-    except (
-        OperationalError,
-        InterfaceError,
-    ):  # the server's or the network's fault, not a span's: the next sweep finds them again
-        raise
-    except Exception:
-        if len(batch) == 1:
-            log.exception("span %s was not charged", UsageSpan.objects.get(pk=batch[0][1]).public_id)
-            return 0
-    middle = len(batch) // 2
-    return _charge_or_leave(batch[:middle], at) + _charge_or_leave(batch[middle:], at)
+def _leave(due: tuple[int, int]) -> None:
+    log.exception("span %s was not charged", UsageSpan.objects.get(pk=due[1]).public_id)
 
 
 @transaction.atomic

@@ -15,6 +15,7 @@ from django.db.models import Max, Sum
 
 from billing import accounts, adjusting, charging, rating
 from billing.accounts import CustomerAccounts, Organization
+from billing.batches import in_parts
 from billing.errors import NoSeller, NothingToInvoice
 from billing.invoicing import adjusted, pieces, prepaid, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
@@ -53,7 +54,7 @@ def issue_due(*, at: datetime, seconds: int = 40) -> int:
         after = 0
         while organization_ids := pieces.due(cutoff=cutoff, after=after, limit=BATCH):
             try:
-                issued += len(_issue_together(organization_ids, cutoff=cutoff, at=at))
+                issued += _issue_together(organization_ids, cutoff=cutoff, at=at)
             except NoSeller:
                 log.warning("no invoice was issued: nobody was named as the seller")
                 return issued
@@ -63,18 +64,16 @@ def issue_due(*, at: datetime, seconds: int = 40) -> int:
     return issued
 
 
-def _issue_together(organization_ids: Sequence[int], *, cutoff: datetime, at: datetime) -> list[Invoice]:
-    """Issue a batch; where one of it cannot be issued, each alone, so that it does not keep the others from theirs."""
-    try:
-        return _issue_batch(organization_ids, cutoff=cutoff, at=at)
-    except NoSeller:
-        raise
-    except Exception:
-        if len(organization_ids) == 1:
-            log.exception("the invoice of organization %s was not issued", organization_ids[0])
-            return []
-        log.warning("a batch of invoices failed; each is issued alone")
-    return [invoice for key in organization_ids for invoice in _issue_together([key], cutoff=cutoff, at=at)]
+def _issue_together(organization_ids: Sequence[int], *, cutoff: datetime, at: datetime) -> int:
+    """Issue a batch, less whoever of it cannot have one; return how many. Raises NoSeller while nobody sells."""
+    done = in_parts(
+        organization_ids, lambda part: len(_issue_batch(part, cutoff=cutoff, at=at)), leave=_leave, stops=(NoSeller,)
+    )
+    return sum(done)
+
+
+def _leave(organization_id: int) -> None:
+    log.exception("the invoice of organization %s was not issued", organization_id)
 
 
 def month_ends(*, until: datetime) -> list[datetime]:

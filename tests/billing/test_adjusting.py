@@ -87,6 +87,24 @@ def test_a_close_that_finds_nothing_new_moves_nothing(rich):
     assert AdjustmentPosting.objects.count() == 1
 
 
+def test_one_whose_month_cannot_be_worked_out_keeps_nobody_else_from_theirs(rich, monkeypatch):
+    price, other, whole = tiered(), make_organization(cash=RICH), adjusting._rated
+    for organization in (rich, other):
+        run(organization, price, hours=150, quantity=1)
+
+    def fails(key, *rest):
+        if key == rich.pk:
+            raise ArithmeticError
+        return whole(key, *rest)
+
+    monkeypatch.setattr(adjusting, "_rated", fails)
+    assert adjusting.post_due(at=NOON + 200 * HOUR) == 1
+    assert (spent(rich), spent(other)) == (150 * PRICE, cost(150))
+    monkeypatch.undo()
+    assert adjusting.post_due(at=NOON + 200 * HOUR) == 1
+    assert spent(rich) == cost(150)
+
+
 def test_what_still_runs_is_counted_until_now_and_the_rest_later(rich):
     span = run(rich, tiered(), hours=None, quantity=1)
     for hours in (99, 101, 150):
