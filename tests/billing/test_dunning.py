@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import bank, books, collecting, dunning, holds, invoice_payments, runway, standing
+from billing import bank, books, collecting, disputes, dunning, holds, invoice_payments, runway, standing
 from billing.errors import PaymentsPastDue
 from billing.invoicing import crediting, debts
 from billing.models import Account, Card, Collection, DunningEvent, DunningStep, Invoice, Notice, Payment, Runway
@@ -37,6 +37,7 @@ from tests.billing.makers import (
 )
 from tests.billing.people import give_credit_line, two_people
 from tests.billing.test_bank import approved, recorded
+from tests.billing.test_disputes import disputed
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
@@ -256,6 +257,17 @@ def test_what_is_written_off_and_paid_after_all_is_recovered():
     approved(recorded(acme, 10 * USD, invoice=invoice), at=after(81))
     assert (state(), sanction(acme), wallet(acme).cash_micros) == ("paid", "", 4 * USD)
     assert books.check(at=after(90)) == []
+
+
+def test_nothing_is_written_off_while_a_part_is_disputed():
+    _, invoice = owing()
+    dispute = disputed(invoice, 4 * USD)
+    for day in days(-8, 70):
+        run(after(day))
+    assert (state(), actions()[-1]) == ("past_due", "mail")
+    disputes.reject(dispute=dispute, answer="It ran", by=two_people()[1], at=after(70))
+    run(after(70))
+    assert state() == "uncollectible"
 
 
 def test_what_is_written_off_is_not_owed_any_more_so_the_money_lasts_longer():
