@@ -4,13 +4,11 @@ from datetime import date, datetime
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
-from django.db.models import F
 
 from billing import accounts, collecting, decisions, invoice_payments, ledger, receivables, runway
-from billing.accounts import CustomerAccounts
 from billing.errors import BadBankTransfer, KeyReused
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import Account, BankTransfer, Collection, Invoice
+from billing.models import Account, BankTransfer, Invoice
 
 Direction = BankTransfer.Direction
 State = BankTransfer.State
@@ -94,36 +92,14 @@ def approve(*, transfer: BankTransfer, by: int, at: datetime) -> None:
     )
     payer = accounts.lock(organization_id=organization.pk, currency=transfer.currency)  # as it is now
     if transfer.invoice is not None:
-        _match(transfer.invoice, transfer, payer, at=at)
+        invoice_payments.pay_from_cash(
+            payer=payer, invoice=transfer.invoice, most_micros=transfer.amount_micros, cause=key, at=at
+        )
         payer = accounts.lock(organization_id=organization.pk, currency=transfer.currency)
     if came_in:
         receivables.settle(freed=payer.cash, cause=key, at=at)
     runway.refresh(organization=organization, at=at)
     collecting.review(organization=organization, at=at)
-
-
-def _match(invoice: Invoice, transfer: BankTransfer, payer: CustomerAccounts, *, at: datetime) -> None:
-    """Pay the invoice that a transfer names; one that was written off is recovered."""
-    key = f"bank:{transfer.public_id}"
-    row = Collection.objects.filter(invoice=invoice, state=Collection.State.UNCOLLECTIBLE).first()
-    if row is None:
-        invoice_payments.pay_from_cash(
-            payer=payer, invoice=invoice, most_micros=transfer.amount_micros, cause=key, at=at
-        )
-        return
-    share = min(transfer.amount_micros, row.written_off_micros - row.recovered_micros, payer.cash.free_micros)
-    ledger.transfer(
-        key=f"recover:{transfer.public_id}",
-        source=payer.cash,
-        target=accounts.platform(Account.Kind.BAD_DEBT, transfer.currency),
-        amount_micros=share,
-        reason=f"Invoice {invoice.number} paid after it was written off",
-        at=at,
-    )
-    Collection.objects.filter(pk=row.pk).update(recovered_micros=F("recovered_micros") + share)
-    row.refresh_from_db()
-    if row.recovered_micros == row.written_off_micros:
-        collecting.move(row, Collection.State.PAID, at=at)
 
 
 @transaction.atomic

@@ -2,10 +2,12 @@
 
 from datetime import datetime
 
-from billing import accounts, ledger
+from django.db.models import F
+
+from billing import accounts, collecting, ledger
 from billing.accounts import CustomerAccounts, Organization
 from billing.invoicing import debts
-from billing.models import Invoice, InvoicePayment
+from billing.models import Account, Collection, Invoice, InvoicePayment
 
 
 def left_micros(invoice: Invoice, organization: Organization) -> int:
@@ -16,10 +18,16 @@ def left_micros(invoice: Invoice, organization: Organization) -> int:
 def pay_from_cash(*, payer: CustomerAccounts, invoice: Invoice, most_micros: int, cause: str, at: datetime) -> int:
     """Pay what is left of an invoice from cash that is free, up to an amount; return how much that was.
 
+    One that was written off is recovered.
+
     Called in the transaction that brought the money, behind the gate, with the accounts as they are now and before what
     else is owed is settled. `cause` is the key of that event.
     """
-    share = min(left_micros(invoice, invoice.organization), most_micros, max(0, payer.cash.free_micros))
+    most_micros = min(most_micros, payer.cash.free_micros)
+    lost = Collection.objects.filter(invoice=invoice, state=Collection.State.UNCOLLECTIBLE).first()
+    if lost is not None:
+        return _recover(lost, invoice, payer, most_micros, cause=cause, at=at)
+    share = min(left_micros(invoice, invoice.organization), most_micros)
     if share <= 0:
         return 0
     key = f"settle:{cause}:invoice"
@@ -32,6 +40,27 @@ def pay_from_cash(*, payer: CustomerAccounts, invoice: Invoice, most_micros: int
         at=at,
     )
     name(invoice=invoice, transfer_key=key, amount_micros=share, at=at)
+    return share
+
+
+def _recover(
+    lost: Collection, invoice: Invoice, payer: CustomerAccounts, most_micros: int, *, cause: str, at: datetime
+) -> int:
+    share = min(lost.written_off_micros - lost.recovered_micros, most_micros)
+    if share <= 0:
+        return 0
+    ledger.transfer(
+        key=f"recover:{cause}",
+        source=payer.cash,
+        target=accounts.platform(Account.Kind.BAD_DEBT, invoice.currency),
+        amount_micros=share,
+        reason=f"Invoice {invoice.number} paid after it was written off",
+        at=at,
+    )
+    Collection.objects.filter(pk=lost.pk).update(recovered_micros=F("recovered_micros") + share)
+    lost.refresh_from_db()
+    if lost.recovered_micros == lost.written_off_micros:
+        collecting.move(lost, Collection.State.PAID, at=at)
     return share
 
 

@@ -259,6 +259,22 @@ def test_what_is_written_off_and_paid_after_all_is_recovered():
     assert books.check(at=after(90)) == []
 
 
+def test_a_card_recovers_what_was_written_off_as_a_bank_transfer_does(card_rail):
+    acme, invoice = owing()
+    for day in days(-8, 70):
+        run(after(day))
+    save_card(acme)
+    for number, expected in enumerate(("uncollectible", "paid")):
+        payment = paying.charge(
+            organization=acme, amount_micros=(4 + 2 * number) * USD, purpose=Payment.Purpose.INVOICE,
+            key=f"late-{number}", reference=invoice.public_id, at=after(80),
+        )  # fmt: skip
+        settle_payment(payment, Payment.State.SUCCEEDED, at=after(80))
+        assert state() == expected
+    assert (sanction(acme), wallet(acme).cash_micros) == ("", 0)
+    assert books.check(at=after(90)) == []
+
+
 def test_nothing_is_written_off_while_a_part_is_disputed():
     _, invoice = owing()
     dispute = disputed(invoice, 4 * USD)
