@@ -92,6 +92,8 @@ class AgentRun:
 class Node:
     """The inside of an agent without its threads and without a control plane: the test says what and when."""
 
+    patience_s = 15.0
+
     def __init__(self, path: Path) -> None:
         self.home = Home(path)
         self.home.begin_epoch()
@@ -167,14 +169,12 @@ class Node:
         return next(one for one in self.runtime.observed if one.id == name)
 
     def until(self, name: str, state: str) -> Observed:
-        """Step until an assignment is in a state."""
-
-        def ask() -> Observed | None:
-            seen = self.look(name)
-            return seen if seen.state == state else None
-
-        found: Observed = eventually(ask)
-        return found
+        """Step until an assignment is in a state; a failure names the one in which it stayed."""
+        limit = time.monotonic() + self.patience_s
+        while (seen := self.look(name)).state != state:
+            assert time.monotonic() < limit, f"still {seen} after {self.patience_s} s"
+            time.sleep(0.02)
+        return seen
 
     def stays(self, name: str, state: str, *, seconds: float = 0.4) -> Observed:
         """Step for a while; the assignment must not leave its state."""
