@@ -29,19 +29,19 @@ SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1000, 60_000, 3_600_000, 86_400_000
 
 # Each phase has an icon beside its word and its colour, so that none of the three has to be seen.
 PHASES: dict[Phase, tuple[str, str]] = {
-    Phase.QUEUED: ("clock", "moving"),
-    Phase.PLACING: ("loader", "moving"),
-    Phase.PROVISIONING: ("loader", "moving"),
-    Phase.VERIFYING: ("loader", "moving"),
-    Phase.RUNNING: ("play", "good"),
-    Phase.STOPPING: ("loader", "moving"),
-    Phase.STOPPED: ("stop", "quiet"),
-    Phase.NOTIFIED: ("alert", "warn"),
-    Phase.DRAINING: ("alert", "warn"),
-    Phase.INTERRUPTED: ("pause", "warn"),
-    Phase.TERMINATING: ("loader", "moving"),
-    Phase.TERMINATED: ("minus", "quiet"),
-    Phase.FAILED: ("alert", "bad"),
+    Phase.QUEUED: ("moving", "clock"),
+    Phase.PLACING: ("moving", "loader"),
+    Phase.PROVISIONING: ("moving", "loader"),
+    Phase.VERIFYING: ("moving", "loader"),
+    Phase.RUNNING: ("good", "play"),
+    Phase.STOPPING: ("moving", "loader"),
+    Phase.STOPPED: ("quiet", "stop"),
+    Phase.NOTIFIED: ("warn", "alert"),
+    Phase.DRAINING: ("warn", "alert"),
+    Phase.INTERRUPTED: ("warn", "pause"),
+    Phase.TERMINATING: ("moving", "loader"),
+    Phase.TERMINATED: ("quiet", "minus"),
+    Phase.FAILED: ("bad", "alert"),
 }
 
 
@@ -63,91 +63,87 @@ def badge(text: str, tone: str = "quiet", name: str = "info") -> SafeString:
 @register.simple_tag
 def phase(instance: Instance) -> SafeString:
     """Write where an instance stands."""
-    name, tone = PHASES[Phase(instance.phase)]
     if instance.is_charged and instance.health == Instance.Health.UNREACHABLE:
         return badge(instance.get_health_display(), "warn", "alert")
-    return badge(instance.get_phase_display(), tone, name)
+    return badge(instance.get_phase_display(), *PHASES[Phase(instance.phase)])
 
 
 BID_STATES: dict[str, tuple[Promise, str, str]] = {
-    "waiting": (gettext_lazy("Waiting"), "clock", "moving"),
-    "unfunded": (gettext_lazy("Without funds"), "alert", "bad"),
-    "excluded": (gettext_lazy("Kept out by a policy"), "alert", "bad"),
-    "won": (gettext_lazy("Won, starting"), "loader", "moving"),
-    "running": (gettext_lazy("Running"), "play", "good"),
-    "notified": (gettext_lazy("Interruption announced"), "alert", "warn"),
-    "interrupted": (gettext_lazy("Interrupted"), "pause", "warn"),
-    "resting": (gettext_lazy("Not bidding"), "stop", "quiet"),
-    "ended": (gettext_lazy("Ended"), "minus", "quiet"),
+    "waiting": (gettext_lazy("Waiting"), "moving", "clock"),
+    "unfunded": (gettext_lazy("Without funds"), "bad", "alert"),
+    "excluded": (gettext_lazy("Kept out by a policy"), "bad", "alert"),
+    "won": (gettext_lazy("Won, starting"), "moving", "loader"),
+    "running": (gettext_lazy("Running"), "good", "play"),
+    "notified": (gettext_lazy("Interruption announced"), "warn", "alert"),
+    "interrupted": (gettext_lazy("Interrupted"), "warn", "pause"),
+    "resting": (gettext_lazy("Not bidding"), "quiet", "stop"),
+    "ended": (gettext_lazy("Ended"), "quiet", "minus"),
 }
 
 
 @register.simple_tag
 def bid_state(state: str) -> SafeString:
     """Write where a bid stands."""
-    text, name, tone = BID_STATES[state]
-    return badge(str(text), tone, name)
+    text, *look = BID_STATES[state]
+    return badge(str(text), *look)
 
 
 VOLUME_STATES: dict[Volume.State, tuple[str, str]] = {
-    Volume.State.CREATING: ("loader", "moving"),
-    Volume.State.AVAILABLE: ("check", "good"),
-    Volume.State.ATTACHED: ("play", "good"),
-    Volume.State.DELETING: ("trash", "warn"),
-    Volume.State.DELETED: ("minus", "quiet"),
-    Volume.State.FAILED: ("alert", "bad"),
+    Volume.State.CREATING: ("moving", "loader"),
+    Volume.State.AVAILABLE: ("good", "check"),
+    Volume.State.ATTACHED: ("good", "play"),
+    Volume.State.DELETING: ("warn", "trash"),
+    Volume.State.DELETED: ("quiet", "minus"),
+    Volume.State.FAILED: ("bad", "alert"),
 }
 
 
 @register.simple_tag
 def volume_state(volume: Volume) -> SafeString:
     """Write where a volume stands."""
-    name, tone = VOLUME_STATES[Volume.State(volume.state)]
     is_alive = volume.state in {Volume.State.AVAILABLE, Volume.State.ATTACHED}
     if is_alive and volume.health != Volume.Health.OK:
         return badge(volume.get_health_display(), "warn", "alert")
-    return badge(volume.get_state_display(), tone, name)
+    return badge(volume.get_state_display(), *VOLUME_STATES[Volume.State(volume.state)])
 
 
 RESERVATION_STATES: dict[ReservationState, tuple[str, str]] = {
-    ReservationState.PAYMENT_PENDING: ("loader", "moving"),
-    ReservationState.PAYMENT_FAILED: ("alert", "bad"),
-    ReservationState.SCHEDULED: ("clock", "good"),
-    ReservationState.LOCKED: ("key", "moving"),
-    ReservationState.ACTIVE: ("play", "good"),
-    ReservationState.DELAYED: ("alert", "bad"),
-    ReservationState.PARTIALLY_FULFILLED: ("alert", "warn"),
-    ReservationState.ENDING: ("alert", "warn"),
-    ReservationState.EXPIRED: ("minus", "quiet"),
-    ReservationState.CANCELLED: ("cross", "quiet"),
-    ReservationState.SOLD: ("tag", "quiet"),
+    ReservationState.PAYMENT_PENDING: ("moving", "loader"),
+    ReservationState.PAYMENT_FAILED: ("bad", "alert"),
+    ReservationState.SCHEDULED: ("good", "clock"),
+    ReservationState.LOCKED: ("moving", "key"),
+    ReservationState.ACTIVE: ("good", "play"),
+    ReservationState.DELAYED: ("bad", "alert"),
+    ReservationState.PARTIALLY_FULFILLED: ("warn", "alert"),
+    ReservationState.ENDING: ("warn", "alert"),
+    ReservationState.EXPIRED: ("quiet", "minus"),
+    ReservationState.CANCELLED: ("quiet", "cross"),
+    ReservationState.SOLD: ("quiet", "tag"),
 }
 
 
 @register.simple_tag
 def reservation_state(reservation: Reservation) -> SafeString:
     """Write where a reservation stands."""
-    name, tone = RESERVATION_STATES[ReservationState(reservation.state)]
-    return badge(reservation.get_state_display(), tone, name)
+    return badge(reservation.get_state_display(), *RESERVATION_STATES[ReservationState(reservation.state)])
 
 
 PAYOUT_STATES: dict[Payout.State, tuple[str, str]] = {
-    Payout.State.CREATED: ("clock", "moving"),
-    Payout.State.SENDING: ("loader", "moving"),
-    Payout.State.UNKNOWN: ("loader", "warn"),
-    Payout.State.PAID: ("check", "good"),
-    Payout.State.FAILED: ("alert", "bad"),
-    Payout.State.CANCELLED: ("minus", "quiet"),
-    Payout.State.REVERSING: ("loader", "warn"),
-    Payout.State.REVERSED: ("arrow", "quiet"),
+    Payout.State.CREATED: ("moving", "clock"),
+    Payout.State.SENDING: ("moving", "loader"),
+    Payout.State.UNKNOWN: ("warn", "loader"),
+    Payout.State.PAID: ("good", "check"),
+    Payout.State.FAILED: ("bad", "alert"),
+    Payout.State.CANCELLED: ("quiet", "minus"),
+    Payout.State.REVERSING: ("warn", "loader"),
+    Payout.State.REVERSED: ("quiet", "arrow"),
 }
 
 
 @register.simple_tag
 def payout_state(payout: Payout) -> SafeString:
     """Write where a payout stands."""
-    name, tone = PAYOUT_STATES[Payout.State(payout.state)]
-    return badge(payout.get_state_display(), tone, name)
+    return badge(payout.get_state_display(), *PAYOUT_STATES[Payout.State(payout.state)])
 
 
 @register.filter
