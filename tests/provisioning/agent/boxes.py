@@ -119,7 +119,6 @@ class BoxNode(Node):
     """A node that runs containers, stepped by hand."""
 
     must_be_sealed = False
-    patience_s = 60.0  # The first container of a cold machine has waited for the disk for longer than a process may.
 
     def __init__(self, path: Path, podman: Podman, image: str) -> None:
         self.podman = podman
@@ -176,7 +175,7 @@ class BoxNode(Node):
 
     def run(self, name: str, script: str, /, **changes: Any) -> None:
         self.want(name, "running", command=["sh", "-c", script], **changes)
-        eventually(lambda: self.look(name).state in {"running", "exited", "failed"}, seconds=self.patience_s)
+        eventually(lambda: self.look(name).state in {"running", "exited", "failed"})
 
     def said(self, name: str, script: str, /, **changes: Any) -> str:
         """Run a script to its end; return what it wrote."""

@@ -25,9 +25,10 @@ from provisioning.agent.workload import Processes, ProcessWorkload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
 
 GPUS = "simulated:H200:4:144384"
+PATIENCE_S = 15
 
 
-def eventually(ask: Callable[[], Any], *, seconds: float = 15) -> Any:
+def eventually(ask: Callable[[], Any], *, seconds: float = PATIENCE_S) -> Any:
     """Return the first answer that is true; fail when none comes in time."""
     limit = time.monotonic() + seconds
     while not (answer := ask()):
@@ -91,8 +92,6 @@ class AgentRun:
 
 class Node:
     """The inside of an agent without its threads and without a control plane: the test says what and when."""
-
-    patience_s = 15.0
 
     def __init__(self, path: Path) -> None:
         self.home = Home(path)
@@ -170,9 +169,9 @@ class Node:
 
     def until(self, name: str, state: str) -> Observed:
         """Step until an assignment is in a state; a failure names the one in which it stayed."""
-        limit = time.monotonic() + self.patience_s
+        limit = time.monotonic() + PATIENCE_S
         while (seen := self.look(name)).state != state:
-            assert time.monotonic() < limit, f"still {seen} after {self.patience_s} s"
+            assert time.monotonic() < limit, f"still {seen} after {PATIENCE_S} s"
             time.sleep(0.02)
         return seen
 
