@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gpumarket.agent")
 
-PORT_TRIES = 3
+TRIES = 3
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 NO_SUCH_GPU = "unresolvable CDI devices"
+NO_SUCH_IMAGE = "image not known"
 GPU_NODE = re.compile(r"nvidia([0-9]+)")  # In /dev; the number is the driver's own, which never moves.
 DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 OTHER_GPUS = (
@@ -167,7 +168,7 @@ class Preparation:
     def _initialize(self, image: Mapping[str, Any], wiring: Wiring) -> Any:
         """Return the container, ready to start. A host port that was taken meanwhile is chosen anew."""
         names = [gpu.uuid for gpu in self._gpus]
-        tries = PORT_TRIES
+        tries = TRIES
         while True:
             found = self._podman.find(self._name)
             try:
@@ -179,13 +180,20 @@ class Preparation:
                 return self._podman.find(self._name)
             except PodmanError as error:
                 said, tries = str(error), tries - 1
-                if "is already in use" in said and self._name in said and tries:
-                    continue  # An agent that was killed had asked for it: the next look finds and adopts it.
+                if tries and self._is_passing(said):
+                    continue
                 self._podman.run("rm", "--force", "--volumes", "--time", "0", self._name)
                 if NO_SUCH_GPU in said and names != [str(gpu.index) for gpu in self._gpus]:
                     names = [str(gpu.index) for gpu in self._gpus]  # Specifications may name GPUs by number alone.
                 elif "address already in use" not in said or not tries:
                     raise explained(error, self._wanted) from error
+
+    def _is_passing(self, said: str) -> bool:
+        """Return whether the next try finds it otherwise; nothing was made by this one."""
+        if "is already in use" in said and self._name in said:
+            return True  # An agent that was killed had asked for it: the next look finds and adopts it.
+        # Podman loses sight of an image while another podman of this node pulls or removes one.
+        return NO_SUCH_IMAGE in said and bool(self._image_id())
 
     def _create(self, image: Mapping[str, Any], wiring: Wiring, gpus: Sequence[str]) -> None:
         variables = container_environment(self._wanted) | volumes.variables(self._kind.binds(self._wanted))

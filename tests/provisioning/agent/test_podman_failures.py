@@ -295,6 +295,26 @@ def test_a_host_port_that_is_taken_meanwhile_is_chosen_anew(boxes, monkeypatch):
     lost.close()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_image_that_podman_lost_sight_of_is_looked_for_again(boxes, monkeypatch, is_there):
+    create, said = preparation.Preparation._create, "reading image: locating image with ID 3b17: image not known"
+    tries = []
+
+    def create_or_lose_sight(self, *args):
+        tries.append(1)
+        if len(tries) == 1 or not is_there:
+            raise PodmanError(said)
+        create(self, *args)
+
+    monkeypatch.setattr(preparation.Preparation, "_create", create_or_lose_sight)
+    if not is_there:
+        monkeypatch.setattr(preparation.Preparation, "_image_id", lambda self: "" if tries else "3b17")
+    boxes.want("asg_a", "prepared")
+    seen = boxes.until("asg_a", "prepared" if is_there else "failed")
+    assert len(tries) == (2 if is_there else 1)
+    assert is_there or said in seen.message
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder for podman whose images lie on a disk of three megabytes."""
