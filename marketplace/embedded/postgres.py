@@ -66,6 +66,11 @@ def server(folder: Path, *, settings: Mapping[str, str] = SERVE) -> Server:
     )
 
 
+def programs() -> Path:
+    """Return the folder with PostgreSQL's programs for clients, such as psql and pg_dump."""
+    return _install(None) / "bin"
+
+
 def remove(folder: Path) -> None:
     """Delete the data of a server that does not run, wherever it is sheltered."""
     _remove_data(folder)
