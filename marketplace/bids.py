@@ -96,14 +96,16 @@ def hold(
     price_micros: int,
     gpus: int,
     token: ApiToken | None,
+    is_paid: bool,
     at: datetime,
 ) -> None:
     """Look at the budgets, take quota and hold what a bid needs, in place of what its instance held before.
 
-    Raises BudgetExceeded, QuotaExceeded or InsufficientFunds; the caller then rolls back.
+    Where somebody else pays, a bid needs no funds of its organization. Raises
+    BudgetExceeded, QuotaExceeded or InsufficientFunds; the caller then rolls back.
     """
-    micros = funds_micros(terms, price_micros=price_micros, gpus=gpus)
-    per_hour = price_micros * gpus
+    micros = 0 if is_paid else funds_micros(terms, price_micros=price_micros, gpus=gpus)
+    per_hour = 0 if is_paid else price_micros * gpus
     spend.lock(project=project, token=token)  # As whoever rents: budgets before quota before accounts.
     quotas.give_back(holder=resource_id)
     holds.void_for(resource_id=resource_id, at=at)
@@ -117,6 +119,8 @@ def hold(
         market=Instance.Market.SPOT,
         token_id=token.pk if token else None,
     )
+    if is_paid:
+        return
     holds.place(
         key=f"bid:{key}",
         organization=project.organization,
@@ -138,5 +142,6 @@ def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) ->
         price_micros=bid.price_micros,
         gpus=instance.gpus,
         token=token,
+        is_paid=bool(instance.paid_by),
         at=at,
     )

@@ -101,8 +101,8 @@ def _over(at: datetime) -> list[Budget]:
 
 
 def running_on(budget: Budget) -> QuerySet[Instance]:
-    """Return the instances that a budget pays for now: those on their way too, and none inside a reservation."""
-    alive = Instance.objects.filter(phase__in=CHARGED_PHASES | STARTING, reservation=None)
+    """Return the instances that a budget pays for now: those on their way too, and none that is paid for otherwise."""
+    alive = Instance.objects.filter(phase__in=CHARGED_PHASES | STARTING, reservation=None, paid_by="")
     if budget.token is not None:
         alive = alive.filter(ordered_with__public_id__in=spend.made_by(budget.token))
     elif budget.project_id is not None:
@@ -122,7 +122,7 @@ def coming_stops(organization: Organization) -> list[Budget]:
 def coming_stops_of(instance: Instance) -> list[Budget]:
     """Return the budgets that are used up and will stop this instance. One query where it runs, and one for each
     budget that is used up, a few for a token's."""
-    if instance.reservation_id is not None or instance.phase not in CHARGED_PHASES | STARTING:
+    if instance.reservation_id is not None or instance.paid_by or instance.phase not in CHARGED_PHASES | STARTING:
         return []
     found = coming_stops(instance.project.organization)
     return [budget for budget in found if running_on(budget).filter(pk=instance.pk).exists()]

@@ -25,6 +25,7 @@ from provisioning import calendar, instances, placement, quotas, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 from provisioning.placing.asking import LEVELS, SPREAD_OVER
+from provisioning.work import NOTHING, Work
 
 log = structlog.get_logger("marketplace.rentals")
 
@@ -45,7 +46,8 @@ class Order:
     `image` and `ports` (inside it, to be published) are for offers that run
     images. `lease` says what the node does when it hears nothing from us,
     `on_failure` what we do when the node fails, `attach` whether it runs inside
-    a reservation, and `reservation` in which one it has to.
+    a reservation, and `reservation` in which one it has to. `work` is for what
+    runs to an end; no door of instances takes it.
     """
 
     offer: Offer
@@ -62,6 +64,7 @@ class Order:
     reservation: Reservation | None = None
     uses: Sequence[volumes.Use] = ()
     wish: Mapping[str, Any] | None = None
+    work: Work = NOTHING
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -182,8 +185,10 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime, from_que
 
 def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool) -> Instance:
     gpus = order.gpus * order.replicas
+    # What somebody else pays for does not by itself use up hours that its organization has paid ahead.
+    attach = Instance.Attach.FORBID if order.work.paid_by and order.reservation is None else order.attach
     inside = coverage.choose(
-        project=project, offer=order.offer, gpus=gpus, attach=order.attach, named=order.reservation, at=at
+        project=project, offer=order.offer, gpus=gpus, attach=attach, named=order.reservation, at=at
     )
     currency = project.organization.currency
     price = inside.price_version if inside else price_of(order.offer, currency=currency, at=at)
@@ -194,11 +199,11 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_qu
     if inside is None:
         _hold(
             project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
-            token=actor.token, at=at,
+            token=actor.token, is_paid=bool(order.work.paid_by), at=at,
         )  # fmt: skip
     instance = make(
         order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
-        attach=Instance.Attach.STRICT if order.reservation else order.attach,
+        attach=Instance.Attach.STRICT if order.reservation else attach,
         reservation_id=inside.pk if inside else None, from_queue=from_queue,
     )  # fmt: skip
     instance.reservation = inside
@@ -238,6 +243,7 @@ def make(
         at=at,
         uses=order.uses,
         token_id=actor.token.pk if actor.token else None,
+        work=order.work,
         **how,
     )
     instance.project, instance.offer = project, order.offer
@@ -319,6 +325,7 @@ def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) ->
         price=instance.price_version,
         gpus=instance.gpus,
         token=token,
+        is_paid=bool(instance.paid_by),
         at=at,
     )
     calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at)
@@ -361,6 +368,7 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     unpaid = Instance.objects.filter(
         Q(project__organization__in=broke) | Q(project__organization__in=no_spot, market=Instance.Market.SPOT),
         phase__in=CHARGED_PHASES,
+        paid_by="",
     ).select_related("project")
     stopped = 0
     for instance in unpaid.order_by("pk")[:limit]:
@@ -395,10 +403,11 @@ def _hold(
     price: PriceVersion,
     gpus: int,
     token: ApiToken | None,
+    is_paid: bool,
     at: datetime,
 ) -> None:
-    """Take quota and hold the first hour's price for one run, which is the least that it commits to."""
-    hour_micros = hourly_micros(price=price, gpus=gpus)
+    """Take quota and hold the first hour's price for one run, the least that it commits to; nothing if it is paid."""
+    hour_micros = 0 if is_paid else hourly_micros(price=price, gpus=gpus)
     spend.check(project=project, token=token, worst_case_micros=hour_micros, hourly_micros=hour_micros, at=at)
     quotas.take(
         holder=resource_id,
@@ -408,6 +417,8 @@ def _hold(
         micros_per_hour=hour_micros,
         token_id=token.pk if token else None,
     )
+    if is_paid:
+        return
     holds.place(
         key=f"first-hour:{resource_id}:{run}",
         organization=project.organization,

@@ -116,6 +116,7 @@ def _bid(
         price_micros=max_price_micros,
         gpus=order.gpus * order.replicas,
         token=actor.token,
+        is_paid=bool(order.work.paid_by),
         at=at,
     )
     instance = rentals.make(

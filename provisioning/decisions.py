@@ -42,6 +42,7 @@ RULES = {
     "state": gettext_lazy("taken out of service by the operator"),
     "unreachable": gettext_lazy("not answering"),
     "held": gettext_lazy("held back for a check or a repair"),
+    "barred": gettext_lazy("on which the work of this order may not run"),
     "another_tenant": gettext_lazy("kept whole for one tenant"),
     "avoided": gettext_lazy("avoided, because its last run failed there or others were quicker"),
     "not_whole": gettext_lazy("shared with others, which a policy excludes"),

@@ -5,6 +5,7 @@ Lock order everywhere: workflow, instance, budget, quota, account, node, assignm
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from billing.models import PriceVersion
 from provisioning import calendar, engine, placement, volumes
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import AT_REST, Instance, Phase, Reason, Workflow
+from provisioning.work import NOTHING, Work
 
 # Meters lock their organization's accounts: in the same order whichever node or GPU breaks.
 MONEY_ORDER = ("project__organization", "pk")
@@ -59,6 +61,7 @@ def create(
     claims: bool = True,
     from_queue: bool = False,
     token_id: int | None = None,
+    work: Work | None = None,
 ) -> Instance:
     """Make an instance, claim its GPUs and set its workflow going, or raise NoCapacity. `wish` is how to place it.
 
@@ -91,6 +94,7 @@ def create(
         ordered_with_id=token_id,
         created_at=at,
         phase_since=at,
+        **_columns(work or NOTHING),
     )
     instance.queue(due_at=at if claims else None)
     instance.attached = volumes.attach_at_launch(instance=instance, uses=uses, at=at) if uses else ()
@@ -105,6 +109,11 @@ def create(
             instance.claimed = placement.claim(instance=instance, at=at, home=home)
     engine.nudge(instance.pk)
     return instance
+
+
+def _columns(work: Work) -> dict[str, Any]:
+    """Return what an instance's own columns say of its work."""
+    return asdict(work) | {"outputs": list(work.outputs), "avoid_nodes": list(work.avoid_nodes)}
 
 
 @transaction.atomic

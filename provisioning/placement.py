@@ -114,8 +114,8 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     Runs inside the caller's transaction. Replicas share the tightest level that
     has room, unless the instance asks for something else. Policies of the
     project and its organization are read here, whoever calls, and never
-    relaxed: PolicyExcludes. The node that failed the last run is taken only
-    where there is no other. With a `home`, where a local volume of theirs lies,
+    relaxed: PolicyExcludes. Nor are the nodes that its order avoids ever taken;
+    the one that failed the last run is where there is no other. With a `home`, where a local volume of theirs lies,
     all of them run there or nowhere. The decision is recorded: with the claim,
     or by whoever rolls back a refusal (`decisions.keep`).
     """
@@ -254,8 +254,15 @@ def _request(instance: Instance, tenant: Tenant, home: int | None) -> Request:
         owner=tenant.organization_id,
         is_exclusive=policy.wants_whole_hosts(tenant.policies),
         home=home or 0,
+        barred=_barred(instance),
         tie=crc32(f"{instance.public_id} {instance.run}".encode()),
     )
+
+
+def _barred(instance: Instance) -> frozenset[int]:
+    if not instance.avoid_nodes:
+        return frozenset()
+    return frozenset(Node.objects.filter(public_id__in=instance.avoid_nodes).values_list("pk", flat=True))
 
 
 def _choices(shard: Shard, asked: _Asked, lost: frozenset[int], *, alternatives: int) -> tuple[list[Choice], bool]:

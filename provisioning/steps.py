@@ -137,7 +137,8 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
         labels=_labels(instance),
         quantity=instance.gpus,
         price_version=interruptions.price_of(instance),
-        covered_by=instance.reservation.public_id if instance.reservation is not None else "",
+        # Hours inside a reservation are paid for already, whoever pays for the others.
+        covered_by=instance.reservation.public_id if instance.reservation is not None else instance.paid_by,
         at=at,
     )
 

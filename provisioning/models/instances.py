@@ -154,6 +154,15 @@ class Instance(models.Model):
     lease = models.CharField(max_length=6, choices=Lease.choices, default=Lease.STICKY)
     on_failure = models.CharField(max_length=7, choices=OnFailure.choices, default=OnFailure.STOP)
     placement = models.JSONField(default=dict, help_text="strategy, level, required, max_skew, where asked for")
+    # What `work.Work` says of it. Manifests are known by their SHA-256, as the control plane itself worked it out.
+    inputs = models.CharField(max_length=64, blank=True, help_text="the manifest of what it begins with")
+    outputs = models.JSONField(default=list, help_text="relative paths or globs of what it leaves behind")
+    checkpoint = models.CharField(max_length=255, blank=True, help_text="a relative folder that is kept while it runs")
+    checkpoint_sha256 = models.CharField(max_length=64, blank=True, help_text="the manifest of the last one kept")
+    outputs_sha256 = models.CharField(max_length=64, blank=True, help_text="the manifest of what it left behind")
+    has_network = models.BooleanField(default=True)
+    avoid_nodes = models.JSONField(default=list, help_text="public ids of nodes on which it never runs")
+    paid_by = models.CharField(max_length=64, blank=True, help_text="what pays for its hours, where its owner does not")
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
     phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)

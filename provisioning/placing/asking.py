@@ -9,7 +9,7 @@ WIDTH = {level: width for width, level in enumerate(LEVELS)}
 SPREAD_OVER = ("node", "rack", "fabric")
 
 # Why a node cannot take part, in the order in which it is asked; a node counts for the first that holds.
-RULES = ("state", "unreachable", "held", "another_tenant", "avoided", "not_whole", "full", "too_few")
+RULES = ("state", "unreachable", "held", "barred", "another_tenant", "avoided", "not_whole", "full", "too_few")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,10 @@ class Request:
     `level` where that `is_required`. `spread` deals them out evenly over the
     domains of `level`; where that `is_required`, their counts differ by at most
     `max_skew`. `is_exclusive` wants nodes with nobody else's instances on them;
-    `owner` is whose. `home` is the one node that will do. `tie` settles what is
-    equal otherwise: the same for the same request, another for another.
+    `owner` is whose. `home` is the one node that will do. Nodes to `avoid` are
+    left out of this choice, those that are `barred` out of every choice. `tie`
+    settles what is equal otherwise: the same for the same request, another for
+    another.
     """
 
     replicas: int
@@ -34,6 +36,7 @@ class Request:
     is_exclusive: bool = False
     home: int = 0
     avoid: frozenset[int] = frozenset()
+    barred: frozenset[int] = frozenset()
     tie: int = 0
 
 

@@ -13,6 +13,11 @@ EASIEST_MAX = 5
 
 def rejected(shard: Shard, request: Request) -> tuple[int, dict[str, int]]:
     """Return how many nodes could take a replica, and how many each rule kept out. O(classes), not O(nodes)."""
+    with shard.without((), request.barred):
+        return _rejected(shard, request)
+
+
+def _rejected(shard: Shard, request: Request) -> tuple[int, dict[str, int]]:
     found = {rule: shard.statuses[rule] for rule in RULES}
     owned = [spot for spots in shard.owned.values() for spot in spots.values() if not spot.status]
     mine = [spot for spot in owned if spot.owner == request.owner]
@@ -35,8 +40,8 @@ def rejected(shard: Shard, request: Request) -> tuple[int, dict[str, int]]:
 
 def why_not(shard: Shard, request: Request) -> Refusal:
     """Say why `choose` found nothing, with the cheapest relaxation."""
-    with shard.without(request.avoid):
-        candidates, found = rejected(shard, request)
+    with shard.without(request.avoid, request.barred):
+        candidates, found = _rejected(shard, request)
         most = _most(shard, request)
     return Refusal(candidates=candidates, rejected=found, most=most, relaxation=_cheapest(shard, request, most))
 

@@ -134,18 +134,22 @@ class Shard:
         del self.spots[node_id]
 
     @contextmanager
-    def without(self, node_ids: Iterable[int]) -> Iterator[None]:
+    def without(self, avoided: Iterable[int], barred: Iterable[int] = ()) -> Iterator[None]:
         """Hide some nodes from choices for a moment."""
-        hidden = [(spot, spot.status) for node_id in node_ids if (spot := self.spots.get(node_id)) and not spot.status]
-        for spot, _ in hidden:
-            self._keep_status(spot, "avoided")
-            self._keep_mask(spot, spot.mask)
+        hidden = self._hide(barred, "barred") + self._hide(avoided, "avoided")
         try:
             yield
         finally:
-            for spot, status in hidden:
-                self._keep_status(spot, status)
+            for spot in hidden:
+                self._keep_status(spot, OPEN)
                 self._keep_mask(spot, spot.mask)
+
+    def _hide(self, node_ids: Iterable[int], status: str) -> list[Spot]:
+        hidden = [spot for node_id in node_ids if (spot := self.spots.get(node_id)) and not spot.status]
+        for spot in hidden:
+            self._keep_status(spot, status)
+            self._keep_mask(spot, spot.mask)
+        return hidden
 
     def _add(self, row: Row) -> Spot:
         fabric = self._fabrics.get(row.fabric)

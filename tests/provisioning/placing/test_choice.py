@@ -38,11 +38,12 @@ requests = st.builds(
     Request, replicas=st.integers(1, 6), gpus=st.integers(1, 8), tie=st.integers(0, 2**32 - 1),
     level=st.sampled_from(["node", "rack", "fabric", "site"]), is_required=st.booleans(), owner=st.integers(1, 3),
     is_exclusive=st.booleans(), strategy=st.sampled_from(["pack", "pack", "spread"]), max_skew=st.integers(1, 3),
+    barred=st.frozensets(st.integers(1, 10), max_size=3),
 )  # fmt: skip
 
 
 def may_use(row: Row, request: Request) -> bool:
-    if row.status or row.owner not in {0, request.owner} or row.id in request.avoid:
+    if row.status or row.owner not in {0, request.owner} or row.id in request.avoid | request.barred:
         return False
     return not request.is_exclusive or (not row.is_shared if row.owner else row.mask == 255)
 

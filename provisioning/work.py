@@ -1,0 +1,29 @@
+"""What an instance that runs to an end works on: what it begins with, what it leaves, and who pays for its hours."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Inputs and outputs are folders of the project's artifacts (`artifacts.py`), each named by its manifest's SHA-256.
+
+    `inputs` are put into the work folder before the command starts. `outputs`
+    are relative paths or globs of what the command leaves there; a folder means
+    all that is in it. `checkpoint` is a relative folder that is kept while the
+    command runs and put back at each later start; `checkpoint_sha256` is what
+    it begins with. Without `has_network` the command reaches nothing but
+    itself. `avoid_nodes` are public ids of nodes on which it never runs.
+    `paid_by` is the public id of what pays for its hours instead of its
+    organization: nothing is held for them and nothing charged.
+    """
+
+    inputs: str = ""
+    outputs: tuple[str, ...] = ()
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    has_network: bool = True
+    avoid_nodes: tuple[str, ...] = ()
+    paid_by: str = ""
+
+
+NOTHING = Work()
