@@ -2,6 +2,22 @@ from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
 from marketplace.models.events import Event, EventMail, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from marketplace.models.idle import IdleAction, IdleSpell
+from marketplace.models.jobs import (
+    ATTEMPT_MOVES,
+    JOB_MOVES,
+    OPEN_JOBS,
+    OPEN_TASKS,
+    TASK_MOVES,
+    Attempt,
+    AttemptState,
+    EndReason,
+    Job,
+    JobDependency,
+    JobEvent,
+    JobState,
+    Task,
+    TaskState,
+)
 from marketplace.models.purchases import TokenPurchase
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
@@ -35,24 +51,36 @@ from marketplace.models.tenants import (
 from marketplace.models.waiting import WaitingOrder
 
 __all__ = [
+    "ATTEMPT_MOVES",
     "BEGUN",
+    "JOB_MOVES",
+    "OPEN_JOBS",
+    "OPEN_TASKS",
     "OVER",
     "RESERVATION_MOVES",
+    "TASK_MOVES",
     "USABLE",
     "Allocation",
     "ApiToken",
+    "Attempt",
+    "AttemptState",
     "Auction",
     "AuditEntry",
     "Bid",
     "BlockTerms",
     "Budget",
     "BudgetAlert",
+    "EndReason",
     "Event",
     "EventMail",
     "IdempotencyRecord",
     "IdleAction",
     "IdleSpell",
     "Invitation",
+    "Job",
+    "JobDependency",
+    "JobEvent",
+    "JobState",
     "LendingShare",
     "ListedHour",
     "Listing",
@@ -73,6 +101,8 @@ __all__ = [
     "SpotTerms",
     "SshKey",
     "SupplierApplication",
+    "Task",
+    "TaskState",
     "TokenPurchase",
     "Trade",
     "TradeLeg",
