@@ -1,5 +1,20 @@
 from marketplace.models.budgets import Budget, BudgetAlert
 from marketplace.models.catalogue import Offer
+from marketplace.models.contracts import (
+    CLAIM_MOVES,
+    TO_SETTLE,
+    Acceptance,
+    Claim,
+    ClaimDispute,
+    ClaimEvent,
+    ClaimState,
+    Contract,
+    ContractVersion,
+    DisputeNote,
+    Side,
+    Verdict,
+    VerifierRun,
+)
 from marketplace.models.events import Event, EventMail, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from marketplace.models.idle import IdleAction, IdleSpell
 from marketplace.models.jobs import (
@@ -53,13 +68,16 @@ from marketplace.models.waiting import WaitingOrder
 __all__ = [
     "ATTEMPT_MOVES",
     "BEGUN",
+    "CLAIM_MOVES",
     "JOB_MOVES",
     "OPEN_JOBS",
     "OPEN_TASKS",
     "OVER",
     "RESERVATION_MOVES",
     "TASK_MOVES",
+    "TO_SETTLE",
     "USABLE",
+    "Acceptance",
     "Allocation",
     "ApiToken",
     "Attempt",
@@ -70,6 +88,13 @@ __all__ = [
     "BlockTerms",
     "Budget",
     "BudgetAlert",
+    "Claim",
+    "ClaimDispute",
+    "ClaimEvent",
+    "ClaimState",
+    "Contract",
+    "ContractVersion",
+    "DisputeNote",
     "EndReason",
     "Event",
     "EventMail",
@@ -98,6 +123,7 @@ __all__ = [
     "ReservationStrip",
     "Role",
     "Shortfall",
+    "Side",
     "SpotTerms",
     "SshKey",
     "SupplierApplication",
@@ -107,6 +133,8 @@ __all__ = [
     "Trade",
     "TradeLeg",
     "User",
+    "Verdict",
+    "VerifierRun",
     "WaitingOrder",
     "WebhookAttempt",
     "WebhookDelivery",

@@ -1,0 +1,228 @@
+"""Contracts as they are drafted, offered, negotiated, accepted and withdrawn. A version's terms never change."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Max, Q, QuerySet
+from django.utils.translation import gettext as _
+
+from billing import moves
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.contracts import terms as written
+from marketplace.contracts.terms import Terms
+from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
+from marketplace.models import Acceptance, Contract, ContractVersion, Organization, Side
+
+State = ContractVersion.State
+TITLE_LENGTH_MAX = 100
+CHECK_ARGUMENTS_MAX = 100
+CHECK_LENGTH_MAX = 4000
+
+
+@transaction.atomic
+def draft(
+    *, actor: Actor, seller: Organization, title: str, terms: Any, at: datetime, buyer: Organization | None = None
+) -> ContractVersion:
+    """Write the first version of a new contract: for the catalogue, or for one buyer alone. Nobody can accept it yet.
+
+    Raises BadOrder naming the place of what is wrong in the terms.
+    """
+    title = title.strip()
+    if not title or len(title) > TITLE_LENGTH_MAX:
+        raise BadOrder("title", _("Write 1 to %(most)s characters.") % {"most": TITLE_LENGTH_MAX})
+    if not seller.is_supplier:
+        raise Conflict(_("Only suppliers sell; ask to become one first."))
+    if buyer is not None and buyer.pk == seller.pk:
+        raise BadOrder("buyer", _("A contract is between two organizations."))
+    checked = _checked(terms, seller=seller, buyer=buyer)
+    contract = Contract.objects.create(
+        seller=seller, buyer=buyer, title=title, kind=checked.kind, created_by=actor.user, created_at=at
+    )
+    return _write(actor, contract, checked, number=1, side=Side.SELLER, at=at)
+
+
+@transaction.atomic
+def amend(*, actor: Actor, contract: Contract, terms: Any, side: Side, at: datetime) -> ContractVersion:
+    """Write the next version; earlier ones stay as they are. The buyer of a negotiated contract may propose one too.
+
+    What the buyer proposes is accepted by them with that, and in force once the seller offers it.
+    """
+    contract = Contract.objects.select_for_update(no_key=True).select_related("seller", "buyer").get(pk=contract.pk)
+    if side == Side.BUYER and contract.buyer is None:
+        raise Conflict(_("Products of the catalogue are not negotiated; ask their seller for a contract of your own."))
+    checked = _checked(terms, seller=contract.seller, buyer=contract.buyer)
+    if checked.kind != contract.kind:
+        raise BadOrder("kind", _("A contract stays of its kind; make a new one."))
+    latest = contract.versions.aggregate(latest=Max("number"))["latest"]
+    made = _write(actor, contract, checked, number=latest + 1, side=side, at=at)
+    if side == Side.BUYER:
+        assert contract.buyer is not None
+        _agree(actor, made, contract.buyer, Side.BUYER, at=at)
+    return made
+
+
+@transaction.atomic
+def offer(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
+    """Put a draft up for acceptance, which is the seller's own. Offering again changes nothing."""
+    if version.state == State.OFFERED:
+        return
+    _move(version, State.OFFERED, offered_at=at)
+    _agree(actor, version, version.contract.seller, Side.SELLER, at=at)
+    _record(actor, version, "contract.offer")
+
+
+@transaction.atomic
+def withdraw(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
+    """Sell no more under a version. What was begun under it goes on by its terms."""
+    if version.state == State.WITHDRAWN:
+        return
+    _move(version, State.WITHDRAWN, withdrawn_at=at)
+    _record(actor, version, "contract.withdraw")
+
+
+@transaction.atomic
+def accept(
+    *,
+    actor: Actor,
+    version: ContractVersion,
+    organization: Organization,
+    sha256: str,
+    at: datetime,
+    check_image: str = "",
+    check_command: Sequence[str] = (),
+) -> Acceptance:
+    """Agree to a version, named by the SHA-256 of its text. Accepting again returns the first acceptance.
+
+    Where the terms leave the verifying command to the customer it is chosen
+    here, and stays: another command is another version.
+    """
+    contract = version.contract
+    if contract.seller_id == organization.pk:
+        raise Conflict(_("Whoever sells does not buy from itself."))
+    if sha256 != version.sha256:
+        raise BadOrder("sha256", _("This is not the SHA-256 of the version's text; read it again before you agree."))
+    if version.state != State.OFFERED:
+        raise IllegalState(_("This version is not offered; it is %(state)s.") % {"state": version.get_state_display()})
+    terms = written.of(version.terms)
+    if terms.currency != organization.currency:
+        raise Conflict(
+            _("It is sold in %(currency)s, and you pay in %(own)s.")
+            % {"currency": terms.currency, "own": organization.currency}
+        )
+    command = _check_command(terms, check_image, check_command)
+    found = Acceptance.objects.filter(version=version, organization=organization).first()
+    if found is not None:
+        if (found.check_image, found.check_command) != (check_image, command):
+            raise Conflict(_("You agreed already, with another verifying command."))
+        return found
+    made = _agree(
+        actor, version, organization, Side.BUYER, at=at, check_image=check_image, check_command=command
+    )  # fmt: skip
+    _record(actor, version, "contract.accept", organization=organization)
+    return made
+
+
+def catalogue() -> QuerySet[ContractVersion]:
+    """Return what everybody may accept, the newest first."""
+    found = ContractVersion.objects.filter(state=State.OFFERED, contract__buyer=None)
+    return found.select_related("contract__seller").order_by("-pk")
+
+
+def visible_to(organizations: Any) -> QuerySet[ContractVersion]:
+    """Return the versions that these organizations may read: what is offered to all or to them, and what they sell."""
+    open_to_all = Q(contract__buyer=None, state=State.OFFERED)
+    own = Q(contract__buyer__in=organizations) & ~Q(state=State.DRAFT, proposed_by=Side.SELLER)
+    agreed = Q(acceptances__organization__in=organizations)
+    sold = Q(contract__seller__in=organizations)
+    found = ContractVersion.objects.filter(open_to_all | own | agreed | sold).distinct()
+    return found.select_related("contract__seller", "contract__buyer").order_by("-pk")
+
+
+def version_for_all(version_id: str) -> ContractVersion:
+    """Return any version, for a capacity manager, or raise NotFound."""
+    found = ContractVersion.objects.select_related("contract__seller", "contract__buyer").filter(public_id=version_id)
+    version = found.first()
+    if version is None:
+        raise NotFound("version")
+    return version
+
+
+def acceptance_of(version: ContractVersion, organization: Organization) -> Acceptance | None:
+    """Return with what an organization agreed to a version as its customer, if it did."""
+    return Acceptance.objects.filter(version=version, organization=organization, side=Side.BUYER).first()
+
+
+def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) -> Terms:
+    checked = written.checked(terms, seller=seller.public_id)
+    if buyer is not None and checked.currency != buyer.currency:
+        raise BadOrder("currency", _("The customer pays in %(currency)s.") % {"currency": buyer.currency})
+    named = {name for name in checked.beneficiaries if name.startswith("org_")}
+    known = set(Organization.objects.filter(public_id__in=named, is_supplier=True).values_list("public_id", flat=True))
+    if named - known:
+        raise BadOrder(
+            "shares", _("There is no such supplier: %(names)s.") % {"names": ", ".join(sorted(named - known))}
+        )
+    if seller.public_id in named:
+        raise BadOrder("shares", _("Write “seller” for the seller's own share."))
+    return checked
+
+
+def _write(actor: Actor, contract: Contract, terms: Terms, *, number: int, side: Side, at: datetime) -> ContractVersion:
+    made = ContractVersion.objects.create(
+        contract=contract, number=number, terms=dict(terms.value), text=terms.text, sha256=terms.sha256,
+        proposed_by=side, created_by=actor.user, created_at=at,
+    )  # fmt: skip
+    _record(actor, made, "contract.draft")
+    return made
+
+
+def _agree(
+    actor: Actor, version: ContractVersion, organization: Organization, side: Side, *, at: datetime, **check: Any
+) -> Acceptance:
+    try:
+        with transaction.atomic():
+            return Acceptance.objects.create(
+                version=version, organization=organization, side=side, sha256=version.sha256,
+                accepted_by=actor.user, accepted_by_name=actor.name, at=at, **check,
+            )  # fmt: skip
+    except IntegrityError as error:
+        if "contract_version_is_accepted_once" not in str(error):
+            raise
+        return Acceptance.objects.get(version=version, organization=organization)
+
+
+def _check_command(terms: Terms, image: str, command: Sequence[str]) -> list[str]:
+    """Return the verifying command that the customer chose, where the terms leave it to them, and only there."""
+    given = list(command)
+    if terms.verifier != "command":
+        if given or image:
+            raise BadOrder("check_command", _("The terms name another verifier; no command is run."))
+        return []
+    if not given or not given[0]:
+        raise BadOrder("check_command", _("Say which command judges each result: exit code 0 passes it, 1 does not."))
+    if len(given) > CHECK_ARGUMENTS_MAX or sum(map(len, given)) + len(image) > CHECK_LENGTH_MAX:
+        raise BadOrder("check_command", _("The command is too long."))
+    if any("\x00" in part for part in (*given, image)):
+        raise BadOrder("check_command", _("It cannot contain NUL bytes."))
+    return given
+
+
+def _move(version: ContractVersion, state: str, **facts: object) -> None:
+    if not moves.move(version, state, ContractVersion.MOVES, **facts):
+        version.refresh_from_db(fields=["state"])
+        raise IllegalState(
+            _("This version is %(state)s, which does not allow this.") % {"state": version.get_state_display()}
+        )
+    for name, value in {**facts, "state": state}.items():
+        setattr(version, name, value)
+
+
+def _record(actor: Actor, version: ContractVersion, verb: str, *, organization: Organization | None = None) -> None:
+    after: Mapping[str, Any] = {"number": version.number, "sha256": version.sha256}
+    audit.record(
+        actor=actor, organization=organization or version.contract.seller, verb=verb,
+        subject_id=version.public_id, after=dict(after),
+    )  # fmt: skip

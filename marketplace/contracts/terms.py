@@ -1,0 +1,403 @@
+"""The terms of paying by outcome: a closed schema, checked whole, and their canonical text with its SHA-256.
+
+Every term is written; what does not apply is null. Nothing else may be in
+them, so that both sides read all that counts. The text is canonical JSON (RFC
+8785): names in order, no spaces, whole numbers only.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from itertools import pairwise
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from marketplace.errors import BadOrder
+
+SCHEMA = "gpumarket.terms/1"
+KINDS = ("per_task", "per_unit", "guarantee", "revenue_share")
+CLAIMED_KINDS = ("per_task", "per_unit")
+VERIFIERS = ("outputs", "command", "rerun", "customer", "third_party")
+EVIDENCE = ("exit_code", "outputs", "inputs", "logs", "counter", "gpu_uuids", "node_signature")
+PERIODS = ("day", "month")
+SELLER, PLATFORM = "seller", "platform"
+BP = 10_000
+DAY_S = 24 * 3600
+# What the card processor lets nobody keep longer: all windows of a claim together end before it.
+WINDOWS_MAX = timedelta(days=60)
+CLAWBACK_MAX_S = 90 * DAY_S
+MICROS_MAX = 10**15
+KEY_SHAPE = re.compile(r"[0-9a-f]{64}")
+COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,127}")
+PATH_SHAPE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]{1,255}")
+ORGANIZATION_SHAPE = re.compile(r"org_[a-z2-7]{20}")
+
+Check = Callable[[Any, str], None]
+
+
+def canonical(value: Any) -> str:
+    """Return the one text of a value of objects, lists, texts, whole numbers, booleans and null (RFC 8785)."""
+    # Names are ASCII and numbers are whole and below 2^53 here, for which sorted JSON is RFC 8785's.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return sha256(text.encode()).hexdigest()
+
+
+def _fail(place: str, detail: str) -> None:
+    raise BadOrder(place, detail)
+
+
+def text(least: int, most: int) -> Check:
+    """A text of so many characters."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, str) or not least <= len(value.strip()) or len(value) > most or "\x00" in value:
+            _fail(place, _("Write %(least)s to %(most)s characters.") % {"least": least, "most": most})
+
+    return check
+
+
+def number(least: int, most: int) -> Check:
+    """A whole number in a range; true and false are none."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            _fail(
+                place,
+                _("Use a whole number from %(least)s to %(most)s.") % {"least": f"{least:,}", "most": f"{most:,}"},
+            )
+
+    return check
+
+
+def choice(known: Collection[Any]) -> Check:
+    """One of these."""
+
+    def check(value: Any, place: str) -> None:
+        if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
+            _fail(place, _("Choose one of %(known)s.") % {"known": ", ".join(map(str, known))})
+
+    return check
+
+
+def shaped(shape: re.Pattern[str], wanted: str) -> Check:
+    """A text of one form; `wanted` says which."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, str) or not shape.fullmatch(value):
+            _fail(place, _("This has to be %(wanted)s.") % {"wanted": wanted})
+
+    return check
+
+
+def listed(each: Check, *, most: int, least: int = 0) -> Check:
+    """A list of so many of them."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            _fail(place, _("List %(least)s to %(most)s of them.") % {"least": least, "most": most})
+        for index, one in enumerate(value):
+            each(one, f"{place}/{index}")
+
+    return check
+
+
+def maybe(inner: Check) -> Check:
+    """That, or null."""
+
+    def check(value: Any, place: str) -> None:
+        if value is not None:
+            inner(value, place)
+
+    return check
+
+
+def made_of(fields: Mapping[str, Check]) -> Check:
+    """An object of exactly these fields."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            _fail(place, _("This has to be an object with the fields %(fields)s.") % {"fields": ", ".join(fields)})
+        inside = f"{place}/" if place else ""
+        for name in value:
+            if name not in fields:
+                _fail(f"{inside}{name}", _("There is no such term. Terms that exist: %(fields)s.") % {
+                    "fields": ", ".join(fields)
+                })  # fmt: skip
+        for name, inner in fields.items():
+            if name not in value:
+                _fail(f"{inside}{name}", _("This term is missing; write null where it does not apply."))
+            inner(value[name], f"{inside}{name}")
+
+    return check
+
+
+def by_kind(kinds: Mapping[str, Mapping[str, Check]]) -> Check:
+    """An object whose field `kind` says which other fields it has."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            _fail(place, _("This has to be an object with the field “kind”."))
+        choice(tuple(kinds))(value.get("kind"), f"{place}/kind")
+        made_of({"kind": choice((value["kind"],)), **kinds[value["kind"]]})(value, place)
+
+    return check
+
+
+PUBLIC_KEY = shaped(KEY_SHAPE, "an Ed25519 public key of 64 hexadecimal digits")
+ORGANIZATION = shaped(ORGANIZATION_SHAPE, "the id of an organization")
+SECONDS = number(0, int(WINDOWS_MAX.total_seconds()))
+PARTY = made_of({"name": text(1, 100), "organization": maybe(ORGANIZATION), "public_key": PUBLIC_KEY})
+RUNS = {
+    "timeout_s": number(1, DAY_S),
+    "runs": number(1, 5),
+    "on_silence": choice(("pass", "fail")),
+}
+FIELDS: dict[str, Check] = {
+    "schema": choice((SCHEMA,)),
+    "kind": choice(KINDS),
+    "currency": shaped(re.compile(r"[A-Z]{3}"), "the code of a currency"),
+    "counts": text(1, 2000),
+    "unit": made_of(
+        {
+            "name": text(1, 40),
+            "per": choice((1, 1000, 1_000_000)),
+            "price_micros": number(0, MICROS_MAX),
+            "most": number(1, 10**12),
+        }
+    ),
+    "measured": maybe(
+        by_kind(
+            {
+                "output": {"path": shaped(PATH_SHAPE, "a path within the outputs")},
+                "counter": {"name": shaped(COUNTER_SHAPE, "the name of a counter")},
+                "claim": {},
+            }
+        )
+    ),
+    "verifier": by_kind(
+        {
+            "outputs": {},
+            "command": {**RUNS, "gpus": number(1, 8)},
+            "rerun": {**RUNS, "rate_bps": number(1, BP)},
+            "customer": {},
+            "third_party": {
+                "party": PARTY, "answer_within_s": number(1, 30 * DAY_S), "on_silence": choice(("pass", "fail")),
+            },
+        }
+    ),
+    "evidence": listed(choice(EVIDENCE), most=len(EVIDENCE)),
+    "acceptance": made_of({"window_s": SECONDS, "on_silence": choice(("accept", "reject"))}),
+    "disputes": made_of(
+        {
+            "window_s": SECONDS,
+            "decided_by": choice(("operator", "third_party")),
+            "arbiter": maybe(PARTY),
+            "decide_within_s": number(60, int(WINDOWS_MAX.total_seconds())),
+            "if_undecided": choice(("pay", "refund")),
+        }
+    ),
+    "retries": number(0, 10),
+    "deadline": maybe(
+        made_of(
+            {
+                "within_s": number(1, 365 * DAY_S),
+                "late": listed(
+                    made_of({"after_s": number(0, 365 * DAY_S), "price_bps": number(0, BP)}), least=1, most=10
+                ),
+            }
+        )
+    ),
+    "cap": maybe(made_of({"period": choice(PERIODS), "micros": number(1, MICROS_MAX)})),
+    "floor": maybe(made_of({"period": choice(PERIODS), "micros": number(1, MICROS_MAX)})),
+    "clawback_s": number(0, CLAWBACK_MAX_S),
+    "shares": listed(made_of({"to": text(1, 32), "bps": number(1, BP)}), least=1, most=10),
+    "guarantee": maybe(
+        made_of(
+            {
+                "metric": choice(("throughput", "availability", "gpu_health")),
+                "counter": maybe(shaped(COUNTER_SHAPE, "the name of a counter")),
+                "floor_milli": number(1, 10**15),
+                "curve": listed(
+                    made_of({"below_bps": number(1, BP), "credit_bps": number(1, BP)}), least=1, most=10
+                ),
+                "cap_bps": number(1, BP),
+                "seller_bps": number(0, BP),
+            }
+        )
+    ),
+    "revenue": maybe(
+        made_of(
+            {
+                "share_bps": number(1, BP),
+                "period": choice(PERIODS),
+                "minimum_micros": number(0, MICROS_MAX),
+                "cap_micros": maybe(number(1, MICROS_MAX)),
+                "true_up": choice(("none", "metered_cost")),
+                "statement_within_s": number(3600, 60 * DAY_S),
+                "if_overdue": choice(("last_statement", "minimum", "metered_cost")),
+            }
+        )
+    ),
+}  # fmt: skip
+WHOLE = made_of(FIELDS)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms that were checked. Questions about them are asked here, so that every door reads them alike."""
+
+    value: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.value[name]
+
+    @property
+    def kind(self) -> str:
+        return str(self.value["kind"])
+
+    @property
+    def currency(self) -> str:
+        return str(self.value["currency"])
+
+    @property
+    def verifier(self) -> str:
+        return str(self.value["verifier"]["kind"])
+
+    @property
+    def text(self) -> str:
+        return canonical(self.value)
+
+    @property
+    def sha256(self) -> str:
+        return digest(self.text)
+
+    @property
+    def most_micros(self) -> int:
+        """The most that one subject can cost: its most units at the whole price."""
+        return self.amount_micros(units=int(self.value["unit"]["most"]))
+
+    def price_bps(self, late_s: int) -> int:
+        """Return what is left of the price so many seconds after the deadline; zero and less is in time."""
+        found = BP
+        for step in (self.value["deadline"] or {"late": []})["late"]:
+            if late_s > step["after_s"]:
+                found = step["price_bps"]
+        return int(found)
+
+    def amount_micros(self, *, units: int, bps: int = BP) -> int:
+        """Return what so many units cost at a part of the price: rounded half up once, no more units than the most."""
+        unit = self.value["unit"]
+        whole = int(unit["per"]) * BP
+        return (min(units, int(unit["most"])) * int(unit["price_micros"]) * bps + whole // 2) // whole
+
+    def seconds(self, term: str, name: str) -> timedelta:
+        """Return a window of the terms."""
+        return timedelta(seconds=int(self.value[term][name]))
+
+    @property
+    def clawback(self) -> timedelta:
+        return timedelta(seconds=int(self.value["clawback_s"]))
+
+    @property
+    def beneficiaries(self) -> frozenset[str]:
+        """Who gets a share, by the ids of organizations; the seller and the platform by their words."""
+        return frozenset(share["to"] for share in self.value["shares"])
+
+
+def checked(value: Any, *, seller: str) -> Terms:
+    """Return terms that are whole and make sense, or raise BadOrder naming the place, such as `shares/0/bps`.
+
+    `seller` is the id of the organization that sells. Whoever earns does not
+    verify: a verifier or an arbiter of the seller, or of somebody with a share, is refused.
+    """
+    WHOLE(value, "")
+    terms = Terms(value)
+    _check_shares(terms)
+    _check_kind(terms)
+    _check_windows(terms)
+    _check_deadline(terms)
+    _check_independent(terms, seller)
+    return terms
+
+
+def of(value: Mapping[str, Any]) -> Terms:
+    """Return the terms of a version, which were checked when it was written."""
+    return Terms(value)
+
+
+def _check_shares(terms: Terms) -> None:
+    names = [share["to"] for share in terms["shares"]]
+    for index, name in enumerate(names):
+        if name not in (SELLER, PLATFORM) and not ORGANIZATION_SHAPE.fullmatch(name):
+            _fail(f"shares/{index}/to", _("Write “seller”, “platform” or the id of a supplier."))
+        if name in names[:index]:
+            _fail(f"shares/{index}/to", _("This party has a share already."))
+    total = sum(share["bps"] for share in terms["shares"])
+    if total != BP:
+        _fail("shares", _("Shares add up to 10,000 basis points; these add up to %(total)s.") % {"total": f"{total:,}"})
+
+
+def _check_kind(terms: Terms) -> None:
+    kind = terms.kind
+    wanted = {"guarantee": "guarantee", "revenue_share": "revenue"}
+    for name in ("guarantee", "revenue"):
+        if (terms[name] is not None) != (wanted.get(kind) == name):
+            _fail(name, _("This term belongs to contracts of another kind, or this kind needs it."))
+    if (terms["measured"] is not None) != (kind == "per_unit"):
+        _fail("measured", _("Contracts per unit say how units are measured, and no others."))
+    if kind == "per_task" and (terms["unit"]["per"], terms["unit"]["most"]) != (1, 1):
+        _fail("unit", _("A task is one unit: “per” and “most” are 1."))
+    if kind in CLAIMED_KINDS and terms["unit"]["price_micros"] < 1:
+        _fail("unit/price_micros", _("Say what a unit costs."))
+    guarantee = terms["guarantee"]
+    if guarantee is not None:
+        if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):
+            _fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
+        _check_falling("guarantee/curve", [(one["below_bps"], one["credit_bps"]) for one in guarantee["curve"]])
+
+
+def _check_falling(place: str, curve: list[tuple[int, int]]) -> None:
+    """A curve is written from the mildest shortfall to the worst: each step is lower and credits more."""
+    for index, (before, after) in enumerate(pairwise(curve), start=1):
+        if not (after[0] < before[0] and after[1] > before[1]):
+            _fail(f"{place}/{index}", _("Each step is below the one before it, and credits more."))
+
+
+def _check_windows(terms: Terms) -> None:
+    verifier, disputes = terms["verifier"], terms["disputes"]
+    total = terms["acceptance"]["window_s"] + disputes["window_s"] + disputes["decide_within_s"]
+    total += verifier.get("timeout_s", 0) * verifier.get("runs", 0) + verifier.get("answer_within_s", 0)
+    if timedelta(seconds=total) > WINDOWS_MAX:
+        _fail("disputes", _("Verifying, accepting, disputing and deciding take 60 days at most; these take longer."))
+    if terms.verifier == "customer" and not terms["acceptance"]["window_s"]:
+        _fail("acceptance/window_s", _("Give the customer time to look at it."))
+    if (disputes["decided_by"] == "third_party") != (disputes["arbiter"] is not None):
+        _fail("disputes/arbiter", _("Name the arbiter where a third party decides, and only there."))
+
+
+def _check_deadline(terms: Terms) -> None:
+    steps = (terms["deadline"] or {"late": []})["late"]
+    for index, (before, after) in enumerate(pairwise(steps), start=1):
+        if not (after["after_s"] > before["after_s"] and after["price_bps"] < before["price_bps"]):
+            _fail(f"deadline/late/{index}", _("Each step is later than the one before it, and leaves less."))
+    cap, floor = terms["cap"], terms["floor"]
+    if cap and floor and cap["period"] == floor["period"] and floor["micros"] > cap["micros"]:
+        _fail("floor/micros", _("The floor lies above the cap."))
+
+
+def _check_independent(terms: Terms, seller: str) -> None:
+    earning = {seller, *terms.beneficiaries}
+    party, arbiter = terms["verifier"].get("party"), terms["disputes"]["arbiter"]
+    for place, one in (("verifier/party", party), ("disputes/arbiter", arbiter)):
+        if one and one["organization"] in earning:
+            _fail(f"{place}/organization", _("Whoever earns by the contract does not verify or decide."))
+    if party and arbiter and party["public_key"] == arbiter["public_key"]:
+        _fail("disputes/arbiter/public_key", _("Whoever gave the verdict does not decide about it."))
