@@ -13,7 +13,8 @@ from django.utils import timezone
 
 from billing import credit_audit, daily_audit, prepaid_audit, price_audit, recomputing
 from billing.invoicing import audit, proof
-from billing.models import Account, Charge, Hold, Invoice, Transfer, UsageSpan
+from billing.models import Account, Charge, Hold, Invoice, Outcome, Transfer, UsageSpan
+from billing.outcomes import audit as outcomes_audit
 from billing.sla import audit as sla_audit
 from billing.suppliers import audit as suppliers_audit
 from billing.suppliers import proof as suppliers_proof
@@ -186,8 +187,9 @@ EVERY_RULE: Mapping[str, str] = {
     **credit_audit.RULES,
     **daily_audit.RULES,
     **prepaid_audit.RULES,
+    **outcomes_audit.RULES,
 }
-COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice)
+COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice, Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +212,14 @@ def check(*, at: datetime) -> list[Finding]:
 
 
 def recompute(*, at: datetime | None = None) -> list[Finding]:
-    """Work out every invoice, what suppliers are owed, and what tiers and commitments make of each month a second
-    time from spans and prices; return what differs. Months that were over by `at` (now) must have been closed."""
+    """Work out every invoice, what suppliers are owed, their parts of results, and what tiers and commitments make of
+    each month a second time; return what differs. Months that were over by `at` (now) must have been closed."""
     found = [Finding("invoice_comes_out_the_same", number, detail) for number, detail in proof.findings()]
     owed = suppliers_proof.findings()
     found += [Finding("accrual_comes_out_the_same", span, detail) for span, detail in owed]
     found += [Finding("sla_comes_out_the_same", month, detail) for month, detail in sla_audit.findings()]
+    shared = outcomes_audit.findings()
+    found += [Finding("share_of_outcomes_comes_out_the_same", version, detail) for version, detail in shared]
     adjusted = recomputing.findings(at=at or timezone.now())
     return found + [Finding("adjustment_comes_out_the_same", name, detail) for name, detail in adjusted]
 

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 ONE_SWEEP_AT_A_TIME = 7_220_002  # the key of an advisory lock
 # As many days in one go: at 300,000 spans a month that is some seconds.
 DAYS_MAX = 31
-STORAGE, RESERVED, ADJUSTMENT = "storage", "reserved", "adjustment"
+STORAGE, RESERVED, ADJUSTMENT, OUTCOME = "storage", "reserved", "adjustment", "outcome"
 
 TOUCH = "INSERT INTO billing_revenuetosum (since, through) VALUES (%s, %s)"
 TAKE = """
@@ -70,6 +70,10 @@ WITH wanted AS MATERIALIZED (
     JOIN billing_adjustment adjustment ON adjustment.id = posting.adjustment_id
     JOIN marketplace_organization organization ON organization.id = adjustment.organization_id
     LEFT JOIN billing_priceversion price ON price.id = adjustment.price_version_id
+    UNION ALL
+    SELECT slice.day, outcome.version, outcome.currency, '{OUTCOME}',
+        CASE outcome.kind WHEN 'reversed' THEN -outcome.amount_micros ELSE outcome.amount_micros END
+    FROM wanted slice JOIN billing_outcome outcome ON outcome.at >= slice.began AND outcome.at < slice.till
 )
 INSERT INTO billing_dailyrevenue (day, thing, market, currency, micros, summed_at)
 SELECT day, coalesce(thing, ''), market, currency, sum(micros)::bigint, %(at)s

@@ -37,6 +37,13 @@ RULES: Mapping[str, str] = {
             SELECT split_part(moved.key, ':', 2), 'reserved', account.currency, moved.amount_micros
             FROM seam JOIN billing_transfer moved ON moved.effective_at < seam.at AND moved.key LIKE 'earn:%%'
             JOIN billing_account account ON account.id = moved.target_id AND account.kind = 'revenue'
+            WHERE moved.key NOT LIKE 'earn:cost:%%'
+            UNION ALL
+            SELECT outcome.version, 'outcome', outcome.currency,
+                CASE account.kind WHEN 'revenue' THEN moved.amount_micros ELSE -moved.amount_micros END
+            FROM seam JOIN billing_transfer moved ON moved.effective_at < seam.at AND moved.key LIKE 'outcome:%%'
+            JOIN billing_account account ON account.id = moved.target_id
+            JOIN billing_outcome outcome ON outcome.public_id = split_part(moved.key, ':', 2)
             UNION ALL
             SELECT coalesce(split_part(price.sku, '/', 1), ''), 'adjustment', organization.currency,
                 posting.amount_micros

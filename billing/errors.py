@@ -226,3 +226,24 @@ class BadBankTransfer(BillingError):
 
 class DisputedAlready(BillingError):
     """It is disputed already, and nobody has decided about that yet."""
+
+
+class BadOutcome(BillingError):
+    """What an outcome says cannot be: its shares are not the whole, or it costs more than its arithmetic says."""
+
+
+class EscrowClosed(BillingError):
+    """Everything that was set aside for this was used or given back already."""
+
+    def __init__(self, resource_id: str) -> None:
+        super().__init__(f"nothing is set aside for {resource_id} any more")
+        self.resource_id = resource_id
+
+
+class ReversedAlready(BillingError):
+    """Less of an outcome is left than should be given back; `left_micros` is what is."""
+
+    def __init__(self, *, asked_micros: int, left_micros: int) -> None:
+        super().__init__(f"{asked_micros} micros should be given back, {left_micros} are left")
+        self.asked_micros = asked_micros
+        self.left_micros = left_micros

@@ -37,9 +37,11 @@ def place(
     amount_micros: int,
     purpose: str,
     resource_id: str,
-    expires_at: datetime,
+    expires_at: datetime | None,
 ) -> list[Hold]:
     """Set money aside for a resource: promotional credit, cash, what may be owed; one hold for each.
+
+    Without `expires_at` until somebody gives it back, which is for an escrow alone.
 
     Raises `InsufficientFunds` and sets nothing aside if all together have less,
     or `PaymentsPastDue` where an invoice was left unpaid for too long.
@@ -83,7 +85,7 @@ def place(
     return holds
 
 
-def _set_aside(holds: list[Hold], *, keys: list[str], expires_at: datetime) -> list[Hold]:
+def _set_aside(holds: list[Hold], *, keys: list[str], expires_at: datetime | None) -> list[Hold]:
     """Write the holds and what their accounts keep, in one statement; nothing if one of the keys is taken."""
     placed = ask(
         SET_ASIDE,
@@ -132,6 +134,28 @@ def post(*, key: str, hold: Hold, target: Account, amount_micros: int, reason: s
 def void_for(*, resource_id: str, at: datetime) -> int:
     """Give back what is left of all open holds of a resource; return how many there were."""
     return _close(Hold.objects.filter(resource_id=resource_id), Hold.State.VOIDED, at)
+
+
+@transaction.atomic
+def void_part(*, resource_id: str, amount_micros: int, cause: str, at: datetime) -> None:
+    """Give back a part of what is set aside for a resource: what may be owed first, then cash, then credit.
+
+    The caller has locked the organization's accounts and knows that so much is left; `cause` is a key of its own. A
+    hold of which a part goes back holds that much less.
+    """
+    pending = Hold.objects.filter(resource_id=resource_id, state=Hold.State.PENDING).select_related("account")
+    found = list(pending.order_by("-pk"))
+    shares, missing = rating.take_in_turn(amount_micros, [hold.left_micros for hold in found])
+    if missing:
+        raise HoldClosed(key=resource_id, needed_micros=amount_micros, left_micros=amount_micros - missing)
+    for hold, micros in zip(found, shares, strict=True):
+        if micros == hold.left_micros:
+            Hold.objects.filter(pk=hold.pk).update(state=Hold.State.VOIDED)
+        elif micros:
+            Hold.objects.filter(pk=hold.pk).update(amount_micros=F("amount_micros") - micros)
+        Account.objects.filter(pk=hold.account_id).update(held_micros=F("held_micros") - micros)
+    if amount_micros:
+        receivables.settle(freed=found[0].account, cause=cause, at=at)
 
 
 def expire(*, at: datetime, limit: int = 200) -> int:

@@ -6,7 +6,8 @@ RULES: Mapping[str, str] = {
     "what_was_paid_ahead_is_an_item": """
         SELECT key, format('item %%s, of it credit %%s; moved %%s, of it credit %%s',
                            item.amount_micros, item.promo_micros, moved.amount, moved.promo)
-        FROM (SELECT key, amount_micros, promo_micros FROM billing_prepaiditem WHERE kind <> 'resold') item
+        FROM (SELECT key, amount_micros, promo_micros FROM billing_prepaiditem
+              WHERE kind <> 'resold' AND outcome_id IS NULL) item
         FULL JOIN (
             SELECT key, sum(amount) AS amount, coalesce(sum(amount) FILTER (WHERE kind = 'promo'), 0) AS promo
             FROM (

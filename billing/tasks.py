@@ -1,16 +1,16 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
 Periods they want: `charge_due` every 20 s, `watch_runways` and `collect` every 30 s, `expire_holds` and
-`expire_credit` every 60 s, `sum_up_revenue` every 5 min, `issue_invoices` every 10 min, `accrue`, `post_adjustments`
-and `state_suppliers` every hour, `pay_suppliers` every minute; of cards, `send_payments` and `handle_processor_events`
-every second, `send_refunds` every 10 s, `top_up` every 30 s, `fetch_processor_events` every hour and `reconcile`
-every day.
+`expire_credit` every 60 s, `share_outcomes` every minute, `sum_up_revenue` every 5 min, `issue_invoices` every 10
+min, `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_suppliers` every minute; of cards,
+`send_payments` and `handle_processor_events` every second, `send_refunds` every 10 s, `top_up` every 30 s,
+`fetch_processor_events` every hour and `reconcile` every day.
 """
 
 from celery import shared_task
 from django.utils import timezone
 
-from billing import adjusting, charging, daily, dunning, holds, promotions, watch
+from billing import adjusting, charging, daily, dunning, holds, outcomes, promotions, watch
 from billing.invoicing import issuing
 from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
 from billing.suppliers import accruing, connecting, payouts, statements
@@ -42,6 +42,14 @@ def accrue() -> None:
 @shared_task
 def post_adjustments() -> None:
     adjusting.post_due(at=timezone.now())
+
+
+@shared_task
+def share_outcomes() -> None:
+    """Book what results took, and give suppliers their parts of what was paid for them."""
+    at = timezone.now()
+    outcomes.book_costs(at=at)
+    outcomes.share_out(at=at)
 
 
 @shared_task

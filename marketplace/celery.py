@@ -53,6 +53,7 @@ app.conf.update(
             ("statements of suppliers", "billing.tasks.state_suppliers", 3600.0),
             ("payouts to suppliers", "billing.tasks.pay_suppliers", 60.0),
             ("what suppliers are owed", "billing.tasks.accrue", 3600.0),
+            ("what results took, and suppliers' parts", "billing.tasks.share_outcomes", 60.0),
             ("tiers and commitments", "billing.tasks.post_adjustments", 3600.0),
             ("revenue to sum up", "billing.tasks.sum_up_revenue", 300.0),
             ("credit that expires", "billing.tasks.expire_credit", 60.0),

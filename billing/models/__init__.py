@@ -14,6 +14,15 @@ from billing.models.invoices import (
 )
 from billing.models.ledger import Account, Hold, Transfer
 from billing.models.notices import Notice, RunwayWatch
+from billing.models.outcomes import (
+    Escrow,
+    EscrowRelease,
+    Outcome,
+    OutcomeCost,
+    OutcomePeriod,
+    OutcomeShare,
+    OutcomeSharing,
+)
 from billing.models.payments import (
     AutomaticTopUp,
     BalanceEntry,
@@ -72,6 +81,8 @@ __all__ = [
     "DunningEvent",
     "DunningStep",
     "Earning",
+    "Escrow",
+    "EscrowRelease",
     "Hold",
     "Invoice",
     "InvoiceAdjustment",
@@ -83,6 +94,11 @@ __all__ = [
     "InvoicePrepaid",
     "InvoiceSeries",
     "Notice",
+    "Outcome",
+    "OutcomeCost",
+    "OutcomePeriod",
+    "OutcomeShare",
+    "OutcomeSharing",
     "Payment",
     "Payout",
     "PayoutAccount",

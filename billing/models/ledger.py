@@ -12,6 +12,7 @@ CUSTOMER_KINDS = ("promo", "cash", "receivable")
 SUPPLIER_KINDS = ("payable", "reserve")
 PLATFORM_KINDS = (
     "revenue", "fees", "tax", "sla_expense", "processor", "bank", "promo_expense", "deferred", "bad_debt",
+    "outcome_cost",
 )  # fmt: skip
 BOUNDED_KINDS = ("cash", "promo", "reserve")  # never overdrawn
 HOLDING_KINDS = ("cash", "promo", "receivable")
@@ -42,6 +43,7 @@ class Account(models.Model):
         PROMO_EXPENSE = "promo_expense", "Promotional expense"
         DEFERRED = "deferred", "Paid ahead"
         BAD_DEBT = "bad_debt", "Bad debts"
+        OUTCOME_COST = "outcome_cost", "What results took"
 
     public_id = PublicIdField(prefix="acc")
     organization = models.ForeignKey(
@@ -124,7 +126,7 @@ class Hold(models.Model):
 
     `pending` while something is left to take, `posted` once all of it was
     taken. The account's `held_micros` is the sum of what its pending holds have
-    left, so what is held cannot be spent twice.
+    left, so what is held cannot be spent twice. One without `expires_at` waits for whoever closes it: an escrow.
     """
 
     class State(models.TextChoices):
@@ -141,7 +143,7 @@ class Hold(models.Model):
     state = models.CharField(max_length=8, choices=State.choices, default=State.PENDING)
     purpose = models.CharField(max_length=40)
     resource_id = models.CharField(max_length=64)
-    expires_at = models.DateTimeField()
+    expires_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -154,6 +156,10 @@ class Hold(models.Model):
                 condition=Q(state="posted", posted_micros=F("amount_micros"))
                 | Q(state__in=["pending", "voided", "expired"], posted_micros__lt=F("amount_micros")),
                 name="hold_is_posted_when_nothing_is_left",
+            ),
+            models.CheckConstraint(
+                condition=Q(expires_at=None, purpose="escrow") | Q(expires_at__isnull=False) & ~Q(purpose="escrow"),
+                name="hold_of_an_escrow_never_expires",
             ),
         ]
         indexes = [

@@ -59,11 +59,13 @@ class SlaVerdict(models.Model):
 class SupplierAdjustment(models.Model):
     """What a supplier gets (above zero) or gives (below) beside the share of use. Moves once, when it is approved.
 
-    A service credit is charged by itself, by the rate card; everything else needs two people.
+    A service credit is charged by itself, by the rate card, and a part of outcomes is given by itself, by their
+    contract; everything else needs two people.
     """
 
     class Kind(models.TextChoices):
         SLA = "sla", _("Service credit")
+        OUTCOME = "outcome", _("Share of results")
         REFUND = "refund", _("Refund to a customer")
         OTHER = "other", _("Other")
 
@@ -74,7 +76,7 @@ class SupplierAdjustment(models.Model):
 
     public_id = PublicIdField(prefix="sad")
     supplier = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="supplier_adjustments")
-    kind = models.CharField(max_length=6, choices=Kind.choices)
+    kind = models.CharField(max_length=8, choices=Kind.choices)
     cause = models.CharField(max_length=80, unique=True, help_text="the verdict's id, or the proposal's key")
     verdict = models.OneToOneField(SlaVerdict, models.PROTECT, null=True, related_name="back_charge")
     offer = models.CharField(max_length=32, blank=True)
@@ -93,6 +95,7 @@ class SupplierAdjustment(models.Model):
             models.CheckConstraint(
                 condition=~Q(state="approved")
                 | Q(kind="sla", verdict__isnull=False, proposed_by=None, decided_by=None)
+                | Q(kind="outcome", verdict=None, proposed_by=None, decided_by=None)
                 | Q(decided_by__isnull=False, proposed_by__isnull=False) & ~Q(decided_by=F("proposed_by")),
                 name="supplier_adjustment_needs_a_second_person",
             ),

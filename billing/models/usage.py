@@ -226,6 +226,8 @@ class UsageSpan(models.Model):
                 name="usage_span_to_invoice",
             ),
             models.Index(fields=["id"], condition=Q(is_accrued=False), name="usage_span_to_accrue"),
+            # Time that something else paid for: what results took is found by what they are of.
+            models.Index(fields=["covered_by"], condition=~Q(covered_by=""), name="usage_span_covered"),
             # What a day touches, among years of spans that lie in about the order in which they ended.
             BrinIndex(fields=["ended_at"], autosummarize=True, name="usage_span_when_ended"),
         ]

@@ -49,6 +49,31 @@ def charge_back(*, verdict: SlaVerdict, at: datetime) -> SupplierAdjustment | No
 
 
 @transaction.atomic
+def share(
+    *, supplier_id: int, cause: str, currency: str, amount_micros: int, reason: str, at: datetime
+) -> SupplierAdjustment | None:
+    """Give a supplier its part of results (below zero: take it back), once per cause; None of nothing."""
+    if not amount_micros:
+        return None
+    made, is_new = SupplierAdjustment.objects.get_or_create(
+        cause=f"{cause}:{supplier_id}",
+        defaults={
+            "supplier_id": supplier_id,
+            "kind": Kind.OUTCOME,
+            "currency": currency,
+            "amount_micros": amount_micros,
+            "reason": reason,
+            "state": State.APPROVED,
+            "proposed_at": at,
+            "decided_at": at,
+        },
+    )
+    if is_new:
+        _move(made, at=at)
+    return made
+
+
+@transaction.atomic
 def propose(
     *,
     supplier: Organization,
@@ -62,8 +87,8 @@ def propose(
     offer: str = "",
 ) -> SupplierAdjustment:
     """Propose to give a supplier something (above zero) or take something back (below), once per key."""
-    if kind == Kind.SLA or not amount_micros or not reason.strip():
-        raise BadAdjustment("an adjustment has an amount and a reason; service credits come by themselves")
+    if kind in (Kind.SLA, Kind.OUTCOME) or not amount_micros or not reason.strip():
+        raise BadAdjustment("an adjustment has an amount and a reason; service credits and results come by themselves")
     wanted = {"supplier_id": supplier.pk, "kind": kind, "amount_micros": amount_micros, "currency": currency}
     wanted |= {"reason": reason, "offer": offer}
     made, is_new = SupplierAdjustment.objects.get_or_create(

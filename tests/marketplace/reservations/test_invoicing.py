@@ -30,7 +30,7 @@ def invoice_of(buyer: Buyer, *, hours: float = 2) -> dict[str, tuple[int, int]]:
     assert all(one.agrees for one in proof.of_lines(found, lines))
     assert books.check(at=buyer.at(hours)) == []
     assert books.recompute(at=buyer.at(hours)) == []
-    return {one.prepaid.item.kind: (one.amount_micros, one.prepaid.item.promo_micros) for one in lines}
+    return {item.kind: (one.amount_micros, item.promo_micros) for one in lines for item in [one.prepaid.get().item]}
 
 
 def test_a_block_and_its_extension_are_lines_and_deliver_without_another(acme_buys: Buyer) -> None:

@@ -1,0 +1,69 @@
+"""What each contract leaves the platform: what buyers paid, less what suppliers get of it and what the work took."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db.models import Count, Q, QuerySet, Sum
+
+from billing.models import Outcome, OutcomeCost, OutcomeShare
+
+
+@dataclass(slots=True)
+class Margin:
+    """The money of a contract's version in one currency. `shared_micros` follows what was paid by a sweep."""
+
+    version: str
+    currency: str
+    outcomes: int = 0
+    paid_micros: int = 0
+    returned_micros: int = 0
+    shared_micros: int = 0
+    cost_micros: int = 0
+    unit_milliseconds: int = 0
+
+    @property
+    def net_micros(self) -> int:
+        """What buyers paid and did not get back."""
+        return self.paid_micros - self.returned_micros
+
+    @property
+    def margin_micros(self) -> int:
+        return self.net_micros - self.shared_micros - self.cost_micros
+
+
+def margins(*, version: str | None = None, since: datetime | None = None) -> list[Margin]:
+    """Return what each version leaves, or one, the newest versions of most money first. Three queries."""
+    found: dict[tuple[str, str], Margin] = {}
+    one = Q() if version is None else Q(version=version)
+    begun = Q() if since is None else Q(at__gte=since)
+    back = Q(kind=Outcome.Kind.REVERSED)
+    sold = Outcome.objects.filter(one & begun).order_by().values("version", "currency")
+    for row in sold.annotate(
+        outcomes=Count("pk", filter=~back),
+        paid_micros=Sum("amount_micros", filter=~back, default=0),
+        returned_micros=Sum("amount_micros", filter=back, default=0),
+    ):
+        found[row["version"], row["currency"]] = Margin(**row)
+    _add(found, OutcomeCost.objects.filter(one & begun, ~Q(version="")), cost_micros="amount_micros",
+         unit_milliseconds="unit_milliseconds")  # fmt: skip
+    shared = (
+        OutcomeShare.objects.filter(one) if since is None else OutcomeShare.objects.filter(one, sharing__at__gte=since)
+    )
+    _add(found, shared, shared_micros="amount_micros")
+    return sorted(found.values(), key=lambda each: (-each.net_micros, each.version))
+
+
+def costs_of(resource_ids: list[str]) -> dict[str, int]:
+    """Return what the work of each of these resources took so far."""
+    rows = OutcomeCost.objects.filter(resource_id__in=resource_ids).order_by().values_list("resource_id")
+    return defaultdict(int, dict(rows.annotate(total=Sum("amount_micros"))))
+
+
+def _add(
+    found: dict[tuple[str, str], Margin], rows: QuerySet[OutcomeCost] | QuerySet[OutcomeShare], **names: str
+) -> None:
+    for row in rows.order_by().values("version", "currency").annotate(**{to: Sum(of) for to, of in names.items()}):
+        each = found.setdefault((row["version"], row["currency"]), Margin(row["version"], row["currency"]))
+        for name in names:
+            setattr(each, name, row[name])

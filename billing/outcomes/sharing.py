@@ -1,0 +1,72 @@
+"""Suppliers' parts of results: what each accepted one brings them, and what they give back of a reversed one.
+
+A sweep takes what is new and moves the sum of each supplier and version once, so that settling a result waits for no
+supplier, and a statement has a line for each version instead of each result.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+
+from django.db import transaction
+from django.db.models import Sum
+
+from billing.models import Outcome, OutcomeShare, OutcomeSharing
+from billing.suppliers import accruing, adjusting, purses
+from billing.suppliers.shares import largest_remainder
+
+BATCH = 5_000
+Whose = tuple[int, str, str]  # supplier, version, currency
+
+
+@transaction.atomic
+def share_out(*, at: datetime, limit: int = BATCH) -> int:
+    """Give suppliers their parts of outcomes that were not shared out yet, the oldest first; return how many.
+
+    The parts of what an outcome costs after all reversals are those of a largest remainder: a full reversal takes back
+    exactly what was given.
+    """
+    accruing.wait_for_turn()
+    found = list(Outcome.objects.filter(sharing=None).select_related("of").order_by("pk")[:limit])
+    if not found:
+        return 0
+    sharing = OutcomeSharing.objects.create(at=at)
+    sums = _sums(found)
+    purses.lock((supplier, currency) for supplier, _, currency in sums)
+    for (supplier, version, currency), micros in sorted(sums.items()):
+        moved = adjusting.share(
+            supplier_id=supplier, cause=f"{sharing.public_id}:{version}", currency=currency, amount_micros=micros,
+            reason=f"Results under {version}", at=at,
+        )  # fmt: skip
+        OutcomeShare.objects.create(
+            sharing=sharing, supplier_id=supplier, version=version, currency=currency, amount_micros=micros,
+            adjustment=moved,
+        )  # fmt: skip
+    Outcome.objects.filter(pk__in=[one.pk for one in found]).update(sharing=sharing)
+    return len(found)
+
+
+def parts(micros: int, shares: Iterable[tuple[int | None, int]]) -> Counter[int]:
+    """Return each supplier's part of an amount in whole micros; what is missing to it is the platform's."""
+    rows = list(shares)
+    amounts = largest_remainder(micros, [bps for _, bps in rows])
+    return Counter({owner: part for (owner, _), part in zip(rows, amounts, strict=True) if owner is not None})
+
+
+def _sums(outcomes: Iterable[Outcome]) -> dict[Whose, int]:
+    sums: Counter[Whose] = Counter()
+    for one in outcomes:
+        for supplier, micros in _change(one).items():
+            sums[supplier, one.version, one.currency] += micros
+    return dict(sums)
+
+
+def _change(one: Outcome) -> Counter[int]:
+    """What an outcome changes of what its suppliers have."""
+    if one.of is None:
+        return parts(one.amount_micros, one.shares)
+    earlier = one.of.reversals.filter(pk__lt=one.pk).aggregate(total=Sum("amount_micros", default=0))["total"]
+    before = one.of.amount_micros - earlier
+    change = parts(before - one.amount_micros, one.shares)
+    change.subtract(parts(before, one.shares))
+    return change
