@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-from provisioning import networks, nodes, protocol, registries, reports
+from provisioning import networks, nodes, protocol, registries, reports, statements
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, NotAssigned
 
 log = structlog.get_logger("provisioning.gateway")
@@ -49,6 +49,7 @@ def join(request: HttpRequest) -> JsonResponse:
             gpus=said.inventory.gpus,
             at=at,
         )
+        statements.learn_key(node=node, public=said.inventory.signing_key, at=at)
     except (Malformed, InventoryMismatch) as error:
         return _refusal(422, error)
     except NodeUnknown as error:

@@ -23,6 +23,7 @@ Id = Annotated[str, Meta(max_length=32, pattern=STORABLE)]
 Name = Annotated[str, Meta(max_length=64, pattern=STORABLE)]
 Line = Annotated[str, Meta(max_length=255, pattern=STORABLE)]
 Message = Annotated[str, Meta(max_length=2000, pattern=STORABLE)]
+PublicKey = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Number = Annotated[int, Meta(ge=0, le=BIGGEST)]
 Integer = Annotated[int, Meta(ge=0, le=BIGGEST_INTEGER)]
@@ -66,6 +67,7 @@ class Inventory(Struct, frozen=True, kw_only=True):
     driver: Name | None = None
     access: Access = Access()
     encrypts: bool = False
+    signing_key: PublicKey = ""
     links: Annotated[list[Link], Meta(max_length=LINKS_MAX)] = []
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, interruptions, inventory, networks, nodes, sessions, telemetry, upkeep
+from provisioning import engine, interruptions, inventory, networks, nodes, sessions, statements, telemetry, upkeep
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
@@ -45,6 +45,7 @@ EVENT_TAKERS: dict[str, EventTaker] = {
     "wipe": wipes.take,
     "operation": operations.take,
     "session": sessions.take,
+    "statement": statements.take,
 }
 
 # In the order of the nodes, so that two batches cannot deadlock.
@@ -266,6 +267,7 @@ def _live(node: Node) -> QuerySet[Assignment]:
 
 def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:
     inventory.take(node=node, said=said, at=at)
+    statements.learn_key(node=node, public=said.signing_key, at=at)
     Heartbeat.objects.filter(node=node).update(
         inventory_generation=said.generation, access=msgspec.to_builtins(said.access), encrypts=said.encrypts
     )

@@ -21,6 +21,7 @@ from marketplace.cli import (
     payments,
     placements,
     quotas,
+    receipts,
     registries,
     resale,
     reservations,
@@ -98,6 +99,7 @@ app.command()(payments.cards)
 app.command()(costs.cost)
 app.command()(commitments.commitments)
 app.add_typer(invoices.app, name="invoices")
+app.command()(receipts.verify)
 app.command()(sla.sla)
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")

@@ -34,6 +34,7 @@ from marketplace.models.jobs import (
     TaskState,
 )
 from marketplace.models.purchases import TokenPurchase
+from marketplace.models.receipts import Receipt, ReceiptSignature, SigningKey
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
@@ -117,6 +118,8 @@ __all__ = [
     "QuotaRequest",
     "QuotaRule",
     "Quote",
+    "Receipt",
+    "ReceiptSignature",
     "Reservation",
     "ReservationEvent",
     "ReservationState",
@@ -124,6 +127,7 @@ __all__ = [
     "Role",
     "Shortfall",
     "Side",
+    "SigningKey",
     "SpotTerms",
     "SshKey",
     "SupplierApplication",

@@ -345,6 +345,9 @@ class ContainerWorkload:
         ready = read_json(self.folder / "prepared.json") or {}
         return str(ready.get("address", ""))
 
+    def image_digest(self) -> str | None:
+        return (read_json(self.folder / "prepared.json") or {}).get("image_digest")
+
     @property
     def _stop_file(self) -> Path:
         return self.folder / "stop.json"

@@ -30,6 +30,7 @@ from provisioning.agent.operations import Operations
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
+from provisioning.agent.signing import public_of
 from provisioning.agent.sources import open_source
 from provisioning.agent.ssh_records import SessionRecords
 from provisioning.agent.state import Home, HomeError, Lease
@@ -38,6 +39,7 @@ from provisioning.agent.tools import NvmlTools, SimulatedTools
 from provisioning.agent.tunnel import why_not_sealed
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
+from provisioning.agent.witness import Witness
 from provisioning.agent.workload import Processes
 from provisioning.agent.workloads import Kind
 
@@ -277,6 +279,7 @@ class Agent:
             changed=news.set,
             wiper=self.wiper,
             volumes=self.volumes,
+            witness=Witness(private=self.home.signing_key(), node=self._node, journal=self.journal),
         )
         self._take_operations(options, source_name=source.name)
         self.gateway = self._make_gateway(options)
@@ -292,6 +295,7 @@ class Agent:
             news=news,
             access=asdict(self.gateway.access) if self.gateway else None,
             encrypts=options.runtime == "podman" and can_seal(),
+            signing_key=public_of(self.home.signing_key()),
         )
         self.stopping = threading.Event()
         self.exit_code = 0
@@ -363,6 +367,9 @@ class Agent:
         identity = self.home.identity()
         assert identity is not None  # Only who has joined has assignments.
         return {"node": identity.node, "key": self.home.key()}
+
+    def _node(self) -> str:
+        return self._who()["node"]
 
     def _make_gateway(self, options: argparse.Namespace) -> "Gateway | None":
         records = SessionRecords(

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from provisioning.agent.protocol import Assignment, Notice
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
+from provisioning.agent.witness import Seen, Witness
 from provisioning.agent.workloads import Kind, Look, Origin, Progress, Workload
 
 log = logging.getLogger("gpumarket.agent")
@@ -57,8 +58,10 @@ class Runtime:
         changed: Callable[[], None],
         wiper: Wiper,
         volumes: Volumes | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._volumes = volumes
+        self._witness = witness
         self._home = home
         self._kind = kind
         self._lease = lease
@@ -133,6 +136,7 @@ class Runtime:
         observed = tuple(self._step_safely(one) for one in document.assignments)
         before = {one.id: one for one in self.observed}
         moved = [one for one in observed if one.id not in before or before[one.id].state != one.state]
+        self._bear_witness(moved)
         self.observed = observed
         for one in moved:
             old = before[one.id].state if one.id in before else None
@@ -140,6 +144,17 @@ class Runtime:
             log.info("moved", extra=extra | {"exit_code": one.exit_code, "reason": one.message})
         if moved:
             self._changed()
+
+    def _bear_witness(self, moved: Sequence[Observed]) -> None:
+        """State what was seen, before it is reported: the statement must not come after its folder went."""
+        if self._witness is None:
+            return
+        for one in moved:
+            wanted, workload = self._home.document().find(one.id), self._workloads.get(one.id)
+            if wanted is None or workload is None or not (wanted.fence == one.fence == workload.origin.fence):
+                continue
+            seen = Seen(one.state, one.exit_code, one.exited_at, one.message, workload.image_digest())
+            self._witness.see(wanted, seen, folder=workload.metadata.parent)
 
     def _remove_orphans(self, wanted: set[str]) -> None:
         for name in self._wiper.pending():
@@ -261,6 +276,7 @@ class Runtime:
         if not workload.end(grace_s=origin.stop_grace_s, reason=""):
             return observe(workload, workload.look())
         seen = observe(workload, workload.look())
+        self._bear_witness([seen])
         if self._is_log_shipped(workload) and self._remove(workload):
             if not self._wiper.step(origin.id):
                 return self._wiping(origin)
@@ -288,6 +304,8 @@ class Runtime:
             return False
         self._workloads.pop(name, None)
         self._ended_at.pop(name, None)
+        if self._witness is not None:
+            self._witness.forget(name)
         return True
 
 

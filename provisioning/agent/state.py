@@ -2,6 +2,7 @@
 
 lock            held by the one agent that uses this home
 key             the node's own secret, 256 bits in hex, mode 0600; made here, never sent but to our server
+signing-key     with which the node signs what it saw (Ed25519, in hex, mode 0600); made here, never sent to anybody
 node.json       who we are: written once, when the server accepted us
 state.json      counters that only grow, and the last document of what we should run
 journal         what happened here and the server has not acknowledged yet, see `journal`
@@ -28,6 +29,7 @@ from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.disk import Reserve
 from provisioning.agent.files import read_json, write_json, write_over, write_whole
 from provisioning.agent.protocol import Document, Joined, ProtocolError, parse_document
+from provisioning.agent.signing import new_private
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -96,6 +98,13 @@ class Home:
         path = self.path / "key"
         if not path.exists():
             write_whole(path, secrets.token_hex(32).encode())
+        return path.read_text()
+
+    def signing_key(self) -> str:
+        """Return the private key with which this node signs what it saw; only its public half is ever told."""
+        path = self.path / "signing-key"
+        if not path.exists():
+            write_whole(path, new_private().encode())
         return path.read_text()
 
     def seed(self) -> str:

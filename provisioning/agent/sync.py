@@ -67,6 +67,7 @@ class SyncLoop:
         news: threading.Event,
         access: dict[str, Any] | None = None,
         encrypts: bool = False,
+        signing_key: str = "",
     ) -> None:
         self._control = control
         self._home = home
@@ -81,8 +82,10 @@ class SyncLoop:
         self._is_introduced = False
         self._backoff = Backoff()
         self._news = news
-        # Part of each inventory: whether it can join clusters with encryption, and where the SSH gateway is.
-        self._means = {"encrypts": encrypts} | ({} if access is None else {"access": access})
+        # Part of each inventory: whether it can join clusters with encryption, whose signatures are ours, and where
+        # the SSH gateway is.
+        self._means = {"encrypts": encrypts, "signing_key": signing_key}
+        self._means |= {} if access is None else {"access": access}
         self._stopping = threading.Event()
 
     def stop(self) -> None:

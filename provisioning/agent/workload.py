@@ -231,6 +231,9 @@ class ProcessWorkload:
         """Return the node's own address, which the command shares."""
         return "127.0.0.1"
 
+    def image_digest(self) -> None:
+        """Return None: a process comes from no image."""
+
     @property
     def _stop_file(self) -> Path:
         return self.folder / "stop.json"

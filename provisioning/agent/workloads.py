@@ -155,6 +155,9 @@ class Workload(Protocol):
     def address(self) -> str:
         """Return where ports inside can be reached from this node."""
 
+    def image_digest(self) -> str | None:
+        """Return the digest of the image that it runs, `sha256:...`; None for what is no image, or not known."""
+
 
 class Kind(Protocol):
     """A runtime: makes workloads of one kind and finds those that earlier agents left here."""

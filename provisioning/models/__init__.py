@@ -29,6 +29,7 @@ from provisioning.models.quotas import Quota, QuotaHold
 from provisioning.models.registries import RegistryCredential
 from provisioning.models.sessions import SshSession
 from provisioning.models.slurm import Cluster, SlurmJob, SlurmNode
+from provisioning.models.statements import NodeKey, NodeStatement
 from provisioning.models.telemetry import RollUp
 from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
@@ -61,6 +62,8 @@ __all__ = [
     "Node",
     "NodeHold",
     "NodeInventory",
+    "NodeKey",
+    "NodeStatement",
     "Operation",
     "Phase",
     "PlacementDecision",

@@ -4,10 +4,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from marketplace.models import WebhookEndpoint
+from marketplace.models import SigningKey, WebhookEndpoint
 from provisioning import resealing
 
-SEALED = ((WebhookEndpoint, "secret_sealed"), (WebhookEndpoint, "former_secret_sealed"))
+SEALED = (
+    (WebhookEndpoint, "secret_sealed"),
+    (WebhookEndpoint, "former_secret_sealed"),
+    (SigningKey, "private_sealed"),
+)
 
 
 class Command(BaseCommand):

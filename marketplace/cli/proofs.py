@@ -1,0 +1,270 @@
+"""Verifies receipts with nothing but public keys: no server, no database, no code of who signed them.
+
+docs/receipts.md has the form. What is checked, in this order: that the bytes are the one form of their content (RFC
+8785); that a good key signed them (Ed25519); that each of a chain follows the one before; that what nodes signed agrees
+with the receipt around it; that the arithmetic of the price comes out.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+RECEIPT, HEAD, STATEMENT = "gpumarket.receipt.1", "gpumarket.chain-head.1", "gpumarket.node-statement.1"
+GOOD, REFUSED, NOT_CHECKED = "good", "refused", "not checked"
+HEX = frozenset("0123456789abcdef")
+
+
+class NotVerifiable(Exception):
+    """There is nothing to verify by: the keys are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, what came of it, and that in words."""
+
+    name: str
+    result: str
+    says: str
+
+
+@dataclass
+class Verified:
+    """A document and what was found of it. `body` is empty where it could not be read."""
+
+    source: str
+    body: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return all(check.result != REFUSED for check in self.checks)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its bytes and its signature are good, so that what it says of the chain counts."""
+        return {check.name: check.result for check in self.checks}.get("signature") == GOOD
+
+    def note(self, name: str, result: str, says: str) -> None:
+        self.checks.append(Check(name, result, says))
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the platform. Times are texts that sort as they follow each other."""
+
+    id: str
+    public_key: str
+    begins: str
+    until: str | None
+    revoked_at: str | None
+    revoked_because: str | None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The platform's keys, and those of nodes that count no more."""
+
+    platform: Mapping[str, Key]
+    revoked_nodes: Mapping[str, str]  # When, by the key's id.
+
+
+def read_keys(data: bytes, *, trusted: Sequence[str] = ()) -> Keys:
+    """Return the keys of a document of `GET /keys`, of these ids alone if any are named. Raises NotVerifiable."""
+    try:
+        said = json.loads(data)
+        rows = {row["id"]: _key(row) for row in said["keys"]}
+        revoked = {str(row["id"]): str(row["revoked_at"]) for row in said["revoked_node_keys"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotVerifiable("This is not a document of public keys; get it from /api/v1/keys.") from error
+    for name, row in rows.items():
+        if name != key_id(row.public_key):
+            raise NotVerifiable(f"The id {name} does not follow from its public key: somebody has put another key in.")
+    if unknown := [name for name in trusted if name not in rows]:
+        raise NotVerifiable(f"{', '.join(unknown)} is not among these keys.")
+    return Keys({name: row for name, row in rows.items() if not trusted or name in trusted}, revoked)
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    if row["algorithm"] != "Ed25519" or not is_hex(row["public_key"], 32):
+        raise ValueError
+    texts = (str(row["from"]), row["until"], row["revoked_at"], row["revoked_because"])
+    return Key(str(row["id"]), row["public_key"], *texts)
+
+
+def key_id(public_key: str) -> str:
+    """Return the id that follows from a public key in hexadecimal."""
+    return f"key_{hashlib.sha256(bytes.fromhex(public_key)).hexdigest()[:32]}"
+
+
+def is_hex(value: Any, size: int) -> bool:
+    """Return whether this is so many bytes in hexadecimal, in lower case: a second spelling would be a second text."""
+    return isinstance(value, str) and len(value) == 2 * size and HEX.issuperset(value)
+
+
+def canonical(value: Any) -> bytes:
+    """Return the one form of a JSON value (RFC 8785). Raises ValueError."""
+    import rfc8785  # noqa: PLC0415 - --help does not wait for it
+
+    return rfc8785.dumps(value)
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the documents of a file, each with its number: one, or one on each line."""
+    parts = data.split(b"\n")
+    if parts[-1] == b"":
+        parts.pop()  # The last line ends as the others do.
+    yield from enumerate(parts or [b""], start=1)
+
+
+def verify(source: str, data: bytes, keys: Keys) -> Verified:
+    """Return what one document is worth by itself; what follows what is `chains`' question."""
+    found = Verified(source)
+    document = _read(found, data)
+    if document is None:
+        return found
+    found.body, found.digest = document["body"], digest_of(document["body"])
+    _check_signatures(found, document["signatures"], keys)
+    if found.is_whole and found.body["kind"] == RECEIPT:
+        try:
+            _check_statements(found, keys)
+        except (AttributeError, KeyError, TypeError):
+            found.note("node statements", REFUSED, "What it says of attempts is not of the form of a receipt.")
+    return found
+
+
+def _read(found: Verified, data: bytes) -> dict[str, Any] | None:
+    """Return the document if its bytes are the one form of a receipt or a chain's head."""
+    try:
+        document = json.loads(data)
+        is_canonical = canonical(document) == data
+    except (ValueError, RecursionError):
+        found.note("bytes", REFUSED, "This is not JSON of the form that is signed; bytes were changed or are missing.")
+        return None
+    if not is_canonical:
+        says = (
+            "The bytes are not in canonical form (RFC 8785): somebody changed or reformatted them. Download it again."
+        )
+        found.note("bytes", REFUSED, says)
+        return None
+    if not _is_document(document):
+        found.note("bytes", REFUSED, "This is neither a receipt nor the head of a chain.")
+        return None
+    says = f"The bytes are canonical JSON (RFC 8785); the SHA-256 of the body is {digest_of(document['body'])}."
+    found.note("bytes", GOOD, says)
+    return document
+
+
+def _is_document(document: Any) -> bool:
+    if not isinstance(document, dict) or set(document) != {"body", "signatures"}:
+        return False
+    body, entries = document["body"], document["signatures"]
+    if not isinstance(body, dict) or not isinstance(entries, list):
+        return False
+    sequence = body.get("sequence")
+    names = ("organization", "issuer")
+    if body.get("kind") == RECEIPT:
+        names = (*names, "id", "issued_at", "event")
+    elif body.get("kind") != HEAD:
+        return False
+    return type(sequence) is int and all(isinstance(body.get(name), str) for name in names)
+
+
+def _check_signatures(found: Verified, entries: Sequence[Any], keys: Keys) -> None:
+    """Each signature must be right, and one at least of a key that counts."""
+    good, revoked = [], []
+    for entry in entries:
+        key, why = _judge(found.body, entry, keys)
+        if why:
+            found.note("signature", REFUSED, why)
+            return
+        assert key is not None
+        (revoked if key.revoked_at else good).append((key, entry["at"]))
+    if good:
+        signers = ", ".join(f"{key.id} at {at}" for key, at in good)
+        found.note("signature", GOOD, f"Signed by the platform (Ed25519): {signers}.")
+    elif revoked:
+        key = revoked[0][0]
+        says = f"Only {key.id} signed it, revoked at {key.revoked_at} ({key.revoked_because}). Download it again:"
+        found.note("signature", REFUSED, f"{says} the platform signs anew what it stands by.")
+    else:
+        found.note("signature", REFUSED, "Nobody signed it.")
+
+
+def _judge(body: Mapping[str, Any], entry: Any, keys: Keys) -> tuple[Key | None, str]:
+    """Return whose signature this is, and why it is wrong, if it is."""
+    names = {"at", "key", "signature"}
+    if not isinstance(entry, dict) or set(entry) != names or not all(isinstance(entry[name], str) for name in names):
+        return None, "A signature is not of the form at, key, signature."
+    key = keys.platform.get(entry["key"])
+    if key is None:
+        return None, f"It is signed with {entry['key'][:40]}, which is not among the keys that you trust."
+    if not is_signed(body, entry, key.public_key):
+        return None, f"The signature of {key.id} is wrong: what it signed was something else."
+    if entry["at"] < key.begins or (key.until is not None and entry["at"] > key.until):
+        return None, f"{key.id} signed from {key.begins} to {key.until or 'now'}; this signature is of {entry['at']}."
+    return key, ""
+
+
+def is_signed(body: Mapping[str, Any], entry: Mapping[str, Any], public_key: str) -> bool:
+    """Return whether this key made this signature of this body."""
+    from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - --help does not wait for it
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
+    over = {"at": entry["at"], "digest": digest_of(body), "key": entry["key"], "kind": body["kind"]}
+    if not is_hex(entry["signature"], 64) or entry["key"] != key_id(public_key):
+        return False
+    try:
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        public.verify(bytes.fromhex(entry["signature"]), canonical(over))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _check_statements(found: Verified, keys: Keys) -> None:
+    """What nodes signed: by the key that the receipt names, of this very assignment, in agreement with the receipt."""
+    stated = silent = 0
+    for attempt in found.body.get("attempts") or []:
+        for replica in attempt.get("replicas") or []:
+            if replica.get("statement") is None:
+                silent += 1
+                continue
+            if why := _faults(attempt, replica, found.body, keys):
+                found.note("node statements", REFUSED, f"Attempt {attempt.get('number')}: {why}")
+                return
+            stated += 1
+    if stated:
+        also = f" {silent} have none, as the receipt says itself." if silent else ""
+        says = f"{stated} nodes signed what they saw, and it agrees with the receipt.{also}"
+        found.note("node statements", GOOD, says)
+    else:
+        found.note("node statements", NOT_CHECKED, "No node signed anything in it; the platform alone vouches for it.")
+
+
+def _faults(attempt: Mapping[str, Any], replica: Mapping[str, Any], body: Mapping[str, Any], keys: Keys) -> str:
+    """Return why a node's statement does not fit its receipt, or nothing."""
+    document, key = replica["statement"], replica.get("key") or {}
+    if not is_hex(key.get("public_key"), 32) or key.get("id") != key_id(key["public_key"]):
+        return "the receipt names no key of the node."
+    try:
+        said, (entry,) = document["body"], document["signatures"]
+        is_good = said["kind"] == STATEMENT and is_signed(said, entry, key["public_key"])
+    except (KeyError, TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        return f"the statement of {replica.get('node')} is not signed by its key {key['id']}."
+    revoked_at = keys.revoked_nodes.get(key["id"])
+    if revoked_at is not None and body["issued_at"] >= revoked_at:
+        return f"{key['id']} of {replica.get('node')} was revoked at {revoked_at}, before this receipt."
+    expected = {name: replica.get(name) for name in ("node", "assignment", "fence", "gpus", "exit_code")}
+    different = [name for name, value in expected.items() if said.get(name) != value]
+    if said.get("instance") != attempt.get("instance"):
+        different.append("instance")
+    return f"{replica.get('node')} signed other facts: {', '.join(different)}." if different else ""
