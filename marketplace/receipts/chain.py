@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,59 +23,77 @@ RECEIPT, HEAD = "gpumarket.receipt.1", "gpumarket.chain-head.1"
 CHAIN = 0x52637074  # half of an advisory lock of PostgreSQL, the letters of "Rcpt"; the organization is the other half
 
 
-@transaction.atomic
-def append(
-    *,
-    organization: Organization,
-    project: Project | None,
-    subject_id: str,
-    event: str,
-    amount_micros: int,
-    currency: str,
-    content: Mapping[str, Any],
-    at: datetime,
-) -> Receipt:
-    """Sign what is to be said of one end of one claim, and add it to the chain; once, however often it is asked.
+@dataclass(frozen=True)
+class Entry:
+    """What is to be said of one end of one claim. `content` joins the body: texts, whole numbers, true, false, null."""
 
-    `content` joins the body; it is made of texts, whole numbers below 2^53, true, false and null.
+    project: Project | None
+    subject_id: str
+    event: str
+    amount_micros: int
+    currency: str
+    content: Mapping[str, Any]
+
+
+@transaction.atomic
+def append(*, organization: Organization, entries: Sequence[Entry], at: datetime) -> list[Receipt]:
+    """Sign what is to be said, and add it to the chain in this order; what it says already is left out.
+
+    Queries: seven, however many entries. Two that append to one chain wait for each other.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s, %s)", [CHAIN, organization.pk % 2**31])
-    known = Receipt.objects.filter(subject_id=subject_id, event=event).first()
-    if known is not None:
-        return known
+    subjects = [entry.subject_id for entry in entries]
+    known = set(Receipt.objects.filter(subject_id__in=subjects).values_list("subject_id", "event"))
+    new = [entry for entry in entries if (entry.subject_id, entry.event) not in known]
+    if not new:
+        return []
     last = Receipt.objects.filter(organization=organization).order_by("-sequence").first()
+    made: list[Receipt] = []
+    for entry in new:
+        last = _follow(last, organization, entry, at=at)
+        made.append(last)
+    Receipt.objects.bulk_create(made)
+    _sign(made, at=at)
+    log.info("receipts", organization=organization.public_id, receipts=len(made), last=made[-1].sequence)
+    return made
+
+
+def _follow(last: Receipt | None, organization: Organization, entry: Entry, *, at: datetime) -> Receipt:
+    """Return the receipt that comes after another one, not saved yet."""
     public_id, sequence = new_public_id("rcp"), last.sequence + 1 if last else 1
     body = {
-        **content,
+        **entry.content,
         "kind": RECEIPT,
         "id": public_id,
         "issuer": settings.PUBLIC_URL,
         "organization": organization.public_id,
-        "project": project.public_id if project else None,
+        "project": entry.project.public_id if entry.project else None,
         "sequence": sequence,
         "previous": last.digest if last else None,
         "issued_at": moment(at),
-        "event": event,
+        "event": entry.event,
     }
     text = canonical(body).decode()
-    made = Receipt.objects.create(
-        public_id=public_id, organization=organization, project=project, sequence=sequence,
+    return Receipt(
+        public_id=public_id, organization=organization, project=entry.project, sequence=sequence,
         previous=last.digest if last else "", digest=hashlib.sha256(text.encode()).hexdigest(), text=text,
-        subject_id=subject_id, event=event, amount_micros=amount_micros, currency=currency, issued_at=at,
+        subject_id=entry.subject_id, event=entry.event, amount_micros=entry.amount_micros, currency=entry.currency,
+        issued_at=at,
     )  # fmt: skip
-    sign(made, at=at)
-    log.info("receipt", receipt=public_id, organization=organization.public_id, sequence=sequence, of=subject_id)
-    return made
 
 
-def sign(receipt: Receipt, *, at: datetime) -> None:
-    """Put the platform's signature under a receipt, once for each key. In the caller's transaction."""
+def _sign(receipts: Sequence[Receipt], *, at: datetime) -> None:
+    """Put the platform's signature under receipts, once for each key. In the caller's transaction."""
     key = keys.current(at=at)
-    entry = signature(json.loads(receipt.text), private=keys.private_of(key), at=max(at, key.created_at))
-    ReceiptSignature.objects.get_or_create(
-        receipt=receipt, key=key, defaults={"at": max(at, key.created_at), "signature": entry["signature"]}
+    private, when = keys.private_of(key), max(at, key.created_at)
+    ReceiptSignature.objects.bulk_create(
+        ReceiptSignature(receipt=one, key=key, at=when, signature=_signature(one, private, when)) for one in receipts
     )
+
+
+def _signature(receipt: Receipt, private: str, at: datetime) -> str:
+    return signature(json.loads(receipt.text), private=private, at=at)["signature"]
 
 
 def sign_again(*, at: datetime, limit: int) -> int:
@@ -82,11 +101,11 @@ def sign_again(*, at: datetime, limit: int) -> int:
     if not SigningKey.objects.filter(state=SigningKey.State.REVOKED).exists():
         return 0
     good = ReceiptSignature.objects.filter(receipt=OuterRef("pk")).exclude(key__state=SigningKey.State.REVOKED)
-    bare = list(Receipt.objects.filter(~Exists(good)).order_by("pk")[:limit])
-    for receipt in bare:
-        with transaction.atomic():
-            sign(receipt, at=at)
-    return len(bare)
+    with transaction.atomic():
+        bare = Receipt.objects.filter(~Exists(good)).order_by("pk").select_for_update(of=("self",), skip_locked=True)
+        found = list(bare[:limit])
+        _sign(found, at=at)
+    return len(found)
 
 
 def document(receipt: Receipt) -> bytes:
