@@ -14,6 +14,8 @@ from typing import Any
 RECEIPT, HEAD, STATEMENT = "gpumarket.receipt.1", "gpumarket.chain-head.1", "gpumarket.node-statement.1"
 GOOD, REFUSED, NOT_CHECKED = "good", "refused", "not checked"
 HEX = frozenset("0123456789abcdef")
+# Members of a body that have to be texts, by its kind.
+TEXTS = {RECEIPT: ("organization", "issuer", "id", "issued_at", "event"), HEAD: ("organization", "issuer", "as_of")}
 
 
 class NotVerifiable(Exception):
@@ -158,7 +160,7 @@ def _read(found: Verified, data: bytes) -> dict[str, Any] | None:
         return None
     says = f"The bytes are canonical JSON (RFC 8785); the SHA-256 of the body is {digest_of(document['body'])}."
     found.note("bytes", GOOD, says)
-    return document
+    return dict(document)
 
 
 def _is_document(document: Any) -> bool:
@@ -168,17 +170,15 @@ def _is_document(document: Any) -> bool:
     if not isinstance(body, dict) or not isinstance(entries, list):
         return False
     sequence = body.get("sequence")
-    names = ("organization", "issuer")
-    if body.get("kind") == RECEIPT:
-        names = (*names, "id", "issued_at", "event")
-    elif body.get("kind") != HEAD:
+    if not isinstance(body.get("kind"), str) or body["kind"] not in TEXTS or type(sequence) is not int:
         return False
-    return type(sequence) is int and all(isinstance(body.get(name), str) for name in names)
+    return all(isinstance(body.get(name), str) for name in TEXTS[body["kind"]])
 
 
 def _check_signatures(found: Verified, entries: Sequence[Any], keys: Keys) -> None:
     """Each signature must be right, and one at least of a key that counts."""
-    good, revoked = [], []
+    good: list[tuple[Key, str]] = []
+    revoked: list[tuple[Key, str]] = []
     for entry in entries:
         key, why = _judge(found.body, entry, keys)
         if why:

@@ -151,8 +151,8 @@ class Preparation:
         found = self._initialize(image, wiring)
         self._check_gpus(found)
         self._kind.networks.join_hosts(self._wanted)
-        ready = {"boot_id": boot_id(), "ports": published(found), "address": address_in(found)}
-        ready["image_digest"] = image.get("Digest") or None
+        where = {"ports": published(found), "address": address_in(found)}
+        ready = {"boot_id": boot_id(), **where, "image_digest": image.get("Digest") or None}
         write_json(self._folder / "prepared.json", ready)
 
     def _check_gpus(self, found: Any) -> None:
