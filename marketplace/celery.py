@@ -70,6 +70,8 @@ app.conf.update(
             ("e-mail about events", "marketplace.tasks.send_event_mail", 10.0),
             ("webhooks to send", "marketplace.tasks.send_webhooks", 1.0),
             ("events that are old", "marketplace.tasks.purge_events", 600.0),
+            ("claims that are due", "marketplace.tasks.advance_claims", 1.0),
+            ("disputes and what is set aside", "marketplace.tasks.close_claims", 10.0),
             ("notices to send", "marketplace.tasks.send_notices", 30.0),
             ("invoices that nobody has paid", "billing.tasks.collect", 30.0),
             ("runways to look at", "billing.tasks.watch_runways", 30.0),

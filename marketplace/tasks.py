@@ -19,6 +19,7 @@ from marketplace import (
     volumes,
     waiting,
 )
+from marketplace.contracts import sweeping
 from marketplace.events import feed, sending
 from marketplace.events import mail as event_mail
 from marketplace.invoices import mail
@@ -36,6 +37,7 @@ MAILS_MAX = 100
 EVENTS_MAX = 1000
 EVENTS_PURGED_MAX = 5000
 BOOKS_MAX = 1000
+CLAIMS_MAX = 200
 
 
 @shared_task
@@ -157,6 +159,18 @@ def send_webhooks() -> None:
 def purge_events() -> None:
     """Forget events that are too old."""
     feed.purge(at=timezone.now(), limit=EVENTS_PURGED_MAX)
+
+
+@shared_task
+def advance_claims() -> None:
+    """Take the step that is due of claims: verdicts, silence, payment."""
+    sweeping.advance(at=timezone.now(), limit=CLAIMS_MAX)
+
+
+@shared_task
+def close_claims() -> None:
+    """Decide disputes that nobody decided in time, and give back what no claim needs any more."""
+    sweeping.close(at=timezone.now(), limit=CLAIMS_MAX)
 
 
 @shared_task

@@ -17,6 +17,7 @@ from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder, IllegalState
 from marketplace.models import (
+    OPEN_TASKS,
     Acceptance,
     Attempt,
     Claim,
@@ -29,6 +30,7 @@ from marketplace.models import (
 )
 
 State = ClaimState
+TEXT_LENGTH_MAX = 2000
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def open(*, task: Task, at: datetime) -> Claim:  # noqa: A001  the word of the c
     if claim is not None:
         return _again(claim, task, attempt, at=at)
     terms, proof = written.of(version.terms), evidence(task, attempt)
-    return _write(
+    return write(
         Claim(
             version=version, contract=version.contract, organization=job.project.organization, project=job.project,
             task=task, escrow_id=job.public_id, scope=job.public_id, subject_key=str(task.index),
@@ -96,6 +98,11 @@ def open(*, task: Task, at: datetime) -> Claim:  # noqa: A001  the word of the c
 def may_retry(claim: Claim) -> bool:
     """Return whether its terms let the seller try once more what did not pass."""
     return claim.state == State.FAILED and claim.is_open and claim.run <= written.of(claim.version.terms)["retries"]
+
+
+def is_tried_on(claim: Claim) -> bool:
+    """Return whether the job of a claim may still try its task again."""
+    return claim.task is not None and claim.task.state in OPEN_TASKS
 
 
 def are_closed(*, job: Job) -> bool:
@@ -124,6 +131,21 @@ def evidence(task: Task, attempt: Attempt) -> dict[str, Any]:
         "outputs": attempt.outputs_sha256,
         "ended_at": attempt.ended_at.isoformat() if attempt.ended_at else None,
     }
+
+
+def said(text: str) -> str:
+    """Return a reason as it is kept, or raise BadOrder."""
+    text = text.strip()
+    if not text or len(text) > TEXT_LENGTH_MAX or "\x00" in text:
+        raise BadOrder("reason", _("Say why, in 1 to %(most)s characters.") % {"most": TEXT_LENGTH_MAX})
+    return text
+
+
+def acceptance_of(claim: Claim) -> Acceptance:
+    """Return with what the customer of a claim agreed to its version."""
+    found = offering.acceptance_of(claim.version, claim.organization)
+    assert found is not None, "work begins under accepted versions only"
+    return found
 
 
 def locked(claim: Claim) -> Claim:
@@ -160,7 +182,7 @@ def _price(terms: Terms, *, since: datetime, until: datetime, units: int | None 
     return {"units": count, "price_bps": bps, "amount_micros": terms.amount_micros(units=count, bps=bps)}
 
 
-def _write(claim: Claim) -> Claim:
+def write(claim: Claim) -> Claim:
     """Write a new claim and its first event; whoever is second for its subject gets the first one."""
     try:
         with transaction.atomic():

@@ -50,7 +50,11 @@ def amend(*, actor: Actor, contract: Contract, terms: Any, side: Side, at: datet
 
     What the buyer proposes is accepted by them with that, and in force once the seller offers it.
     """
-    contract = Contract.objects.select_for_update(no_key=True).select_related("seller", "buyer").get(pk=contract.pk)
+    contract = (
+        Contract.objects.select_for_update(no_key=True, of=("self",))
+        .select_related("seller", "buyer")
+        .get(pk=contract.pk)
+    )
     if side == Side.BUYER and contract.buyer is None:
         raise Conflict(_("Products of the catalogue are not negotiated; ask their seller for a contract of your own."))
     checked = _checked(terms, seller=contract.seller, buyer=contract.buyer)
@@ -148,6 +152,11 @@ def version_for_all(version_id: str) -> ContractVersion:
     if version is None:
         raise NotFound("version")
     return version
+
+
+def customer(organization_id: str) -> Organization | None:
+    """Return the organization of an id that a customer told a seller."""
+    return Organization.objects.filter(public_id=organization_id).first()
 
 
 def acceptance_of(version: ContractVersion, organization: Organization) -> Acceptance | None:

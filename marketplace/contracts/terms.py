@@ -16,6 +16,7 @@ from typing import Any
 
 from django.utils.translation import gettext as _
 
+from billing.outcomes.words import price_micros
 from marketplace.errors import BadOrder
 
 SCHEMA = "gpumarket.terms/1"
@@ -295,8 +296,13 @@ class Terms:
     def amount_micros(self, *, units: int, bps: int = BP) -> int:
         """Return what so many units cost at a part of the price: rounded half up once, no more units than the most."""
         unit = self.value["unit"]
-        whole = int(unit["per"]) * BP
-        return (min(units, int(unit["most"])) * int(unit["price_micros"]) * bps + whole // 2) // whole
+        return price_micros(min(units, int(unit["most"])), int(unit["price_micros"]), per=int(unit["per"]), bps=bps)
+
+    @property
+    def period(self) -> str:
+        """In which stretches its cap and floor count: `day`, `month`, or empty where it has neither."""
+        either = self.value["cap"] or self.value["floor"]
+        return str(either["period"]) if either else ""
 
     def seconds(self, term: str, name: str) -> timedelta:
         """Return a window of the terms."""
@@ -389,7 +395,9 @@ def _check_deadline(terms: Terms) -> None:
         if not (after["after_s"] > before["after_s"] and after["price_bps"] < before["price_bps"]):
             _fail(f"deadline/late/{index}", _("Each step is later than the one before it, and leaves less."))
     cap, floor = terms["cap"], terms["floor"]
-    if cap and floor and cap["period"] == floor["period"] and floor["micros"] > cap["micros"]:
+    if cap and floor and cap["period"] != floor["period"]:
+        _fail("floor/period", _("Cap and floor are of the same period."))
+    if cap and floor and floor["micros"] > cap["micros"]:
         _fail("floor/micros", _("The floor lies above the cap."))
 
 

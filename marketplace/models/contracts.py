@@ -240,7 +240,7 @@ class Claim(models.Model):
         indexes = [
             models.Index(fields=["due_at"], name="claim_that_falls_due", condition=Q(due_at__isnull=False)),
             models.Index(fields=["organization", "-id"], name="claim_newest_first"),
-            models.Index(fields=["escrow_id"], name="claim_by_what_pays"),
+            models.Index(fields=["escrow_id"], name="claim_open_by_what_pays", condition=Q(closed_at=None)),
         ]
 
     def __str__(self) -> str:
@@ -333,7 +333,7 @@ class Verdict(models.Model):
 
 
 class VerifierRun(models.Model):
-    """One try of a verifier that runs on a node: which instance, until when we wait for it, and how it ended."""
+    """One try of a verifier that runs on a node: which instance, and how it ended."""
 
     class Result(models.TextChoices):
         RUNNING = "running", _("Running")
@@ -349,7 +349,6 @@ class VerifierRun(models.Model):
     instance = models.OneToOneField("provisioning.Instance", models.PROTECT, related_name="+")
     result = models.CharField(max_length=9, choices=Result.choices, default=Result.RUNNING)
     started_at = models.DateTimeField()
-    ends_by = models.DateTimeField()
     ended_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -1,0 +1,76 @@
+"""Claims that a seller files for results outside of jobs, judged by the customer or by the third party of the terms."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from billing import outcomes
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.contracts import claims, offering
+from marketplace.contracts import terms as written
+from marketplace.errors import BadOrder, Conflict, IllegalState
+from marketplace.models import Claim, ContractVersion, Project
+
+SUBJECT_LENGTH_MAX = 200
+EVIDENCE_BYTES_MAX = 16 * 1024
+
+
+@transaction.atomic
+def file(
+    *,
+    actor: Actor,
+    version: ContractVersion,
+    project: Project,
+    subject: str,
+    units: int,
+    evidence: Mapping[str, Any],
+    at: datetime,
+) -> Claim:
+    """Claim a result under a version that the project's organization accepted; what it costs is set aside with that.
+
+    The same subject is claimed once: repeating it with the same evidence
+    returns the claim, with other evidence is a Conflict. Raises BadOrder, or
+    InsufficientFunds where its customer has less than it costs.
+    """
+    terms, customer = written.of(version.terms), project.organization
+    if offering.acceptance_of(version, customer) is None:
+        raise BadOrder("version", _("This customer has not accepted this version."))
+    if version.state != ContractVersion.State.OFFERED:
+        raise IllegalState(_("Nothing new is claimed under a version that is withdrawn."))
+    if terms.kind not in written.CLAIMED_KINDS or terms.verifier not in ("customer", "third_party"):
+        raise BadOrder("version", _("Its results come from jobs, and are claimed by them alone."))
+    subject = subject.strip()
+    if not subject or len(subject) > SUBJECT_LENGTH_MAX:
+        raise BadOrder("subject", _("Write 1 to %(most)s characters.") % {"most": SUBJECT_LENGTH_MAX})
+    if not 1 <= units <= terms["unit"]["most"]:
+        raise BadOrder("units", _("Claim 1 to %(most)s units at once.") % {"most": f"{terms['unit']['most']:,}"})
+    proof = written.canonical(dict(evidence))
+    if len(proof.encode()) > EVIDENCE_BYTES_MAX:
+        raise BadOrder("evidence", _("Evidence is digests and figures: at most %(most)s bytes.") % {
+            "most": EVIDENCE_BYTES_MAX
+        })  # fmt: skip
+    amount = terms.amount_micros(units=units)
+    wanted = Claim(
+        version=version, contract=version.contract, organization=customer, project=project, subject_key=subject,
+        units=units, amount_micros=amount, most_micros=amount, state_since=at, evidence=dict(evidence),
+        evidence_sha256=written.digest(proof), claimed_at=at, due_at=at,
+    )  # fmt: skip
+    wanted.escrow_id = wanted.public_id
+    made = claims.write(wanted)
+    if made.public_id != wanted.public_id:
+        if (made.evidence_sha256, made.units) != (wanted.evidence_sha256, units):
+            raise Conflict(_("This subject is claimed already, with other evidence; it is paid once."))
+        return made
+    outcomes.escrow(
+        organization=customer, resource_id=made.escrow_id, amount_micros=amount, version=version.public_id,
+        reason=f"{version.contract.title}: {subject}"[:200], at=at,
+    )  # fmt: skip
+    audit.record(
+        actor=actor, organization=version.contract.seller, verb="claim.file", subject_id=made.public_id,
+        after={"subject": subject, "units": units, "amount_micros": amount},
+    )  # fmt: skip
+    return made

@@ -1,0 +1,168 @@
+"""Verifiers that run on a node: an instance on another host, with the outputs as its inputs and no network.
+
+Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is
+being killed for memory or disk. Its hours are paid by the job's contract.
+"""
+
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from billing.errors import BillingError
+from marketplace import offers, rentals
+from marketplace.access import Actor
+from marketplace.contracts import terms as written
+from marketplace.errors import MarketError
+from marketplace.models import Acceptance, Attempt, Claim, Offer, VerifierRun
+from marketplace.rentals import Order
+from provisioning import instances
+from provisioning.errors import ProvisioningError
+from provisioning.models import AT_REST, INFRASTRUCTURE, Assignment, Instance, Phase, Reason
+from provisioning.work import Work
+
+log = structlog.get_logger("marketplace.contracts")
+
+Result = VerifierRun.Result
+NO_ROOM_WAIT = timedelta(seconds=30)
+# For a node to fetch inputs and begin; what takes longer is tried elsewhere.
+START_MAX = timedelta(hours=1)
+PASSED, FAILED = 0, 1
+VERIFIER_ENV = "GPUMARKET_CLAIM"
+
+
+def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
+    """Return how the customer's command is run: it finds the outputs in its work folder, and reaches nothing else."""
+    attempt = attempt_of(claim)
+    return Order(
+        offer=_offer_for(claim, attempt),
+        command=acceptance.check_command,
+        image=acceptance.check_image,
+        gpus=gpus,
+        env={VERIFIER_ENV: claim.public_id},
+        work=Work(
+            inputs=claim.evidence["outputs"],
+            has_network=False,
+            avoid_nodes=hosts_of(attempt),
+            paid_by=claim.escrow_id,
+        ),
+    )
+
+
+def order_of_rerun(claim: Claim) -> Order:
+    """Return how the task itself is run a second time: the same in all, on another host."""
+    attempt = attempt_of(claim)
+    first = attempt.instance
+    return Order(
+        offer=first.offer,
+        command=first.command,
+        image=first.image,
+        gpus=first.gpus_per_replica,
+        replicas=first.replicas,
+        env=first.env,
+        work=Work(
+            inputs=first.inputs,
+            outputs=tuple(first.outputs),
+            has_network=first.has_network,
+            avoid_nodes=hosts_of(attempt),
+            paid_by=claim.escrow_id,
+        ),
+    )
+
+
+def attempt_of(claim: Claim) -> Attempt:
+    """Return the attempt whose result is claimed."""
+    assert claim.task is not None
+    found = claim.task.tries.select_related("instance__offer__supplier")
+    return found.get(number=claim.evidence["attempt"])
+
+
+def hosts_of(attempt: Attempt) -> tuple[str, ...]:
+    """Return the nodes on which an attempt ran: its verifier runs on none of them."""
+    rows = Assignment.objects.filter(instance=attempt.instance).values_list("node__public_id", flat=True)
+    return tuple(sorted(set(rows)))
+
+
+def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
+    """Start one try; return whether it could: where no GPUs are free it is tried again later."""
+    assert claim.task is not None
+    job = claim.task.job
+    actor = Actor(user=job.user, request_id=claim.public_id)
+    try:
+        with transaction.atomic():
+            instance = rentals.rent(actor=actor, project=claim.project, order=order, at=at)
+    except (ProvisioningError, BillingError, MarketError) as refusal:
+        log.warning("no verifier", claim=claim.public_id, why=str(refusal))
+        return False
+    VerifierRun.objects.create(claim=claim, run=claim.run, number=number, instance=instance, started_at=at)
+    claim.note(_("Verifier started on another host, try %(number)s.") % {"number": number}, at=at)
+    return True
+
+
+def observe(tried: VerifierRun, claim: Claim, *, limit: timedelta, at: datetime) -> None:
+    """See how a try stands, and end it when it answered, crashed, or took too long."""
+    result = _result_of(tried, limit=limit, at=at)
+    if result == Result.RUNNING:
+        return
+    if result == Result.PASS and tried.claim_id and _is_rerun(claim):
+        result = Result.PASS if tried.instance.outputs_sha256 == claim.evidence["outputs"] else Result.FAIL
+    VerifierRun.objects.filter(pk=tried.pk, result=Result.RUNNING).update(result=result, ended_at=at)
+    tried.result, tried.ended_at = result, at
+    claim.note(_("Verifier, try %(number)s: %(result)s.") % {
+        "number": tried.number, "result": tried.get_result_display()
+    }, at=at)  # fmt: skip
+    try:
+        instances.terminate(instance=tried.instance, at=at, message=f"It verified {claim.public_id}.")
+    except ProvisioningError:
+        # It moved this very moment; what stands still is ended by `end_left_over`.
+        log.warning("not ended", instance=tried.instance.public_id, exc_info=True)
+
+
+def said(tried: VerifierRun, claim: Claim) -> str:
+    """Return in words what a try found, for the verdict."""
+    if _is_rerun(claim):
+        same = tried.result == Result.PASS
+        return _("a second run on another host left the same bytes") if same else _(
+            "a second run on another host left other bytes"
+        )  # fmt: skip
+    return _("its command ended with code %(code)s") % {"code": tried.instance.exit_code}
+
+
+def end_left_over(*, at: datetime, limit: int) -> int:
+    """Terminate instances of tries that are over; return how many were asked to end."""
+    done = VerifierRun.objects.exclude(result=Result.RUNNING).exclude(instance__desired=Instance.Desired.TERMINATED)
+    ended = 0
+    for tried in done.select_related("instance").order_by("pk")[:limit]:
+        try:
+            instances.terminate(instance=tried.instance, at=at, message="Its verdict is given.")
+            ended += 1
+        except ProvisioningError:
+            log.warning("not ended", instance=tried.instance.public_id, exc_info=True)
+    return ended
+
+
+def _is_rerun(claim: Claim) -> bool:
+    return written.of(claim.version.terms).verifier == "rerun"
+
+
+def _result_of(tried: VerifierRun, *, limit: timedelta, at: datetime) -> str:
+    instance = tried.instance
+    if instance.reason == Reason.EXITED and instance.exit_code is not None:
+        known = {PASSED: Result.PASS} if _is_rerun(tried.claim) else {PASSED: Result.PASS, FAILED: Result.FAIL}
+        return known.get(instance.exit_code, Result.CRASHED)
+    if instance.phase in AT_REST or instance.phase == Phase.TERMINATING:
+        return Result.LOST if instance.reason in INFRASTRUCTURE or not instance.ready_at else Result.CRASHED
+    if instance.ready_at is None:
+        return Result.LOST if at >= tried.started_at + START_MAX else Result.RUNNING
+    return Result.TIMED_OUT if at >= instance.ready_at + limit else Result.RUNNING
+
+
+def _offer_for(claim: Claim, attempt: Attempt) -> Offer:
+    """Return where the check runs: with a supplier that earns nothing by the contract, else where the task ran."""
+    own = attempt.instance.offer
+    earning = {claim.contract.seller.public_id, *written.of(claim.version.terms).beneficiaries}
+    for offer in offers.listed(gpu_model="", country=""):
+        if offer.supplier.public_id not in earning and offer.runtime == own.runtime:
+            return offer
+    return own

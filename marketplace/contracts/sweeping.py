@@ -1,0 +1,81 @@
+"""What falls due: one step for each claim whose moment has come, so that nobody's silence leaves money set aside."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+
+from billing.errors import BillingError
+from marketplace.contracts import answering, claims, disputing, runs, settling, verifying
+from marketplace.errors import MarketError
+from marketplace.models import TO_SETTLE, Claim, ClaimState
+from provisioning.errors import ProvisioningError
+
+log = structlog.get_logger("marketplace.contracts")
+
+State = ClaimState
+# While a job may still try a failed one again, its money stays set aside.
+RETRY_LOOK = timedelta(minutes=1)
+# What cannot take its step now is looked at again, after the others.
+TROUBLE_PAUSE = timedelta(seconds=30)
+
+
+def advance(*, at: datetime, limit: int) -> int:
+    """Take one step for each claim that is due, the longest due first; return how many took theirs.
+
+    One that cannot take its step waits a moment, so that it keeps none of the others waiting.
+    """
+    taken = 0
+    for claim in list(Claim.objects.filter(due_at__lte=at).order_by("due_at", "pk")[:limit]):
+        try:
+            step(claim=claim, at=at)
+            taken += 1
+        except (MarketError, BillingError, ProvisioningError):
+            log.exception("no step", claim=claim.public_id)
+            Claim.objects.filter(pk=claim.pk, due_at__lte=at).update(due_at=at + TROUBLE_PAUSE)
+    return taken
+
+
+def close(*, at: datetime, limit: int) -> None:
+    """Decide disputes by their rule, give back what nothing needs any more, and end what verified."""
+    disputing.decide_due(at=at, limit=limit)
+    settling.release_over(at=at, limit=limit)
+    runs.end_left_over(at=at, limit=limit)
+
+
+def step(*, claim: Claim, at: datetime) -> None:
+    """Take the one step that is due for a claim. Safe to repeat."""
+    if claim.state == State.CLAIMED:
+        verifying.look(claim=claim, at=at)
+    elif claim.state in TO_SETTLE:
+        settling.settle(claim=claim, at=at)
+    elif claim.state == State.DISPUTED:
+        disputing.decide_due_of(claim=claim, at=at)
+    elif claim.state in RULES:
+        _by_rule(claim, at)
+
+
+@transaction.atomic
+def _by_rule(claim: Claim, at: datetime) -> None:
+    claim = claims.locked(claim)
+    if claim.due_at is not None and claim.due_at <= at and claim.state in RULES:
+        RULES[claim.state](claim, at)
+
+
+def _silent(claim: Claim, at: datetime) -> None:
+    answering.by_silence(claim, at=at)
+
+
+def _give_back(claim: Claim, at: datetime) -> None:
+    if claims.may_retry(claim) and claims.is_tried_on(claim):
+        Claim.objects.filter(pk=claim.pk).update(due_at=at + RETRY_LOOK)
+    else:
+        settling.close(claim, at=at)
+
+
+RULES: dict[str, Callable[[Claim, datetime], None]] = {
+    State.VERIFIED: _silent,
+    State.FAILED: _give_back,
+    State.REJECTED: _give_back,
+}

@@ -1,0 +1,237 @@
+"""Terms as people read them: one sentence for each, in the reader's language, in the same order everywhere."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from marketplace.contracts.terms import PLATFORM, SELLER, Terms
+from marketplace.models import Organization
+from marketplace.money import shown
+
+DAY_S, HOUR_S, MINUTE_S = 86_400, 3600, 60
+PERIODS: Mapping[str, Promise] = {"day": gettext_lazy("a day (UTC)"), "month": gettext_lazy("a month (UTC)")}
+EVIDENCE: Mapping[str, Promise] = {
+    "exit_code": gettext_lazy("exit code"),
+    "outputs": gettext_lazy("digests of its outputs"),
+    "inputs": gettext_lazy("digests of its inputs"),
+    "logs": gettext_lazy("its log"),
+    "counter": gettext_lazy("counter readings"),
+    "gpu_uuids": gettext_lazy("the GPUs it ran on"),
+    "node_signature": gettext_lazy("the node's signature"),
+}
+
+
+def sentences(terms: Terms) -> list[tuple[str, str]]:
+    """Return name and sentence of each term that applies."""
+    found = [
+        (_("Price"), _price(terms)),
+        (_("At most"), _most(terms)),
+        (_("Verified by"), _verifier(terms)),
+        (_("Evidence"), ", ".join(str(EVIDENCE[name]) for name in terms["evidence"]) or _("none")),
+        (_("Your acceptance"), _acceptance(terms)),
+        (_("Disputes"), _disputes(terms)),
+        (_("Retries"), _retries(terms)),
+        (_("Deadline"), _deadline(terms)),
+        (_("Cap"), _of_period(terms, "cap", _("At most %(amount)s %(period)s; what is beyond it is free."))),
+        (
+            _("Minimum"),
+            _of_period(terms, "floor", _("At least %(amount)s %(period)s; what is short of it is charged.")),
+        ),
+        (_("Claw-back"), _clawback(terms)),
+        (_("Who gets it"), _shares(terms)),
+        (_("Guarantee"), _guarantee(terms)),
+        (_("Share of revenue"), _revenue(terms)),
+    ]
+    return [(name, said) for name, said in found if said]
+
+
+def price(terms: Terms) -> str:
+    """Return what a unit costs, such as `$0.50 per task`."""
+    unit = terms["unit"]
+    words = {
+        "amount": shown(unit["price_micros"], terms.currency, exact=True), "per": f"{unit['per']:,}",
+        "unit": unit["name"],
+    }  # fmt: skip
+    return (_("%(amount)s per %(unit)s") if unit["per"] == 1 else _("%(amount)s per %(per)s %(unit)s")) % words
+
+
+def span(seconds: int) -> str:
+    """Return a length of time in its largest whole unit."""
+    if seconds and seconds % DAY_S == 0:
+        return ngettext("%(n)s day", "%(n)s days", seconds // DAY_S) % {"n": seconds // DAY_S}
+    if seconds and seconds % HOUR_S == 0:
+        return ngettext("%(n)s hour", "%(n)s hours", seconds // HOUR_S) % {"n": seconds // HOUR_S}
+    if seconds and seconds % MINUTE_S == 0:
+        return ngettext("%(n)s minute", "%(n)s minutes", seconds // MINUTE_S) % {"n": seconds // MINUTE_S}
+    return ngettext("%(n)s second", "%(n)s seconds", seconds) % {"n": f"{seconds:,}"}
+
+
+def verifier(terms: Terms) -> str:
+    """Return in a few words who verifies."""
+    names: dict[str, Callable[[], str]] = {
+        "outputs": lambda: _("exit code and outputs"),
+        "command": lambda: _("your own command, on another host"),
+        "rerun": lambda: _("a second run, compared"),
+        "customer": lambda: _("you"),
+        "third_party": lambda: str(terms["verifier"]["party"]["name"]),
+    }
+    return names[terms.verifier]()
+
+
+def _percent(bps: int) -> str:
+    whole, rest = divmod(bps, 100)
+    return f"{whole}.{rest:02d} %" if rest else f"{whole} %"
+
+
+def _price(terms: Terms) -> str:
+    said = price(terms)
+    measured = terms["measured"]
+    if measured is None:
+        return said
+    how = {
+        "output": _("counted from the output %(what)s") % {"what": measured.get("path", "")},
+        "counter": _("counted by the counter %(what)s") % {"what": measured.get("name", "")},
+        "claim": _("as claimed with evidence"),
+    }
+    return f"{said}, {how[measured['kind']]}"
+
+
+def _most(terms: Terms) -> str:
+    return _("%(amount)s for each result, whatever happens.") % {
+        "amount": shown(terms.most_micros, terms.currency, exact=True)
+    }
+
+
+def _verifier(terms: Terms) -> str:
+    chosen = terms["verifier"]
+    answers = {"pass": _("it counts as passed"), "fail": _("it counts as not passed")}
+    silence = answers.get(chosen.get("on_silence", ""), "")
+    if terms.verifier == "outputs":
+        return _("The control plane's own record: exit code 0, and every declared output is there with its digest.")
+    if terms.verifier == "command":
+        return _(
+            "A command that you choose, on another host, with the outputs read-only and no network, for at most "
+            "%(span)s and %(runs)s tries. Exit code 0 passes, 1 does not. Where it never answers, %(silence)s."
+        ) % {"span": span(chosen["timeout_s"]), "runs": chosen["runs"], "silence": silence}
+    if terms.verifier == "rerun":
+        return _(
+            "%(rate)s of results are run a second time on another host, and every byte is compared; the others pass "
+            "by exit code and outputs. Where the second run never ends, %(silence)s."
+        ) % {"rate": _percent(chosen["rate_bps"]), "silence": silence}
+    if terms.verifier == "third_party":
+        return _("%(name)s, by a signed verdict within %(span)s. Without one, %(silence)s.") % {
+            "name": chosen["party"]["name"], "span": span(chosen["answer_within_s"]), "silence": silence,
+        }  # fmt: skip
+    return _("You: you accept or reject each result.")
+
+
+def _acceptance(terms: Terms) -> str:
+    window = terms["acceptance"]
+    if not window["window_s"]:
+        return _("A result that passed is accepted at once.") if window["on_silence"] == "accept" else _(
+            "A result is not accepted unless you say so at once."
+        )  # fmt: skip
+    said = (
+        _("You have %(span)s to accept, reject or dispute a result that passed; silence accepts it.")
+        if window["on_silence"] == "accept"
+        else _("You have %(span)s to accept a result that passed; silence rejects it.")
+    )
+    return said % {"span": span(window["window_s"])}
+
+
+def _disputes(terms: Terms) -> str:
+    rules = terms["disputes"]
+    who = _("the operator") if rules["arbiter"] is None else str(rules["arbiter"]["name"])
+    said = (
+        _("Within %(window)s either side may contest; %(who)s decides within %(decide)s, else it is paid.")
+        if rules["if_undecided"] == "pay"
+        else _("Within %(window)s either side may contest; %(who)s decides within %(decide)s, else it is not paid.")
+    )
+    return said % {"window": span(rules["window_s"]), "who": who, "decide": span(rules["decide_within_s"])}
+
+
+def _retries(terms: Terms) -> str:
+    count = terms["retries"]
+    if not count:
+        return _("None: what does not pass is not paid.")
+    return ngettext(
+        "What does not pass may be tried %(n)s time more, at no price.",
+        "What does not pass may be tried %(n)s times more, at no price.",
+        count,
+    ) % {"n": count}
+
+
+def _deadline(terms: Terms) -> str:
+    deadline = terms["deadline"]
+    if deadline is None:
+        return ""
+    steps = [
+        _("%(part)s of the price after %(span)s more")
+        % {"part": _percent(one["price_bps"]), "span": span(one["after_s"])}
+        if one["after_s"]
+        else _("%(part)s of the price when later") % {"part": _percent(one["price_bps"])}
+        for one in deadline["late"]
+    ]
+    return _("Within %(span)s of the order; %(steps)s.") % {
+        "span": span(deadline["within_s"]), "steps": ", ".join(steps)
+    }  # fmt: skip
+
+
+def _of_period(terms: Terms, name: str, said: str) -> str:
+    limit = terms[name]
+    if limit is None:
+        return ""
+    return said % {"amount": shown(limit["micros"], terms.currency), "period": PERIODS[limit["period"]]}
+
+
+def _clawback(terms: Terms) -> str:
+    if not terms["clawback_s"]:
+        return _("None: what is paid stays paid.")
+    return _("What turns out wrong within %(span)s after it was paid is given back, with its tax.") % {
+        "span": span(terms["clawback_s"])
+    }
+
+
+def _shares(terms: Terms) -> str:
+    named = {one["to"] for one in terms["shares"] if one["to"].startswith("org_")}
+    names = dict(Organization.objects.filter(public_id__in=named).values_list("public_id", "name")) if named else {}
+    names |= {SELLER: _("the seller"), PLATFORM: _("the platform")}
+    return ", ".join(f"{names.get(one['to'], one['to'])} {_percent(one['bps'])}" for one in terms["shares"])
+
+
+def _guarantee(terms: Terms) -> str:
+    rules: Any = terms["guarantee"]
+    if rules is None:
+        return ""
+    names = {
+        "throughput": _("throughput (%(counter)s)") % {"counter": rules["counter"]},
+        "availability": _("availability"), "gpu_health": _("GPU health"),
+    }  # fmt: skip
+    steps = ", ".join(
+        _("below %(below)s: %(credit)s") % {"below": _percent(one["below_bps"]), "credit": _percent(one["credit_bps"])}
+        for one in rules["curve"]
+    )
+    return _("%(what)s of at least %(floor)s. An hour below it credits by itself: %(steps)s of its price.") % {
+        "what": names[rules["metric"]], "floor": f"{rules['floor_milli'] / 1000:,g}", "steps": steps,
+    }  # fmt: skip
+
+
+def _revenue(terms: Terms) -> str:
+    rules: Any = terms["revenue"]
+    if rules is None:
+        return ""
+    overdue = {
+        "last_statement": _("the statement before it"), "minimum": _("the minimum"),
+        "metered_cost": _("what the hours cost"),
+    }  # fmt: skip
+    return _(
+        "%(share)s of the revenue that you state %(period)s, at least %(minimum)s; a statement %(span)s late is "
+        "estimated by %(overdue)s."
+    ) % {
+        "share": _percent(rules["share_bps"]), "period": PERIODS[rules["period"]],
+        "minimum": shown(rules["minimum_micros"], terms.currency), "span": span(rules["statement_within_s"]),
+        "overdue": overdue[rules["if_overdue"]],
+    }  # fmt: skip

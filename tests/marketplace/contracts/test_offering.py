@@ -1,0 +1,135 @@
+"""Contracts: versions that nothing changes, and agreements to exactly one text."""
+
+import pytest
+from django.db import DatabaseError, transaction
+from django.utils import timezone
+
+from marketplace.access import Actor
+from marketplace.contracts import claims, offering, wording
+from marketplace.contracts import terms as written
+from marketplace.errors import BadOrder, Conflict, IllegalState
+from marketplace.models import Acceptance, AuditEntry, ContractVersion, Organization, Side, User
+from tests.outcomes import PRICE, accept, make_deal, make_seller, terms
+
+pytestmark = pytest.mark.django_db
+
+
+def test_terms_and_agreements_cannot_be_changed_even_by_who_has_the_database(acme: Organization) -> None:
+    version = make_deal(acme).version
+    for change in (
+        lambda: ContractVersion.objects.filter(pk=version.pk).update(terms={}),
+        lambda: ContractVersion.objects.filter(pk=version.pk).update(sha256="0" * 64),
+        lambda: ContractVersion.objects.filter(pk=version.pk).update(number=9),
+        lambda: Acceptance.objects.update(sha256="0" * 64),
+        lambda: Acceptance.objects.all()._raw_delete("default"),
+    ):
+        with pytest.raises(DatabaseError), transaction.atomic():
+            change()
+
+
+def test_who_agrees_names_the_text_and_is_written_down(acme: Organization, actor: Actor) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), at=at)
+    agree = {"actor": actor, "version": version, "organization": acme, "at": at}
+    with pytest.raises(IllegalState):
+        offering.accept(sha256=version.sha256, **agree)
+    offering.offer(actor=merchant, version=version, at=at)
+    with pytest.raises(BadOrder, match="read it again"):
+        offering.accept(sha256="0" * 64, **agree)
+    made = offering.accept(sha256=version.sha256, **agree)
+    assert offering.accept(sha256=version.sha256, **agree) == made
+    sides = {(one.side, one.sha256, one.accepted_by_name) for one in version.acceptances.all()}
+    assert sides == {("seller", version.sha256, merchant.name), ("buyer", version.sha256, actor.name)}
+    assert AuditEntry.objects.filter(verb="contract.accept", organization=acme, subject_id=version.public_id).exists()
+    with pytest.raises(Conflict, match="does not buy from itself"):
+        offering.accept(actor=merchant, version=version, organization=seller, sha256=version.sha256, at=at)
+
+
+def test_only_suppliers_sell_and_a_supplier_who_earns_exists(acme: Organization, actor: Actor) -> None:
+    with pytest.raises(Conflict, match="Only suppliers sell"):
+        offering.draft(actor=actor, seller=acme, title="x", terms=terms(), at=timezone.now())
+    seller, merchant = make_seller()
+    for shares, why in (
+        ([{"to": acme.public_id, "bps": 10_000}], "no such supplier"),
+        ([{"to": seller.public_id, "bps": 10_000}], "Write “seller”"),
+    ):
+        with pytest.raises(BadOrder, match=why):
+            offering.draft(actor=merchant, seller=seller, title="x", terms=terms(shares=shares), at=timezone.now())
+
+
+def test_a_contract_for_one_customer_is_negotiated_by_both_and_seen_by_nobody_else(
+    acme: Organization, actor: Actor, charlie: User
+) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    first = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), buyer=acme, at=at)
+    own, others = [acme.pk], list(Organization.objects.filter(memberships__user=charlie).values_list("pk", flat=True))
+    assert list(offering.visible_to(own)) == []
+    offering.offer(actor=merchant, version=first, at=at)
+    assert list(offering.visible_to(own)) == [first]
+    assert list(offering.visible_to(others)) == list(offering.catalogue()) == []
+
+    cheaper = terms(unit={"price_micros": PRICE // 2})
+    second = offering.amend(actor=actor, contract=first.contract, terms=cheaper, side=Side.BUYER, at=at)
+    assert (second.number, second.state, second.proposed_by) == (2, "draft", "buyer")
+    assert offering.acceptance_of(second, acme) is not None, "who proposes agrees with that"
+    with pytest.raises(BadOrder, match="no longer offered"):
+        claims.check(version_id=second.public_id, organization=acme, tasks=1)
+    offering.offer(actor=merchant, version=second, at=at)
+    assert claims.check(version_id=second.public_id, organization=acme, tasks=3).most_micros == 3 * PRICE // 2
+    with pytest.raises(BadOrder, match="kind"):
+        offering.amend(
+            actor=merchant, contract=first.contract, side=Side.SELLER, at=at,
+            terms=terms(kind="per_unit", measured={"kind": "claim"}),
+        )  # fmt: skip
+
+
+def test_products_of_the_catalogue_are_not_negotiated(acme: Organization, actor: Actor) -> None:
+    version = make_deal(acme).version
+    with pytest.raises(Conflict):
+        offering.amend(actor=actor, contract=version.contract, terms=terms(), side=Side.BUYER, at=timezone.now())
+
+
+def test_nothing_is_ordered_under_a_version_that_is_strange_withdrawn_or_not_accepted(acme: Organization) -> None:
+    deal = make_deal(acme)
+    other = make_deal(acme, cap={"period": "month", "micros": 5 * PRICE})
+    assert claims.check(version_id=deal.version.public_id, organization=acme, tasks=9).most_micros == 9 * PRICE
+    bound = claims.check(version_id=other.version.public_id, organization=acme, tasks=9)
+    assert (bound.per_task_micros, bound.most_micros) == (PRICE, 5 * PRICE)
+    offering.withdraw(actor=deal.merchant, version=deal.version, at=timezone.now())
+    for version_id, organization in (
+        ("ctv_" + "a" * 20, acme),
+        (deal.version.public_id, acme),
+        (other.version.public_id, deal.seller),
+    ):
+        with pytest.raises(BadOrder) as refused:
+            claims.check(version_id=version_id, organization=organization, tasks=1)
+        assert refused.value.field == "contract"
+
+
+def test_a_verifying_command_is_chosen_by_the_customer_where_the_terms_say_so_and_stays(acme: Organization) -> None:
+    by_command = {"kind": "command", "timeout_s": 60, "runs": 2, "on_silence": "fail", "gpus": 1}
+    deal = make_deal(acme, verifier=by_command, command=["./check"])
+    found = offering.acceptance_of(deal.version, acme)
+    assert found is not None
+    assert found.check_command == ["./check"]
+    with pytest.raises(Conflict, match="another verifying command"):
+        accept(acme, deal.version, command=["true"])
+    with pytest.raises(BadOrder, match="which command judges"):
+        make_deal(acme, verifier=by_command)
+    with pytest.raises(BadOrder, match="another verifier"):
+        make_deal(acme, command=["true"])
+
+
+def test_every_term_has_a_sentence(acme: Organization) -> None:
+    deadline = {"within_s": 7200, "late": [{"after_s": 0, "price_bps": 8000}, {"after_s": 90, "price_bps": 0}]}
+    said = dict(wording.sentences(written.of(terms(deadline=deadline, cap={"period": "day", "micros": 5_000_000}))))
+    assert said["Price"] == "$0.50 per task"
+    assert said["At most"] == "$0.50 for each result, whatever happens."
+    assert said["Deadline"] == (
+        "Within 2 hours of the order; 80 % of the price when later, 0 % of the price after 90 seconds more."
+    )
+    assert said["Cap"] == "At most $5.00 a day (UTC); what is beyond it is free."
+    assert said["Who gets it"] == "the seller 80 %, the platform 20 %"
+    assert "Guarantee" not in said
