@@ -8,7 +8,9 @@ from marketplace.cli import (
     account,
     bids,
     budgets,
+    claims,
     commitments,
+    contracts,
     copying,
     costs,
     idle,
@@ -99,6 +101,9 @@ app.command()(payments.cards)
 app.command()(costs.cost)
 app.command()(commitments.commitments)
 app.add_typer(invoices.app, name="invoices")
+app.add_typer(contracts.app, name="contracts")
+app.add_typer(claims.app, name="claims")
+app.add_typer(claims.disputes, name="disputes")
 app.command()(receipts.verify)
 app.command()(sla.sla)
 app.command()(account.version)

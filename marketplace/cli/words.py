@@ -42,6 +42,11 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def spoken(code: str) -> str:
+    """Return a code of the API as words, such as "auto accepted"."""
+    return code.replace("_", " ")
+
+
 def price(value: Mapping[str, Any]) -> str:
     """Return "2.49 USD per GPU-hour" or "0.0001 USD per GiB-hour"."""
     unit = value["unit"].replace("gpu", "GPU").replace("gib", "GiB").replace("_", "-")

@@ -24,11 +24,13 @@ from marketplace import (
     waiting,
 )
 from marketplace.access import Actor, person
+from marketplace.contracts import disputing, filing, judging, offering
 from marketplace.events import endpoints, feed
 from marketplace.models import (
     ApiToken,
     BlockTerms,
     BudgetAlert,
+    Claim,
     EventMail,
     IdleSpell,
     LendingShare,
@@ -37,9 +39,11 @@ from marketplace.models import (
     Project,
     Role,
     Shortfall,
+    Side,
     SupplierApplication,
     TokenPurchase,
     User,
+    VerifierRun,
     WebhookAttempt,
 )
 from provisioning import upkeep
@@ -48,6 +52,7 @@ from provisioning.models import Instance, Volume
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
+from tests.outcomes import BY_CUSTOMER, terms
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 
@@ -110,6 +115,60 @@ def empty_statement(organization: Organization) -> SupplierStatement:
     )  # fmt: skip
 
 
+def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifier: Instance) -> dict[str, str]:
+    """Draft a contract of the tenant's, negotiate one with it, and claim under that; return what a route may name."""
+    organization = project.organization
+    at, merchant = timezone.now(), person(operator.memberships.get(role=Role.OWNER).user)
+    organization.is_supplier = operator.is_supplier = True  # in memory: nobody becomes one by that
+    own = offering.draft(actor=actor, seller=organization, title=f"{organization} sells", terms=terms(), at=at)
+    deals = {}
+    for word in ("negotiated", "agreed"):
+        deals[word] = offering.draft(
+            actor=merchant, seller=operator, title=f"for {organization}", buyer=organization, at=at,
+            terms=terms(counts=f"what {organization} likes", **BY_CUSTOMER),
+        )  # fmt: skip
+        offering.offer(actor=merchant, version=deals[word], at=at)
+    agreed = deals["agreed"]
+    offering.accept(actor=actor, version=agreed, organization=organization, sha256=agreed.sha256, at=at)
+    claimed = {
+        word: filing.file(
+            actor=merchant, version=agreed, project=project, subject=f"{organization} {word}", units=1, evidence={},
+            at=at,
+        )
+        for word in ("claim", "judged", "verified", "disputed")
+    }  # fmt: skip
+    for word in ("verified", "disputed"):
+        claimed[word].move_to("verified", at=at, due_at=at)
+    dispute = disputing.open(
+        actor=actor, claim=claimed["disputed"], side=Side.BUYER, reason="other", text=f"{organization} disagrees", at=at
+    )
+    disputing.answer(actor=actor, dispute=dispute, side=Side.BUYER, text=f"{organization} says so", at=at)
+    VerifierRun.objects.create(
+        claim=claimed["judged"], run=1, number=1, instance=verifier, started_at=at, ended_at=at, result="pass"
+    )
+    judging.record(claimed["judged"], verifier="outputs", verifier_version="1", result="pass", at=at)
+    sold = Claim.objects.create(
+        version=own, contract=own.contract, organization=operator, project=_project_of(operator), escrow_id="x",
+        subject_key=f"of {organization}", amount_micros=0, most_micros=0, state_since=at, evidence_sha256="0" * 64,
+        claimed_at=at, due_at=at,
+    )  # fmt: skip
+    return {
+        "contract": own.contract.public_id,
+        "draft": own.public_id,
+        "negotiated": deals["negotiated"].public_id,
+        "negotiated_sha256": deals["negotiated"].sha256,
+        "claim": claimed["claim"].public_id,
+        "verified": claimed["verified"].public_id,
+        "claimdispute": dispute.public_id,
+        "sold": sold.public_id,
+    }
+
+
+def _project_of(organization: Organization) -> Project:
+    found, _ = Project.objects.get_or_create(organization=organization, name="theirs")
+    return found
+
+
 def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
     """Make a tenant that has an instance under way, and one that ran, printed and stopped."""
     owner = make_person(f"owner@{name}.example")
@@ -160,6 +219,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         until=timezone.now() + timedelta(days=1), at=timezone.now(),
     )  # fmt: skip
     held = _reserve(actor, project, fleet)
+    held |= _sell_and_buy(actor, project, Organization.objects.get(pk=fleet.h200.supplier_id), stopped)
     if not InvoiceSeries.objects.exists():
         sellers.save_details(organization=organization, legal_name=name, address="Storgata 1", country="NO")
         sellers.name_seller(organization=organization)

@@ -23,6 +23,8 @@ PREFIXES = {
     "reservation": "rsv", "quote": "qte", "extension": "qte",
     "statement": "sts",
     "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "dispute": "idp",
+    "contract": "ctr", "draft": "ctv", "negotiated": "ctv", "claim": "clm", "verified": "clm", "sold": "clm",
+    "claimdispute": "cdp",
     "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay",
 }  # fmt: skip
 

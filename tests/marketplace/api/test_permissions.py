@@ -18,6 +18,7 @@ from tests.conftest import Fleet, Run, make_organization, make_person, make_toke
 from tests.marketplace.api.program import Program
 from tests.marketplace.api.routes import api_routes, walked
 from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
+from tests.outcomes import terms as outcome_terms
 
 ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
 BID = ORDER | {"max_price": "0.55"}
@@ -48,6 +49,13 @@ QUOTE = {
 LISTED = {"reservation": "{reservation}", "gpus": 1, "starts_at": "{kept_start}", "ends_at": "{kept_end}", "ask": "1.5"}
 TRADE = QUOTE | {"limit": "9"}
 WINDOW = "windows?gpus=1&hours=1&before={block_before}"
+TERMS = {"terms": outcome_terms()}
+CONTRACT = TERMS | {"title": "Frames", "organization": "{organization}"}
+AGREE = {"sha256": "{negotiated_sha256}", "organization": "{organization}"}
+CLAIM = {"version": "{draft}", "project": "{project}", "subject": "frame 1"}
+WHY = {"reason": "It is black"}
+CONTESTED = {"reason": "wrong_result", "text": "It is black"}
+SIGNED = {"signature": "0" * 128}
 USE = {"instance": "{stopped}", "path": "/data"}
 
 # fmt: off
@@ -204,6 +212,31 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "registries", None, "read",                             200, 200, 200, 200, 200, 200, 401),
     ("post", "registries", REGISTRY, "rent",                        201, 201, 403, 201, 403, 404, 401),
     ("delete", "registries/{registry}", None, "rent",               204, 204, 403, 204, 403, 404, 401),
+    ("get", "contracts", None, "read",                              200, 200, 200, 200, 200, 200, 401),
+    ("post", "contracts", CONTRACT, "manage",                       409, 409, 403, 403, 403, 404, 401),
+    ("get", "contracts/{negotiated}", None, "read",                 200, 200, 200, 200, 200, 404, 401),
+    ("post", "contracts/{contract}/versions", TERMS, "manage",      201, 201, 403, 403, 403, 404, 401),
+    ("post", "contracts/{draft}/offer", None, "manage",             200, 200, 403, 403, 403, 404, 401),
+    ("post", "contracts/{draft}/withdraw", None, "manage",          200, 200, 403, 403, 403, 404, 401),
+    ("post", "contracts/{negotiated}/accept", AGREE, "manage",      200, 200, 403, 403, 403, 404, 401),
+    ("get", "claims", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
+    ("get", "claims?project={project}", None, "read",               200, 200, 200, 200, 200, 404, 401),
+    ("post", "claims", CLAIM, "manage",                             404, 404, 403, 403, 403, 404, 401),
+    ("get", "claims/{claim}", None, "read",                         200, 200, 200, 200, 200, 404, 401),
+    ("get", "claims/{claim}/events", None, "read",                  200, 200, 200, 200, 200, 404, 401),
+    ("post", "claims/{claim}/accept", None, "rent",                 200, 200, 403, 200, 403, 404, 401),
+    ("post", "claims/{claim}/reject", WHY, "rent",                  200, 200, 403, 200, 403, 404, 401),
+    ("post", "claims/{verified}/disputes", CONTESTED, "rent",       200, 200, 403, 200, 403, 404, 401),
+    ("post", "claims/{sold}/reverse", WHY, "manage",                409, 409, 403, 403, 403, 404, 401),
+    ("post", "claims/{sold}/void", WHY, "manage",                   200, 200, 403, 403, 403, 404, 401),
+    ("post", "claims/{claim}/verdicts", SIGNED | {"result": "pass", "run": 1}, "read",
+     404, 404, 404, 404, 404, 404, 401),
+    ("get", "claim-disputes", None, "read",                         200, 200, 200, 200, 200, 200, 401),
+    ("get", "claim-disputes/{claimdispute}", None, "read",          200, 200, 200, 200, 200, 404, 401),
+    ("post", "claim-disputes/{claimdispute}/answers", {"text": "t"}, "rent", 200, 200, 403, 200, 403, 404, 401),
+    ("post", "claim-disputes/{claimdispute}/withdraw", None, "rent", 200, 200, 403, 200, 403, 404, 401),
+    ("post", "claim-disputes/{claimdispute}/decision", SIGNED | {"due_bps": 0}, "read",
+     404, 404, 404, 404, 404, 404, 401),
     ("get", "events", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
     ("get", "webhooks", None, "manage",                             200, 200, 403, 403, 403, 200, 401),
     ("post", "webhooks", HOOK, "manage",                            201, 201, 403, 403, 403, 404, 401),
@@ -260,6 +293,10 @@ OTHERS = {
              "invitations/<str:invitation_id>/revoke", "projects", "projects/<str:project_id>", "audit",
              "projects/<str:project_id>/idle",
              "placements/<str:placement_id>", "policies",
+             "outcomes", "outcomes/<str:version_id>", "claims", "claims/<str:claim_id>",
+             "claims/<str:claim_id>/accept", "claims/<str:claim_id>/reject", "claims/<str:claim_id>/dispute",
+             "claims/<str:claim_id>/reverse", "claims/<str:claim_id>/void", "claim-disputes",
+             "claim-disputes/<str:dispute_id>/answer", "claim-disputes/<str:dispute_id>/withdraw",
              "organizations/choose", "organizations/new", "organizations/rename", "volumes", "volumes/new",
              "volumes/estimate", "volumes/<str:volume_id>", "volumes/<str:volume_id>/delete",
              "volumes/<str:volume_id>/restore", "volumes/<str:volume_id>/snapshot",
