@@ -9,7 +9,6 @@ from marketplace.api.shapes import Count, NamedRef, Shape, Text
 from marketplace.models import ClaimDispute, ClaimState, Contract, ContractVersion, Side, Verdict
 
 SHA256 = r"\A[0-9a-f]{64}\Z"
-BPS = {"min_value": 0, "max_value": 10_000}
 
 
 class ContractQuery(serializers.Serializer[Any]):
@@ -194,6 +193,6 @@ class SignedVerdict(Shape):
 
 
 class SignedDecision(Shape):
-    due_bps = Count(**BPS, help_text="what of the price is to be paid, in basis points")
+    due_bps = Count(min_value=0, max_value=10_000, help_text="what of the price is to be paid, in basis points")
     note = Text(max_length=2000, required=False, default="", allow_blank=True)
     signature = serializers.RegexField(r"\A[0-9a-f]{128}\Z", max_length=128, help_text="Ed25519, of the text to sign")

@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import Payout
 from marketplace import money, restarts
-from marketplace.models import Reservation, ReservationState
+from marketplace.models import Claim, ClaimState, Reservation, ReservationState
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
 from provisioning.models import GIB, Instance, InstanceEvent, Phase, Reason, Volume
@@ -126,6 +126,29 @@ RESERVATION_STATES: dict[ReservationState, tuple[str, str]] = {
 def reservation_state(reservation: Reservation) -> SafeString:
     """Write where a reservation stands."""
     return badge(reservation.get_state_display(), *RESERVATION_STATES[ReservationState(reservation.state)])
+
+
+CLAIM_STATES: dict[str, tuple[str, str]] = {
+    ClaimState.CLAIMED: ("loader", "moving"),
+    ClaimState.VERIFIED: ("check", "moving"),
+    ClaimState.FAILED: ("alert", "bad"),
+    ClaimState.ACCEPTED: ("check", "good"),
+    ClaimState.AUTO_ACCEPTED: ("clock", "good"),
+    ClaimState.REJECTED: ("cross", "bad"),
+    ClaimState.DISPUTED: ("alert", "warn"),
+    ClaimState.UPHELD: ("check", "good"),
+    ClaimState.PARTIAL: ("check", "warn"),
+    ClaimState.SETTLED: ("check", "good"),
+    ClaimState.REVERSED: ("arrow", "quiet"),
+    ClaimState.VOIDED: ("minus", "quiet"),
+}
+
+
+@register.simple_tag
+def claim_state(claim: Claim) -> SafeString:
+    """Write where a claim stands."""
+    name, tone = CLAIM_STATES[claim.state]
+    return badge(claim.get_state_display(), tone, name)
 
 
 PAYOUT_STATES: dict[Payout.State, tuple[str, str]] = {

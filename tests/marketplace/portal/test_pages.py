@@ -15,7 +15,7 @@ from billing.models import Card, Payment, UsageSpan
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.events import endpoints
-from marketplace.models import Invitation, Membership, Offer, Organization, Project, User
+from marketplace.models import Contract, Invitation, Membership, Offer, Organization, Project, User
 from marketplace.portal import urls
 from provisioning.calendar import hour_of
 from provisioning.models import Instance, Quota
@@ -24,6 +24,7 @@ from tests.conftest import Fleet, Storage, make_person, make_token, order
 from tests.marketplace.invoices.conftest import use_last_month
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
+from tests.outcomes import BY_CUSTOMER, make_deal
 
 # Pages without an id in their address; owner, developer, viewer.
 PAGES = [
@@ -42,6 +43,9 @@ PAGES = [
     ("hours", 200, 200, 200),
     ("listings", 200, 200, 200),
     ("listings-buy", 405, 405, 405),
+    ("outcomes", 200, 200, 200),
+    ("claims", 200, 200, 200),
+    ("claim-disputes", 200, 200, 200),
     ("balance", 200, 200, 200),
     ("costs-csv", 200, 200, 200),
     ("costs-json", 200, 200, 200),
@@ -113,6 +117,15 @@ OF_ONE = [
     ("reservation-lend", "reservation", 405, 405, 405),
     ("quote", "quote", 200, 200, 200),
     ("listing-withdraw", "listing", 405, 405, 405),
+    ("outcome", "product", 200, 200, 200),
+    ("claim", "claim", 200, 200, 200),
+    ("claim-accept", "claim", 405, 405, 405),
+    ("claim-reject", "claim", 405, 405, 405),
+    ("claim-dispute", "claim", 405, 405, 405),
+    ("claim-reverse", "claim", 405, 405, 405),
+    ("claim-void", "claim", 405, 405, 405),
+    ("claim-dispute-answer", "claim", 405, 405, 405),
+    ("claim-dispute-withdraw", "claim", 405, 405, 405),
     ("usage-span", "span", 200, 200, 200),
     ("invoice", "invoice", 200, 403, 403),
     ("invoice-pdf", "invoice", 200, 403, 403),
@@ -171,12 +184,16 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     sellers.name_seller(organization=acme)
     use_last_month(acme)
     card, payment = pay_once(acme)
+    deal = make_deal(acme, **BY_CUSTOMER)
+    Contract.objects.update(buyer=acme)
     return held | {
         "instance": running.public_id,
         "invoice": issuing.issue(organization=acme, at=timezone.now()).public_id,
         "card": card.public_id,
         "payment": payment.public_id,
         "dispute": project.public_id,
+        "product": deal.version.public_id,
+        "claim": deal.claim(project, "frame 1").public_id,
         "span": UsageSpan.objects.filter(organization=acme).earliest("pk").public_id,
         "bid": bid.public_id,
         "placement": running.decisions.get().public_id,

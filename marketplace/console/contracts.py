@@ -1,0 +1,68 @@
+"""Contracts as capacity managers see them: all sellers', with their margins."""
+
+from datetime import datetime
+from typing import Any
+
+from django.db.models import Count, QuerySet
+from django.utils.translation import gettext as _
+
+from billing import outcomes
+from billing.outcomes import Margin
+from marketplace.access import Actor
+from marketplace.contracts import offering
+from marketplace.errors import BadOrder
+from marketplace.models import Acceptance, Claim, ClaimState, Contract, ContractVersion, Organization
+
+SHOWN = 100
+
+
+def sellers() -> QuerySet[Organization]:
+    """Return who may sell by outcome."""
+    return Organization.objects.filter(is_supplier=True).order_by("name")
+
+
+def with_margins() -> list[tuple[ContractVersion, Margin]]:
+    """Return the newest versions, each with its margin."""
+    margins = {one.version: one for one in outcomes.margins()}
+    rows = ContractVersion.objects.select_related("contract__seller", "contract__buyer").order_by("-pk")[:SHOWN]
+    return [(row, margins.get(row.public_id) or _nothing(row)) for row in rows]
+
+
+def margin_of(version: ContractVersion) -> Margin:
+    """Return what a version leaves the platform."""
+    return next(iter(outcomes.margins(version=version.public_id)), None) or _nothing(version)
+
+
+def draft(*, actor: Actor, title: str, seller: Organization, buyer: str, terms: Any, at: datetime) -> ContractVersion:
+    """Draft a contract in the name of a supplier."""
+    customer = offering.customer(buyer) if buyer else None
+    if buyer and customer is None:
+        raise BadOrder("buyer", _("There is no such organization."))
+    return offering.draft(actor=actor, seller=seller, title=title, terms=terms, buyer=customer, at=at)
+
+
+def acceptances_of(version: ContractVersion) -> list[Acceptance]:
+    """Return who agreed to a version, the latest first."""
+    found = Acceptance.objects.filter(version=version).select_related("organization").order_by("-pk")
+    return list(found[:SHOWN])
+
+
+def versions_of(contract: Contract) -> list[ContractVersion]:
+    """Return the versions of a contract, the newest first."""
+    return list(ContractVersion.objects.filter(contract=contract).order_by("-number")[:SHOWN])
+
+
+def claims_by_state(version: ContractVersion) -> list[tuple[str, int]]:
+    """Return how many claims of a version are in each state that some are in."""
+    counts = dict(Claim.objects.filter(version=version).order_by().values_list("state").annotate(count=Count("pk")))
+    return [(str(state.label), counts[state.value]) for state in ClaimState if state.value in counts]
+
+
+def latest_claims(version: ContractVersion) -> list[Claim]:
+    """Return the latest claims of a version."""
+    found = Claim.objects.filter(version=version).select_related("organization", "task__job").order_by("-pk")
+    return list(found[:SHOWN])
+
+
+def _nothing(version: ContractVersion) -> Margin:
+    return Margin(version.public_id, version.terms["currency"])
