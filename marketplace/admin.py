@@ -82,7 +82,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return [name for name in names if name != "id" or "public_id" not in names][:COLUMNS_MAX]
 
     def get_search_fields(self, request: HttpRequest) -> list[str]:
-        return [field.name for field in self._shown() if field.name in SEARCHED]
+        return [field.name for field in self._shown() if field.name in SEARCHED and not field.is_relation]
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[models.Model]:
         rows: models.QuerySet[models.Model] = super().get_queryset(request)

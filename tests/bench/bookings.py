@@ -19,6 +19,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import Stage, set_up
 
@@ -48,9 +49,8 @@ def run(stage: Stage, *, clients: int, seconds: float) -> dict[str, Any]:
     import django
 
     django.setup()
-    from django.core.management import call_command
 
-    call_command("migrate", verbosity=0)
+    schema.fill()
     projects, offers = _world()
     each = max(1, len(projects) // clients)
     jobs = [

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import set_up
 
@@ -72,10 +73,9 @@ def main() -> int:
     with set_up() as stage:
         os.environ.update(stage.environ)
         import django
-        from django.core.management import call_command
 
         django.setup()
-        call_command("migrate", verbosity=0)
+        schema.fill()
         figures = run(given.spans, (lambda text: None) if given.json else print)
     print(machine.last_line("costs", figures, here))
     return 0

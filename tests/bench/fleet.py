@@ -17,6 +17,7 @@ from typing import Any
 
 import redis as redis_client
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import Stage, set_up
 
@@ -78,13 +79,12 @@ class Bench:
         """Make the fleet. Django reads its settings here, once the servers run."""
         os.environ.update(stage.environ)
         import django
-        from django.core.management import call_command
 
         django.setup()
         from tests.bench import world
 
         began = time.monotonic()
-        call_command("migrate", verbosity=0)
+        schema.fill()
         offers = world.make_offers()
         customers = world.make_customers(1)
         world.grow(offers, gpus=self.given.nodes * world.GPUS_PER_NODE)

@@ -23,6 +23,7 @@ from typing import Any
 
 import django
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import set_up
 
@@ -92,10 +93,12 @@ WITH wanted AS (
 ), made AS (
     INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
         gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase, phase_since,
-        health, reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at)
+        health, reason, message, retryable, restarts, run, quota_held, generation, observed_generation, created_at,
+        inputs, outputs, checkpoint, checkpoint_sha256, outputs_sha256, has_network, avoid_nodes, paid_by)
     SELECT 'ins_' || lpad(n::text, 20, 'a'), %(project)s, %(offer)s, %(price)s, 'bid-' || n, 'spot', 1, gpus, '',
         '["true"]', '{}', '[]', 'sticky', 'stop', '{}', 'auto', 'running', 'queued', %(at)s,
-        'unknown', '', '', false, 0, 1, gpus, 1, 0, %(at)s
+        'unknown', '', '', false, 0, 1, gpus, 1, 0, %(at)s,
+        '', '[]', '', '', '', true, '[]', ''
     FROM wanted RETURNING id, public_id, gpus_per_replica
 ), waiting AS (
     INSERT INTO provisioning_workflow (instance_id, step, step_since, failures, last_error)
@@ -170,9 +173,8 @@ def _open(environ: Mapping[str, str]) -> None:
     """Turn this process into one of the marketplace's, on an empty database."""
     os.environ.update(environ)
     django.setup()
-    from django.core.management import call_command
 
-    call_command("migrate", verbosity=0)
+    schema.fill()
 
 
 def bookings() -> dict[str, Any]:

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests import schema
 from tests.bench import machine, packing
 from tests.bench.stage import ROOT, Stage, set_up
 
@@ -65,12 +66,11 @@ def _in_memory(given: argparse.Namespace, say: Any) -> dict[str, Any]:
 def _commits(stage: Stage, given: argparse.Namespace, say: Any) -> dict[str, Any]:
     os.environ.update(stage.environ)
     import django
-    from django.core.management import call_command
 
     django.setup()
     from tests.bench import world
 
-    call_command("migrate", verbosity=0)
+    schema.fill()
     offers, customers = world.make_offers(), world.make_customers(4)
     world.grow(offers, gpus=given.gpus)
     first, _ = world.make_bare_assignments(max(CLIENTS), offers[0], customers.projects[0])

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import Stage, set_up
 
@@ -72,12 +73,11 @@ class Bench:
         """Make tables, customers and the first nodes. Django reads its settings here, once the servers run."""
         os.environ.update(stage.environ)
         import django
-        from django.core.management import call_command
 
         django.setup()
         from tests.bench import world
 
-        call_command("migrate", verbosity=0)
+        schema.fill()
         self.offers = world.make_offers()
         self.customers = world.make_customers(min(CUSTOMERS_MAX, self.given.gpus // GPUS_PER_CUSTOMER))
         world.grow(self.offers, gpus=gpus)

@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 import time_machine
 
+from tests import schema
 from tests.bench import machine
 from tests.bench.stage import set_up
 from tests.bench.trace import read
@@ -34,12 +35,11 @@ def main() -> int:
     with set_up() as stage:
         os.environ.update(stage.environ)
         import django
-        from django.core.management import call_command
 
         django.setup()
         from tests.bench.played import Replay
 
-        call_command("migrate", verbosity=0)
+        schema.fill()
         logging.disable(logging.CRITICAL)
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from tests import schema
 from tests.bench import close, machine
 from tests.bench.stage import set_up
 
@@ -41,10 +42,9 @@ def main() -> int:
     with set_up() as stage:
         os.environ.update(stage.environ)
         import django
-        from django.core.management import call_command
 
         django.setup()
-        call_command("migrate", verbosity=0)
+        schema.fill()
         say = (lambda text: None) if given.json else print
         figures = run(given.invoices, say) if given.invoices else {}
         figures |= close.run(given.spans, stage.database_pid, say) if given.spans else {}

@@ -61,10 +61,12 @@ INSTANCES = """
 INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
     gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase,
     phase_since, health, reason, message, retryable, restarts, run, quota_held, generation, observed_generation,
-    created_at, ready_at)
+    created_at, ready_at,
+    inputs, outputs, checkpoint, checkpoint_sha256, outputs_sha256, has_network, avoid_nodes, paid_by)
 SELECT 'ins_' || left(translate(md5(node.id::text), '0189', 'wxyz'), 20), %(project)s, node.offer_id, price.id,
     node.name, 'on_demand', 1, node.gpu_count, '', '["sleep", "1000"]', '{}', '[]', 'sticky', 'stop', '{}', 'auto',
-    'running', 'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now()
+    'running', 'running', now(), 'healthy', '', '', false, 0, 1, node.gpu_count, 1, 1, now(), now(),
+    '', '[]', '', '', '', true, '[]', ''
 FROM provisioning_node node
 JOIN marketplace_offer offer ON offer.id = node.offer_id
 JOIN billing_priceversion price ON price.sku = offer.public_id || '/on_demand'
@@ -230,10 +232,12 @@ ORDERED = """
 INSERT INTO provisioning_instance (public_id, project_id, offer_id, price_version_id, name, market, replicas,
     gpus_per_replica, image, command, env, ports, lease, on_failure, placement, attach, desired, phase,
     phase_since, health, reason, message, retryable, restarts, run, quota_held, generation,
-    observed_generation, created_at)
+    observed_generation, created_at,
+    inputs, outputs, checkpoint, checkpoint_sha256, outputs_sha256, has_network, avoid_nodes, paid_by)
 SELECT 'ins_' || left(translate(md5(%(seed)s || n), '0189', 'wxyz'), 20), %(project)s, offer.id, price.id,
     %(seed)s || n, 'on_demand', 1, (ARRAY[1, 1, 1, 1, 2, 2, 4, 8])[1 + n %% 8], '', '["true"]', '{}', '[]', 'sticky',
-    'stop', '{}', 'auto', 'running', 'queued', now(), 'unknown', '', '', false, 0, 1, 0, 1, 0, now()
+    'stop', '{}', 'auto', 'running', 'queued', now(), 'unknown', '', '', false, 0, 1, 0, 1, 0, now(),
+    '', '[]', '', '', '', true, '[]', ''
 FROM generate_series(1, %(count)s) AS n
 JOIN (SELECT id, public_id, row_number() OVER (ORDER BY id) - 1 AS nth, count(*) OVER () AS many
       FROM marketplace_offer) offer ON offer.nth = CASE WHEN n / 8 %% 2 = 0 THEN 0 ELSE n / 16 %% offer.many END

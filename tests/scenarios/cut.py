@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from tests import schema
 from tests.bench import stage
 
 MINUTE_S = 60
@@ -29,9 +30,7 @@ def run(cut_s: float, *, is_json: bool, home: object) -> int:
     django.setup()
     from pathlib import Path
 
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
+    schema.fill()
     from marketplace.access import person
     from marketplace.models import Project
     from provisioning.models import Fabric, Site

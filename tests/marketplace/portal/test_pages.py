@@ -241,45 +241,47 @@ def test_every_route_has_a_row_here() -> None:
     assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK | OF_AN_OFFER | OF_A_SUPPLIER
 
 
-@pytest.mark.parametrize(("name", "owner_sees", "developer_sees", "viewer_sees"), PAGES)
 def test_each_role_sees_what_the_table_says(
-    owner: Client, developer: Client, viewer: Client, fleet: Fleet,
-    name: str, owner_sees: int, developer_sees: int, viewer_sees: int,
-) -> None:  # fmt: skip
-    seen = [client.get(reverse(name)) for client in (owner, developer, viewer)]
-    assert [answer.status_code for answer in seen] == [owner_sees, developer_sees, viewer_sees]
-    for answer in seen:
-        assert "unsafe" not in answer.headers["Content-Security-Policy"]
-        if answer.content and name not in FRAGMENTS:
-            assert faults(read(answer)) == []
+    owner: Client, developer: Client, viewer: Client, fleet: Fleet, subtests: pytest.Subtests
+) -> None:
+    for name, *expected in PAGES:
+        with subtests.test(name):
+            seen = [client.get(reverse(name)) for client in (owner, developer, viewer)]
+            assert [answer.status_code for answer in seen] == expected
+            for answer in seen:
+                assert "unsafe" not in answer.headers["Content-Security-Policy"]
+                if answer.content and name not in FRAGMENTS:
+                    assert faults(read(answer)) == []
 
 
-@pytest.mark.parametrize(("name", "of", "owner_sees", "developer_sees", "viewer_sees"), OF_ONE)
 def test_each_role_sees_of_one_thing_what_the_table_says(
-    things: Things, owner: Client, developer: Client, viewer: Client,
-    name: str, of: str, owner_sees: int, developer_sees: int, viewer_sees: int,
-) -> None:  # fmt: skip
-    path = reverse(name, args=[things[of]])
-    seen = [client.get(path) for client in (owner, developer, viewer)]
-    assert [answer.status_code for answer in seen] == [owner_sees, developer_sees, viewer_sees]
-    for answer in seen:
-        if not answer.streaming and answer.content and name not in FRAGMENTS:
-            assert faults(read(answer)) == []
+    things: Things, owner: Client, developer: Client, viewer: Client, subtests: pytest.Subtests
+) -> None:
+    for name, of, *expected in OF_ONE:
+        with subtests.test(name):
+            seen = [client.get(reverse(name, args=[things[of]])) for client in (owner, developer, viewer)]
+            assert [answer.status_code for answer in seen] == expected
+            for answer in seen:
+                if not answer.streaming and answer.content and name not in FRAGMENTS:
+                    assert faults(read(answer)) == []
 
 
-@pytest.mark.parametrize(("name", "of"), [row[:2] for row in OF_ONE])
-def test_a_stranger_finds_nothing_of_it(things: Things, stranger: Client, name: str, of: str) -> None:
-    path = reverse(name, args=[things[of]])
-    answers = [stranger.get(path).status_code, stranger.post(path, {"name": "mine", "role": "owner"}).status_code]
-    assert set(answers) <= {404, 405}
-    assert 404 in answers
+def test_a_stranger_finds_nothing_of_it(things: Things, stranger: Client, subtests: pytest.Subtests) -> None:
+    for name, of, *_ in OF_ONE:
+        with subtests.test(name):
+            path = reverse(name, args=[things[of]])
+            answers = [stranger.get(path).status_code]
+            answers.append(stranger.post(path, {"name": "mine", "role": "owner"}).status_code)
+            assert set(answers) <= {404, 405}
+            assert 404 in answers
 
 
-@pytest.mark.parametrize(("name", "of"), [row[:2] for row in OF_ONE])
-def test_an_unknown_id_and_a_nul_byte_are_not_found(owner: Client, db: None, name: str, of: str) -> None:
-    for thing in ("abc_123", "ins_%00"):
-        path = reverse(name, args=["X"]).replace("X", thing)
-        assert {owner.get(path).status_code, owner.post(path, {"role": "viewer"}).status_code} <= {404, 405}
+def test_an_unknown_id_and_a_nul_byte_are_not_found(owner: Client, subtests: pytest.Subtests) -> None:
+    for name, *_ in OF_ONE:
+        for thing in ("abc_123", "ins_%00"):
+            with subtests.test(name, thing=thing):
+                path = reverse(name, args=["X"]).replace("X", thing)
+                assert {owner.get(path).status_code, owner.post(path, {"role": "viewer"}).status_code} <= {404, 405}
 
 
 def test_who_is_not_signed_in_is_asked_to(client: Client, db: None) -> None:
