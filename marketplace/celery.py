@@ -72,6 +72,8 @@ app.conf.update(
             ("events that are old", "marketplace.tasks.purge_events", 600.0),
             ("claims that are due", "marketplace.tasks.advance_claims", 1.0),
             ("disputes and what is set aside", "marketplace.tasks.close_claims", 10.0),
+            ("receipts to issue", "marketplace.tasks.issue_receipts", 2.0),
+            ("receipts to sign again", "marketplace.tasks.sign_receipts_again", 60.0),
             ("notices to send", "marketplace.tasks.send_notices", 30.0),
             ("invoices that nobody has paid", "billing.tasks.collect", 30.0),
             ("runways to look at", "billing.tasks.watch_runways", 30.0),

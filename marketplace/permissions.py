@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "reservation.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "usage.view": (EVERYBODY, "read"),
     "balance.view": (EVERYBODY, "read"),
+    "receipt.view": (EVERYBODY, "read"),
     "invoice.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "dispute.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "billing_details.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),

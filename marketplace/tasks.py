@@ -24,6 +24,7 @@ from marketplace.events import feed, sending
 from marketplace.events import mail as event_mail
 from marketplace.invoices import mail
 from marketplace.notices import telling
+from marketplace.receipts import chain, writing
 from marketplace.sla import closing
 
 STOPS_MAX = 100
@@ -38,6 +39,7 @@ EVENTS_MAX = 1000
 EVENTS_PURGED_MAX = 5000
 BOOKS_MAX = 1000
 CLAIMS_MAX = 200
+RECEIPTS_MAX = 500
 
 
 @shared_task
@@ -183,3 +185,15 @@ def send_notices() -> None:
 def send_event_mail() -> None:
     """Send e-mail about events that was not sent yet."""
     event_mail.send_due(at=timezone.now(), limit=MAILS_MAX)
+
+
+@shared_task
+def issue_receipts() -> None:
+    """Write the receipts of claims that closed or were reversed."""
+    writing.issue_due(at=timezone.now(), limit=RECEIPTS_MAX)
+
+
+@shared_task
+def sign_receipts_again() -> None:
+    """Sign anew what only revoked keys have signed."""
+    chain.sign_again(at=timezone.now(), limit=RECEIPTS_MAX)

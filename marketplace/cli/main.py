@@ -31,6 +31,7 @@ from marketplace.cli import (
     ssh,
     ssh_keys,
     top,
+    verifying,
     volumes,
     waits,
     webhooks,
@@ -104,7 +105,8 @@ app.add_typer(invoices.app, name="invoices")
 app.add_typer(contracts.app, name="contracts")
 app.add_typer(claims.app, name="claims")
 app.add_typer(claims.disputes, name="disputes")
-app.command()(receipts.verify)
+app.add_typer(receipts.app, name="receipts")
+app.command()(verifying.verify)
 app.command()(sla.sla)
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")

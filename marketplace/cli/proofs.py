@@ -13,6 +13,7 @@ from typing import Any
 
 RECEIPT, HEAD, STATEMENT = "gpumarket.receipt.1", "gpumarket.chain-head.1", "gpumarket.node-statement.1"
 GOOD, REFUSED, NOT_CHECKED = "good", "refused", "not checked"
+WHOLE_BPS, MICROS = 10_000, 1_000_000
 HEX = frozenset("0123456789abcdef")
 # Members of a body that have to be texts, by its kind.
 TEXTS = {RECEIPT: ("organization", "issuer", "id", "issued_at", "event"), HEAD: ("organization", "issuer", "as_of")}
@@ -59,7 +60,7 @@ class Key:
 
     id: str
     public_key: str
-    begins: str
+    since: str
     until: str | None
     revoked_at: str | None
     revoked_because: str | None
@@ -92,7 +93,7 @@ def read_keys(data: bytes, *, trusted: Sequence[str] = ()) -> Keys:
 def _key(row: Mapping[str, Any]) -> Key:
     if row["algorithm"] != "Ed25519" or not is_hex(row["public_key"], 32):
         raise ValueError
-    texts = (str(row["from"]), row["until"], row["revoked_at"], row["revoked_because"])
+    texts = (str(row["since"]), row["until"], row["revoked_at"], row["revoked_because"])
     return Key(str(row["id"]), row["public_key"], *texts)
 
 
@@ -136,8 +137,9 @@ def verify(source: str, data: bytes, keys: Keys) -> Verified:
     if found.is_whole and found.body["kind"] == RECEIPT:
         try:
             _check_statements(found, keys)
-        except (AttributeError, KeyError, TypeError):
-            found.note("node statements", REFUSED, "What it says of attempts is not of the form of a receipt.")
+            _check_price(found)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+            found.note("content", REFUSED, "Its content is not of the form of a receipt.")
     return found
 
 
@@ -207,8 +209,8 @@ def _judge(body: Mapping[str, Any], entry: Any, keys: Keys) -> tuple[Key | None,
         return None, f"It is signed with {entry['key'][:40]}, which is not among the keys that you trust."
     if not is_signed(body, entry, key.public_key):
         return None, f"The signature of {key.id} is wrong: what it signed was something else."
-    if entry["at"] < key.begins or (key.until is not None and entry["at"] > key.until):
-        return None, f"{key.id} signed from {key.begins} to {key.until or 'now'}; this signature is of {entry['at']}."
+    if entry["at"] < key.since or (key.until is not None and entry["at"] > key.until):
+        return None, f"{key.id} signed from {key.since} to {key.until or 'now'}; this signature is of {entry['at']}."
     return key, ""
 
 
@@ -231,13 +233,13 @@ def is_signed(body: Mapping[str, Any], entry: Mapping[str, Any], public_key: str
 def _check_statements(found: Verified, keys: Keys) -> None:
     """What nodes signed: by the key that the receipt names, of this very assignment, in agreement with the receipt."""
     stated = silent = 0
-    for attempt in found.body.get("attempts") or []:
-        for replica in attempt.get("replicas") or []:
-            if replica.get("statement") is None:
+    for run in [*found.body["attempts"], *found.body["checks"]]:
+        for replica in run["replicas"]:
+            if replica["statement"] is None:
                 silent += 1
                 continue
-            if why := _faults(attempt, replica, found.body, keys):
-                found.note("node statements", REFUSED, f"Attempt {attempt.get('number')}: {why}")
+            if why := _faults(run, replica, found.body, keys):
+                found.note("node statements", REFUSED, why)
                 return
             stated += 1
     if stated:
@@ -248,23 +250,69 @@ def _check_statements(found: Verified, keys: Keys) -> None:
         found.note("node statements", NOT_CHECKED, "No node signed anything in it; the platform alone vouches for it.")
 
 
-def _faults(attempt: Mapping[str, Any], replica: Mapping[str, Any], body: Mapping[str, Any], keys: Keys) -> str:
+def _faults(run: Mapping[str, Any], replica: Mapping[str, Any], body: Mapping[str, Any], keys: Keys) -> str:
     """Return why a node's statement does not fit its receipt, or nothing."""
     document, key = replica["statement"], replica.get("key") or {}
     if not is_hex(key.get("public_key"), 32) or key.get("id") != key_id(key["public_key"]):
-        return "the receipt names no key of the node."
+        return f"The receipt names no key of {replica.get('node')}, which it says to have signed."
     try:
         said, (entry,) = document["body"], document["signatures"]
         is_good = said["kind"] == STATEMENT and is_signed(said, entry, key["public_key"])
     except (KeyError, TypeError, ValueError):
         is_good = False
     if not is_good:
-        return f"the statement of {replica.get('node')} is not signed by its key {key['id']}."
+        return f"The statement of {replica.get('node')} is not signed by its key {key['id']}."
     revoked_at = keys.revoked_nodes.get(key["id"])
     if revoked_at is not None and body["issued_at"] >= revoked_at:
         return f"{key['id']} of {replica.get('node')} was revoked at {revoked_at}, before this receipt."
     expected = {name: replica.get(name) for name in ("node", "assignment", "fence", "gpus", "exit_code")}
     different = [name for name, value in expected.items() if said.get(name) != value]
-    if said.get("instance") != attempt.get("instance"):
-        different.append("instance")
+    different += [name for name in ("instance", "image") if said.get(name) != run.get(name)]
     return f"{replica.get('node')} signed other facts: {', '.join(different)}." if different else ""
+
+
+def _check_price(found: Verified) -> None:
+    """The terms are those that were accepted, and what was charged follows from them."""
+    contract, price = found.body["contract"], found.body["price"]
+    if digest_of(contract["terms"]) != contract["sha256"]:
+        found.note("terms", REFUSED, f"The terms of {contract['version']} do not have the digest that was accepted.")
+        return
+    found.note("terms", GOOD, f"The terms in it are those of {contract['version']}, by their SHA-256.")
+    if why := _wrong_price(price, contract["terms"]["unit"], found.body["event"]):
+        found.note("price", REFUSED, why)
+        return
+    amount, asked = _money(price["amount_micros"], price), _money(price["asked_micros"], price)
+    says = (
+        f"{price['units']:,} {price['unit']} at {_money(price['unit_price_micros'], price)} for {price['per']:,}, "
+        f"of which {price['bps'] / 100:g} % are due: {asked}."
+    )
+    if price["paid_micros"] != price["asked_micros"]:
+        says += f" Charged: {_money(price['paid_micros'], price)}."
+    if price["reversed_micros"] != "0":
+        says += f" Given back: {_money(price['reversed_micros'], price)}."
+    found.note("price", GOOD, f"{says} In the end {amount}.")
+
+
+def _wrong_price(price: Mapping[str, Any], unit: Mapping[str, Any], event: str) -> str:
+    """Return what does not come out, or nothing. One rounding, half up to a millionth, as docs/receipts.md says."""
+    asked, paid, back, amount, each = (
+        int(price[name])
+        for name in ("asked_micros", "paid_micros", "reversed_micros", "amount_micros", "unit_price_micros")
+    )
+    if (each, price["per"], price["unit"]) != (unit["price_micros"], unit["per"], unit["name"]):
+        return "The price of a unit is not that of the terms."
+    if price["bps"] != price["late_bps"] * price["due_bps"] // WHOLE_BPS:
+        return "What is due is not what being late and the decision leave."
+    whole = price["per"] * WHOLE_BPS
+    if asked != (min(price["units"], unit["most"]) * each * price["bps"] + whole // 2) // whole:
+        return "The price does not follow from units, unit price and what is due."
+    if not 0 <= paid <= asked or not 0 <= back <= paid or amount != paid - back:
+        return "More was charged than is due, or the sums do not come out."
+    return (
+        "" if paid == 0 or event in {"settled", "reversed"} else f"Something was charged for a claim that was {event}."
+    )
+
+
+def _money(micros: str, price: Mapping[str, Any]) -> str:
+    whole, part = divmod(int(micros), MICROS)
+    return f"{whole:,}.{part:06d} {price['currency']}"

@@ -34,7 +34,7 @@ from marketplace.models.jobs import (
     TaskState,
 )
 from marketplace.models.purchases import TokenPurchase
-from marketplace.models.receipts import Receipt, ReceiptSignature, SigningKey
+from marketplace.models.receipts import Receipt, ReceiptDue, ReceiptSignature, SigningKey
 from marketplace.models.requests import QuotaRequest, QuotaRule
 from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
@@ -119,6 +119,7 @@ __all__ = [
     "QuotaRule",
     "Quote",
     "Receipt",
+    "ReceiptDue",
     "ReceiptSignature",
     "Reservation",
     "ReservationEvent",

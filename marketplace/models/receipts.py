@@ -101,3 +101,12 @@ class ReceiptSignature(models.Model):
 
     def __str__(self) -> str:
         return f"{self.receipt} by {self.key}"
+
+
+class ReceiptDue(models.Model):
+    """A claim of which a receipt has something new to say: a trigger leaves it when a claim closes or is reversed."""
+
+    claim = models.OneToOneField("marketplace.Claim", models.CASCADE, primary_key=True, related_name="+")
+
+    def __str__(self) -> str:
+        return f"receipt for {self.claim_id}"

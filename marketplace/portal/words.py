@@ -72,6 +72,7 @@ VERBS: dict[str, Promise] = {
     "policy.view": _("See policies"),
     "policy.change": _("Change the policy of a project"),
     "organization_policy.change": _("Change the policy of the organization"),
+    "receipt.view": _("See receipts of what was paid by outcome"),
     "invoice.view": _("See invoices"),
     "commitment.view": _("See commitments"),
     "dispute.change": _("Dispute what an invoice says"),

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -109,12 +110,22 @@ def sign_again(*, at: datetime, limit: int) -> int:
 
 
 def document(receipt: Receipt) -> bytes:
-    """Return a receipt as it is handed out: canonical, with the signatures that count. One query.
+    """Return a receipt as it is handed out: canonical, with the signatures that count. One query."""
+    return _with_signatures(receipt, ReceiptSignature.objects.filter(receipt=receipt).select_related("key"))
 
-    Until a revoked key's receipts are signed again they carry what they have.
-    """
-    found = ReceiptSignature.objects.filter(receipt=receipt).select_related("key").order_by("pk")
-    rows = list(found)
+
+def lines(receipts: Iterable[Receipt]) -> bytes:
+    """Return receipts as they are handed out, one on each line. Two queries."""
+    rows = list(receipts)
+    signed_by: dict[int, list[ReceiptSignature]] = defaultdict(list)
+    for one in ReceiptSignature.objects.filter(receipt__in=rows).select_related("key"):
+        signed_by[one.receipt_id].append(one)
+    return b"".join(_with_signatures(row, signed_by[row.pk]) + b"\n" for row in rows)
+
+
+def _with_signatures(receipt: Receipt, found: Iterable[ReceiptSignature]) -> bytes:
+    """Until the receipts of a revoked key are signed again they carry what they have."""
+    rows = sorted(found, key=lambda row: row.pk)
     good = [row for row in rows if row.key.state != SigningKey.State.REVOKED]
     entries = [{"at": moment(row.at), "key": row.key.public_id, "signature": row.signature} for row in good or rows]
     return b'{"body":' + receipt.text.encode() + b',"signatures":' + canonical(entries) + b"}"

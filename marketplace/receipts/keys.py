@@ -84,7 +84,7 @@ def _platform(key: SigningKey) -> dict[str, Any]:
         "algorithm": "Ed25519",
         "public_key": key.public_key,
         "state": key.state,
-        "from": moment(key.created_at),
+        "since": moment(key.created_at),
         "until": key.retired_at and moment(key.retired_at),
         "revoked_at": key.revoked_at and moment(key.revoked_at),
         "revoked_because": key.revoked_because or None,
