@@ -21,7 +21,7 @@ ENDS = {
     ClaimState.FAILED: ("quiet", "cross"),
     ClaimState.REJECTED: ("quiet", "cross"),
     ClaimState.VOIDED: ("quiet", "minus"),
-    ClaimState.REVERSED: ("warning", "arrow"),
+    ClaimState.REVERSED: ("warn", "arrow"),
 }
 MOMENTS = frozenset({"at", "began_at", "ended_at", "started_at", "closed_at", "claimed_at", "issued_at"})
 
