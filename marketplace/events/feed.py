@@ -13,7 +13,7 @@ from django.db.models import Q, QuerySet
 
 from marketplace.events.mail import TOLD
 from marketplace.events.sources import SOURCES, matches
-from marketplace.models import Event, EventMail, Noted, WebhookDelivery, WebhookEndpoint
+from marketplace.models import Event, EventMail, Noted, StateChange, WebhookDelivery, WebhookEndpoint
 
 PUBLISHER = 0x6576656E7473  # an advisory lock of PostgreSQL; the letters of "events"
 KEPT_FOR = timedelta(days=90)
@@ -35,12 +35,12 @@ def publish(*, at: datetime, limit: int) -> int:
     rows = defaultdict(list)
     for one in noted:
         rows[one.source].append(one.row)
-    made = {}
+    made: dict[tuple[str, int], list[Event]] = defaultdict(list)
     for source, keys in rows.items():
         for event in SOURCES[source].read(keys):
             event.source = source
-            made[source, event.row] = event
-    events = Event.objects.bulk_create([made[one.source, one.row] for one in noted if (one.source, one.row) in made])
+            made[source, event.row].append(event)
+    events = Event.objects.bulk_create([event for one in noted for event in made.pop((one.source, one.row), ())])
     Noted.objects.filter(pk__in=[one.pk for one in noted]).delete()
     _address(events, at=at)
     EventMail.objects.bulk_create(EventMail(event=event, next_try_at=at) for event in events if event.type in TOLD)
@@ -103,4 +103,6 @@ def document(event: Event) -> dict[str, Any]:
 def purge(*, at: datetime, limit: int) -> int:
     """Forget events that are too old, with what was sent of them; return how many."""
     old = Event.objects.filter(at__lt=at - KEPT_FOR).order_by("pk").values("pk")[:limit]
+    changes = StateChange.objects.filter(at__lt=at - KEPT_FOR).order_by("pk").values("pk")[:limit]
+    StateChange.objects.filter(pk__in=list(changes.values_list("pk", flat=True))).delete()
     return Event.objects.filter(pk__in=list(old.values_list("pk", flat=True))).delete()[1].get("marketplace.Event", 0)

@@ -1,27 +1,21 @@
 """Which rows of ours are events, who may see them, and what each says.
 
-A new kind of event is one entry here, a trigger in a migration, and a line in docs/events.md.
+A new kind of event is one entry here, or in `money` or `outcomes`; a trigger in a migration; and a line in
+docs/events.md. Rows that are only ever added are noted as they are (`marketplace_note`); of rows that change, each
+change of state is (`marketplace_note_state`).
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from billing.models import Invoice
+from marketplace.events import money, outcomes
+from marketplace.events.reading import Source, moment
 from marketplace.models import Event, ReservationEvent, ReservationState, Shortfall
 from marketplace.money import decimal_string
 from provisioning.models import InstanceEvent, Interruption, Phase
 
 TOLD = {Phase.NOTIFIED, Phase.DRAINING, Phase.INTERRUPTED}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows of one table: the verb that lets somebody see their events, the types, and how to read them."""
-
-    verb: str
-    types: tuple[str, ...]
-    read: Callable[[Collection[int]], Iterable[Event]]
 
 
 def _instances(rows: Collection[int]) -> Iterable[Event]:
@@ -41,7 +35,7 @@ def _instances(rows: Collection[int]) -> Iterable[Event]:
         if is_move and row.new_phase in TOLD and one is not None:
             data["interruption"] = {
                 "id": one.public_id, "reason": one.reason, "min_notice_s": one.min_notice_s,
-                "notice_at": _moment(one.notice_at), "deadline_at": _moment(one.deadline_at),
+                "notice_at": moment(one.notice_at), "deadline_at": moment(one.deadline_at),
             }  # fmt: skip
         yield Event(
             organization_id=instance.project.organization_id, project=instance.project, at=row.at, row=row.pk,
@@ -57,8 +51,8 @@ def _reservations(rows: Collection[int]) -> Iterable[Event]:
             continue
         kept = row.reservation
         data = {
-            "offer": kept.offer.slug, "gpus": kept.gpus, "starts_at": _moment(kept.starts_at),
-            "ends_at": _moment(kept.ends_at), "old_state": row.old_state or None, "state": row.new_state,
+            "offer": kept.offer.slug, "gpus": kept.gpus, "starts_at": moment(kept.starts_at),
+            "ends_at": moment(kept.ends_at), "old_state": row.old_state or None, "state": row.new_state,
             "message": row.message,
         }  # fmt: skip
         yield Event(
@@ -72,7 +66,7 @@ def _shortfalls(rows: Collection[int]) -> Iterable[Event]:
     for row in Shortfall.objects.filter(pk__in=rows).select_related("reservation__project"):
         kept = row.reservation
         data = {
-            "hour": _moment(row.hour), "gpus": row.gpus, "refund": decimal_string(row.refund_micros),
+            "hour": moment(row.hour), "gpus": row.gpus, "refund": decimal_string(row.refund_micros),
             "currency": kept.currency, "message": row.message,
         }  # fmt: skip
         yield Event(
@@ -86,16 +80,12 @@ def _invoices(rows: Collection[int]) -> Iterable[Event]:
     for row in Invoice.objects.filter(pk__in=rows):
         data = {
             "number": row.number, "total": decimal_string(row.total_micros), "due": decimal_string(row.due_micros),
-            "currency": row.currency, "period_start": _moment(row.period_start), "period_end": _moment(row.period_end),
+            "currency": row.currency, "period_start": moment(row.period_start), "period_end": moment(row.period_end),
         }  # fmt: skip
         yield Event(
             organization_id=row.organization_id, at=row.issued_at, row=row.pk, subject_id=row.public_id, data=data,
             type="credit_note.issued" if row.is_credit_note else "invoice.issued",
         )  # fmt: skip
-
-
-def _moment(at: Any) -> str | None:
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
 
 
 SOURCES: dict[str, Source] = {
@@ -108,6 +98,8 @@ SOURCES: dict[str, Source] = {
     ),
     "shortfall": Source("reservation.view", ("reservation.shortfall",), _shortfalls),
     "invoice": Source("invoice.view", ("invoice.issued", "credit_note.issued"), _invoices),
+    **money.SOURCES,
+    **outcomes.SOURCES,
     # Made at once and for one endpoint, when somebody tries it.
     "test": Source("webhook.view", ("webhook.test",), lambda rows: ()),
 }  # fmt: skip

@@ -15,7 +15,15 @@ from marketplace.models.contracts import (
     Verdict,
     VerifierRun,
 )
-from marketplace.models.events import Event, EventMail, Noted, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from marketplace.models.events import (
+    Event,
+    EventMail,
+    Noted,
+    StateChange,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
 from marketplace.models.idle import IdleAction, IdleSpell
 from marketplace.models.jobs import (
     ATTEMPT_MOVES,
@@ -131,6 +139,7 @@ __all__ = [
     "SigningKey",
     "SpotTerms",
     "SshKey",
+    "StateChange",
     "SupplierApplication",
     "Task",
     "TaskState",

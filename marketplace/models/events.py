@@ -18,10 +18,22 @@ class Noted(models.Model):
         return f"{self.source} {self.row}"
 
 
+class StateChange(models.Model):
+    """A row of `source` that came to a state of which people are told; triggers write it, and note it."""
+
+    source = models.CharField(max_length=20)
+    row = models.BigIntegerField(help_text="which row of that table")
+    state = models.CharField(max_length=20)
+    at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.row}: {self.state}"
+
+
 class Event(models.Model):
     """One thing that happened. Primary keys follow the order in which events became visible, so nobody misses one.
 
-    `source` and `row` say which row of ours it tells of; it tells of each once.
+    `source` and `row` say which row of ours it tells of; it tells each organization of it once.
     """
 
     public_id = PublicIdField(prefix="evt")
@@ -35,7 +47,7 @@ class Event(models.Model):
     row = models.BigIntegerField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["source", "row"], name="event_once_per_row")]
+        constraints = [models.UniqueConstraint(fields=["source", "row", "organization"], name="event_once_per_row")]
         indexes = [models.Index(fields=["organization", "id"], name="event_in_order")]
 
     def __str__(self) -> str:
