@@ -51,15 +51,15 @@ def shown(visit: Visit, receipt_id: str) -> HttpResponse:
     row = access_receipts.receipt_for(visit.actor, receipt_id, verb="receipt.view")
     document = json.loads(chain.document(row))
     body, price = document["body"], document["body"]["price"]
-    others = access_receipts.receipts(visit.actor, row.organization)
+    before, after = access_receipts.neighbours(visit.actor, row)
     context = {
         "receipt": row,
         "end": _end(row),
         "body": _timed(body),
         "price": {name: int(value) if name.endswith("_micros") else value for name, value in price.items()},
         "signatures": _timed(document["signatures"]),
-        "before": others.filter(sequence=row.sequence - 1).first(),
-        "after": others.filter(sequence=row.sequence + 1).first(),
+        "before": before,
+        "after": after,
         "attempt_states": dict(AttemptState.choices),
         "verifiers": dict(Verdict.Verifier.choices),
         "results": dict(Verdict.Result.choices),

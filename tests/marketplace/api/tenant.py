@@ -53,6 +53,7 @@ from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
 from tests.outcomes import BY_CUSTOMER, terms
+from tests.marketplace.receipts.conftest import append
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 
@@ -260,6 +261,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         key=f"paid {name}", organization=organization, purpose=Payment.Purpose.TOP_UP, amount_micros=1_000_000,
         currency="USD", card=card, state=Payment.State.FAILED, created_at=at, finished_at=at,
     )  # fmt: skip
+    (receipt,) = append(organization, f"clm_of_{name}")
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     TokenPurchase.objects.create(resource_id=held["reservation"], token=ApiToken.objects.get(membership__user=owner))
     return Tenant(
@@ -286,6 +288,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "bid": bid.public_id,
             "auction": auction.public_id,
             "invoice": invoice.public_id,
+            "receipt": receipt.public_id,
             "statement": empty_statement(organization).public_id,
             "dispute": dispute.public_id,
             "webhook": endpoint.public_id,

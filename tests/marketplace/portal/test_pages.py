@@ -25,6 +25,7 @@ from tests.marketplace.invoices.conftest import use_last_month
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 from tests.outcomes import BY_CUSTOMER, make_deal
+from tests.marketplace.receipts.conftest import append
 
 # Pages without an id in their address; owner, developer, viewer.
 PAGES = [
@@ -57,6 +58,8 @@ PAGES = [
     ("supplier-payouts", 404, 403, 403),
     ("supplier-connect", 405, 405, 405),
     ("invoices", 200, 403, 403),
+    ("receipts", 200, 200, 200),
+    ("receipts-file", 200, 200, 200),
     ("payment-methods", 200, 403, 403),
     ("card-add", 409, 403, 403),
     ("top-up", 200, 403, 403),
@@ -130,6 +133,8 @@ OF_ONE = [
     ("invoice", "invoice", 200, 403, 403),
     ("invoice-pdf", "invoice", 200, 403, 403),
     ("invoice-csv", "invoice", 200, 403, 403),
+    ("receipt", "receipt", 200, 200, 200),
+    ("receipt-file", "receipt", 200, 200, 200),
     ("card-remove", "card", 200, 403, 403),
     ("payment", "payment", 200, 403, 403),
     ("payment-continue", "payment", 302, 403, 403),
@@ -158,7 +163,7 @@ OF_A_SUPPLIER = {"supplier-statement", "supplier-statement-pdf", "supplier-state
 FRAGMENTS = {
     "payment-continue",
     "spending", "instance-log", "instance-telemetry", "instance-log-file", "invoice-pdf", "invoice-csv", "costs-csv",
-    "costs-json",
+    "costs-json", "receipts-file", "receipt-file",
 }  # fmt: skip
 Things = dict[str, str]
 
@@ -189,6 +194,7 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
     return held | {
         "instance": running.public_id,
         "invoice": issuing.issue(organization=acme, at=timezone.now()).public_id,
+        "receipt": append(acme, "clm_1")[0].public_id,
         "card": card.public_id,
         "payment": payment.public_id,
         "dispute": project.public_id,
@@ -252,6 +258,15 @@ def test_each_role_sees_what_the_table_says(
                 assert "unsafe" not in answer.headers["Content-Security-Policy"]
                 if answer.content and name not in FRAGMENTS:
                     assert faults(read(answer)) == []
+    owner: Client, developer: Client, viewer: Client, fleet: Fleet,
+    name: str, owner_sees: int, developer_sees: int, viewer_sees: int,
+) -> None:  # fmt: skip
+    seen = [client.get(reverse(name)) for client in (owner, developer, viewer)]
+    assert [answer.status_code for answer in seen] == [owner_sees, developer_sees, viewer_sees]
+    for answer in seen:
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+        if not answer.streaming and answer.content and name not in FRAGMENTS:
+            assert faults(read(answer)) == []
 
 
 def test_each_role_sees_of_one_thing_what_the_table_says(

@@ -1,0 +1,78 @@
+"""What the agent signs of each run: once, what it saw, with a key that stays in its home."""
+
+import stat
+
+import pytest
+
+from provisioning.agent.files import read_json
+from provisioning.agent.signing import digest, is_signed_by, public_of
+from provisioning.agent.witness import Witness
+
+
+@pytest.fixture
+def stating(node):
+    """The node, with a witness, and what it stated so far."""
+
+    def begin():
+        node.runtime._witness = Witness(
+            private=node.home.signing_key(), node=lambda: "nod_narvik1", journal=node.journal
+        )
+
+    begin()
+    node.begin_to_state = begin
+    node.stated = lambda: [one["body"] for one in node.journal.waiting(100) if one["kind"] == "statement"]
+    return node
+
+
+def test_how_a_run_ended_is_stated_once_and_signed(stating):
+    stating.run("asg_a", "exit 3", gpus=stating.gpus[:2])
+    seen = stating.until("asg_a", "exited")
+    stating.stays("asg_a", "exited")
+    (document,) = stating.stated()
+    assert is_signed_by(document, public_of(stating.home.signing_key()))
+    body = document["body"]
+    assert (body["node"], body["assignment"], body["fence"]) == ("nod_narvik1", "asg_a", 1)
+    assert (body["state"], body["exit_code"], body["gpus"]) == ("exited", 3, list(stating.gpus[:2]))
+    assert body["command_sha256"] == digest(["sh", "-c", "exit 3"])
+    assert body["running_at"] is None or body["running_at"] <= body["ended_at"]
+    assert seen.exit_code == 3
+    document["body"]["exit_code"] = 0
+    assert not is_signed_by(document, public_of(stating.home.signing_key()))
+
+
+def test_an_agent_that_starts_again_says_the_same_words(stating):
+    stating.run("asg_a", "exit 0")
+    stating.until("asg_a", "exited")
+    (first,) = stating.stated()
+    stating.wake_up()
+    stating.begin_to_state()
+    stating.until("asg_a", "exited")
+    assert stating.stated() == [first, first]
+
+
+def test_what_is_told_to_go_is_stated_before_nothing_is_left(stating):
+    stating.run("asg_a", "sleep 600")
+    stating.until("asg_a", "running")
+    stating.want("asg_a", "gone")
+    stating.until("asg_a", "gone")
+    (document,) = stating.stated()
+    assert document["body"]["exit_code"] == 143
+    assert document["body"]["running_at"] is not None
+    assert not stating.runtime._witness._told
+
+
+def test_the_private_key_is_for_the_agent_alone_and_stays_the_same(stating):
+    path = stating.home.path / "signing-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stating.home.signing_key() == stating.home.signing_key() == path.read_text()
+
+
+def test_the_agent_tells_its_public_key_and_never_the_private_one(plane, start_agent, home):
+    start_agent()
+    from tests.provisioning.agent.cast import eventually
+
+    eventually(lambda: plane.reports)
+    private = (home / "signing-key").read_text()
+    assert plane.joins[0]["inventory"]["signing_key"] == public_of(private)
+    assert private not in str(plane.joins) + str(plane.reports)
+    assert read_json(home / "node.json")["node"] == "nod_narvik1"
