@@ -132,7 +132,7 @@ def verify(source: str, data: bytes, keys: Keys) -> Verified:
     document = _read(found, data)
     if document is None:
         return found
-    found.body, found.digest = document["body"], digest_of(document["body"])
+    found.body = document["body"]
     _check_signatures(found, document["signatures"], keys)
     if found.is_whole and found.body["kind"] == RECEIPT:
         try:
@@ -160,8 +160,8 @@ def _read(found: Verified, data: bytes) -> dict[str, Any] | None:
     if not _is_document(document):
         found.note("bytes", REFUSED, "This is neither a receipt nor the head of a chain.")
         return None
-    says = f"The bytes are canonical JSON (RFC 8785); the SHA-256 of the body is {digest_of(document['body'])}."
-    found.note("bytes", GOOD, says)
+    found.digest = digest_of(document["body"])
+    found.note("bytes", GOOD, f"The bytes are canonical JSON (RFC 8785); the SHA-256 of the body is {found.digest}.")
     return dict(document)
 
 
@@ -182,7 +182,7 @@ def _check_signatures(found: Verified, entries: Sequence[Any], keys: Keys) -> No
     good: list[tuple[Key, str]] = []
     revoked: list[tuple[Key, str]] = []
     for entry in entries:
-        key, why = _judge(found.body, entry, keys)
+        key, why = _judge(found, entry, keys)
         if why:
             found.note("signature", REFUSED, why)
             return
@@ -199,7 +199,7 @@ def _check_signatures(found: Verified, entries: Sequence[Any], keys: Keys) -> No
         found.note("signature", REFUSED, "Nobody signed it.")
 
 
-def _judge(body: Mapping[str, Any], entry: Any, keys: Keys) -> tuple[Key | None, str]:
+def _judge(found: Verified, entry: Any, keys: Keys) -> tuple[Key | None, str]:
     """Return whose signature this is, and why it is wrong, if it is."""
     names = {"at", "key", "signature"}
     if not isinstance(entry, dict) or set(entry) != names or not all(isinstance(entry[name], str) for name in names):
@@ -207,19 +207,19 @@ def _judge(body: Mapping[str, Any], entry: Any, keys: Keys) -> tuple[Key | None,
     key = keys.platform.get(entry["key"])
     if key is None:
         return None, f"It is signed with {entry['key'][:40]}, which is not among the keys that you trust."
-    if not is_signed(body, entry, key.public_key):
+    if not is_signed(found.digest, found.body["kind"], entry, key.public_key):
         return None, f"The signature of {key.id} is wrong: what it signed was something else."
     if entry["at"] < key.since or (key.until is not None and entry["at"] > key.until):
         return None, f"{key.id} signed from {key.since} to {key.until or 'now'}; this signature is of {entry['at']}."
     return key, ""
 
 
-def is_signed(body: Mapping[str, Any], entry: Mapping[str, Any], public_key: str) -> bool:
-    """Return whether this key made this signature of this body."""
+def is_signed(digest: str, kind: str, entry: Mapping[str, Any], public_key: str) -> bool:
+    """Return whether this key made this signature of a body of this kind, by its digest."""
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - --help does not wait for it
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
 
-    over = {"at": entry["at"], "digest": digest_of(body), "key": entry["key"], "kind": body["kind"]}
+    over = {"at": entry["at"], "digest": digest, "key": entry["key"], "kind": kind}
     if not is_hex(entry["signature"], 64) or entry["key"] != key_id(public_key):
         return False
     try:
@@ -244,8 +244,8 @@ def _check_statements(found: Verified, keys: Keys) -> None:
             stated += 1
     if stated:
         also = f" {silent} have none, as the receipt says itself." if silent else ""
-        says = f"{stated} nodes signed what they saw, and it agrees with the receipt.{also}"
-        found.note("node statements", GOOD, says)
+        nodes = "1 node signed what it saw" if stated == 1 else f"{stated} nodes signed what they saw"
+        found.note("node statements", GOOD, f"{nodes}, and it agrees with the receipt.{also}")
     else:
         found.note("node statements", NOT_CHECKED, "No node signed anything in it; the platform alone vouches for it.")
 
@@ -257,7 +257,7 @@ def _faults(run: Mapping[str, Any], replica: Mapping[str, Any], body: Mapping[st
         return f"The receipt names no key of {replica.get('node')}, which it says to have signed."
     try:
         said, (entry,) = document["body"], document["signatures"]
-        is_good = said["kind"] == STATEMENT and is_signed(said, entry, key["public_key"])
+        is_good = said["kind"] == STATEMENT and is_signed(digest_of(said), STATEMENT, entry, key["public_key"])
     except (KeyError, TypeError, ValueError):
         is_good = False
     if not is_good:

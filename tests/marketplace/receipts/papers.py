@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from marketplace.receipts.chain import HEAD, RECEIPT
+from marketplace.cli.proofs import HEAD, RECEIPT
 from provisioning.agent.signing import STATEMENT, canonical, digest, key_id, moment, new_private, public_of, signed
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)

@@ -66,7 +66,7 @@ def test_it_speaks_in_words_and_says_that_later_ones_may_exist(platform, tmp_pat
     assert (
         "1,234 frame at 2.500000 USD for 1,000, of which 90 % are due: 2.776500 USD. In the end 2.776500 USD." in said
     )
-    assert "1 nodes signed what they saw, and it agrees with the receipt." in said
+    assert "1 node signed what it saw, and it agrees with the receipt." in said
     assert "head.json) was not given" in said
 
 
