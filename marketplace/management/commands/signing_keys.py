@@ -14,6 +14,7 @@ from provisioning.models import NodeKey
 from provisioning.statements import AlreadyRevoked
 
 BATCH = 500
+MOMENT = "%Y-%m-%d %H:%M"
 
 
 class Command(BaseCommand):
@@ -23,7 +24,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
-        actions.add_parser("list", help="every key and its state")
+        listing = actions.add_parser("list", help="every key and its state")
+        listing.add_argument("--nodes", action="store_true", help="the keys of nodes instead of the platform's")
         actions.add_parser("rotate", help="sign with a new key; what the former one signed stays good")
         revoke = actions.add_parser("revoke", help="let nothing that a key signed count any more, and sign it anew")
         revoke.add_argument("key", help="its id; the key of a node is revoked in the same way")
@@ -35,11 +37,15 @@ class Command(BaseCommand):
             self.stdout.write(f"{keys.rotate(at=at).public_id} signs from now on.")
         elif action == "revoke":
             self._revoke(options["key"], options["because"])
+        elif options["nodes"]:
+            for of_node in NodeKey.objects.select_related("node").order_by("node__name", "pk").iterator():
+                state = f"revoked: {of_node.revoked_because}" if of_node.revoked_at else "active"
+                self.stdout.write(f"{of_node.public_id} {of_node.node.name} {state} from {of_node.told_at:{MOMENT}}")
         else:
             for key in keys.every():
                 because = f": {key.revoked_because}" if key.revoked_because else ""
-                ended = f" until {key.retired_at:%Y-%m-%d %H:%M}" if key.retired_at else ""
-                self.stdout.write(f"{key.public_id} {key.state} from {key.created_at:%Y-%m-%d %H:%M}{ended}{because}")
+                ended = f" until {key.retired_at:{MOMENT}}" if key.retired_at else ""
+                self.stdout.write(f"{key.public_id} {key.state} from {key.created_at:{MOMENT}}{ended}{because}")
 
     def _revoke(self, name: str, because: str) -> None:
         at = timezone.now()
