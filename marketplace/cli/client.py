@@ -70,9 +70,9 @@ class Client:
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._read(self._ask("GET", path, params=params))
 
-    def download(self, path: str) -> bytes:
+    def download(self, path: str, **params: Any) -> bytes:
         """Return a file of the marketplace; raise the problem that comes in its place."""
-        answer = self._ask("GET", path)
+        answer = self._ask("GET", path, params=params)
         if not answer.is_success:
             self._read(answer)
         return answer.content

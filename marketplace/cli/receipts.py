@@ -72,7 +72,7 @@ def _save_all(session: Session, folder: Path) -> int:
     """Save each receipt by its number and id; those of a revoked key come with another signature and replace it."""
     count = after = 0
     while True:
-        lines = session.client.download(f"/receipts/chain?after={after}&limit={PAGE}").splitlines()
+        lines = session.client.download("/receipts/chain", after=after, limit=PAGE).splitlines()
         for line in lines:
             number, name = place_of(line)
             (folder / f"{number:06d}-{name}.json").write_bytes(line)

@@ -32,7 +32,7 @@ class ShopWithReceipts(Shop):
             case "GET", ["keys"]:
                 return 200, self.platform.keys
             case "GET", ["receipts", "chain"]:
-                later = [one for one in self.platform.documents if one["body"]["sequence"] > int(query["after"][0])]
+                later = [one for one in self.platform.documents if one["body"]["sequence"] > int(query["after"])]
                 return 200, b"".join(canonical(one) + b"\n" for one in later[:2])
         return super().answer(method, words, query, headers, body)
 

@@ -1,4 +1,4 @@
-"""Money, quotas, jobs, contracts and claims in the feed: each state that people are told of, to whom it concerns."""
+"""Money, quotas and receipts in the feed: each state that people are told of, to whom it concerns."""
 
 from datetime import date
 from typing import Any
@@ -9,14 +9,12 @@ from django.utils import timezone
 from billing.models import Payment, Payout, PayoutAccount, Refund, SupplierStatement
 from marketplace import quota_requests
 from marketplace.access import Actor
-from marketplace.contracts import claims
 from marketplace.events import feed
 from marketplace.events.money import TOLD_STATES
-from marketplace.models import Budget, BudgetAlert, Event, JobEvent, Organization, Project, QuotaRequest, StateChange
+from marketplace.models import Budget, BudgetAlert, Event, Organization, Project, QuotaRequest, StateChange
 from tests.conftest import Fleet
 from tests.marketplace.events.conftest import published
 from tests.marketplace.receipts.conftest import append
-from tests.outcomes import make_deal, make_work
 
 
 def told(kind: str) -> list[Event]:
@@ -73,7 +71,9 @@ def test_statements_and_payouts_are_told_to_the_supplier(operator: Organization)
     assert {event.data["statement"] for event in told("payout")} == {statement.public_id}
 
 
-def test_a_request_for_quota_is_told_until_it_is_decided(actor: Actor, acme: Organization, project: Project) -> None:
+def test_a_request_for_quota_is_told_until_it_is_decided(
+    actor: Actor, acme: Organization, project: Project, fleet: Fleet
+) -> None:
     asked = quota_requests.request(
         actor=actor, organization=acme, project=project, gpu_model="H200", market="", limit=64, reason="A big model",
         at=timezone.now(),
@@ -93,34 +93,6 @@ def test_an_alert_of_a_budget_is_told_with_its_figures(acme: Organization, proje
     (event,) = told("budget")
     assert (event.type, event.project, event.subject_id) == ("budget.alert", project, budget.public_id)
     assert (event.data["share"], event.data["reached"], event.data["amount"]) == (80, "81.000000", "100.000000")
-
-
-def test_jobs_contracts_and_claims_are_told_to_both_sides(
-    acme: Organization, project: Project, fleet: Fleet, actor: Actor
-) -> None:
-    at = timezone.now()
-    deal = make_deal(acme)
-    work = make_work(deal, project, fleet.h200, actor, tasks=2, at=at)
-    JobEvent.objects.create(job=work.job, at=at, new_state="active")
-    for index in range(2):
-        claim = claims.open(task=work.succeeds(index), at=at)
-        JobEvent.objects.create(job=work.job, task=work.task(index), at=at, old_state="running", new_state="verifying")
-        JobEvent.objects.create(job=work.job, task=work.task(index), at=at, old_state="verifying", new_state="failed")
-    claim.move_to("verified", at=at)
-    events = published()
-    jobs = [event for event in events if event.type.startswith("job.")]
-    assert [event.type for event in jobs] == ["job.active", "job.progress"]  # Of two tasks one sum.
-    assert jobs[1].data["tasks"]["size"] == 2
-    sides = {(event.type, event.organization_id) for event in events if event.type.startswith(("contract.", "claim."))}
-    both = {acme.pk, deal.seller.pk}
-    assert {one for kind, one in sides if kind == "contract.accepted"} == both
-    assert {one for kind, one in sides if kind == "claim.claimed"} == both
-    assert {one for kind, one in sides if kind == "claim.verified"} == both
-    assert {one for kind, one in sides if kind == "contract.offered"} == {deal.seller.pk}
-    claimed = [event for event in events if event.type == "claim.claimed"]
-    assert len(claimed) == 4
-    seen = {(event.organization_id, event.data["side"], event.project_id) for event in claimed}
-    assert seen == {(acme.pk, "buyer", project.pk), (deal.seller.pk, "seller", None)}
 
 
 def test_a_receipt_is_told_and_old_notes_of_states_are_forgotten(acme: Organization, project: Project) -> None:

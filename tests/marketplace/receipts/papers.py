@@ -67,9 +67,19 @@ class Platform:
             "assignment": "asg_a", "fence": 1, "replica": 0, "node": "nod_a", "gpus": GPUS, "exit_code": 0,
             "key": {"id": key_id(public), "public_key": public}, "statement": self.statement(), "why_not": None,
         }  # fmt: skip
-        attempt = {"number": 1, "instance": "ins_a", "image": "", "replicas": [replica]}
-        contract = {"version": "ctv_a", "terms": TERMS, "sha256": digest(TERMS)}
-        return deepcopy({"contract": contract, "attempts": [attempt], "checks": [], "price": PRICE, "energy": None})
+        noon = moment(NOON)
+        attempt = {
+            "number": 1, "state": "succeeded", "exit_code": 0, "began_at": noon, "ended_at": noon, "instance": "ins_a",
+            "image": "", "inputs": None, "outputs": "a" * 64, "replicas": [replica],
+        }  # fmt: skip
+        claim = {"id": "clm_a", "claimed_at": noon, "closed_at": noon, "history": [{"at": noon, "to": "settled"}]}
+        verdict = {"verifier": "outputs", "version": "", "result": "pass", "at": noon}
+        whole = {
+            "contract": {"version": "ctv_a", "number": 1, "terms": TERMS, "sha256": digest(TERMS)}, "claim": claim,
+            "job": None, "attempts": [attempt], "verdicts": [verdict], "checks": [], "disputes": [], "price": PRICE,
+            "energy": None,
+        }  # fmt: skip
+        return deepcopy(whole)
 
     def add(self, content: dict[str, Any] | None = None, *, at: datetime = NOON, **changes: Any) -> dict[str, Any]:
         """Sign the next receipt of the chain."""
