@@ -37,6 +37,7 @@ from marketplace.models import (
     Membership,
     Organization,
     Project,
+    ReceiptDue,
     Role,
     Shortfall,
     Side,
@@ -52,8 +53,8 @@ from provisioning.models import Instance, Volume
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
-from tests.outcomes import BY_CUSTOMER, terms
 from tests.marketplace.receipts.conftest import append
+from tests.outcomes import BY_CUSTOMER, terms
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 
@@ -262,6 +263,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         currency="USD", card=card, state=Payment.State.FAILED, created_at=at, finished_at=at,
     )  # fmt: skip
     (receipt,) = append(organization, f"clm_of_{name}")
+    ReceiptDue.objects.create(claim=Claim.objects.get(public_id=held["claim"]))
     programs = {role: Program(make_token(user, organization)) for role, user in people.items()}
     TokenPurchase.objects.create(resource_id=held["reservation"], token=ApiToken.objects.get(membership__user=owner))
     return Tenant(

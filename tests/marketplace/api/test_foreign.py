@@ -25,8 +25,7 @@ PREFIXES = {
     "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "dispute": "idp",
     "contract": "ctr", "draft": "ctv", "negotiated": "ctv", "claim": "clm", "verified": "clm", "sold": "clm",
     "claimdispute": "cdp",
-    "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay",
-    "receipt": "rcp", "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay",
+    "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay", "receipt": "rcp",
 }  # fmt: skip
 
 

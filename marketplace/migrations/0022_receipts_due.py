@@ -15,7 +15,7 @@ END $$
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0020_receipts"),
+        ("marketplace", "0021_claims_by_what_pays"),
     ]
 
     operations = [

@@ -59,7 +59,7 @@ def changed(source, table, *states):
 class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0018_paid_ahead_on_invoices"),  # Rows of its tables are noted.
-        ("marketplace", "0021_receipts_due"),
+        ("marketplace", "0022_receipts_due"),
     ]
 
     operations = [
