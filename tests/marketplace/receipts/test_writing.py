@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from marketplace import access_receipts
 from marketplace.access import Actor
-from marketplace.contracts import reversing, settling
+from marketplace.contracts import claims, reversing, settling
 from marketplace.errors import NotFound
 from marketplace.models import Claim, Organization, Project, Receipt, ReceiptDue, Verdict
 from marketplace.receipts import writing
@@ -28,8 +28,6 @@ def work(acme: Organization, project: Project, fleet: Fleet, actor: Actor) -> Wo
 
 
 def claimed(work: Work, index: int) -> Claim:
-    from marketplace.contracts import claims
-
     work.loses_its_node(index, at=timezone.now())
     return claims.open(task=work.succeeds(index), at=timezone.now())
 
@@ -109,9 +107,9 @@ def test_a_reversal_adds_a_second_receipt_and_nothing_is_said_twice(work: Work) 
 def test_what_is_withdrawn_or_fails_has_a_receipt_of_nothing_and_what_is_open_has_none(work: Work) -> None:
     at = timezone.now()
     voided, failed, _ = claimed(work, 0), claimed(work, 1), claimed(work, 2)
-    settling.void(claim=voided, at=at, by="seller", reason="no longer wanted")
+    settling.void(actor=work.deal.merchant, claim=voided, at=at, reason="no longer wanted")
     failed.move_to("failed", at=at, due_at=at)
-    settling.close(failed, at=at, message="given up")
+    settling.close(failed, at=at)
     receipts = issued()
     assert sorted((one.event, one.amount_micros) for one in receipts) == [("failed", 0), ("voided", 0)]
     assert verified(receipts) == []
