@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from django.db.models import QuerySet
 from django.http import HttpResponse, StreamingHttpResponse
-from django.http.response import HttpResponseBase
 from django.utils.dateparse import parse_datetime
 
 from marketplace import access_receipts
@@ -78,14 +77,14 @@ def file(visit: Visit, receipt_id: str) -> HttpResponse:
 
 
 @page()
-def whole(visit: Visit) -> HttpResponseBase:
+def whole(visit: Visit) -> HttpResponse:
     """Download the whole chain as JSON lines, its signed head last."""
     organization = visit.organization(verb="receipt.view")
     head = chain.head(organization, at=visit.at)
     rows = access_receipts.receipts(visit.actor, organization)
     answer = StreamingHttpResponse(_pieces(rows, head), content_type="application/jsonl")
     answer["Content-Disposition"] = f'attachment; filename="receipts-{organization.public_id}.jsonl"'
-    return answer
+    return cast(HttpResponse, answer)  # It may be hundreds of megabytes; pages hand on what they are given.
 
 
 def _pieces(rows: QuerySet[Receipt], head: bytes) -> Iterator[bytes]:
