@@ -58,6 +58,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "claim.view": (EVERYBODY, "read"),
     "claim.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "claim_sale.change": (frozenset({OWNER, ADMIN}), "manage"),
+    "job.view": (EVERYBODY, "read"),
+    "job.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "event.view": (EVERYBODY, "read"),
     "webhook.view": (frozenset({OWNER, ADMIN}), "manage"),
     "webhook.change": (frozenset({OWNER, ADMIN}), "manage"),

@@ -23,6 +23,7 @@ from marketplace.contracts import sweeping
 from marketplace.events import feed, sending
 from marketplace.events import mail as event_mail
 from marketplace.invoices import mail
+from marketplace.jobs import running
 from marketplace.notices import telling
 from marketplace.receipts import chain, writing
 from marketplace.sla import closing
@@ -40,6 +41,8 @@ EVENTS_PURGED_MAX = 5000
 BOOKS_MAX = 1000
 CLAIMS_MAX = 200
 RECEIPTS_MAX = 500
+JOBS_MAX = 100
+JOB_NUDGE_LIFE_S = 5
 
 
 @shared_task
@@ -197,3 +200,22 @@ def issue_receipts() -> None:
 def sign_receipts_again() -> None:
     """Sign anew what only revoked keys have signed."""
     chain.sign_again(at=timezone.now(), limit=RECEIPTS_MAX)
+
+
+def look_at_jobs() -> None:
+    """Nudge every job that has something to do."""
+    for job_id in running.due(at=timezone.now(), limit=JOBS_MAX):
+        work_on_job.apply_async((job_id,), expires=JOB_NUDGE_LIFE_S)
+
+
+@shared_task
+def work_on_job(job_id: int) -> None:
+    """Take one job further. If this message is lost, `look_at_jobs` sends another."""
+    running.work_on(job_id)
+
+
+@shared_task
+def look_at_end(instance_id: int) -> None:
+    """Take those jobs further that the end of an instance concerns. If this message is lost, the sweep finds them."""
+    for job_id in running.after(instance_id):
+        running.work_on(job_id)

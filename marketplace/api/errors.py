@@ -18,6 +18,7 @@ from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor, Pa
 from marketplace import errors, idempotency, numbers
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
+from marketplace.jobs.spec import BadSpec
 from marketplace.quotes import QuoteExpired, QuoteUsed
 from marketplace.trades import LimitTooLow
 from provisioning import decisions
@@ -94,6 +95,9 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     exceptions.ValidationError: Kind(
         422, "invalid_request", "The request does not make sense", "new_request", "Correct the fields named in errors."
+    ),
+    BadSpec: Kind(
+        422, "invalid_job", "The job does not make sense", "new_request", "Correct what errors names, line by line."
     ),
     errors.BadOrder: Kind(
         422, "invalid_request", "The request does not make sense", "new_request", "Correct the fields named in errors."
@@ -278,7 +282,9 @@ def _first(error: Exception) -> list[dict[str, str]]:
 
 
 def _fields(error: Exception) -> Iterator[dict[str, str]]:
-    if isinstance(error, errors.BadOrder | errors.NotFound) and error.field:
+    if isinstance(error, BadSpec):
+        yield from ({"pointer": fault.pointer, "detail": str(fault)} for fault in error.faults)
+    elif isinstance(error, errors.BadOrder | errors.NotFound) and error.field:
         yield {"pointer": f"/{error.field}", "detail": str(error)}
     elif isinstance(error, BadCursor):
         yield {"pointer": "/cursor", "detail": str(error)}

@@ -13,6 +13,7 @@ from marketplace.api import (
     idle,
     instances,
     invoices,
+    jobs,
     owing,
     payments,
     placements,
@@ -43,7 +44,20 @@ class PublicIdConverter:
         return value
 
 
+class IndexConverter:
+    """The index of a task, from 0, as large as a column takes at most."""
+
+    regex = "[0-9]{1,9}"
+
+    def to_python(self, value: str) -> int:
+        return int(value)
+
+    def to_url(self, value: int) -> str:
+        return str(value)
+
+
 register_converter(PublicIdConverter, "id")
+register_converter(IndexConverter, "task")
 
 urlpatterns = [
     path("me", tenants.Me.as_view()),
@@ -166,6 +180,14 @@ urlpatterns = [
     path("quota-requests/<id:request_id>/withdraw", quotas.QuotaRequestWithdraw.as_view()),
     path("budgets", budgets.BudgetList.as_view()),
     path("budgets/<id:owner_id>", budgets.BudgetDetail.as_view()),
+    path("jobs", jobs.JobList.as_view()),
+    path("jobs/schema", jobs.JobSchema.as_view()),
+    path("jobs/<id:job_id>", jobs.JobDetail.as_view()),
+    path("jobs/<id:job_id>/cancel", jobs.JobCancel.as_view()),
+    path("jobs/<id:job_id>/outputs", jobs.JobOutputs.as_view()),
+    path("jobs/<id:job_id>/tasks", jobs.JobTasks.as_view()),
+    path("jobs/<id:job_id>/tasks/<task:index>", jobs.JobTask.as_view()),
+    path("jobs/<id:job_id>/tasks/<task:index>/logs", jobs.JobTaskLogs.as_view()),
     path("waits", quotas.WaitList.as_view()),
     path("waits/outlook", quotas.Outlook.as_view()),
     path("waits/<id:entry_id>", quotas.WaitDetail.as_view()),

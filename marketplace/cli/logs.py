@@ -22,18 +22,18 @@ Writer = Callable[[dict[str, Any]], None]
 
 
 class LogReader:
-    """Passes on the output of one instance, each piece once. `complete` is True when no more will come."""
+    """Passes on the output that an address has, each piece once. `complete` is True when no more will come."""
 
-    def __init__(self, session: Session, instance_id: str, *, write: Writer) -> None:
+    def __init__(self, session: Session, path: str, *, write: Writer, **params: Any) -> None:
         self.complete = False
         self._client = session.client
-        self._path = f"/instances/{instance_id}/logs"
+        self._path, self._params = path, params
         self._write = write
         self._cursor: str | None = None
 
     def read(self) -> bool:
         """Pass on what is new now, and return whether there was anything."""
-        page = self._client.get(self._path, cursor=self._cursor)
+        page = self._client.get(self._path, **self._params, cursor=self._cursor)
         for piece in page["data"]:
             self._write(piece)
         self._cursor = page["next_cursor"]
@@ -108,7 +108,7 @@ def logs(
             if replica is None or piece["replica"] == replica:
                 write(piece)
 
-        reader = LogReader(session, found["id"], write=write_wanted)
+        reader = LogReader(session, f"/instances/{found['id']}/logs", write=write_wanted)
         try:
             reader.read_all()
             pause = Pause()

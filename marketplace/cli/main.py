@@ -16,6 +16,7 @@ from marketplace.cli import (
     idle,
     instances,
     invoices,
+    jobs,
     launch,
     logs,
     offers,
@@ -89,6 +90,7 @@ app.add_typer(reservations.app, name="reservations")
 app.command()(reservations.lend)
 app.command()(resale.resell)
 app.add_typer(resale.app, name="listings")
+app.add_typer(jobs.app, name="job")
 app.add_typer(waits.app, name="waits")
 app.add_typer(quotas.app, name="quota")
 app.add_typer(budgets.app, name="budget")

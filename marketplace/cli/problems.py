@@ -76,7 +76,10 @@ class Problem(Exception):
         faults = self.document.get("errors") or []
         detail = str(self.document.get("detail") or "")
         says_more = detail != self.document.get("title") and not any(fault["detail"] in detail for fault in faults)
-        named = [f"{option_for(fault)}: {fault['detail']}" for fault in faults]
+        named = [
+            fault["detail"] if self.code == "invalid_job" else f"{option_for(fault)}: {fault['detail']}"
+            for fault in faults
+        ]
         return ([detail] if detail and says_more else []) + named
 
     def suggestion(self) -> str:
@@ -114,6 +117,7 @@ SUGGESTIONS = {
     "token_expired": "Make a new token on the portal's Tokens page, then: gpumarket login",
     "not_found": "Check the name or id (gpumarket ls --all, gpumarket volume ls), and that it is in your organization.",
     "invalid_request": "Correct what is named above; --help lists the options of a command.",
+    "invalid_job": "Correct the lines that are named above. What may be said: gpumarket job schema",
     "idempotency_key_reused": "Leave out --key for a new order; with it, repeat the first try exactly.",
     "no_capacity": "Ask for fewer GPUs (--gpus, --replicas), or choose another offer: gpumarket offers --available",
     "budget_exceeded": "Order less, wait for the next month, or have the budget raised: gpumarket budget",

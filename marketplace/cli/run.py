@@ -163,7 +163,7 @@ class Run:
                 raise
             raise TimeUp from late
         write, finish = make_writer(self._session, ranks=instance["replicas"] > 1)
-        reader = LogReader(self._session, instance["id"], write=write)
+        reader = LogReader(self._session, f"/instances/{instance['id']}/logs", write=write)
         try:
             instance = self._read_until_over(instance, reader)
             if instance["ready_at"] is not None:

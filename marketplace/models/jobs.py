@@ -126,6 +126,7 @@ class Job(models.Model):
         FUNDS = "funds", _("There is not enough credit")
         QUOTA = "quota", _("A quota is used up")
         BUDGET = "budget", _("It would pass a budget")
+        COST = "cost", _("What runs may use up all that it may cost")
         BACK_OFF = "back_off", _("What failed is tried again in a moment")
         REFUSED = "refused", _("The order is refused as it is")
 

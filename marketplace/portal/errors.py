@@ -33,6 +33,7 @@ from marketplace.errors import (
     NotFound,
     ProjectSuspended,
 )
+from marketplace.jobs.spec import BadSpec
 from marketplace.numbers import NUMBERS
 from marketplace.portal.preferences import theme_of
 from marketplace.quotes import QuoteExpired, QuoteUsed
@@ -96,6 +97,9 @@ KINDS: dict[type[Exception], Kind] = {
         403,
         gettext_lazy("The project is suspended"),
         gettext_lazy("Ask the operator why. What is stored is kept."),
+    ),
+    BadSpec: Kind(
+        422, gettext_lazy("The job does not make sense"), gettext_lazy("Correct what is named and send it again.")
     ),
     BadOrder: Kind(422, gettext_lazy("Please correct this"), gettext_lazy("Correct the field and send it again.")),
     InsufficientFunds: Kind(

@@ -17,7 +17,18 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import Payout
 from marketplace import money, restarts
-from marketplace.models import Claim, ClaimState, Reservation, ReservationState
+from marketplace.models import (
+    Attempt,
+    AttemptState,
+    Claim,
+    ClaimState,
+    Job,
+    JobState,
+    Reservation,
+    ReservationState,
+    Task,
+    TaskState,
+)
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
 from provisioning.models import GIB, Instance, InstanceEvent, Phase, Reason, Volume
@@ -149,6 +160,65 @@ def claim_state(claim: Claim) -> SafeString:
     """Write where a claim stands."""
     name, tone = CLAIM_STATES[claim.state]
     return badge(claim.get_state_display(), tone, name)
+
+
+JOB_STATES: dict[JobState, tuple[str, str]] = {
+    JobState.WAITING: ("clock", "moving"),
+    JobState.ACTIVE: ("play", "moving"),
+    JobState.ENDING: ("loader", "warn"),
+    JobState.SUCCEEDED: ("check", "good"),
+    JobState.FAILED: ("alert", "bad"),
+    JobState.CANCELLED: ("cross", "quiet"),
+}
+TASK_STATES: dict[TaskState, tuple[str, str]] = {
+    TaskState.PENDING: ("clock", "quiet"),
+    TaskState.RUNNING: ("play", "moving"),
+    TaskState.VERIFYING: ("loader", "warn"),
+    TaskState.SUCCEEDED: ("check", "good"),
+    TaskState.FAILED: ("alert", "bad"),
+    TaskState.CANCELLED: ("cross", "quiet"),
+}
+ATTEMPT_STATES: dict[AttemptState, tuple[str, str]] = {
+    AttemptState.RUNNING: ("play", "moving"),
+    AttemptState.SUCCEEDED: ("check", "good"),
+    AttemptState.FAILED: ("alert", "bad"),
+    AttemptState.FAULTED: ("alert", "warn"),
+    AttemptState.REFUSED: ("cross", "bad"),
+    AttemptState.CANCELLED: ("minus", "quiet"),
+}
+
+
+@register.simple_tag
+def job_state(job: Job) -> SafeString:
+    """Write where a job stands."""
+    name, tone = JOB_STATES[JobState(job.state)]
+    return badge(job.get_state_display(), tone, name)
+
+
+@register.filter
+def job_state_name(value: str) -> str:
+    """Return the word of a job's state."""
+    return str(JobState(value).label)
+
+
+@register.simple_tag
+def task_state(task: Task) -> SafeString:
+    """Write where a task stands."""
+    name, tone = TASK_STATES[TaskState(task.state)]
+    return badge(task.get_state_display(), tone, name)
+
+
+@register.simple_tag
+def attempt_state(attempt: Attempt) -> SafeString:
+    """Write how an attempt went."""
+    name, tone = ATTEMPT_STATES[AttemptState(attempt.state)]
+    return badge(attempt.get_state_display(), tone, name)
+
+
+@register.simple_tag
+def seconds(count: int) -> str:
+    """Write a time span that is kept in seconds."""
+    return duration(count * SECOND_MS)
 
 
 PAYOUT_STATES: dict[Payout.State, tuple[str, str]] = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 from django.db import models, transaction
 from django.db.models import Q
+from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from provisioning.models.volumes import VolumeAttachment
 
 log = structlog.get_logger("provisioning.instances")
+
+# Sent within the transaction of each move, as `instance`. Whoever listens sends a message at most: what is to be done
+# is found by looking.
+moved = Signal()
 
 
 class Phase(models.TextChoices):
@@ -293,6 +298,7 @@ class Instance(models.Model):
             reason=reason,
             milliseconds=milliseconds,
         )
+        moved.send(sender=Instance, instance=self)
 
 
 class InstanceEvent(models.Model):

@@ -26,6 +26,7 @@ from marketplace import (
 from marketplace.access import Actor, person
 from marketplace.contracts import disputing, filing, judging, offering
 from marketplace.events import endpoints, feed
+from marketplace.jobs import running, spec, submitting
 from marketplace.models import (
     ApiToken,
     BlockTerms,
@@ -33,6 +34,7 @@ from marketplace.models import (
     Claim,
     EventMail,
     IdleSpell,
+    Job,
     LendingShare,
     Membership,
     Organization,
@@ -98,6 +100,17 @@ def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
         "extension": quotes.for_extension(reservation=reservation, ends_at=buyer.at(212), at=buyer.noon).public_id,
         "cancellation": quotes.for_cancellation(reservation=reservation, at=buyer.noon).public_id,
     }
+
+
+def _work(actor: Actor, project: Project, name: str) -> Job:
+    """Submit a job, whose first task runs, and one that needs it; return the first."""
+    at = timezone.now()
+    asked = [{"name": f"{name}-job", "offer": "l40s-narvik", "command": ["work"]}]
+    asked.append(asked[0] | {"name": f"{name}-next", "needs": [f"{name}-job"]})
+    specs = spec.from_values(asked, at=at)
+    job, _ = submitting.submit(actor=actor, project=project, specs=specs, folders={}, at=at)
+    running.work_on(job.pk)
+    return job
 
 
 def empty_statement(organization: Organization) -> SupplierStatement:
@@ -220,6 +233,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         actor=actor, project=project, order=order(fleet.h200, name=f"{name}-waits"), max_micros_per_gpu_hour=1,
         until=timezone.now() + timedelta(days=1), at=timezone.now(),
     )  # fmt: skip
+    job = _work(actor, project, name)
     held = _reserve(actor, project, fleet)
     held |= _sell_and_buy(actor, project, Organization.objects.get(pk=fleet.h200.supplier_id), stopped)
     if not InvoiceSeries.objects.exists():
@@ -286,6 +300,7 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "deleted": deleted.public_id,
             "request": asked.public_id,
             "wait": entry.public_id,
+            "job": job.public_id,
             **held,
             "bid": bid.public_id,
             "auction": auction.public_id,

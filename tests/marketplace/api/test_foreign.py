@@ -19,7 +19,7 @@ from tests.marketplace.api.test_permissions import RULES, filled
 PREFIXES = {
     "organization": "org", "project": "prj", "instance": "ins", "stopped": "ins",
     "member": "mbr", "invitation": "inv", "token": "tok", "key": "key", "registry": "reg",
-    "volume": "vol", "deleted": "vol", "request": "qrq", "wait": "wtg", "bid": "bid",
+    "volume": "vol", "deleted": "vol", "job": "job", "request": "qrq", "wait": "wtg", "bid": "bid",
     "reservation": "rsv", "quote": "qte", "extension": "qte",
     "statement": "sts",
     "cancellation": "qte", "listing": "lst", "trade": "trd", "invoice": "ivc", "dispute": "idp",

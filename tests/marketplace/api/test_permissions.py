@@ -38,6 +38,7 @@ VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
 UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
 MORE = {"limit": 99, "reason": "r", "gpu_model": "H200", "project": "{project}"}
 BUDGET = {"monthly": "9.00", "hourly": None}
+JOBS = {"jobs": [{"offer": "h200-narvik", "command": ["true"]}], "project": "{project}"}
 WAIT = ORDER | {"max_price": "9.00", "until": UNTIL}
 QUOTE = {
     "offer": "h200-narvik",
@@ -200,6 +201,16 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "waits/outlook?offer=h200-narvik&project={project}", None, "read", 200, 200, 200, 200, 200, 404, 401),
     ("get", "waits/{wait}", None, "read",                           200, 200, 200, 200, 200, 404, 401),
     ("post", "waits/{wait}/cancel", None, "rent",                   200, 200, 403, 200, 403, 404, 401),
+    ("get", "jobs", None, "read",                                   200, 200, 200, 200, 200, 200, 401),
+    ("get", "jobs?project={project}", None, "read",                 200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/schema", None, "read",                            200, 200, 200, 200, 200, 200, 401),
+    ("post", "jobs", JOBS, "rent",                                  201, 201, 403, 201, 403, 404, 401),
+    ("get", "jobs/{job}", None, "read",                             200, 200, 200, 200, 200, 404, 401),
+    ("post", "jobs/{job}/cancel", None, "rent",                     200, 200, 403, 200, 403, 404, 401),
+    ("get", "jobs/{job}/outputs", None, "read",                     200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/{job}/tasks", None, "read",                       200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/{job}/tasks/0", None, "read",                     200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/{job}/tasks/0/logs", None, "read",                200, 200, 200, 200, 200, 404, 401),
     ("get", "memberships", None, "read",                            200, 200, 200, 200, 200, 200, 401),
     ("get", "memberships/{member}", None, "read",                   200, 200, 200, 200, 200, 404, 401),
     ("patch", "memberships/{member}", {"role": "billing"}, "manage", 200, 200, 403, 403, 403, 404, 401),
@@ -270,7 +281,8 @@ OTHERS = {
              "reservations/<str:reservation_id>/lend", "reservations/<str:reservation_id>/sell",
              "quotes/<str:quote_id>", "listings", "listings/buy", "listings/<str:listing_id>/withdraw",
              "", "quotas", "quotas/requests/<str:request_id>/withdraw", "budgets", "budgets/<str:owner_id>", "waits",
-             "waits/<str:entry_id>/cancel",
+             "waits/<str:entry_id>/cancel", "jobs", "jobs/new", "jobs/<str:job_id>", "jobs/<str:job_id>/cancel",
+             "jobs/<str:job_id>/tasks/<int:index>",
              "spending", "market", "launch", "launch/estimate", "instances", "instances/<str:instance_id>",
              "instances/<str:instance_id>/log", "instances/<str:instance_id>/log.txt",
              "instances/<str:instance_id>/telemetry",

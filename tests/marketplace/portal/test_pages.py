@@ -15,7 +15,8 @@ from billing.models import Card, Payment, UsageSpan
 from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.events import endpoints
-from marketplace.models import Contract, Invitation, Membership, Offer, Organization, Project, User
+from marketplace.jobs import spec, submitting
+from marketplace.models import Contract, Invitation, Job, Membership, Offer, Organization, Project, User
 from marketplace.portal import urls
 from provisioning.calendar import hour_of
 from provisioning.models import Instance, Quota
@@ -75,6 +76,8 @@ PAGES = [
     ("projects", 200, 200, 200),
     ("quotas", 200, 200, 200),
     ("budgets", 200, 200, 200),
+    ("jobs", 200, 200, 200),
+    ("job-new", 200, 200, 403),
     ("waits", 200, 200, 200),
     ("policies", 200, 200, 200),
     ("audit", 200, 403, 403),
@@ -152,12 +155,16 @@ OF_ONE = [
     ("project-idle", "project", 200, 403, 403),
     ("budget", "project", 200, 403, 403),
     ("quota-request-withdraw", "request", 405, 405, 405),
+    ("job", "job", 200, 200, 200),
+    ("job-cancel", "job", 200, 200, 403),
     ("wait-cancel", "wait", 405, 405, 405),
 ]
 # Open to whoever has the link.
 BY_LINK = {"invitation"}
 # Of an offer, which everybody signed in may know: `test_spot` looks at them.
 OF_AN_OFFER = {"spot", "spot-auction"}
+# Of one task: `test_jobs` looks at it.
+OF_A_TASK = {"job-task"}
 # Of a supplier, which Acme is not: `test_supplier` looks at them.
 OF_A_SUPPLIER = {"supplier-statement", "supplier-statement-pdf", "supplier-statement-csv"}
 FRAGMENTS = {
@@ -214,7 +221,14 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "volume": storage.make().public_id,
         "request": project.public_id,
         "wait": project.public_id,
+        "job": submit_one(person(alice), project).public_id,
     }
+
+
+def submit_one(actor: Actor, project: Project) -> Job:
+    at = timezone.now()
+    specs = spec.from_values([{"offer": "h200-narvik", "command": ["work"]}], at=at)
+    return submitting.submit(actor=actor, project=project, specs=specs, folders={}, at=at)[0]
 
 
 def pay_once(organization: Organization) -> tuple[Card, Payment]:
@@ -244,7 +258,7 @@ def reserve_some(actor: Actor, project: Project, offer: Offer) -> Things:
 
 def test_every_route_has_a_row_here() -> None:
     names = {pattern.name for pattern in urls.urlpatterns if isinstance(pattern, URLPattern)}
-    assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK | OF_AN_OFFER | OF_A_SUPPLIER
+    assert names == {row[0] for row in [*PAGES, *OF_ONE]} | BY_LINK | OF_AN_OFFER | OF_A_TASK | OF_A_SUPPLIER
 
 
 def test_each_role_sees_what_the_table_says(

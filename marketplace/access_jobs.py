@@ -1,0 +1,70 @@
+"""The part of `access` for jobs, their tasks and what was tried."""
+
+from django.db.models import F, QuerySet
+
+from marketplace.access import Actor, _check, _memberships_for, _projects, memberships
+from marketplace.errors import NotFound
+from marketplace.models import Attempt, Job, JobEvent, Membership, Task
+
+
+def jobs(actor: Actor) -> QuerySet[Job]:
+    """Return the jobs that this actor may see, with what their pages show."""
+    return _jobs(actor, _memberships_for(actor, "job.view"))
+
+
+def _jobs(actor: Actor, through: QuerySet[Membership]) -> QuerySet[Job]:
+    found = Job.objects.select_related("project__organization", "offer__site")
+    return found.filter(project__in=_projects(actor, through).values("pk"))
+
+
+def job_for(actor: Actor, job_id: str, *, verb: str) -> Job:
+    """Return a job by its id."""
+    job = _jobs(actor, memberships(actor)).filter(public_id=job_id).first()
+    if job is None:
+        raise NotFound
+    _check(actor, job.project.organization_id, verb)
+    return job
+
+
+def tasks(job: Job) -> QuerySet[Task]:
+    """Return a job's tasks; the caller came through `job_for`."""
+    return Task.objects.filter(job=job)
+
+
+def task_of(job: Job, index: int) -> Task:
+    """Return one task of a job; the caller came through `job_for`."""
+    task = tasks(job).filter(index=index).first() if index < job.size else None
+    if task is None:
+        raise NotFound("task")
+    task.job = job
+    return task
+
+
+def attempts(task: Task) -> QuerySet[Attempt]:
+    """Return what was tried of a task; the caller came through `job_for`."""
+    return Attempt.objects.filter(task=task).select_related("instance")
+
+
+def attempt_of(task: Task, number: int | None) -> Attempt:
+    """Return one attempt at a task, the last one without a number; the caller came through `job_for`."""
+    wanted = task.attempts if number is None else number
+    attempt = attempts(task).filter(number=wanted).first()
+    if attempt is None:
+        raise NotFound("attempt")
+    return attempt
+
+
+def last_attempts(found: list[Task]) -> dict[int, Attempt]:
+    """Return the last attempt at each of these tasks, by the task's key. One query."""
+    rows = Attempt.objects.filter(task__in=found, number=F("task__attempts")).select_related("instance")
+    return {row.task_id: row for row in rows}
+
+
+def results(job: Job) -> QuerySet[Attempt]:
+    """Return the attempts of a job that succeeded, with what they left behind; the caller came through `job_for`."""
+    return Attempt.objects.filter(job=job, state=Attempt.State.SUCCEEDED).select_related("task")
+
+
+def job_events(job: Job) -> QuerySet[JobEvent]:
+    """Return what happened to a job, not to its tasks; the caller came through `job_for`."""
+    return JobEvent.objects.filter(job=job, task=None)

@@ -1,0 +1,142 @@
+"""Taking jobs further: judge what ended, start what can, end what is to end. A sweep looks; messages only hurry it.
+
+Each step is one transaction under the job's lock, so a worker that is killed at
+any moment leaves the job as it was before or after that step, and the next look
+goes on from there.
+"""
+
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import transaction
+from django.db.models import Min
+from django.utils import timezone
+
+from marketplace.jobs import dispatching, judging, nudges, pricing, verifying
+from marketplace.jobs.cancelling import begin_to_end
+from marketplace.models import (
+    OPEN_JOBS,
+    Attempt,
+    AttemptState,
+    EndReason,
+    Job,
+    JobDependency,
+    JobState,
+)
+from provisioning.models import Instance
+
+log = structlog.get_logger("marketplace.jobs")
+
+ROUNDS_MAX = 20
+CLAIMS_LOOK = timedelta(seconds=2)
+WAITING_LOOK = timedelta(seconds=30)
+# What has its GPUs only later ends later.
+READY_LOOK = timedelta(seconds=10)
+LANES_MAX = 3
+
+
+def due(*, at: datetime, limit: int) -> list[int]:
+    """Return the jobs that a sweep should look at: those with an attempt that is over, then those that are due."""
+    over = Attempt.objects.filter(judging.ended(), state=AttemptState.RUNNING)
+    found = list(over.order_by().values_list("job_id", flat=True).distinct()[:limit])
+    looks = Job.objects.filter(look_at__lte=at).order_by("look_at")
+    return list(dict.fromkeys([*found, *looks.values_list("pk", flat=True)[:limit]]))[:limit]
+
+
+def after(instance_id: int) -> list[int]:
+    """Return the jobs to look at after an instance ended: its own, and the first of a few that lack GPUs like its."""
+    instance = Instance.objects.filter(pk=instance_id).values("offer", "attempt__job").first()
+    if instance is None:
+        return []
+    lacking = Job.objects.filter(offer=instance["offer"], state=JobState.ACTIVE, pending__gt=0)
+    first = lacking.filter(why__in=dispatching.LACKING).order_by("look_at")
+    own = [instance["attempt__job"]] if instance["attempt__job"] else []
+    return list(dict.fromkeys([*own, *first.values_list("pk", flat=True)[:LANES_MAX]]))
+
+
+def work_on(job_id: int) -> None:
+    """Take a job as far as it can go now, and its lane with it. Safe to run twice at once, and to be killed."""
+    for _ in range(ROUNDS_MAX):
+        at = timezone.now()
+        job, steps = _step(job_id, at=at)
+        if job is None:
+            return
+        steps += dispatching.start_lane(offer_id=job.offer_id, project_id=job.project_id, at=at)
+        if not steps:
+            return
+
+
+@transaction.atomic
+def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
+    """Take one step of a job; None where somebody else is at it, or it is over."""
+    rows = Job.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
+    rows = rows.select_related("project__organization", "offer__site")
+    job = rows.filter(pk=job_id, state__in=OPEN_JOBS).first()
+    if job is None:
+        return None, 0
+    steps = 0
+    if job.state == JobState.WAITING:
+        steps += _look_at_needs(job, at)
+    if job.state != JobState.ENDING and job.deadline is not None and at >= job.deadline:
+        begin_to_end(job, EndReason.DEADLINE, "Its deadline passed before all of its tasks were done.", at=at)
+    steps += judging.judge(job, at=at)
+    if job.state == JobState.ENDING:
+        steps += judging.end_all(job, at=at)
+    elif job.market == Job.Market.CHEAPEST and job.running and pricing.is_urgent(job, at=at):
+        steps += judging.end_unplaced(job, "No cheap hour came in time; it goes on on demand.", at=at)
+    if job.verifying:
+        steps += verifying.look(job, at=at)
+    if not (job.pending or job.running or job.verifying):
+        _finish(job, at=at)
+    else:
+        _look_later(job, at=at)
+    return job, steps
+
+
+def _look_at_needs(job: Job, at: datetime) -> int:
+    """Let a job begin whose needs have succeeded, or fail with one that did not."""
+    states = dict(JobDependency.objects.filter(job=job).values_list("needs__public_id", "needs__state"))
+    lost = [name for name, state in states.items() if state in {JobState.FAILED, JobState.CANCELLED}]
+    if lost:
+        begin_to_end(job, EndReason.DEPENDENCY, f"The job {lost[0]}, which it needs, did not succeed.", at=at)
+        return 1
+    if all(state == JobState.SUCCEEDED for state in states.values()):
+        job.move_to(JobState.ACTIVE, at=at)
+        return 1
+    return 0
+
+
+def _finish(job: Job, *, at: datetime) -> None:
+    """End a job whose tasks are all over, and have those looked at that need it."""
+    if job.succeeded == job.size:
+        job.move_to(JobState.SUCCEEDED, at=at)
+    elif job.state == JobState.ENDING and job.reason == EndReason.CANCELLED:
+        job.move_to(JobState.CANCELLED, at=at, reason=job.reason, message=job.message)
+    elif job.state == JobState.ENDING:
+        job.move_to(JobState.FAILED, at=at, reason=job.reason, message=job.message)
+    else:
+        message = f"{job.failed} of {job.size} tasks failed."
+        job.move_to(JobState.FAILED, at=at, reason=EndReason.TASKS, message=message)
+    waiting = Job.objects.filter(needs__needs=job, state=JobState.WAITING)
+    after = list(waiting.values_list("pk", flat=True))
+    if after:
+        Job.objects.filter(pk__in=after).update(look_at=at)
+        nudges.work_on(after)
+
+
+def _look_later(job: Job, *, at: datetime) -> None:
+    """Say when a job is looked at next if nothing of it ends before."""
+    looks = [at + WAITING_LOOK]
+    if job.state == JobState.ACTIVE and job.pending:
+        looks.append(at + dispatching.PAUSES[Job.Why(job.why)] if job.why else at)
+    if job.deadline is not None and job.state != JobState.ENDING:
+        looks.append(job.deadline)
+    if job.verifying:
+        looks.append(at + CLAIMS_LOOK)
+    if job.time_limit_s is not None and job.running:
+        live = Attempt.objects.filter(job=job, state=AttemptState.RUNNING, instance__ready_at__isnull=False)
+        first = live.aggregate(first=Min("instance__ready_at"))["first"]
+        limit = timedelta(seconds=job.time_limit_s)
+        looks += [at + min(limit, READY_LOOK), *([] if first is None else [first + limit])]
+    job.look_at = max(min(looks), at + timedelta(milliseconds=200))
+    Job.objects.filter(pk=job.pk).update(look_at=job.look_at)

@@ -1,0 +1,243 @@
+"""Submitting jobs: all that were sent together, or none, with nothing kept and nothing set aside."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from graphlib import CycleError, TopologicalSorter
+
+from django.db import transaction
+from django.db.models import F, Sum
+from django.utils.translation import gettext
+
+from billing.outcomes import escrows
+from billing.prepared import ask
+from marketplace import audit, rentals
+from marketplace.access import Actor
+from marketplace.contracts import claims
+from marketplace.contracts.claims import Bound
+from marketplace.errors import BadOrder, Conflict, NotFound
+from marketplace.jobs import nudges, orders
+from marketplace.jobs.schema import SHA256
+from marketplace.jobs.spec import BadSpec, Spec
+from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState, Offer, Project
+from marketplace.offers import offer_for
+
+OPEN_TASKS_MAX = 100_000  # of one organization
+
+TASKS = """
+INSERT INTO marketplace_task (job_id, index, parameters, state, state_since, reason, message, attempts, failures,
+    faults)
+SELECT job_id, index, parameters, 'pending', %(at)s, '', '', 0, 0, 0
+FROM jsonb_to_recordset(%(rows)s::jsonb) AS task(job_id bigint, index int, parameters jsonb)
+"""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One job that is about to be made: what was asked, of which offer, and what that costs at most."""
+
+    spec: Spec
+    offer: Offer
+    job: Job
+    bound: Bound | None
+
+
+def submit(
+    *, actor: Actor, project: Project, specs: Sequence[Spec], folders: Mapping[str, str], at: datetime
+) -> list[Job]:
+    """Make these jobs and let them begin, in the order in which they were given.
+
+    `folders` tells the manifest of each folder that was uploaded for their
+    inputs. Raises BadSpec with the place of each fault, ProjectSuspended, or
+    Conflict where the organization has too many open tasks.
+    """
+    rentals.check_open(project)
+    specs = [_with_inputs(spec, project, folders) for spec in specs]
+    offers: dict[str, Offer] = {}
+    wanted = [_wanted(spec, actor, project, offers, at) for spec in specs]
+    needs = _needs(project, wanted)
+    _check_order(wanted, needs)
+    with transaction.atomic(savepoint=False):
+        _check_room(project, sum(one.job.size for one in wanted))
+        return _write(actor, wanted, needs, at)
+
+
+def rehearse(*, actor: Actor, project: Project, specs: Sequence[Spec], at: datetime) -> list[Job]:
+    """Do everything that `submit` does but for looking at the folders, then undo it."""
+    with transaction.atomic():
+        pretended = dict.fromkeys(folders_of(specs), "")
+        made = submit(actor=actor, project=project, specs=specs, folders=pretended, at=at)
+        transaction.set_rollback(True)
+    return made
+
+
+def folders_of(specs: Sequence[Spec]) -> list[str]:
+    """Return the folders that are to be uploaded before these jobs can be submitted, each once."""
+    named = [spec.inputs for spec in specs if spec.inputs and not re.fullmatch(SHA256, spec.inputs)]
+    return list(dict.fromkeys(named))
+
+
+def _with_inputs(spec: Spec, project: Project, folders: Mapping[str, str]) -> Spec:
+    """Let a job's inputs be named by their manifest, which has to be here whole."""
+    if not spec.inputs:
+        return spec
+    manifest = folders.get(spec.inputs, spec.inputs)
+    if manifest and not re.fullmatch(SHA256, manifest):
+        detail = gettext("The folder %(folder)s was not uploaded: gpumarket job submit does that.")
+        raise BadSpec([spec.fault("inputs", detail % {"folder": spec.inputs})])
+    return replace(spec, inputs=manifest, document={**spec.document, "inputs": manifest})
+
+
+def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer], at: datetime) -> _Wanted:
+    with _placed(spec):
+        offer = offers.get(spec.offer) or _offer(spec.offer)
+        offers[spec.offer] = offer
+        order = orders.of_spec(spec, project=project, offer=offer)
+        longest = max(spec.tasks, key=lambda task: sum(map(len, task.values())), default={})
+        rentals.check(replace(order, env={**(order.env or {}), **longest}))
+        _check_fields(spec)
+        rate = orders.rate_micros(spec, project=project, offer=offer, at=at)
+        bound = _bound(spec, project)
+        most = _most_micros(spec, rate) if bound is None else bound.most_micros
+        job = _job(spec, actor, project, offer, rate=rate, at=at)
+        job.most_micros = most
+        return _Wanted(spec, offer, job, bound)
+
+
+def _bound(spec: Spec, project: Project) -> Bound | None:
+    """Return what the terms of its contract let a job cost, where it is paid by its results."""
+    if not spec.contract:
+        return None
+    return claims.check(version_id=spec.contract, organization=project.organization, tasks=len(spec.tasks))
+
+
+def _check_fields(spec: Spec) -> None:
+    """Raise BadOrder for fields that need another one."""
+    if spec.market == Job.Market.CHEAPEST and (spec.deadline is None or spec.time_limit_s is None):
+        missing = "deadline" if spec.deadline is None else "time_limit"
+        raise BadOrder(missing, gettext("To wait for a lower price it has to know its deadline and its time limit."))
+    if spec.max_cost_micros is not None and spec.time_limit_s is None:
+        raise BadOrder("max_cost", gettext("A limit of cost needs a time limit, or one attempt could pass it."))
+    if spec.reservation and spec.market != Job.Market.RESERVED:
+        raise BadOrder("reservation", gettext("Only a job with “market: reserved” names a reservation."))
+    if spec.checkpoint and spec.replicas > 1:
+        raise BadOrder("checkpoint", gettext("A task of several replicas keeps no checkpoint; use a volume."))
+
+
+def _job(spec: Spec, actor: Actor, project: Project, offer: Offer, *, rate: int, at: datetime) -> Job:
+    size = len(spec.tasks)
+    return Job(
+        project=project, user=actor.user, token=actor.token, offer=offer, name=spec.name, spec=dict(spec.document),
+        spec_sha256=spec.sha256, contract=spec.contract, market=spec.market, gpus=spec.gpus, replicas=spec.replicas,
+        parallel=spec.parallel, retries=spec.retries, time_limit_s=spec.time_limit_s, priority=spec.priority,
+        deadline=spec.deadline, size=size, pending=size, created_at=at, state_since=at, look_at=at,
+        max_price_micros=rate if spec.market == Job.Market.SPOT else spec.max_price_micros,
+        state=JobState.WAITING if spec.needs else JobState.ACTIVE,
+    )  # fmt: skip
+
+
+def _most_micros(spec: Spec, rate: int) -> int | None:
+    """Return the most that a job can cost; None where nobody has set a limit."""
+    if spec.time_limit_s is None:
+        return None
+    each = orders.attempt_micros(gpus=spec.gpus * spec.replicas, rate=rate, time_limit_s=spec.time_limit_s)
+    if spec.max_cost_micros is not None and spec.max_cost_micros < each:
+        raise BadOrder("max_cost", gettext("One attempt may cost more than that: its time limit at its price."))
+    worst = each * (1 + spec.retries) * len(spec.tasks)
+    return worst if spec.max_cost_micros is None else min(spec.max_cost_micros, worst)
+
+
+def _offer(name: str) -> Offer:
+    try:
+        return offer_for(name)
+    except NotFound as error:
+        raise BadOrder("offer", gettext("There is no such offer.")) from error
+
+
+@contextmanager
+def _placed(spec: Spec) -> Iterator[None]:
+    """Give what is refused of an order its place in the file."""
+    try:
+        yield
+    except BadOrder as refusal:
+        raise BadSpec([spec.fault(refusal.field, str(refusal))]) from refusal
+
+
+def _needs(project: Project, wanted: Sequence[_Wanted]) -> list[list[Job]]:
+    """Return for each job which others it needs: of those sent with it by name, or earlier ones by id."""
+    names: dict[str, list[Job]] = {}
+    for one in wanted:
+        names.setdefault(one.spec.name, []).append(one.job)
+    ids = {name for one in wanted for name in one.spec.needs if name not in names}
+    known = {job.public_id: job for job in Job.objects.filter(project=project, public_id__in=ids)} if ids else {}
+    return [[_needed(one.spec, name, names, known) for name in one.spec.needs] for one in wanted]
+
+
+def _needed(spec: Spec, name: str, names: Mapping[str, list[Job]], known: Mapping[str, Job]) -> Job:
+    found = names.get(name, [])
+    if len(found) > 1:
+        raise BadSpec([spec.fault("needs", gettext("Several jobs are named %(name)s.") % {"name": name})])
+    job = found[0] if found else known.get(name)
+    if job is None:
+        raise BadSpec([spec.fault("needs", gettext("There is no job %(name)s.") % {"name": name})])
+    if job.state in {JobState.FAILED, JobState.CANCELLED}:
+        raise BadSpec([spec.fault("needs", gettext("The job %(name)s did not succeed.") % {"name": name})])
+    return job
+
+
+def _check_order(wanted: Sequence[_Wanted], needs: Sequence[Sequence[Job]]) -> None:
+    """Raise BadSpec where jobs wait for each other in a circle."""
+    by_id = {one.job.public_id: one for one in wanted}
+    graph = {
+        one.job.public_id: [job.public_id for job in needed if job.public_id in by_id]
+        for one, needed in zip(wanted, needs, strict=True)
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        # The error names each one's predecessor behind it: read from its end, each needs the next.
+        circle = [by_id[job_id].spec for job_id in reversed(error.args[1])]
+        names = " → ".join(spec.name for spec in circle)
+        text = gettext("These jobs wait for each other: %(names)s.") % {"names": names}
+        raise BadSpec([circle[0].fault("needs", text)]) from error
+
+
+def _check_room(project: Project, tasks: int) -> None:
+    mine = Job.objects.filter(project__organization=project.organization, state__in=OPEN_JOBS)
+    left = mine.aggregate(left=Sum(F("pending") + F("running") + F("verifying"), default=0))["left"]
+    if left + tasks > OPEN_TASKS_MAX:
+        raise Conflict(
+            gettext("An organization has at most %(most)s open tasks; %(left)s are open.")
+            % {"most": OPEN_TASKS_MAX, "left": left}
+        )
+
+
+def _write(actor: Actor, wanted: Sequence[_Wanted], needs: Sequence[Sequence[Job]], at: datetime) -> list[Job]:
+    jobs = Job.objects.bulk_create([one.job for one in wanted])
+    rows = [
+        {"job_id": one.job.pk, "index": index, "parameters": dict(parameters)}
+        for one in wanted
+        for index, parameters in enumerate(one.spec.tasks)
+    ]
+    ask(TASKS, {"rows": json.dumps(rows), "at": at})
+    JobDependency.objects.bulk_create(
+        JobDependency(job=one.job, needs=needed)
+        for one, found in zip(wanted, needs, strict=True)
+        for needed in found
+    )  # fmt: skip
+    for one in wanted:
+        if one.bound is not None:
+            escrows.escrow(
+                organization=one.job.project.organization, resource_id=one.job.public_id,
+                amount_micros=one.bound.most_micros, reason=f"job {one.job.name}", at=at,
+                version=one.spec.contract,
+            )  # fmt: skip
+    JobEvent.objects.bulk_create(JobEvent(job=job, at=at, new_state=job.state) for job in jobs)
+    for job in jobs:
+        after = {"name": job.name, "offer": job.offer.slug, "tasks": job.size, "most_micros": job.most_micros}
+        audit.record_of(job, "job.submit", actor=actor, after=after)
+    nudges.work_on(job.pk for job in jobs)
+    return jobs
