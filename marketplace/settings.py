@@ -166,6 +166,11 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "BudgetActionEnum": "marketplace.models.Budget.Action",
+        "ClaimDisputeReasonEnum": "marketplace.models.ClaimDispute.Reason",
+        "ClaimDisputeStateEnum": "marketplace.models.ClaimDispute.State",
+        "ClaimStateEnum": "marketplace.models.ClaimState",
+        "ContractSideEnum": "marketplace.models.Side",
+        "ContractStateEnum": "marketplace.models.ContractVersion.State",
         "IdleActionEnum": "marketplace.models.IdleAction",
         "QuoteKindEnum": "marketplace.models.Quote.Kind",
         "PriceUnitEnum": [("gpu_hour", "gpu_hour"), ("gib_hour", "gib_hour")],

@@ -183,7 +183,7 @@ class ClaimVerdicts(APIView):
     @extend_schema(
         operation_id="give_verdict",
         request=shapes.SignedVerdict,
-        responses={200: shapes.VerdictAnswer, REFUSED: Problem},
+        responses={200: shapes.ClaimVerdictAnswer, REFUSED: Problem},
     )
     def post(self, request: Request, claim_id: str) -> Response:
         """Give the verdict of the third party that the terms name: its signature counts, not whose token brings it.

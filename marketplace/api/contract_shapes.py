@@ -91,7 +91,7 @@ class FileClaim(Shape):
     evidence = serializers.DictField(required=False, default=dict, help_text="digests and figures that it rests on")
 
 
-class VerdictAnswer(serializers.Serializer[Any]):
+class ClaimVerdictAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     run = serializers.IntegerField()
     verifier = serializers.ChoiceField(choices=Verdict.Verifier.choices)
@@ -157,7 +157,7 @@ class ClaimAnswer(serializers.Serializer[Any]):
 
 
 class ClaimWithProof(ClaimAnswer):
-    verdicts = VerdictAnswer(many=True)
+    verdicts = ClaimVerdictAnswer(many=True)
     disputes = ClaimDisputeAnswer(many=True)
     to_sign = serializers.DictField(
         allow_null=True, help_text="what a third party signs, with `result` filled in; null where none judges"
