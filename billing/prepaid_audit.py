@@ -32,13 +32,15 @@ RULES: Mapping[str, str] = {
         WHERE item.kind = 'resold' AND -item.amount_micros > coalesce(moved.total, 0)
     """,
     "prepaid_line_is_its_item": """
-        SELECT item.key, format('item %%s of %%s, line %%s of %%s', item.amount_micros, item.organization_id,
-                                line.exact_micros, invoice.organization_id)
+        SELECT line.key,
+               format('items %%s, line %%s of %%s', sum(item.amount_micros), line.exact_micros, invoice.number)
         FROM billing_invoiceprepaid done
         JOIN billing_prepaiditem item ON item.id = done.item_id
         JOIN billing_invoiceline line ON line.id = done.line_id
         JOIN billing_invoice invoice ON invoice.id = line.invoice_id
-        WHERE line.exact_micros <> item.amount_micros OR invoice.organization_id <> item.organization_id
-           OR invoice.currency <> item.currency OR item.at >= invoice.period_end
+        GROUP BY line.id, invoice.id
+        HAVING line.exact_micros <> sum(item.amount_micros) * CASE invoice.kind WHEN 'invoice' THEN 1 ELSE -1 END
+            OR bool_or(invoice.organization_id <> item.organization_id OR invoice.currency <> item.currency
+                OR invoice.kind = 'invoice' AND item.at >= invoice.period_end)
     """,
 }

@@ -5,7 +5,8 @@ costs until its beginning, both as they are charged. So the slices of a span add
 up to its charges to the micro, however the days are cut. What was paid ahead
 for reserved hours stands on the day of its payment under the market `reserved`,
 and what was given back of it is negative; what tiers, minimums and commitments
-make of use stands under `adjustment` on the day when it was posted.
+make of use stands under `adjustment` on the day when it was posted, and what
+results cost under `outcome` on the day on which they were accepted.
 """
 
 from collections import defaultdict
@@ -22,7 +23,7 @@ from marketplace.spend import BESIDE, UP_TO
 
 # What costs can be told apart by. The order is that of columns.
 DIMENSIONS = ("day", "project", "model", "market")
-STORAGE, RESERVED, ADJUSTMENT = daily.STORAGE, daily.RESERVED, daily.ADJUSTMENT
+STORAGE, RESERVED, ADJUSTMENT, OUTCOME = daily.STORAGE, daily.RESERVED, daily.ADJUSTMENT, daily.OUTCOME
 DAYS_MAX = 366
 
 # Each span with the days that it touches: `number`, and where that day begins and ends.

@@ -106,7 +106,8 @@ SELECT (SELECT coalesce(sum(greatest(0, aside.micros - coalesce(counted.micros, 
 
 # Payments by purchase or extension (`prepay:`) and on the resale market (`trade:`), and what came back (`unpay:`), as
 # `billing.prepayments` and its callers name them: the second word says for what. And what tiers, minimums and
-# commitments make of use, of which no project is known.
+# commitments make of use, of which no project is known. Results stand on the day on which they were accepted, what was
+# given back of them on the day when it was.
 BESIDE = """
     SELECT mine.organization_id, 'reserved' AS kind, moved.effective_at, moved.micros,
         coalesce(held.project_id, quote.project_id, bought.project_id) AS project_id,
@@ -133,10 +134,17 @@ BESIDE = """
     LEFT JOIN billing_priceversion price ON price.id = adjustment.price_version_id
     LEFT JOIN marketplace_offer offer ON offer.public_id = split_part(price.sku, '/', 1)
     WHERE adjustment.organization_id = ANY (%(organizations)s) AND posting.through > %(since)s
+    UNION ALL
+    SELECT outcome.organization_id, 'outcome', outcome.at,
+        CASE outcome.kind WHEN 'reversed' THEN -outcome.amount_micros ELSE outcome.amount_micros END,
+        project.id, NULL, NULL
+    FROM billing_outcome outcome LEFT JOIN marketplace_project project ON project.public_id = outcome.project
+    WHERE outcome.organization_id = ANY (%(organizations)s) AND outcome.at >= %(since)s
 """
 # What comes back of another month makes no room in this one; what tiers and commitments make of this one does.
 IN_ALL = """
     greatest(0, coalesce(sum(micros) FILTER (WHERE kind = 'reserved'), 0))
+    + greatest(0, coalesce(sum(micros) FILTER (WHERE kind = 'outcome'), 0))
     + coalesce(sum(micros) FILTER (WHERE kind = 'adjustment'), 0)
 """
 PAID_AHEAD = f"""

@@ -29,8 +29,10 @@ RULES: Mapping[str, str] = {
             FROM billing_invoiceitem GROUP BY line_id
         ) item ON item.line_id = line.id
         LEFT JOIN billing_invoiceadjustment adjusted ON adjusted.line_id = line.id
-        LEFT JOIN billing_invoiceprepaid done ON done.line_id = line.id
-        LEFT JOIN billing_prepaiditem prepaid ON prepaid.id = done.item_id
+        LEFT JOIN (
+            SELECT line_id, sum(amount_micros) AS amount_micros FROM billing_invoiceprepaid done
+            JOIN billing_prepaiditem item ON item.id = done.item_id GROUP BY line_id
+        ) prepaid ON prepaid.line_id = line.id
         WHERE invoice.kind = 'invoice' AND (
             line.exact_micros <> coalesce(item.micros, 0)
                 + coalesce(adjusted.amount_micros, 0) + coalesce(prepaid.amount_micros, 0)
@@ -47,7 +49,12 @@ RULES: Mapping[str, str] = {
     "invoice_moved_its_money": """
         SELECT number, format('tax and rounding %%s, transfers %%s', expected, coalesce(moved, 0)) FROM (
             SELECT invoice.number, CASE WHEN invoice.kind = 'invoice'
-                THEN total_micros - (exact_micros - exact_promo_micros) ELSE -total_micros END AS expected, (
+                THEN total_micros - (exact_micros - exact_promo_micros)
+                -- What was given back of results went back by itself, before its credit note.
+                WHEN EXISTS (
+                    SELECT FROM billing_invoiceline line JOIN billing_invoiceprepaid done ON done.line_id = line.id
+                    WHERE line.invoice_id = invoice.id
+                ) THEN (exact_micros - exact_promo_micros) - total_micros ELSE -total_micros END AS expected, (
                 SELECT sum(CASE WHEN source.organization_id IS NULL THEN -amount_micros ELSE amount_micros END)
                 FROM billing_transfer transfer JOIN billing_account source ON source.id = transfer.source_id
                 WHERE key IN (

@@ -1,6 +1,7 @@
 """Taking back part of an invoice: one person proposes, another decides, and a credit note says so for ever."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
@@ -22,12 +23,26 @@ MOVES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What a credit note gives back: exactly, of it credit, and both in whole minor units."""
+
+    exact_micros: int
+    exact_promo_micros: int
+    subtotal_micros: int
+    promo_micros: int
+
+    @property
+    def net_micros(self) -> int:
+        return self.subtotal_micros - self.promo_micros
+
+
 def left_micros(invoice: Invoice) -> int:
     """Return what can still be credited of a net amount: what no credit note, issued or proposed, takes back."""
     if invoice.is_credit_note:
         return 0
     proposed = CreditProposal.objects.filter(invoice=invoice, state=State.PROPOSED)
-    return invoice.net_micros - _credited(invoice) - (proposed.aggregate(total=Sum("net_micros"))["total"] or 0)
+    return invoice.net_micros - credited_micros(invoice) - (proposed.aggregate(total=Sum("net_micros"))["total"] or 0)
 
 
 @transaction.atomic
@@ -104,18 +119,24 @@ def _still_open(proposal: CreditProposal) -> None:
         raise AlreadyDecided("somebody decided about this already")
 
 
-def _credited(invoice: Invoice) -> int:
+def credited_micros(invoice: Invoice) -> int:
+    """Return the net amount that credit notes of an invoice took back."""
     return Invoice.objects.filter(credited=invoice).aggregate(total=Sum("net_micros"))["total"] or 0
 
 
 def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
-    invoice = proposal.invoice
+    amounts = Amounts(proposal.net_micros, 0, proposal.net_micros, 0)
+    return write_note(proposal.invoice, amounts, text=proposal.reason, reason=proposal.reason, at=at).invoice
+
+
+def write_note(invoice: Invoice, amounts: Amounts, *, text: str, reason: str, at: datetime) -> InvoiceLine:
+    """Write a credit note with its one line, and return that; the money is its caller's to move, behind the gate."""
     ((series, sequence, number),) = sellers.take_numbers(InvoiceSeries.Kind.CREDIT_NOTE, 1)
     tax = part_of_tax(
         tax_micros=invoice.tax_micros,
         net_micros=invoice.net_micros,
-        credited_micros=_credited(invoice),
-        now_micros=proposal.net_micros,
+        credited_micros=credited_micros(invoice),
+        now_micros=amounts.net_micros,
         unit=minor_unit_micros(invoice.currency),
     )
     copied = (
@@ -130,26 +151,26 @@ def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
         kind=series.kind,
         credited=invoice,
         issued_at=at,
-        exact_micros=proposal.net_micros,
-        exact_promo_micros=0,
-        subtotal_micros=proposal.net_micros,
-        promo_micros=0,
-        net_micros=proposal.net_micros,
+        exact_micros=amounts.exact_micros,
+        exact_promo_micros=amounts.exact_promo_micros,
+        subtotal_micros=amounts.subtotal_micros,
+        promo_micros=amounts.promo_micros,
+        net_micros=amounts.net_micros,
         tax_micros=tax,
-        total_micros=proposal.net_micros + tax,
-        paid_micros=proposal.net_micros + tax,
+        total_micros=amounts.net_micros + tax,
+        paid_micros=amounts.net_micros + tax,
         due_micros=0,
-        reason=proposal.reason,
+        reason=reason,
     )
-    InvoiceLine.objects.create(
+    line = InvoiceLine.objects.create(
         invoice=note,
         key="credit",
-        resource_name=proposal.reason,
+        resource_name=text,
         starts_at=invoice.period_start,
         ends_at=invoice.period_end,
         unit_milliseconds=0,
-        exact_micros=proposal.net_micros,
-        amount_micros=proposal.net_micros,
+        exact_micros=amounts.exact_micros,
+        amount_micros=amounts.subtotal_micros,
     )
     InvoiceMail.objects.create(invoice=note, next_try_at=at)
-    return note
+    return line

@@ -1,10 +1,11 @@
 """What an invoice will say: lines, promotional credit, tax, what is paid. Pure arithmetic over what was read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from billing.accounts import CustomerAccounts
+from billing.invoicing import prepaid as ahead
 from billing.invoicing import sellers, taxes
 from billing.invoicing.adjusted import Adjusted
 from billing.invoicing.pieces import Piece
@@ -18,7 +19,8 @@ from billing.months import month_of
 class Line:
     """The pieces of one resource, meter, price version and market; those of an earlier period stand apart.
 
-    Or what tiers or a commitment change, or what was paid ahead, which has no pieces.
+    Or what tiers or a commitment change, or what was paid ahead, which has no pieces; results of one resource at one
+    price are one line.
     """
 
     key: str
@@ -27,7 +29,7 @@ class Line:
     exact_micros: int
     amount_micros: int
     adjustment: Adjusted | None = None
-    prepaid: PrepaidItem | None = None
+    prepaid: list[PrepaidItem] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -163,8 +165,10 @@ def lines_of(
     by_key = {each.public_id + ("/late" if each.ends <= start else ""): each for each in adjusted}
     exact = {key: sum(piece.amount_micros for piece in each) for key, each in gathered.items()}
     exact |= {key: each.amount_micros for key, each in by_key.items()}
-    items = {item.key + ("/late" if item.at < start else ""): item for item in paid}
-    exact |= {key: item.amount_micros for key, item in items.items()}
+    items: dict[str, list[PrepaidItem]] = {}
+    for item in paid:
+        items.setdefault(ahead.line_key(item) + ("/late" if item.at < start else ""), []).append(item)
+    exact |= {key: sum(item.amount_micros for item in each) for key, each in items.items()}
     amounts = shared_out(exact, unit)
     return [
         Line(
@@ -174,7 +178,7 @@ def lines_of(
             exact_micros=exact[key],
             amount_micros=amounts[key],
             adjustment=by_key.get(key),
-            prepaid=items.get(key),
+            prepaid=items.get(key, []),
         )
         for key in exact
     ]

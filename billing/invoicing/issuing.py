@@ -134,7 +134,8 @@ def _invoiced_before(payers: Collection[int]) -> dict[int, tuple[datetime, int]]
     """Return through when each was invoiced, and how much promotional credit of its use the invoices have had."""
     rows = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.INVOICE)
     totals = rows.values("organization").annotate(end=Max("period_end"), promo=Sum("exact_promo_micros"))
-    items = InvoicePrepaid.objects.filter(item__organization__in=payers).values("item__organization")
+    on_invoices = InvoicePrepaid.objects.filter(line__invoice__kind=InvoiceSeries.Kind.INVOICE)
+    items = on_invoices.filter(item__organization__in=payers).values("item__organization")
     ahead = dict(items.annotate(promo=Sum("item__promo_micros")).values_list("item__organization", "promo"))
     return {row["organization"]: (row["end"], row["promo"] - ahead.get(row["organization"], 0)) for row in totals}
 

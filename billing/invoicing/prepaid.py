@@ -18,10 +18,10 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "cancelled": "Given back for the cancellation of {resource}",
         "shortfall": "Given back for hours not delivered of {resource}",
         "resold": "Given back for hours resold of {resource}",
-        "outcome": "Result of {resource}",
-        "share": "Share of revenue {resource}",
-        "true_up": "Up to the minimum of {resource}",
-        "reversed": "Given back for a result of {resource}",
+        "outcome": "{name}: {quantity:,} {unit}, accepted results: {count:,}, {resource}",
+        "share": "{name}: share of revenue, {subject}",
+        "true_up": "{name}: up to the minimum, {subject}",
+        "reversed": "Given back for {name}, results: {count:,}, {resource}",
         "hours": "{what}: {hours:,} GPU-hours, {begin} – {end} UTC, {name}",
         "unknown": "{what}: {name}",
     },
@@ -32,10 +32,10 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "cancelled": "予約の取消しによる返金 {resource}",
         "shortfall": "提供できなかった時間の返金 {resource}",
         "resold": "予約時間の再販による返金 {resource}",
-        "outcome": "成果 {resource}",
-        "share": "収益分配 {resource}",
-        "true_up": "最低額との差額 {resource}",
-        "reversed": "成果の取消しによる返金 {resource}",
+        "outcome": "{name}：{quantity:,} {unit}、検収済みの成果 {count:,} 件、{resource}",
+        "share": "{name}：収益分配、{subject}",
+        "true_up": "{name}：最低額との差額、{subject}",
+        "reversed": "{name} の返金、成果 {count:,} 件、{resource}",
         "hours": "{what}：{hours:,} GPU時間、{begin}～{end}（UTC）、{name}",
         "unknown": "{what}：{name}",
     },
@@ -45,27 +45,37 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 def uninvoiced(organization_ids: Collection[int]) -> dict[int, list[PrepaidItem]]:
     """Return what of each organization is on no invoice, that of the running month included. One query."""
     found: dict[int, list[PrepaidItem]] = {key: [] for key in organization_ids}
-    for item in PrepaidItem.objects.filter(organization__in=found, invoiced=None).order_by("at", "pk"):
+    rows = PrepaidItem.objects.filter(organization__in=found, invoiced=None).select_related("outcome")
+    for item in rows.order_by("at", "pk"):
         found[item.organization_id].append(item)
     return found
 
 
-def line(item: PrepaidItem, invoice: Invoice, *, key: str, is_late: bool, amount_micros: int) -> InvoiceLine:
-    """Return an item as a line. It measured nothing, so its hours stand in its text and its proof."""
+def line_key(item: PrepaidItem) -> str:
+    """Return which line an item belongs to: its own, or that of all results of a resource at one price."""
+    one = item.outcome
+    if one is None:
+        return item.key
+    return f"outcome:{one.resource_id}:{one.version}:{one.kind}:{one.micros_per_unit}:{one.per}"
+
+
+def line(items: Sequence[PrepaidItem], invoice: Invoice, *, key: str, is_late: bool, amount_micros: int) -> InvoiceLine:
+    """Return items of one line as that. It measured nothing, so its hours stand in its text and its proof."""
+    item = items[0]
     prices = {micros for _, _, micros in item.hours}
     return InvoiceLine(
         invoice=invoice,
         key=key,
         resource_id=item.resource_id,
-        resource_name=_text(item, invoice.language)[:200],
+        resource_name=text(items, invoice.language)[:200],
         project=item.project,
         market="outcome" if item.outcome_id else "reserved",
         is_late=is_late,
         micros_per_unit_hour=prices.pop() if len(prices) == 1 else None,
-        starts_at=item.starts_at,
-        ends_at=item.ends_at,
+        starts_at=min(one.starts_at for one in items),
+        ends_at=max(one.ends_at for one in items),
         unit_milliseconds=0,
-        exact_micros=item.amount_micros,
+        exact_micros=sum(one.amount_micros for one in items),
         amount_micros=amount_micros,
     )
 
@@ -76,8 +86,15 @@ def write(lines: Sequence[tuple[PrepaidItem, InvoiceLine]]) -> None:
     InvoicePrepaid.objects.bulk_create(rows, batch_size=BULK)
 
 
-def _text(item: PrepaidItem, language: str) -> str:
-    said = WORDS.get(language, WORDS["en"])
+def text(items: Sequence[PrepaidItem], language: str) -> str:
+    """Return what an invoice in a language says of the items of one line."""
+    said, item = WORDS.get(language, WORDS["en"]), items[0]
+    if item.outcome is not None:
+        quantity = sum(one.outcome.quantity for one in items if one.outcome)
+        return said[item.kind].format(
+            name=item.name, quantity=quantity, unit=item.outcome.unit, count=len(items), resource=item.resource_id,
+            subject=item.outcome.subject,
+        )  # fmt: skip
     what = said[item.kind].format(resource=item.resource_id)
     if not item.hours:
         return said["unknown"].format(what=what, name=item.name)

@@ -12,7 +12,10 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from math import floor
 
-from billing.invoicing import proof_of_prepaid, proof_of_tiers
+from django.db.models import QuerySet
+
+from billing.invoicing import proof_of_outcomes, proof_of_prepaid, proof_of_tiers
+from billing.invoicing.proof_of_outcomes import OutcomeProof
 from billing.invoicing.proof_of_prepaid import PrepaidProof
 from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import Invoice, InvoiceItem, InvoiceLine, PricePoint, UsageSpan
@@ -66,17 +69,22 @@ class LineProof:
 
     line: InvoiceLine
     rounded_micros: int
+    is_credit: bool = False
     spans: list[SpanProof] = field(default_factory=list)
     adjustment: AdjustmentProof | None = None
     prepaid: PrepaidProof | None = None
+    outcomes: OutcomeProof | None = None
 
     @property
     def exact_micros(self) -> int:
-        """What its spans, tiers or hours paid ahead cost; a credit note has none, and its line is what was decided."""
+        """What its spans, tiers, hours paid ahead or results cost. Of a credit note: what was given back of results,
+        or what was decided."""
         if self.adjustment is not None:
             return self.adjustment.amount_micros
         if self.prepaid is not None:
             return self.prepaid.amount_micros
+        if self.outcomes is not None:
+            return abs(self.outcomes.amount_micros) if self.is_credit else self.outcomes.amount_micros
         return sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
 
     @property
@@ -85,6 +93,7 @@ class LineProof:
             all(span.agrees for span in self.spans)
             and (self.adjustment is None or self.adjustment.agrees)
             and (self.prepaid is None or self.prepaid.agrees)
+            and (self.outcomes is None or self.outcomes.agrees)
             and self.exact_micros == self.line.exact_micros
             and self.rounded_micros == self.line.amount_micros
         )
@@ -103,9 +112,9 @@ class TotalsProof:
 
 
 def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
-    """Prove some lines of an invoice; seven queries at most, however many they are."""
+    """Prove some lines of an invoice; eight queries at most, however many they are."""
     rounded = _rounded(invoice)
-    proofs = {line.pk: LineProof(line, rounded[line.key]) for line in lines}
+    proofs = {line.pk: LineProof(line, rounded[line.key], is_credit=invoice.is_credit_note) for line in lines}
     items = list(InvoiceItem.objects.filter(line__in=proofs).select_related("span__price_version").order_by("pk"))
     points = _points(item.span for item in items)
     for item in items:
@@ -115,6 +124,8 @@ def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
         proofs[line_id].adjustment = adjustment
     for line_id, prepaid in proof_of_prepaid.of_lines(proofs).items():
         proofs[line_id].prepaid = prepaid
+    for line_id, outcomes in proof_of_outcomes.of_lines(proofs).items():
+        proofs[line_id].outcomes = outcomes
     return list(proofs.values())
 
 
@@ -129,7 +140,7 @@ def of_totals(invoice: Invoice) -> TotalsProof:
     names = ("subtotal_micros", "net_micros", "tax_micros", "total_micros", "due_micros")
     written = {name: getattr(invoice, name) for name in names}
     subtotal = sum(_rounded(invoice).values())
-    net = subtotal - _half_up(Fraction(invoice.exact_promo_micros), unit)
+    net = subtotal - _rounded_promo(invoice, unit)
     if invoice.credited is None:
         tax = _half_up(Fraction(net * invoice.tax_rate_bps, 10_000), unit)
     else:
@@ -200,8 +211,16 @@ def _points(spans: Iterable[UsageSpan]) -> dict[int, list[PricePoint]]:
 
 
 def _rounded(invoice: Invoice) -> dict[str, int]:
-    """Round all lines of an invoice together by largest remainder: the rule of docs/billing.md, in fractions."""
+    """Round all lines of an invoice together by largest remainder: the rule of docs/billing.md, in fractions.
+
+    The one line of a credit note is what all of its invoice through it comes to, less all before it.
+    """
     unit = _unit(invoice.currency)
+    if invoice.is_credit_note:
+        before = sum(_notes_before(invoice).values_list("exact_micros", flat=True))
+        (key,) = InvoiceLine.objects.filter(invoice=invoice).values_list("key", flat=True)
+        whole_now = _half_up(Fraction(before + invoice.exact_micros), unit)
+        return {str(key): whole_now - _half_up(Fraction(before), unit)}
     rows = InvoiceLine.objects.filter(invoice=invoice).values_list("key", "exact_micros")
     shares = {key: Fraction(exact, unit) for key, exact in rows}
     whole = {key: floor(share) for key, share in shares.items()}
@@ -210,10 +229,20 @@ def _rounded(invoice: Invoice) -> dict[str, int]:
     return {key: (whole[key] + (place < missing)) * unit for place, key in enumerate(order)}
 
 
+def _rounded_promo(invoice: Invoice, unit: int) -> int:
+    if not invoice.is_credit_note:
+        return _half_up(Fraction(invoice.exact_promo_micros), unit)
+    before = sum(_notes_before(invoice).values_list("exact_promo_micros", flat=True))
+    through = before + invoice.exact_promo_micros
+    return _half_up(Fraction(through), unit) - _half_up(Fraction(before), unit)
+
+
+def _notes_before(note: Invoice) -> QuerySet[Invoice]:
+    return Invoice.objects.filter(credited=note.credited_id, sequence__lt=note.sequence)
+
+
 def _credited_tax(note: Invoice, invoice: Invoice, unit: int) -> int:
-    before = sum(
-        Invoice.objects.filter(credited=invoice, sequence__lt=note.sequence).values_list("net_micros", flat=True)
-    )
+    before = sum(_notes_before(note).values_list("net_micros", flat=True))
     whole = [_half_up(Fraction(invoice.tax_micros * net, invoice.net_micros), unit) for net in (
         before + note.net_micros, before
     )]  # fmt: skip

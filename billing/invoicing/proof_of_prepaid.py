@@ -50,5 +50,5 @@ class PrepaidProof:
 
 def of_lines(line_ids: Collection[int]) -> dict[int, PrepaidProof]:
     """Return the proof of each of these lines that is of something paid ahead; one query."""
-    rows = InvoicePrepaid.objects.filter(line__in=line_ids).select_related("item")
+    rows = InvoicePrepaid.objects.filter(line__in=line_ids, item__outcome=None).select_related("item")
     return {row.line_id: PrepaidProof(row.item, [HoursStep(*step) for step in row.item.hours]) for row in rows}

@@ -47,7 +47,7 @@ def write(drafts: Sequence[Draft], *, numbers: Sequence[tuple[InvoiceSeries, int
     InvoiceLine.objects.bulk_create([row for _, row in lines], batch_size=BULK)
     InvoiceItem.objects.bulk_create([item for line, row in lines for item in _items(line, row)], batch_size=BULK)
     adjusted.write([(line.adjustment, row) for line, row in lines if line.adjustment is not None])
-    prepaid.write([(line.prepaid, row) for line, row in lines if line.prepaid is not None])
+    prepaid.write([(item, row) for line, row in lines for item in line.prepaid])
     collecting.open_for(invoices, at=at)
     InvoiceMail.objects.bulk_create([InvoiceMail(invoice=invoice, next_try_at=at) for invoice in invoices])
     marked = [piece for draft in drafts for piece in draft.marked]
@@ -151,7 +151,7 @@ def _line(line: Line, invoice: Invoice) -> InvoiceLine:
         return adjusted.line(
             line.adjustment, invoice, key=line.key, is_late=line.is_late, amount_micros=line.amount_micros
         )
-    if line.prepaid is not None:
+    if line.prepaid:
         return prepaid.line(line.prepaid, invoice, key=line.key, is_late=line.is_late, amount_micros=line.amount_micros)
     last = line.pieces[-1]
     return InvoiceLine(

@@ -7,6 +7,7 @@ from django.db.models import Sum
 
 from billing import accounts, daily, ledger, rating, receivables, runway
 from billing.errors import BadOutcome, KeyReused, ReversedAlready
+from billing.invoicing import returning
 from billing.models import Account, Outcome
 from billing.outcomes import periods, settling
 from billing.public_ids import new_public_id
@@ -27,8 +28,8 @@ def reverse(*, key: str, of: Outcome, reason: str, at: datetime, amount_micros: 
     """Give back a part of an outcome's price, or with no amount all that is left of it; once per key.
 
     Cash goes back before credit, and pays at once what is owed. A cap and a floor count it no more, suppliers give
-    back their parts with the next sharing, and the invoice takes it off with its tax. Raises ReversedAlready where
-    less is left.
+    back their parts with the next sharing, and its tax returns: with a credit note where it was invoiced, else by a
+    line of the invoice to come. Raises ReversedAlready where less is left.
     """
     if of.kind == Outcome.Kind.REVERSED or not reason.strip():
         raise BadOutcome("what was accepted is given back, for a reason")
@@ -64,7 +65,10 @@ def reverse(*, key: str, of: Outcome, reason: str, at: datetime, amount_micros: 
                 reason=f"Given back: {reason}"[:200],
                 at=at,
             )
-    receivables.settle(freed=payer.cash, cause=f"outcome:{made.public_id}", at=at)
+    cause = f"outcome:{made.public_id}"
+    receivables.settle(freed=payer.cash, cause=cause, at=at)
+    returning.name_what_was_paid(of=of, cause=cause, at=at)
+    returning.credit(of=of, reason=reason, at=at)
     runway.refresh_if_burning(organization=of.organization, at=at)
     return made
 

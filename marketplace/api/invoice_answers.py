@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from billing.invoicing import debts
 from billing.invoicing.proof import LineProof, SpanProof, TotalsProof
+from billing.invoicing.proof_of_outcomes import OutcomeProof
 from billing.invoicing.proof_of_prepaid import PrepaidProof
 from billing.invoicing.proof_of_tiers import AdjustmentProof
 from billing.models import BillingDetails, Invoice, InvoiceLine
@@ -14,6 +15,8 @@ from marketplace import owing
 from marketplace.invoices.details import FIELDS
 from marketplace.models import Organization
 from marketplace.money import decimal_string
+
+STEPS_MAX = 500
 
 RULE = (
     "A span costs quantity x milliseconds x price per unit-hour / 3,600,000 from its start, rounded half up to a "
@@ -105,6 +108,29 @@ def proof(found: LineProof) -> dict[str, Any]:
         "spans": [_span(span) for span in found.spans],
         "adjustment": _adjustment(found.adjustment) if found.adjustment is not None else None,
         "prepaid": _prepaid(found.prepaid) if found.prepaid is not None else None,
+        "outcomes": _outcomes(found.outcomes) if found.outcomes is not None else None,
+    }
+
+
+def _outcomes(found: OutcomeProof) -> dict[str, Any]:
+    return {
+        "kind": found.kind,
+        "results": found.subjects,
+        "steps": [
+            {
+                "count": count,
+                "quantity": step.quantity,
+                "unit": step.unit,
+                "price": decimal_string(step.micros_per_unit),
+                "per": step.per,
+                "part_bps": step.bps,
+                "over_cap": decimal_string(step.unpaid_micros),
+                "amount": decimal_string(step.amount_micros),
+            }
+            for count, step in found.rows[:STEPS_MAX]
+        ],
+        "steps_left_out": max(0, len(found.steps) - STEPS_MAX),
+        "amount": decimal_string(found.amount_micros),
     }
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from billing.models import BillingDetails, Collection, Invoice, InvoiceSeries, PrepaidItem, Unit, UsageSpan
+from billing.models.prepaid import OF_OUTCOMES
 from marketplace.api.shapes import NamedRef
 
 
@@ -150,13 +151,36 @@ class ProofHours(serializers.Serializer[Any]):
 class ProofPrepaid(serializers.Serializer[Any]):
     """amount = the sum of GPUs x hours x price; of what was given back, kept less that sum."""
 
-    kind = serializers.ChoiceField(choices=PrepaidItem.Kind.values)
+    kind = serializers.ChoiceField(choices=[kind for kind in PrepaidItem.Kind.values if kind not in OF_OUTCOMES])
     reservation = serializers.CharField(help_text="or what the payment was for, before hours were kept")
     at = serializers.DateTimeField(help_text="when it was paid, or given back")
     hours = ProofHours(many=True, help_text="none before they were kept")
     hours_cost = serializers.CharField()
     kept = serializers.CharField(help_text="of what the hours had cost, what was not given back")
     promo = serializers.CharField(help_text="of the amount, promotional credit")
+    amount = serializers.CharField()
+
+
+class ProofResult(serializers.Serializer[Any]):
+    """Results that cost the same. amount = quantity x price x part / (per x 10,000), rounded once, less over_cap."""
+
+    count = serializers.IntegerField()
+    quantity = serializers.IntegerField()
+    unit = serializers.CharField()
+    price = serializers.CharField(help_text="for `per` units")
+    per = serializers.IntegerField()
+    part_bps = serializers.IntegerField(help_text="of the price, in hundredths of a percent")
+    over_cap = serializers.CharField(help_text="what the cap of its period left out")
+    amount = serializers.CharField(help_text="of each; below zero where it was given back")
+
+
+class ProofOutcomes(serializers.Serializer[Any]):
+    """amount = the sum of count x amount."""
+
+    kind = serializers.ChoiceField(choices=OF_OUTCOMES)
+    results = serializers.IntegerField()
+    steps = ProofResult(many=True)
+    steps_left_out = serializers.IntegerField()
     amount = serializers.CharField()
 
 
@@ -169,6 +193,7 @@ class ProofLine(serializers.Serializer[Any]):
     spans = ProofSpan(many=True)
     adjustment = ProofAdjustment(allow_null=True, help_text="of a line of tiers, a minimum or a commitment")
     prepaid = ProofPrepaid(allow_null=True, help_text="of a line of what was paid ahead, or given back of it")
+    outcomes = ProofOutcomes(allow_null=True, help_text="of a line of results, or what was given back of them")
 
 
 class ProofTotals(serializers.Serializer[Any]):

@@ -68,7 +68,7 @@ class AdjustmentForm(ConsoleForm):
     currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
     kind = forms.ChoiceField(
         label=_("Kind"),
-        choices=[one for one in SupplierAdjustment.Kind.choices if one[0] != SupplierAdjustment.Kind.SLA],
+        choices=[one for one in SupplierAdjustment.Kind.choices if one[0] in {"refund", "other"}],
     )
     reason = reason_field(_("It stands on the supplier's statement."))
     key = key_field()

@@ -119,8 +119,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 }
 METERS = {"en": {"gpu": "GPUs", "volume": "Volume"}, "ja": {"gpu": "GPU", "volume": "ボリューム"}}
 MARKETS = {
-    "en": {"on_demand": "on demand", "spot": "spot", "reserved": "reserved"},
-    "ja": {"on_demand": "オンデマンド", "spot": "スポット", "reserved": "予約"},
+    "en": {"on_demand": "on demand", "spot": "spot", "reserved": "reserved", "outcome": "results"},
+    "ja": {"on_demand": "オンデマンド", "spot": "スポット", "reserved": "予約", "outcome": "成果"},
 }
 
 
