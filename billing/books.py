@@ -15,6 +15,7 @@ from billing import credit_audit, daily_audit, prepaid_audit, price_audit, recom
 from billing.invoicing import audit, proof
 from billing.models import Account, Charge, Hold, Invoice, Outcome, Transfer, UsageSpan
 from billing.outcomes import audit as outcomes_audit
+from billing.outcomes import shortfalls
 from billing.sla import audit as sla_audit
 from billing.suppliers import audit as suppliers_audit
 from billing.suppliers import proof as suppliers_proof
@@ -188,6 +189,7 @@ EVERY_RULE: Mapping[str, str] = {
     **daily_audit.RULES,
     **prepaid_audit.RULES,
     **outcomes_audit.RULES,
+    **shortfalls.RULES,
 }
 COUNTED = (Account, Transfer, Hold, UsageSpan, Charge, Invoice, Outcome)
 
@@ -220,6 +222,8 @@ def recompute(*, at: datetime | None = None) -> list[Finding]:
     found += [Finding("sla_comes_out_the_same", month, detail) for month, detail in sla_audit.findings()]
     shared = outcomes_audit.findings()
     found += [Finding("share_of_outcomes_comes_out_the_same", version, detail) for version, detail in shared]
+    fell = shortfalls.findings()
+    found += [Finding("shortfall_comes_out_the_same", hour, detail) for hour, detail in fell]
     adjusted = recomputing.findings(at=at or timezone.now())
     return found + [Finding("adjustment_comes_out_the_same", name, detail) for name, detail in adjusted]
 

@@ -3,6 +3,7 @@ from billing.models.collecting import Collection, DunningEvent, DunningStep, Inv
 from billing.models.credit import CreditGrant, CreditLine
 from billing.models.daily import DailyRevenue, RevenueToSum
 from billing.models.decisions import Proposal
+from billing.models.guarantees import GuaranteeHour
 from billing.models.invoices import (
     BillingDetails,
     CreditProposal,
@@ -83,6 +84,7 @@ __all__ = [
     "Earning",
     "Escrow",
     "EscrowRelease",
+    "GuaranteeHour",
     "Hold",
     "Invoice",
     "InvoiceAdjustment",

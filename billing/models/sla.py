@@ -4,6 +4,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
+from billing.models.guarantees import GuaranteeHour
 from billing.public_ids import PublicIdField
 
 
@@ -59,8 +60,8 @@ class SlaVerdict(models.Model):
 class SupplierAdjustment(models.Model):
     """What a supplier gets (above zero) or gives (below) beside the share of use. Moves once, when it is approved.
 
-    A service credit is charged by itself, by the rate card, and a part of outcomes is given by itself, by their
-    contract; everything else needs two people.
+    A service credit is charged by itself, by the rate card or by the terms of a guarantee, and a part of results is
+    given by itself, by their contract; everything else needs two people.
     """
 
     class Kind(models.TextChoices):
@@ -79,6 +80,7 @@ class SupplierAdjustment(models.Model):
     kind = models.CharField(max_length=8, choices=Kind.choices)
     cause = models.CharField(max_length=80, unique=True, help_text="the verdict's id, or the proposal's key")
     verdict = models.OneToOneField(SlaVerdict, models.PROTECT, null=True, related_name="back_charge")
+    hour = models.OneToOneField(GuaranteeHour, models.PROTECT, null=True, related_name="back_charge")
     offer = models.CharField(max_length=32, blank=True)
     currency = models.CharField(max_length=3)
     amount_micros = models.BigIntegerField()
@@ -94,13 +96,14 @@ class SupplierAdjustment(models.Model):
             models.CheckConstraint(condition=~Q(amount_micros=0), name="supplier_adjustment_moves_something"),
             models.CheckConstraint(
                 condition=~Q(state="approved")
-                | Q(kind="sla", verdict__isnull=False, proposed_by=None, decided_by=None)
+                | (Q(verdict__isnull=False) | Q(hour__isnull=False)) & Q(kind="sla", proposed_by=None, decided_by=None)
                 | Q(kind="outcome", verdict=None, proposed_by=None, decided_by=None)
                 | Q(decided_by__isnull=False, proposed_by__isnull=False) & ~Q(decided_by=F("proposed_by")),
                 name="supplier_adjustment_needs_a_second_person",
             ),
             models.CheckConstraint(
-                condition=~Q(kind="sla") | Q(amount_micros__lt=0, verdict__isnull=False),
+                condition=~Q(kind="sla")
+                | Q(amount_micros__lt=0) & (Q(verdict__isnull=False, hour=None) | Q(verdict=None, hour__isnull=False)),
                 name="supplier_adjustment_of_sla_takes",
             ),
         ]

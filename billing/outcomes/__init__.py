@@ -4,7 +4,7 @@ A room above decides what a result is and whether it counts; here is what that c
 books know it. All verbs are safe to repeat with their key.
 """
 
-from billing.outcomes.costs import book_cost, book_costs
+from billing.outcomes.costs import book_cost, book_costs, covered_micros
 from billing.outcomes.escrows import escrow, release
 from billing.outcomes.floors import true_up
 from billing.outcomes.margins import Margin, margins
@@ -23,6 +23,7 @@ __all__ = [
     "book_costs",
     "charge",
     "counted_micros",
+    "covered_micros",
     "escrow",
     "left_micros",
     "margins",

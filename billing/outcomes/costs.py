@@ -63,6 +63,17 @@ def book_cost(*, span: UsageSpan, version: str, at: datetime) -> OutcomeCost | N
     return row
 
 
+def covered_micros(*, resource_id: str, since: datetime, until: datetime) -> int:
+    """Return what the use that a resource covers would have cost between two moments, by the list."""
+    spans = UsageSpan.objects.filter(covered_by=resource_id, started_at__lt=until).select_related("price_version")
+    found = list(spans.filter(Q(ended_at=None) | Q(ended_at__gt=since)))
+    bare = [_uncovered(span) for span in found]
+    ends = [min(until, span.ended_at or until) for span in found]
+    through = floating.amounts_micros(zip(bare, ends, strict=True))
+    before = floating.amounts_micros((span, since) for span in bare)
+    return sum(through) - sum(before)
+
+
 def _due(at: datetime, limit: int) -> Iterator[tuple[UsageSpan, str]]:
     """Spans that are over and not booked, with the version of the contract that they were for."""
     waiting = Escrow.objects.filter(Q(state=Escrow.State.OPEN) | Q(closed_at__gt=at - LATE))
@@ -74,10 +85,13 @@ def _due(at: datetime, limit: int) -> Iterator[tuple[UsageSpan, str]]:
 
 def _at_list_price(span: UsageSpan, until: datetime) -> int:
     """What it would have cost, had nothing covered it."""
-    uncovered = UsageSpan(
+    return floating.amounts_micros([(_uncovered(span), until)])[0]
+
+
+def _uncovered(span: UsageSpan) -> UsageSpan:
+    return UsageSpan(
         quantity=span.quantity, price_version=span.price_version, started_at=span.started_at, meter=span.meter
     )
-    return floating.amounts_micros([(uncovered, until)])[0]
 
 
 def _note_delivery(key: str, span: UsageSpan, row: OutcomeCost) -> None:

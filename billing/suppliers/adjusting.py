@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from billing import accounts, decisions, ledger
 from billing.accounts import Organization
 from billing.errors import BadAdjustment, KeyReused
-from billing.models import Account, SlaVerdict, SupplierAdjustment
+from billing.models import Account, GuaranteeHour, SlaVerdict, SupplierAdjustment
 from billing.suppliers import cards, purses
 from billing.suppliers.purses import Purse
 
@@ -45,6 +45,31 @@ def charge_back(*, verdict: SlaVerdict, at: datetime) -> SupplierAdjustment | No
         decided_at=at,
     )
     _move(made, at=at)
+    return made
+
+
+@transaction.atomic
+def charge_hour(*, hour: GuaranteeHour, at: datetime) -> SupplierAdjustment | None:
+    """Let a supplier bear its part of what an hour fell short, by the terms of its guarantee. Once per hour."""
+    micros = hour.credit_micros * hour.supplier_bps // BPS
+    if hour.supplier is None or not micros:
+        return None
+    made, is_new = SupplierAdjustment.objects.get_or_create(
+        cause=hour.public_id,
+        defaults={
+            "supplier": hour.supplier,
+            "kind": Kind.SLA,
+            "hour": hour,
+            "currency": hour.currency,
+            "amount_micros": -micros,
+            "reason": f"Guaranteed performance of {hour.resource_name}, {hour.hour:%Y-%m-%d %H:00} UTC"[:200],
+            "state": State.APPROVED,
+            "proposed_at": at,
+            "decided_at": at,
+        },
+    )
+    if is_new:
+        _move(made, at=at)
     return made
 
 

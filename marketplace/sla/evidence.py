@@ -10,6 +10,7 @@ from django.db.models import Q, Sum
 from billing import floating
 from billing.models import UsageSpan
 from billing.months import next_month
+from billing.outcomes import shortfalls
 from billing.sla.availability import Seen
 from billing.sla.terms import Terms
 from marketplace.sla import history
@@ -26,26 +27,31 @@ class Case:
 
 
 def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Six queries."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Seven queries."""
+    return between(resource_ids, month, min(next_month(month), max(month, at)), terms=terms)
+
+
+def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
+    """Return what was seen of these instances from one moment of a month to another. Seven queries."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
-    ends = min(next_month(month), max(month, at))
-    spans = _spans(resource_ids, month, ends)
-    paid = _paid(spans, month, ends)
+    spans = _spans(resource_ids, begins, ends)
+    paid = _paid(spans, begins, ends)
     moves, notes = _events([row.pk for row in rows], before=ends)
-    returned = _returned([row.pk for row in rows], month, ends)
+    returned = _returned([row.pk for row in rows], begins, ends)
+    fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
     made = []
     for row in rows:
         told = history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for)
         seen = Seen(
-            begins=month,
+            begins=begins,
             ends=ends,
-            expected=_touching(told.expected, month),
-            down=_touching(told.down, month),
+            expected=_touching(told.expected, begins),
+            down=_touching(told.down, begins),
             measured=tuple((span.started_at, span.ended_at or ends) for span in spans[row.public_id]),
-            noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > month),
+            noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > begins),
             paid_micros=paid[row.public_id],
-            returned_micros=returned[row.pk],
+            returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
         )
         made.append(Case(row, seen))
     return made
@@ -90,7 +96,7 @@ def _events(keys: Sequence[int], *, before: datetime) -> tuple[dict[int, list[Mo
 
 
 def _returned(keys: Sequence[int], month: datetime, ends: datetime) -> dict[int, int]:
-    """What was given back of the month for interruptions already."""
+    """What was given back of that time for interruptions already."""
     rows = Interruption.objects.filter(instance__in=keys, ended_at__gte=month, ended_at__lt=ends)
     totals = rows.order_by().values_list("instance").annotate(total=Sum("credited_micros"))
     return defaultdict(int, {key: total or 0 for key, total in totals})

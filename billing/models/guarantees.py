@@ -1,0 +1,51 @@
+"""What each hour under a guarantee achieved, and what was given back where it fell short."""
+
+from django.db import models
+from django.db.models import F, Q
+
+from billing.public_ids import PublicIdField
+
+
+class GuaranteeHour(models.Model):
+    """One UTC hour of one guarantee, and all that its verdict follows from. Written once: a trigger keeps it.
+
+    `evidence` is `curve.Hour` and `curve` the terms' own; together they give these figures again, by whoever wants.
+    """
+
+    public_id = PublicIdField(prefix="ghr")
+    guarantee = models.CharField(max_length=32, help_text="the public id of the guarantee")
+    organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="guarantee_hours")
+    resource_id = models.CharField(max_length=64)
+    resource_name = models.CharField(max_length=200)
+    project = models.CharField(max_length=32, blank=True)
+    version = models.CharField(max_length=32)
+    supplier = models.ForeignKey("marketplace.Organization", models.PROTECT, null=True, related_name="+")
+    supplier_bps = models.PositiveIntegerField(help_text="of the credit, what the supplier bears")
+    currency = models.CharField(max_length=3)
+    hour = models.DateTimeField()
+    curve = models.JSONField()
+    evidence = models.JSONField()
+    measured_milli = models.BigIntegerField(null=True)
+    achieved_bps = models.BigIntegerField(null=True)
+    paid_micros = models.BigIntegerField()
+    credit_bps = models.PositiveIntegerField()
+    credit_micros = models.BigIntegerField()
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["guarantee", "hour"], name="guarantee_judges_an_hour_once"),
+            models.CheckConstraint(
+                condition=Q(credit_micros__gte=0, credit_micros__lte=F("paid_micros")),
+                name="guarantee_credits_no_more_than_was_paid",
+            ),
+            models.CheckConstraint(condition=Q(supplier_bps__lte=10_000), name="guarantee_charges_no_more_than_all"),
+        ]
+        indexes = [
+            models.Index(fields=["resource_id", "-hour"], name="guarantee_hour_of_resource"),
+            models.Index(fields=["organization", "-hour"], name="guarantee_hour_newest_first"),
+            models.Index(fields=["version", "hour"], condition=Q(credit_micros__gt=0), name="guarantee_hour_credited"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.resource_name} {self.hour:%Y-%m-%d %H:%M}: {self.credit_micros} micros"
