@@ -2,11 +2,22 @@
 
 from django.db.models import QuerySet
 
-from billing.models import Card, Invoice, InvoiceDispute, Payment, Payout, SlaVerdict, StatementLine, SupplierStatement
+from billing.models import (
+    Card,
+    Escrow,
+    GuaranteeHour,
+    Invoice,
+    InvoiceDispute,
+    Payment,
+    Payout,
+    SlaVerdict,
+    StatementLine,
+    SupplierStatement,
+)
 from marketplace import access
 from marketplace.access import Actor, _check
 from marketplace.errors import NotFound
-from marketplace.models import Organization
+from marketplace.models import Organization, RevenuePeriod
 from provisioning.models import Instance
 
 
@@ -20,6 +31,33 @@ def sla_verdicts(actor: Actor, organization: Organization) -> QuerySet[SlaVerdic
 def months_of(instance: Instance) -> QuerySet[SlaVerdict]:
     """Return the service levels of an instance in months that are over; the caller came through `instance_for`."""
     return SlaVerdict.objects.filter(resource_id=instance.public_id).order_by("-month")
+
+
+def escrows(actor: Actor, organization: Organization) -> QuerySet[Escrow]:
+    """Return what an organization has set aside for results, of everything that is not over; for no token of one
+    project. The caller came through `organization_for`."""
+    found = Escrow.objects.filter(organization=organization, state=Escrow.State.OPEN)
+    return found if access.own_project(actor) is None else found.none()
+
+
+def revenue_periods(organization: Organization) -> QuerySet[RevenuePeriod]:
+    """Return the periods for which an organization reports revenue; the caller came through `organization_for`."""
+    return RevenuePeriod.objects.filter(organization=organization).select_related("version__contract")
+
+
+def revenue_period_for(actor: Actor, period_id: str, *, verb: str) -> RevenuePeriod:
+    """Return a period of one of the actor's organizations."""
+    related = RevenuePeriod.objects.select_related("version__contract__seller", "organization")
+    found = related.filter(public_id=period_id).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    return found
+
+
+def guarantee_hours(instance: Instance) -> QuerySet[GuaranteeHour]:
+    """Return the hours of an instance that were judged; the caller came through `instance_for`."""
+    return GuaranteeHour.objects.filter(resource_id=instance.public_id)
 
 
 def supplier_for(actor: Actor, organization_id: str | None, *, verb: str) -> Organization:

@@ -59,6 +59,8 @@ app.conf.update(
             ("credit that expires", "billing.tasks.expire_credit", 60.0),
             ("invoices of months that are over", "billing.tasks.issue_invoices", 600.0),
             ("service levels of months that are over", "marketplace.tasks.close_service_levels", 3600.0),
+            ("hours under guarantees", "marketplace.tasks.judge_guarantees", 60.0),
+            ("periods of shared revenue", "marketplace.tasks.close_revenue_periods", 60.0),
             ("payments to send", "billing.tasks.send_payments", 1.0),
             ("refunds to send", "billing.tasks.send_refunds", 10.0),
             ("what the card processor told us", "billing.tasks.handle_processor_events", 1.0),

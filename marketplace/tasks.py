@@ -22,10 +22,13 @@ from marketplace import (
 from marketplace.contracts import sweeping
 from marketplace.events import feed, sending
 from marketplace.events import mail as event_mail
+from marketplace.guarantees import evaluating
 from marketplace.invoices import mail
 from marketplace.jobs import running
 from marketplace.notices import telling
 from marketplace.receipts import chain, writing
+from marketplace.revenue_share import closing as revenue_closing
+from marketplace.revenue_share import periods
 from marketplace.sla import closing
 
 STOPS_MAX = 100
@@ -43,6 +46,8 @@ CLAIMS_MAX = 200
 RECEIPTS_MAX = 500
 JOBS_MAX = 100
 JOB_NUDGE_LIFE_S = 5
+GUARANTEES_MAX = 200
+PERIODS_MAX = 200
 
 
 @shared_task
@@ -146,6 +151,20 @@ def send_invoices() -> None:
 def close_service_levels() -> None:
     """Judge how available instances were in months that are over, and give back what is owed for that."""
     closing.close_due(at=timezone.now())
+
+
+@shared_task
+def judge_guarantees() -> None:
+    """Judge the hours under guarantees that are over, and give back what they fell short."""
+    evaluating.judge_due(at=timezone.now(), limit=GUARANTEES_MAX)
+
+
+@shared_task
+def close_revenue_periods() -> None:
+    """Open the periods of shared revenue that have begun, and charge those whose statements are due."""
+    at = timezone.now()
+    periods.open_due(at=at, limit=PERIODS_MAX)
+    revenue_closing.close_due(at=at, limit=PERIODS_MAX)
 
 
 @shared_task

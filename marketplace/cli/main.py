@@ -13,6 +13,7 @@ from marketplace.cli import (
     contracts,
     copying,
     costs,
+    guarantees,
     idle,
     instances,
     invoices,
@@ -28,6 +29,7 @@ from marketplace.cli import (
     registries,
     resale,
     reservations,
+    revenue,
     sla,
     ssh,
     ssh_keys,
@@ -110,6 +112,8 @@ app.add_typer(claims.disputes, name="disputes")
 app.add_typer(receipts.app, name="receipts")
 app.command()(verifying.verify)
 app.command()(sla.sla)
+app.command()(guarantees.guarantee)
+app.add_typer(revenue.app, name="revenue")
 app.command()(account.version)
 app.add_typer(placements.app, name="policy")
 app.add_typer(registries.app, name="registry")

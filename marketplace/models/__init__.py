@@ -24,6 +24,7 @@ from marketplace.models.events import (
     WebhookDelivery,
     WebhookEndpoint,
 )
+from marketplace.models.guarantees import Guarantee
 from marketplace.models.idle import IdleAction, IdleSpell
 from marketplace.models.jobs import (
     ATTEMPT_MOVES,
@@ -58,6 +59,7 @@ from marketplace.models.reservations import (
     ReservationStrip,
     Shortfall,
 )
+from marketplace.models.revenue import PERIOD_MOVES, PeriodState, RevenuePeriod, RevenuePeriodEvent, RevenueStatement
 from marketplace.models.spot import Allocation, Auction, Bid, SpotTerms
 from marketplace.models.suppliers import SupplierApplication
 from marketplace.models.tenants import (
@@ -82,6 +84,7 @@ __all__ = [
     "OPEN_JOBS",
     "OPEN_TASKS",
     "OVER",
+    "PERIOD_MOVES",
     "RESERVATION_MOVES",
     "TASK_MOVES",
     "TO_SETTLE",
@@ -107,6 +110,7 @@ __all__ = [
     "EndReason",
     "Event",
     "EventMail",
+    "Guarantee",
     "IdempotencyRecord",
     "IdleAction",
     "IdleSpell",
@@ -122,6 +126,7 @@ __all__ = [
     "Noted",
     "Offer",
     "Organization",
+    "PeriodState",
     "Project",
     "QuotaRequest",
     "QuotaRule",
@@ -133,6 +138,9 @@ __all__ = [
     "ReservationEvent",
     "ReservationState",
     "ReservationStrip",
+    "RevenuePeriod",
+    "RevenuePeriodEvent",
+    "RevenueStatement",
     "Role",
     "Shortfall",
     "Side",

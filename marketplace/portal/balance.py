@@ -8,7 +8,7 @@ from django.http import HttpResponse, JsonResponse
 from billing import accounts, promotions, runway
 from billing.models import Runway
 from billing.payments import gateway
-from marketplace import access, breakdown, budget_watch, cost_files, forecast, owing
+from marketplace import access, access_till, breakdown, budget_watch, cost_files, forecast, owing
 from marketplace.breakdown import Cost
 from marketplace.models import Organization
 from marketplace.portal import cost_filters, spending, stacks
@@ -16,6 +16,8 @@ from marketplace.portal.cost_filters import GROUPS, LENGTHS, Filters
 from marketplace.portal.doors import Visit, page
 from marketplace.portal.spending import midnight
 from marketplace.portal.words import MARKETS
+
+ESCROWS_MAX = 20
 
 
 @page()
@@ -48,6 +50,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     this_month = breakdown.of(organization, [month, month_end], at=visit.at)
     ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
     adjusted = sum(cost.micros for cost in this_month if cost.market == breakdown.ADJUSTMENT)
+    results = sum(cost.micros for cost in this_month if cost.market == breakdown.OUTCOME)
     wallet = accounts.wallet(organization=organization)
     ordered, row = forecast.ordered_micros(organization), access.runway_of(organization)
     return {
@@ -58,12 +61,14 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         "spending": now,
         "ahead_micros": ahead,
         "adjusted_micros": adjusted,
+        "results_micros": results,
         "ordered_micros": ordered,
         "month_end": month_end,
         "forecast_micros": forecast.month_end_micros(
-            used_micros=now.month_micros + ahead + adjusted, burn_micros_per_hour=now.per_hour_micros,
+            used_micros=now.month_micros + ahead + adjusted + results, burn_micros_per_hour=now.per_hour_micros,
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
+        "escrows": list(access_till.escrows(visit.actor, organization).order_by("-pk")[:ESCROWS_MAX]),
         "credit": promotions.left(organization=organization),
         "has_cards": gateway.is_there(),
         **_owed(visit, organization, row, owing.unpaid(organization) if wallet.owed_micros else []),

@@ -26,6 +26,7 @@ from marketplace import (
 from marketplace.access import Actor, person
 from marketplace.contracts import disputing, filing, judging, offering
 from marketplace.events import endpoints, feed
+from marketplace.guarantees import guarding
 from marketplace.jobs import running, spec, submitting
 from marketplace.models import (
     ApiToken,
@@ -40,6 +41,9 @@ from marketplace.models import (
     Organization,
     Project,
     ReceiptDue,
+    RevenuePeriod,
+    RevenuePeriodEvent,
+    RevenueStatement,
     Role,
     Shortfall,
     Side,
@@ -49,9 +53,11 @@ from marketplace.models import (
     VerifierRun,
     WebhookAttempt,
 )
+from marketplace.revenue_share import periods, statements
 from provisioning import upkeep
 from provisioning.calendar import hour_of
 from provisioning.models import Instance, Volume
+from tests import agreed
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
@@ -111,6 +117,26 @@ def _work(actor: Actor, project: Project, name: str) -> Job:
     job, _ = submitting.submit(actor=actor, project=project, specs=specs, folders={}, at=at)
     running.work_on(job.pk)
     return job
+
+
+def _agree(actor: Actor, organization: Organization, stopped: Instance) -> dict[str, str]:
+    """Agree to share revenue and to guarantees, one of which holds for an instance; return what a route may name."""
+    seller, user, at = stopped.offer.supplier, actor.user, timezone.now()
+    shared = agreed.share_revenue(seller, organization, user, at)
+    guaranteed = agreed.guarantee(seller, organization, user, at)
+    guarding.begin(actor=actor, instance=stopped, version_id=guaranteed.public_id, at=at)
+    periods.open_due(at=at, limit=100)
+    period = RevenuePeriod.objects.select_related("organization").get(version=shared)
+    statements.submit(
+        actor=actor, period=period, revenue_micros=1, lines=[], source=RevenueStatement.Source.API, at=at
+    )  # fmt: skip
+    RevenuePeriodEvent.objects.create(period=period, at=at, old_state="open", new_state="open", message="opened")
+    return {
+        "shared": shared.public_id,
+        "period": period.public_id,
+        "guarantee": guaranteed.public_id,
+        "guarded": stopped.public_id,
+    }
 
 
 def empty_statement(organization: Organization) -> SupplierStatement:
@@ -312,5 +338,6 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "delivery": delivery.public_id,
             "card": card.public_id,
             "payment": payment.public_id,
+            **_agree(actor, organization, stopped),
         },
     )

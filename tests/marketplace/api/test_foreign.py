@@ -26,6 +26,7 @@ PREFIXES = {
     "contract": "ctr", "draft": "ctv", "negotiated": "ctv", "claim": "clm", "verified": "clm", "sold": "clm",
     "claimdispute": "cdp",
     "webhook": "whk", "delivery": "whd", "card": "crd", "payment": "pay", "receipt": "rcp",
+    "period": "rvp", "shared": "ctv", "guarantee": "ctv", "guarded": "ins",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ PROJECT = {"name": "another", "organization": "{organization}"}
 NAME = {"name": "n"}
 PAY_IN = {"amount": "20.00", "card": "{card}", "organization": "{organization}"}
 BY_ITSELF = {"threshold": "10.00", "amount": "20.00", "monthly_ceiling": "100.00"}
+EARNED = {"contract": "{shared}", "period": f"{datetime.now(UTC):%Y-%m}", "revenue": "10.50"}
 WRONG = {"reason": "It was stopped", "amount": "0.01"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
@@ -142,6 +143,14 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "service-levels", None, "read",                         200, 200, 200, 200, 200, 200, 401),
     ("get", "service-levels?organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
     ("get", "instances/{instance}/sla", None, "read",               200, 200, 200, 200, 200, 404, 401),
+    ("get", "instances/{instance}/guarantee", None, "read",         200, 200, 200, 200, 200, 404, 401),
+    ("get", "instances/{instance}/guarantee/hours", None, "read",   200, 200, 200, 200, 200, 404, 401),
+    ("post", "instances/{instance}/guarantee", {"contract": "{guarantee}"}, "rent", 201, 201, 403, 201, 403, 404, 401),
+    ("delete", "instances/{guarded}/guarantee", None, "rent",       200, 200, 403, 200, 403, 404, 401),
+    ("get", "revenue/periods", None, "read",                        200, 200, 200, 403, 403, 200, 401),
+    ("get", "revenue/periods?organization={organization}", None, "read", 200, 200, 200, 403, 403, 404, 401),
+    ("get", "revenue/periods/{period}", None, "read",               200, 200, 200, 403, 403, 404, 401),
+    ("post", "revenue/statements", EARNED, "manage",                201, 201, 201, 403, 403, 404, 401),
     ("get", "costs", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
     ("get", "costs?by=day,project&organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
     ("get", "costs.csv", None, "read",                              200, 200, 200, 200, 200, 200, 401),
@@ -295,6 +304,7 @@ OTHERS = {
              "supplier", "supplier/nodes", "supplier/statements", "supplier/statements/<str:statement_id>",
              "supplier/statements/<str:statement_id>/pdf", "supplier/statements/<str:statement_id>/lines.csv",
              "supplier/payouts", "supplier/connect", "service-levels", "instances/<str:instance_id>/sla",
+             "instances/<str:instance_id>/guarantee", "revenue", "revenue/<str:period_id>",
              "balance/costs.csv", "balance/costs.json", "usage", "usage/<str:span_id>",
              "invoices/<str:invoice_id>", "invoices/<str:invoice_id>/pdf", "invoices/<str:invoice_id>/lines.csv",
              "payment-methods", "payment-methods/add", "payment-methods/<str:card_id>/remove", "top-up",

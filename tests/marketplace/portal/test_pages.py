@@ -16,10 +16,22 @@ from marketplace import spot, spot_terms
 from marketplace.access import Actor, person
 from marketplace.events import endpoints
 from marketplace.jobs import spec, submitting
-from marketplace.models import Contract, Invitation, Job, Membership, Offer, Organization, Project, User
+from marketplace.models import (
+    Contract,
+    Invitation,
+    Job,
+    Membership,
+    Offer,
+    Organization,
+    Project,
+    RevenuePeriod,
+    User,
+)
 from marketplace.portal import urls
+from marketplace.revenue_share import periods
 from provisioning.calendar import hour_of
 from provisioning.models import Instance, Quota
+from tests import agreed
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Storage, make_person, make_token, order
 from tests.marketplace.invoices.conftest import use_last_month
@@ -53,6 +65,7 @@ PAGES = [
     ("costs-json", 200, 200, 200),
     ("usage", 200, 200, 200),
     ("service-levels", 200, 200, 200),
+    ("revenue", 200, 403, 403),
     ("supplier", 200, 403, 403),
     ("supplier-nodes", 404, 403, 403),
     ("supplier-statements", 404, 403, 403),
@@ -91,6 +104,8 @@ PAGES = [
 OF_ONE = [
     ("instance", "instance", 200, 200, 200),
     ("instance-sla", "instance", 200, 200, 200),
+    ("instance-guarantee", "instance", 200, 200, 200),
+    ("revenue-period", "period", 200, 403, 403),
     ("instance-log", "instance", 200, 200, 200),
     ("instance-telemetry", "instance", 200, 200, 200),
     ("instance-log-file", "instance", 200, 200, 200),
@@ -222,7 +237,15 @@ def things(running: Instance, acme: Organization, alice: User, project: Project,
         "request": project.public_id,
         "wait": project.public_id,
         "job": submit_one(person(alice), project).public_id,
+        "period": share_revenue(running, acme, alice),
     }
+
+
+def share_revenue(running: Instance, acme: Organization, alice: User) -> str:
+    """Agree to share revenue; return the id of the period that runs."""
+    agreed.share_revenue(running.offer.supplier, acme, alice, timezone.now())
+    periods.open_due(at=timezone.now(), limit=10)
+    return RevenuePeriod.objects.get().public_id
 
 
 def submit_one(actor: Actor, project: Project) -> Job:

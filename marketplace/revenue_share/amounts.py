@@ -1,0 +1,47 @@
+"""What a period of a share of revenue costs: a pure function of its terms, the revenue and the metered cost.
+
+share  = revenue x share_bps / 10,000, rounded half up, no more than the cap
+total  = the greatest of share, minimum and (where the terms say so) the metered cost, no more than the cap
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from billing.outcomes.words import price_micros
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is asked for a period: of it the share itself, and what is missing to the least that it costs."""
+
+    share_micros: int
+    total_micros: int
+
+    @property
+    def missing_micros(self) -> int:
+        return self.total_micros - self.share_micros
+
+
+def due(revenue: Mapping[str, Any], *, revenue_micros: int, metered_micros: int) -> Due:
+    """Return what a period costs under the terms' `revenue`."""
+    most = revenue["cap_micros"]
+    share = price_micros(revenue_micros, 1, bps=revenue["share_bps"])
+    least = max(revenue["minimum_micros"], metered_micros if revenue["true_up"] == "metered_cost" else 0)
+    total = max(share, least)
+    if most is not None:
+        share, total = min(share, most), min(total, most)
+    return Due(share, total)
+
+
+def estimated_micros(revenue: Mapping[str, Any], *, last_micros: int | None, metered_micros: int) -> tuple[str, int]:
+    """Return by which rule an overdue period is estimated, and the revenue or least cost that it stands for.
+
+    Of `metered_cost` the amount is a cost and no revenue; `last_statement` without one before is the minimum.
+    """
+    rule = revenue["if_overdue"]
+    if rule == "last_statement" and last_micros is not None:
+        return "last_statement", last_micros
+    if rule == "metered_cost":
+        return "metered_cost", metered_micros
+    return "minimum", 0
