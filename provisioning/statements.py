@@ -112,9 +112,12 @@ def _contradiction(node: Node, row: Assignment, body: Mapping[str, Any]) -> str:
         "gpus": row.gpu_uuids,
         "image": row.instance.image,
         "command_sha256": digest(row.instance.command),
+        "inputs": row.instance.inputs or None,
     }
     if row.exit_code is not None:
         known["exit_code"] = row.exit_code
+    if row.instance.outputs_sha256 and row.replica == 0 and body["outputs"] is not None:
+        known["outputs"] = row.instance.outputs_sha256  # As the store itself worked it out.
     different = [name for name, value in known.items() if body[name] != value]
     if different:
         return f"it differs from what is known of: {', '.join(different)}"

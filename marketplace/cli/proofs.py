@@ -267,7 +267,9 @@ def _faults(run: Mapping[str, Any], replica: Mapping[str, Any], body: Mapping[st
         return f"{key['id']} of {replica.get('node')} was revoked at {revoked_at}, before this receipt."
     expected = {name: replica.get(name) for name in ("node", "assignment", "fence", "gpus", "exit_code")}
     different = [name for name, value in expected.items() if said.get(name) != value]
-    different += [name for name in ("instance", "image") if said.get(name) != run.get(name)]
+    different += [name for name in ("instance", "image", "inputs") if said.get(name) != run.get(name)]
+    if replica.get("replica") == 0 and said.get("outputs") not in {None, run.get("outputs")}:
+        different.append("outputs")
     return f"{replica.get('node')} signed other facts: {', '.join(different)}." if different else ""
 
 

@@ -59,6 +59,7 @@ def shown(visit: Visit, receipt_id: str) -> HttpResponse:
         "signatures": _timed(document["signatures"]),
         "before": before,
         "after": after,
+        "filename": _filename(row),
         "attempt_states": dict(AttemptState.choices),
         "verifiers": dict(Verdict.Verifier.choices),
         "results": dict(Verdict.Result.choices),
@@ -72,7 +73,7 @@ def file(visit: Visit, receipt_id: str) -> HttpResponse:
     """Download a receipt as it was signed."""
     row = access_receipts.receipt_for(visit.actor, receipt_id, verb="receipt.view")
     answer = HttpResponse(chain.document(row), content_type="application/json")
-    answer["Content-Disposition"] = f'attachment; filename="{row.sequence:06d}-{row.public_id}.json"'
+    answer["Content-Disposition"] = f'attachment; filename="{_filename(row)}"'
     return answer
 
 
@@ -95,6 +96,11 @@ def _pieces(rows: QuerySet[Receipt], head: bytes) -> Iterator[bytes]:
         yield chain.lines(found)
         after = found[-1].sequence
     yield head + b"\n"
+
+
+def _filename(row: Receipt) -> str:
+    """Return the name that `gpumarket receipts download` gives it, too."""
+    return f"{row.sequence:06d}-{row.public_id}.json"
 
 
 def _end(row: Receipt) -> tuple[Any, str, str]:

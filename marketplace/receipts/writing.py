@@ -144,6 +144,7 @@ def _entry(claim: Claim, found: Evidence) -> Entry:
 
 def _attempt(attempt: Attempt, found: Evidence) -> dict[str, Any]:
     instance = attempt.instance
+    files = {"inputs": instance.inputs or None, "outputs": attempt.outputs_sha256 or instance.outputs_sha256 or None}
     return {
         "number": attempt.number,
         "state": attempt.state,
@@ -153,13 +154,13 @@ def _attempt(attempt: Attempt, found: Evidence) -> dict[str, Any]:
         "ended_at": _when(attempt.ended_at),
         "instance": instance.public_id,
         "image": instance.image,
-        "inputs": instance.inputs or None,
-        "outputs": attempt.outputs_sha256 or None,
-        "replicas": [_replica(row, found) for row in found.assignments.get(instance.pk, ())],
+        **files,
+        "replicas": [_replica(row, found, files) for row in found.assignments.get(instance.pk, ())],
     }
 
 
 def _run(run: VerifierRun, found: Evidence) -> dict[str, Any]:
+    files = {"inputs": run.instance.inputs or None, "outputs": run.instance.outputs_sha256 or None}
     return {
         "run": run.run,
         "number": run.number,
@@ -168,14 +169,14 @@ def _run(run: VerifierRun, found: Evidence) -> dict[str, Any]:
         "ended_at": _when(run.ended_at),
         "instance": run.instance.public_id,
         "image": run.instance.image,
-        "inputs": run.instance.inputs or None,
-        "replicas": [_replica(row, found) for row in found.assignments.get(run.instance_id, ())],
+        **files,
+        "replicas": [_replica(row, found, files) for row in found.assignments.get(run.instance_id, ())],
     }
 
 
-def _replica(row: Assignment, found: Evidence) -> dict[str, Any]:
+def _replica(row: Assignment, found: Evidence, files: Mapping[str, str | None]) -> dict[str, Any]:
     stated = found.statements.get(row.pk)
-    why_not = _why_not(row, stated)
+    why_not = _why_not(row, stated, files)
     key = stated.key if stated is not None and not why_not else None
     return {
         "assignment": row.public_id,
@@ -190,7 +191,7 @@ def _replica(row: Assignment, found: Evidence) -> dict[str, Any]:
     }
 
 
-def _why_not(row: Assignment, stated: NodeStatement | None) -> str:
+def _why_not(row: Assignment, stated: NodeStatement | None, files: Mapping[str, str | None]) -> str:
     """Return why a node's statement is not evidence, or nothing: what came in between may contradict it."""
     if stated is None:
         return NOT_STATED
@@ -198,7 +199,14 @@ def _why_not(row: Assignment, stated: NodeStatement | None) -> str:
         return stated.trouble
     if stated.key is not None and stated.key.revoked_at is not None:
         return "the key that signed it was revoked"
-    return "" if stated.document["body"]["exit_code"] == row.exit_code else "it states another exit code than its node"
+    body = stated.document["body"]
+    if body["exit_code"] != row.exit_code:
+        return "it states another exit code than its node"
+    if body["inputs"] != files["inputs"]:
+        return "it states other inputs than were given"
+    if row.replica == 0 and body["outputs"] not in {None, files["outputs"]}:
+        return "it states other outputs than the store has"
+    return ""
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_the_same_words_again_change_nothing_and_other_words_take_their_worth(ro
 @pytest.mark.parametrize(
     ("name", "value"),
     [("gpus", ["GPU-x"]), ("fence", 9), ("image", "other"), ("instance", "ins_other"), ("replica", 1),
-     ("command_sha256", "0" * 64), ("node", "nod_other")],
+     ("command_sha256", "0" * 64), ("node", "nod_other"), ("inputs", "b" * 64)],
 )  # fmt: skip
 def test_what_contradicts_what_is_known_is_kept_and_does_not_count(row: Assignment, name: str, value: Any) -> None:
     stated = taken(row, document(row, **{name: value}))
@@ -81,6 +81,13 @@ def test_another_exit_code_than_was_reported_does_not_count(row: Assignment) -> 
     stated = taken(row, document(row, exit_code=0))
     assert stated is not None
     assert "exit_code" in stated.trouble
+
+
+def test_other_outputs_than_the_store_has_do_not_count(row: Assignment) -> None:
+    Instance.objects.filter(pk=row.instance_id).update(outputs_sha256="a" * 64)
+    stated = taken(row, document(row, outputs="b" * 64))
+    assert stated is not None
+    assert "outputs" in stated.trouble
 
 
 @pytest.mark.parametrize("forge", ["stranger", "changed", "unsigned", "twice", "other kind", "revoked"])

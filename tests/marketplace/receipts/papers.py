@@ -55,7 +55,7 @@ class Platform:
         body = {
             "kind": STATEMENT, "node": "nod_a", "assignment": "asg_a", "fence": 1, "instance": "ins_a", "replica": 0,
             "gpus": GPUS, "image": "", "image_digest": None, "command_sha256": digest(["true"]), "inputs": None,
-            "outputs": None, "state": "exited", "exit_code": 0, "message": "", "running_at": moment(NOON),
+            "outputs": "a" * 64, "state": "exited", "exit_code": 0, "message": "", "running_at": moment(NOON),
             "ended_at": moment(NOON),
         }  # fmt: skip
         return signed(body | changes, private=self.node_private, at=NOON)

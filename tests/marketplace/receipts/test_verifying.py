@@ -186,7 +186,7 @@ def test_a_key_that_is_not_trusted_and_one_under_a_false_id_verify_nothing(platf
 @pytest.mark.parametrize(
     "changes",
     [{"gpus": ["GPU-x"]}, {"exit_code": 1}, {"fence": 2}, {"node": "nod_b"}, {"assignment": "asg_b"},
-     {"instance": "ins_b"}, {"image": "another"}],
+     {"instance": "ins_b"}, {"image": "another"}, {"inputs": "b" * 64}, {"outputs": "b" * 64}],
 )  # fmt: skip
 def test_a_node_that_signed_other_facts_is_refused(platform, changes):
     content = platform.content()
