@@ -200,13 +200,12 @@ def _why_not(row: Assignment, stated: NodeStatement | None, files: Mapping[str, 
     if stated.key is not None and stated.key.revoked_at is not None:
         return "the key that signed it was revoked"
     body = stated.document["body"]
-    if body["exit_code"] != row.exit_code:
-        return "it states another exit code than its node"
-    if body["inputs"] != files["inputs"]:
-        return "it states other inputs than were given"
-    if row.replica == 0 and body["outputs"] not in {None, files["outputs"]}:
-        return "it states other outputs than the store has"
-    return ""
+    differs = {
+        "exit code than its node": body["exit_code"] != row.exit_code,
+        "manifest of inputs than was given": body["inputs"] != files["inputs"],
+        "manifest of outputs than the store has": row.replica == 0 and body["outputs"] not in {None, files["outputs"]},
+    }
+    return next((f"it states another {what}" for what, is_so in differs.items() if is_so), "")
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
