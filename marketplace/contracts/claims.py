@@ -151,7 +151,9 @@ def acceptance_of(claim: Claim) -> Acceptance:
 def locked(claim: Claim) -> Claim:
     """Return a claim as it is now with its terms, so that nobody else moves it; call it within a transaction."""
     found = Claim.objects.select_for_update(no_key=True, of=("self",))
-    return found.select_related("version", "contract__seller", "organization", "project", "task__job").get(pk=claim.pk)
+    return found.select_related(
+        "version__contract__seller", "contract__seller", "organization", "project", "task__job"
+    ).get(pk=claim.pk)
 
 
 def _succeeded(task: Task) -> Attempt:

@@ -51,7 +51,7 @@ def settle(*, claim: Claim, at: datetime) -> Claim:
         resource_id=claim.escrow_id,
         key=key_of(claim),
         amount_micros=min(asked, kept.left_micros),
-        shares=shares_of(claim),
+        shares=shares_of(claim.version),
         item=_item(claim, terms),
         period=period_of(terms, at),
         at=at,
@@ -143,12 +143,12 @@ def period_of(terms: Terms, at: datetime) -> Period | None:
     return Period(starts_at=start, cap_micros=None if cap is None else int(cap["micros"]))
 
 
-def shares_of(claim: Claim) -> list[Share]:
-    """Return whose parts of its price are which, by its terms."""
-    shares = written.of(claim.version.terms)["shares"]
+def shares_of(version: ContractVersion) -> list[Share]:
+    """Return whose parts of what a version brings are which, by its terms."""
+    shares = written.of(version.terms)["shares"]
     named = [share["to"] for share in shares if share["to"].startswith("org_")]
     known = {one.public_id: one for one in Organization.objects.filter(public_id__in=named)} if named else {}
-    known[written.SELLER] = claim.contract.seller
+    known[written.SELLER] = version.contract.seller
     return [Share(supplier=known.get(share["to"]), bps=share["bps"]) for share in shares]
 
 

@@ -7,7 +7,7 @@ import structlog
 from django.db import transaction
 
 from billing.errors import BillingError
-from marketplace.contracts import answering, claims, disputing, runs, settling, verifying
+from marketplace.contracts import answering, claims, disputing, floors, runs, settling, verifying
 from marketplace.errors import MarketError
 from marketplace.models import TO_SETTLE, Claim, ClaimState
 from provisioning.errors import ProvisioningError
@@ -38,10 +38,11 @@ def advance(*, at: datetime, limit: int) -> int:
 
 
 def close(*, at: datetime, limit: int) -> None:
-    """Decide disputes by their rule, give back what nothing needs any more, and end what verified."""
+    """Decide disputes by their rule, give back what nothing needs any more, end what verified, charge floors."""
     disputing.decide_due(at=at, limit=limit)
     settling.release_over(at=at, limit=limit)
     runs.end_left_over(at=at, limit=limit)
+    floors.true_up(at=at, limit=limit)
 
 
 def step(*, claim: Claim, at: datetime) -> None:

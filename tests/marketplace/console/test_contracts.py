@@ -1,0 +1,96 @@
+"""The editor of contracts, their margin, and disputes that wait for a decision."""
+
+import json
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from marketplace.access import Actor
+from marketplace.contracts import answering, disputing, offering, sweeping
+from marketplace.models import Claim, ContractVersion, Membership, Organization, Project, Side, User
+from tests.outcomes import BY_CUSTOMER, PRICE, make_deal, make_seller, terms
+
+pytestmark = pytest.mark.django_db
+
+
+def typed(seller: Organization, **differs: Any) -> dict[str, str]:
+    return {"title": "Frames", "seller": seller.public_id, "buyer": "", "terms": json.dumps(terms(**differs))}
+
+
+def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client) -> None:
+    seller, _ = make_seller()
+    page = desk.get(reverse("console-contract-new")).content.decode()
+    assert "gpumarket.terms/1" in page
+    answer = desk.post(reverse("console-contract-new"), typed(seller))
+    version = ContractVersion.objects.get()
+    assert (answer.status_code, version.state, version.contract.seller) == (302, "draft", seller)
+    assert list(offering.catalogue()) == []
+    desk.post(reverse("console-contract-offer", args=[version.public_id]))
+    assert list(offering.catalogue()) == [version]
+    shown = desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
+    assert "$0.50 per task" in shown
+    assert version.sha256 in shown
+    dearer = {"terms": json.dumps(terms(unit={"price_micros": 2 * PRICE}))}
+    desk.post(reverse("console-contract-amend", args=[version.public_id]), dearer)
+    desk.post(reverse("console-contract-withdraw", args=[version.public_id]))
+    states = dict(ContractVersion.objects.values_list("number", "state"))
+    assert states == {1: "withdrawn", 2: "draft"}
+
+
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ({"terms": "{"}, "Enter a valid JSON."),
+        ({"terms": json.dumps(terms(shares=[{"to": "seller", "bps": 1}]))}, "these add up to 1."),
+        ({"buyer": "org_nobody"}, "There is no such organization."),
+        ({"seller": "org_nobody"}, "Select a valid choice."),
+    ],
+)
+def test_what_is_wrong_is_said_beside_what_was_typed(desk: Client, differs: dict[str, str], said: str) -> None:
+    seller, _ = make_seller()
+    answer = desk.post(reverse("console-contract-new"), typed(seller) | differs)
+    assert answer.status_code == 422
+    assert said in answer.content.decode()
+    assert not ContractVersion.objects.exists()
+
+
+def test_a_dispute_is_decided_once_by_somebody_apart(
+    desk: Client, carol: User, acme: Organization, project: Project, actor: Actor
+) -> None:
+    claim = make_deal(acme, **BY_CUSTOMER).claim(project, "frame 1")
+    answering.accept(actor=actor, claim=claim, at=timezone.now())
+    sweeping.advance(at=timezone.now(), limit=10)
+    dispute = disputing.open(
+        actor=actor, claim=claim, side=Side.BUYER, reason="wrong_result", text="It is black", at=timezone.now()
+    )
+    path = reverse("console-claim-dispute", args=[dispute.public_id])
+    assert "It is black" in desk.get(path).content.decode()
+    own = Membership.objects.create(organization=acme, user=carol, role="viewer")
+    refused = desk.post(path, {"due_bps": "40", "note": "half black"})
+    assert "somebody else has to decide" in refused.content.decode()
+    own.delete()
+    assert desk.post(path, {"due_bps": "40", "note": "half black"}).status_code == 302
+    found = Claim.objects.get(pk=claim.pk)
+    assert (found.state, found.paid_micros, found.reversed_micros) == ("reversed", PRICE, PRICE * 6 // 10)
+    again = desk.post(path, {"due_bps": "100", "note": "no"})
+    assert "decided already" in again.content.decode()
+    assert Claim.objects.get(pk=claim.pk).reversed_micros == PRICE * 6 // 10
+
+
+def test_the_list_shows_what_each_version_leaves(
+    desk: Client, acme: Organization, project: Project, actor: Actor, django_assert_max_num_queries: Any
+) -> None:
+    deal = make_deal(acme, **BY_CUSTOMER)
+    claim = deal.claim(project, "frame 1")
+    answering.accept(actor=actor, claim=claim, at=timezone.now())
+    sweeping.advance(at=timezone.now(), limit=10)
+    with django_assert_max_num_queries(15):
+        page = desk.get(reverse("console-contracts")).content.decode()
+    assert deal.version.contract.title in page
+    assert "$0.50" in page
+    taken = desk.post(reverse("console-claim-reverse", args=[claim.public_id]), {"reason": "Wrong in all"})
+    assert taken.status_code == 302
+    assert Claim.objects.get(pk=claim.pk).state == "reversed"

@@ -1,0 +1,41 @@
+"""The least that a contract costs in a period, charged once when the period is over."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+import time_machine
+
+from billing import books
+from billing.models import Outcome
+from marketplace.access import Actor
+from marketplace.contracts import answering, floors, offering, sweeping
+from marketplace.models import Organization, Project
+from tests.outcomes import BY_CUSTOMER, PRICE, make_deal
+
+pytestmark = pytest.mark.django_db
+AGREED = datetime.fromisoformat("2027-03-10T12:00:00+00:00")
+
+
+def test_what_a_whole_period_is_short_of_its_floor_is_charged_once(
+    acme: Organization, project: Project, actor: Actor, django_assert_max_num_queries: Any
+) -> None:
+    with time_machine.travel(AGREED, tick=False):
+        deal = make_deal(acme, **BY_CUSTOMER, floor={"period": "day", "micros": 3 * PRICE})
+        make_deal(acme)
+    assert floors.true_up(at=AGREED + timedelta(hours=13), limit=10) == 0, "its first day was no whole one"
+    within = AGREED + timedelta(days=1)
+    claim = deal.claim(project, "frame 1", at=within)
+    answering.accept(actor=actor, claim=claim, at=within)
+    sweeping.advance(at=within, limit=10)
+    after = AGREED + timedelta(days=1, hours=13)
+    assert [floors.true_up(at=after, limit=10) for _ in range(2)] == [1, 0]
+    made = Outcome.objects.get(kind="true_up")
+    assert (made.amount_micros, made.period, made.shares) == (
+        2 * PRICE, AGREED.replace(day=11, hour=0), [[deal.seller.pk, 8000], [None, 2000]],
+    )  # fmt: skip
+    offering.withdraw(actor=deal.merchant, version=deal.version, at=after)
+    assert floors.true_up(at=AGREED + timedelta(days=20), limit=10) == 0, "nothing once it is withdrawn"
+    with django_assert_max_num_queries(3):
+        floors.true_up(at=AGREED + timedelta(days=20), limit=10)
+    assert books.check(at=after) == []
