@@ -5,7 +5,9 @@ all or none; the eligible ones are ranked by price, those that run already with
 a bonus of `hysteresis_bp`, and walked once: what still fits, wins. Everybody
 pays p = max(reserve, min(lowest winning bid, highest losing bid)), the
 (m+1)-price, clamped because a bid that lost for its size alone may be higher
-than one that won. What is charged may rise by `rise_bp` from tick to tick at
+than one that won. Where a cap is set, no organization wins more than its share
+of the GPUs: a bid that would take more loses, and sets no price, since more GPUs
+would not have gone to it either. What is charged may rise by `rise_bp` from tick to tick at
 most, so it may lie below p, never above it.
 
 The book is bytes with one form, so its SHA-256 says which auction was held and
@@ -28,13 +30,17 @@ CURVE_BIDS_MIN = 3
 
 
 class Bid(NamedTuple):
-    """`gpus` GPUs, all or none, for at most `price_micros` per GPU-hour each; `placed_us` counts from 1970."""
+    """`gpus` GPUs, all or none, for at most `price_micros` per GPU-hour each; `placed_us` counts from 1970.
+
+    `owner` says whose it is, and only where a cap is set.
+    """
 
     id: str
     gpus: int
     price_micros: int
     is_incumbent: bool
     placed_us: int
+    owner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +57,21 @@ class Rules:
     last_charged_micros: int | None
     # Books from before steps held several bids have no such line, and give again what was published then.
     curve_bids_min: int = 1
+    # The share of the GPUs that one organization wins at most, in basis points; none is no limit, and is not written.
+    cap_bp: int = 0
+
+    @property
+    def cap_gpus(self) -> int | None:
+        """How many GPUs one organization wins at most: its share rounded down, but one at least; None: no limit."""
+        return share_gpus(self.capacity_gpus, cap_bp=self.cap_bp) if self.cap_bp else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an auction gave. `passed_over` bids ranked before a winner and lost for their size alone."""
+    """What an auction gave. `passed_over` bids ranked before a winner and lost for their size alone.
+
+    `capped` bids lost because their organization would have won more than the cap; None where there is none.
+    """
 
     price_micros: int
     charged_micros: int
@@ -66,11 +82,19 @@ class Outcome:
     demanded_gpus: int
     allocated_gpus: int
     demand: tuple[tuple[int, int], ...]
+    capped: int | None = None
 
     def published(self) -> bytes:
         """Return everything that is published, in its one form; the winners as a hash, since bids are sealed."""
         shown = asdict(self) | {"winners": len(self.winners), "winners_sha256": digest("\n".join(self.winners))}
+        if self.capped is None:
+            del shown["capped"]
         return json.dumps(shown, sort_keys=True, separators=(",", ":")).encode()
+
+
+def share_gpus(gpus: int, *, cap_bp: int) -> int:
+    """Return how many of these GPUs one organization may win: its share rounded down, but one at least."""
+    return max(1, gpus * cap_bp // BASIS)
 
 
 def digest(content: str | bytes) -> str:
@@ -82,18 +106,22 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
     """Hold the auction. The order of `bids` does not matter; ties go to who runs, then to who bid first, then by id."""
     reserve, bonus = rules.reserve_micros, BASIS + rules.hysteresis_bp
     ranked = [
-        (-price * (bonus if incumbent else BASIS), not incumbent, placed, name, gpus, price)
-        for name, gpus, price, incumbent, placed in bids
+        (-price * (bonus if incumbent else BASIS), not incumbent, placed, name, gpus, price, owner)
+        for name, gpus, price, incumbent, placed, owner in bids
         if price >= reserve
     ]
     ranked.sort()
-    left = rules.capacity_gpus
+    left, most = rules.capacity_gpus, rules.cap_gpus
+    won: dict[str, int] = {}
     winners: list[str] = []
     lowest_winning: int | None = None
     highest_losing = 0
-    lost = passed_over = 0
-    for _, _, _, name, gpus, price in ranked:
-        if gpus <= left:
+    lost = passed_over = capped = 0
+    for _, _, _, name, gpus, price, owner in ranked:
+        if most is not None and won.get(owner, 0) + gpus > most:
+            capped += 1
+        elif gpus <= left:
+            won[owner] = won.get(owner, 0) + gpus
             left -= gpus
             winners.append(name)
             lowest_winning = price if lowest_winning is None else min(price, lowest_winning)
@@ -110,9 +138,10 @@ def clear(rules: Rules, bids: Sequence[Bid]) -> Outcome:
         bids=len(bids),
         eligible=len(ranked),
         passed_over=passed_over,
-        demanded_gpus=sum(gpus for _, _, _, _, gpus, _ in ranked),
+        demanded_gpus=sum(one[4] for one in ranked),
         allocated_gpus=rules.capacity_gpus - left,
         demand=demand,
+        capped=None if most is None else capped,
     )
 
 
@@ -127,7 +156,9 @@ def charged(rules: Rules, price_micros: int) -> int:
     return max(rules.reserve_micros, min(price_micros, risen))
 
 
-def _demand(ranked: Iterable[tuple[int, bool, int, str, int, int]], *, bids_min: int) -> tuple[tuple[int, int], ...]:
+def _demand(
+    ranked: Iterable[tuple[int, bool, int, str, int, int, str]], *, bids_min: int
+) -> tuple[tuple[int, int], ...]:
     """Return how many GPUs are asked for at each price or more, from the highest price down: nobody's bid alone.
 
     Each step adds `bids_min` bids or more to the one above it; the last holds all, and there is none for fewer.
@@ -149,10 +180,17 @@ def _demand(ranked: Iterable[tuple[int, bool, int, str, int, int]], *, bids_min:
 
 
 def book(rules: Rules, bids: Iterable[Bid]) -> bytes:
-    """Return the book in its one form: a line of rules, then a line for each bid in the order of their ids."""
-    header = json.dumps(asdict(rules), sort_keys=True, separators=(",", ":"))
+    """Return the book in its one form: a line of rules, then a line for each bid in the order of their ids.
+
+    Where there is no cap, nothing says whose a bid is, and the book is the same as before there were caps.
+    """
+    written = asdict(rules)
+    if not rules.cap_bp:
+        del written["cap_bp"]
+    header = json.dumps(written, sort_keys=True, separators=(",", ":"))
     lines = [
-        f"{name} {gpus} {price} {int(incumbent)} {placed}" for name, gpus, price, incumbent, placed in sorted(bids)
+        f"{name} {gpus} {price} {int(incumbent)} {placed}{f' {owner}' if rules.cap_bp else ''}"
+        for name, gpus, price, incumbent, placed, owner in sorted(bids)
     ]
     return "\n".join([header, *lines, ""]).encode()
 
@@ -162,8 +200,8 @@ def read(content: bytes) -> tuple[Rules, list[Bid]]:
     header, *lines = content.decode().splitlines()
     bids = []
     for line in lines:
-        name, gpus, price, incumbent, placed = line.split(" ")
-        bids.append(Bid(name, int(gpus), int(price), incumbent == "1", int(placed)))
+        name, gpus, price, incumbent, placed, *owner = line.split(" ")
+        bids.append(Bid(name, int(gpus), int(price), incumbent == "1", int(placed), *owner))
     return Rules(**json.loads(header)), bids
 
 

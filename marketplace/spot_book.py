@@ -21,8 +21,10 @@ STANDING = """
 SELECT bid.public_id, instance.replicas * instance.gpus_per_replica, bid.price_micros,
     instance.phase <> 'queued' AND told.id IS NULL, (extract(epoch FROM bid.placed_at) * 1000000)::bigint,
     bid.id, instance.id, instance.admitted_at IS NOT NULL, told.id,
-    instance.phase <> 'queued', bid.project_id
+    instance.phase <> 'queued', organization.public_id, bid.project_id
 FROM marketplace_bid bid JOIN provisioning_instance instance ON instance.id = bid.instance_id
+JOIN marketplace_project project ON project.id = bid.project_id
+JOIN marketplace_organization organization ON organization.id = project.organization_id
 LEFT JOIN provisioning_interruption told
     ON told.instance_id = instance.id AND told.state IN ('planned', 'notified')
 WHERE bid.offer_id = %(offer)s AND instance.desired = 'running'
@@ -55,8 +57,8 @@ def entries(*, offer_id: int, at: datetime) -> list[Entry]:
         rows = cursor.fetchall()
     excluded = policies.exclusions((row[-1], offer_id) for row in rows)
     return [
-        Entry(auction.Bid(a, b, c, d, e), f, g, h, i, j)
-        for a, b, c, d, e, f, g, h, i, j, project_id in rows
+        Entry(auction.Bid(a, b, c, d, e, owner), f, g, h, i, j)
+        for a, b, c, d, e, f, g, h, i, j, owner, project_id in rows
         if j or (project_id, offer_id) not in excluded
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.db import transaction
 from django.utils.translation import gettext
 
-from marketplace import audit, spot
+from marketplace import auction, audit, spot
 from marketplace.errors import BadOrder
 from marketplace.models import Bid, Offer, SpotTerms
 from provisioning.models import AT_REST, Phase
@@ -21,6 +21,7 @@ SHOWN = (
     "hysteresis_bp",
     "rise_bp",
     "buffer_gpus",
+    "cap_bp",
 )
 INTERVAL_S_MAX = 86_400
 NOTICE_S_MAX = 3600
@@ -70,6 +71,7 @@ def _check(terms: SpotTerms, before: dict[str, Any] | None) -> None:
         "hysteresis_bp": (0, BASIS_MAX),
         "rise_bp": (1, BASIS_MAX),
         "buffer_gpus": (0, None),
+        "cap_bp": (0, auction.BASIS),
     }
     for name, (least, most) in limits.items():
         value = getattr(terms, name)

@@ -312,3 +312,9 @@ class SpotTermsForm(ConsoleForm):
         help_text=_("From one auction to the next; it falls at once."),
     )
     buffer_gpus = forms.IntegerField(label=_("GPUs held back"), min_value=0, max_value=INTEGER_MAX)
+    cap_bp = forms.IntegerField(
+        label=_("Most that one organization wins, in basis points of the GPUs"),
+        min_value=0,
+        max_value=INTEGER_MAX,
+        help_text=_("2500 is a quarter; 0 sets no limit. The sealed book then says whose each bid is."),
+    )

@@ -24,6 +24,9 @@ class SpotTerms(models.Model):
         default=2000, help_text="basis points by which what is charged rises at most, from one auction to the next"
     )
     buffer_gpus = models.PositiveIntegerField(default=0, help_text="GPUs that are held back")
+    cap_bp = models.PositiveIntegerField(
+        default=0, help_text="basis points of the GPUs of an auction that one organization wins at most; 0: no limit"
+    )
     next_tick_at = models.DateTimeField(null=True, help_text="when the next auction is due; none: nothing is sold")
     changed_at = models.DateTimeField(default=timezone.now)
 
@@ -34,6 +37,7 @@ class SpotTerms(models.Model):
                 name="spot_terms_make_sense",
             ),
             models.CheckConstraint(condition=Q(currency__regex="^[A-Z]{3}$"), name="spot_currency_is_an_iso_code"),
+            models.CheckConstraint(condition=Q(cap_bp__lte=10_000), name="spot_cap_is_no_more_than_all"),
         ]
         indexes = [
             models.Index(fields=["next_tick_at"], condition=Q(next_tick_at__isnull=False), name="spot_terms_due")

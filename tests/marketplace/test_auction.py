@@ -63,6 +63,28 @@ def test_what_is_charged_rises_slowly_and_falls_at_once() -> None:
     assert auction.clear(rules(reserve_micros=1, last_charged_micros=1, rise_bp=1), busy).charged_micros == 2
 
 
+def test_what_an_organization_bids_beyond_the_cap_loses_and_raises_nobodys_price() -> None:
+    theirs = [bid(f"a{n}", 2, 900_000 - n)._replace(owner="org_a") for n in range(4)]
+    other = bid("b", 2, 600_000)._replace(owner="org_b")
+    found = auction.clear(rules(cap_bp=5000), [*theirs, other])
+    assert (found.winners, found.price_micros, found.capped) == (("a0", "a1", "b"), 500_000, 2)
+    assert auction.clear(rules(cap_bp=1), [theirs[0], bid("one", 1, 600_000)]).winners == ("one",)
+    free = auction.clear(rules(), [*theirs, other])
+    assert (free.winners, free.price_micros, free.capped) == (("a0", "a1", "a2", "a3"), 600_000, None)
+
+
+def test_without_a_cap_the_book_and_what_is_published_say_what_they_said_before_there_were_caps() -> None:
+    bids = [bid("a", 4, 900_000)._replace(owner="org_a")]
+    assert auction.book(rules(), bids) == (
+        b'{"capacity_gpus":8,"currency":"USD","curve_bids_min":1,"hysteresis_bp":1000,"last_charged_micros":null,'
+        b'"offer":"ofr_1","reserve_micros":500000,"rise_bp":2000,"tick":"2026-11-26T12:00:00Z"}\na 4 900000 0 0\n'
+    )
+    published = auction.clear(rules(), bids).published()
+    assert b"capped" not in published
+    assert auction.replay(auction.book(rules(), bids)).published() == published
+    assert auction.book(rules(cap_bp=5000), bids).endswith(b"a 4 900000 0 0 org_a\n")
+
+
 books = st.tuples(
     st.builds(
         rules,
@@ -71,11 +93,24 @@ books = st.tuples(
         hysteresis_bp=st.integers(0, 5000),
         rise_bp=st.integers(1, 10_000),
         last_charged_micros=st.none() | st.integers(1, 100),
+        cap_bp=st.sampled_from([0, 1, 3000, 6000, 10_000]),
     ),
-    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 100), st.booleans(), st.integers(0, 3)), max_size=25).map(
-        lambda rows: [Bid(f"bid_{n:02}", *row) for n, row in enumerate(rows)]
-    ),
-)
+    st.lists(
+        st.tuples(
+            st.integers(1, 20), st.integers(1, 100), st.booleans(), st.integers(0, 3),
+            st.sampled_from(["org_a", "org_b", "org_c"]),
+        ),
+        max_size=25,
+    ).map(lambda rows: [Bid(f"bid_{n:02}", *row) for n, row in enumerate(rows)]),
+)  # fmt: skip
+
+
+def won_by(bids: list[Bid]) -> dict[str, int]:
+    """How many GPUs the bids of each organization have."""
+    found: dict[str, int] = {}
+    for one in bids:
+        found[one.owner] = found.get(one.owner, 0) + one.gpus
+    return found
 
 
 @given(books, st.randoms())
@@ -91,8 +126,16 @@ def test_every_auction_keeps_its_promises(market: tuple[Rules, list[Bid]], rng: 
     }
     assert held.reserve_micros <= found.charged_micros
     assert found.charged_micros <= found.price_micros
-    # Nobody lost who would have fitted: what is left is too small for each loser that ranks behind all winners.
-    assert all(one.gpus > held.capacity_gpus - found.allocated_gpus for one in lost)
+    # Nobody wins more than the cap, and nobody lost who would have fitted: what is left of the GPUs, or of the share of
+    # its organization, is too small for each loser that ranks behind all winners.
+    most, theirs = held.cap_gpus or held.capacity_gpus, won_by(won)
+    assert max(theirs.values(), default=0) <= most
+    left = held.capacity_gpus - found.allocated_gpus
+    assert all(one.gpus > min(left, most - theirs.get(one.owner, 0)) for one in lost)
+    # What lost for the cap alone sets no price.
+    assert (found.capped is None) == (held.cap_bp == 0)
+    if found.capped == len(lost):
+        assert found.price_micros == held.reserve_micros
     shuffled = rng.sample(bids, len(bids))
     assert auction.clear(held, shuffled) == found
     assert auction.book(held, shuffled) == auction.book(held, bids)

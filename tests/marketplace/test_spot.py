@@ -403,6 +403,7 @@ BAD: list[tuple[dict[str, Any], Any, type[Exception], str]] = [
     ({"gpus": 9}, None, BadOrder, "node"),
     ({"gpus": 8, "replicas": 3}, None, BadOrder, "16"),
     ({}, lambda acme: SpotTerms.objects.update(buffer_gpus=16), BadOrder, "auction could ever give"),
+    ({"gpus": 5}, lambda acme: SpotTerms.objects.update(cap_bp=2500), BadOrder, "more than 4 GPUs"),
     ({}, lambda acme: SpotTerms.objects.update(is_enabled=False), BadOrder, "not sold by auction"),
     ({}, pay_in_yen, BadOrder, "JPY"),
     ({}, spend, InsufficientFunds, ""),

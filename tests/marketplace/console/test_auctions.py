@@ -14,6 +14,7 @@ from tests.marketplace.portal.reading import faults, read
 TERMS = {
     "is_enabled": "on", "currency": "USD", "reserve_micros": "0.50", "grid_micros": "0.01", "interval_s": "60",
     "min_notice_s": "30", "hysteresis_bp": "1000", "rise_bp": "2000", "buffer_gpus": "2",
+    "cap_bp": "5000",
 }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def test_an_offer_is_sold_by_auction_from_a_form_and_who_did_it_is_written_down(
     answer = manager.post(address, TERMS)
     assert answer.status_code == 302
     terms = SpotTerms.objects.get()
-    assert (terms.reserve_micros, terms.buffer_gpus, terms.interval_s) == (500_000, 2, 60)
+    assert (terms.reserve_micros, terms.buffer_gpus, terms.interval_s, terms.cap_bp) == (500_000, 2, 60, 5000)
     assert AuditEntry.objects.get(verb="spot_terms.set").after["by"] == "carol@operator.example"
     for name in ("console-auctions", "console-offer-auctions"):
         page = read(manager.get(reverse(name, args=[fleet.h200.public_id] if "offer" in name else [])))
@@ -44,6 +45,7 @@ def test_an_offer_is_sold_by_auction_from_a_form_and_who_did_it_is_written_down(
     [
         ({"reserve_micros": "0.505"}, "The reserve is a multiple of the step."),
         ({"min_notice_s": "99999"}, "From 0 to 3600."),
+        ({"cap_bp": "10001"}, "From 0 to 10000."),
         ({"interval_s": "0"}, "greater than or equal to 1"),
         ({"reserve_micros": "free"}, "Enter a number."),
     ],
