@@ -20,12 +20,12 @@ from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
 from billing.prepared import ask
 from billing.public_ids import new_public_id
-from marketplace import auction, audit, bids, rentals, spot_capacity
+from marketplace import auction, audit, bids, rentals, risk, spot_capacity
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
-from provisioning import calendar, engine, instances, interruptions, placement, volumes
+from provisioning import advisories, calendar, engine, instances, interruptions, placement, volumes
 from provisioning.errors import IllegalMove, PolicyExcludes, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
@@ -92,13 +92,19 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
 def check_capacity(terms: SpotTerms, gpus: int) -> None:
     """Raise BadOrder for more GPUs than any auction of this offer could give."""
     there = calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
-    if gpus > there:
+    if gpus > there or terms.cap_bp:
         there = calendar.gpus_there(terms.offer_id) - terms.buffer_gpus  # It may have grown since it was counted.
     if gpus > there:
         raise BadOrder(
             "gpus",
             gettext("%(offer)s has %(there)s GPUs that an auction could ever give; you asked for %(gpus)s.")
             % {"offer": terms.offer.name, "there": max(0, there), "gpus": gpus},
+        )
+    if terms.cap_bp and gpus > (most := auction.share_gpus(there, cap_bp=terms.cap_bp)):
+        raise BadOrder(
+            "gpus",
+            gettext("No organization wins more than %(most)s GPUs of %(offer)s by auction; you asked for %(gpus)s.")
+            % {"offer": terms.offer.name, "most": most, "gpus": gpus},
         )
 
 
@@ -197,6 +203,8 @@ def change(
     if instance.phase not in AT_REST:
         bids.hold_for_run(instance, token=actor.token, at=at)
     audit.record_of(bid, "bid.change", actor=actor, before={"max_price": before}, after={"max_price": max_price_micros})
+    if not risk.is_near(max_price_micros, risk.last_of(bid.offer_id)):
+        advisories.call_off(instance=instance, at=at)
     if told is not None:
         _call_off_if_it_wins(bid, told, terms, must=bool(interruption_id), at=at)
     return bid
@@ -303,6 +311,18 @@ def _clear(*, offer_id: int, at: datetime) -> Auction:
     return held
 
 
+@transaction.atomic
+def advise(*, offer_id: int, at: datetime) -> int:
+    """Tell whoever the next auction may outbid, and take back what is not so any more; return for how many.
+
+    Its own transaction, since it locks nodes: where it is missed, the one after the next auction makes up for it.
+    """
+    _lock_offer(offer_id)
+    terms = SpotTerms.objects.get(pk=offer_id)
+    at_risk = risk.near(offer_id, risk.last_of(offer_id))
+    return advisories.stand(offer_id=offer_id, at_risk=at_risk, min_notice_s=terms.min_notice_s, at=at)
+
+
 def _rules(terms: SpotTerms, *, tick_at: datetime, last_charged_micros: int | None, at: datetime) -> auction.Rules:
     return auction.Rules(
         offer=terms.offer.public_id,
@@ -314,6 +334,7 @@ def _rules(terms: SpotTerms, *, tick_at: datetime, last_charged_micros: int | No
         rise_bp=terms.rise_bp,
         last_charged_micros=last_charged_micros,
         curve_bids_min=auction.CURVE_BIDS_MIN,
+        cap_bp=terms.cap_bp,
     )
 
 

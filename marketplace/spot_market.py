@@ -1,7 +1,7 @@
 """What everybody may know of an offer's auctions: price now, depth, history, and one auction without its bids."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from billing.models import Hold
 from marketplace import auction, bids, spot_book
 from marketplace.errors import NotFound
 from marketplace.models import Allocation, Auction, Bid, Offer, SpotTerms
-from provisioning import decisions, interruptions, policies
+from provisioning import advisories, decisions, interruptions, policies
 from provisioning.models import AT_REST, Instance, Interruption, Phase
 
 # Buckets of equal length, each with the least, the most and the last that was charged in it.
@@ -41,6 +41,13 @@ class Spot:
     def published(self) -> dict[str, Any]:
         """What the last auction published; empty before the first one."""
         return published(self.last) if self.last is not None else {}
+
+    @property
+    def cap_gpus(self) -> int | None:
+        """How many GPUs one organization could win if the next auction gives as many as the last; None: no limit."""
+        if not self.terms.cap_bp or self.last is None:
+            return None
+        return auction.share_gpus(self.last.capacity_gpus, cap_bp=self.terms.cap_bp)
 
 
 @dataclass(frozen=True)
@@ -109,11 +116,15 @@ def history(offer: Offer, *, since: datetime, until: datetime, points: int) -> l
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a bid stands: a word, its open interruption, what is held for it, and why it takes part in no auction."""
+    """Where a bid stands: a word, its open interruption, what is held for it, and why it takes part in no auction.
+
+    `risk` is the advisory that it may be outbid by the next auction.
+    """
 
     bid: Bid
     state: str
     told: Interruption | None
+    risk: Interruption | None
     held_micros: int
     why: str
 
@@ -121,7 +132,8 @@ class Standing:
 def standings(found: Sequence[Bid]) -> list[Standing]:
     """Return where each bid stands. Four queries at most."""
     instances = [bid.instance for bid in found]
-    told = interruptions.open_for(instances)
+    ladder = interruptions.ladder_for(instances)
+    told = {pk: row for pk, row in ladder.items() if row.state != Interruption.State.ADVISED}
     held: dict[str, int] = {}
     pending = Hold.objects.filter(
         resource_id__in=[instance.public_id for instance in instances], state=Hold.State.PENDING
@@ -138,11 +150,18 @@ def standings(found: Sequence[Bid]) -> list[Standing]:
                 bid.instance, is_funded=bid.instance.public_id in held, is_excluded=bool(broken.get(bid.pk))
             ),
             told=told.get(bid.instance_id),
+            risk=advisory(ladder, bid.instance),
             held_micros=held.get(bid.instance.public_id, 0),
             why=_why_excluded(broken.get(bid.pk, [])),
         )
         for bid in found
     ]
+
+
+def advisory(ladder: Mapping[int, Interruption], instance: Instance) -> Interruption | None:
+    """Return the advisory that is true of an instance now, of what is open and advised."""
+    row = ladder.get(instance.pk)
+    return row if row is not None and advisories.holds_for(row, instance) else None
 
 
 def _why_excluded(rules: Sequence[str]) -> str:

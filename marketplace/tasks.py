@@ -109,8 +109,12 @@ def hold_auctions() -> None:
 
 @shared_task
 def hold_auction(offer_id: int) -> None:
-    """Hold an offer's auction of the current tick. If this message is lost, `hold_auctions` sends another."""
+    """Hold an offer's auction of the current tick, then tell whoever the next one may outbid.
+
+    If this message is lost, `hold_auctions` sends another.
+    """
     spot.clear(offer_id=offer_id, at=timezone.now())
+    spot.advise(offer_id=offer_id, at=timezone.now())
 
 
 @shared_task

@@ -1,7 +1,8 @@
 """Taking GPUs back with notice: one ladder under one id, whoever wants them.
 
-    planned -> notified -> draining -> interrupted        called off: cancelled; ended otherwise meanwhile: ended
+    advised -> planned -> notified -> draining -> interrupted      called off: cancelled; ended otherwise: ended
 
+Whether it was advised before (`advisories`) makes no difference to anything but its id.
 A plan is only a row, so that thousands can be made in one statement; a sweep
 announces each in a transaction of its own. From the notice on, the instance's
 own workflow counts down (`steps.watch`), asks for the end one grace before the
@@ -62,26 +63,37 @@ def plan(
     price_version: PriceVersion | None = None,
     since: datetime,
 ) -> None:
-    """Plan to take these instances' GPUs back. One that is planned for stays as it is.
+    """Plan to take these instances' GPUs back. One that is planned for stays as it is; an advisory becomes the plan.
 
     What holds no GPUs is left out. `price_version` is what they pay from `since` on.
     """
+    words: dict[str, Any] = {
+        "reason": reason, "min_notice_s": min_notice_s, "free_before_s": free_before_s,
+        "price_version": price_version, "since": since,
+    }  # fmt: skip
+    _promote(instance_ids, words)
     holding = Instance.objects.filter(pk__in=instance_ids, phase__in=[*STARTING - {Phase.QUEUED}, Phase.RUNNING])
     rows = [
         Interruption(
             public_id=new_public_id("int"),
             instance_id=instance_id,
             run=run,
-            reason=reason,
-            min_notice_s=min_notice_s,
-            free_before_s=free_before_s,
-            price_version=price_version,
-            since=since,
+            **words,
         )
         for instance_id, run in holding.order_by("pk").values_list("pk", "run")
     ]
     # Those that are open already stay; the constraint says which.
     Interruption.objects.bulk_create(rows, ignore_conflicts=True)
+    # What was advised while the rows were written kept them out.
+    _promote(instance_ids, words)
+
+
+def _promote(instance_ids: Collection[int], words: dict[str, Any]) -> None:
+    """Make plans of the advisories of these instances; those of earlier runs are over."""
+    advised = Interruption.objects.filter(instance__in=instance_ids, state=State.ADVISED)
+    since = words["since"]
+    advised.exclude(run=F("instance__run")).update(state=State.CANCELLED, ended_at=since, settled_at=since)
+    advised.filter(instance__phase=Phase.RUNNING).update(state=State.PLANNED, message="", **words)
 
 
 def announce_due(*, at: datetime, limit: int) -> int:
@@ -121,7 +133,7 @@ def _give_notice(found: Interruption, instance: Instance, *, at: datetime) -> No
     _move(found, State.NOTIFIED, notice_at=at, deadline_at=deadline_at, run_began_at=instance.ready_at, message=message)
     if found.price_version is not None:
         usage.reprice(resource_id=instance.public_id, price_version=found.price_version, at=found.since)
-    _tell_nodes(instance)
+    tell_nodes([instance.pk])
 
 
 def _cut_before_start(found: Interruption, instance: Instance, *, at: datetime) -> None:
@@ -145,7 +157,7 @@ def call_off(*, interruption: Interruption, at: datetime, message: str) -> None:
     engine.wake(instance.pk)
     instance.move_to(Phase.RUNNING, at=max(at, instance.phase_since), message=message)
     usage.reprice(resource_id=instance.public_id, price_version=instance.price_version, at=at)
-    _tell_nodes(instance)
+    tell_nodes([instance.pk])
 
 
 def open_of(instance: Instance) -> Interruption | None:
@@ -157,6 +169,13 @@ def open_for(instances_there: Iterable[Instance]) -> dict[int, Interruption]:
     """Return the interruptions that are planned or under way, by their instance. One query."""
     there = [instance.pk for instance in instances_there]
     return {row.instance_id: row for row in Interruption.objects.filter(instance__in=there, state__in=OPEN_STATES)}
+
+
+def ladder_for(instances_there: Iterable[Instance]) -> dict[int, Interruption]:
+    """Return what is open and what is advised, by their instance: one of both at most. One query."""
+    there = [instance.pk for instance in instances_there]
+    rows = Interruption.objects.filter(instance__in=there, state__in=[State.ADVISED, *OPEN_STATES])
+    return {row.instance_id: row for row in rows}
 
 
 def of(instance: Instance) -> QuerySet[Interruption]:
@@ -289,8 +308,11 @@ def _document(row: Interruption, at: datetime) -> dict[str, Any]:
     }
 
 
-def _tell_nodes(instance: Instance) -> None:
-    there = Assignment.objects.filter(instance=instance, fence=instance.run)
+def tell_nodes(instance_ids: Collection[int]) -> None:
+    """Let the nodes of what runs there fetch what they are told of it."""
+    if not instance_ids:
+        return
+    there = Assignment.objects.filter(instance__in=instance_ids, fence=F("instance__run"))
     node_ids = sorted(set(there.values_list("node_id", flat=True)))
     placement.lock(node_ids)
     Node.objects.filter(pk__in=node_ids).update(desired_generation=F("desired_generation") + 1)

@@ -22,7 +22,18 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F, Q, QuerySet
 
-from provisioning import engine, interruptions, inventory, networks, nodes, sessions, statements, telemetry, upkeep
+from provisioning import (
+    advisories,
+    engine,
+    interruptions,
+    inventory,
+    networks,
+    nodes,
+    sessions,
+    statements,
+    telemetry,
+    upkeep,
+)
 from provisioning.health import events, operations, wipes
 from provisioning.models import Assignment, Heartbeat, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
@@ -396,6 +407,7 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
     mounts = upkeep.mounts(row.instance_id for row in wanted) if wanted else {}
     keys = sessions.keys_of(row.instance for row in wanted) if wanted else {}
     notices = interruptions.documents((row.instance for row in wanted), at=at)
+    risks = advisories.documents(row.instance for row in wanted)
     return [
         {
             "id": row.public_id,
@@ -419,6 +431,7 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
             "peers": peers.get((row.instance_id, row.fence), []),
             "stop_grace_s": STOP_GRACE_S,
             "notice": notices.get(row.instance_id),
+            "risk": risks.get(row.instance_id),
         }
         for row in wanted
     ]

@@ -9,7 +9,7 @@ from django.conf import settings
 
 from billing import accounts, floating, promotions, usage
 from billing.models import PriceVersion, Runway, UsageSpan
-from marketplace import costs, owing, rentals, volumes
+from marketplace import costs, owing, rentals, spot_market, volumes
 from marketplace.models import (
     ApiToken,
     AuditEntry,
@@ -26,7 +26,16 @@ from provisioning import instances as verbs
 from provisioning import interruptions, placement, progress, sessions
 from provisioning import volumes as kept
 from provisioning.health import outlook
-from provisioning.models import Assignment, Instance, InstanceEvent, RegistryCredential, Site, Volume, VolumeAttachment
+from provisioning.models import (
+    Assignment,
+    Instance,
+    InstanceEvent,
+    Interruption,
+    RegistryCredential,
+    Site,
+    Volume,
+    VolumeAttachment,
+)
 
 Answer = dict[str, Any]
 
@@ -114,14 +123,23 @@ def instances(rows: Sequence[Instance], *, at: datetime) -> list[Answer]:
     found = placement.places(rows)
     places = _places(rows, found)
     mounts, repairs = kept.mounts_of(rows), outlook.of(rows)
-    told = interruptions.open_for(rows) if any(row.market == Instance.Market.SPOT for row in rows) else {}
+    ladder = interruptions.ladder_for(rows) if any(row.market == Instance.Market.SPOT for row in rows) else {}
     answered = [_instance(row, cost_of[row.pk], steps_of[row.pk], places[row.pk], at) for row in rows]
     for row, answer in zip(rows, answered, strict=True):
         answer["volumes"] = [mount(one) for one in mounts[row.pk]]
         answer["repair"] = repair(repairs[row.pk]) if row.pk in repairs else None
-        answer["interruption"] = told[row.pk].public_id if row.pk in told else None
+        told = ladder.get(row.pk)
+        answer["interruption"] = told.public_id if told is not None and told.state != told.State.ADVISED else None
+        answer["risk"] = risk(spot_market.advisory(ladder, row))
         answer["access"] = [asdict(door) for door in sessions.doors(row, found)] if row.is_charged else []
     return answered
+
+
+def risk(advised: Interruption | None) -> Answer | None:
+    """Return what is said of an instance that the next auction may outbid."""
+    if advised is None:
+        return None
+    return {"level": "elevated", "interruption": advised.public_id, "advised_at": advised.advised_at}
 
 
 def instance(row: Instance, *, at: datetime) -> Answer:

@@ -362,6 +362,12 @@ class RepairAnswer(serializers.Serializer[Any]):
     node_held = serializers.BooleanField(help_text="whether nothing new is placed on the node")
 
 
+class RiskAnswer(serializers.Serializer[Any]):
+    level = serializers.ChoiceField(choices=["elevated"])
+    interruption = serializers.CharField(help_text="the id that its notice would have")
+    advised_at = serializers.DateTimeField()
+
+
 class InstanceAnswer(NamedRef):
     project = NamedRef()
     offer = OfferRef()
@@ -399,6 +405,7 @@ class InstanceAnswer(NamedRef):
     interruption = serializers.CharField(
         allow_null=True, help_text="the id of what will take its GPUs; see its `interruptions`"
     )
+    risk = RiskAnswer(allow_null=True, help_text="the next auction may give its GPUs to others; no notice yet")
     access = AccessAnswer(many=True, help_text="how each replica that runs is reached; empty while none does")
     created_at = serializers.DateTimeField()
     ready_at = serializers.DateTimeField(allow_null=True)

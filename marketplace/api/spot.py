@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, offers, spot, spot_market
+from marketplace import access, offers, risk, spot, spot_market
 from marketplace.access import Actor
 from marketplace.api import shapes, spot_answers, spot_shapes
 from marketplace.api.instances import order_of
@@ -34,10 +34,11 @@ class OfferSpot(APIView):
 
     @extend_schema(operation_id="show_spot", responses={200: spot_shapes.SpotAnswer, shapes.REFUSED: shapes.Problem})
     def get(self, request: Request, offer_id: str) -> Response:
-        """Show the price now, the reserve, the next auction and how many GPUs are asked for at which price."""
+        """Show the price now, the reserve, the next auction, the demand, and how often the market interrupted."""
         queried(request)
-        offer = _offer(request, offer_id)
-        return Response(spot_answers.now(offer, spot_market.spot_for(offer, at=timezone.now())))
+        offer, at = _offer(request, offer_id), timezone.now()
+        found = spot_market.spot_for(offer, at=at)
+        return Response(spot_answers.now(offer, found, risk.of_offer(offer, at=at)))
 
 
 class OfferSpotHistory(APIView):

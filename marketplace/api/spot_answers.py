@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from marketplace import rentals, spot, spot_market
-from marketplace.api.answers import Answer, amount, offer_ref
+from marketplace.api.answers import Answer, amount, offer_ref, risk
 from marketplace.models import Auction, Bid, Offer
 from marketplace.money import decimal_string
+from marketplace.risk import Risk
 from provisioning import interruptions
 from provisioning.models import Interruption
 
@@ -20,6 +21,7 @@ def interruption(row: Interruption) -> Answer:
         "run": row.run,
         "reason": row.reason,
         "state": row.state,
+        "advised_at": row.advised_at,
         "notice_at": row.notice_at,
         "deadline_at": row.deadline_at,
         "sigterm_at": interruptions.ends_at(row) if row.deadline_at is not None else None,
@@ -55,6 +57,7 @@ def _bid(standing: spot_market.Standing) -> Answer:
         "revision": row.revision,
         "placed_at": row.placed_at,
         "interruption": interruption(standing.told) if standing.told is not None else None,
+        "risk": risk(standing.risk),
         "actions": {
             verb: {"available": not refusal, "reason": refusal or None}
             for verb, refusal in spot_market.actions(row).items()
@@ -79,7 +82,7 @@ def _steps(shown: Sequence[Sequence[int]]) -> list[Answer]:
     return [{"price": decimal_string(micros), "gpus": gpus} for micros, gpus in shown]
 
 
-def now(offer: Offer, found: spot_market.Spot) -> Answer:
+def now(offer: Offer, found: spot_market.Spot, likely: Risk | None) -> Answer:
     terms, last, shown = found.terms, found.last, found.published
     currency = terms.currency
     return {
@@ -94,14 +97,23 @@ def now(offer: Offer, found: spot_market.Spot) -> Answer:
         "min_notice_s": terms.min_notice_s,
         "next_auction_at": terms.next_tick_at,
         "capacity_gpus": last.capacity_gpus if last is not None else 0,
+        "cap_gpus": found.cap_gpus,
         "allocated_gpus": shown.get("allocated_gpus", 0),
         "demanded_gpus": shown.get("demanded_gpus", 0),
         "depth": _steps(shown.get("demand", [])),
         "auction": {"id": last.public_id, "tick_at": last.tick_at, "book_sha256": last.book_sha256}
         if last is not None
         else None,
+        "interruption_risk": _of_offer(likely),
         "as_of": found.as_of,
     }
+
+
+def _of_offer(found: Risk | None) -> Answer | None:
+    if found is None:
+        return None
+    names = ("level", "percent_per_hour", "interruptions", "instance_hours", "since")
+    return {name: getattr(found, name) for name in names}
 
 
 def bucket(found: spot_market.Bucket) -> Answer:

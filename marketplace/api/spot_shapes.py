@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from marketplace.api.price_shapes import Amount, Price
-from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RentInstance, Shape, Text
+from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RentInstance, RiskAnswer, Shape, Text
 from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 
@@ -52,6 +52,7 @@ class InterruptionAnswer(serializers.Serializer[Any]):
     run = serializers.IntegerField()
     reason = serializers.ChoiceField(choices=Interruption.Reason.choices)
     state = serializers.ChoiceField(choices=Interruption.State.choices)
+    advised_at = serializers.DateTimeField(allow_null=True, help_text="when it was said that this may come")
     notice_at = serializers.DateTimeField(allow_null=True)
     deadline_at = serializers.DateTimeField(allow_null=True, help_text="never sooner")
     sigterm_at = serializers.DateTimeField(allow_null=True)
@@ -84,6 +85,7 @@ class BidAnswer(serializers.Serializer[Any]):
     revision = serializers.IntegerField()
     placed_at = serializers.DateTimeField()
     interruption = InterruptionAnswer(allow_null=True, help_text="planned or under way")
+    risk = RiskAnswer(allow_null=True, help_text="the next auction may outbid it; no notice yet")
     actions = BidActions()
 
 
@@ -108,6 +110,16 @@ class AuctionRef(serializers.Serializer[Any]):
     book_sha256 = serializers.CharField()
 
 
+class OfferRiskAnswer(serializers.Serializer[Any]):
+    level = serializers.ChoiceField(
+        choices=["low", "moderate", "high"], help_text="moderate from 1 % an hour, high from 5 %"
+    )
+    percent_per_hour = serializers.CharField(help_text="interruptions / instance_hours, in percent, two places")
+    interruptions = serializers.IntegerField(help_text="by the market: outbid, capacity needed, recalled by a holder")
+    instance_hours = serializers.IntegerField(help_text="that instances ran by auction, rounded down")
+    since = serializers.DateTimeField(help_text="a week before `as_of`: both are counted from then on")
+
+
 class SpotAnswer(serializers.Serializer[Any]):
     offer = OfferRef()
     enabled = serializers.BooleanField(help_text="whether bids are taken")
@@ -120,10 +132,14 @@ class SpotAnswer(serializers.Serializer[Any]):
     min_notice_s = serializers.IntegerField()
     next_auction_at = serializers.DateTimeField(allow_null=True)
     capacity_gpus = serializers.IntegerField()
+    cap_gpus = serializers.IntegerField(
+        allow_null=True, help_text="the most that one organization would win of so many; null: no limit"
+    )
     allocated_gpus = serializers.IntegerField()
     demanded_gpus = serializers.IntegerField()
     depth = DepthStep(many=True)
     auction = AuctionRef(allow_null=True)
+    interruption_risk = OfferRiskAnswer(allow_null=True, help_text="null where nothing ran by auction in that week")
     as_of = serializers.DateTimeField()
 
 

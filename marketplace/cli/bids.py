@@ -251,6 +251,14 @@ def describe(now: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
         f"  auctions  every {now['interval_s']} s, the next at {upcoming}; notice of {now['min_notice_s']} s",
         f"  GPUs      {now['allocated_gpus']} given of {now['capacity_gpus']}, {now['demanded_gpus']} asked for",
     ]
+    if now["cap_gpus"] is not None:
+        lines.append(f"  share     one organization wins {words.count(now['cap_gpus'], 'GPU')} of them at most")
+    if likely := now["interruption_risk"]:
+        lines.append(
+            f"  risk      {likely['level']}: {likely['percent_per_hour']} % an hour, that is "
+            f"{words.count(likely['interruptions'], 'interruption')} in {likely['instance_hours']} hours of instances, "
+            "in 7 days"
+        )
     if history:
         lines.append(f"  history   {sparkline([Decimal(row['last']) for row in history])}")
     lines += [

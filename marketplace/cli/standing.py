@@ -12,6 +12,8 @@ def state(row: dict[str, Any]) -> str:
     if told and told["deadline_at"]:
         left = -words.ms_between(told["deadline_at"], None)
         return f"{row['state']} ({told['reason']}: ends in {words.duration(left)})"
+    if row.get("risk"):
+        return f"{row['state']} (may be outbid by the next auction)"
     return str(row["state"])
 
 

@@ -22,7 +22,7 @@ def _instances(rows: Collection[int]) -> Iterable[Event]:
     """One query, and one for interruptions where one was told."""
     found = list(InstanceEvent.objects.filter(pk__in=rows).select_related("instance__project", "instance__offer"))
     told = {row.instance_id for row in found if row.new_phase in TOLD}
-    announced = Interruption.objects.filter(instance__in=told) if told else []
+    announced = Interruption.objects.filter(instance__in=told).exclude(notice_at=None).order_by("pk") if told else []
     interruptions = {(one.instance_id, one.run): one for one in announced}
     for row in found:
         instance, is_move = row.instance, row.kind == InstanceEvent.Kind.PHASE
@@ -40,6 +40,23 @@ def _instances(rows: Collection[int]) -> Iterable[Event]:
         yield Event(
             organization_id=instance.project.organization_id, project=instance.project, at=row.at, row=row.pk,
             type=f"instance.{row.new_phase if is_move else 'health'}", subject_id=instance.public_id, data=data,
+        )  # fmt: skip
+
+
+def _risks(rows: Collection[int]) -> Iterable[Event]:
+    """One query."""
+    found = Interruption.objects.filter(pk__in=rows).select_related("instance__project", "instance__offer")
+    for row in found:
+        instance = row.instance
+        data = {
+            "name": instance.name, "offer": instance.offer.slug, "market": instance.market, "gpus": instance.gpus,
+            "run": row.run, "level": "elevated",
+            "interruption": {"id": row.public_id, "min_notice_s": row.min_notice_s},
+        }  # fmt: skip
+        yield Event(
+            organization_id=instance.project.organization_id, project=instance.project, row=row.pk,
+            at=row.advised_at or row.created_at,
+            type="risk.elevated", subject_id=instance.public_id, data=data,
         )  # fmt: skip
 
 
@@ -92,6 +109,7 @@ SOURCES: dict[str, Source] = {
     "instance": Source(
         "instance.view", (*(f"instance.{phase}" for phase in Phase.values), "instance.health"), _instances
     ),
+    "risk": Source("instance.view", ("risk.elevated",), _risks),
     "reservation": Source(
         "reservation.view", tuple(f"reservation.{state}" for state in ReservationState.values),
         _reservations,

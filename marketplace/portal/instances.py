@@ -82,6 +82,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
     assignments = list(places[:PAGE])
     box = connections.box(instance, assignments)
     bid = access.bids(visit.actor).filter(instance=instance).first() if instance.market == "spot" else None
+    standing = spot_market.standings([bid])[0] if bid is not None else None
     return {
         "instance": instance,
         "cost": costs.of([instance], at=visit.at)[instance.pk],
@@ -94,7 +95,8 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "repair": outlook.of([instance]).get(instance.pk),
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
         "bid": bid,
-        "excluded": spot_market.standings([bid])[0].why if bid is not None else "",
+        "excluded": standing.why if standing is not None else "",
+        "risk": standing.risk if standing is not None else None,
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
         "is_at_rest": instance.phase in AT_REST,

@@ -7,7 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, offers, spot, spot_market
+from marketplace import access, offers, risk, spot, spot_market
 from marketplace.errors import BadOrder
 from marketplace.models import Bid
 from marketplace.money import plain
@@ -35,6 +35,8 @@ def shown(visit: Visit, offer_id: str) -> HttpResponse:
         "offer": offer,
         "found": found,
         "terms": found.terms,
+        "cap_gpus": found.cap_gpus,
+        "likely": risk.of_offer(offer, at=visit.at),
         "chart": price_chart.draw(history, currency=found.terms.currency, since=since, until=visit.at),
         "history": list(reversed(history)),
         "span": chosen,

@@ -53,6 +53,15 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class Risk:
+    """That the GPUs may be taken back soon, with no promise when, or whether at all."""
+
+    id: str
+    level: str
+    advised_at: str
+
+
+@dataclass(frozen=True)
 class Assignment:
     """A piece of work that this node should hold: one replica of an instance."""
 
@@ -75,6 +84,7 @@ class Assignment:
     peers: tuple[str, ...]
     stop_grace_s: float
     notice: Notice | None = None
+    risk: Risk | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +250,13 @@ def parse_notice(source: Any) -> Notice | None:
     )
 
 
+def parse_risk(source: Any) -> Risk | None:
+    """Return the advisory of an assignment, or None; raises ProtocolError."""
+    if source is None:
+        return None
+    return Risk(id=an_id(source), level=take(source, "level", str), advised_at=take(source, "advised_at", str))
+
+
 def parse_assignment(source: Any) -> Assignment:
     """Return one entry of `desired`; raises ProtocolError."""
     identity = an_id(source)
@@ -269,6 +286,7 @@ def parse_assignment(source: Any) -> Assignment:
         peers=texts(source, "peers"),
         stop_grace_s=max(0, take(source, "stop_grace_s", (int, float), default=10)),
         notice=parse_notice(take(source, "notice", (dict, type(None)), default=None)),
+        risk=parse_risk(take(source, "risk", (dict, type(None)), default=None)),
     )
 
 

@@ -201,7 +201,7 @@ class Runtime:
         if wanted.desired == "gone":
             return self._step_towards_gone(workload)
         look = workload.look()
-        notices.show(workload.metadata, wanted.notice)
+        notices.show(workload.metadata, wanted)
         if wanted.notice and look.state == "running":
             hold_to(wanted.notice, workload)
         if look.state == "preparing":

@@ -30,6 +30,7 @@ class Interruption(models.Model):
         SIMULATED = "simulated", _("Simulated")
 
     class State(models.TextChoices):
+        ADVISED = "advised", _("May be outbid")
         PLANNED = "planned", _("Planned")
         NOTIFIED = "notified", _("Announced")
         DRAINING = "draining", _("Draining")
@@ -49,6 +50,7 @@ class Interruption(models.Model):
     )
     since = models.DateTimeField()
     run_began_at = models.DateTimeField(null=True)
+    advised_at = models.DateTimeField(null=True, help_text="when it was said that this may come")
     notice_at = models.DateTimeField(null=True)
     deadline_at = models.DateTimeField(null=True)
     drained_at = models.DateTimeField(null=True, help_text="when its end was asked for")
@@ -62,7 +64,7 @@ class Interruption(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["instance"],
-                condition=Q(state__in=["planned", "notified", "draining"]),
+                condition=Q(state__in=["advised", "planned", "notified", "draining"]),
                 name="interruption_one_open_per_instance",
             ),
             models.CheckConstraint(
@@ -80,6 +82,7 @@ class Interruption(models.Model):
         ]
         indexes = [
             models.Index(fields=["id"], condition=Q(state="planned"), name="interruption_to_announce"),
+            models.Index(fields=["notice_at"], condition=Q(notice_at__isnull=False), name="interruption_by_notice"),
             models.Index(
                 fields=["id"],
                 condition=Q(state__in=["interrupted", "ended"], settled_at=None),
@@ -99,6 +102,7 @@ class Interruption(models.Model):
 OPEN_STATES = (Interruption.State.PLANNED, Interruption.State.NOTIFIED, Interruption.State.DRAINING)
 
 INTERRUPTION_MOVES: dict[Interruption.State, set[Interruption.State]] = {
+    Interruption.State.ADVISED: {Interruption.State.PLANNED, Interruption.State.CANCELLED},
     Interruption.State.PLANNED: {
         Interruption.State.NOTIFIED,
         Interruption.State.CANCELLED,

@@ -41,7 +41,10 @@ NOW = {
     "offer": {"slug": "h200-narvik"}, "enabled": True, "price": price("0.700000"), "cleared_price": price("0.800000"),
     "reserve": price("0.500000"), "highest_bid_allowed": price("2.490000"),
     "step": {"amount": "0.010000", "currency": "USD"}, "interval_s": 300, "min_notice_s": 120,
-    "next_auction_at": "2026-11-26T12:05:00Z", "capacity_gpus": 16, "allocated_gpus": 12, "demanded_gpus": 30,
+    "next_auction_at": "2026-11-26T12:05:00Z", "capacity_gpus": 16, "cap_gpus": 4,
+    "allocated_gpus": 12, "demanded_gpus": 30,
+    "interruption_risk": {"level": "moderate", "percent_per_hour": "1.25", "interruptions": 3, "instance_hours": 240,
+                          "since": "2026-11-19T12:01:00Z"},
     "depth": [{"price": "0.900000", "gpus": 4}], "auction": None, "as_of": "2026-11-26T12:01:00Z",
 }  # fmt: skip
 
@@ -143,7 +146,15 @@ def test_raising_says_that_the_interruption_is_called_off(shop, gpumarket):
 
 def test_the_price_is_shown_with_its_history_and_depth(shop, gpumarket):
     done = gpumarket("spot-price", "h200-narvik")
-    for part in ("0.70 USD per GPU-hour", "▁█", "4 GPUs at 0.90 USD", "12 given of 16", "LEAST"):
+    for part in (
+        "0.70 USD per GPU-hour",
+        "wins 4 GPUs of them at most",
+        "moderate: 1.25 % an hour",
+        "▁█",
+        "4 GPUs at 0.90 USD",
+        "12 given of 16",
+        "LEAST",
+    ):
         assert part in done.out
     assert len(json.loads(gpumarket("spot-price", "h200-narvik", "--json").out)["history"]) == 2
 

@@ -42,6 +42,23 @@ def test_the_command_finds_its_notice_where_its_environment_says_and_none_while_
     assert not metadata(node).exists()
 
 
+def test_the_command_finds_its_risk_until_that_is_over_or_a_notice_says_more(node):
+    risk = {"id": "int_abc", "level": "elevated", "advised_at": "2026-11-26T12:00:00+00:00"}
+    file = metadata(node).with_name("risk.json")
+    node.run("asg_a", "sleep 600")
+    node.until("asg_a", "running")
+    for told, there in (
+        ({"risk": risk}, True),
+        ({"notice": notice()}, False),
+        ({"notice": None}, True),
+        ({"risk": None}, False),
+    ):
+        node.want("asg_a", "running", **told)
+        node.look("asg_a")
+        assert file.exists() == there, told
+        assert not there or json.loads(file.read_text()) == risk
+
+
 def test_sigterm_comes_one_grace_before_the_deadline_and_sigkill_at_it_and_neither_earlier(node):
     node.run("asg_a", STUBBORN)
     eventually(lambda: node.output("asg_a") == "ready\n")

@@ -1,5 +1,6 @@
 """What the podman runtime does with one node's assignments, stepped by hand, with real containers."""
 
+import json
 import os
 import signal
 import time
@@ -256,6 +257,36 @@ def test_a_read_only_volume_can_be_read_and_not_written(boxes):
     volumes = [{"id": "vol_a", "path": "/data", "name": "sets", "read_only": True}]
     assert boxes.said("asg_a", script, volumes=volumes) == "kept\nrefused\nrefused\n"
     assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+TOLD = """
+cd $GPUMARKET_METADATA && ls
+(echo mine > risk.json) 2>/dev/null || echo refused
+trap 'echo term; exit 0' TERM
+for file in risk.json interruption.json; do
+    until test -s $file; do usleep 20000; done
+    ls; cat $file; echo
+done
+while :; do usleep 20000; done
+"""
+
+
+def test_a_container_is_told_what_may_come_and_what_comes_in_a_folder_that_it_cannot_write(boxes):
+    boxes.run("asg_a", TOLD)
+    eventually(lambda: boxes.output("asg_a") == "refused\n", seconds=boxes.patience_s)
+    boxes.want("asg_a", "running", risk={"id": "int_a", "level": "elevated", "advised_at": "2026-11-26T12:00:00+00:00"})
+    eventually(lambda: boxes.look("asg_a") and "elevated" in boxes.output("asg_a"))
+    notice = {
+        "id": "int_a", "reason": "outbid", "notice_at": "2026-11-26T12:00:00+00:00", "min_notice_s": 6,
+        "deadline_at": "2026-11-26T12:00:06+00:00", "left_ms": 6000, "grace_ms": 5000,
+    }  # fmt: skip
+    boxes.want("asg_a", "running", notice=notice)
+    seen = boxes.until("asg_a", "exited")
+    assert (seen.exit_code, "interrupted as announced (int_a)" in seen.message) == (0, True)
+    refused, first, risk, second, told, end = boxes.output("asg_a").splitlines()
+    assert (refused, first, second, end) == ("refused", "risk.json", "interruption.json", "term")
+    assert json.loads(risk) == {"id": "int_a", "level": "elevated", "advised_at": "2026-11-26T12:00:00+00:00"}
+    assert (json.loads(told)["id"], json.loads(told)["sigterm_before_s"]) == ("int_a", 5.0)
 
 
 def test_a_removal_waits_for_a_preparation_that_is_under_way(boxes, monkeypatch):
