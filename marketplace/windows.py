@@ -3,7 +3,7 @@
 Each search is a fixed number of queries for all offers together and one pass over their hours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,8 +13,8 @@ from marketplace import blocks, matching, trades
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder
 from marketplace.matching import OFFER
-from marketplace.models import Offer, Organization
-from provisioning import calendar
+from marketplace.models import Offer, Organization, Project
+from provisioning import calendar, policies
 from provisioning.calendar import HOUR
 
 SEARCH_HOURS_MAX = 24 * 366
@@ -68,6 +68,17 @@ def search(*, organization: Organization, offers: Sequence[Offer], wish: Wish, a
             )
         )
     return sorted(found, key=lambda one: (one.total_micros, one.window.starts_at, one.window.offer.pk))
+
+
+def allowed(*, offers: Iterable[Offer], projects: Iterable[Project]) -> list[Offer]:
+    """Return the offers that policies let one of these projects use at least. Two queries at most.
+
+    What nobody of those who ask could buy there is neither found nor free for them.
+    """
+    chosen, askers = list(offers), [project.pk for project in projects]
+    excluded = policies.exclusions((project, offer.pk) for project in askers for offer in chosen)
+    kept_out = {offer.pk for offer in chosen if askers and all((one, offer.pk) in excluded for one in askers)}
+    return [offer for offer in chosen if offer.pk not in kept_out]
 
 
 def _stretch(wish: Wish, *, at: datetime) -> tuple[datetime, int]:

@@ -144,12 +144,15 @@ def window(found: windows.Found) -> Answer:
     }
 
 
-def calendar(offer: Offer, row: BlockTerms, cells: Sequence[windows.Cell], *, at: datetime) -> Answer:
+def calendar(
+    offer: Offer, row: BlockTerms, cells: Sequence[windows.Cell], *, is_excluded: bool, at: datetime
+) -> Answer:
     return {
         "offer": offer_ref(offer),
         "gpus": cells[0].gpus if cells else 0,
         "terms": block_terms(row),
-        "hours": [{"starts_at": cell.starts_at, "free_gpus": cell.free} for cell in cells],
+        "hours": [{"starts_at": cell.starts_at, "free_gpus": 0 if is_excluded else cell.free} for cell in cells],
+        "excluded": is_excluded,
         "as_of": at,
     }
 

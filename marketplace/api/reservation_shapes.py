@@ -58,11 +58,17 @@ class WindowQuery(serializers.Serializer[Any]):
     gpu_model = serializers.CharField(max_length=40, required=False)
     country = serializers.CharField(max_length=2, required=False)
     offer = serializers.CharField(max_length=64, required=False)
+    project = serializers.CharField(
+        max_length=32, required=False, help_text="whose policies count; default: any of yours"
+    )
 
 
 class CalendarQuery(serializers.Serializer[Any]):
     starts_at = serializers.DateTimeField(required=False, help_text="default: this hour")
     hours = serializers.IntegerField(min_value=1, max_value=24 * 31, default=24 * 7)
+    project = serializers.CharField(
+        max_length=32, required=False, help_text="whose policies count; default: any of yours"
+    )
 
 
 class AsksQuery(serializers.Serializer[Any]):
@@ -217,6 +223,7 @@ class CalendarAnswer(serializers.Serializer[Any]):
     gpus = serializers.IntegerField()
     terms = BlockTermsAnswer()
     hours = HourAnswer(many=True)
+    excluded = serializers.BooleanField(help_text="policies exclude it for every project that asks: nothing is free")
     as_of = serializers.DateTimeField()
 
 

@@ -18,7 +18,7 @@ from marketplace.api.shapes import REFUSED, Problem, page_of
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder
-from marketplace.models import Offer, Quote, Reservation
+from marketplace.models import Offer, Organization, Project, Quote, Reservation
 from provisioning.calendar import hour_of
 
 ANSWER = {200: shapes.ReservationAnswer, REFUSED: Problem}
@@ -33,14 +33,28 @@ class WindowList(APIView):
         responses={200: shapes.WindowsAnswer, REFUSED: Problem},
     )
     def get(self, request: Request) -> Response:
-        """Find the cheapest window of each offer that has so many GPUs for so long, the cheapest first."""
+        """Find the cheapest window of each offer that has so many GPUs for so long, the cheapest first.
+
+        Offers that policies exclude for every project that asks are left out.
+        """
         query, at = queried(request, shapes.WindowQuery), timezone.now()
-        organization = access.organization_for(actor_of(request), None, verb="reservation.view")
+        organization, projects = _askers(actor_of(request), query.get("project"))
         wish = windows.Wish(
             gpus=query["gpus"], hours=query["hours"], latest_end=query["before"], earliest=query.get("after")
         )
-        found = windows.search(organization=organization, offers=_offers(query), wish=wish, at=at)
+        sold = windows.allowed(offers=_offers(query), projects=projects)
+        found = windows.search(organization=organization, offers=sold, wish=wish, at=at)
         return Response({"data": [answers.window(one) for one in found], "as_of": at})
+
+
+def _askers(actor: Actor, project_id: str | None) -> tuple[Organization, list[Project]]:
+    """Return who would pay for hours, and in which projects they could be used: one that is named, else all."""
+    if project_id is not None:
+        with naming("project"):
+            project = access.project_for(actor, project_id, verb="reservation.view")
+        return project.organization, [project]
+    organization = access.organization_for(actor, None, verb="reservation.view")
+    return organization, list(access.projects(actor).filter(organization=organization))
 
 
 def _offers(query: dict[str, Any]) -> list[Offer]:
@@ -59,14 +73,18 @@ class OfferCalendar(APIView):
         responses={200: shapes.CalendarAnswer, REFUSED: Problem},
     )
     def get(self, request: Request, offer_id: str) -> Response:
-        """Show how many GPUs of an offer are free in each hour, and on which terms blocks of it are sold."""
+        """Show how many GPUs of an offer are free in each hour, and on which terms blocks of it are sold.
+
+        None are free of an offer that policies exclude for every project that asks.
+        """
         query, at = queried(request, shapes.CalendarQuery), timezone.now()
-        access.organization_for(actor_of(request), None, verb="reservation.view")
+        _, projects = _askers(actor_of(request), query.get("project"))
         offer = offers.offer_for(offer_id)
         terms = blocks.terms_of(offer)
         starts_at = hour_of(query.get("starts_at", at))
         cells = windows.heat(offers=[offer], starts_at=starts_at, hours=query["hours"])[offer.pk]
-        return Response(answers.calendar(offer, terms, cells, at=at))
+        is_excluded = not windows.allowed(offers=[offer], projects=projects)
+        return Response(answers.calendar(offer, terms, cells, is_excluded=is_excluded, at=at))
 
 
 class QuoteList(APIView):

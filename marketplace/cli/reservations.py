@@ -40,15 +40,19 @@ def windows(
     after: After = None,
     gpu_model: GpuModel = None,
     country: Country = None,
+    project: Project = None,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
     """Find when and where so many GPUs can be had for so long, the cheapest first.
 
+    Offers that policies exclude are left out: of the project, or of all of yours.
+
     For example: gpumarket windows --gpus 64 --gpu-model H200 --hours 48 --before friday
     """
     with open_session(as_json=as_json, explain=explain) as session:
         asked = {"gpus": gpus, "hours": hours, "gpu_model": gpu_model, "country": country}
+        asked["project"] = project_id(session, project) if project else None
         found = find_windows(session, asked, before=before, after=after)
         if as_json:
             session.terminal.document({"data": found})

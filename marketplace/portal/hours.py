@@ -59,14 +59,16 @@ def shown(visit: Visit) -> HttpResponse:
 def _page(
     visit: Visit, organization: Organization, typed: dict[str, str], *, status: int = 200, **more: Any
 ) -> HttpResponse:
-    sold = _sold(visit, organization)
+    everything, projects = _sold(visit, organization), visit.projects(organization)
+    sold = windows.allowed(offers=everything, projects=projects)
     offer = next((one for one in sold if one.slug == typed["offer"]), sold[0] if sold else None)
     week = max(0, min(51, whole_number(visit.query("week") or "0")))
     context: dict[str, Any] = {
         "offers": sold,
         "offer": offer,
         "week": week,
-        "projects": visit.projects(organization),
+        "projects": projects,
+        "left_out": len(everything) - len(sold),
         "may_change": access.may(visit.actor, organization, "reservation.change"),
         "errors": {},
         "found": None,

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.db import transaction
+from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import Hold
 from marketplace import policies as doors
 from marketplace import quotes, reservations, trades, waiting
-from marketplace.models import Organization, Quote, Reservation, Trade, User, WaitingOrder
+from marketplace.models import Organization, Project, Quote, Reservation, Trade, User, WaitingOrder
 from provisioning import calendar, decisions, quotas
 from provisioning.errors import PolicyExcludes
 from provisioning.models import PlacementDecision
@@ -83,6 +86,31 @@ def test_what_was_reserved_stays_and_is_not_extended_where_a_policy_excludes_it(
     # Whoever forbids a place may leave it.
     leave = quotes.for_cancellation(reservation=kept, at=other_buys.at(1))
     reservations.cancel(actor=other_buys.actor, reservation=kept, quote=leave, at=other_buys.at(1))
+
+
+def test_what_a_policy_excludes_is_neither_found_nor_free(
+    alice: User, acme: Organization, acme_buys: Buyer, client: Client
+) -> None:
+    program, calendar_of = Program(make_token(alice, acme)), f"offers/{acme_buys.offer.slug}/calendar"
+    calendar.count(at=timezone.now())
+    client.force_login(alice)
+    search = {"gpus": 2, "hours": 2, "before": acme_buys.at(30).isoformat()}
+
+    def seen() -> tuple[list[str], list[int], bool, bool]:
+        found = [one["offer"]["slug"] for one in program.get(f"windows?{urlencode(search)}").json()["data"]]
+        shown = program.get(f"{calendar_of}?hours=2").json()
+        page = client.get(reverse("hours")).content.decode()
+        return found, [one["free_gpus"] for one in shown["hours"]], shown["excluded"], "Your policies exclude" in page
+
+    slug, path = acme_buys.offer.slug, f"projects/{acme_buys.project.public_id}/policy"
+    assert seen() == ([slug], [16, 16], False, False)
+    assert program.ask("put", path, {"countries": {"deny": ["NO"]}}).status_code == 200
+    assert seen() == ([], [0, 0], True, True)
+    # Where one of several projects may use it, it is found, and the policies of one that is named count alone.
+    Project.objects.create(organization=acme, name="other")
+    assert seen() == ([slug], [16, 16], False, False)
+    search["project"] = acme_buys.project.public_id
+    assert seen()[0] == []
 
 
 def test_hours_of_others_are_not_bought_where_a_policy_excludes_them(
