@@ -36,6 +36,7 @@ app.conf.update(
         name: {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
         for name, task, seconds in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
+            ("ends that nobody heard of", "provisioning.tasks.wake_what_ended", 60.0),
             ("clusters to look at", "provisioning.tasks.look_at_clusters", 1.0),
             ("health events", "provisioning.tasks.decide_health_events", 1.0),
             ("interruptions", "provisioning.tasks.interrupt", 1.0),

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.db import connection
 from django.utils import timezone
 
 from billing import usage
@@ -28,7 +29,24 @@ QUEUE_MAX = timedelta(minutes=30)
 LONG = timedelta(minutes=30)
 # Nodes that report wake the workflow; these looks are for reports that never come.
 LOOK_S = 10
-WATCH_LOOK_S = 300
+# Told of its end, an instance is looked at more often than its deadline alone would have it.
+NOTICE_LOOK_S = 300
+
+# What `watch` would act on, found in the rows of all that run at once: looks at each of them would keep a core busy.
+ENDED = """
+UPDATE provisioning_workflow SET due_at = %(at)s WHERE step = 'watch' AND due_at IS NULL AND instance_id IN (
+    SELECT instance.id FROM provisioning_instance instance
+    JOIN provisioning_workflow asleep
+        ON asleep.instance_id = instance.id AND asleep.step = 'watch' AND asleep.due_at IS NULL
+    JOIN provisioning_assignment part ON part.instance_id = instance.id AND part.fence = instance.run
+    WHERE instance.phase = 'running'
+    GROUP BY instance.id
+    HAVING bool_and(part.observed = 'exited') OR bool_or(
+        part.observed IN ('failed', 'gone') OR part.observed = 'exited' AND part.exit_code IS DISTINCT FROM 0
+    )
+    ORDER BY instance.id LIMIT %(limit)s
+)
+"""
 
 State = Assignment.Observed
 BROKEN = {State.FAILED, State.GONE}
@@ -181,7 +199,8 @@ def note_started(instance: Instance) -> None:
 def watch(instance: Instance) -> Outcome:
     """Wait until the command has ended everywhere, or one replica ended badly: a gang ends together.
 
-    An instance that was told of its interruption is watched until one grace before the deadline.
+    What just runs costs no turns: reports wake it, and `wake_what_ended` finds whom they did not. An instance that was
+    told of its interruption is watched until one grace before the deadline.
     """
     seen = _look(instance)
     if any(look.state in BROKEN for look in seen):
@@ -197,9 +216,16 @@ def watch(instance: Instance) -> Outcome:
         at = max(look.exited_at or instance.phase_since for look in ended)
         return Next("tear_down", commit=partial(stop_after_exit, exit_code=exit_code, at=at))
     if notice is None:
-        return Wait(WATCH_LOOK_S)
+        return Wait(None)
     left_s = (interruptions.ends_at(notice) - timezone.now()).total_seconds()
-    return Next("tear_down", commit=drain) if left_s <= 0 else Wait(min(WATCH_LOOK_S, left_s))
+    return Next("tear_down", commit=drain) if left_s <= 0 else Wait(min(NOTICE_LOOK_S, left_s))
+
+
+def wake_what_ended(*, limit: int) -> int:
+    """Wake what is watched and has ended though nobody woke it; return how many are awake now. One statement."""
+    with connection.cursor() as cursor:
+        cursor.execute(ENDED, {"at": timezone.now(), "limit": limit})
+        return int(cursor.rowcount)
 
 
 def drain(instance: Instance) -> None:

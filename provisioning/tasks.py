@@ -15,6 +15,7 @@ from provisioning import (
     policies,
     rollups,
     sessions,
+    steps,
     upkeep,
 )
 from provisioning.health import breaker, events, faults, operations, remedies
@@ -24,6 +25,7 @@ log = structlog.get_logger("provisioning.tasks")
 
 TURNS_MAX = 20
 DUE_MAX = 200
+ENDED_MAX = 1000
 NUDGE_LIFE_S = 10
 SILENT_MAX = 200
 CLUSTERS_MAX = 50
@@ -48,6 +50,12 @@ def run_due_workflows() -> None:
     for workflow_id in engine.due(limit=DUE_MAX):
         # The next sweeps find it again, so a message that waited long is worthless.
         run_workflow.apply_async((workflow_id,), expires=NUDGE_LIFE_S)
+
+
+@shared_task
+def wake_what_ended() -> None:
+    """Wake the workflows of what has ended though no report woke them."""
+    steps.wake_what_ended(limit=ENDED_MAX)
 
 
 @shared_task

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from billing import books, usage
@@ -12,7 +13,7 @@ from marketplace import rentals
 from marketplace.access import Actor
 from marketplace.console import nodes as console
 from marketplace.models import Project
-from provisioning import engine, instances, nodes
+from provisioning import engine, instances, nodes, steps
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models import (
     AT_REST,
@@ -92,6 +93,30 @@ def test_an_exited_command_stops_the_instance_and_the_charges(
     running.refresh_from_db()
     assert (running.phase, running.reason, running.exit_code) == ("stopped", "exited", 7)
     assert_nothing_is_left_over(running, fleet)
+
+
+def test_what_just_runs_costs_no_turns_and_an_end_that_nobody_heard_of_is_found_at_once(
+    rent: Rent, run_until_idle: Run
+) -> None:
+    one, gang = rent(), rent(replicas=2)
+    run_until_idle()
+    assert set(Workflow.objects.values_list("step", "due_at")) == {("watch", None)}
+    first, second = Assignment.objects.filter(instance=gang).order_by("replica")
+    of_one = Assignment.objects.filter(instance=one)
+    ends: list[tuple[QuerySet[Assignment], str, int | None, int]] = [
+        (of_one, "running", None, 0),
+        (Assignment.objects.filter(pk=first.pk), "exited", 0, 0),  # The other goes on, so the gang does.
+        (of_one, "exited", 0, 1),
+        (Assignment.objects.filter(pk=second.pk), "exited", 3, 1),
+    ]
+    for rows, observed, exit_code, woken in ends:
+        rows.update(observed=observed, exit_code=exit_code, exited_at=timezone.now())
+        assert steps.wake_what_ended(limit=10) == woken, observed
+        assert len(engine.due(limit=10)) == woken
+        for workflow_id in engine.due(limit=10):
+            engine.run_one(workflow_id, PLAN)
+            Workflow.objects.filter(pk=workflow_id).update(due_at=None)
+    assert list(Instance.objects.order_by("pk").values_list("phase", "exit_code")) == [("stopping", 0), ("stopping", 3)]
 
 
 def test_a_failed_start_costs_nothing_and_says_so(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
