@@ -2,7 +2,8 @@
 
 The holder's own use comes first. What they start counts as used at once, so
 that what spot may have shrinks and spot gives back what is over, within the
-offer's notice; until then the holder's instance waits in its queue.
+offer's notice; until then the holder's instance waits in its queue. What spot
+was charged is shared by what ran when (`lending_record`), not by what is so now.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,15 +12,17 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import OuterRef, Q, Subquery, Sum
 
 from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
-from marketplace import coverage, holdings, refunds
+from billing.rating import MILLISECOND
+from marketplace import coverage, holdings, lending_record, refunds
 from marketplace.blocks import BP, NOTICE
-from marketplace.models import USABLE, LendingShare, Offer, Reservation
+from marketplace.lending_record import SCALE, Record
+from marketplace.models import USABLE, LendingShare, LendingSpell, Offer, Reservation
 from provisioning import calendar
-from provisioning.models import Capacity, CommittedHour, Instance
+from provisioning.models import Capacity, Instance
 
 log = structlog.get_logger("marketplace.lending")
 
@@ -74,28 +77,34 @@ def _beyond_free(offer_id: int, at: datetime) -> int:
     capacity = Capacity.objects.filter(pk=offer_id).first()
     if not held or capacity is None:
         return 0
-    committed = CommittedHour.objects.filter(offer=offer_id, hour=calendar.hour_of(at)).first()
-    free = capacity.gpus - capacity.open_ended - (committed.gpus if committed else 0)
+    hour = calendar.hour_of(at)
+    committed = calendar.peak_within(offer_id=offer_id, starts_at=hour, ends_at=hour + calendar.HOUR)
+    free = capacity.gpus - capacity.open_ended - committed
     return max(0, held - max(0, free))
 
 
 def share_due(*, at: datetime, limit: int) -> int:
     """Pay holders their share of what spot was charged for GPUs of theirs; return how many charges were shared."""
-    lending = Offer.objects.filter(reservations__is_lent=True, reservations__state__in=USABLE).distinct()
+    since = at - SHARED_WITHIN
+    lending = LendingSpell.objects.filter(Q(ends_at=None) | Q(ends_at__gt=since - SHARED_WITHIN), starts_at__lt=at)
+    offers = Offer.objects.filter(pk__in=lending.values("reservation__offer")).select_related("block_terms")
     shared = 0
-    for offer in lending.select_related("block_terms").order_by("pk"):
+    for offer in offers.order_by("pk"):
         last = 0
         while page := _charges(offer, after=last, limit=limit, at=at):
-            for charge in page:
-                shared += share(charge=charge, offer=offer, at=at)
+            ran = lending_record.between(
+                offer, min(since for _, since in page), max(charge.through for charge, _ in page)
+            )
+            for charge, begun in page:
+                shared += share(charge=charge, since=begun, ran=ran, offer=offer, at=at)
                 if shared >= limit:
                     return shared
-            last = page[-1].pk
+            last = page[-1][0].pk
     return shared
 
 
-def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[Charge]:
-    """Return the next of what spot of an offer was charged lately and that was not shared yet.
+def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[tuple[Charge, datetime]]:
+    """Return the next of what spot of an offer was charged lately and that was not shared yet, each since when.
 
     It goes on after a key: charges of which nobody is paid anything stay, and must not hide those behind them.
     """
@@ -104,29 +113,31 @@ def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[Char
     spans = UsageSpan.objects.filter(resource_id__in=recent.values("public_id"), labels__market=Instance.Market.SPOT)
     found = Charge.objects.filter(span__in=spans, amount_micros__gt=0, through__gte=at - SHARED_WITHIN)
     found = found.exclude(key__in=LendingShare.objects.values("cause"))
-    return list(found.filter(pk__gt=after).select_related("span__price_version").order_by("pk")[:limit])
+    earlier = Charge.objects.filter(span=OuterRef("span"), through__lt=OuterRef("through"), amount_micros__gt=0)
+    before = Subquery(earlier.order_by("-through").values("through")[:1])
+    rows = found.filter(pk__gt=after).select_related("span__price_version").annotate(before=before).order_by("pk")
+    return [(charge, charge.before or charge.span.started_at) for charge in rows[:limit]]
 
 
 @transaction.atomic
-def share(*, charge: Charge, offer: Offer, at: datetime) -> bool:
-    """Pay holders for their part of one charge, once: of what spot holds, the part that is lent, times their share.
+def share(*, charge: Charge, since: datetime, ran: Record, offer: Offer, at: datetime) -> bool:
+    """Pay holders for their part of one charge, once: of what spot ran on while it was made, what they lent.
 
-    Each holder gets in proportion to what they have idle, in whole micros by the largest remainder. Of a charge in
-    another currency a holder gets nothing, and nobody else gets their part.
+    Each holder gets in proportion to what they had idle, at every moment since the charge before, in whole micros by
+    the largest remainder. Of a charge in another currency a holder gets nothing, and nobody else gets their part.
     """
-    lenders = idle(offer_id=offer.pk, at=at)
-    all_gpus = calendar.spot_gpus(offer.pk)
-    lent = in_use(offer_id=offer.pk, at=at)
-    if not (lent and all_gpus and lenders):
+    weights = ran.weights(since, charge.through)
+    whole = SCALE * ((charge.through - since) // MILLISECOND)
+    if not (whole and weights):
         return False
-    micros = charge.amount_micros * lent * offer.block_terms.lend_share_bp // (all_gpus * BP)
+    micros = charge.amount_micros * sum(weights.values()) * offer.block_terms.lend_share_bp // (whole * BP)
     if not micros or LendingShare.objects.filter(cause=charge.key).exists():
         return False
-    parts = largest_remainder(micros, [one.gpus for one in lenders])
-    paid = zip(lenders, parts, strict=True)
+    parts = largest_remainder(micros, list(weights.values()))
+    paid = zip([ran.lenders[pk] for pk in weights], parts, strict=True)
     currency = charge.span.price_version.currency
-    paid_now = [pair for pair in paid if pair[1] and pair[0].reservation.currency == currency]
-    for one, part in sorted(paid_now, key=lambda pair: pair[0].reservation.project.organization_id):
+    paid_now = [pair for pair in paid if pair[1] and pair[0].currency == currency]
+    for one, part in sorted(paid_now, key=lambda pair: pair[0].project.organization_id):
         _pay(charge, one, part, at=at)
     return bool(paid_now)
 
@@ -141,8 +152,7 @@ def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def _pay(charge: Charge, lender: Idle, micros: int, *, at: datetime) -> None:
-    reservation = lender.reservation
+def _pay(charge: Charge, reservation: Reservation, micros: int, *, at: datetime) -> None:
     organization = reservation.project.organization
     prepayments.pay_out(
         organization=organization,

@@ -416,8 +416,7 @@ def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime)
     if refusal := _why_not_lent(reservation):
         raise IllegalMove(refusal)
     if reservation.is_lent != is_lent:
-        Reservation.objects.filter(pk=reservation.pk).update(is_lent=is_lent)
-        reservation.is_lent = is_lent
+        reservation.set_lent(is_lent, at=at)
         verb = "reservation.lend" if is_lent else "reservation.recall"
         reservation.note(gettext("Idle GPUs are lent.") if is_lent else gettext("Nothing is lent any more."), at=at)
         audit.record_of(reservation, verb, actor=actor)

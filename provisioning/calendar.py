@@ -13,15 +13,15 @@ their transaction: after accounts, nodes and assignments.
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F, Max
-from django.db.models.functions import Coalesce
+from django.db.models import F
 from django.utils.translation import gettext
 
 from billing.prepared import ask
 from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, CommittedHour, GpuHold, Instance
+from provisioning.models import Capacity, GpuHold, Instance
 
 HOUR = timedelta(hours=1)
 SPOT = Instance.Market.SPOT
@@ -53,6 +53,19 @@ SELECT FROM provisioning_capacity WHERE %(offer)s::bigint IS NULL OR offer_id = 
 ORDER BY offer_id FOR NO KEY UPDATE
 """
 
+# The hours of which something is committed. Conditions on `offer_id` and `day` go to the rows.
+HOURS = """
+SELECT offer_id, day, day + (number - 1) * interval '1 hour' AS hour, of_hour AS gpus
+FROM provisioning_committedday, unnest(gpus) WITH ORDINALITY AS of_day (of_hour, number) WHERE of_hour > 0
+"""
+WITHIN = f"""
+SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s::bigint[])
+    AND day > %(start)s::timestamptz - interval '24 hours' AND (%(end)s::timestamptz IS NULL OR day < %(end)s)
+    AND hour >= %(start)s AND (%(end)s IS NULL OR hour < %(end)s)
+"""  # noqa: S608  nothing in it comes from outside
+PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
+LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
+
 # The GPUs of one offer as `COUNT` has them, for whoever only looks.
 THERE = """
 SELECT coalesce(sum(gpu_count), 0) - (
@@ -65,10 +78,10 @@ WHERE offer_id = %(offer)s AND state = 'available' AND reachability NOT IN ('unk
 
 # Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order. The rows are locked by
 # a statement before this one: what was committed while that waited is then seen.
-COUNT = """
+COUNT = f"""
 UPDATE provisioning_capacity AS capacity SET gpus = counted.gpus, counted_at = %(at)s, peak = coalesce(
-    (SELECT max(hour.gpus) FROM provisioning_committedhour hour
-     WHERE hour.offer_id = capacity.offer_id AND hour.hour > %(since)s), 0
+    (SELECT max(gpus) FROM ({HOURS}) hour WHERE offer_id = capacity.offer_id AND day > %(since)s - interval '24 hours'
+        AND hour > %(since)s), 0
 )
 FROM (
     SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS gpus
@@ -84,15 +97,15 @@ FROM (
     ) broken ON broken.offer_id = offer.id
     WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
 ) counted WHERE counted.id = capacity.offer_id
-"""
+"""  # noqa: S608  nothing in it comes from outside
 
 # A few of each offer, by its index; those that somebody takes back this moment are left for the next time.
 FORGET = """
-DELETE FROM provisioning_committedhour WHERE id IN (
+DELETE FROM provisioning_committedday WHERE id IN (
     SELECT old.id FROM provisioning_capacity capacity, LATERAL (
-        SELECT id FROM provisioning_committedhour hour
-        WHERE hour.offer_id = capacity.offer_id AND hour.hour < %(before)s
-        ORDER BY hour.hour LIMIT %(each)s FOR UPDATE SKIP LOCKED
+        SELECT id FROM provisioning_committedday there
+        WHERE there.offer_id = capacity.offer_id AND there.day <= %(before)s - interval '24 hours'
+        ORDER BY there.day LIMIT %(each)s FOR UPDATE SKIP LOCKED
     ) old LIMIT %(limit)s
 )
 """
@@ -103,19 +116,39 @@ WHERE offer_id = %(offer)s FOR NO KEY UPDATE
 """  # noqa: S608  nothing in it comes from outside
 # Where one hour has no room, nothing is written at all. The capacity's row is locked by a statement before this one.
 COMMIT = """
-WITH fullest AS (
-    SELECT coalesce(max(gpus), 0) + %(gpus)s::bigint AS gpus FROM provisioning_committedhour
-    WHERE offer_id = %(offer)s AND hour >= %(start)s AND hour < %(end)s
+WITH wanted AS MATERIALIZED (
+    SELECT day, array_agg(CASE WHEN day + number * interval '1 hour' >= %(start)s
+        AND day + number * interval '1 hour' < %(end)s THEN %(gpus)s::int ELSE 0 END ORDER BY number) AS gpus
+    FROM generate_series(date_trunc('day', %(start)s::timestamptz, 'UTC'),
+        %(end)s::timestamptz - interval '1 hour', interval '24 hours') AS day, generate_series(0, 23) AS number
+    GROUP BY day
+), fullest AS (
+    SELECT coalesce(max(hour.gpus), 0) + %(gpus)s::bigint AS gpus
+    FROM wanted JOIN provisioning_committedday there ON there.offer_id = %(offer)s AND there.day = wanted.day,
+        unnest(there.gpus, wanted.gpus) AS hour (gpus, added) WHERE hour.added > 0
 ), fits AS (
     UPDATE provisioning_capacity AS capacity SET peak = greatest(peak, fullest.gpus) FROM fullest
     WHERE offer_id = %(offer)s AND open_ended + fullest.gpus <= capacity.gpus RETURNING offer_id
 ), committed AS (
-    INSERT INTO provisioning_committedhour AS committed (offer_id, hour, gpus)
-    SELECT offer_id, hour, %(gpus)s::bigint FROM fits,
-        generate_series(%(start)s::timestamptz, %(end)s::timestamptz - interval '1 hour', interval '1 hour') AS hour
-    ON CONFLICT (offer_id, hour) DO UPDATE SET gpus = committed.gpus + excluded.gpus
+    INSERT INTO provisioning_committedday AS committed (offer_id, day, gpus)
+    SELECT offer_id, day, wanted.gpus FROM fits, wanted
+    ON CONFLICT (offer_id, day) DO UPDATE SET gpus = (
+        SELECT array_agg(before + added ORDER BY number)
+        FROM unnest(committed.gpus, excluded.gpus) WITH ORDINALITY AS hour (before, added, number)
+    )
 )
 SELECT offer_id FROM fits
+"""
+RELEASE = """
+UPDATE provisioning_committedday there SET gpus = (
+    SELECT array_agg(before - CASE WHEN there.day + (number - 1) * interval '1 hour' >= %(start)s
+        AND there.day + (number - 1) * interval '1 hour' < %(end)s THEN %(gpus)s ELSE 0 END ORDER BY number)
+    FROM unnest(there.gpus) WITH ORDINALITY AS hour (before, number)
+) WHERE offer_id = %(offer)s AND day > %(start)s - interval '24 hours' AND day < %(end)s
+"""
+EMPTY = """
+DELETE FROM provisioning_committedday
+WHERE offer_id = %(offer)s AND day > %(start)s - interval '24 hours' AND day < %(end)s AND 0 = ALL (gpus)
 """
 
 
@@ -181,8 +214,7 @@ def next_open(*, offer_id: int, gpus: int, at: datetime) -> datetime | None:
     left = gpus_there(offer_id) - capacity.open_ended - gpus
     if left < 0:
         return None
-    full = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(at), gpus__gt=left).order_by("-hour")
-    last = full.values_list("hour", flat=True).first()
+    ((last,),) = _read(LAST_ABOVE, offer_ids=[offer_id], starts_at=hour_of(at), ends_at=None, left=left)
     return at if last is None else last + HOUR
 
 
@@ -232,7 +264,7 @@ def close(*, offer_id: int, gpus: int) -> None:
 def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
     """Commit GPUs in each hour of a window of whole hours, or raise NoCapacity with nothing committed.
 
-    Two statements and a row for each hour.
+    Two statements and a row for each day.
     """
     assert gpus > 0
     assert hour_of(starts_at) == starts_at < ends_at == hour_of(ends_at), "a window is whole hours"
@@ -258,20 +290,36 @@ def _commit(offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime) ->
 def release(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
     """Take back a commitment in each hour of a window, of which the hours that are over do not matter."""
     lock(offer_id=offer_id, at=at)
-    hours = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=starts_at, hour__lt=ends_at)
-    hours.update(gpus=F("gpus") - gpus)
-    hours.filter(gpus=0).delete()
+    with connection.cursor() as cursor:
+        for statement in (RELEASE, EMPTY):
+            cursor.execute(statement, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at})
     peak = peak_within(offer_id=offer_id, starts_at=hour_of(at), ends_at=None)
     Capacity.objects.filter(pk=offer_id).update(peak=peak)
 
 
 def peak_within(*, offer_id: int, starts_at: datetime, ends_at: datetime | None) -> int:
     """Return the most that one hour has committed, from the hour of `starts_at` until `ends_at` or for ever."""
-    hours = CommittedHour.objects.filter(offer_id=offer_id, hour__gte=hour_of(starts_at))
-    if ends_at is not None:
-        hours = hours.filter(hour__lt=ends_at)
-    most: int = hours.aggregate(most=Coalesce(Max("gpus"), 0))["most"]
-    return most
+    ((most,),) = _read(PEAK, offer_ids=[offer_id], starts_at=hour_of(starts_at), ends_at=ends_at)
+    return int(most)
+
+
+def committed(
+    *, offer_ids: Collection[int], starts_at: datetime, ends_at: datetime | None = None
+) -> dict[int, dict[datetime, int]]:
+    """Return by offer how many GPUs are committed in each hour from `starts_at` on that has any. One query."""
+    found: dict[int, dict[datetime, int]] = {offer_id: {} for offer_id in offer_ids}
+    for offer_id, hour, gpus in _read(WITHIN, offer_ids=offer_ids, starts_at=hour_of(starts_at), ends_at=ends_at):
+        found[offer_id][hour] = gpus
+    return found
+
+
+def _read(
+    statement: str, *, offer_ids: Collection[int], starts_at: datetime, ends_at: datetime | None, **more: int
+) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, {"offers": list(offer_ids), "start": starts_at, "end": ends_at, **more})
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 def free(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
@@ -298,10 +346,11 @@ def free_by_hour(*, offer_ids: Collection[int], starts_at: datetime, hours: int)
         capacity.pk: [max(0, capacity.gpus - capacity.open_ended)] * hours
         for capacity in Capacity.objects.filter(pk__in=offer_ids)
     }
-    within = CommittedHour.objects.filter(offer__in=list(left), hour__gte=starts_at, hour__lt=starts_at + hours * HOUR)
-    for offer_id, hour, gpus in within.values_list("offer", "hour", "gpus"):
-        of_offer, number = left[offer_id], (hour - starts_at) // HOUR
-        of_offer[number] = max(0, of_offer[number] - gpus)
+    for offer_id, taken in committed(offer_ids=left, starts_at=starts_at, ends_at=starts_at + hours * HOUR).items():
+        of_offer = left[offer_id]
+        for hour, gpus in taken.items():
+            number = (hour - starts_at) // HOUR
+            of_offer[number] = max(0, of_offer[number] - gpus)
     return {offer_id: left.get(offer_id, [0] * hours) for offer_id in offer_ids}
 
 

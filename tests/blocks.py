@@ -14,7 +14,6 @@ from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.models import OVER, BlockTerms, Listing, Offer, Project, Quote, Reservation, ReservationStrip, Trade
 from provisioning import calendar, interruptions
-from provisioning.models import CommittedHour
 
 HOUR = timedelta(hours=1)
 PRICE = 2_000_000
@@ -99,9 +98,9 @@ def check_conserved(*, at: datetime) -> None:
             owed += worth_to_come(reservation, strips)
     for reservation in Reservation.objects.filter(state="expired"):
         owed += worth_to_come(reservation, list(reservation.strips.all()))
-    committed = {
-        (offer, hour): gpus for offer, hour, gpus in CommittedHour.objects.values_list("offer", "hour", "gpus")
-    }
+    offers = list(Offer.objects.values_list("pk", flat=True))
+    by_offer = calendar.committed(offer_ids=offers, starts_at=at - 400 * 24 * HOUR)
+    committed = {(offer, hour): gpus for offer, hours in by_offer.items() for hour, gpus in hours.items()}
     running = {hour: gpus for hour, gpus in held.items() if hour[1] >= calendar.hour_of(at)}
     assert {hour: gpus for hour, gpus in committed.items() if hour[1] >= calendar.hour_of(at)} == running
     assert deferred_micros() == owed

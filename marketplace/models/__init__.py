@@ -45,7 +45,7 @@ from marketplace.models.jobs import (
 from marketplace.models.purchases import TokenPurchase
 from marketplace.models.receipts import Receipt, ReceiptDue, ReceiptSignature, SigningKey
 from marketplace.models.requests import QuotaRequest, QuotaRule
-from marketplace.models.resale import LendingShare, ListedHour, Listing, Trade, TradeLeg
+from marketplace.models.resale import LendingShare, LendingSpell, ListedHour, Listing, Trade, TradeLeg
 from marketplace.models.reservations import (
     BEGUN,
     OVER,
@@ -120,6 +120,7 @@ __all__ = [
     "JobEvent",
     "JobState",
     "LendingShare",
+    "LendingSpell",
     "ListedHour",
     "Listing",
     "Membership",

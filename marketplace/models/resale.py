@@ -7,7 +7,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
-from provisioning.models.calendar import to_the_hour
+from provisioning.models.calendar import to_the
 
 
 class Listing(models.Model):
@@ -77,7 +77,7 @@ class ListedHour(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["listing", "hour"], name="listed_hour_once_per_listing"),
             models.CheckConstraint(
-                condition=Q(gpus__gte=1, hour=to_the_hour("hour")), name="listed_hour_sells_something"
+                condition=Q(gpus__gte=1, hour=to_the("hour", "hour")), name="listed_hour_sells_something"
             ),
         ]
         indexes = [models.Index(fields=["offer", "hour"], name="listed_hour_by_offer")]
@@ -126,6 +126,26 @@ class TradeLeg(models.Model):
 
     def __str__(self) -> str:
         return f"{self.gpus} GPUs from {self.starts_at:%Y-%m-%d %H}"
+
+
+class LendingSpell(models.Model):
+    """From when to when a reservation lent what stood idle; without an end it lends now."""
+
+    reservation = models.ForeignKey("marketplace.Reservation", models.CASCADE, related_name="lending_spells")
+    starts_at = models.DateTimeField()
+    ends_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["reservation"], condition=Q(ends_at=None), name="lending_once_at_a_time"),
+            models.CheckConstraint(
+                condition=Q(ends_at=None) | Q(ends_at__gte=F("starts_at")), name="lending_ends_later"
+            ),
+        ]
+        indexes = [models.Index(fields=["ends_at"], name="lending_by_end")]
+
+    def __str__(self) -> str:
+        return f"{self.reservation} lent from {self.starts_at:%Y-%m-%d %H:%M:%S}"
 
 
 class LendingShare(models.Model):

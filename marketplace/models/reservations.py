@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from billing.prepared import Value, ask, insertion, values_of
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
-from provisioning.models.calendar import to_the_hour
+from provisioning.models.calendar import to_the
 
 log = structlog.get_logger("marketplace.reservations")
 
@@ -209,6 +209,18 @@ class Reservation(models.Model):
         """What was paid for it, ever."""
         return self.promo_micros + self.cash_micros
 
+    def set_lent(self, is_lent: bool, *, at: datetime) -> None:
+        """Lend from now on, or stop it, and keep since when."""
+        Reservation.objects.filter(pk=self.pk).update(is_lent=is_lent)
+        self.is_lent = is_lent
+        if is_lent:
+            self.lending_spells.create(starts_at=at)
+        else:
+            self._end_lending(at)
+
+    def _end_lending(self, at: datetime) -> None:
+        self.lending_spells.filter(ends_at=None).update(ends_at=at)
+
     def book(self, strips: Sequence["ReservationStrip"]) -> None:
         """Write this new reservation, whose payment is pending, with its strips and first event. One statement."""
         assert self.state == ReservationState.PAYMENT_PENDING
@@ -232,6 +244,8 @@ class Reservation(models.Model):
         words: dict[str, Value] = {"reservation": self.pk, "old": old, "new": state, "at": at, "message": message}
         if not ask(MOVE.format(changes="".join(f", {name} = %({name})s" for name in changes)), {**words, **changes}):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
+        if self.is_lent and not changes.get("is_lent", True):
+            self._end_lending(at)
         for name, value in {**changes, "state": state, "state_since": at, "message": message}.items():
             setattr(self, name, value)
         log.info("moved", reservation=self.public_id, old=old, new=state)
@@ -274,8 +288,8 @@ class ReservationStrip(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=Q(starts_at__lt=F("ends_at"), starts_at=to_the_hour("starts_at"))
-                & Q(ends_at=to_the_hour("ends_at")),
+                condition=Q(starts_at__lt=F("ends_at"), starts_at=to_the("hour", "starts_at"))
+                & Q(ends_at=to_the("hour", "ends_at")),
                 name="strip_is_whole_hours",
             ),
             models.CheckConstraint(

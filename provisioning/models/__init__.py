@@ -1,4 +1,4 @@
-from provisioning.models.calendar import Capacity, CommittedHour
+from provisioning.models.calendar import Capacity, CommittedDay
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
 from provisioning.models.health import (
     Breaker,
@@ -48,7 +48,7 @@ __all__ = [
     "BreakerMark",
     "Capacity",
     "Cluster",
-    "CommittedHour",
+    "CommittedDay",
     "Fabric",
     "Gpu",
     "GpuHold",

@@ -1,12 +1,13 @@
 """What of an offer is promised, now and in each hour to come."""
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Func, Q, Value
 
 
-def to_the_hour(column: str) -> Func:
-    """The UTC hour in which the column's time lies."""
-    return Func(Value("hour"), F(column), Value("UTC"), function="date_trunc", output_field=models.DateTimeField())
+def to_the(unit: str, column: str) -> Func:
+    """The UTC hour, or day, in which the column's time lies."""
+    return Func(Value(unit), F(column), Value("UTC"), function="date_trunc", output_field=models.DateTimeField())
 
 
 class Capacity(models.Model):
@@ -28,18 +29,27 @@ class Capacity(models.Model):
         return f"{self.open_ended} + {self.peak} of {self.gpus} GPUs of {self.offer}"
 
 
-class CommittedHour(models.Model):
-    """How many GPUs of an offer are committed to reservations in one UTC hour; hours without any have no row."""
+class CommittedDay(models.Model):
+    """How many GPUs of an offer are committed to reservations in each hour of one UTC day.
 
-    offer = models.ForeignKey("marketplace.Offer", models.CASCADE, related_name="committed_hours")
-    hour = models.DateTimeField(help_text="when it begins")
-    gpus = models.PositiveIntegerField()
+    Days without any have no row. A block of some days is some rows to write: a
+    row for each hour was most of what a booking cost the database.
+    """
+
+    offer = models.ForeignKey("marketplace.Offer", models.CASCADE, related_name="committed_days")
+    day = models.DateTimeField(help_text="when it begins")
+    gpus = ArrayField(models.IntegerField(), size=24, help_text="hour by hour")
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["offer", "hour"], name="committed_hour_once_per_offer"),
-            models.CheckConstraint(condition=Q(hour=to_the_hour("hour")), name="committed_hour_begins_on_the_hour"),
+            models.UniqueConstraint(fields=["offer", "day"], name="committed_day_once_per_offer"),
+            models.CheckConstraint(condition=Q(day=to_the("day", "day")), name="committed_day_begins_at_midnight"),
+            models.CheckConstraint(condition=Q(gpus__len=24), name="committed_day_has_24_hours"),
+            models.CheckConstraint(
+                condition=Func(F("gpus"), template="0 <= ALL (%(expressions)s)", output_field=models.BooleanField()),
+                name="committed_hours_are_never_below_zero",
+            ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.gpus} GPUs of {self.offer} at {self.hour:%Y-%m-%d %H}"
+        return f"up to {max(self.gpus)} GPUs of {self.offer} on {self.day:%Y-%m-%d}"

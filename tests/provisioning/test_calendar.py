@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from marketplace.models import Offer
 from provisioning import calendar, instances
 from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, CommittedHour, Gpu, Instance, Node
+from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 HOUR = timedelta(hours=1)
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 GPUS = 16
-SPAN = 6
+SPAN = 18  # Past midnight.
 
 
 @pytest.fixture
@@ -130,9 +130,16 @@ def test_no_hour_is_ever_promised_beyond_its_gpus_and_none_is_refused_that_fits(
                 release(offer, gpus, first, last)
             elif verb == "close" and number < len(running):
                 calendar.close(offer_id=offer.pk, gpus=running.pop(number))
-        rows = {row.hour: row.gpus for row in CommittedHour.objects.filter(offer=offer)}
+        rows = calendar.committed(offer_ids=[offer.pk], starts_at=NOON - 24 * HOUR)[offer.pk]
         expected = [sum(gpus for gpus, (first, last) in committed if first <= hour < last) for hour in range(SPAN)]
-        assert [rows.get(NOON + hour * HOUR, 0) for hour in range(SPAN)] == expected
+        assert [rows.pop(NOON + hour * HOUR, 0) for hour in range(SPAN)] == expected
+        assert not rows
+        assert CommittedDay.objects.exists() == any(expected)
+        peak = calendar.peak_within(offer_id=offer.pk, starts_at=NOON, ends_at=None)
+        assert peak == max(expected)
+        calendar.count(at=NOON)
+        free = calendar.free_by_hour(offer_ids=[offer.pk], starts_at=NOON, hours=SPAN)[offer.pk]
+        assert free == [max(0, GPUS - sum(running) - gpus) for gpus in expected]
         transaction.set_rollback(True)
 
 
@@ -149,7 +156,7 @@ def test_of_sixteen_bookings_at_once_only_those_that_fit_are_made(offer: Offer) 
     book = partial(commit, offer, 3, 0, 4)
     fit = GPUS // 3
     assert at_the_same_moment(*[book] * 16) == ["NoCapacity"] * (16 - fit) + ["done"] * fit
-    assert set(CommittedHour.objects.values_list("gpus", flat=True)) == {15}
+    assert list(CommittedDay.objects.values_list("gpus", flat=True)) == [[0] * 12 + [15] * 4 + [0] * 8]
 
 
 def _while_it_waits_for_the_row(holds: Callable[[], None], waits: Callable[[], None]) -> None:
@@ -187,13 +194,17 @@ def test_a_count_that_waits_for_a_commitment_sees_its_hours(offer: Offer) -> Non
         calendar.open_ended(offer_id=offer.pk, gpus=7, at=NOON)
 
 
-def test_hours_that_are_long_over_are_forgotten_a_few_at_a_time(offer: Offer) -> None:
-    commit(offer, 5, 0, 6)
-    assert calendar.forget(at=NOON + 24 * HOUR, limit=9) == 0
-    assert calendar.forget(at=NOON + 28 * HOUR, limit=3) == 3
-    assert calendar.forget(at=NOON + 28 * HOUR, limit=3) == 1
-    assert list(CommittedHour.objects.order_by("hour").values_list("hour", flat=True)) == [
-        NOON + 4 * HOUR, NOON + 5 * HOUR,
-    ]  # fmt: skip
-    release(offer, 5, 0, 6)
-    assert not CommittedHour.objects.exists()
+def test_days_that_are_long_over_are_forgotten_a_few_at_a_time(offer: Offer) -> None:
+    commit(offer, 5, 0, 24 * 4)  # The afternoon of a day, three whole ones, and a morning.
+    assert calendar.forget(at=NOON + 35 * HOUR, limit=9) == 0
+    assert calendar.forget(at=NOON + (12 + 3 * 24) * HOUR, limit=2) == 2
+    assert calendar.forget(at=NOON + (12 + 3 * 24) * HOUR, limit=2) == 1
+    assert [day.day.day for day in CommittedDay.objects.order_by("day")] == [7, 8]
+    release(offer, 5, 0, 24 * 4)
+    assert not CommittedDay.objects.exists()
+
+
+def test_a_day_refuses_less_than_nothing_and_another_number_of_hours(offer: Offer) -> None:
+    for gpus, fault in ([[-1] + [1] * 23, "never_below_zero"], [[1] * 23, "has_24_hours"]):
+        with pytest.raises(IntegrityError, match=fault), transaction.atomic():
+            CommittedDay.objects.create(offer=offer, day=NOON - 12 * HOUR, gpus=gpus)

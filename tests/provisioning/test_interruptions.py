@@ -261,7 +261,7 @@ def test_the_database_keeps_notices_whole_and_one_at_a_time(spot: Instance, cloc
 def test_every_state_but_the_last_ones_leads_on() -> None:
     assert set(INTERRUPTION_MOVES) == set(State)
     reached = {state for moves in INTERRUPTION_MOVES.values() for state in moves}
-    assert reached == set(State) - {State.PLANNED}
+    assert reached == set(State) - {State.ADVISED}
 
 
 def test_an_actor_may_stop_what_was_told(spot: Instance, clock: Clock, actor: Actor, run_until_idle: Run) -> None:

@@ -256,6 +256,7 @@ def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, pl
         "peers": [],
         "stop_grace_s": 10,
         "notice": None,
+        "risk": None,
     }
 
 

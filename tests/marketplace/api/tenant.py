@@ -37,6 +37,7 @@ from marketplace.models import (
     IdleSpell,
     Job,
     LendingShare,
+    LendingSpell,
     Membership,
     Organization,
     Project,
@@ -92,6 +93,7 @@ def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
     buyer = Buyer(actor, project, fleet.h200, hour_of(timezone.now()) + timedelta(hours=1))
     reservation = buyer.buy(2, 200, 210)
     trade = buyer.trade(1, 300, 301, 9_000_000)
+    LendingSpell.objects.create(reservation=reservation, starts_at=buyer.noon, ends_at=buyer.noon)
     LendingShare.objects.create(reservation=reservation, cause=f"of {project.pk}", amount_micros=1, at=buyer.noon)
     Shortfall.objects.create(
         reservation=reservation, hour=buyer.noon, gpus=1, refund_micros=1, worth_micros=0, message="gone",

@@ -1,7 +1,7 @@
 """Lending: idle reserved GPUs run spot work, their holder is paid a share, and never waits longer than the notice."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from billing import books, charging
 from billing.models import Charge, PriceVersion
-from marketplace import lending, recalls, rentals, reservations, spot, spot_terms
-from marketplace.models import LendingShare, Reservation
+from marketplace import lending, lending_record, recalls, rentals, reservations, spot, spot_terms
+from marketplace.models import LendingShare, LendingSpell, Reservation
 from provisioning import interruptions, quotas
 from provisioning.models import Instance, Interruption
 from tests.blocks import USD, Buyer, check_conserved
@@ -89,6 +89,49 @@ def test_the_holder_gets_their_share_of_each_charge_once(
     check_conserved(at=timezone.now())
 
 
+def test_lent_gpus_earn_by_when_they_ran_whatever_is_so_when_the_charge_is_shared(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any, run_until_idle: Run
+) -> None:
+    before = other_buys.wallet().available_micros
+    clock.shift(timedelta(minutes=2))
+    reservations.lend(actor=other_buys.actor, reservation=lent, is_lent=False, at=timezone.now())
+    clock.shift(timedelta(minutes=4))
+    rentals.terminate(actor=acme_buys.actor, instance=spot_runs, at=timezone.now())
+    run_until_idle()
+    charging.charge_due(at=timezone.now())
+    charge = Charge.objects.get()
+    assert charge.amount_micros == 8 * 50 * CENT // 10
+    # Now nothing is lent and nothing runs; for a third of the time it did.
+    for _ in range(2):
+        lending.share_due(at=timezone.now(), limit=10)
+    share = LendingShare.objects.get()
+    assert share.amount_micros == charge.amount_micros // 2 // 3
+    assert other_buys.wallet().available_micros == before + share.amount_micros
+    spell = LendingSpell.objects.get()
+    assert spell.ends_at is not None
+    assert spell.ends_at - spot_runs.ready_at == timedelta(minutes=2)
+
+
+def test_what_the_holder_uses_beside_spot_takes_nothing_from_what_the_rest_earns(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any, run_until_idle: Run
+) -> None:
+    clock.shift(timedelta(minutes=3))
+    with transaction.atomic():
+        mine = rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8), at=timezone.now()
+        )
+    run_until_idle()
+    clock.shift(timedelta(minutes=3))
+    charging.charge_due(at=timezone.now())
+    ran = lending_record.between(lent.offer, spot_runs.ready_at, timezone.now())
+    assert [piece.parts for piece in ran.pieces if piece.parts] == [{lent.pk: lending_record.SCALE}] * len(ran.pieces)
+    # Eight idle GPUs are lent beside the eight that the holder runs on, and spot runs on all of those.
+    mine.refresh_from_db()
+    rentals.terminate(actor=other_buys.actor, instance=mine, at=timezone.now())
+    run_until_idle()
+    assert lending.share_due(at=timezone.now(), limit=10) == 1
+
+
 def test_what_the_holder_starts_takes_lent_gpus_back_within_the_notice(
     other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any, run_until_idle: Run
 ) -> None:
@@ -147,8 +190,13 @@ def test_nobody_gets_the_part_of_a_holder_with_another_currency(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     foreign = Reservation(price_version=PriceVersion(currency="EUR"))
-    both = [lending.Idle(lent, 4), lending.Idle(foreign, 12)]
-    monkeypatch.setattr(lending, "idle", lambda **_: both)
+    parts = {lent.pk: lending_record.SCALE // 4, 0: lending_record.SCALE * 3 // 4}
+
+    def between(offer: Any, since: datetime, until: datetime) -> lending_record.Record:
+        piece = lending_record.Piece(since, until, parts)
+        return lending_record.Record([piece], {lent.pk: lent, 0: foreign})
+
+    monkeypatch.setattr(lending_record, "between", between)
     clock.shift(timedelta(minutes=6))
     charging.charge_due(at=timezone.now())
     assert lending.share_due(at=timezone.now(), limit=10) == 1
