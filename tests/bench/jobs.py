@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OFFER = "h200-teesside"
 SUBMITTED = 1000
 SUBMITTED_S_MOST = 2.0
-START_WITHIN_S, END_WITHIN_S = 120, 60
+START_WITHIN_S, END_WITHIN_S = 300, 60
 
 
 @contextlib.contextmanager

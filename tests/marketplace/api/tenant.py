@@ -113,7 +113,7 @@ def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
 def _work(actor: Actor, project: Project, name: str) -> Job:
     """Submit a job, whose first task runs, and one that needs it; return the first."""
     at = timezone.now()
-    asked = [{"name": f"{name}-job", "offer": "l40s-narvik", "command": ["work"]}]
+    asked = [{"name": f"{name}-job", "offer": "h200-narvik", "command": ["work"]}]
     asked.append(asked[0] | {"name": f"{name}-next", "needs": [f"{name}-job"]})
     specs = spec.from_values(asked, at=at)
     job, _ = submitting.submit(actor=actor, project=project, specs=specs, folders={}, at=at)

@@ -44,7 +44,7 @@ def requests(ids: dict[str, str]) -> Iterator[tuple[str, str, Any]]:
     """Yield every request of the table of routes that names a tenant's row, with these ids in it."""
     for method, path, body, *_ in RULES:
         if any(f"{{{word}}}" in path + json.dumps(body) for word in PREFIXES):
-            yield method, filled(path, ids), filled(body, ids)
+            yield method, filled(path, {"task": "0", **ids}), filled(body, ids)
 
 
 def shape(document: dict[str, Any]) -> dict[str, Any]:

@@ -218,8 +218,8 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("post", "jobs/{job}/cancel", None, "rent",                     200, 200, 403, 200, 403, 404, 401),
     ("get", "jobs/{job}/outputs", None, "read",                     200, 200, 200, 200, 200, 404, 401),
     ("get", "jobs/{job}/tasks", None, "read",                       200, 200, 200, 200, 200, 404, 401),
-    ("get", "jobs/{job}/tasks/0", None, "read",                     200, 200, 200, 200, 200, 404, 401),
-    ("get", "jobs/{job}/tasks/0/logs", None, "read",                200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/{job}/tasks/{task}", None, "read",                200, 200, 200, 200, 200, 404, 401),
+    ("get", "jobs/{job}/tasks/{task}/logs", None, "read",           200, 200, 200, 200, 200, 404, 401),
     ("get", "memberships", None, "read",                            200, 200, 200, 200, 200, 200, 401),
     ("get", "memberships/{member}", None, "read",                   200, 200, 200, 200, 200, 404, 401),
     ("patch", "memberships/{member}", {"role": "billing"}, "manage", 200, 200, 403, 403, 403, 404, 401),
@@ -352,6 +352,7 @@ def filled(given: Any, ids: dict[str, str]) -> Any:
 def whole(fleet: Fleet, run_until_idle: Run) -> Tenant:
     tenant = make_tenant("acme", fleet, run_until_idle)
     tenant.ids["offer"] = fleet.h200.public_id
+    tenant.ids["task"] = "0"
     return tenant
 
 
