@@ -46,6 +46,7 @@ app.conf.update(
             ("capacity of offers", "provisioning.tasks.count_capacity", 10.0),
             ("hosts that are not shared", "provisioning.tasks.close_hosts", 20.0),
             ("decisions that are old", "provisioning.tasks.purge_decisions", 600.0),
+            ("artifacts that nothing uses", "provisioning.tasks.sweep_artifacts", 600.0),
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),

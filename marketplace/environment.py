@@ -38,6 +38,9 @@ class Environment:
     wipe_needs_scrub: bool
     gang_networks: str
     webhook_hosts: tuple[str, ...]
+    artifacts: Path
+    artifact_gib_max: int
+    artifacts_project_gib_max: int
     stripe_api_key: str
     stripe_webhook_secret: str
     stripe_api_base: str
@@ -70,6 +73,9 @@ def read(environ: Mapping[str, str]) -> Environment:
         wipe_needs_scrub=values.get("GPUMARKET_WIPE_NEEDS_SCRUB", "0") not in {"0", "no", "false"},
         gang_networks=values.get("GPUMARKET_GANG_NETWORKS", "10.128.0.0/9"),
         webhook_hosts=_listed(values.get("GPUMARKET_WEBHOOK_HOSTS", "")),
+        artifacts=Path(values.get("GPUMARKET_ARTIFACTS") or home / "artifacts").absolute(),
+        artifact_gib_max=_whole(values.get("GPUMARKET_ARTIFACT_GIB_MAX", "50")),
+        artifacts_project_gib_max=_whole(values.get("GPUMARKET_ARTIFACTS_PROJECT_GIB_MAX", "500")),
         stripe_api_key=values.get("STRIPE_API_KEY", ""),
         stripe_webhook_secret=values.get("STRIPE_WEBHOOK_SECRET", ""),
         stripe_api_base=values.get("STRIPE_API_BASE", ""),
@@ -95,6 +101,11 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _whole(text: str) -> int:
+    """Return a whole number, 0 for what is none."""
+    return int(text) if text.isdecimal() else 0
+
+
 def _host(url: str) -> str:
     """Return the host of an address as it stands in requests, or an empty string."""
     try:
@@ -114,12 +125,9 @@ def _is_address(url: str, *schemes: str) -> bool:
 
 def _faults(environment: Environment) -> list[str]:
     faults = []
-    if environment.mode not in {"local", "production"}:
-        faults.append(f"GPUMARKET_MODE is {environment.mode!r}; it is local or production")
-    if environment.log_format not in {"console", "json"}:
-        faults.append(f"GPUMARKET_LOG_FORMAT is {environment.log_format!r}; it is console or json")
-    if environment.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
-        faults.append(f"GPUMARKET_LOG_LEVEL is {environment.log_level!r}; it is DEBUG, INFO, WARNING or ERROR")
+    if min(environment.artifact_gib_max, environment.artifacts_project_gib_max) < 1:
+        faults.append("GPUMARKET_ARTIFACT_GIB_MAX and GPUMARKET_ARTIFACTS_PROJECT_GIB_MAX are whole numbers from 1 on")
+    faults += _unknown_words(environment)
     # The addresses are not repeated: they carry passwords.
     if environment.database_url and not _is_address(environment.database_url, "postgresql", "postgres"):
         faults.append("DATABASE_URL is not an address that begins with postgresql://")
@@ -135,6 +143,17 @@ def _faults(environment: Environment) -> list[str]:
         faults.append(
             "GPUMARKET_ALLOWED_HOSTS names other hosts than localhost; set GPUMARKET_MODE=production to serve them"
         )
+    return faults
+
+
+def _unknown_words(environment: Environment) -> list[str]:
+    faults = []
+    if environment.mode not in {"local", "production"}:
+        faults.append(f"GPUMARKET_MODE is {environment.mode!r}; it is local or production")
+    if environment.log_format not in {"console", "json"}:
+        faults.append(f"GPUMARKET_LOG_FORMAT is {environment.log_format!r}; it is console or json")
+    if environment.log_level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        faults.append(f"GPUMARKET_LOG_LEVEL is {environment.log_level!r}; it is DEBUG, INFO, WARNING or ERROR")
     return faults
 
 

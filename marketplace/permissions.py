@@ -29,6 +29,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "bid.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "volume.view": (EVERYBODY, "read"),
     "volume.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
+    "artifact.view": (EVERYBODY, "read"),
+    "artifact.change": (frozenset({OWNER, ADMIN, DEVELOPER}), "rent"),
     "policy.view": (EVERYBODY, "read"),
     "policy.change": (frozenset({OWNER, ADMIN}), "manage"),
     "organization_policy.change": (frozenset({OWNER, ADMIN}), "manage"),

@@ -15,7 +15,7 @@ from django.utils.translation import gettext, ngettext
 from billing import holds, prices, rating, standing
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, bids, coverage, runtimes, spend
+from marketplace import audit, bids, coverage, runtimes, spend, work_orders
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
@@ -96,6 +96,7 @@ def check(order: Order) -> None:
     _check_command(order.command)
     _check_env(order.env or {})
     kept.check_uses(order.uses, offer=order.offer)
+    work_orders.check(order.work, offer=order.offer, ports=order.ports, replicas=order.replicas)
 
 
 def check_size(order: Order) -> None:

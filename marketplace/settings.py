@@ -200,6 +200,11 @@ ASSIGNMENT_LEASE_S = {"strict": 120, "sticky": 900}
 # Where gangs of containers get their private networks from; it must not be in use at any site.
 GANG_NETWORKS = ENVIRONMENT.gang_networks
 WEBHOOK_HOSTS = ENVIRONMENT.webhook_hosts
+# Where artifacts of projects lie (every web and worker process shares the folder), how large one may be, and how much a
+# project may keep.
+ARTIFACTS = ENVIRONMENT.artifacts
+ARTIFACT_BYTES_MAX = ENVIRONMENT.artifact_gib_max << 30
+ARTIFACTS_PROJECT_BYTES_MAX = ENVIRONMENT.artifacts_project_gib_max << 30
 
 # For how long what GPUs' meters said is kept at least, by table: every ten seconds, minutes, hours.
 TELEMETRY_KEEP = {

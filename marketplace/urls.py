@@ -13,6 +13,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("agent/v1/join", gateway.join, name="agent-join"),
     path("agent/v1/sync", gateway.sync, name="agent-sync"),
     path("agent/v1/secrets", gateway.secrets, name="agent-secrets"),
+    path("agent/v1/artifacts/missing", gateway.artifacts_missing, name="agent-artifacts-missing"),
+    path("agent/v1/artifacts/<slug:sha256>", gateway.artifact, name="agent-artifact"),
     path("webhooks/stripe", webhooks.stripe, name="stripe-webhook"),
     path("api/v1/", include("marketplace.api.urls")),
     path("api/schema", docs.Schema.as_view(), name="api-schema"),

@@ -62,6 +62,38 @@ class QuotaExceeded(ProvisioningError):
         self.is_organization, self.gpu_model, self.market, self.unit = is_organization, gpu_model, market, unit
 
 
+class NoArtifact(ProvisioningError):
+    """The project has no artifact with this digest."""
+
+
+class ArtifactTooLarge(ProvisioningError):
+    """An artifact is larger than any may be, or than it was announced."""
+
+
+class ArtifactsFull(ProvisioningError):
+    """The project may not keep so much."""
+
+
+class WrongOffset(ProvisioningError):
+    """An upload does not go on where it was left off; `offset` is the next byte that is missing."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"the next byte that is missing is {offset}")
+        self.offset = offset
+
+
+class WrongDigest(ProvisioningError):
+    """What arrived is not what it was announced as; `found` is its SHA-256. Nothing of it is kept."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"the SHA-256 of what arrived is {found}")
+        self.found = found
+
+
+class BadFolder(ProvisioningError):
+    """A digest names no folder that the project has whole; the message says what is wrong or missing."""
+
+
 class NodeRefused(ProvisioningError):
     """A node may not join or speak; the message says why."""
 

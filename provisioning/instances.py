@@ -100,20 +100,23 @@ def create(
     instance.attached = volumes.attach_at_launch(instance=instance, uses=uses, at=at) if uses else ()
     if not claims:
         return instance
-    home = volumes.home_of(use.volume for use in uses)
-    if reservation_id is None:
-        instance.claimed = placement.claim(instance=instance, at=at, home=home)
-        calendar.open_ended(offer_id=offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
-    else:
-        with suppress(NoCapacity):
-            instance.claimed = placement.claim(instance=instance, at=at, home=home)
+    _claim(instance, at=at, home=volumes.home_of(use.volume for use in uses), from_queue=from_queue)
     engine.nudge(instance.pk)
     return instance
 
 
+def _claim(instance: Instance, *, at: datetime, home: int | None, from_queue: bool) -> None:
+    if instance.reservation_id is None:
+        instance.claimed = placement.claim(instance=instance, at=at, home=home)
+        calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
+        return
+    with suppress(NoCapacity):
+        instance.claimed = placement.claim(instance=instance, at=at, home=home)
+
+
 def _columns(work: Work) -> dict[str, Any]:
     """Return what an instance's own columns say of its work."""
-    return asdict(work) | {"outputs": list(work.outputs), "avoid_nodes": list(work.avoid_nodes)}
+    return asdict(work) | {"outputs": list(work.outputs), "avoid_nodes": list(work.avoid_nodes)}  # As JSON has them.
 
 
 @transaction.atomic
@@ -163,6 +166,7 @@ def start(
         retryable=False,
         ready_at=None,
         admitted_at=None,
+        outputs_sha256="",
     )
 
 

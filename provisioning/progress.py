@@ -24,7 +24,13 @@ STAGES: tuple[tuple[str, Promise | str, tuple[Phase, ...]], ...] = (
     ("run", _("Run"), (Phase.RUNNING, Phase.NOTIFIED, Phase.DRAINING)),
 )
 # What a node may be at while it prepares, as it names it.
-TRANSFERS: dict[str, Promise | str] = {"pull": _("Pull the image"), "copy": _("Copy the volume")}
+TRANSFERS: dict[str, Promise | str] = {
+    "pull": _("Pull the image"),
+    "copy": _("Copy the volume"),
+    "inputs": _("Fetch the inputs"),
+    "checkpoint": _("Keep the checkpoint"),
+    "outputs": _("Collect the outputs"),
+}
 
 
 @dataclass(frozen=True)

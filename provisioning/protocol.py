@@ -15,6 +15,7 @@ BIGGEST, BIGGEST_INTEGER, BIGGEST_SMALL_INTEGER = 2**53, 2**31 - 1, 2**15 - 1
 YEAR_MS = 366 * 24 * 3600 * 1000
 REPORTS_MAX, GPUS_MAX, LINKS_MAX, EVENTS_MAX, VOLUMES_MAX = 500, 1024, 65_536, 500, 4096
 LOG_PIECE_MAX = 256 * 1024
+ARTIFACTS_MAX = 20_001  # A folder's files and its manifest.
 
 # PostgreSQL keeps no NUL; the decoder itself refuses half of a surrogate pair.
 STORABLE = r"\A[^\x00]*\Z"
@@ -96,6 +97,9 @@ class Said(Struct, frozen=True, kw_only=True):
     message: Message = ""
     progress: Progress | None = None
     ports: dict[Annotated[str, Meta(pattern=r"\A[0-9]{1,5}\Z")], Annotated[int, Meta(ge=1, le=65_535)]] = {}
+    # The manifests of what it has sent: everything that was left behind, and the last checkpoint.
+    outputs: Sha256 | None = None
+    checkpoint: Sha256 | None = None
 
 
 class LogPiece(Struct, frozen=True, kw_only=True):
@@ -168,6 +172,16 @@ class SecretsWanted(Struct, frozen=True, kw_only=True):
     assignment: Id
     fence: Integer
     of: Literal["registry", "network"] = "registry"
+
+
+class ArtifactsWanted(Struct, frozen=True, kw_only=True):
+    """The body that asks which artifacts of an assignment must still be sent."""
+
+    node: Id
+    key: Annotated[str, Meta(max_length=200, pattern=STORABLE)]
+    assignment: Id
+    fence: Integer
+    sha256s: Annotated[list[Sha256], Meta(max_length=ARTIFACTS_MAX)]
 
 
 class Spoken(Struct, frozen=True):

@@ -24,10 +24,12 @@ from django.db.models import F, Q, QuerySet
 
 from provisioning import (
     advisories,
+    counters,
     engine,
     interruptions,
     inventory,
     networks,
+    node_files,
     nodes,
     sessions,
     statements,
@@ -35,7 +37,7 @@ from provisioning import (
     upkeep,
 )
 from provisioning.health import events, operations, wipes
-from provisioning.models import Assignment, Heartbeat, LogChunk, Node
+from provisioning.models import Assignment, Heartbeat, Instance, LogChunk, Node
 from provisioning.protocol import Event, Inventory, LogPiece, Report, Said
 from provisioning.readings import readings
 
@@ -56,6 +58,7 @@ EVENT_TAKERS: dict[str, EventTaker] = {
     "wipe": wipes.take,
     "operation": operations.take,
     "session": sessions.take,
+    "counters": counters.take,
     "statement": statements.take,
 }
 
@@ -288,7 +291,14 @@ def _is_news(row: Assignment, word: Said) -> bool:
     """Return whether a node says something of an assignment that we do not know yet; other fences are nobody's."""
     if word.fence != row.fence:
         return False
-    return word.state != row.observed or word.ports != row.ports or _progress(word) != row.progress
+    if row.observed == Assignment.Observed.FAILED and word.state not in {"wiping", "gone"}:
+        return False  # It may have been told so by us; there is no way back.
+    return (
+        node_files.is_news(row, word)
+        or word.state != row.observed
+        or word.ports != row.ports
+        or _progress(word) != row.progress
+    )
 
 
 def _progress(word: Said) -> dict[str, Any] | None:
@@ -298,10 +308,13 @@ def _progress(word: Said) -> dict[str, Any] | None:
 def _take_states(live: Sequence[Assignment], said: Sequence[Said], at: datetime) -> None:
     """Write down what is new, and wake the workflows of those whose state changed."""
     rows = {row.public_id: row for row in live}
-    news = [(rows[word.id], word) for word in said if word.id in rows and _is_news(rows[word.id], word)]
+    told = [(rows[word.id], word) for word in said if word.id in rows and _is_news(rows[word.id], word)]
+    news = [(row, node_files.checked(row, word, at=at)) for row, word in told]
     moved = [(row, word, row.observed) for row, word in news if word.state != row.observed]
     for instance_id in sorted({row.instance_id for row, _, _ in moved}):
         engine.wake(instance_id)
+    for row, word in news:
+        node_files.note(row, word, at=at)
     if any(word.state == Assignment.Observed.GONE.value for _, word, _ in moved):
         # What is gone leaves the node's document, so that the node may forget it.
         Node.objects.filter(pk=moved[0][0].node_id).update(desired_generation=F("desired_generation") + 1)
@@ -421,7 +434,8 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
             "env": row.instance.env,
             "ports": row.instance.ports,
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
-            "ssh_keys": keys.get(row.instance.project_id, []),
+            # What has no network has no door either: nobody may reach in who could not be reached.
+            "ssh_keys": keys.get(row.instance.project_id, []) if row.instance.has_network else [],
             "volumes": mounts.get(row.instance_id, []),
             "network": networks.network_of(
                 row.instance, replica=row.replica, encrypted=(row.instance_id, row.fence) in encrypted
@@ -432,9 +446,21 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
             "stop_grace_s": STOP_GRACE_S,
             "notice": notices.get(row.instance_id),
             "risk": risks.get(row.instance_id),
+            "work": _work(row.instance),
         }
         for row in wanted
     ]
+
+
+def _work(instance: Instance) -> dict[str, Any]:
+    return {
+        "inputs": instance.inputs,
+        "outputs": instance.outputs,
+        "checkpoint": instance.checkpoint,
+        "checkpoint_sha256": instance.checkpoint_sha256,
+        "has_network": instance.has_network,
+        "counters": instance.counters,
+    }
 
 
 def _peers(instance_ids: Sequence[int]) -> tuple[dict[tuple[int, int], list[str]], set[tuple[int, int]]]:

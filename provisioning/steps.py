@@ -325,8 +325,8 @@ def _look(instance: Instance) -> list[Observation]:
 
 
 def prepare_deadline(instance: Instance) -> Deadline:
-    """A container's image is pulled meanwhile, and a Slurm job may wait for a cluster that does not answer."""
-    if instance.offer.runtime == "process":
+    """Images are pulled meanwhile, inputs fetched, and a Slurm job may wait for a cluster that does not answer."""
+    if instance.offer.runtime == "process" and not (instance.inputs or instance.checkpoint_sha256):
         return Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s.")
     return Deadline(LONG, f"The nodes did not get ready within {LONG // timedelta(minutes=1)} minutes.")
 

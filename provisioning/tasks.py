@@ -5,8 +5,10 @@ from celery import shared_task
 from django.utils import timezone
 
 from provisioning import (
+    artifacts,
     calendar,
     clusters,
+    counters,
     decisions,
     engine,
     interruptions,
@@ -34,6 +36,8 @@ HEALTH_MAX = 200
 LEFT_OPEN_MAX = 500
 INTERRUPTIONS_MAX = 500
 HOURS_FORGOTTEN_MAX = 5000
+ARTIFACTS_MAX = 2000
+READINGS_FORGOTTEN_MAX = 50_000
 
 
 @shared_task
@@ -152,3 +156,10 @@ def close_hosts() -> None:
 def purge_decisions() -> None:
     """Forget placement's decisions that are old."""
     decisions.purge(at=timezone.now())
+
+
+@shared_task
+def sweep_artifacts() -> None:
+    """Remove artifacts that nothing has used for long, and readings of counters that are too old."""
+    artifacts.sweep(at=timezone.now(), limit=ARTIFACTS_MAX)
+    counters.forget(at=timezone.now(), limit=READINGS_FORGOTTEN_MAX)

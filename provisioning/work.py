@@ -4,6 +4,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Counters:
+    """Counters that the command shows in Prometheus text format on a port of its own; its node reads them every 15 s.
+
+    What grows by more than `most_per_s` in a second counts nothing; 0 sets no bound.
+    """
+
+    port: int
+    names: tuple[str, ...]
+    path: str = "/metrics"
+    most_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Inputs and outputs are folders of the project's artifacts (`artifacts.py`), each named by its manifest's SHA-256.
 
@@ -14,7 +27,8 @@ class Work:
     it begins with. Without `has_network` the command reaches nothing but
     itself. `avoid_nodes` are public ids of nodes on which it never runs.
     `paid_by` is the public id of what pays for its hours instead of its
-    organization: nothing is held for them and nothing charged.
+    organization: nothing is held for them and nothing charged. `counters` are
+    read while it runs, see `counters.py`.
     """
 
     inputs: str = ""
@@ -24,6 +38,7 @@ class Work:
     has_network: bool = True
     avoid_nodes: tuple[str, ...] = ()
     paid_by: str = ""
+    counters: Counters | None = None
 
 
 NOTHING = Work()

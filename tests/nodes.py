@@ -6,7 +6,9 @@ from typing import Any
 
 from django.utils import timezone
 
-from provisioning import nodes, reports
+from provisioning import artifacts, nodes, reports
+from provisioning.agent.folders import matcher
+from provisioning.agent.manifest import Entry, written
 from provisioning.models import GpuHold, Instance, Node, WipeRecord
 from provisioning.protocol import Event, GpuFact, LogPiece, Report, Said, VolumeSaid
 
@@ -34,6 +36,9 @@ class PlayedNode:
     volumes: dict[str, int] = field(default_factory=dict)
     wanted_volumes: dict[str, dict[str, Any]] = field(default_factory=dict)
     volume_trouble: str = ""
+    # What a command leaves in its work folder, by instance; only what its order names as outputs is sent.
+    leaves: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
     boot_id: str = "boot"
     # What it tells: its journal, what came of each operation so far, and how the next of a kind will end.
     journal: list[Event] = field(default_factory=list)
@@ -63,6 +68,8 @@ class PlayedNode:
                     exit_code=state.get("exit_code"),
                     exited_ago_ms=0 if "exit_code" in state else None,
                     message=state.get("message", ""),
+                    outputs=state.get("outputs"),
+                    checkpoint=self.checkpoints.get(assignment_id),
                 )
                 for assignment_id, state in self.states.items()
             ],
@@ -110,8 +117,18 @@ class PlayedNode:
         if self.never_starts:
             return {"fence": fence, "state": "prepared"}
         if entry["instance"] in self.exit_codes:
-            return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]}
+            left = {"outputs": self._send(entry)} if entry["work"]["outputs"] else {}
+            return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]} | left
         return {"fence": fence, "state": "running"}
+
+    def _send(self, entry: dict[str, Any]) -> str:
+        """Send the outputs of an instance that has ended; return their manifest."""
+        fits = [matcher(pattern) for pattern in entry["work"]["outputs"]]
+        left = self.leaves.get(entry["instance"], {})
+        return keep_folder(
+            Instance.objects.get(public_id=entry["instance"]).project_id,
+            {path: data for path, data in left.items() if any(fit.fullmatch(path) for fit in fits)},
+        )
 
     def tell(self, kind: str, /, *, ago_ms: int | None = 0, **body: Any) -> None:
         """Write into the journal, for the next report."""
@@ -142,6 +159,14 @@ class PlayedNode:
         """Ship output with the next report."""
         name = assignment or next(iter(self.desired))
         self.output.append((name, offset, text.encode()))
+
+
+def keep_folder(project_id: int, files: dict[str, bytes]) -> str:
+    """Store a folder for a project; return its manifest's digest."""
+    at = timezone.now()
+    kept = {path: artifacts.keep(project_id=project_id, data=data, at=at) for path, data in files.items()}
+    entries = [Entry(path, kept[path], len(data), 0o644) for path, data in files.items()]
+    return artifacts.keep(project_id=project_id, data=written(entries), at=at)
 
 
 def announce(offer: Any, fabric: Any, *, name: str, gpus: int = 8, rack: str = "r1") -> Node:

@@ -23,6 +23,9 @@ from marketplace.quotes import QuoteExpired, QuoteUsed
 from marketplace.trades import LimitTooLow
 from provisioning import decisions
 from provisioning.errors import (
+    ArtifactsFull,
+    ArtifactTooLarge,
+    BadFolder,
     IllegalMove,
     NoCapacity,
     NoRoom,
@@ -31,6 +34,8 @@ from provisioning.errors import (
     StaleInstance,
     StaleInterruption,
     StaleVersion,
+    WrongDigest,
+    WrongOffset,
 )
 from provisioning.output import BadCursor
 
@@ -128,6 +133,25 @@ KINDS: dict[type[Exception], Kind] = {
         409, "policy_excludes", "A policy keeps it out", "new_request",
         "Choose another offer, or ask an owner or admin to change the policy; it is never relaxed by itself.",
     ),
+    ArtifactTooLarge: Kind(
+        413, "artifact_too_large", "The artifact is too large", "new_request", "Send smaller files."
+    ),
+    ArtifactsFull: Kind(
+        409, "artifacts_full", "The project keeps too much", "new_request",
+        "What nothing uses is removed after 30 days; ask the operator for more room.",
+    ),
+    WrongOffset: Kind(
+        409, "wrong_offset", "The upload does not go on there", "new_request",
+        "Go on from the byte in the header Upload-Offset.",
+    ),
+    WrongDigest: Kind(
+        422, "wrong_digest", "The bytes are not what they were announced as", "new_request",
+        "Nothing was kept. Work out the SHA-256 anew, and send the file from its first byte.",
+    ),
+    BadFolder: Kind(
+        422, "bad_folder", "This names no whole folder", "new_request",
+        "Upload the files, then the manifest that lists them (gpumarket does both).",
+    ),
     NoRoom: Kind(
         409, "no_room", "No node can keep the volume", "after",
         "Try again later, or make the volume in another site (GET /api/v1/sites).",
@@ -218,6 +242,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
     response.content_type = "application/problem+json"
     if kind.status == 401:
         response["WWW-Authenticate"] = 'Bearer realm="gpumarket"'
+    if isinstance(error, WrongOffset):
+        response["Upload-Offset"] = str(error.offset)
     if kind.status == 503 or kind.retry == "after":
         response["Retry-After"] = "5"
     return response

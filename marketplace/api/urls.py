@@ -3,6 +3,7 @@
 from django.urls import path, register_converter
 
 from marketplace.api import (
+    artifacts,
     budgets,
     catalogue,
     claims,
@@ -58,8 +59,15 @@ class IndexConverter:
         return str(value)
 
 
+class DigestConverter(PublicIdConverter):
+    """A SHA-256 in hexadecimal."""
+
+    regex = "[0-9a-f]{64}"
+
+
 register_converter(PublicIdConverter, "id")
 register_converter(IndexConverter, "task")
+register_converter(DigestConverter, "sha256")
 
 urlpatterns = [
     path("me", tenants.Me.as_view()),
@@ -101,6 +109,8 @@ urlpatterns = [
     path("projects/<id:project_id>/policy", placements.ProjectPolicy.as_view()),
     path("instances/<id:instance_id>/interruptions", spot.InstanceInterruptions.as_view()),
     path("instances/<id:instance_id>/simulate-interruption", spot.InstanceSimulateInterruption.as_view()),
+    path("artifacts/missing", artifacts.ArtifactsMissing.as_view()),
+    path("artifacts/<sha256:artifact_id>", artifacts.ArtifactDetail.as_view()),
     path("volumes", volumes.VolumeList.as_view()),
     path("volumes/<id:volume_id>", volumes.VolumeDetail.as_view()),
     path("volumes/<id:volume_id>/restore", volumes.VolumeRestore.as_view()),

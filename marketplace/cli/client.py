@@ -20,6 +20,8 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 3.0
 QUIET_S = 1.0
 PAGE_LIMIT = 200
+PIECE_BYTES = 1 << 20
+TRIES = 10
 UNSHOWN = "***"
 
 # The answers of a server or proxy that is being restarted, and of one that asks for a pause.
@@ -68,29 +70,60 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
-        return self._read(self._ask("GET", path, params=params))
+        return self.read(self._ask("GET", path, params=params))
 
     def download(self, path: str, **params: Any) -> bytes:
         """Return a file of the marketplace; raise the problem that comes in its place."""
         answer = self._ask("GET", path, params=params)
         if not answer.is_success:
-            self._read(answer)
+            self.read(answer)
         return answer.content
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, *, key: str = "", **params: Any) -> dict[str, Any]:
         """Change something once. Repeating the call with the same key returns the first answer."""
-        return self._read(self._ask("POST", path, params=params, body=body or {}, key=key or str(uuid.uuid4())))
+        return self.read(self._ask("POST", path, params=params, body=body or {}, key=key or str(uuid.uuid4())))
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._read(self._ask("PATCH", path, body=body))
+        return self.read(self._ask("PATCH", path, body=body))
 
     def put(self, path: str, body: Any, *, version: int | None = None) -> dict[str, Any]:
         """Replace something as a whole; with a version, only where it still has that."""
         headers = {} if version is None else {"If-Match": f'"{version}"'}
-        return self._read(self._ask("PUT", path, body=body, headers=headers))
+        return self.read(self._ask("PUT", path, body=body, headers=headers))
 
     def delete(self, path: str) -> dict[str, Any]:
-        return self._read(self._ask("DELETE", path))
+        return self.read(self._ask("DELETE", path))
+
+    def send(self, path: str, content: bytes, *, headers: Mapping[str, str], **params: Any) -> httpx.Response:
+        """Send bytes and return the answer, good or not."""
+        return self._ask("PUT", path, params=params, content=content, headers=headers)
+
+    def offset(self, path: str, **params: Any) -> int:
+        """Return how many bytes of an artifact are there already."""
+        answer = self._ask("HEAD", path, params=params)
+        return int(answer.headers.get("Upload-Offset", 0)) if answer.is_success else 0
+
+    def pieces(self, path: str, *, offset: int = 0, **params: Any) -> Iterator[bytes]:
+        """Yield the bytes of a file from `offset` on; where the answer breaks off, ask for the rest of it."""
+        tries = TRIES
+        while True:
+            given = {name: value for name, value in params.items() if value is not None}
+            headers = {"Range": f"bytes={offset}-"} if offset else {}
+            try:
+                with self._http.stream("GET", path, params=given, headers=headers) as answer:
+                    if not answer.is_success:
+                        answer.read()
+                        self.read(answer)
+                    for piece in answer.iter_bytes(PIECE_BYTES):
+                        offset += len(piece)
+                        tries = TRIES
+                        yield piece
+                return
+            except httpx.TransportError as error:
+                tries -= 1
+                if not tries:
+                    raise self._give_up(self._http.build_request("GET", path), None, str(error)) from error
+                time.sleep(FIRST_WAIT_S * (TRIES - tries))
 
     def rows(self, path: str, **params: Any) -> Iterator[dict[str, Any]]:
         """Yield every row of a list, page by page."""
@@ -109,13 +142,14 @@ class Client:
         *,
         params: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
         key: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Return the answer, good or not, of a server that is there."""
         given = {name: value for name, value in (params or {}).items() if value is not None}
         headers = dict(headers or {}) | ({"Idempotency-Key": key} if key else {})
-        request = self._http.build_request(method, path, params=given, json=body, headers=headers)
+        request = self._http.build_request(method, path, params=given, json=body, content=content, headers=headers)
         self._say_as_curl(request, body)
         if method != "GET":
             self.may_have_arrived = False
@@ -179,7 +213,7 @@ class Client:
             }
         )
 
-    def _read(self, answer: httpx.Response) -> dict[str, Any]:
+    def read(self, answer: httpx.Response) -> dict[str, Any]:
         """Return the document of a good answer; raise the problem of any other."""
         if answer.is_success:
             try:

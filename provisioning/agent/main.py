@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import json
 import logging
 import os
 import signal
@@ -12,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,15 +23,18 @@ from provisioning.agent.events import EventSource, KernelLog, NvmlEvents, Simula
 from provisioning.agent.gpus import GpuSourceError
 from provisioning.agent.health import HealthWatch
 from provisioning.agent.journal import Journal
+from provisioning.agent.logs import start_log
 from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.operations import Operations
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
 from provisioning.agent.runtime import Runtime
+from provisioning.agent.scraping import Scraper
 from provisioning.agent.signing import public_of
 from provisioning.agent.sources import open_source
 from provisioning.agent.ssh_records import SessionRecords
 from provisioning.agent.state import Home, HomeError, Lease
+from provisioning.agent.store import Store
 from provisioning.agent.sync import Introduction, SyncLoop
 from provisioning.agent.tools import NvmlTools, SimulatedTools
 from provisioning.agent.tunnel import why_not_sealed
@@ -53,7 +54,6 @@ END_GRACE_S = 2.0
 END_LIMIT_S = 2.5
 LAST_WORD_S = 0.15
 QUIT_LIMIT_S = 2.8
-PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 DESCRIPTION = """\
 Makes this machine a node of a gpumarket control plane: reports its GPUs, runs what is assigned to it, ships the
@@ -78,25 +78,6 @@ exit codes:
 The process runtime runs commands as the user of this agent and does not isolate tenants: it is for development.
 The podman runtime runs images; it must be root, and finds GPUs through CDI (nvidia-ctk cdi generate).
 """
-
-
-class Fields(logging.Formatter):
-    """Writes a record with its extra fields: as JSON for machines, as name=value for people."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        super().__init__()
-        self._as_json = as_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line (and, for people, a traceback below it)."""
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        fields = {name: value for name, value in vars(record).items() if name not in PLAIN_FIELDS}
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
-        if self._as_json:
-            head = {"time": at, "level": record.levelname.lower(), "event": record.getMessage()}
-            return json.dumps(head | fields | ({"exception": trace} if trace else {}), default=str)
-        words = "".join(f" {name}={value}" for name, value in fields.items())
-        return f"{at[11:23]} {record.levelname:<7} {record.getMessage()}{words}" + (f"\n{trace}" if trace else "")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -233,15 +214,6 @@ def join_token(options: argparse.Namespace) -> str | None:
         raise HomeError(f"cannot read the join token in {options.join_token_file}: {error.strerror}") from error
 
 
-def start_log(log_format: str) -> None:
-    """Write the log to standard error."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Fields(as_json=log_format == "json"))
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
 class Agent:
     """The threads of an agent: one looks at GPUs, one steps the workloads, one speaks with the control plane."""
 
@@ -280,8 +252,14 @@ class Agent:
             wiper=self.wiper,
             volumes=self.volumes,
             witness=Witness(private=self.home.signing_key(), node=self._node, journal=self.journal),
+            store=Store(options.url, agent_version=version, who=self._who),
         )
         self._take_operations(options, source_name=source.name)
+        self.scraper = Scraper(
+            wanted=lambda: self.home.document().assignments,
+            running=self.runtime.running,
+            record=self.journal.append,
+        )
         self.gateway = self._make_gateway(options)
         self.sync = SyncLoop(
             control=self.control,
@@ -399,6 +377,7 @@ class Agent:
             threading.Thread(target=self.health.follow, args=(self.stopping,), name="kernel-log", daemon=True),
             threading.Thread(target=self.operations.run, args=(self.stopping,), name="operations", daemon=True),
             threading.Thread(target=self.runtime.run, args=(self.stopping,), name="runtime", daemon=True),
+            threading.Thread(target=self.scraper.run, args=(self.stopping,), name="counters", daemon=True),
             threading.Thread(target=self.volumes.run, args=(self.stopping,), name="volumes", daemon=True),
             threading.Thread(target=self._speak, args=(on_refusal,), name="sync", daemon=True),
         ]

@@ -49,6 +49,8 @@ class Networks:
 
     def make(self, wanted: Assignment) -> Wiring:
         """Return the network of an assignment. Raises PodmanError."""
+        if not wanted.work.has_network:
+            return Wiring("", ("--network", "none", "--hostname", hostname(wanted)))
         if wanted.network is None:
             name = f"gm-{self._home}-{wanted.id}"
             self._create(name, wanted, ())

@@ -7,7 +7,9 @@ from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.lease import STICKY_S
+from provisioning.agent.manifest import SHA256, why_no_path
 
+COUNTERS_PATH = re.compile(r"/[!-~]{0,199}", re.ASCII)
 ID = re.compile(r"[a-z]{3}_[a-z0-9]{1,60}", re.ASCII)
 VERSION = 2
 WISHES = ("prepared", "running", "gone")
@@ -62,6 +64,35 @@ class Risk:
 
 
 @dataclass(frozen=True)
+class Counters:
+    """Counters that a workload shows in Prometheus text format on a port of its own."""
+
+    port: int
+    path: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The files of an assignment: the manifest it begins with, what it leaves, the folder that is kept while it runs.
+
+    All paths are relative to its work folder. Without `has_network` it reaches nothing but itself.
+    """
+
+    inputs: str = ""
+    outputs: tuple[str, ...] = ()
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    has_network: bool = True
+    counters: Counters | None = None
+
+    @property
+    def has_files(self) -> bool:
+        """Return whether anything must be brought or taken away."""
+        return bool(self.inputs or self.outputs or self.checkpoint)
+
+
+@dataclass(frozen=True)
 class Assignment:
     """A piece of work that this node should hold: one replica of an instance."""
 
@@ -85,6 +116,7 @@ class Assignment:
     stop_grace_s: float
     notice: Notice | None = None
     risk: Risk | None = None
+    work: Work = Work()
 
 
 @dataclass(frozen=True)
@@ -257,6 +289,35 @@ def parse_risk(source: Any) -> Risk | None:
     return Risk(id=an_id(source), level=take(source, "level", str), advised_at=take(source, "advised_at", str))
 
 
+def parse_counters(source: Any) -> Counters | None:
+    """Return which counters a workload shows, and where; raises ProtocolError."""
+    if source is None:
+        return None
+    port, path = take(source, "port", int), take(source, "path", str)
+    if not 0 < port < 65_536 or not COUNTERS_PATH.fullmatch(path):
+        raise ProtocolError(f"counters cannot be at port {port}, path {path!r}")
+    return Counters(port=port, path=path, names=texts(source, "names"))
+
+
+def parse_work(source: Any) -> Work:
+    """Return the files of an assignment; raises ProtocolError for digests and paths that cannot be."""
+    found = Work(
+        inputs=take(source, "inputs", str, default=""),
+        outputs=texts(source, "outputs"),
+        checkpoint=take(source, "checkpoint", str, default=""),
+        checkpoint_sha256=take(source, "checkpoint_sha256", str, default=""),
+        has_network=source.get("has_network", True) is not False,
+        counters=parse_counters(take(source, "counters", (dict, type(None)), default=None)),
+    )
+    for sha256 in filter(None, (found.inputs, found.checkpoint_sha256)):
+        if not SHA256.fullmatch(sha256):
+            raise ProtocolError(f"{sha256!r} is no SHA-256")
+    for path in filter(None, (*found.outputs, found.checkpoint)):
+        if why := why_no_path(path):
+            raise ProtocolError(f"the path {path!r} {why}")
+    return found
+
+
 def parse_assignment(source: Any) -> Assignment:
     """Return one entry of `desired`; raises ProtocolError."""
     identity = an_id(source)
@@ -287,6 +348,7 @@ def parse_assignment(source: Any) -> Assignment:
         stop_grace_s=max(0, take(source, "stop_grace_s", (int, float), default=10)),
         notice=parse_notice(take(source, "notice", (dict, type(None)), default=None)),
         risk=parse_risk(take(source, "risk", (dict, type(None)), default=None)),
+        work=parse_work(take(source, "work", dict, default={})),
     )
 
 

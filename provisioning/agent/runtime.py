@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from provisioning.agent import notices
+from provisioning.agent.carrier import Carrier
 from provisioning.agent.clock import boottime
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment, Notice
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.store import Store
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.witness import Seen, Witness
@@ -22,6 +24,7 @@ log = logging.getLogger("gpumarket.agent")
 
 DISK_FULL = "the disk of the node is full"
 NO_VOLUMES = "this node keeps no volumes"
+NO_STORE = "this node carries no files"
 AGENT_ENDS = "the node agent was told to end its workloads"
 
 
@@ -39,6 +42,8 @@ class Observed:
     output: Path | None = None
     progress: Progress | None = None
     ports: Mapping[int, int] = field(default_factory=dict)
+    outputs: str | None = None  # The manifests that the store has, of what it left and of its last checkpoint.
+    checkpoint: str | None = None
 
 
 class Runtime:
@@ -59,9 +64,12 @@ class Runtime:
         wiper: Wiper,
         volumes: Volumes | None = None,
         witness: Witness | None = None,
+        store: Store | None = None,
     ) -> None:
         self._volumes = volumes
         self._witness = witness
+        self._store = store
+        self._carriers: dict[str, Carrier] = {}
         self._home = home
         self._kind = kind
         self._lease = lease
@@ -75,6 +83,7 @@ class Runtime:
         self._ending_all: float | None = None
         self.shipped: dict[str, int] = {}  # Bytes of log that the server has, by assignment; the sync loop sets it.
         self.observed: tuple[Observed, ...] = ()
+        self._heard: dict[str, str | None] = {}
         self.orphans: frozenset[str] = frozenset()
         self.has_ended_all = False  # As `end_all` was asked to.
         self._orphans_heard: frozenset[str] = frozenset()
@@ -120,6 +129,10 @@ class Runtime:
         is_running = any(one.id == name and one.fence == fence and one.state == "running" for one in self.observed)
         return workload if is_running and workload is not None and workload.origin.fence == fence else None
 
+    def note_heard(self, observed: Sequence[Observed]) -> None:
+        """Note which checkpoints the server has heard of; the sync loop says so."""
+        self._heard = {one.id: one.checkpoint for one in observed}
+
     def forget_orphans(self, reported: frozenset[str]) -> None:
         """Note that the server knows of these orphans; those that are removed need no more mention."""
         self._orphans_heard = reported
@@ -153,7 +166,7 @@ class Runtime:
             wanted, workload = self._home.document().find(one.id), self._workloads.get(one.id)
             if wanted is None or workload is None or not (wanted.fence == one.fence == workload.origin.fence):
                 continue
-            seen = Seen(one.state, one.exit_code, one.exited_at, one.message, workload.image_digest())
+            seen = Seen(one.state, one.exit_code, one.exited_at, one.message, workload.image_digest(), one.outputs)
             self._witness.see(wanted, seen, folder=workload.metadata.parent)
 
     def _remove_orphans(self, wanted: set[str]) -> None:
@@ -199,17 +212,35 @@ class Runtime:
                 self._remove(workload)
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message="an earlier run is being ended")
         if wanted.desired == "gone":
-            return self._step_towards_gone(workload)
-        look = workload.look()
+            return self._step_towards_gone(wanted, workload)
+        look, carrier = workload.look(), self._carrier(wanted, workload)
         notices.show(workload.metadata, wanted)
-        if wanted.notice and look.state == "running":
-            hold_to(wanted.notice, workload)
+        if look.state == "running":
+            carrier.keep()
+            if wanted.notice:
+                hold_to(wanted.notice, workload)
         if look.state == "preparing":
             self._prepare(wanted, workload)
+        if look.state in {"preparing", "prepared"} and not carrier.has_brought:
+            self._bring(carrier, workload)
+            look = workload.look()
         elif look.state == "prepared" and wanted.desired == "running" and self._may_start(workload):
             self._start(wanted, workload)
             look = workload.look()
-        return observe(workload, look)
+        return observe(workload, carrier.show(look, is_asked_to_end=was_asked_to_end(wanted, look)), carrier)
+
+    def _carrier(self, wanted: Assignment, workload: Workload) -> Carrier:
+        """Return who carries the files of a workload."""
+        carrier = self._carriers.get(wanted.id)
+        if carrier is None or carrier.fence != wanted.fence:
+            carrier = self._carriers[wanted.id] = Carrier(wanted, folder=workload.folder, store=self._store)
+        return carrier
+
+    def _bring(self, carrier: Carrier, workload: Workload) -> None:
+        if carrier.trouble:
+            workload.cancel(carrier.trouble)
+        else:
+            carrier.bring()
 
     def _step_absent(self, wanted: Assignment) -> Observed:
         gone = Observed(wanted.id, wanted.fence, "gone", wanted.gpus)
@@ -234,7 +265,8 @@ class Runtime:
             message = f"waiting for GPUs that {', '.join(holders)} still holds"
             return Observed(wanted.id, wanted.fence, "preparing", wanted.gpus, message=message)
         workload = self._workloads[wanted.id] = self._kind.make(wanted)
-        return observe(workload, workload.look())
+        carrier = self._carrier(wanted, workload)
+        return observe(workload, carrier.show(workload.look(), is_asked_to_end=False), carrier)
 
     def _why_not(self, wanted: Assignment) -> str:
         """Return why this node cannot do this, or nothing."""
@@ -247,6 +279,8 @@ class Runtime:
                 return f"{name} is not in this node"
             if not gpu.healthy:
                 return f"{name} is not healthy"
+        if wanted.work.has_files and self._store is None:
+            return NO_STORE
         if wanted.volumes and (refusal := self._volumes.why_not(wanted) if self._volumes else NO_VOLUMES):
             return refusal
         return self._kind.refusal(wanted)
@@ -271,13 +305,16 @@ class Runtime:
         else:
             workload.start(wanted, self._gpus(wanted))
 
-    def _step_towards_gone(self, workload: Workload) -> Observed:
-        origin = workload.origin
+    def _step_towards_gone(self, wanted: Assignment, workload: Workload) -> Observed:
+        origin, carrier = workload.origin, self._carrier(wanted, workload)
         if not workload.end(grace_s=origin.stop_grace_s, reason=""):
-            return observe(workload, workload.look())
-        seen = observe(workload, workload.look())
+            return observe(workload, workload.look(), carrier)
+        look = workload.look()
+        seen = observe(workload, carrier.show(look, is_asked_to_end=True), carrier)
         self._bear_witness([seen])
-        if self._is_log_shipped(workload) and self._remove(workload):
+        if look.state == "exited" and not carrier.take_last():
+            return seen
+        if self._has_told_all(workload, carrier) and self._remove(workload):
             if not self._wiper.step(origin.id):
                 return self._wiping(origin)
             return Observed(origin.id, origin.fence, "gone", origin.gpus)
@@ -286,18 +323,22 @@ class Runtime:
     def _wiping(self, removed: Origin | Assignment) -> Observed:
         return Observed(removed.id, removed.fence, "wiping", removed.gpus, message=self._wiper.phase(removed.id))
 
-    def _is_log_shipped(self, workload: Workload) -> bool:
-        """Return whether the server has the whole log, or had its time to take it."""
+    def _has_told_all(self, workload: Workload, carrier: Carrier) -> bool:
+        """Return whether the server has the whole log and knows the last checkpoint, or had its time for that."""
         name = workload.origin.id
         began = self._ended_at.setdefault(name, boottime())
         size = workload.output.stat().st_size if workload.output.exists() else 0
-        return self.shipped.get(name, 0) >= size or boottime() - began > self.LOG_WAIT_S
+        is_known = self.shipped.get(name, 0) >= size and self._heard.get(name) == carrier.checkpoint
+        return is_known or boottime() - began > self.LOG_WAIT_S
 
     def _remove(self, workload: Workload) -> bool:
         """Take a step towards nothing being left; forget the workload when that is so."""
         name, fence = workload.origin.id, workload.origin.fence
         if self._home.removed_fence(name) < fence:
             self._home.remember_removed(name, fence)
+        carrier = self._carriers.get(name)
+        if carrier is not None and not carrier.stop():
+            return False
         # Before its folder goes: it alone would tell the next agent which GPUs are dirty.
         self._wiper.expect(assignment=name, fence=fence, gpus=workload.origin.gpus)
         if not workload.remove():
@@ -306,6 +347,7 @@ class Runtime:
         self._ended_at.pop(name, None)
         if self._witness is not None:
             self._witness.forget(name)
+        self._carriers.pop(name, None)
         return True
 
 
@@ -317,7 +359,13 @@ def hold_to(notice: Notice, workload: Workload) -> None:
         workload.end(grace_s=notice.grace_s if left_s > 0 else 0.0, reason=notices.why(notice))
 
 
-def observe(workload: Workload, look: Look) -> Observed:
+def was_asked_to_end(wanted: Assignment, look: Look) -> bool:
+    """Return whether somebody else than its command ended a workload."""
+    reasons = [AGENT_ENDS] + ([notices.why(wanted.notice)] if wanted.notice else [])
+    return is_lost(look.message) or any(reason in look.message for reason in reasons)
+
+
+def observe(workload: Workload, look: Look, carrier: Carrier | None = None) -> Observed:
     """Return what is reported of a workload that looks like this."""
     origin = workload.origin
     return Observed(
@@ -331,4 +379,6 @@ def observe(workload: Workload, look: Look) -> Observed:
         output=workload.output,
         progress=look.progress,
         ports=look.ports,
+        outputs=carrier.outputs if carrier else None,
+        checkpoint=carrier.checkpoint if carrier else None,
     )

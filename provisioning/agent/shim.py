@@ -33,6 +33,7 @@ from typing import Any
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.files import read_json, write_json
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, STICKY_S, LeaseWatch
+from provisioning.agent.loneliness import leave_network
 from provisioning.agent.output import OutputFile
 
 PR_SET_PDEATHSIG = 1
@@ -126,6 +127,8 @@ class Supervisor:
         code = NOT_STARTED
         try:
             os.setsid()
+            if not self.order.get("has_network", True):
+                leave_network()  # First: a change of what a process may do forgets whose death ends it.
             if libc is not None:
                 libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 if os.getppid() != parent:

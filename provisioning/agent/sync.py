@@ -158,6 +158,7 @@ class SyncLoop:
             self._inventory_known = report["inventory"]["generation"]
         self._lease.hear(asked_at=asked_at)
         self._runtime.forget_orphans(orphans)
+        self._runtime.note_heard(observed)
         self._volumes.note_heard(report["volumes"], generation=report["desired_seen"])
         told = report["events"]
         is_journal_moving = not told or result.events_seen >= told[0]["n"]
@@ -278,4 +279,6 @@ def assignment_report(one: Observed) -> dict[str, Any]:
         "message": one.message[:MESSAGE_MAX],
         "progress": asdict(one.progress) if one.progress else None,
         "ports": {str(inside): outside for inside, outside in one.ports.items()},
+        "outputs": one.outputs,
+        "checkpoint": one.checkpoint,
     }

@@ -33,6 +33,7 @@ class Seen:
     exited_at: float | None
     message: str
     image_digest: str | None
+    outputs: str | None = None  # The manifest of what it left behind, once the store has all of it.
 
 
 class Witness:
@@ -83,8 +84,8 @@ class Witness:
             "image": wanted.image,
             "image_digest": seen.image_digest,
             "command_sha256": digest(list(wanted.command)),
-            "inputs": None,
-            "outputs": None,
+            "inputs": wanted.work.inputs or None,
+            "outputs": seen.outputs,
             "state": seen.state,
             "exit_code": seen.exit_code,
             "message": seen.message.encode("utf-8", "replace").decode()[:MESSAGE_MAX],

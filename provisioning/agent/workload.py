@@ -26,6 +26,7 @@ from provisioning.agent.files import read_json, remove_tree, sync_folder, write_
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import MACHINE_RESTARTED
 from provisioning.agent.limits import BEFORE
+from provisioning.agent.loneliness import why_not_alone
 from provisioning.agent.protocol import ID, Assignment
 from provisioning.agent.volumes import link_into, variables
 from provisioning.agent.workloads import KILLED, OUTPUT_LIMIT_BYTES, Binds, Entry, Files, Look, Origin, Workload
@@ -56,7 +57,9 @@ class Processes:
     def refusal(self, wanted: Assignment) -> str:
         if wanted.image:
             return "this node runs processes, not images; it needs --runtime podman"
-        return "" if wanted.command else "there is no command to run"
+        if not wanted.command:
+            return "there is no command to run"
+        return "" if wanted.work.has_network else why_not_alone()
 
 
 class ProcessWorkload:
@@ -106,15 +109,23 @@ class ProcessWorkload:
         env |= variables(binds, work=workdir) | {"GPUMARKET_METADATA": str(self.metadata)}
         try:
             link_into(workdir, binds)
-            self._launch(command=wanted.command, env=env, volumes=[str(bind.source) for bind in binds])
+            self._launch(
+                command=wanted.command,
+                env=env,
+                volumes=[str(bind.source) for bind in binds],
+                has_network=wanted.work.has_network,
+            )
         except OSError as error:
             log.warning("cannot start a supervisor", extra={"assignment": self.origin.id, "error": str(error)})
 
-    def _launch(self, *, command: Sequence[str], env: dict[str, str], volumes: Sequence[str]) -> None:
+    def _launch(
+        self, *, command: Sequence[str], env: dict[str, str], volumes: Sequence[str], has_network: bool = True
+    ) -> None:
         order = {
             "command": list(command),
             "env": env,
             "volumes": list(volumes),
+            "has_network": has_network,
             "output_limit_bytes": OUTPUT_LIMIT_BYTES,
             "files": BEFORE,
             "boot_id": boot_id(),

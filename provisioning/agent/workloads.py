@@ -113,6 +113,7 @@ class Workload(Protocol):
     """
 
     origin: Origin
+    folder: Path  # With all that is kept of it; its command works in `work` there.
 
     @property
     def output(self) -> Path:

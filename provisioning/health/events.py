@@ -41,6 +41,14 @@ def take(node: Node, at: datetime, body: Mapping[str, Any]) -> None:
     nudge()
 
 
+def note(*, node_id: int, code: str, detail: str, at: datetime) -> None:
+    """Keep what the control plane itself saw of a node."""
+    HealthEvent.objects.create(
+        node_id=node_id, at=at, received_at=timezone.now(), source="control", code=code, detail=detail[:500]
+    )
+    nudge()
+
+
 def nudge() -> None:
     """Have events decided once this transaction is committed; if the message is lost, the sweep finds them."""
     from provisioning.tasks import decide_health_events  # noqa: PLC0415  tasks import this room

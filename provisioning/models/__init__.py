@@ -1,4 +1,6 @@
+from provisioning.models.artifacts import ARTIFACT_MOVES, Artifact, ArtifactState
 from provisioning.models.calendar import Capacity, CommittedDay
+from provisioning.models.counters import CounterSample
 from provisioning.models.fleet import Fabric, Gpu, GpuHold, Heartbeat, JoinToken, Node, NodeHold, NodeInventory, Site
 from provisioning.models.health import (
     Breaker,
@@ -34,6 +36,7 @@ from provisioning.models.telemetry import RollUp
 from provisioning.models.volumes import GIB, Volume, VolumeAttachment
 
 __all__ = [
+    "ARTIFACT_MOVES",
     "AT_REST",
     "CHARGED_PHASES",
     "GIB",
@@ -43,12 +46,15 @@ __all__ = [
     "OPEN_STATES",
     "STARTING",
     "TOLD_PHASES",
+    "Artifact",
+    "ArtifactState",
     "Assignment",
     "Breaker",
     "BreakerMark",
     "Capacity",
     "Cluster",
     "CommittedDay",
+    "CounterSample",
     "Fabric",
     "Gpu",
     "GpuHold",

@@ -167,6 +167,7 @@ class Instance(models.Model):
     outputs_sha256 = models.CharField(max_length=64, blank=True, help_text="the manifest of what it left behind")
     has_network = models.BooleanField(default=True)
     avoid_nodes = models.JSONField(default=list, help_text="public ids of nodes on which it never runs")
+    counters = models.JSONField(null=True, help_text="port, path and names of what it counts itself, most_per_s")
     paid_by = models.CharField(max_length=64, blank=True, help_text="what pays for its hours, where its owner does not")
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)

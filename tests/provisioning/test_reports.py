@@ -257,6 +257,14 @@ def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, pl
         "stop_grace_s": 10,
         "notice": None,
         "risk": None,
+        "work": {
+            "inputs": "",
+            "outputs": [],
+            "checkpoint": "",
+            "checkpoint_sha256": "",
+            "has_network": True,
+            "counters": None,
+        },
     }
 
 

@@ -55,7 +55,7 @@ from marketplace.models import (
     WebhookAttempt,
 )
 from marketplace.revenue_share import periods, statements
-from provisioning import upkeep
+from provisioning import artifacts, upkeep
 from provisioning.calendar import hour_of
 from provisioning.models import Instance, Volume
 from tests import agreed
@@ -338,6 +338,8 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "dispute": dispute.public_id,
             "webhook": endpoint.public_id,
             "delivery": delivery.public_id,
+            # The very bytes that the table of routes sends, as JSON has them.
+            "artifact": artifacts.keep(project_id=project.pk, data=b'{"these": "bytes"}', at=at),
             "card": card.public_id,
             "payment": payment.public_id,
             **_agree(actor, organization, stopped),

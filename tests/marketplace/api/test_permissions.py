@@ -36,6 +36,8 @@ EARNED = {"contract": "{shared}", "period": f"{datetime.now(UTC):%Y-%m}", "reven
 WRONG = {"reason": "It was stopped", "amount": "0.01"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
+LACKS = {"sha256s": ["{artifact}"], "project": "{project}"}
+BYTES = {"these": "bytes"}
 UNTIL = (timezone.now() + timedelta(days=1)).isoformat()
 MORE = {"limit": 99, "reason": "r", "gpu_model": "H200", "project": "{project}"}
 BUDGET = {"monthly": "9.00", "hourly": None}
@@ -100,6 +102,9 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("post", "bids/{bid}/withdraw", None, "rent",                   202, 202, 403, 202, 403, 404, 401),
     ("get", "instances/{instance}/interruptions", None, "read",     200, 200, 200, 200, 200, 404, 401),
     ("post", "instances/{instance}/simulate-interruption", None, "rent", 409, 409, 403, 409, 403, 404, 401),
+    ("post", "artifacts/missing", LACKS, "read",                    200, 200, 200, 200, 200, 404, 401),
+    ("get", "artifacts/{artifact}?project={project}", None, "read", 200, 200, 200, 200, 200, 404, 401),
+    ("put", "artifacts/{artifact}?project={project}", BYTES, "rent", 200, 200, 403, 200, 403, 404, 401),
     ("get", "volumes", None, "read",                                200, 200, 200, 200, 200, 200, 401),
     ("get", "volumes?project={project}", None, "read",              200, 200, 200, 200, 200, 404, 401),
     ("post", "volumes", VOLUME, "rent",                             202, 202, 403, 202, 403, 404, 401),
@@ -283,7 +288,8 @@ OTHERS = {
     EVERYBODY: ["livez", "readyz", "language", "theme", "api/schema", "api/docs", "api/problems", "^api(?:/|$)",
                 "accounts/*", "back-office/logout/", "help", "invitations/<str:secret>"],
     PROCESSOR: ["webhooks/stripe"],
-    NODES: ["agent/v1/join", "agent/v1/sync", "agent/v1/secrets"],
+    NODES: ["agent/v1/join", "agent/v1/sync", "agent/v1/secrets", "agent/v1/artifacts/missing",
+            "agent/v1/artifacts/<slug:sha256>"],
     MANAGERS: ["console/*", "back-office/*"],
     PEOPLE: ["reservations", "reservations/hours", "reservations/<str:reservation_id>",
              "reservations/<str:reservation_id>/extend", "reservations/<str:reservation_id>/cancel",
@@ -345,6 +351,8 @@ def filled(given: Any, ids: dict[str, str]) -> Any:
         return re.sub(r"\{(\w+)\}", lambda found: ids[found[1]], given)
     if isinstance(given, dict):
         return {name: filled(value, ids) for name, value in given.items()}
+    if isinstance(given, list):
+        return [filled(value, ids) for value in given]
     return given
 
 

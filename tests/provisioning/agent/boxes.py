@@ -146,6 +146,7 @@ class BoxNode(Node):
             changed=self.news.set,
             wiper=self.wiper,
             volumes=self.volumes,
+            store=self.store,
         )
         runtime.LOG_WAIT_S = 0
         return runtime
@@ -156,6 +157,7 @@ class BoxNode(Node):
 
     def wake_up(self) -> None:
         self._shims += [box._guard for box in self.runtime._workloads.values() if isinstance(box, ContainerWorkload)]
+        self._stop_carriers()
         self.lease = type(self.lease)(self.home)
         self.runtime = self._make_runtime()
 

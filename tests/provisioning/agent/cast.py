@@ -20,6 +20,7 @@ from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.runtime import Observed, Runtime
 from provisioning.agent.simulated import SimulatedGpus
 from provisioning.agent.state import Home, Lease
+from provisioning.agent.store import Store
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.workload import Processes, ProcessWorkload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
@@ -104,13 +105,20 @@ class Node:
         self.gpus = [gpu.uuid for gpu in self.monitor.inventory().gpus]
         self.desired: dict[str, dict[str, Any]] = {}
         self._shims: list[Any] = []
+        self.store: Store | None = None
         self.runtime = self._make_runtime()
 
     def wake_up(self) -> None:
         """Forget all that is only in memory, as an agent does that was killed and started again."""
         self._shims += [workload._shim for workload in self.runtime._workloads.values()]
+        self._stop_carriers()
         self.lease = Lease(self.home)
         self.runtime = self._make_runtime()
+
+    def _stop_carriers(self) -> None:
+        """Let nothing of an agent that was killed go on."""
+        for carrier in self.runtime._carriers.values():
+            eventually(carrier.stop)
 
     def _make_runtime(self) -> Runtime:
         self.wiper = Wiper(
@@ -123,6 +131,7 @@ class Node:
             inventory=self.monitor.inventory,
             changed=self.news.set,
             wiper=self.wiper,
+            store=self.store,
         )
         runtime.LOG_WAIT_S = 0  # Nobody takes the logs here.
         return runtime
@@ -212,4 +221,6 @@ class Node:
         eventually(is_empty)
         for shim in filter(None, self._shims):
             shim.wait(timeout=10)
+        if self.store is not None:
+            self.store._client.close()
         self.home.close()

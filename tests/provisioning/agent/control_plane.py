@@ -9,6 +9,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.provisioning.agent.shelf import ArtifactDoors, Shelf
+
 TOKEN = "jt_one_time"
 NODE = "nod_narvik1"
 
@@ -48,6 +50,7 @@ class ControlPlane:
         self.events: list[dict[str, Any]] = []
         self.volumes: dict[str, dict[str, Any]] = {}
         self.operations: list[dict[str, Any]] = []
+        self.shelf = Shelf()
         self.secrets: dict[str, dict[str, str]] = {}
         self.asked_for_secrets: list[tuple[str, int]] = []
         self.poll_after_ms = 100
@@ -65,7 +68,8 @@ class ControlPlane:
         """Answer at the same port as before."""
         plane = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(ArtifactDoors, BaseHTTPRequestHandler):
+            shelf = plane.shelf
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -119,6 +123,8 @@ class ControlPlane:
                 status, content = self.join(headers.get("Authorization"), body)
             elif path == "/agent/v1/sync":
                 status, content = 200, {"results": [self.sync(report) for report in body["reports"]]}
+            elif path == "/agent/v1/artifacts/missing":
+                status, content = 200, {"missing": [one for one in body["sha256s"] if one not in self.shelf.kept]}
             elif path == "/agent/v1/secrets":
                 self.asked_for_secrets.append((body["assignment"], body["fence"]))
                 status, content = 200, {"registry": self.secrets.get(body["assignment"])}

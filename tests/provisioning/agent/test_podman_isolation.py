@@ -7,6 +7,7 @@ import pytest
 
 from provisioning.agent.confinement import is_root_writable, share_of_node
 from provisioning.agent.network import IPTABLES
+from provisioning.agent.store import Store
 from tests.packages import needs
 from tests.provisioning.agent.boxes import cdi_devices
 from tests.provisioning.agent.cast import eventually
@@ -197,3 +198,26 @@ def test_an_instance_is_entered_with_its_own_environment_and_confinement(boxes):
     assert done.stdout.split()[-3:] == ["NoNewPrivs:", "1", "/workspace"]
     assert str(box.files().folder) == "/workspace"
     assert box.files().pid == boxes.inspect("asg_a")["State"]["Pid"]
+
+
+ALONE = "ls /sys/class/net; cat /proc/net/route | wc -l; wget -T 2 -O - http://10.0.0.1/ 2>&1 | head -1"
+
+
+def test_without_a_network_a_container_has_nothing_but_a_loopback(boxes):
+    said = boxes.said("asg_a", ALONE, work={"has_network": False}).split("\n")
+    assert said[:2] == ["lo", "1"]
+    assert (
+        boxes.podman.find(boxes.kind.container_name(boxes.box("asg_a").origin))["HostConfig"]["NetworkMode"] == "none"
+    )
+
+
+def test_files_are_carried_into_a_container_and_out_of_it_and_no_link_leads_out(boxes, plane):
+    boxes.store = Store(plane.url, agent_version="1", who=lambda: {"node": "nod_a", "key": "k"})
+    boxes.wake_up()
+    inputs = plane.shelf.folder({"data/in.txt": b"input"})
+    script = "cp data/in.txt out.txt; ln -s /etc/shadow link; ln -s / root; mkdir deep; ln -s /etc deep/etc"
+    work = {"inputs": inputs, "outputs": ["out.txt", "link", "root/etc/hostname", "deep"]}
+    boxes.run("asg_a", script, work=work)
+    seen = boxes.until("asg_a", "exited")
+    assert plane.shelf.files(seen.outputs) == {"out.txt": b"input"}
+    assert seen.message == "it did not leave link, root/etc/hostname, deep"

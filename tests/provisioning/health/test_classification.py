@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from provisioning.agent.events import EVENT_CODES
 from provisioning.health.classification import Seen, classify
 from provisioning.health.rules import OPERATIONS, Action, Severity, current
+from provisioning.node_files import FALSE_DIGEST
 
 # What agents tell without a number: provisioning/agent/{events,conditions,health}.py.
 CODES_OF_AGENTS = {
@@ -16,6 +17,8 @@ CODES_OF_AGENTS = {
     *("nvlink", "thermal", "memory_thermal", "power_brake", "pcie", "driver", "host"),
     *({*EVENT_CODES.values()} - {"xid", "recovery"}),
 }
+# What the control plane itself sees: provisioning/node_files.py.
+CODES_OF_OURS = {FALSE_DIGEST}
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 TABLE = current()
 GPU = "GPU-a"
@@ -64,6 +67,7 @@ POLICY = [
     ("sxid:20034", "Fatal, Link 30 LTSSM Fault Up", "reboot_node", "node", "switch-fatal"),
     ("sxid:12028", "Non-fatal, Link 32 egress non-posted PRIV error", "record", "gpu", "switch-nonfatal"),
     ("fabric", "", "degrade", "node", "fabric"),
+    ("false_digest", "", "degrade", "node", "false-digest"),
     ("thermal", "", "degrade", "gpu", "thermal"),
     ("power_brake", "", "degrade", "gpu", "power-brake"),
     ("memory_thermal", "", "degrade", "gpu", "memory-thermal"),
@@ -109,7 +113,7 @@ def test_every_rule_of_the_table_is_in_the_policy_above() -> None:
 def test_every_code_of_the_table_is_one_that_an_agent_can_tell() -> None:
     numbered = ("xid:", "sxid:", "recovery:")
     codes = {code for rule in TABLE.rules for code in rule.codes if not code.startswith(numbered)}
-    assert codes == CODES_OF_AGENTS
+    assert codes == CODES_OF_AGENTS | CODES_OF_OURS
 
 
 @pytest.mark.parametrize(

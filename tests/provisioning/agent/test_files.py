@@ -1,0 +1,157 @@
+"""What an agent carries for a workload: inputs, outputs, checkpoints; real processes, and a store that cuts lines."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from provisioning.agent import carrier, store
+from provisioning.agent.clock import boottime
+from provisioning.agent.control import Backoff
+from provisioning.agent.store import Store
+from tests.provisioning.agent.cast import Node, eventually
+from tests.provisioning.agent.control_plane import ControlPlane
+from tests.provisioning.agent.shelf import Shelf
+
+
+@pytest.fixture
+def shelf(plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """The store that the node carries files from and to."""
+    monkeypatch.setattr(Backoff, "FIRST_S", 0.02)
+    node.store = Store(plane.url, agent_version="1", who=lambda: {"node": "nod_a", "key": "k"})
+    node.wake_up()
+    return plane.shelf
+
+
+def test_inputs_are_there_before_the_command_begins_though_the_line_is_cut(node: Node, shelf: Shelf) -> None:
+    inputs = shelf.folder({"run.sh": b"#!/bin/sh\ncat data/deep/in.txt\n", "data/deep/in.txt": b"x" * 5000}, mode=0o755)
+    shelf.cuts["GET"] = 3
+    node.want("asg_a", "prepared", command=["./run.sh"], work={"inputs": inputs})
+    node.until("asg_a", "prepared")
+    assert (node.work("asg_a") / "data/deep/in.txt").read_bytes() == b"x" * 5000
+    node.want("asg_a", "running")
+    assert node.until("asg_a", "exited").exit_code == 0
+    assert node.output("asg_a") == "x" * 5000
+
+
+def test_what_cannot_be_brought_whole_never_starts(node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrier, "STUCK_S", 0.1)
+    node.want("asg_a", "running", command=["touch", "begun"], work={"inputs": "0" * 64})
+    assert "no such artifact" in node.until("asg_a", "failed").message
+    inputs = shelf.folder({"a": b"right"})
+    shelf.spoils = True
+    node.want("asg_b", "running", command=["touch", "begun"], work={"inputs": inputs})
+    assert "arrived damaged" in node.until("asg_b", "failed").message
+    assert not (node.work("asg_b") / "begun").exists()
+
+
+def test_a_command_has_ended_once_its_outputs_are_in_the_store_and_its_end_is_its_own(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PIECE_BYTES", 1000)
+    script = """
+    mkdir -p out/deep; echo one > out/a.txt; echo two > out/deep/b.txt; echo no > out/c.log
+    ln -s /etc/passwd out/passwd.txt; ln -s /etc out/etc; head -c 5000 /dev/zero > big
+    """
+    shelf.closed = True
+    outputs = ["out/**/*.txt", "big", "gone.txt", "out/etc/hostname"]
+    node.run("asg_a", script, work={"outputs": outputs})
+    node.stays("asg_a", "running", seconds=1.0)
+    shelf.closed, shelf.cuts["PUT"] = False, 4
+    seen = node.until("asg_a", "exited")
+    assert shelf.files(seen.outputs) == {
+        "out/a.txt": b"one\n", "out/deep/b.txt": b"two\n", "big": bytes(5000),
+    }  # fmt: skip
+    assert seen.message == "it did not leave gone.txt, out/etc/hostname"
+    assert seen.exited_at is not None
+    assert boottime() - seen.exited_at > 0.9  # Sending took longer, and is not the command's.
+
+
+def test_an_agent_that_was_killed_goes_on_sending_and_runs_nothing_twice(node: Node, shelf: Shelf) -> None:
+    shelf.closed = True
+    node.run("asg_a", "echo x >> out.txt", work={"outputs": ["out.txt"]})
+    node.stays("asg_a", "running")
+    node.wake_up()
+    node.stays("asg_a", "running")
+    shelf.closed = False
+    assert shelf.files(node.until("asg_a", "exited").outputs) == {"out.txt": b"x\n"}
+    node.wake_up()
+    sent = len(shelf.puts)
+    assert shelf.files(node.until("asg_a", "exited").outputs) == {"out.txt": b"x\n"}
+    assert len(shelf.puts) == sent
+
+
+def test_an_output_that_the_store_has_no_room_for_is_named_and_the_others_are_kept(node: Node, shelf: Shelf) -> None:
+    shelf.limit = 1000
+    node.run("asg_a", "echo ok > small; head -c 2000 /dev/zero > large", work={"outputs": ["small", "large"]})
+    seen = node.until("asg_a", "exited")
+    assert shelf.files(seen.outputs) == {"small": b"ok\n"}
+    assert "large could not be kept: HTTP 413 too large" in seen.message
+
+
+def test_a_checkpoint_is_kept_while_it_changes_and_put_back_elsewhere(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrier, "KEEP_EVERY_S", 0.05)
+    count = "n=$(cat ck/pt/n 2>/dev/null || echo 0); echo $((n+1)) > ck/pt/n"
+    script = f"mkdir -p ck/pt; echo same > ck/pt/a; {count}; sleep 600"
+    work = {"checkpoint": "ck/pt"}
+    node.run("asg_a", script, work=work)
+    first = eventually(lambda: node.look("asg_a").checkpoint)
+    eventually(lambda: shelf.files(node.look("asg_a").checkpoint) == {"a": b"same\n", "n": b"1\n"})
+    sent = len(shelf.puts)
+    node.stays("asg_a", "running")
+    assert len(shelf.puts) == sent  # Nothing changed, nothing is sent.
+    (node.work("asg_a") / "ck/pt/n").write_text("41\n")
+    node.want("asg_a", "gone")
+    node.until("asg_a", "gone")
+    last = shelf.puts[-1]
+    assert last != first
+    assert shelf.files(last) == {"a": b"same\n", "n": b"41\n"}
+    node.want("asg_b", "running", command=["sh", "-c", script], work=work | {"checkpoint_sha256": last})
+    kept = node.work("asg_b") / "ck/pt/n"
+    eventually(lambda: node.look("asg_b").state == "running" and kept.read_text() == "42\n")
+
+
+def test_what_is_taken_away_while_it_is_brought_leaves_nothing(node: Node, shelf: Shelf) -> None:
+    inputs = shelf.folder({"a": b"x"})
+    shelf.closed = True
+    node.want("asg_a", "prepared", work={"inputs": inputs})
+    node.stays("asg_a", "preparing")
+    node.want("asg_a", "gone")
+    node.until("asg_a", "gone")
+    assert not node.work("asg_a").exists()
+
+
+ALONE = """
+import socket, sys
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)
+except OSError as error:
+    print("cut off:", error.strerror)
+here = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(here.getsockname(), 2)
+print("reaches itself")
+"""
+
+
+def test_without_a_network_a_process_reaches_nothing_but_itself(node: Node, plane: ControlPlane) -> None:
+    command = ["python3", "-c", ALONE, str(plane.port)]
+    node.want("asg_a", "running", command=command, work={"has_network": False})
+    assert node.until("asg_a", "exited").exit_code == 0
+    assert node.output("asg_a") == "cut off: Connection refused\nreaches itself\n"
+    node.run("asg_b", "sleep 600", work={"has_network": False})
+    pid = node.shim_pid("asg_b")
+    assert Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
+    node.want("asg_b", "gone")
+    began = time.monotonic()
+    node.until("asg_b", "gone")
+    assert time.monotonic() - began < 5
+
+
+def test_a_machine_that_gives_no_network_of_its_own_refuses_with_the_reason(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provisioning.agent.workload.why_not_alone", lambda: "this node cannot: no namespaces")
+    node.want("asg_a", "running", work={"has_network": False})
+    assert node.until("asg_a", "failed").message == "this node cannot: no namespaces"
