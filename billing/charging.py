@@ -17,6 +17,7 @@ from billing.models import Account, Charge, Transfer, UsageSpan
 CHARGE_EVERY = timedelta(seconds=60)
 # So many spans at once: organizations wait for a batch in which they are, and this is a fraction of a second.
 BATCH = 5_000
+SWEEP = 2_000
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 DUE = """
 SELECT organization_id, id FROM billing_usagespan
 WHERE NOT is_charged AND (ended_at IS NOT NULL OR charged_through <= %(before)s)
+  AND organization_id %% %(parts)s = %(part)s
 ORDER BY charged_through, organization_id, id LIMIT %(limit)s
 """
 
@@ -32,40 +34,41 @@ ORDER BY charged_through, organization_id, id LIMIT %(limit)s
 # rest comes from credit, then cash, and what is owed. The sums of an organization are returned, to be moved.
 CHARGE = """
 WITH due AS MATERIALIZED (
-    SELECT span.id, span.public_id, span.organization_id, span.resource_id, span.resource_name, price.currency,
-           span.charged_through AS since, meter.ended_at, meter.through, cost.micros AS whole_micros,
-           cost.micros - span.charged_micros AS micros,
-           'charge:' || span.public_id || ':' || to_char(meter.through AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS.MS')
-               AS key
-    FROM billing_usagespan span
-    JOIN billing_priceversion price ON price.id = span.price_version_id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(span.ended_at, %(ended_at)s::timestamptz) AS ended_at,
-               least(%(through)s::timestamptz, span.ended_at, %(ended_at)s::timestamptz) AS through
-    ) meter
-    LEFT JOIN LATERAL (
-        SELECT sum_micro_ms
-            + micros_per_unit_hour * round(1000 * extract(epoch FROM span.started_at - starts_at)) AS upto
-        FROM billing_pricepoint
-        WHERE price.is_floating AND price_version_id = price.id AND starts_at <= span.started_at
-        ORDER BY starts_at DESC LIMIT 1
-    ) first ON true
-    LEFT JOIN LATERAL (
-        SELECT sum_micro_ms
-            + micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - starts_at)) AS upto
-        FROM billing_pricepoint
-        WHERE price.is_floating AND price_version_id = price.id AND starts_at <= meter.through
-        ORDER BY starts_at DESC LIMIT 1
-    ) last ON true
-    CROSS JOIN LATERAL (
-        SELECT div(2 * span.quantity * CASE
-            WHEN price.is_floating THEN coalesce(last.upto, 0) - coalesce(first.upto, 0)
-            WHEN span.covered_by <> '' THEN 0
-            ELSE price.micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - span.started_at))
-        END + 3600000, 7200000)::bigint AS micros
-    ) cost
-    WHERE span.id = ANY(%(spans)s::bigint[])
-      AND (meter.through > span.charged_through OR meter.through = meter.ended_at)
+    SELECT id, organization_id, since, through, ended_at, whole_micros, whole_micros - charged_micros AS micros,
+           currency, public_id, resource_id, resource_name,
+           'charge:' || public_id || ':' || to_char(through AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS.MS') AS key
+    FROM (
+        SELECT span.id, organization_id, charged_through AS since, meter.through, meter.ended_at, charged_micros,
+               price.currency, span.public_id, resource_id, resource_name,
+               div(2 * span.quantity * CASE
+                   WHEN price.is_floating THEN coalesce(last.upto, 0) - coalesce(first.upto, 0)
+                   WHEN span.covered_by <> '' THEN 0
+                   ELSE price.micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - span.started_at))
+               END + 3600000, 7200000)::bigint AS whole_micros
+        FROM billing_usagespan span
+        JOIN billing_priceversion price ON price.id = span.price_version_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(span.ended_at, %(ended_at)s::timestamptz) AS ended_at,
+                   least(%(through)s::timestamptz, span.ended_at, %(ended_at)s::timestamptz) AS through
+        ) meter
+        LEFT JOIN LATERAL (
+            SELECT sum_micro_ms
+                + micros_per_unit_hour * round(1000 * extract(epoch FROM span.started_at - starts_at)) AS upto
+            FROM billing_pricepoint
+            WHERE price.is_floating AND price_version_id = price.id AND starts_at <= span.started_at
+            ORDER BY starts_at DESC LIMIT 1
+        ) first ON true
+        LEFT JOIN LATERAL (
+            SELECT sum_micro_ms
+                + micros_per_unit_hour * round(1000 * extract(epoch FROM meter.through - starts_at)) AS upto
+            FROM billing_pricepoint
+            WHERE price.is_floating AND price_version_id = price.id AND starts_at <= meter.through
+            ORDER BY starts_at DESC LIMIT 1
+        ) last ON true
+        WHERE span.id = ANY(%(spans)s::bigint[])
+          AND (meter.through > span.charged_through OR meter.through = meter.ended_at)
+        OFFSET 0  -- so that each is rated once, and not once for each column that says what it costs
+    ) rated
 ), advanced AS (
     UPDATE billing_usagespan span
     SET ended_at = due.ended_at, charged_micros = due.whole_micros, charged_through = due.through
@@ -82,49 +85,50 @@ WITH due AS MATERIALIZED (
     WHERE kind IN ('promo', 'cash', 'receivable')
       AND organization_id = ANY(ARRAY(SELECT DISTINCT organization_id FROM due))
     GROUP BY organization_id, currency
+), pending AS MATERIALIZED (
+    SELECT hold.id, hold.public_id, hold.account_id, hold.resource_id, kind, organization_id, currency,
+           amount_micros - posted_micros AS micros,
+           sum(amount_micros - posted_micros) OVER (
+               PARTITION BY organization_id, currency, hold.resource_id ORDER BY hold.id
+           ) AS upto
+    FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
+    WHERE state = 'pending' AND kind IN ('promo', 'cash', 'receivable')
+      AND hold.resource_id = ANY(ARRAY(SELECT resource_id FROM due WHERE micros > 0))
 ), own AS MATERIALIZED (
     SELECT need.id, organization_id, currency, need.resource_name, need.through,
            hold.id AS hold_id, hold.public_id, hold.account_id, hold.kind,
            least(need.upto, hold.upto) - greatest(need.upto - need.micros, hold.upto - hold.micros) AS micros
     FROM (
         SELECT *, sum(micros) OVER (PARTITION BY organization_id, currency, resource_id ORDER BY since, id) AS upto
-        FROM due WHERE micros > 0
+        FROM due WHERE micros > 0 AND resource_id IN (SELECT resource_id FROM pending)
     ) need
-    JOIN (
-        SELECT hold.id, hold.public_id, hold.account_id, hold.resource_id, kind, organization_id, currency,
-               amount_micros - posted_micros AS micros,
-               sum(amount_micros - posted_micros) OVER (
-                   PARTITION BY organization_id, currency, hold.resource_id ORDER BY hold.id
-               ) AS upto
-        FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id
-        WHERE state = 'pending' AND kind IN ('promo', 'cash', 'receivable')
-          AND hold.resource_id = ANY(ARRAY(SELECT DISTINCT resource_id FROM due WHERE micros > 0))
-    ) hold USING (organization_id, currency, resource_id)
+    JOIN pending hold USING (organization_id, currency, resource_id)
     WHERE need.upto > hold.upto - hold.micros AND hold.upto > need.upto - need.micros
 ), taken AS MATERIALIZED (
-    SELECT summed.*, promo_id, cash_id, receivable_id,
-           first_value(key) OVER in_turn AS posting,
-           first_value(resource_name) OVER in_turn AS first_name,
+    SELECT promo_id, turn, id, since, through, micros, key, posting, resource_name, held_promo, held_cash, held_owed,
            least(upto, promo_free) - least(upto - rest, promo_free) AS promo_micros,
            greatest(0, least(upto - promo_free, cash_free))
                - greatest(0, least(upto - rest - promo_free, cash_free)) AS cash_micros,
            greatest(0, upto - promo_free - cash_free)
                - greatest(0, upto - rest - promo_free - cash_free) AS owed_micros
     FROM (
-        SELECT *, sum(rest) OVER (PARTITION BY organization_id, currency ORDER BY since, id) AS upto FROM (
+        SELECT *, row_number() OVER in_turn AS turn, first_value(key) OVER in_turn AS posting,
+               (sum(rest) OVER in_turn)::bigint AS upto
+        FROM (
             SELECT due.*, coalesce(promo, 0) AS held_promo, coalesce(cash, 0) AS held_cash,
                    coalesce(owed, 0) AS held_owed,
                    due.micros - coalesce(promo, 0) - coalesce(cash, 0) - coalesce(owed, 0) AS rest
             FROM due LEFT JOIN (
-                SELECT id, sum(micros) FILTER (WHERE kind = 'promo') AS promo,
-                       sum(micros) FILTER (WHERE kind = 'cash') AS cash,
-                       sum(micros) FILTER (WHERE kind = 'receivable') AS owed
+                SELECT id, (sum(micros) FILTER (WHERE kind = 'promo'))::bigint AS promo,
+                       (sum(micros) FILTER (WHERE kind = 'cash'))::bigint AS cash,
+                       (sum(micros) FILTER (WHERE kind = 'receivable'))::bigint AS owed
                 FROM own GROUP BY id
             ) held USING (id)
             WHERE due.micros > 0
-        ) without_holds
-    ) summed JOIN payer USING (organization_id, currency)
-    WINDOW in_turn AS (PARTITION BY organization_id, currency ORDER BY since, id)
+            OFFSET 0  -- joined before payers, whose number PostgreSQL guesses too low, so by hash
+        ) without_holds JOIN payer USING (organization_id, currency)
+        WINDOW in_turn AS (PARTITION BY promo_id ORDER BY since, id ROWS UNBOUNDED PRECEDING)
+    ) summed
 ), charged AS (
     INSERT INTO billing_charge
         (key, posting, span_id, through, amount_micros, promo_micros, cash_micros, owed_micros)
@@ -132,11 +136,15 @@ WITH due AS MATERIALIZED (
            held_owed + owed_micros
     FROM taken ORDER BY since, id
 ), posted AS (
-    SELECT organization_id, currency, posting, promo_id, cash_id, receivable_id, count(*) AS charges,
-           max(through) AS through, sum(promo_micros) AS promo, sum(cash_micros) AS cash, sum(owed_micros) AS owed,
-           CASE WHEN count(*) = 1 THEN 'Use of ' || first_name
-                ELSE format('Use of %%s and %%s more', first_name, count(*) - 1) END AS reason
-    FROM taken GROUP BY organization_id, currency, posting, promo_id, cash_id, receivable_id, first_name
+    SELECT payer.*, posting, charges, through, promo, cash, owed,
+           CASE WHEN charges = 1 THEN 'Use of ' || first_name
+                ELSE format('Use of %%s and %%s more', first_name, charges - 1) END AS reason
+    FROM (
+        SELECT promo_id, count(*) AS charges, max(through) AS through, max(posting) FILTER (WHERE turn = 1) AS posting,
+               max(resource_name) FILTER (WHERE turn = 1) AS first_name,
+               sum(promo_micros) AS promo, sum(cash_micros) AS cash, sum(owed_micros) AS owed
+        FROM taken GROUP BY promo_id
+    ) summed JOIN payer USING (promo_id)
 )
 SELECT organization_id, currency, posting, account_id, hold_id, part, micros::bigint, charges, reason, through, span_id
 FROM (
@@ -180,15 +188,19 @@ class _Leg(NamedTuple):
     span_id: int
 
 
-def charge_due(*, at: datetime, limit: int = 2_000) -> int:
+def charge_due(*, at: datetime, limit: int = SWEEP, part: int = 0, parts: int = 1) -> int:
     """Charge what has run for a while or has ended, longest waiting first; return how many charges were made.
 
     The limit bounds the ledger's growth: with more spans than one sweep takes,
     each is charged a little less often. A batch that cannot be charged is tried
     in halves, so that in the end only the span that is to blame is left out.
+
+    Of several parts each charges organizations of its own and takes its share of
+    the limit, so that they run side by side and none waits for another.
     """
     with connection.cursor() as cursor:
-        cursor.execute(DUE, {"before": at - CHARGE_EVERY, "limit": limit})
+        given = {"before": at - CHARGE_EVERY, "limit": -(-limit // parts), "part": part, "parts": parts}
+        cursor.execute(DUE, given)
         due = sorted(cursor.fetchall())
     batches = (due[begin : begin + BATCH] for begin in range(0, len(due), BATCH))
     return sum(sum(in_parts(batch, lambda part: _charge_batch(part, at), leave=_leave)) for batch in batches)

@@ -33,7 +33,9 @@ ORDER BY wanted.n
 
 KEEP_STILL = """
 SELECT FROM billing_priceversion
-WHERE is_floating AND id IN (SELECT price_version_id FROM billing_usagespan WHERE id = ANY(%s::bigint[]))
+WHERE is_floating AND id = ANY(ARRAY(
+    SELECT DISTINCT price_version_id FROM billing_usagespan WHERE id = ANY(%s::bigint[])
+))
 ORDER BY id FOR SHARE
 """
 LOCK_TRIES = 5

@@ -1,6 +1,6 @@
 """Sweeps that beat calls; each is bounded, may be run twice and finds by itself what there is to do.
 
-Periods they want: `charge_due` every 20 s, `watch_runways` and `collect` every 30 s, `expire_holds` and
+Periods they want: `charge_due` every 20 s in two parts, `watch_runways` and `collect` every 30 s, `expire_holds` and
 `expire_credit` every 60 s, `share_outcomes` every minute, `sum_up_revenue` every 5 min, `issue_invoices` every 10
 min, `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_suppliers` every minute; of cards,
 `send_payments` and `handle_processor_events` every second, `send_refunds` every 10 s, `top_up` every 30 s,
@@ -17,8 +17,8 @@ from billing.suppliers import accruing, connecting, payouts, statements
 
 
 @shared_task
-def charge_due() -> None:
-    charging.charge_due(at=timezone.now())
+def charge_due(part: int = 0, parts: int = 1) -> None:
+    charging.charge_due(at=timezone.now(), part=part, parts=parts)
 
 
 @shared_task

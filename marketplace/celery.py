@@ -33,8 +33,8 @@ app.conf.update(
     task_publish_retry=False,
     # Old sweeps are worthless: a worker that was away must not work through a backlog of them.
     beat_schedule={
-        name: {"task": task, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
-        for name, task, seconds in (
+        name: {"task": task, "args": given, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
+        for name, task, seconds, *given in (
             ("workflows that are due", "provisioning.tasks.run_due_workflows", 1.0),
             ("ends that nobody heard of", "provisioning.tasks.wake_what_ended", 60.0),
             ("clusters to look at", "provisioning.tasks.look_at_clusters", 1.0),
@@ -50,7 +50,9 @@ app.conf.update(
             ("volumes that changed", "provisioning.tasks.settle_volumes", 5.0),
             ("readings to sum up", "provisioning.tasks.sum_up_readings", 20.0),
             ("partitions of readings", "provisioning.tasks.keep_partitions", 3600.0),
-            ("usage to charge", "billing.tasks.charge_due", 20.0),
+            # Two workers charge side by side, each the organizations of its part.
+            ("usage to charge, of one half", "billing.tasks.charge_due", 20.0, 0, 2),
+            ("usage to charge, of the other half", "billing.tasks.charge_due", 20.0, 1, 2),
             ("holds that ran out", "billing.tasks.expire_holds", 60.0),
             ("statements of suppliers", "billing.tasks.state_suppliers", 3600.0),
             ("payouts to suppliers", "billing.tasks.pay_suppliers", 60.0),

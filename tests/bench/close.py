@@ -1,16 +1,14 @@
 """The hourly close of a large fleet: what it fills, what it measures, and what PostgreSQL needs for the same rows."""
 
-import resource
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from tests.bench.stage import cpu_s
+from tests.bench.sweeps import PARTS, Sweeps
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
@@ -103,44 +101,13 @@ class Watch:
         }
 
 
-@dataclass
-class Memory:
-    """The most memory of our own that this process's database backend had, looked at many times a second."""
-
-    pid: int
-    peak_kib: int = 0
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        looker = threading.Thread(target=self._look, daemon=True)
-        looker.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            looker.join()
-
-    def _look(self) -> None:
-        status = Path(f"/proc/{self.pid}/status")
-        while not self._over.wait(0.05) and status.exists():
-            for line in status.read_text().splitlines():
-                if line.startswith("RssAnon:"):
-                    self.peak_kib = max(self.peak_kib, int(line.split()[1]))
-
-
 def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Close two hours of a quarter of the spans and two of all, and check what that left."""
-    from django.db import connection
-
     from billing import books
 
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_backend_pid()")
-        memory = Memory(pid=cursor.fetchone()[0])
-    fleet = Fleet(max(1, count // SPANS_EACH), database_pid)
-    figures: dict[str, Any] = {"spans": count, "organizations": len(fleet.organizations)}
-    with memory.watched():
+    with Sweeps() as sweeps:
+        fleet = Fleet(max(1, count // SPANS_EACH), database_pid, sweeps)
+        figures: dict[str, Any] = {"spans": count, "organizations": len(fleet.organizations), "sweeps": PARTS}
         say("A quarter of the spans ...")
         fleet.grow(count // 4)
         fleet.close(BEGIN + HOUR)
@@ -161,8 +128,8 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
         **quarter.figures("quarter_close"),
         "growth": round(whole.cpu_s / count / (quarter.cpu_s / (count // 4)), 2),
         "rewritten_in_place": fleet.rewritten_in_place(),
-        "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
-        "backend_memory_mib": round(memory.peak_kib / 2**10),
+        "memory_mib": round(sweeps.memory_kib / 2**10),
+        "backend_memory_mib": round(sweeps.backend_memory_kib / 2**10),
     }
     say("Checking ...")
     figures["close_faults"] = [f"{one.rule}: {one.subject}: {one.detail}" for one in books.check(at=BEGIN + 5 * HOUR)][
@@ -174,12 +141,12 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
 class Fleet:
     """Organizations with money, prices that stand and prices that float, and spans that run at them."""
 
-    def __init__(self, organizations: int, database_pid: int) -> None:
+    def __init__(self, organizations: int, database_pid: int, sweeps: Sweeps) -> None:
         from billing import accounts, floating
         from billing.models import Account, PriceVersion, Transfer
         from marketplace.models import Organization
 
-        self.database_pid = database_pid
+        self.database_pid, self.sweeps = database_pid, sweeps
         self.spans = 0
         self.organizations = Organization.objects.bulk_create(
             [Organization(name=f"Renter {number}") for number in range(organizations)]
@@ -258,7 +225,8 @@ class Fleet:
 
         watch = Watch(self.database_pid)
         with watch.running():
-            charging.charge_due(at=at, limit=10 * self.spans)
+            _, python_cpu_s = self.sweeps.run(at, limit=10 * self.spans)
+        watch.python_cpu_s += python_cpu_s
         assert charging.charge_due(at=at, limit=10 * self.spans) == 0, "all that is due is charged at once"
         return watch
 

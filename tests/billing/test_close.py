@@ -267,3 +267,38 @@ def test_sweeps_stops_holds_and_grants_at_the_same_moment_keep_the_books_right(f
     assert books.check(at=NOON + 9 * HOUR) == []
     for has in map(wallet, fleet):
         assert not has.owed_micros or has.promo_micros + has.cash_micros == has.held_micros
+
+
+def test_the_parts_of_a_sweep_take_all_organizations_between_them_and_none_of_them_twice(fleet):
+    whole = {one.pk for one in fleet}
+    charged = []
+    for part in range(2):
+        before = set(Charge.objects.values_list("pk", flat=True))
+        charging.charge_due(at=NOON + 2 * HOUR, part=part, parts=2)
+        new = Charge.objects.exclude(pk__in=before)
+        charged.append(set(new.values_list("span__organization", flat=True)))
+    assert charged[0] | charged[1] == whole
+    assert not charged[0] & charged[1]
+    assert charging.charge_due(at=NOON + 2 * HOUR) == 0
+    assert books.check(at=NOON + 9 * HOUR) == []
+
+
+def test_a_part_takes_its_share_of_the_limit(fleet):
+    dues = [charging.charge_due(at=NOON + 2 * HOUR, limit=4, part=part, parts=2) for part in range(2)]
+    assert dues == [2, 2]
+
+
+def test_a_part_does_not_wait_for_the_organizations_of_another(fleet):
+    kept = fleet[0]
+    other = connections["default"].copy()
+    try:
+        with other.cursor() as cursor, connection.cursor() as ours:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT FROM billing_account WHERE organization_id = %s FOR NO KEY UPDATE", [kept.pk])
+            ours.execute("SET lock_timeout = '2s'")
+            assert charging.charge_due(at=NOON + 2 * HOUR, part=1 - kept.pk % 2, parts=2) > 0
+            with pytest.raises(OperationalError, match="lock timeout"):
+                charging.charge_due(at=NOON + 2 * HOUR, part=kept.pk % 2, parts=2)
+    finally:
+        other.close()
+        connection.close()
