@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from django.db.models import F, Sum
+from django.db.models import F, QuerySet, Sum
 
 from billing.models import Account
 from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
@@ -105,15 +105,16 @@ def lock_many(organization_ids: Collection[int]) -> dict[int, CustomerAccounts]:
 
     Returns those in each organization's own currency; one whose accounts were never opened is left out.
     """
-    rows = Account.objects.filter(
-        organization__in=organization_ids, kind__in=CUSTOMER_KINDS, currency=F("organization__currency")
-    )
-    rows = rows.order_by("organization", "pk").select_for_update(of=("self",), no_key=True)
     found: dict[int, dict[str, Account]] = {}
-    for account in rows:
+    for account in _gates(organization_ids):
         assert account.organization_id is not None
         found.setdefault(account.organization_id, {})[account.kind] = account
     return {key: CustomerAccounts(**kinds) for key, kinds in found.items() if len(kinds) == len(CUSTOMER_KINDS)}
+
+
+def lock_all(organization_ids: Collection[int]) -> None:
+    """Lock the same accounts in the same order, for who does not need to read them."""
+    list(_gates(organization_ids).values_list("pk"))
 
 
 def platform(kind: Account.Kind, currency: str) -> Account:
@@ -140,6 +141,13 @@ def _customer(organization_id: int, currency: str, *, lock: bool) -> CustomerAcc
         rows = ask(statement, owner)
     found = [Account.from_db(None, COLUMNS, row) for row in rows]
     return CustomerAccounts(**{account.kind: account for account in found})
+
+
+def _gates(organization_ids: Collection[int]) -> QuerySet[Account]:
+    rows = Account.objects.filter(
+        organization__in=organization_ids, kind__in=CUSTOMER_KINDS, currency=F("organization__currency")
+    )
+    return rows.order_by("organization", "pk").select_for_update(of=("self",), no_key=True)
 
 
 def _open(organization_id: int, currency: str, kinds: tuple[str, ...]) -> None:

@@ -241,7 +241,7 @@ def _leave(due: tuple[int, int]) -> None:
 @transaction.atomic
 def _charge_batch(batch: Sequence[tuple[int, int]], at: datetime) -> int:
     """Charge spans that come as pairs of an organization's id and their own."""
-    accounts.lock_many({organization_id for organization_id, _ in batch})
+    accounts.lock_all({organization_id for organization_id, _ in batch})
     return charge_locked([span_id for _, span_id in batch], through=at)
 
 

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from django.db.models import Max
 
 from billing import rating, runway
-from billing.accounts import Organization, lock_many
+from billing.accounts import Organization, lock_all
 from billing.errors import RetroactivePrice
 from billing.models import PricePoint, PriceVersion, Unit, UsageSpan
 
@@ -161,7 +161,7 @@ def _lock_payers(series: PriceVersion) -> list[Organization]:
     for tries_left in reversed(range(LOCK_TRIES)):
         payers = _payers(series)
         with transaction.atomic():
-            lock_many([payer.pk for payer in payers])
+            lock_all([payer.pk for payer in payers])
             PriceVersion.objects.select_for_update(no_key=True).get(pk=series.pk)
             if not tries_left or {payer.pk for payer in _payers(series)} <= {payer.pk for payer in payers}:
                 return payers

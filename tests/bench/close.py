@@ -265,7 +265,7 @@ class Fleet:
             for begin in range(0, count, BATCH):
                 with transaction.atomic():
                     chosen = [self.cash[n % len(self.cash)] for n in range(begin, min(begin + BATCH, count))]
-                    accounts.lock_many({one.organization_id for one in chosen if one.organization_id})
+                    accounts.lock_all({one.organization_id for one in chosen if one.organization_id})
                     ledger.move_all([
                         Transfer(key=f"post:{begin + n}", source=one, target=revenue, amount_micros=1, reason="bench",
                                  effective_at=BEGIN)

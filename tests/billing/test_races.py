@@ -114,7 +114,7 @@ def test_the_same_transfer_asked_for_by_many_at_the_same_moment_moves_once():
 def charge_twice_at_the_same_moment(monkeypatch, meet):
     acme = make_organization(promo=100 * USD)
     span = start(acme)
-    wait_after(monkeypatch, accounts, "lock_many", meet)
+    wait_after(monkeypatch, accounts, "lock_all", meet)
     return at_the_same_moment(*[lambda: charging.charge_span(span=span, through=NOON + HOUR)] * 2)
 
 
