@@ -198,9 +198,9 @@ def charge_due(*, at: datetime, limit: int = SWEEP, part: int = 0, parts: int = 
     Of several parts each charges organizations of its own and takes its share of
     the limit, so that they run side by side and none waits for another.
     """
+    share = -(-limit // parts)
     with connection.cursor() as cursor:
-        given = {"before": at - CHARGE_EVERY, "limit": -(-limit // parts), "part": part, "parts": parts}
-        cursor.execute(DUE, given)
+        cursor.execute(DUE, {"before": at - CHARGE_EVERY, "limit": share, "part": part, "parts": parts})
         due = sorted(cursor.fetchall())
     batches = (due[begin : begin + BATCH] for begin in range(0, len(due), BATCH))
     return sum(sum(in_parts(batch, lambda part: _charge_batch(part, at), leave=_leave)) for batch in batches)
