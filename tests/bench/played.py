@@ -1,4 +1,7 @@
-"""A market that plays a trace: tenants order by the real verbs, nodes are played in bulk, and time is moved by hand."""
+"""A market that plays a trace: tenants order by the real verbs, nodes are played in bulk, and time is moved by hand.
+
+Blocks and what runs inside them are in `reserving`, the figures at the end in `outcome`.
+"""
 
 import heapq
 import itertools
@@ -7,18 +10,17 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
-from billing import books, charging, holds
-from marketplace import rentals, spot, spot_terms, tenants, waiting
+from billing import charging, holds
+from marketplace import delivery, recalls, rentals, spot, spot_terms, tenants, waiting
 from marketplace.access import person
 from marketplace.errors import MarketError
 from marketplace.models import Offer, Project, User, WaitingOrder
-from provisioning import calendar, engine, interruptions, quotas
+from provisioning import engine, interruptions
 from provisioning.drivers.fake import FakeDriver, State
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import DRIVERS
@@ -28,14 +30,13 @@ from provisioning.models import (
     Assignment,
     Gpu,
     Instance,
-    Interruption,
     Node,
     WipeRecord,
     Workflow,
 )
 from provisioning.steps import PLAN
-from tests.bench import machine, world
-from tests.bench.trace import GRID_MICROS, PRICE_MICROS, RESERVE_MICROS, TICK, Job
+from tests.bench import outcome, reserving, world
+from tests.bench.trace import GRID_MICROS, NOTICE, PRICE_MICROS, RESERVE_MICROS, TICK, Job
 
 LONGEST_WAIT = timedelta(days=29)
 TURNS_MAX = 100
@@ -73,14 +74,16 @@ class Replay:
     count: Iterator[int] = field(default_factory=itertools.count)
     by_instance: dict[int, Job] = field(default_factory=dict)
     waiting: dict[int, Job] = field(default_factory=dict)
+    entering: dict[int, datetime] = field(default_factory=dict)
+    entered_s: list[float] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> dict[str, Any]:
         self._open()
         begin = self.jobs[0].at
-        for job in self.jobs:
-            self._plan(job.at, "submit", job)
-        self._plan(begin + TICK, "tick")
+        for submitted in self.jobs:
+            self.plan(submitted.at, "submit", submitted)
+        self.plan(begin + TICK, "tick")
         # Until the last job is submitted: what runs longer is cut, so that a tail of few jobs does not count as idle.
         at, end = begin, self.jobs[-1].at
         while self.events and self.events[0][0] <= end:
@@ -93,11 +96,10 @@ class Replay:
         self.clock.move_to(end)
         self.ends["still running"] = sum(job.runs_since is not None for job in self.jobs)
         self.ends["still waiting"] = len(self.waiting)
-        while charging.charge_due(at=end, limit=SWEPT_AT_ONCE):
-            pass
-        return self._figures(begin, end)
+        self._charge(end)
+        return outcome.figures(self, begin, end)
 
-    def _plan(self, at: datetime, kind: str, job: Job | None = None) -> None:
+    def plan(self, at: datetime, kind: str, job: Job | None = None) -> None:
         heapq.heappush(self.events, (at, next(self.count), kind, job))
 
     def _open(self) -> None:
@@ -112,7 +114,9 @@ class Replay:
         spot_terms.set_terms(
             offer=offer, by="replay", at=at, is_enabled=True, reserve_micros=RESERVE_MICROS,
             grid_micros=GRID_MICROS, interval_s=int(TICK.total_seconds()),
+            min_notice_s=int(NOTICE.total_seconds()),
         )  # fmt: skip
+        reserving.sell(offer)
         self.offer = Offer.objects.select_related("site").get(pk=offer.pk)
         self.actors, self.projects = {}, {}
         names = sorted({job.tenant for job in self.jobs})
@@ -128,11 +132,13 @@ class Replay:
         who: dict[str, Any] = {"actor": self.actors[job.tenant], "project": self.projects[job.tenant]}
         order = rentals.Order(offer=self.offer, command=["train"], gpus=gpus, replicas=replicas)
         at = timezone.now()
+        if job.market == "reserved" and reserving.book(self, job, at=at):
+            return
         try:
             with transaction.atomic():
                 if job.market == "spot":
                     bid = spot.bid(**who, order=order, max_price_micros=job.bids_micros, at=at)
-                    self._watch(job, bid.instance)
+                    self.watch(job, bid.instance)
                     return
                 instance = rentals.rent(**who, order=order, at=at)
         except NoCapacity:
@@ -140,7 +146,7 @@ class Replay:
         except MarketError as refusal:
             self._turn_away(refusal)
         else:
-            self._watch(job, instance)
+            self.watch(job, instance)
             self._walk()
 
     def _wait(self, job: Job, who: dict[str, Any], order: rentals.Order, at: datetime) -> None:
@@ -158,7 +164,7 @@ class Replay:
         self.ends["turned away"] += 1
         self.ends[f"refused: {type(refusal).__name__}"] += 1
 
-    def _watch(self, job: Job, instance: Any) -> None:
+    def watch(self, job: Job, instance: Any) -> None:
         job.instance = instance
         self.by_instance[instance.pk] = job
 
@@ -187,12 +193,13 @@ class Replay:
             if entry.instance is None:
                 self.ends["gave up"] += 1
             else:
-                self._watch(job, entry.instance)
+                self.watch(job, entry.instance)
         self._walk()
 
     def _tick(self) -> None:
         """Everything that the sweeps do, once in a tick, in the order of the beat."""
         at = timezone.now()
+        delivery.advance(at=at, limit=SWEPT_AT_ONCE)
         interruptions.announce_due(at=at, limit=SWEPT_AT_ONCE)
         self._walk()
         interruptions.settle_due(at=at, limit=SWEPT_AT_ONCE)
@@ -203,7 +210,22 @@ class Replay:
         if self.waiting:
             self._start_waiting()
         holds.expire(at=at, limit=SWEPT_AT_ONCE)
-        self._plan(at + TICK, "tick")
+        if at.minute == 0:
+            self._charge(at)
+        self.plan(at + TICK, "tick")
+
+    def _charge(self, at: datetime) -> None:
+        while charging.charge_due(at=at, limit=SWEPT_AT_ONCE):
+            pass
+
+    def _enter(self, job: Job) -> None:
+        """A block begins: its tenant launches inside, and lent GPUs come back to it."""
+        at = timezone.now()
+        delivery.advance(at=at, limit=SWEPT_AT_ONCE)
+        reserving.enter(self, job, at=at)
+        recalls.recall_due(at=at, limit=SWEPT_AT_ONCE)
+        interruptions.announce_due(at=at, limit=SWEPT_AT_ONCE)
+        self._walk()
 
     def _notice(self) -> None:
         """A moment at which a step is due: the end of somebody's notice."""
@@ -221,104 +243,25 @@ class Replay:
             if not due:
                 break
         self._look(moved)
-        later = Workflow.objects.filter(pk__in=moved, due_at__gt=timezone.now(), instance__market="spot")
-        for due_at in set(later.exclude(step="watch").values_list("due_at", flat=True)):
-            self._plan(due_at, "notice")
+        later = Workflow.objects.filter(pk__in=moved, due_at__gt=timezone.now())
+        for due_at in {one.due_at for one in later.only("due_at") if one.due_at is not None}:
+            self.plan(due_at, "notice")
 
     def _look(self, moved: set[int]) -> None:
         at = timezone.now()
+        if not moved:
+            return
         for pk, phase in Instance.objects.filter(pk__in=moved).values_list("pk", "phase"):
             job = self.by_instance.get(pk)
             if job is None:
                 continue
             if phase in CHARGED_PHASES and job.runs_since is None:
                 job.runs_since, job.started_at = at, job.started_at or at
-                self._plan(at + max(job.duration - job.done, timedelta(seconds=1)), "finish", job)
+                if (began := self.entering.pop(pk, None)) is not None:
+                    self.entered_s.append((at - began).total_seconds())
+                self.plan(at + max(job.duration - job.done, timedelta(seconds=1)), "finish", job)
             elif phase not in CHARGED_PHASES and job.runs_since is not None:
                 job.done += at - job.runs_since
                 job.runs_since = None
-
-    def _figures(self, begin: datetime, end: datetime) -> dict[str, Any]:
-        waited = [(job.started_at - job.at).total_seconds() for job in self.jobs if job.started_at]
-        used_s, markets = _by_market(end)
-        total_s = self.gpus * (end - begin).total_seconds()
-        return {
-            "jobs": len(self.jobs),
-            "gpus": self.gpus,
-            "tenants": len(self.projects),
-            "days": round((end - begin) / timedelta(days=1), 2),
-            "outcomes": dict(sorted(self.ends.items())),
-            "utilization": round(used_s / total_s, 4) if total_s else 0.0,
-            "wait_s": {"p50": machine.percentile(waited, 0.5), "p95": machine.percentile(waited, 0.95)},
-            "interruptions": Interruption.objects.filter(state__in=["interrupted", "settled"]).count(),
-            "markets": markets,
-            "faults": _faults(end),
-        }
-
-
-SPANS = """
-SELECT labels ->> 'market', count(*), sum(charged_micros),
-    sum(quantity * extract(epoch FROM coalesce(ended_at, %(now)s) - started_at))
-FROM billing_usagespan GROUP BY 1 ORDER BY 1
-"""
-
-
-def _by_market(end: datetime) -> tuple[float, dict[str, Any]]:
-    """Return the GPU-seconds that were used, and by market what they brought in."""
-    with connection.cursor() as cursor:
-        cursor.execute(SPANS, {"now": end})
-        rows = cursor.fetchall()
-    markets = {}
-    for market, spans, micros, gpu_s in rows:
-        hours = Decimal(gpu_s) / 3600
-        markets[market] = {
-            "spans": spans,
-            "gpu_hours": round(float(hours), 1),
-            "revenue": str(round(Decimal(micros) / 10**6, 2)),
-            "per_gpu_hour": str(round(Decimal(micros) / 10**6 / hours, 4)) if hours else None,
-        }
-    return sum(float(row[3]) for row in rows), markets
-
-
-FAULTS = {
-    "GPUs are held twice": """
-        SELECT gpu_id FROM provisioning_gpuhold WHERE released_at IS NULL GROUP BY gpu_id HAVING count(*) > 1
-    """,
-    "instances hold other GPUs than they take quota for": """
-        SELECT instance.id FROM provisioning_instance instance
-        LEFT JOIN provisioning_assignment assignment ON assignment.instance_id = instance.id
-        LEFT JOIN provisioning_gpuhold hold ON hold.assignment_id = assignment.id AND hold.released_at IS NULL
-        WHERE instance.phase IN ('running', 'notified', 'draining')
-        GROUP BY instance.id HAVING count(hold.id) <> instance.quota_held
-    """,
-    "instances have another quota than they say": """
-        SELECT instance.id FROM provisioning_instance instance
-        LEFT JOIN provisioning_quotahold hold ON hold.holder = instance.public_id
-        WHERE instance.quota_held <> coalesce(hold.gpus, 0)
-    """,
-    "offers are sold beyond their GPUs": """
-        SELECT offer_id FROM provisioning_capacity WHERE open_ended + peak > gpus
-    """,
-    "offers miscount what runs without an end": """
-        SELECT capacity.offer_id FROM provisioning_capacity capacity LEFT JOIN provisioning_instance instance
-            ON instance.offer_id = capacity.offer_id AND instance.market = 'on_demand'
-        GROUP BY capacity.offer_id, open_ended HAVING open_ended <> coalesce(sum(quota_held), 0)
-    """,
-    "orders that waited started twice": """
-        SELECT instance_id FROM marketplace_waitingorder WHERE instance_id IS NOT NULL
-        GROUP BY instance_id HAVING count(*) > 1
-    """,
-}
-
-
-def _faults(end: datetime) -> list[str]:
-    """Return which invariants are violated; an empty list is the expected answer."""
-    calendar.count(at=end)
-    found = []
-    with connection.cursor() as cursor:
-        for fault, rows in FAULTS.items():
-            cursor.execute(rows)
-            if broken := cursor.fetchall():
-                found.append(f"{len(broken)} {fault}")
-    found += [f"quota {quota} is miscounted" for quota in quotas.miscounted()]
-    return found + [f"books: {fault}" for fault in books.check(at=end)]
+                if job.market == "reserved" and job.block is not None:
+                    self.ends["ended with its block"] += 1

@@ -3,8 +3,10 @@
     uv run python -m tests.bench.replay tests/data/philly_jobs_head.csv --gpus 2048 --speed max --json
 
 Fills a database of its own. Each virtual cluster is a customer. A job rents on
-demand, or bids on the spot market with what its tenant will pay; what finds
-nothing free waits in the queue. Nodes are played in bulk, so an instance is
+demand, bids on the spot market with what its tenant will pay, or reserves the
+cheapest free window that holds it and runs inside; what finds nothing free
+waits in the queue. Every other tenant lends what stands idle of its blocks to
+spot, and takes it back when the job begins. Nodes are played in bulk, so an instance is
 ready at once and ends when its job did in the trace. An interrupted job goes on
 where it was. The clock stops at the last submission. At the end nothing may be wrong: docs/benchmarks.md explains the
 figures, tests/data/README.md where the jobs are from.

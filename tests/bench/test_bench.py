@@ -44,7 +44,9 @@ def test_the_replay_of_real_demand_leaves_nothing_wrong() -> None:
     assert figures["faults"] == []
     assert figures["outcomes"]["finished"] > 0
     assert figures["outcomes"]["waited"] > 0
-    assert set(figures["markets"]) == {"on_demand", "spot"}
+    assert set(figures["markets"]) == {"on_demand", "spot", "reserved"}
+    assert figures["outcomes"]["reserved"] == figures["markets"]["reserved"]["blocks"] > 0
+    assert figures["markets"]["reserved"]["used_gpu_hours"] > 0
     assert 0 < figures["utilization"] <= 1
     assert figures["wait_s"]["p50"] <= figures["wait_s"]["p95"]
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 TICK = timedelta(minutes=5)
+NOTICE = timedelta(minutes=2)
 SPOT_PERCENT = 30
+RESERVED_PERCENT = 15
 PRICE_MICROS = 2_490_000
+RESERVED_MICROS = 1_990_000
 RESERVE_MICROS = 600_000
 GRID_MICROS = 10_000
 GPUS_PER_NODE = 8
@@ -27,6 +30,7 @@ class Job:
     tenant: str
     market: str
     instance: Any = None
+    block: Any = None
     started_at: datetime | None = None
     runs_since: datetime | None = None
     done: timedelta = timedelta(0)
@@ -35,6 +39,11 @@ class Job:
     def shape(self) -> tuple[int, int]:
         """Replicas and GPUs of each: whole nodes where it needs more than one."""
         return (self.gpus // GPUS_PER_NODE, GPUS_PER_NODE) if self.gpus > GPUS_PER_NODE else (1, self.gpus)
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether its tenant lends what stands idle of the block that it reserved: every other one does."""
+        return self.number % 2 == 0
 
     @property
     def bids_micros(self) -> int:
@@ -56,5 +65,11 @@ def read(trace: Path, *, begin: datetime, skip: int = 0) -> Iterator[Job]:
             yield Job(
                 number=number, at=at + moved, duration=timedelta(seconds=float(row["duration_s"])),
                 gpus=int(row["gpus"]), tenant=row["virtual_cluster"],
-                market="spot" if number * 37 % 100 < SPOT_PERCENT else "on_demand",
+                market=_market_of(number),
             )  # fmt: skip
+
+
+def _market_of(number: int) -> str:
+    """Return how a job is ordered, the same in every run."""
+    share = number * 37 % 100
+    return "spot" if share < SPOT_PERCENT else "reserved" if share < SPOT_PERCENT + RESERVED_PERCENT else "on_demand"
