@@ -23,6 +23,27 @@ EVIDENCE: Mapping[str, Promise] = {
     "node_signature": gettext_lazy("the node's signature"),
 }
 
+# What a claim rests on, in the order in which it is read; a seller's own evidence keeps its own names.
+PROOF: Mapping[str, Promise] = {
+    "job": gettext_lazy("Job"),
+    "task": gettext_lazy("Task"),
+    "attempt": gettext_lazy("Attempt"),
+    "instance": gettext_lazy("Instance"),
+    "exit_code": gettext_lazy("Exit code"),
+    "units": gettext_lazy("Units counted"),
+    "ended_at": gettext_lazy("Ended"),
+    "job_spec": gettext_lazy("Digest of the job's description"),
+    "inputs": gettext_lazy("Digest of its inputs"),
+    "outputs": gettext_lazy("Digest of its outputs"),
+}
+
+
+def proof(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return name and value of each piece of a claim's evidence; what is empty is left out."""
+    ordered = [*(name for name in PROOF if name in evidence), *sorted(set(evidence) - set(PROOF))]
+    rows = [(str(PROOF.get(name, name)), evidence[name]) for name in ordered]
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+
 
 def sentences(terms: Terms) -> list[tuple[str, str]]:
     """Return name and sentence of each term that applies."""

@@ -124,6 +124,7 @@ def _claim(visit: Visit, claim: Claim, side: Side) -> dict[str, Any]:
         "terms": terms.value,
         "price": wording.price(terms),
         "currency": terms.currency,
+        "proof": wording.proof(claim.evidence),
         "subject": settling.subject_of(claim),
         "events": list(door.events(claim)[:EVENTS_MOST]),
         "verdicts": list(door.verdicts(claim)),

@@ -121,6 +121,7 @@ def decide(visit: Visit, dispute_id: str) -> HttpResponse:
         "dispute": found,
         "claim": claim,
         "currency": claim.organization.currency,
+        "proof": wording.proof(claim.evidence),
         "verdicts": list(door.verdicts(claim)),
         "events": list(door.events(claim)),
     }
