@@ -174,6 +174,7 @@ SPECTACULAR_SETTINGS = {
         "IdleActionEnum": "marketplace.models.IdleAction",
         "QuoteKindEnum": "marketplace.models.Quote.Kind",
         "PriceUnitEnum": [("gpu_hour", "gpu_hour"), ("gib_hour", "gib_hour")],
+        "SigningKeyStateEnum": "marketplace.models.SigningKey.State",
         "SiteKindEnum": "provisioning.models.Site.Kind",
         "QuotaUnitEnum": [("gpus", "gpus"), ("per_hour", "per_hour")],
         "UsageUnitEnum": [("gpu", "gpu"), ("gib", "gib")],

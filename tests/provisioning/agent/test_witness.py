@@ -4,9 +4,10 @@ import stat
 
 import pytest
 
-from provisioning.agent.files import read_json
 from provisioning.agent.signing import digest, is_signed_by, public_of
 from provisioning.agent.witness import Witness
+from tests.provisioning.agent.cast import eventually
+from tests.provisioning.agent.control_plane import NODE
 
 
 @pytest.fixture
@@ -14,9 +15,7 @@ def stating(node):
     """The node, with a witness, and what it stated so far."""
 
     def begin():
-        node.runtime._witness = Witness(
-            private=node.home.signing_key(), node=lambda: "nod_narvik1", journal=node.journal
-        )
+        node.runtime._witness = Witness(private=node.home.signing_key(), node=lambda: NODE, journal=node.journal)
 
     begin()
     node.begin_to_state = begin
@@ -31,7 +30,7 @@ def test_how_a_run_ended_is_stated_once_and_signed(stating):
     (document,) = stating.stated()
     assert is_signed_by(document, public_of(stating.home.signing_key()))
     body = document["body"]
-    assert (body["node"], body["assignment"], body["fence"]) == ("nod_narvik1", "asg_a", 1)
+    assert (body["node"], body["assignment"], body["fence"]) == (NODE, "asg_a", 1)
     assert (body["state"], body["exit_code"], body["gpus"]) == ("exited", 3, list(stating.gpus[:2]))
     assert body["command_sha256"] == digest(["sh", "-c", "exit 3"])
     assert body["running_at"] is None or body["running_at"] <= body["ended_at"]
@@ -67,12 +66,12 @@ def test_the_private_key_is_for_the_agent_alone_and_stays_the_same(stating):
     assert stating.home.signing_key() == stating.home.signing_key() == path.read_text()
 
 
-def test_the_agent_tells_its_public_key_and_never_the_private_one(plane, start_agent, home):
+def test_a_real_agent_tells_its_public_key_alone_and_sends_what_it_signed(plane, start_agent, home):
     start_agent()
-    from tests.provisioning.agent.cast import eventually
-
-    eventually(lambda: plane.reports)
+    plane.want("asg_a", "running", command=["sh", "-c", "exit 5"])
+    (said,) = eventually(lambda: [one for one in plane.events if one["kind"] == "statement"])
     private = (home / "signing-key").read_text()
     assert plane.joins[0]["inventory"]["signing_key"] == public_of(private)
+    assert is_signed_by(said["body"], public_of(private))
+    assert (said["body"]["body"]["node"], said["body"]["body"]["exit_code"]) == (NODE, 5)
     assert private not in str(plane.joins) + str(plane.reports)
-    assert read_json(home / "node.json")["node"] == "nod_narvik1"
