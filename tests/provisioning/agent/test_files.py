@@ -18,6 +18,7 @@ from tests.provisioning.agent.shelf import Shelf
 def shelf(plane: ControlPlane, node: Node, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """The store that the node carries files from and to."""
     monkeypatch.setattr(Backoff, "FIRST_S", 0.02)
+    monkeypatch.setattr(Backoff, "LAST_S", 0.1)
     node.store = Store(plane.url, agent_version="1", who=lambda: {"node": "nod_a", "key": "k"})
     node.wake_up()
     return plane.shelf
