@@ -34,6 +34,10 @@ log = structlog.get_logger("marketplace.jobs")
 SET_MAX = 25
 SETS_MAX = 8
 LANE_MAX = 50
+# So that a worker is not at one lane for long.
+STARTED_MAX = SET_MAX * SETS_MAX
+# Of a job that could start more at once: whoever started these may be gone.
+SOON = timedelta(seconds=1)
 Why = Job.Why
 LACKING = (Why.CAPACITY, Why.SHARE)
 # What a refusal means for a job; anything else is a refusal of its order.
@@ -75,7 +79,7 @@ def start_lane(*, offer_id: int, project_id: int, at: datetime) -> int:
     started = 0
     blocked: set[str] = set()
     for job_id, market in list(lane.order_by("-priority", "pk").values_list("pk", "market")[:LANE_MAX]):
-        if market in blocked:
+        if market in blocked or started >= STARTED_MAX:
             continue
         for _ in range(SETS_MAX):
             job, count = _start_set(job_id, at=at)
@@ -106,7 +110,7 @@ def _start_set(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
         message = "What is left of the most that it may cost does not pay for another attempt."
         begin_to_end(job, EndReason.COST, message, at=at)
         return None, started
-    pause = at + PAUSES[hindrance.why]
+    pause = at + (SOON if hindrance.why == Why.NONE and job.pending else PAUSES[hindrance.why])
     job.why, job.hindrance = hindrance.why, hindrance.message
     looks = {"look_at": pause} if job.look_at is None or job.look_at <= at or job.look_at > pause else {}
     began = {"started_at": at} if started and job.started_at is None else {}

@@ -6,6 +6,7 @@ goes on from there.
 """
 
 from datetime import datetime, timedelta
+from time import monotonic
 
 import structlog
 from django.db import transaction
@@ -28,6 +29,8 @@ from provisioning.models import Instance
 log = structlog.get_logger("marketplace.jobs")
 
 ROUNDS_MAX = 20
+# Much less than a task of a worker may take.
+WORK_S = 15
 CLAIMS_LOOK = timedelta(seconds=2)
 WAITING_LOOK = timedelta(seconds=30)
 # What has its GPUs only later ends later.
@@ -56,7 +59,10 @@ def after(instance_id: int) -> list[int]:
 
 def work_on(job_id: int) -> None:
     """Take a job as far as it can go now, and its lane with it. Safe to run twice at once, and to be killed."""
+    until = monotonic() + WORK_S
     for _ in range(ROUNDS_MAX):
+        if monotonic() > until:
+            return  # The sweep finds what is left within a second.
         at = timezone.now()
         job, steps = _step(job_id, at=at)
         if job is None:
