@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from billing.models import Invoice
-from marketplace.events import money, outcomes
+from marketplace.events import agreements, money, outcomes
 from marketplace.events.reading import Source, moment
 from marketplace.models import Event, ReservationEvent, ReservationState, Shortfall
 from marketplace.money import decimal_string
@@ -118,6 +118,7 @@ SOURCES: dict[str, Source] = {
     "invoice": Source("invoice.view", ("invoice.issued", "credit_note.issued"), _invoices),
     **money.SOURCES,
     **outcomes.SOURCES,
+    **agreements.SOURCES,
     # Made at once and for one endpoint, when somebody tries it.
     "test": Source("webhook.view", ("webhook.test",), lambda rows: ()),
 }  # fmt: skip

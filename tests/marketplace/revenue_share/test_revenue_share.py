@@ -14,7 +14,8 @@ from billing import accounts, books, daily, outcomes, usage
 from billing.models import Outcome
 from billing.suppliers import purses
 from marketplace.errors import BadOrder, IllegalState
-from marketplace.models import Acceptance, Organization, RevenuePeriod, RevenueStatement
+from marketplace.events import feed
+from marketplace.models import Acceptance, Event, Organization, RevenuePeriod, RevenueStatement
 from marketplace.revenue_share import amounts, closing, periods, statements
 from provisioning.errors import IllegalMove
 from tests.agreed import REVENUE, share_revenue
@@ -255,3 +256,15 @@ def test_the_pages_take_a_statement_and_the_console_shows_the_period(agree, alic
     type(alice).objects.filter(pk=alice.pk).update(is_staff=True)
     for name in ("console-revenue-periods", "console-margins"):
         assert client.get(reverse(name)).status_code == 200
+
+
+def test_what_becomes_of_a_period_is_an_event(agree, actor, acme):
+    agree()
+    state(actor, 4_000 * USD)
+    closing.close_due(at=DUE, limit=10)
+    while feed.publish(at=DUE, limit=1000):
+        pass
+    (event,) = Event.objects.filter(organization=acme, type__startswith="revenue_period.")
+    assert (event.type, event.data["charged"], event.data["period"]) == (
+        "revenue_period.closed", "600.000000", "2026-03",
+    )  # fmt: skip
