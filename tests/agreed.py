@@ -22,10 +22,10 @@ GUARANTEE = {
 def make_version(
     *, seller: Organization, buyer: Organization, by: User, kind: str, at: datetime, title: str = "Shared", **terms: Any
 ) -> ContractVersion:
-    """Return an offered version to which a buyer agreed."""
+    """Return a version that was negotiated with a buyer, who agreed to it."""
     said = outcomes.terms(kind=kind, currency=buyer.currency, **terms)
     text = canonical(said)
-    contract = Contract.objects.create(seller=seller, title=title, kind=kind, created_by=by, created_at=at)
+    contract = Contract.objects.create(seller=seller, buyer=buyer, title=title, kind=kind, created_by=by, created_at=at)
     version = ContractVersion.objects.create(
         contract=contract, number=1, terms=said, text=text, sha256=sha256(text.encode()).hexdigest(), state="offered",
         created_by=by, created_at=at, offered_at=at,
