@@ -15,12 +15,14 @@ from billing.sla.availability import Seen
 from marketplace.guarantees.guarding import HOUR
 from marketplace.models import Guarantee
 from marketplace.sla import evidence
+from provisioning import counters
 from provisioning.models import Phase
 
 log = structlog.get_logger("marketplace.guarantees")
 
 # How long after the end of an hour its last reports are waited for.
 GRACE = timedelta(minutes=5)
+MILLI = 1000
 
 
 def judge_due(*, at: datetime, limit: int) -> int:
@@ -61,9 +63,14 @@ def _hour(one: Guarantee, seen: Seen, rules: terms.Terms) -> Hour:
     )  # fmt: skip
 
 
-def _read(_one: Guarantee, _name: str, _seen: Seen) -> tuple[int | None, int]:
-    """Nobody reads counters yet."""
-    return None, 0
+def _read(one: Guarantee, name: str, seen: Seen) -> tuple[int | None, int]:
+    """By how much a counter grew in an hour, in thousandths, and for how long of it somebody read it."""
+    found = counters.samples(one.instance, name, since=seen.begins, until=seen.ends).values_list("since", "at")
+    within = [(max(since, seen.begins), min(at, seen.ends)) for since, at in found]
+    read_ms = availability.total_ms(availability.joined(within))
+    if not within:
+        return None, 0
+    return counters.increase(one.instance, name, since=seen.begins, until=seen.ends) * MILLI, read_ms
 
 
 def _judge(one: Guarantee, hour: Hour, *, at: datetime) -> bool:

@@ -15,7 +15,7 @@ def noted(source, table):
 class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0020_guaranteed_hours"),
-        ("marketplace", "0025_shared_revenue_and_guarantees"),
+        ("marketplace", "0028_lending_spells"),
     ]
 
     operations = [
