@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli import words
+from marketplace.cli import saving, words
 from marketplace.cli.problems import problem
 from marketplace.cli.session import AsJson, Explain, Session, open_session
 
@@ -127,14 +127,7 @@ def download(invoice: Number, output: Output = None, as_json: AsJson = False, ex
         found = find_invoice(session, invoice)
         path = output or Path(f"{found['number']}.pdf")
         content = session.client.download(f"/invoices/{found['id']}/pdf")
-        try:
-            with path.open("xb") as file:
-                file.write(content)
-        except OSError as error:
-            raise problem(
-                code="not_saved", title="The invoice could not be saved.", detail=f"{path}: {error.strerror}.",
-                suggestion="Name another file: --output FILE",
-            ) from error  # fmt: skip
+        saving.save(path, content, title="The invoice could not be saved.")
         session.terminal.say(f"Saved in {path} ({len(content):,} bytes).")
         if as_json:
             session.terminal.document({"invoice": found["id"], "number": found["number"], "path": str(path)})

@@ -33,6 +33,7 @@ from marketplace.cli import (
     sla,
     ssh,
     ssh_keys,
+    statements,
     top,
     verifying,
     volumes,
@@ -111,6 +112,7 @@ app.add_typer(claims.app, name="claims")
 app.add_typer(claims.disputes, name="disputes")
 app.add_typer(receipts.app, name="receipts")
 app.command()(verifying.verify)
+app.add_typer(statements.app, name="statements")
 app.command()(sla.sla)
 app.command()(guarantees.guarantee)
 app.add_typer(revenue.app, name="revenue")
