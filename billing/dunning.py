@@ -219,7 +219,8 @@ def _tell_failures(row: Collection, *, at: datetime) -> None:
             row.organization_id,
             kinds[Payment.State(payment.state)],
             f"{payment.state}:{payment.public_id}",
-            _facts(row, payment.amount_micros) | {"why": payment.failure_text, "payment": payment.public_id},
+            _facts(row, payment.amount_micros)
+            | {"why": payment.failure_text, "failure_code": payment.failure_code, "payment": payment.public_id},
         )
         for payment in charges(row).filter(state__in=kinds)
     ]

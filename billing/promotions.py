@@ -15,11 +15,13 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.db.models import F, Q
 
-from billing import accounts, ledger, rating, runway
-from billing.models import Account, CreditGrant
+from billing import accounts, ledger, notices, rating, runway
+from billing.models import Account, CreditGrant, Notice
+from billing.notices import News
 from billing.public_ids import new_public_id
 
 RETURNED_LIFE = timedelta(days=30)
+TOLD_BEFORE = timedelta(days=7)
 IN_ORDER = (F("expires_at").asc(nulls_last=True), "pk")
 
 
@@ -91,6 +93,30 @@ def expire_due(*, at: datetime, limit: int = 200) -> int:
     accounts_due = dict.fromkeys(due.values_list("account_id", flat=True)[:limit])
     promos = Account.objects.filter(pk__in=list(accounts_due)).select_related("organization").order_by("pk")
     return sum(_expire(promo, at=at) for promo in promos)
+
+
+def tell_due(*, at: datetime, limit: int = 200) -> int:
+    """Tell whose credit ends within a week, once for each grant; return how many were told. Safe to repeat."""
+    due = CreditGrant.objects.filter(
+        left_micros__gt=0, told_at=None, expires_at__gt=at, expires_at__lte=at + TOLD_BEFORE
+    ).select_related("account__organization")
+    return sum(_tell(grant, at=at) for grant in due.order_by("expires_at", "pk")[:limit])
+
+
+@transaction.atomic
+def _tell(grant: CreditGrant, *, at: datetime) -> bool:
+    organization = grant.account.organization
+    assert organization is not None
+    assert grant.expires_at is not None
+    now = {one.grant.pk: one.left_micros for one in left(organization=organization)}
+    facts = {
+        "left_micros": str(now.get(grant.pk, 0)), "currency": grant.account.currency, "reason": grant.reason,
+        "until": grant.expires_at.isoformat(),
+    }  # fmt: skip
+    news = News(organization.pk, Notice.Kind.CREDIT_EXPIRES, f"credit-expires:{grant.public_id}", facts)
+    # What was used up meanwhile is written down as used the next time that grants are told apart.
+    CreditGrant.objects.filter(pk=grant.pk, told_at=None).update(told_at=at)
+    return bool(now.get(grant.pk) and notices.tell([news], at=at))
 
 
 @transaction.atomic

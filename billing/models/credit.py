@@ -24,6 +24,7 @@ class CreditGrant(models.Model):
     expired_micros = models.BigIntegerField(default=0)
     granted_at = models.DateTimeField()
     expires_at = models.DateTimeField(null=True, blank=True)
+    told_at = models.DateTimeField(null=True, blank=True, help_text="when its end was told to the customer")
 
     class Meta:
         constraints = [
@@ -43,6 +44,9 @@ class CreditGrant(models.Model):
         indexes = [
             models.Index(fields=["account", "expires_at"], name="credit_grant_by_account"),
             models.Index(fields=["expires_at"], condition=Q(left_micros__gt=0), name="credit_grant_to_expire"),
+            models.Index(
+                fields=["expires_at"], condition=Q(left_micros__gt=0, told_at=None), name="credit_grant_to_tell"
+            ),
         ]
 
     def __str__(self) -> str:

@@ -29,6 +29,10 @@ class Notice(models.Model):
         CHARGE_NEEDS_YOU = "charge_needs_you", _("Charge needs the customer")
         DISPUTE_UPHELD = "dispute_upheld", _("Dispute upheld")
         DISPUTE_REJECTED = "dispute_rejected", _("Dispute rejected")
+        PAYMENT_NEEDS_YOU = "payment_needs_you", _("Payment needs the customer")
+        TOP_UP_PAUSED = "top_up_paused", _("Automatic top-up paused")
+        CREDIT_EXPIRES = "credit_expires", _("Promotional credit expires")
+        COMMITMENT_OFFERED = "commitment_offered", _("Commitment offered")
 
     public_id = PublicIdField(prefix="ntc")
     organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="notices")

@@ -219,6 +219,7 @@ class AutomaticTopUp(models.Model):
     monthly_ceiling_micros = models.BigIntegerField(help_text="for a calendar month, UTC")
     is_on = models.BooleanField(default=True)
     paused_because = models.CharField(max_length=300, blank=True)
+    paused_code = models.CharField(max_length=64, blank=True, help_text="the processor's word for why")
     changed_at = models.DateTimeField()
 
     class Meta:

@@ -7,13 +7,14 @@ from django.db import transaction
 from django.db.models import BigIntegerField, Exists, F, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce, Least
 
-from billing import accounts
+from billing import accounts, notices
 from billing.accounts import Organization
 from billing.errors import BadAmount, NoCard
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import Account, AutomaticTopUp, Payment
+from billing.models import Account, AutomaticTopUp, Notice, Payment
 from billing.models.payments import OPEN_STATES
 from billing.months import month_of
+from billing.notices import News
 from billing.payments import gateway, paying
 
 NOT_PAID = (Payment.State.FAILED, Payment.State.CANCELLED)
@@ -47,6 +48,7 @@ def set_rule(
         "monthly_ceiling_micros": monthly_ceiling_micros,
         "is_on": True,
         "paused_because": "",
+        "paused_code": "",
         "changed_at": at,
     }
     return AutomaticTopUp.objects.update_or_create(organization_id=organization.pk, defaults=facts)[0]
@@ -55,7 +57,9 @@ def set_rule(
 @transaction.atomic
 def switch_off(*, organization: Organization, at: datetime) -> None:
     """Charge nothing by itself any more."""
-    AutomaticTopUp.objects.filter(organization_id=organization.pk).update(is_on=False, paused_because="", changed_at=at)
+    AutomaticTopUp.objects.filter(organization_id=organization.pk).update(
+        is_on=False, paused_because="", paused_code="", changed_at=at
+    )
 
 
 def spent_micros(*, organization: Organization, at: datetime) -> int:
@@ -109,7 +113,7 @@ def _ordered(rule: AutomaticTopUp, *, at: datetime) -> bool:
     if free >= rule.threshold_micros:
         return False
     if last is not None and last.state in NOT_PAID and last.created_at >= rule.changed_at:
-        return _pause(rule, last.failure_text or str(last.get_state_display()))
+        return _pause(rule, last.failure_text or str(last.get_state_display()), last.failure_code, at=at)
     if spent_micros(organization=organization, at=at) + rule.amount_micros > rule.monthly_ceiling_micros:
         return False
     try:
@@ -121,12 +125,15 @@ def _ordered(rule: AutomaticTopUp, *, at: datetime) -> bool:
             at=at,
         )
     except NoCard:
-        return _pause(rule, "There is no card that can be charged.")
+        return _pause(rule, "There is no card that can be charged.", "no_card", at=at)
     return True
 
 
-def _pause(rule: AutomaticTopUp, why: str) -> bool:
-    """Ask nobody's bank again and again: the rule waits until somebody changes it."""
-    AutomaticTopUp.objects.filter(pk=rule.pk).update(paused_because=why[:300])
+def _pause(rule: AutomaticTopUp, why: str, code: str, *, at: datetime) -> bool:
+    """Ask nobody's bank again and again: the rule waits until somebody changes it, and its owner is told."""
+    AutomaticTopUp.objects.filter(pk=rule.pk).update(paused_because=why[:300], paused_code=code[:64])
+    facts = {"left_micros": str(rule.amount_micros), "why": why, "failure_code": code}
+    key = f"top-up-paused:{rule.public_id}:{rule.changed_at.isoformat()}"
+    notices.tell([News(rule.organization_id, Notice.Kind.TOP_UP_PAUSED, key, facts)], at=at)
     log.warning("automatic top-up of organization %s is paused: %s", rule.organization_id, why)
     return False

@@ -16,11 +16,12 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db import transaction
 
-from billing import accounts, collecting, invoice_payments, ledger, moves, receivables, runway
+from billing import accounts, collecting, invoice_payments, ledger, moves, notices, receivables, runway
 from billing.errors import BadAmount, KeyReused, NoCard, NoProcessor, OutcomeUnknown, ProcessorRefused, Stranger
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import Account, Card, Payment
+from billing.models import Account, Card, Notice, Payment
 from billing.models.payments import OPEN_STATES
+from billing.notices import News
 from billing.payments import customers, gateway
 from billing.payments.objects import Hosted, Intent
 
@@ -219,9 +220,18 @@ def move(payment: Payment, state: State, *, at: datetime, **facts: object) -> bo
         return False
     if state == State.SUCCEEDED:
         _book(payment, payer, at=at)
+    if state == State.NEEDS_ACTION and payment.purpose == Payment.Purpose.AUTOMATIC:
+        _tell(payment, at=at)
     log.info("payment %s: %s", payment.public_id, state)
     payment.refresh_from_db()
     return True
+
+
+def _tell(payment: Payment, *, at: datetime) -> None:
+    """Tell whoever was not there that their bank waits for them; dunning tells it of charges for invoices."""
+    facts = {"left_micros": str(payment.amount_micros), "currency": payment.currency, "page": page_of(payment)}
+    key = f"needs_action:{payment.public_id}"
+    notices.tell([News(payment.organization_id, Notice.Kind.PAYMENT_NEEDS_YOU, key, facts)], at=at)
 
 
 def _book(payment: Payment, payer: accounts.CustomerAccounts, *, at: datetime) -> None:

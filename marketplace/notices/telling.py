@@ -7,7 +7,7 @@ from django.core.mail import EmailMessage
 from django.urls import reverse
 
 from billing.models import Notice
-from marketplace import outbox
+from marketplace import declines, outbox
 from marketplace.invoices.words import minute
 from marketplace.money import shown
 from marketplace.notices.words import HELLO, ONLINE, THEN, WORDS
@@ -27,7 +27,7 @@ def written(notice: Notice) -> EmailMessage:
     """Return the message that tells a notice."""
     language = outbox.language_of(notice.organization)
     subject, body = WORDS[language][notice.kind]
-    facts = _said(notice)
+    facts = _said(notice, language)
     facts["then"] = THEN[language].get(facts.get("next", ""), "").format(**facts)
     online = ONLINE[language].format(url=settings.PUBLIC_URL + reverse("balance"))
     return EmailMessage(
@@ -37,8 +37,10 @@ def written(notice: Notice) -> EmailMessage:
     )
 
 
-def _said(notice: Notice) -> dict[str, str]:
+def _said(notice: Notice, language: str) -> dict[str, str]:
     facts = {"organization": notice.organization.name, **notice.facts}
+    if facts.get("failure_code"):
+        facts["why"] = declines.said(facts["failure_code"], facts["why"], language=language)
     currency = facts.get("currency", notice.organization.currency)
     moments = {name: f"{minute(datetime.fromisoformat(facts[name]))} UTC" for name in MOMENTS if facts.get(name)}
     amounts = {said: shown(int(facts[name]), currency) for name, said in AMOUNTS.items() if name in facts}

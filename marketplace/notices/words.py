@@ -94,6 +94,27 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "We looked at {left} of invoice {number} that you disputed: {answer} The amount is due again.\n"
             "What to do: pay it, or answer this message.",
         ),
+        "payment_needs_you": (
+            "{organization}: your bank wants to hear from you about a top-up",
+            "The automatic top-up of {left} is not charged yet: your bank wants you to confirm it.\n"
+            "What to do: confirm it within seven days on {page}; after that it is given up and nothing is charged.",
+        ),
+        "top_up_paused": (
+            "{organization}: automatic top-up is paused",
+            "The top-up of {left} could not be charged, and we do not ask your bank again by ourselves. {why}\n"
+            "Nothing was charged, and your money may run out.\n"
+            "What to do: see to your card on the page Payment methods, then save automatic top-up again.",
+        ),
+        "credit_expires": (
+            "{organization}: {left} of credit ends at {until}",
+            "Of the credit “{reason}” {left} is left. What is not used by {until} is gone then.\n"
+            "What to do: nothing, or use it before. Credit that ends first is used first, before your money.",
+        ),
+        "commitment_offered": (
+            "{organization}: a commitment is offered to you",
+            "We offer a commitment of {left} to you, at prices of its own. Nothing is promised until you accept it.\n"
+            "What to do: read it on the page Commitments and accept or refuse it before {until}, when it begins.",
+        ),
     },
     "ja": {
         "runway_week": (
@@ -182,6 +203,27 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "{organization}：請求書{number}のご指摘への回答",
             "請求書{number}の{left}のご指摘を調べました：{answer} この金額は再び請求の対象です。\n"
             "対応：お支払いいただくか、このメールにご返信ください。",
+        ),
+        "payment_needs_you": (
+            "{organization}：自動チャージの決済に確認が必要です",
+            "自動チャージ{left}はまだ決済されていません。銀行がご本人の確認を求めています。\n"
+            "対応：7日以内に{page}で確認してください。それを過ぎると取り消され、請求はされません。",
+        ),
+        "top_up_paused": (
+            "{organization}：自動チャージを一時停止しました",
+            "チャージ{left}をカードに請求できなかったため、自動での再請求は行いません。{why}\n"
+            "請求はされていません。このままでは残高がなくなる可能性があります。\n"
+            "対応：「お支払い方法」のページでカードを確認し、自動チャージをもう一度保存してください。",
+        ),
+        "credit_expires": (
+            "{organization}：クレジット{left}の期限は{until}です",
+            "クレジット「{reason}」の残りは{left}です。{until}までに使われない分は失効します。\n"
+            "対応：必要ありません。期限の近いクレジットから、現金より先に使われます。",
+        ),
+        "commitment_offered": (
+            "{organization}：利用契約のご提案",
+            "{left}の利用契約を個別の単価でご提案します。承諾いただくまで契約は成立しません。\n"
+            "対応：開始日時{until}までに「利用契約」のページで内容を確認し、承諾または辞退してください。",
         ),
     },
 }

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from billing import accounts, books, credits, holds, promotions, runway, usage
 from billing.errors import BadCredit, KeyReused
-from billing.models import Account, CreditGrant, PriceVersion, Runway
+from billing.models import Account, CreditGrant, Notice, PriceVersion, Runway
 from tests.billing.makers import (
     HOUR,
     NOON,
@@ -237,3 +237,19 @@ def test_a_sweep_that_dies_before_its_end_leaves_everything_as_it_was(monkeypatc
     assert wallet(acme).promo_micros == 0
     assert accounts.balance_micros(accounts.platform(Account.Kind.PROMO_EXPENSE, "USD")) == 0
     assert not connection.in_atomic_block
+
+
+@pytest.mark.django_db
+def test_the_end_of_credit_is_told_a_week_before_and_once_and_only_where_something_is_left():
+    acme, other = make_organization(), make_organization()
+    granted(acme, 10 * USD, days=10)
+    granted(acme, 5 * USD, days=90)
+    granted(other, 10 * USD, days=10)
+    spend(other, 10 * USD)
+    spend(acme, 4 * USD)
+    assert promotions.tell_due(at=NOON + 2 * DAY) == 0
+    assert promotions.tell_due(at=NOON + 4 * DAY) == 1
+    assert promotions.tell_due(at=NOON + 5 * DAY) == 0
+    notice = Notice.objects.get()
+    assert (notice.organization, notice.facts["left_micros"], notice.facts["reason"]) == (acme, "6000000", "Welcome")
+    assert promotions.expire_due(at=NOON + 11 * DAY) == 1

@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 
 from billing.errors import BadAmount
-from billing.models import AutomaticTopUp, Payment
+from billing.models import AutomaticTopUp, Notice, Payment
 from billing.payments import automatic, cards, paying
 from tests.billing.makers import NOON, USD, account, grant, hold_money, make_organization, move, wallet
-from tests.billing.payments.stage import DECLINED_LATER
+from tests.billing.payments.stage import DECLINED_LATER, NEEDS_PROOF
 
 RULE = {"threshold_micros": 10 * USD, "amount_micros": 20 * USD, "monthly_ceiling_micros": 50 * USD}
 
@@ -107,3 +107,28 @@ def test_what_is_switched_off_charges_nothing(ruled, processor):
 def test_a_rule_that_makes_no_sense_is_refused(customer, facts):
     with pytest.raises(BadAmount):
         automatic.set_rule(organization=customer, at=NOON, **(RULE | facts))
+
+
+def test_who_was_not_there_is_told_once_that_a_card_failed(customer, processor):
+    processor.card(customer, DECLINED_LATER)
+    automatic.set_rule(organization=customer, at=NOON, **RULE)
+    for _ in range(4):
+        sweep(processor)
+    notice = Notice.objects.get()
+    assert (notice.kind, notice.facts["left_micros"]) == ("top_up_paused", str(20 * USD))
+    assert notice.facts["failure_code"] == AutomaticTopUp.objects.get().paused_code != ""
+    automatic.set_rule(organization=customer, at=processor.later(), **RULE)
+    for _ in range(3):
+        sweep(processor)
+    assert Notice.objects.count() == 2
+
+
+def test_who_was_not_there_is_told_that_the_bank_wants_them(customer, processor):
+    processor.card(customer, NEEDS_PROOF)
+    automatic.set_rule(organization=customer, at=NOON, **RULE)
+    for _ in range(3):
+        sweep(processor)
+        processor.later()
+    notice = Notice.objects.get()
+    assert notice.kind == "payment_needs_you"
+    assert Payment.objects.get().public_id in notice.facts["page"]
