@@ -9,6 +9,7 @@ was charged is shared by what ran when (`lending_record`), not by what is so now
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 
 import structlog
 from django.db import transaction
@@ -18,6 +19,8 @@ from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
 from billing.rating import MILLISECOND
 from marketplace import coverage, holdings, lending_record, refunds
+from billing.suppliers import accruing
+from marketplace import coverage, holdings, refunds
 from marketplace.blocks import BP, NOTICE
 from marketplace.lending_record import SCALE, Record
 from marketplace.models import USABLE, LendingShare, LendingSpell, Offer, Reservation
@@ -139,6 +142,9 @@ def share(*, charge: Charge, since: datetime, ran: Record, offer: Offer, at: dat
     paid_now = [pair for pair in paid if pair[1] and pair[0].currency == currency]
     for one, part in sorted(paid_now, key=lambda pair: pair[0].project.organization_id):
         _pay(charge, one, part, at=at)
+    if paid_now:
+        paid_micros = sum(part for _, part in paid_now)
+        accruing.note_lent(charge=charge, amount_micros=paid_micros, share=Fraction(lent, all_gpus))
     return bool(paid_now)
 
 

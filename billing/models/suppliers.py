@@ -91,6 +91,30 @@ class Delivery(models.Model):
         return self.key
 
 
+class LentUse(models.Model):
+    """What one charge of a span was for GPUs that somebody had reserved and lent: they were paid a part of it, and
+    their supplier earns these GPU-hours by the reservation already.
+
+    `key` is that of the charge.
+    """
+
+    key = models.CharField(max_length=120, unique=True)
+    span = models.ForeignKey(UsageSpan, models.PROTECT, related_name="lent_uses")
+    through = models.DateTimeField()
+    unit_milliseconds = models.BigIntegerField()
+    amount_micros = models.BigIntegerField(help_text="what the holders of the reservations were paid")
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount_micros__gt=0, unit_milliseconds__gte=0), name="lent_use_paid_somebody"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount_micros} micros of {self.key}"
+
+
 class Accrual(models.Model):
     """What a customer paid for one span (or delivery) in one month under one rate card, and how it is shared out.
 
@@ -178,6 +202,9 @@ class Earning(models.Model):
     reserve_micros = models.BigIntegerField()
     fee_micros = models.BigIntegerField()
     release_at = models.DateTimeField(help_text="when its reserve is paid out as well")
+    taken_micros = models.BigIntegerField(
+        db_default=0, help_text="of its reserve, what service credits and corrections took"
+    )
     released_at = models.DateTimeField(null=True)
     released_micros = models.BigIntegerField(db_default=0)
     created_at = models.DateTimeField(db_default=Now())
@@ -191,6 +218,10 @@ class Earning(models.Model):
             models.CheckConstraint(
                 condition=Q(released_at=None, released_micros=0) | Q(released_at__isnull=False, released_micros__gte=0),
                 name="earning_releases_its_reserve_once",
+            ),
+            models.CheckConstraint(
+                condition=Q(taken_micros=0) | Q(taken_micros__gt=0, taken_micros__lte=F("reserve_micros")),
+                name="earning_loses_no_more_than_its_reserve",
             ),
         ]
         indexes = [

@@ -34,7 +34,8 @@ WITH ours AS (
     FROM billing_transfer WHERE source_id = %(processor)s OR target_id = %(processor)s GROUP BY 1
 ), theirs AS (
     SELECT key, sum(micros) AS micros FROM (
-        SELECT CASE WHEN our_key = '' THEN 'processor:' || processor_id ELSE our_key END AS key,
+        SELECT CASE WHEN our_key = '' THEN 'processor:' || processor_id
+                    ELSE split_part(our_key, ':', 1) || ':' || split_part(our_key, ':', 2) END AS key,
                amount_micros AS micros FROM billing_balanceentry WHERE currency = %(currency)s
         UNION ALL
         SELECT 'processor-fee:' || processor_id, -fee_micros FROM billing_balanceentry

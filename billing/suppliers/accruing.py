@@ -10,12 +10,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from django.db import connection, transaction
 
-from billing import accounts, ledger
-from billing.models import Account, Delivery, Earning, Transfer
+from billing import accounts, ledger, rating
+from billing.models import Account, Charge, Delivery, Earning, LentUse, Transfer, UsageSpan
 from billing.public_ids import new_public_id
 from billing.suppliers import purses
 from billing.suppliers.purses import Purse
@@ -55,6 +56,27 @@ def note_delivery(*, key: str, currency: str, amount_micros: int, supplied: Supp
 
 
 @transaction.atomic
+def note_lent(*, charge: Charge, amount_micros: int, share: Fraction) -> None:
+    """Remember that this share of a charge was for lent GPUs, whose holders were paid so much of it. Once per charge.
+
+    The next close leaves both out of what the supplier of the span gets.
+    """
+    before = Charge.objects.filter(span=charge.span, through__lt=charge.through).order_by("-through").first()
+    since = before.through if before else charge.span.started_at
+    used = rating.unit_milliseconds(quantity=charge.span.quantity, start=since, end=charge.through)
+    LentUse.objects.get_or_create(
+        key=charge.key,
+        defaults={
+            "span": charge.span,
+            "through": charge.through,
+            "unit_milliseconds": used * share.numerator // share.denominator,
+            "amount_micros": amount_micros,
+        },
+    )
+    UsageSpan.objects.filter(pk=charge.span_id).update(is_accrued=False)
+
+
+@transaction.atomic
 def accrue(*, at: datetime) -> list[Earning]:
     """Bring what suppliers are owed up to what customers were charged; return what that added, per supplier.
 
@@ -82,7 +104,7 @@ def wait_for_turn() -> None:
 def release_due(*, at: datetime, limit: int = 500) -> int:
     """Let reserves that were held long enough be paid out; return how many earnings that was.
 
-    What a supplier's reserve has less than that was taken for service credits.
+    Of each what service credits and corrections took of it stays away, see `purses.take_reserve`.
     """
     released = 0
     due = Earning.objects.filter(released_at=None, reserve_micros__gt=0, release_at__lte=at)
@@ -95,7 +117,8 @@ def release_due(*, at: datetime, limit: int = 500) -> int:
 def _release(earning: Earning, *, at: datetime) -> bool:
     pair = (earning.supplier_id, earning.currency)
     purse = purses.lock([pair])[pair]
-    micros = min(earning.reserve_micros, purse.reserve.balance_micros)
+    earning.refresh_from_db(fields=["taken_micros"])
+    micros = earning.reserve_micros - earning.taken_micros
     if not Earning.objects.filter(pk=earning.pk, released_at=None).update(released_at=at, released_micros=micros):
         return False
     if micros:
@@ -151,6 +174,8 @@ def _parts(earning: Earning, purse: Purse) -> Iterator[tuple[Account, str, int]]
     """Tell what goes where. A correction takes from the reserve no more than is there, and the rest of what is owed."""
     reserve = max(earning.reserve_micros, -purse.reserve.balance_micros)
     purse.reserve.balance_micros += reserve
+    if reserve < 0:
+        purses.take_reserve(earning.supplier_id, earning.currency, -reserve)
     fees = accounts.platform(Account.Kind.FEES, earning.currency)
     parts = (
         (purse.payable, "payable", earning.payout_micros + earning.reserve_micros - reserve),

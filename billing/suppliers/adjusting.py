@@ -163,6 +163,8 @@ def _move(adjustment: SupplierAdjustment, *, at: datetime) -> None:
 
 def _parts(adjustment: SupplierAdjustment, purse: Purse) -> tuple[tuple[Account, str, int], ...]:
     from_reserve = min(max(0, -adjustment.amount_micros), purse.reserve.balance_micros)
+    if from_reserve:
+        purses.take_reserve(adjustment.supplier_id, adjustment.currency, from_reserve)
     return (
         (purse.reserve, "reserve", -from_reserve),
         (purse.payable, "payable", adjustment.amount_micros + from_reserve),

@@ -59,6 +59,22 @@ RULES: Mapping[str, str] = {
             ON transfer.key = 'release:' || earning.public_id
         WHERE released_micros <> coalesce(transfer.amount_micros, 0) OR released_micros > greatest(reserve_micros, 0)
     """,
+    "reserve_is_what_earnings_hold_back": """
+        SELECT account.public_id, format('balance %%s, earnings hold %%s', balance_micros, coalesce(held.total, 0))
+        FROM billing_account account LEFT JOIN (
+            SELECT supplier_id, currency, sum(reserve_micros - taken_micros) AS total
+            FROM billing_earning WHERE released_at IS NULL AND reserve_micros > 0 GROUP BY supplier_id, currency
+        ) held ON held.supplier_id = account.organization_id AND held.currency = account.currency
+        WHERE account.kind = 'reserve' AND balance_micros <> coalesce(held.total, 0)
+    """,
+    "lent_use_was_paid_to_its_holders": """
+        SELECT lent.key, format('noted %%s, paid %%s', lent.amount_micros, coalesce(paid.total, 0))
+        FROM billing_lentuse lent LEFT JOIN (
+            SELECT regexp_replace(key, '^lend:(.*):[^:]*:[^:]*$', '\\1') AS key, sum(amount_micros) AS total
+            FROM billing_transfer WHERE key LIKE 'lend:%%' GROUP BY 1
+        ) paid USING (key)
+        WHERE lent.amount_micros <> coalesce(paid.total, 0)
+    """,
     "statement_numbers_have_no_gap": """
         SELECT prefix, format('next %%s, given %%s', next_number, coalesce(given.count, 0))
         FROM billing_statementseries series LEFT JOIN (

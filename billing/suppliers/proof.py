@@ -12,7 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from math import floor
 
-from billing.models import Accrual, PricePoint, RateCard, UsageSpan
+from billing.models import Accrual, LentUse, PricePoint, RateCard, UsageSpan
 
 BATCH = 500
 HOUR_MS = 3_600_000
@@ -48,29 +48,34 @@ def _of_spans(spans: Sequence[UsageSpan], cards: Iterable[RateCard]) -> Iterator
         if any(_written(one)):
             rows[one.span_id][one.card_id, one.month] = _written(one)
     points = _points(spans)
+    lent: dict[int, list[LentUse]] = defaultdict(list)
+    for use in LentUse.objects.filter(span__in=spans):
+        lent[use.span_id].append(use)
     for span in spans:
         mine = [card for card in cards if card.supplier_id == owners[span.pk]]
-        expected = dict(_expected(span, mine, points[span.price_version_id]))
+        expected = dict(_expected(span, mine, points[span.price_version_id], lent[span.pk]))
         if expected != rows[span.pk]:
             yield span.public_id, f"accrued {rows[span.pk]}, comes out as {expected}"
 
 
 def _expected(
-    span: UsageSpan, cards: Sequence[RateCard], points: Sequence[PricePoint]
+    span: UsageSpan, cards: Sequence[RateCard], points: Sequence[PricePoint], lent: Sequence[LentUse]
 ) -> Iterator[tuple[tuple[int, datetime], Amounts]]:
     edges = {span.started_at, span.charged_through}
     edges |= {card.effective_from for card in cards} | set(_months(span.started_at, span.charged_through))
-    inside = sorted(edge for edge in edges if span.started_at <= edge <= span.charged_through)
+    cuts = sorted(edge for edge in edges if span.started_at <= edge <= span.charged_through)
     merged: dict[tuple[int, datetime], list[int]] = defaultdict(lambda: [0, 0])
-    for begin, end in pairwise(inside):
+    for begin, end in pairwise(cuts):
         card = _card_at(cards, span.labels.get("offer", ""), begin)
         if card is not None:
             month = begin.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
             sums = merged[card.pk, month]
-            sums[0] += span.quantity * _ms(end - begin)
-            sums[1] += _cost(span, end, points) - _cost(span, begin, points)
+            inside = [one for one in lent if begin < one.through <= end]
+            sums[0] += span.quantity * _ms(end - begin) - sum(one.unit_milliseconds for one in inside)
+            sums[1] += _cost(span, end, points) - _cost(span, begin, points) - sum(one.amount_micros for one in inside)
     by_key = {card.pk: card for card in cards}
-    for (key, month), (milliseconds, charge) in merged.items():
+    for (key, month), sums in merged.items():
+        milliseconds, charge = (max(0, figure) for figure in sums)
         yield (
             (key, month),
             (milliseconds, charge, *_owed(by_key[key], span.price_version.currency, charge, milliseconds)),

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from billing.models import Account
+from django.db.models import F
+
+from billing.models import Account, Earning
 from billing.models.ledger import SUPPLIER_KINDS
 
 
@@ -44,3 +46,17 @@ def of(organization_id: int) -> dict[str, Purse]:
     for account in rows:
         found.setdefault(account.currency, {})[account.kind] = account
     return {currency: Purse(**kinds) for currency, kinds in found.items() if len(kinds) == len(SUPPLIER_KINDS)}
+
+
+def take_reserve(organization_id: int, currency: str, micros: int) -> None:
+    """Write down of which earnings so much of a locked reserve is taken: of those that are released next, first.
+
+    So the later ones stay what they were held back for: corrections of their own use.
+    """
+    held = Earning.objects.filter(supplier=organization_id, currency=currency, released_at=None, reserve_micros__gt=0)
+    for earning in held.filter(taken_micros__lt=F("reserve_micros")).order_by("release_at", "pk"):
+        share = min(micros, earning.reserve_micros - earning.taken_micros)
+        Earning.objects.filter(pk=earning.pk).update(taken_micros=F("taken_micros") + share)
+        micros -= share
+        if not micros:
+            return

@@ -16,12 +16,17 @@ thing AS MATERIALIZED (
     SELECT span.id AS span_id, supplier.id AS supplier_id, span.labels ->> 'offer' AS offer, price.currency,
            quantity, started_at, charged_through, charged_micros, price.id AS price_id, is_floating,
            micros_per_unit_hour,
-           CASE WHEN known.through IS NULL THEN started_at ELSE least(known.through, charged_through) END AS since,
+           CASE WHEN known.through IS NULL THEN started_at
+                ELSE least(known.through, charged_through, known.lent) END AS since,
            greatest(charged_through, known.through) AS until
     FROM billing_usagespan span
     JOIN marketplace_organization supplier ON supplier.public_id = span.labels ->> 'supplier'
     JOIN billing_priceversion price ON price.id = span.price_version_id
-    LEFT JOIN LATERAL (SELECT max(through) AS through FROM billing_accrual WHERE span_id = span.id) known ON true
+    LEFT JOIN LATERAL (
+        SELECT max(through) AS through, (
+            SELECT min(through) - interval '1 millisecond' FROM billing_lentuse WHERE span_id = span.id
+        ) AS lent FROM billing_accrual WHERE span_id = span.id
+    ) known ON true
     WHERE NOT span.is_accrued AND span.meter = 'gpu' AND span.covered_by = ''
 )"""
 # A piece is a span in one month under one card. One that a correction emptied stays, at nothing.
@@ -64,14 +69,19 @@ def _cost(at: str) -> str:
     return COST.format(at=at, sum_at=SUM.format(at=at), sum_before=SUM.format(at="started_at"))
 
 
+# Of a piece is left out what was lent: a reservation earned these hours, and its holder was paid for them.
 # Beside the pieces: hours that were paid ahead and delivered, each under the card by which it began.
 PRICED = f"""
 priced AS (
     SELECT span_id, NULL::bigint AS delivery_id, supplier_id, offer, currency, card_id, share_bps, reserve_bps,
            reserve_days, fixed_micros, month, begins, finishes,
-           (quantity * round(1000 * extract(epoch FROM finishes - begins)))::bigint AS ms,
-           ({_cost("finishes")} - {_cost("begins")})::bigint AS charge, old_ms, old_charge, old_payout, old_reserve
-    FROM piece
+           greatest(0, quantity * round(1000 * extract(epoch FROM finishes - begins)) - lent.ms)::bigint AS ms,
+           greatest(0, {_cost("finishes")} - {_cost("begins")} - lent.micros)::bigint AS charge,
+           old_ms, old_charge, old_payout, old_reserve
+    FROM piece CROSS JOIN LATERAL (
+        SELECT coalesce(sum(unit_milliseconds), 0) AS ms, coalesce(sum(amount_micros), 0) AS micros
+        FROM billing_lentuse used WHERE used.span_id = piece.span_id AND through > begins AND through <= finishes
+    ) lent
     UNION ALL
     SELECT NULL, delivery.id, delivery.supplier_id, delivery.offer, delivery.currency, held.id, share_bps, reserve_bps,
            reserve_days, CASE WHEN held.fixed_currency = delivery.currency THEN held.fixed_micros END,

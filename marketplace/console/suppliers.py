@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.utils.translation import gettext as _
 
-from billing.errors import BadAdjustment, BadRateCard, RetroactivePrice
+from billing.errors import AlreadyDecided, BadAdjustment, BadRateCard, RetroactivePrice
 from billing.models import Payout, PayoutAccount, RateCard, SupplierAdjustment
 from billing.suppliers import adjusting, cards, connecting, payouts
 from billing.suppliers.cards import Terms
@@ -191,6 +191,17 @@ def reverse_payout(*, actor: Actor, payout: Payout, reason: str, at: datetime) -
     verb = "payout.reverse" if is_second else "payout.propose_reversal"
     after = {"amount": money.decimal_string(payout.amount_micros), "reason": reason}
     _record(actor, payout.supplier, verb, payout.public_id, after)
+
+
+@transaction.atomic
+def call_off_payout(*, actor: Actor, payout: Payout, reason: str, at: datetime) -> None:
+    """Call a payout off before it is sent. Another of the same day follows unless payouts are held back."""
+    try:
+        payouts.cancel(payout=payout, at=at)
+    except AlreadyDecided as error:
+        raise Conflict(_("It was sent already: it can only be taken back.")) from error
+    after = {"amount": money.decimal_string(payout.amount_micros), "reason": reason}
+    _record(actor, payout.supplier, "payout.call_off", payout.public_id, after)
 
 
 def account_for(supplier: Organization) -> PayoutAccount:

@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import floor
 
 from django.db.models import Q, Sum
 
@@ -11,11 +13,17 @@ from billing import floating
 from billing.models import UsageSpan
 from billing.months import next_month
 from billing.outcomes import shortfalls
+from billing.sla import availability
 from billing.sla.availability import Seen
 from billing.sla.terms import Terms
+from marketplace import holdings
+from marketplace.models import ReservationStrip
 from marketplace.sla import history
 from marketplace.sla.history import Move
 from provisioning.models import Instance, InstanceEvent, Interruption
+
+HOUR_MS = 3_600_000
+EVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: d
 
 def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
     """Return what was seen of these instances from one moment of a month to another. Seven queries."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Seven queries at most."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
     spans = _spans(resource_ids, begins, ends)
@@ -40,6 +49,8 @@ def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, 
     moves, notes = _events([row.pk for row in rows], before=ends)
     returned = _returned([row.pk for row in rows], begins, ends)
     fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
+    strips = _strips(rows, month, ends)
+    returned = _returned([row.pk for row in rows], month, ends)
     made = []
     for row in rows:
         told = history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for)
@@ -52,6 +63,9 @@ def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, 
             noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > begins),
             paid_micros=paid[row.public_id],
             returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
+            noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > month),
+            paid_micros=paid[row.public_id] + _paid_ahead(row, spans[row.public_id], told, strips[row.reservation_id]),
+            returned_micros=returned[row.pk],
         )
         made.append(Case(row, seen))
     return made
@@ -81,6 +95,38 @@ def _paid(spans: dict[str, list[UsageSpan]], month: datetime, ends: datetime) ->
     for span, whole, less in zip(rows, until, before, strict=True):
         paid[span.resource_id] += whole - less
     return paid
+
+
+def _strips(rows: Sequence[Instance], month: datetime, ends: datetime) -> dict[int | None, list[ReservationStrip]]:
+    """Return the hours that reservations hold in a month, cut to it, by the reservation of these instances."""
+    found: dict[int | None, list[ReservationStrip]] = defaultdict(list)
+    keys = {row.reservation_id for row in rows if row.reservation_id is not None}
+    if keys:
+        strips = ReservationStrip.objects.filter(reservation__in=keys, starts_at__lt=ends, ends_at__gt=month)
+        for strip in strips:
+            found[strip.reservation_id] += holdings.clipped([strip], month, ends)
+    return found
+
+
+def _paid_ahead(
+    instance: Instance, spans: Sequence[UsageSpan], told: history.Told, strips: Sequence[ReservationStrip]
+) -> int:
+    """What had been paid for the reserved hours in which it ran or should have: its GPUs at what one had cost then.
+
+    Hours of several prices count with their average, as nobody can tell which GPU is whose.
+    """
+    covered = [(span.started_at, span.ended_at or EVER) for span in spans if span.covered_by]
+    if not covered or not strips:
+        return 0
+    stretches = availability.joined([*covered, *told.expected, *told.down])
+    gpus, exact = instance.replicas * instance.gpus_per_replica, Fraction(0)
+    for step in holdings.steps(strips):
+        here = [one for one in strips if one.starts_at <= step.starts_at < one.ends_at]
+        cost = Fraction(sum(one.gpus * one.paid_micros for one in here), step.gpus)
+        inside = [(max(begin, step.starts_at), min(end, step.ends_at)) for begin, end in stretches]
+        lasted = availability.total_ms((begin, end) for begin, end in inside if begin < end)
+        exact += min(gpus, step.gpus) * cost * lasted / HOUR_MS
+    return floor(exact)
 
 
 def _events(keys: Sequence[int], *, before: datetime) -> tuple[dict[int, list[Move]], dict[int, list[datetime]]]:

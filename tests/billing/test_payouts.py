@@ -80,10 +80,10 @@ def processor(monkeypatch):
     return played
 
 
-def make_ready(*, hours=30):
+def make_ready(*, hours=30, customer=None):
     """A supplier whose statement says that it gets 94.50: 150 dollars of use, seven tenths, a tenth held back."""
     make_seller()
-    supplier, customer = make_supplier(), make_organization(cash=5000 * USD)
+    supplier, customer = make_supplier(), customer or make_organization(cash=5000 * USD)
     details(supplier, legal_name="Nordlys Compute AS")
     make_card(supplier)
     start(customer, labels=labels(supplier))

@@ -204,6 +204,26 @@ def reverse_payout(visit: Visit, payout_id: str) -> HttpResponse:
     )
 
 
+@managers_only("GET", "HEAD", "POST")
+def call_off_payout(visit: Visit, payout_id: str) -> HttpResponse:
+    """Call a payout off before it is sent."""
+    payout = suppliers.payout_for(payout_id)
+    form = ReasonForm(sent(visit))
+    if carried_out(visit, form, suppliers.call_off_payout, payout=payout, at=visit.at):
+        messages.success(visit.request, _("The payout is called off. Nothing was sent."))
+        return redirect("console-supplier", payout.supplier.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Call off a payout to %(supplier)s") % {"supplier": payout.supplier},
+        text=_("%(amount)s of %(day)s. It is ordered anew unless you hold payouts back first; what it earned is kept.")
+        % {"amount": money.shown(payout.amount_micros, payout.currency), "day": payout.slot},
+        send=_("Call it off"),
+        back=reverse("console-supplier", args=[payout.supplier.public_id]),
+        is_dangerous=True,
+    )
+
+
 def _decide(
     visit: Visit,
     found: RateCard | SupplierAdjustment,

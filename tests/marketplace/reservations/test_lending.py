@@ -13,6 +13,9 @@ from billing import books, charging
 from billing.models import Charge, PriceVersion
 from marketplace import lending, lending_record, recalls, rentals, reservations, spot, spot_terms
 from marketplace.models import LendingShare, LendingSpell, Reservation
+from billing.models import Charge, LentUse, PriceVersion
+from marketplace import lending, recalls, rentals, reservations, spot, spot_terms
+from marketplace.models import LendingShare, Reservation
 from provisioning import interruptions, quotas
 from provisioning.models import Instance, Interruption
 from tests.blocks import USD, Buyer, check_conserved
@@ -220,3 +223,16 @@ def test_charges_that_pay_nobody_do_not_hide_those_behind_them(
     monkeypatch.setattr(lending, "share", share)
     assert lending.share_due(at=timezone.now(), limit=1) == 1
     assert tried == [charge.pk for charge in charges]
+
+
+def test_what_was_lent_is_noted_for_the_supplier_with_its_hours(
+    other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any
+) -> None:
+    clock.shift(timedelta(minutes=6))
+    charging.charge_due(at=timezone.now())
+    lending.share_due(at=timezone.now(), limit=10)
+    (used,) = LentUse.objects.all()
+    charge = Charge.objects.get()
+    assert (used.key, used.amount_micros) == (charge.key, LendingShare.objects.get().amount_micros)
+    assert used.unit_milliseconds == 8 * 6 * 60_000  # all eight GPUs are lent ones
+    assert books.check(at=timezone.now()) == []
