@@ -7,11 +7,13 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from billing import accounts, decisions, prices
-from billing.errors import AlreadyCommitted, BadCommitment, CurrencyMismatch, KeyReused
+from billing import accounts, decisions, notices, prices
+from billing.errors import AlreadyCommitted, AlreadyDecided, BadCommitment, CurrencyMismatch, KeyReused
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import Commitment, CommitmentPrice, PriceVersion
+from billing.models import Commitment, CommitmentPrice, Notice, PriceVersion
 from billing.months import month_of, next_month
+from billing.moves import move
+from billing.notices import News
 from billing.tiers import HOURS_MAX, MICROS_MAX
 
 MONTHS_MAX = 60
@@ -19,10 +21,13 @@ WHOLE_BPS = 10_000
 
 State = Commitment.State
 MOVES: Mapping[str, tuple[str, ...]] = {
-    State.PROPOSED: (State.AGREED, State.DECLINED),
+    State.PROPOSED: (State.OFFERED, State.AGREED, State.DECLINED),
+    State.OFFERED: (State.AGREED, State.DECLINED),
     State.AGREED: (),
     State.DECLINED: (),
 }
+# What operators may do: once it is offered, its customer answers.
+FOR_OPERATORS: Mapping[str, tuple[str, ...]] = {State.PROPOSED: MOVES[State.PROPOSED]}
 
 
 @transaction.atomic
@@ -56,12 +61,13 @@ def propose(
         return first
     if currency != organization.currency:
         raise CurrencyMismatch(expected=organization.currency, found=currency)
-    _check(kind, skus, amount, discount_bps, currency)
-    _check_term(starts_at, months, at)
+    check(kind, skus, amount, currency, starts_at=starts_at, months=months, at=at)
+    if not 0 <= discount_bps < WHOLE_BPS:
+        raise BadCommitment("discount_bps", "a discount leaves something to pay")
     ends_at = starts_at
     for _ in range(months):
         ends_at = next_month(ends_at)
-    found = _listed(skus, currency=currency, at=at)
+    found = listed(skus, currency=currency, at=at)
     agreed = {sku: _discounted(price.micros_per_unit_hour, discount_bps) for sku, price in found.items()}
     is_spend = kind == Commitment.Kind.SPEND
     made = Commitment.objects.create(
@@ -97,12 +103,57 @@ def propose(
 
 @transaction.atomic
 def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
-    """Let a commitment hold from its first month on. `by` is the id of another person than the proposer.
-
-    Raises BadCommitment once that month began, and AlreadyCommitted where another covers one of its things then.
+    """Let a commitment hold that its customer has signed: from its first month on. `by` is another person than the
+    proposer. Raises as `offer` does.
     """
-    accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
     decisions.check_person(commitment, State.AGREED, by=by)
+    mine = _checked(commitment, at=at)
+    decisions.decide(commitment, State.AGREED, by=by, at=at, moves=FOR_OPERATORS)
+    mine.update(is_agreed=True)
+
+
+@transaction.atomic
+def offer(*, commitment: Commitment, by: int, at: datetime) -> None:
+    """Offer a proposed commitment to its customer, who accepts it or not. `by` is another person than the proposer.
+
+    Raises BadCommitment once its first month began, and AlreadyCommitted where another covers one of its things then.
+    """
+    decisions.check_person(commitment, State.OFFERED, by=by)
+    _checked(commitment, at=at)
+    decisions.decide(commitment, State.OFFERED, by=by, at=at, moves=FOR_OPERATORS)
+    organization_id, until = commitment.organization_id, commitment.starts_at.isoformat()
+    facts = {"left_micros": str(commitment.committed_micros), "currency": commitment.currency, "until": until}
+    key = f"commitment-offered:{commitment.public_id}"
+    notices.tell([News(organization_id, Notice.Kind.COMMITMENT_OFFERED, key, facts)], at=at)
+
+
+@transaction.atomic
+def accept(*, commitment: Commitment, by: int, at: datetime) -> None:
+    """Accept what was offered, for the customer: it holds from its first month on. Raises as `offer` does.
+
+    AlreadyDecided for what was not offered, or answered already.
+    """
+    mine = _checked(commitment, at=at)
+    _answered(commitment, State.AGREED, by=by, at=at)
+    mine.update(is_agreed=True)
+
+
+@transaction.atomic
+def refuse(*, commitment: Commitment, by: int, at: datetime) -> None:
+    """Refuse what was offered, for the customer."""
+    accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
+    _answered(commitment, State.DECLINED, by=by, at=at)
+
+
+def _answered(commitment: Commitment, state: str, *, by: int, at: datetime) -> None:
+    if not move(commitment, state, {State.OFFERED: MOVES[State.OFFERED]}, answered_by_id=by, answered_at=at):
+        raise AlreadyDecided("it is not offered, or was answered already")
+    commitment.refresh_from_db()
+
+
+def _checked(commitment: Commitment, *, at: datetime) -> QuerySet[CommitmentPrice]:
+    """Return the prices of a commitment that may hold, with its customer's accounts locked."""
+    accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
     if commitment.starts_at <= at:
         raise BadCommitment("starts_at", "its first month began already")
     mine = CommitmentPrice.objects.filter(commitment=commitment)
@@ -115,15 +166,14 @@ def agree(*, commitment: Commitment, by: int, at: datetime) -> None:
     ).exclude(commitment=commitment)
     if others.exists():
         raise AlreadyCommitted("another commitment covers one of these things at that time")
-    decisions.decide(commitment, State.AGREED, by=by, at=at, moves=MOVES)
-    mine.update(is_agreed=True)
+    return mine
 
 
 @transaction.atomic
 def decline(*, commitment: Commitment, by: int, at: datetime) -> None:
     """Give up a proposal; whoever made it may do so too."""
     accounts.lock(organization_id=commitment.organization_id, currency=commitment.currency)
-    decisions.decide(commitment, State.DECLINED, by=by, at=at, moves=MOVES)
+    decisions.decide(commitment, State.DECLINED, by=by, at=at, moves=FOR_OPERATORS)
 
 
 def of_organization(organization: accounts.Organization, *, agreed_only: bool = True) -> QuerySet[Commitment]:
@@ -144,7 +194,10 @@ def agreed(organization_ids: Collection[int], *, since: datetime) -> QuerySet[Co
     return rows.prefetch_related("prices").order_by("pk")
 
 
-def _check(kind: str, skus: Sequence[str], amount: int, discount_bps: int, currency: str) -> None:
+def check(
+    kind: str, skus: Sequence[str], amount: int, currency: str, *, starts_at: datetime, months: int, at: datetime
+) -> None:
+    """Raise BadCommitment for what nobody can promise."""
     if kind not in Commitment.Kind.values:
         raise BadCommitment("kind", f"{kind} is neither spend nor hours")
     if not skus or len(set(skus)) != len(skus):
@@ -156,11 +209,6 @@ def _check(kind: str, skus: Sequence[str], amount: int, discount_bps: int, curre
         raise BadCommitment("amount", "it is more than nothing")
     if kind == Commitment.Kind.SPEND and amount % minor_unit_micros(currency):
         raise BadCommitment("amount", "an amount can be paid: it is in whole minor units")
-    if not 0 <= discount_bps < WHOLE_BPS:
-        raise BadCommitment("discount_bps", "a discount leaves something to pay")
-
-
-def _check_term(starts_at: datetime, months: int, at: datetime) -> None:
     if starts_at != month_of(starts_at):
         raise BadCommitment("starts_at", "a term begins with a month, in UTC")
     if starts_at <= at:
@@ -169,7 +217,8 @@ def _check_term(starts_at: datetime, months: int, at: datetime) -> None:
         raise BadCommitment("months", f"a term has 1 to {MONTHS_MAX} months")
 
 
-def _listed(skus: Sequence[str], *, currency: str, at: datetime) -> dict[str, PriceVersion]:
+def listed(skus: Sequence[str], *, currency: str, at: datetime) -> dict[str, PriceVersion]:
+    """Return what things cost by the list; raise BadCommitment for one that nobody can commit to."""
     found = prices.current(skus=skus, currency=currency, at=at)
     for sku in skus:
         if sku not in found:

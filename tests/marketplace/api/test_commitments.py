@@ -11,11 +11,11 @@ from billing.invoicing import issuing
 from billing.models import Invoice
 from marketplace.models import Organization
 from tests.billing.invoicing import APRIL, MAY, use
-from tests.billing.makers import HOUR, NOON
+from tests.billing.makers import HOUR, NOON, pay_in
 from tests.billing.pricing import SKU, TIERS, committed, in_force, item, person, tiered
 from tests.conftest import Fleet
 from tests.marketplace.api.program import Program
-from tests.marketplace.invoices.conftest import seller
+from tests.marketplace.invoices.conftest import leave_little_credit, seller
 
 __all__ = ["seller"]
 
@@ -47,7 +47,7 @@ def test_commitments_are_listed_with_what_is_drawn(program: Program, acme: Organ
     adjusting.post_due(at=APRIL + 40 * HOUR)
     (row,) = program.get("commitments").json()["data"]
     assert row == {
-        "id": made.public_id, "kind": "hours", "currency": "USD", "committed": "200.000000",
+        "id": made.public_id, "state": "agreed", "kind": "hours", "currency": "USD", "committed": "200.000000",
         "committed_unit_hours": 100, "drawn": "60.000000", "drawn_unit_milliseconds": 30 * 3_600_000,
         "left": "140.000000", "left_over": "0.000000", "discount_bps": 2000, "starts_at": "2026-04-01T00:00:00Z",
         "ends_at": "2026-05-01T00:00:00Z",
@@ -66,6 +66,8 @@ def test_a_strangers_commitments_are_not_seen(program: Program, acme: Organizati
 
 @pytest.mark.usefixtures("seller")
 def test_the_proof_shows_the_tiers_behind_a_line(program: Program, acme: Organization) -> None:
+    pay_in(acme, 100_000_000)
+    leave_little_credit(acme)
     use(acme, begin=NOON, hours=150, price=tiered(name="H100"), quantity=1)
     issuing.issue_due(at=APRIL + 2 * HOUR)
     proof = program.get(f"invoices/{Invoice.objects.get().public_id}/proof").json()
