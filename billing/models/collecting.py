@@ -4,8 +4,10 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
+from billing.models.decisions import Proposal, second_person
 from billing.models.invoices import Invoice
 from billing.models.payments import Payment
+from billing.public_ids import PublicIdField
 
 
 class Collection(models.Model):
@@ -98,6 +100,26 @@ class DunningStep(models.Model):
 
     def __str__(self) -> str:
         return f"{self.day_offset:+} days: {self.action}"
+
+
+class DunningTable(Proposal):
+    """Another table of steps that somebody proposes: rows of a day from the due day, and what is done then."""
+
+    public_id = PublicIdField(prefix="dnt")
+    steps = models.JSONField()
+    reason = models.CharField(max_length=200)
+
+    class Meta:
+        constraints = [
+            second_person("dunning_table"),
+            models.CheckConstraint(condition=~Q(reason=""), name="dunning_table_says_why"),
+            models.UniqueConstraint(
+                fields=["state"], condition=Q(state="proposed"), name="dunning_table_one_waits_at_a_time"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.public_id} ({self.state})"
 
 
 class DunningEvent(models.Model):

@@ -6,7 +6,7 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from billing.models import BankTransfer, CreditLine, Invoice
+from billing.models import BankTransfer, CreditLine, DunningStep, Invoice
 from marketplace.console.forms import ConsoleForm, MoneyField, key_field, reason_field
 from marketplace.models import Organization
 
@@ -49,6 +49,36 @@ class BankTransferForm(ConsoleForm):
         super().__init__(*args, **kwargs)
         found = Invoice.objects.filter(organization=organization, kind="invoice", due_micros__gt=0).order_by("-pk")
         self.fields["invoice"].queryset = found  # type: ignore[attr-defined]
+
+
+class DaysField(forms.CharField):
+    """Whole days from the due day, as `-7, 0, 3`; its value is a list of them."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(required=False, max_length=100, **kwargs)
+
+    def clean(self, value: Any) -> list[int]:
+        typed = super().clean(value).replace("−", "-")
+        try:
+            return [int(day) for day in typed.replace(",", " ").split()]
+        except ValueError as error:
+            raise forms.ValidationError(_("Write whole days such as -7, 0, 3.")) from error
+
+
+class DunningForm(ConsoleForm):
+    """For each action the days on which it is done, from the day on which an invoice is due."""
+
+    reason = reason_field(_("Why the table changes."))
+    key = key_field()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for action in reversed(DunningStep.Action):
+            field = DaysField(label=action.label.capitalize())
+            field.widget.attrs |= {"class": "form-control", "autocomplete": "off"}
+            self.fields[action.value] = field
+        self.fields[DunningStep.Action.CHARGE].help_text = _("Days from the due day; before it with a minus: -7, 0, 3.")
+        self.order_fields([*DunningStep.Action.values, "reason", "key"])
 
 
 class AnswerForm(ConsoleForm):

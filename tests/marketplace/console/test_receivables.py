@@ -11,8 +11,17 @@ from django.utils import timezone
 
 from billing import accounts, disputes, promotions
 from billing.invoicing import issuing
-from billing.models import Account, BankTransfer, CreditGrant, CreditLine, CreditProposal, Invoice
-from marketplace.models import Organization, User
+from billing.models import (
+    Account,
+    BankTransfer,
+    CreditGrant,
+    CreditLine,
+    CreditProposal,
+    DunningStep,
+    DunningTable,
+    Invoice,
+)
+from marketplace.models import AuditEntry, Organization, User
 from tests.conftest import make_person
 from tests.marketplace.console.conftest import only_entry
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
@@ -176,3 +185,25 @@ def test_a_dispute_is_answered(
     assert send(desk, "console-receivable-uphold", made.public_id, answer="You are right").status_code == 302
     assert CreditProposal.objects.get().net_micros == 10_000_000
     assert send(desk, "console-receivable-reject", made.public_id, answer="No").status_code == 422
+
+
+def test_another_table_of_dunning_takes_two_people(desk: Client, other_desk: Client) -> None:
+    page = desk.get(reverse("console-dunning-new")).content.decode()
+    assert 'name="charge" value="-7' in page
+    fields = {
+        "charge": "−7, 0", "mail": "1", "restrict": "10", "stop_spot": "20", "stop_on_demand": "30", "write_off": "90",
+        "reason": "Kinder", "key": str(uuid4()),
+    }  # fmt: skip
+    wrong = desk.post(reverse("console-dunning-new"), fields | {"restrict": "0"})
+    assert (wrong.status_code, "Nothing harms a customer" in wrong.content.decode()) == (422, True)
+    assert desk.post(reverse("console-dunning-new"), fields | {"mail": "soon"}).status_code == 422
+    assert desk.post(reverse("console-dunning-new"), fields).status_code == 302
+    made = DunningTable.objects.get()
+    approve = reverse("console-dunning-approve", args=[made.public_id])
+    assert desk.post(approve).status_code == 422
+    assert "-7: charge the saved card" in other_desk.get(approve).content.decode()
+    assert other_desk.post(approve).status_code == 302
+    shown = desk.get(reverse("console-dunning")).content.decode()
+    assert "Kinder" in shown
+    assert DunningStep.objects.filter(is_active=True).count() == 7
+    assert AuditEntry.objects.filter(verb__startswith="dunning.").count() == 2
