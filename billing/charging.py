@@ -4,14 +4,14 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Sum
 
 from billing import accounts, floating, ledger, rating, receivables
 from billing.batches import in_parts
-from billing.models import Account, Charge, Transfer, UsageSpan
+from billing.models import Account, Charge, Transfer, UsageCorrection, UsageSpan
 
 # What is not charged yet is known to the runway, so the period only decides how fresh balances look.
 CHARGE_EVERY = timedelta(seconds=60)
@@ -36,7 +36,8 @@ CHARGE = """
 WITH due AS MATERIALIZED (
     SELECT id, organization_id, since, through, ended_at, whole_micros, whole_micros - charged_micros AS micros,
            currency, public_id, resource_id, resource_name,
-           'charge:' || public_id || ':' || to_char(through AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS.MS') AS key
+           'charge:' || public_id || ':' || to_char(through AT TIME ZONE 'UTC', 'YYYYMMDD"T"HH24MISS.MS')
+               || %(key_end)s::text AS key
     FROM (
         SELECT span.id, organization_id, charged_through AS since, meter.through, meter.ended_at, charged_micros,
                price.currency, span.public_id, resource_id, resource_name,
@@ -48,8 +49,9 @@ WITH due AS MATERIALIZED (
         FROM billing_usagespan span
         JOIN billing_priceversion price ON price.id = span.price_version_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(span.ended_at, %(ended_at)s::timestamptz) AS ended_at,
-                   least(%(through)s::timestamptz, span.ended_at, %(ended_at)s::timestamptz) AS through
+            SELECT ended_at, least(%(through)s::timestamptz, ended_at) AS through FROM (
+                SELECT coalesce(%(corrected)s::timestamptz, span.ended_at, %(ended_at)s::timestamptz) AS ended_at
+            ) closed
         ) meter
         LEFT JOIN LATERAL (
             SELECT sum_micro_ms
@@ -131,9 +133,9 @@ WITH due AS MATERIALIZED (
     ) summed
 ), charged AS (
     INSERT INTO billing_charge
-        (key, posting, span_id, through, amount_micros, promo_micros, cash_micros, owed_micros)
+        (key, posting, span_id, through, amount_micros, promo_micros, cash_micros, owed_micros, correction_id)
     SELECT key, posting, id, through, micros, held_promo + promo_micros, held_cash + cash_micros,
-           held_owed + owed_micros
+           held_owed + owed_micros, %(correction)s::bigint
     FROM taken ORDER BY since, id
 ), posted AS (
     SELECT payer.*, posting, charges, through, promo, cash, owed,
@@ -222,15 +224,40 @@ def charge_locked(spans: Collection[int], *, through: datetime, ended_at: dateti
     the rest is owed. Those that are open end at `ended_at`, if that is given.
     Where that is before what was charged, the difference is given back.
     """
+    return _charge(spans, through=through, ended_at=ended_at)
+
+
+def correct_locked(correction: UsageCorrection) -> int:
+    """Let a span have ended when a correction says, and move the difference; the payer's accounts are locked.
+
+    Return how many charges that made: one, or none where the difference costs nothing.
+    """
+    return _charge([correction.span_id], through=correction.ended_at, correction=correction)
+
+
+def _charge(
+    spans: Collection[int],
+    *,
+    through: datetime,
+    ended_at: datetime | None = None,
+    correction: UsageCorrection | None = None,
+) -> int:
     floating.keep_all_still(spans)
+    how: dict[str, Any] = {
+        "spans": list(spans),
+        "through": rating.whole_millisecond(through),
+        "ended_at": ended_at,
+        "corrected": correction.ended_at if correction else None,
+        "correction": correction.pk if correction else None,
+        "key_end": f":{correction.public_id}" if correction else "",
+    }
     with connection.cursor() as cursor:
-        moments = {"through": rating.whole_millisecond(through), "ended_at": ended_at}
-        cursor.execute(CHARGE, {"spans": list(spans), **moments})
+        cursor.execute(CHARGE, how)
         legs = [_Leg(*row) for row in cursor.fetchall()]
     ledger.move_all(_moves(legs))
     for leg in legs:
         if leg.micros < 0:
-            _give_back(leg)
+            _give_back(leg, correction)
     return sum(leg.charges for leg in legs)
 
 
@@ -266,7 +293,7 @@ def _moves(legs: Sequence[_Leg]) -> list[Transfer]:
     return moves
 
 
-def _give_back(leg: _Leg) -> None:
+def _give_back(leg: _Leg, correction: UsageCorrection | None) -> None:
     """Give money back to what paid for the span, in the opposite order: what it still owes, then cash, then credit.
 
     What was owed once counts for the account that has paid it since, and what
@@ -282,9 +309,11 @@ def _give_back(leg: _Leg) -> None:
     targets = (payer.receivable, payer.cash, payer.promo)
     shares, rest = rating.take_in_turn(-leg.micros, [paid_micros[target.pk] for target in targets])
     shares[-1] += rest
+    key = f"refund:{span.public_id}" + (f":{correction.public_id}" if correction else "")
     charge = Charge.objects.create(
-        key=f"refund:{span.public_id}",
-        posting=f"refund:{span.public_id}",
+        key=key,
+        posting=key,
+        correction=correction,
         span=span,
         through=leg.through,
         amount_micros=leg.micros,

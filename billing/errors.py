@@ -247,3 +247,28 @@ class ReversedAlready(BillingError):
         super().__init__(f"{asked_micros} micros should be given back, {left_micros} are left")
         self.asked_micros = asked_micros
         self.left_micros = left_micros
+
+
+class BadCorrection(BillingError):
+    """A span cannot have ended then; `field` names what is wrong."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
+class BadUsage(BillingError):
+    """Use that was told and cannot be; `place` is which of them it is, from 0."""
+
+    def __init__(self, place: int, text: str) -> None:
+        super().__init__(f"use {place}: {text}")
+        self.place = place
+        self.text = text
+
+
+class BadDunningTable(BillingError):
+    """A table of dunning that would harm somebody too early; `problem` is one word for what is wrong."""
+
+    def __init__(self, problem: str, text: str) -> None:
+        super().__init__(text)
+        self.problem = problem

@@ -96,10 +96,13 @@ def append(*, series: PriceVersion, micros_per_unit_hour: int, at: datetime) -> 
     return point
 
 
-def keep_still(series: PriceVersion) -> None:
-    """Keep a floating price from moving until the transaction ends. After the payer's accounts, if those are locked."""
+def keep_still(series: Collection[int]) -> None:
+    """Keep those of these prices that float from moving until the transaction ends. Their payers are locked."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT FROM billing_priceversion WHERE id = %s FOR SHARE", [series.pk])
+        cursor.execute(
+            "SELECT FROM billing_priceversion WHERE is_floating AND id = ANY(%s::bigint[]) ORDER BY id FOR SHARE",
+            [list(series)],
+        )
 
 
 def keep_all_still(spans: Collection[int]) -> None:

@@ -1,6 +1,6 @@
 """Price lists: drafted, simulated, approved by a second person, scheduled; what is in force is told by the clock."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from billing.errors import (
     SecondPersonNeeded,
 )
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, Unit
+from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, SimulatedWare, Unit
 from billing.models.prices import terms_of
 
 SIMULATED_OVER = timedelta(days=30)
@@ -151,7 +151,7 @@ def save(*, price_list: PriceList, content: Sequence[Item], note: str, by: int) 
         known.add(item.sku)
     _check_against_history(rows, currency=row.currency)
     PriceListItem.objects.filter(price_list=row).delete()
-    SimulatedBill.objects.filter(price_list=row).delete()
+    _forget_simulation(row)
     PriceListItem.objects.bulk_create(rows)
     _move(row, State.DRAFT, edited_by_id=by, note=note, simulated_at=None)
     price_list.refresh_from_db()
@@ -177,14 +177,24 @@ def simulate(*, price_list: PriceList, at: datetime) -> list[SimulatedBill]:
         before[key].append(_use(sku, tiers.terms(version), unit_ms, version=version_id, since=version.effective_from))
         together[key][sku] += unit_ms
     bills = []
+    by_ware: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for key, uses in before.items():
         after = [_use(sku, new[sku], ms) for sku, ms in together[key].items() if sku in new]
         after += [use for use in uses if use.sku not in new]
-        bills.append(
-            SimulatedBill(price_list=row, organization_id=key, before_micros=_costs(uses), after_micros=_costs(after))
-        )
-    SimulatedBill.objects.filter(price_list=row).delete()
+        costs = _costs(uses), _costs(after)
+        for place, by_sku in enumerate(costs):
+            for sku, micros in by_sku.items():
+                by_ware[sku][place] += micros
+        then, now = (sum(by_sku.values()) for by_sku in costs)
+        bills.append(SimulatedBill(price_list=row, organization_id=key, before_micros=then, after_micros=now))
+    names = {item.sku: item.name for item in items(row)}
+    wares = [
+        SimulatedWare(price_list=row, sku=sku, name=names.get(sku, sku), before_micros=then, after_micros=now)
+        for sku, (then, now) in by_ware.items()
+    ]
+    _forget_simulation(row)
     SimulatedBill.objects.bulk_create(bills, batch_size=2000)
+    SimulatedWare.objects.bulk_create(wares, batch_size=2000)
     _move(row, State.SIMULATED, simulated_at=at)
     price_list.refresh_from_db()
     return bills
@@ -362,6 +372,15 @@ def _use(sku: str, terms: tiers.Terms, unit_ms: int, *, version: int = 0, since:
     )
 
 
-def _costs(uses: Iterable[tiers.Use]) -> int:
+def _forget_simulation(row: PriceList) -> None:
+    SimulatedBill.objects.filter(price_list=row).delete()
+    SimulatedWare.objects.filter(price_list=row).delete()
+
+
+def _costs(uses: Iterable[tiers.Use]) -> Counter[str]:
+    """Return what use costs, by the thing that was used."""
     rated, _ = tiers.rate(uses, [])
-    return sum(each.rated_micros for each in rated)
+    found: Counter[str] = Counter()
+    for each in rated:
+        found[each.use.sku] += each.rated_micros
+    return found

@@ -28,7 +28,10 @@ def expire_holds() -> None:
 
 @shared_task
 def issue_invoices() -> None:
-    issuing.issue_due(at=timezone.now())
+    """Take back what turned out to be less than was invoiced, and invoice months that are over."""
+    at = timezone.now()
+    issuing.take_back_due(at=at)
+    issuing.issue_due(at=at)
 
 
 @shared_task
@@ -105,7 +108,10 @@ def pay_suppliers() -> None:
 
 @shared_task
 def expire_credit() -> None:
-    promotions.expire_due(at=timezone.now())
+    """Tell of credit that ends soon, and take back what has ended."""
+    at = timezone.now()
+    promotions.tell_due(at=at)
+    promotions.expire_due(at=at)
 
 
 @shared_task

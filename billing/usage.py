@@ -38,7 +38,7 @@ def start(
         raise UnitMismatch(expected=UNITS[meter], found=price_version.unit)
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     if price_version.is_floating:
-        floating.keep_still(price_version)
+        floating.keep_still([price_version.pk])
     latest = UsageSpan.objects.filter(resource_id=resource_id, meter=meter).order_by("-started_at", "-pk").first()
     started_at = rating.whole_millisecond(at)
     if latest is not None:

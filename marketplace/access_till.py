@@ -1,11 +1,13 @@
 """The part of `access` for the till's rows: service levels, what suppliers earn, disputes, cards and payments."""
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from billing.models import (
     Card,
     Escrow,
     GuaranteeHour,
+    Commitment,
+    CommitmentRequest,
     Invoice,
     InvoiceDispute,
     Payment,
@@ -15,10 +17,17 @@ from billing.models import (
     SupplierStatement,
 )
 from marketplace import access
-from marketplace.access import Actor, _check
+from marketplace.access import Actor, _check, _check_token
 from marketplace.errors import NotFound
 from marketplace.models import Organization, RevenuePeriod
 from provisioning.models import Instance
+
+
+def operator(actor: Actor, *, verb: str) -> None:
+    """Let capacity managers of the operator pass; to everybody else there is nothing here."""
+    _check_token(actor.token, verb)
+    if not actor.user.is_staff:
+        raise NotFound
 
 
 def sla_verdicts(actor: Actor, organization: Organization) -> QuerySet[SlaVerdict]:
@@ -90,6 +99,37 @@ def statement_lines(statement: SupplierStatement) -> QuerySet[StatementLine]:
 def payouts(supplier: Organization) -> QuerySet[Payout]:
     """Return what was paid out to a supplier; the caller came through `supplier_for`."""
     return Payout.objects.filter(supplier=supplier).select_related("statement")
+
+
+def commitments(organization: Organization) -> QuerySet[Commitment]:
+    """Return what was agreed with an organization or offered to it; the caller came through `organization_for`."""
+    told = Q(state__in=[Commitment.State.OFFERED, Commitment.State.AGREED]) | Q(answered_at__isnull=False)
+    return Commitment.objects.filter(told, organization=organization).prefetch_related("prices")
+
+
+def commitment_for(actor: Actor, commitment_id: str, *, verb: str) -> Commitment:
+    """Return a commitment that was agreed with, or offered to, one of the actor's organizations."""
+    found = Commitment.objects.select_related("organization").filter(public_id=commitment_id).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    if not commitments(found.organization).filter(pk=found.pk).exists():
+        raise NotFound
+    return found
+
+
+def commitment_requests(organization: Organization) -> QuerySet[CommitmentRequest]:
+    """Return what an organization asked to commit to; the caller came through `organization_for`."""
+    return CommitmentRequest.objects.filter(organization=organization).select_related("commitment")
+
+
+def commitment_request_for(actor: Actor, request_id: str, *, verb: str) -> CommitmentRequest:
+    """Return a request for a commitment of one of the actor's organizations."""
+    found = CommitmentRequest.objects.select_related("organization").filter(public_id=request_id).first()
+    if found is None:
+        raise NotFound
+    _check(actor, found.organization_id, verb)
+    return found
 
 
 def invoice_disputes(invoice: Invoice) -> QuerySet[InvoiceDispute]:

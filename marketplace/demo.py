@@ -17,7 +17,7 @@ from django.db import transaction
 from billing import credits, prices
 from billing.invoicing import sellers
 from billing.models import InvoiceSeries, Unit
-from marketplace import spot_terms, tenants, tokens
+from marketplace import demo_till, spot_terms, tenants, tokens
 from marketplace.access import person
 from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, SpotTerms, User
 from marketplace.money import MICROS
@@ -25,7 +25,8 @@ from marketplace.permissions import SCOPES
 from provisioning import nodes, quotas
 from provisioning.models import Fabric, Node, Site
 
-CUSTOMER, OPERATOR = "Example Research", "gpumarket operator"
+CUSTOMER, OPERATOR, SUPPLIER = "Example Research", "gpumarket operator", "Nordlys Compute"
+MANAGERS = ("manager@example.com", "approver@example.com")
 CREDIT_MICROS = 500 * MICROS
 QUOTA_GPUS = 32
 # About 7 cents for a GiB and month.
@@ -113,6 +114,8 @@ PEOPLE = (
     ("developer@example.com", CUSTOMER, Role.DEVELOPER, "rents GPUs for Example Research"),
     ("viewer@example.com", CUSTOMER, Role.VIEWER, "may look but not rent"),
     ("manager@example.com", OPERATOR, Role.OWNER, "capacity manager: opens the console"),
+    ("approver@example.com", OPERATOR, Role.ADMIN, "second capacity manager: approves what the first proposes"),
+    ("supplier@example.com", SUPPLIER, Role.OWNER, "sells GPUs: earnings, statements, payouts"),
 )
 
 
@@ -127,12 +130,13 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     people = [_person(email, role, note, organization) for email, organization, role, note in PEOPLE]
     operator = _organization(OPERATOR, owner="manager@example.com", is_supplier=True)
     customer = _organization(CUSTOMER, owner="owner@example.com", is_supplier=False)
+    supplier = _organization(SUPPLIER, owner="supplier@example.com", is_supplier=True)
     for email, organization, role, _ in PEOPLE:
         user = User.objects.get(email=email)
-        Membership.objects.get_or_create(
-            organization=operator if organization == OPERATOR else customer, user=user, defaults={"role": role}
-        )
-    User.objects.filter(email="manager@example.com").update(is_staff=True, is_superuser=True)
+        of = {OPERATOR: operator, CUSTOMER: customer, SUPPLIER: supplier}[organization]
+        Membership.objects.get_or_create(organization=of, user=user, defaults={"role": role})
+    User.objects.filter(email__in=MANAGERS).update(is_staff=True)
+    User.objects.filter(email=MANAGERS[0]).update(is_superuser=True)
     project = Project.objects.get(organization=customer, name="default")
     if project.quotas.get(**quotas.FIRST).limit == quotas.DEFAULT_LIMIT:
         quotas.set_limit(project_id=project.pk, limit=QUOTA_GPUS)
@@ -146,7 +150,17 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     made = [_node(ware, name, operator, sites[ware.site], at) for ware in WARES for name in ware.nodes]
     _sell_blocks(Offer.objects.get(slug=BLOCKS_OF), at)
     _sell_by_auction(Offer.objects.get(slug=AUCTIONED), at)
+    _fill_the_till(customer, supplier, sites["narvik"], at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
+
+
+def _fill_the_till(customer: Organization, supplier: Organization, site: Site, at: datetime) -> None:
+    """Let the pages of suppliers and commitments have something on them."""
+    first, second = (User.objects.get(email=email) for email in MANAGERS)
+    studio = _organization(demo_till.STUDIO, owner="supplier@example.com", is_supplier=False)
+    demo_till.seed(supplier=supplier, studio=studio, site=site, managers=(first, second), at=at)
+    offer = Offer.objects.get(slug=BLOCKS_OF)
+    demo_till.offer_commitment(customer=customer, offer=offer, managers=(first, second), at=at)
 
 
 def _sell_by_auction(offer: Offer, at: datetime) -> None:

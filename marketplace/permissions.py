@@ -44,6 +44,7 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "billing_details.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "billing_details.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "commitment.view": (EVERYBODY, "read"),
+    "commitment.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "payment.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
     "payment.change": (frozenset({OWNER, ADMIN, BILLING}), "manage"),
     "revenue.view": (frozenset({OWNER, ADMIN, BILLING}), "read"),
@@ -68,6 +69,8 @@ VERBS: dict[str, tuple[frozenset[Role], str]] = {
     "webhook.view": (frozenset({OWNER, ADMIN}), "manage"),
     "webhook.change": (frozenset({OWNER, ADMIN}), "manage"),
     "audit.view": (frozenset({OWNER, ADMIN}), "manage"),
+    # What capacity managers of the operator do, whatever their role anywhere.
+    "operator.change": (frozenset(), "manage"),
 }
 
 # What a token of one project may not do, whatever its owner's role.
@@ -92,6 +95,7 @@ ORGANIZATION_WIDE = frozenset(
         "revenue.change",
         "supplier.view",
         "supplier.change",
+        "commitment.change",
         "dispute.change",
         "billing_details.view",
         "billing_details.change",

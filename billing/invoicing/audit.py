@@ -35,8 +35,13 @@ RULES: Mapping[str, str] = {
         ) prepaid ON prepaid.line_id = line.id
         WHERE invoice.kind = 'invoice' AND (
             line.exact_micros <> coalesce(item.micros, 0)
+        LEFT JOIN billing_invoiceprepaid done ON done.line_id = line.id
+        LEFT JOIN billing_prepaiditem prepaid ON prepaid.id = done.item_id
+        CROSS JOIN LATERAL (SELECT CASE invoice.kind WHEN 'invoice' THEN 1 ELSE -1 END AS sign) way
+        WHERE (invoice.kind = 'invoice' OR item.line_id IS NOT NULL OR prepaid.id IS NOT NULL) AND (
+            way.sign * line.exact_micros <> coalesce(item.micros, 0)
                 + coalesce(adjusted.amount_micros, 0) + coalesce(prepaid.amount_micros, 0)
-            OR line.unit_milliseconds <> coalesce(item.ms, 0)
+            OR way.sign * line.unit_milliseconds <> coalesce(item.ms, 0)
         )
     """,
     "span_is_invoiced_once": """
@@ -55,6 +60,11 @@ RULES: Mapping[str, str] = {
                     SELECT FROM billing_invoiceline line JOIN billing_invoiceprepaid done ON done.line_id = line.id
                     WHERE line.invoice_id = invoice.id
                 ) THEN (exact_micros - exact_promo_micros) - total_micros ELSE -total_micros END AS expected, (
+            -- What a person proposed to take back moved with its note, a correction of use before.
+            SELECT invoice.number, CASE WHEN EXISTS (
+                SELECT FROM billing_creditproposal WHERE credit_note_id = invoice.id
+            ) THEN -total_micros ELSE CASE invoice.kind WHEN 'invoice' THEN 1 ELSE -1 END
+                * (total_micros - (exact_micros - exact_promo_micros)) END AS expected, (
                 SELECT sum(CASE WHEN source.organization_id IS NULL THEN -amount_micros ELSE amount_micros END)
                 FROM billing_transfer transfer JOIN billing_account source ON source.id = transfer.source_id
                 WHERE key IN (

@@ -80,7 +80,7 @@ def drafted(
     details: BillingDetails | None,
     name: str,
 ) -> Draft | None:
-    """Return an organization's next invoice; None where it would ask for nothing or less than nothing.
+    """Return an organization's next invoice; None where it would ask for nothing or less: that waits for the next.
 
     `promo_left_micros` is the promotional credit that has paid for use and was
     on no invoice. It is a reduction of the price, so it comes off before the
@@ -99,8 +99,8 @@ def drafted(
     promo_of_use = min(max(0, exact - sum(item.amount_micros for item in paid)), promo_left_micros)
     exact_promo = promo_of_use + sum(item.promo_micros for item in paid)
     promo = half_up(exact_promo, unit)
-    # Below zero where a block that credit paid was given back; cash may still have paid for use beside it.
-    if subtotal < promo or (subtotal <= 0 and not (paid and subtotal > promo)):
+    # The sum of the lines may be below zero where what credit had paid was given back, and cash paid for use beside it.
+    if subtotal <= promo:
         return None
     country = seller.country
     customer = sellers.snapshot(details, name=name, country=country)

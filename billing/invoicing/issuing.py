@@ -7,6 +7,7 @@ same moment waits at the gate and finds nothing left.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
@@ -17,10 +18,10 @@ from billing import accounts, adjusting, charging, rating
 from billing.accounts import CustomerAccounts, Organization
 from billing.batches import in_parts
 from billing.errors import NoSeller, NothingToInvoice
-from billing.invoicing import adjusted, pieces, prepaid, sellers, writing
+from billing.invoicing import adjusted, pieces, prepaid, returning, sellers, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
-from billing.models import Account, BillingDetails, Invoice, InvoicePrepaid, InvoiceSeries
+from billing.models import Account, BillingDetails, Invoice, InvoicePrepaid, InvoiceSeries, InvoiceWait
 from billing.months import month_of, next_month
 
 BATCH = 200
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 def issue(*, organization: Organization, at: datetime) -> Invoice:
     """Invoice everything that an organization used or paid ahead until `at` and that was not invoiced yet.
 
-    Raises NothingToInvoice where that is nothing, less than half a minor unit,
-    or a credit: it goes on the next invoice.
+    Raises NothingToInvoice where that is nothing, less than half a minor unit, paid
+    by promotional credit whole, or given back: it goes on the next invoice.
     """
     issued = _issue_batch([organization.pk], cutoff=rating.whole_millisecond(at), at=at)
     if not issued:
@@ -77,16 +78,19 @@ def _leave(organization_id: int) -> None:
 
 
 def month_ends(*, until: datetime) -> list[datetime]:
-    """Return the ends of the months, in UTC, that are over by `until` and in which something was not invoiced."""
+    """Return the ends of the months, in UTC, that are over by `until` and in which something was not invoiced.
+
+    The newest of them, which also have what is older: what asks for nothing may wait for years.
+    """
     begin = pieces.earliest()
     if begin is None:
         return []
-    ends: list[datetime] = []
+    ends: deque[datetime] = deque(maxlen=MONTHS_MAX)
     end = next_month(begin)
-    while end <= until and len(ends) < MONTHS_MAX:
+    while end <= until:
         ends.append(end)
         end = next_month(end)
-    return ends
+    return list(ends)
 
 
 @transaction.atomic
@@ -94,6 +98,7 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
     """Issue what can be issued for these organizations through `cutoff`."""
     seller = sellers.seller()
     payers = accounts.lock_many(organization_ids)
+    _take_back(payers, at=at)
     before = _invoiced_before(payers)
     open_ids = [key for key in payers if key not in before or before[key][0] < cutoff]
     found = _charged(open_ids, payers, cutoff)
@@ -120,7 +125,44 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
         )
         if draft is not None:
             drafts.append(draft)
+    _wait(set(open_ids) - {draft.organization_id for draft in drafts}, cutoff=cutoff)
     return _issue_drafts(drafts, at=at) if drafts else []
+
+
+def take_back_due(*, at: datetime) -> int:
+    """Issue the credit notes of what turned out to be less after its invoice; return how many. Safe to repeat."""
+    issued, after = 0, 0
+    while organization_ids := returning.due(after=after, limit=BATCH):
+        done = in_parts(organization_ids, lambda part: _take_back_batch(part, at=at), leave=_leave, stops=(NoSeller,))
+        issued += sum(done)
+        after = organization_ids[-1]
+    return issued
+
+
+@transaction.atomic
+def _take_back_batch(organization_ids: Collection[int], *, at: datetime) -> int:
+    return _take_back(accounts.lock_many(organization_ids), at=at)
+
+
+def _take_back(payers: dict[int, CustomerAccounts], *, at: datetime) -> int:
+    """Issue the credit notes of organizations whose accounts are locked, before their next invoices are worked out."""
+    found = returning.found(payers.keys())
+    if not found:
+        return 0
+    before = _invoiced_before(payers.keys())
+    used = pieces.promo_used([payers[key].promo.pk for key in before])
+    returned = {key: promo - used[key] for key, (_, promo) in before.items()}
+    return len(returning.issue(found, payers=payers, credit_returned=returned, at=at))
+
+
+def _wait(organization_ids: Collection[int], *, cutoff: datetime) -> None:
+    """Remember who asks for nothing through a moment, so that no sweep works it out again before the next month."""
+    InvoiceWait.objects.bulk_create(
+        [InvoiceWait(organization_id=key, through=cutoff) for key in organization_ids],
+        update_conflicts=True,
+        unique_fields=["organization"],
+        update_fields=["through"],
+    )
 
 
 def _issue_drafts(drafts: Sequence[Draft], *, at: datetime) -> list[Invoice]:
@@ -136,8 +178,15 @@ def _invoiced_before(payers: Collection[int]) -> dict[int, tuple[datetime, int]]
     totals = rows.values("organization").annotate(end=Max("period_end"), promo=Sum("exact_promo_micros"))
     on_invoices = InvoicePrepaid.objects.filter(line__invoice__kind=InvoiceSeries.Kind.INVOICE)
     items = on_invoices.filter(item__organization__in=payers).values("item__organization")
+    notes = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.CREDIT_NOTE).values("organization")
+    back = dict(notes.annotate(promo=Sum("exact_promo_micros")).values_list("organization", "promo"))
+    items = InvoicePrepaid.objects.filter(item__organization__in=payers).values("item__organization")
     ahead = dict(items.annotate(promo=Sum("item__promo_micros")).values_list("item__organization", "promo"))
-    return {row["organization"]: (row["end"], row["promo"] - ahead.get(row["organization"], 0)) for row in totals}
+    return {
+        key: (row["end"], row["promo"] - back.get(key, 0) - ahead.get(key, 0))
+        for row in totals
+        for key in [row["organization"]]
+    }
 
 
 def _charged(

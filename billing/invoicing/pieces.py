@@ -44,10 +44,12 @@ LEFT JOIN LATERAL (
 ) last ON true
 ORDER BY piece.organization_id, piece.started_at, piece.id
 """  # noqa: S608  our own text
-# Who has something before a cutoff, and no invoice that goes as far.
+# Who has something before a cutoff, and no invoice that goes as far; nor was it found that it asks for nothing.
 NOT_INVOICED = """NOT EXISTS (
     SELECT FROM billing_invoice invoice
     WHERE invoice.organization_id = open.organization_id AND kind = 'invoice' AND period_end >= %(cutoff)s
+) AND NOT EXISTS (
+    SELECT FROM billing_invoicewait waits WHERE waits.organization_id = open.organization_id AND through >= %(cutoff)s
 )"""
 # What was paid ahead. Who got as much back asks for no invoice: that waits for the next with something on it.
 NEW_ITEM = "NOT EXISTS (SELECT FROM billing_invoiceprepaid done WHERE done.item_id = open.id)"

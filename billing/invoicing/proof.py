@@ -86,6 +86,19 @@ class LineProof:
         if self.outcomes is not None:
             return abs(self.outcomes.amount_micros) if self.is_credit else self.outcomes.amount_micros
         return sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
+    sign: int = 1
+
+    @property
+    def exact_micros(self) -> int:
+        """What its spans, tiers or hours paid ahead cost. A line without any is what a person decided to take back.
+
+        What a credit note takes back is above zero there: its `sign` is -1.
+        """
+        if self.adjustment is not None:
+            return self.adjustment.amount_micros
+        if self.prepaid is not None:
+            return self.sign * self.prepaid.amount_micros
+        return self.sign * sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
 
     @property
     def agrees(self) -> bool:
@@ -115,6 +128,8 @@ def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
     """Prove some lines of an invoice; eight queries at most, however many they are."""
     rounded = _rounded(invoice)
     proofs = {line.pk: LineProof(line, rounded[line.key], is_credit=invoice.is_credit_note) for line in lines}
+    sign = -1 if invoice.is_credit_note else 1
+    proofs = {line.pk: LineProof(line, rounded[line.key], sign=sign) for line in lines}
     items = list(InvoiceItem.objects.filter(line__in=proofs).select_related("span__price_version").order_by("pk"))
     points = _points(item.span for item in items)
     for item in items:

@@ -33,7 +33,11 @@ def write(drafts: Sequence[Draft], *, numbers: Sequence[tuple[InvoiceSeries, int
     invoices = [_invoice(draft, number, at) for draft, number in zip(drafts, numbers, strict=True)]
     platform = Platform()
     moves = [
-        move for draft, invoice in zip(drafts, invoices, strict=True) for move in _moves(draft, invoice, platform, at)
+        move
+        for draft, invoice in zip(drafts, invoices, strict=True)
+        for move in moves_of(
+            draft.payer, invoice, platform, tax_micros=draft.tax_micros, rounding_micros=draft.rounding_micros, at=at
+        )
     ]
     for draft, invoice in zip(drafts, invoices, strict=True):
         _tell_paid(draft, invoice)
@@ -101,14 +105,25 @@ class Platform(dict[tuple[Account.Kind, str], Account]):
         return self[key]
 
 
-def _moves(draft: Draft, invoice: Invoice, platform: Platform, at: datetime) -> list[Transfer]:
-    """Return the transfers of an invoice: its tax, and the rounding. The payer's balances are kept up in memory."""
+def moves_of(
+    payer: CustomerAccounts,
+    invoice: Invoice,
+    platform: Platform,
+    *,
+    tax_micros: int,
+    rounding_micros: int,
+    at: datetime,
+) -> list[Transfer]:
+    """Return the transfers of an invoice: its tax, and the rounding; below zero they are given back.
+
+    The payer's balances are kept up in memory.
+    """
     found: list[Transfer] = []
     for what, kind, micros in (
-        ("rounding", Account.Kind.REVENUE, draft.rounding_micros),
-        ("tax", Account.Kind.TAX, draft.tax_micros),
+        ("rounding", Account.Kind.REVENUE, rounding_micros),
+        ("tax", Account.Kind.TAX, tax_micros),
     ):
-        for account, share in paid_by(draft.payer, micros) if micros > 0 else given_to(draft.payer, -micros):
+        for account, share in paid_by(payer, micros) if micros > 0 else given_to(payer, -micros):
             other = platform[kind, invoice.currency]
             account.balance_micros += share if micros < 0 else -share
             found.append(

@@ -1,5 +1,6 @@
 from billing.models.bank import BankTransfer, InvoiceDispute
-from billing.models.collecting import Collection, DunningEvent, DunningStep, InvoicePayment
+from billing.models.collecting import Collection, DunningEvent, DunningStep, DunningTable, InvoicePayment
+from billing.models.corrections import UsageCorrection
 from billing.models.credit import CreditGrant, CreditLine
 from billing.models.daily import DailyRevenue, RevenueToSum
 from billing.models.decisions import Proposal
@@ -12,6 +13,7 @@ from billing.models.invoices import (
     InvoiceLine,
     InvoiceMail,
     InvoiceSeries,
+    InvoiceWait,
 )
 from billing.models.ledger import Account, Hold, Transfer
 from billing.models.notices import Notice, RunwayWatch
@@ -49,13 +51,15 @@ from billing.models.prices import (
     AdjustmentPosting,
     Commitment,
     CommitmentPrice,
+    CommitmentRequest,
     InvoiceAdjustment,
     PriceList,
     PriceListItem,
     SimulatedBill,
+    SimulatedWare,
 )
 from billing.models.sla import SlaVerdict, SupplierAdjustment
-from billing.models.suppliers import Accrual, Delivery, Earning, RateCard
+from billing.models.suppliers import Accrual, Delivery, Earning, LentUse, RateCard
 from billing.models.usage import UNITS, Charge, PriceModel, PricePoint, PriceVersion, Runway, Unit, UsageSpan
 
 __all__ = [
@@ -73,6 +77,7 @@ __all__ = [
     "Collection",
     "Commitment",
     "CommitmentPrice",
+    "CommitmentRequest",
     "CreditGrant",
     "CreditLine",
     "CreditProposal",
@@ -81,6 +86,7 @@ __all__ = [
     "Dispute",
     "DunningEvent",
     "DunningStep",
+    "DunningTable",
     "Earning",
     "Escrow",
     "EscrowRelease",
@@ -95,6 +101,8 @@ __all__ = [
     "InvoicePayment",
     "InvoicePrepaid",
     "InvoiceSeries",
+    "InvoiceWait",
+    "LentUse",
     "Notice",
     "Outcome",
     "OutcomeCost",
@@ -120,6 +128,7 @@ __all__ = [
     "Runway",
     "RunwayWatch",
     "SimulatedBill",
+    "SimulatedWare",
     "SlaVerdict",
     "StatementItem",
     "StatementLine",
@@ -128,5 +137,6 @@ __all__ = [
     "SupplierStatement",
     "Transfer",
     "Unit",
+    "UsageCorrection",
     "UsageSpan",
 ]

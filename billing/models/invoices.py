@@ -139,6 +139,8 @@ class Invoice(models.Model):
                 name="credit_note_says_what_and_why",
             ),
             models.CheckConstraint(condition=Q(period_start__lte=F("period_end")), name="invoice_period_runs_forward"),
+            # Not checked for the invoices of 0.00 from before there was this rule.
+            models.CheckConstraint(condition=Q(net_micros__gt=0), name="invoice_asks_for_something"),
         ]
         indexes = [models.Index(fields=["organization", "-id"], name="invoice_newest_first")]
 
@@ -153,6 +155,16 @@ class Invoice(models.Model):
     def promo_off_micros(self) -> int:
         """What promotional credit adds to the sum of the lines: below zero where it paid."""
         return -self.promo_micros
+
+
+class InvoiceWait(models.Model):
+    """Whose use and payments asked for nothing through a moment: the next invoice that asks for something has them."""
+
+    organization = models.OneToOneField("marketplace.Organization", models.PROTECT, related_name="+")
+    through = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} through {self.through:%Y-%m-%d}"
 
 
 class InvoiceLine(models.Model):

@@ -126,6 +126,22 @@ def organization_and_sku() -> Func:
     return Func(both, both, Value("[]"), function="int8range", output_field=models.TextField())
 
 
+class SimulatedWare(models.Model):
+    """What all customers paid for 30 days of one thing, and what a draft would have asked. Gone with its bills."""
+
+    price_list = models.ForeignKey(PriceList, models.CASCADE, related_name="simulated_wares", db_index=False)
+    sku = models.CharField(max_length=100)
+    name = models.CharField(max_length=200)
+    before_micros = models.BigIntegerField()
+    after_micros = models.BigIntegerField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["price_list", "sku"], name="simulated_ware_once_per_list")]
+
+    def __str__(self) -> str:
+        return f"{self.sku}: {self.before_micros} and {self.after_micros} micros"
+
+
 class Commitment(models.Model):
     """What an organization promised to use in whole UTC months, and pays for whether it does or not.
 
@@ -139,6 +155,7 @@ class Commitment(models.Model):
 
     class State(models.TextChoices):
         PROPOSED = "proposed", _("Proposed")
+        OFFERED = "offered", _("Offered to the customer")
         AGREED = "agreed", _("Agreed")
         DECLINED = "declined", _("Declined")
 
@@ -158,6 +175,11 @@ class Commitment(models.Model):
     proposed_at = models.DateTimeField()
     decided_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+")
     decided_at = models.DateTimeField(null=True, blank=True)
+    answered_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.PROTECT, null=True, blank=True, related_name="+",
+        help_text="who of the customer's accepted or refused what was offered",
+    )  # fmt: skip
+    answered_at = models.DateTimeField(null=True, blank=True)
     drawn_micros = models.BigIntegerField(default=0)
     drawn_unit_milliseconds = models.BigIntegerField(default=0)
     breakage_micros = models.BigIntegerField(default=0)
@@ -165,7 +187,8 @@ class Commitment(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=~Q(state="agreed") | (Q(decided_by__isnull=False) & ~Q(decided_by=F("proposed_by"))),
+                condition=~Q(state__in=["agreed", "offered"])
+                | (Q(decided_by__isnull=False) & ~Q(decided_by=F("proposed_by"))),
                 name="commitment_needs_a_second_person",
             ),
             models.CheckConstraint(
@@ -202,6 +225,53 @@ class Commitment(models.Model):
     def left_micros(self) -> int:
         """What is promised and was neither used nor paid as left over."""
         return self.committed_micros - self.drawn_micros - self.breakage_micros
+
+
+class CommitmentRequest(models.Model):
+    """A customer asks for a commitment: to what, how much, from when. An operator answers with a proposal or says no.
+
+    `amount` is micros for a `spend` and unit-hours for `hours`, as in `commitments.propose`.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", _("Open")
+        ANSWERED = "answered", _("Answered with an offer")
+        DECLINED = "declined", _("Declined")
+        WITHDRAWN = "withdrawn", _("Withdrawn")
+
+    public_id = PublicIdField(prefix="cmr")
+    key = models.UUIDField(unique=True)
+    organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="commitment_requests")
+    currency = models.CharField(max_length=3)
+    kind = models.CharField(max_length=8, choices=Commitment.Kind.choices)
+    skus = models.JSONField()
+    amount = models.BigIntegerField()
+    starts_at = models.DateTimeField()
+    months = models.PositiveSmallIntegerField()
+    note = models.CharField(max_length=500, blank=True)
+    state = models.CharField(max_length=9, choices=State.choices, default=State.OPEN)
+    asked_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, related_name="+")
+    asked_at = models.DateTimeField()
+    answer = models.CharField(max_length=500, blank=True)
+    commitment = models.OneToOneField(Commitment, models.PROTECT, null=True, related_name="request")
+    decided_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(amount__gt=0, months__gt=0), name="commitment_request_asks_for_something"
+            ),
+            models.UniqueConstraint(
+                fields=["organization"], condition=Q(state="open"), name="commitment_request_one_open_at_a_time"
+            ),
+            models.CheckConstraint(
+                condition=Q(state="answered", commitment__isnull=False) | ~Q(state="answered") & Q(commitment=None),
+                name="commitment_request_is_answered_with_a_proposal",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.public_id} ({self.state})"
 
 
 class CommitmentPrice(models.Model):

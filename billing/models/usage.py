@@ -261,12 +261,16 @@ class Charge(models.Model):
     colon and one part more.
 
     A negative amount gives back what was taken for time after the span's end:
-    a meter may close at a last proof of life that lies before the last charge.
+    a meter may close at a last proof of life that lies before the last charge,
+    or a `correction` moved the end of one that was closed.
     """
 
     key = models.CharField(max_length=120)
     posting = models.CharField(max_length=120, help_text="the key of the first charge that was posted with it")
     span = models.ForeignKey(UsageSpan, models.PROTECT, related_name="charges", db_index=False)
+    correction = models.ForeignKey(
+        "billing.UsageCorrection", models.PROTECT, null=True, related_name="charges", db_index=False
+    )
     through = models.DateTimeField()
     amount_micros = models.BigIntegerField()
     promo_micros = models.BigIntegerField(default=0)
@@ -280,9 +284,16 @@ class Charge(models.Model):
                 F("span"),
                 F("through"),
                 ExpressionWrapper(Q(amount_micros__gt=0), output_field=models.BooleanField()),
+                F("correction"),
+                nulls_distinct=False,
                 name="charge_once_per_moment",
             ),
-            models.UniqueConstraint(fields=["span"], condition=Q(amount_micros__lt=0), name="charge_corrected_once"),
+            models.UniqueConstraint(
+                fields=["span"], condition=Q(amount_micros__lt=0, correction=None), name="charge_corrected_once"
+            ),
+            models.UniqueConstraint(
+                fields=["correction"], condition=Q(correction__isnull=False), name="charge_once_per_correction"
+            ),
             models.CheckConstraint(condition=~Q(amount_micros=0), name="charge_moves_something"),
             models.CheckConstraint(
                 condition=Q(amount_micros=F("promo_micros") + F("cash_micros") + F("owed_micros")),

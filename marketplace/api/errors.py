@@ -14,7 +14,16 @@ from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.response import Response
 
-from billing.errors import InsufficientFunds, KeyReused, NoCard, NoProcessor, PaymentsPastDue
+from billing.errors import (
+    AlreadyDecided,
+    AlreadyProposed,
+    InsufficientFunds,
+    KeyReused,
+    NoCard,
+    NoProcessor,
+    PaymentsPastDue,
+    SecondPersonNeeded,
+)
 from marketplace import errors, idempotency, numbers
 from marketplace.access import TokenExpired
 from marketplace.api.parsers import BodyTooLarge
@@ -209,6 +218,15 @@ KINDS: dict[type[Exception], Kind] = {
     KeyReused: Kind(
         422, "idempotency_key_reused", "The key was used for another order", "new_request",
         "Use a new Idempotency-Key for a new order.",
+    ),
+    SecondPersonNeeded: Kind(
+        403, "second_person_needed", "Somebody else has to decide", "none", "Ask another person to decide about it."
+    ),
+    AlreadyDecided: Kind(
+        409, "already_decided", "It was decided already", "none", "Look at it again to see what became of it."
+    ),
+    AlreadyProposed: Kind(
+        409, "already_proposed", "Another proposal waits", "after", "Let somebody decide about that one first."
     ),
     OperationalError: Kind(
         503, "unavailable", "We cannot answer now", "same_request", "Repeat the request in a few seconds, same key."

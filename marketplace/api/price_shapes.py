@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from billing.models import Commitment, PriceModel
+from billing.models import Commitment, CommitmentRequest, PriceModel
 
 
 class Amount(serializers.Serializer[Any]):
@@ -40,6 +40,7 @@ class CommitmentAnswer(serializers.Serializer[Any]):
     """What an organization promised to use: drawn by its use, and charged at the end where something is left."""
 
     id = serializers.CharField()
+    state = serializers.ChoiceField(choices=Commitment.State.values, help_text="offered: accept or decline it")
     kind = serializers.ChoiceField(choices=Commitment.Kind.values)
     currency = serializers.CharField()
     committed = serializers.CharField(help_text="exact decimal")
@@ -52,3 +53,31 @@ class CommitmentAnswer(serializers.Serializer[Any]):
     starts_at = serializers.DateTimeField()
     ends_at = serializers.DateTimeField()
     prices = CommitmentPriceAnswer(many=True)
+
+
+class AskCommitment(serializers.Serializer[Any]):
+    """What an organization would promise: an amount of money, or hours of one thing, in whole UTC months."""
+
+    kind = serializers.ChoiceField(choices=Commitment.Kind.values)
+    skus = serializers.ListField(child=serializers.CharField(max_length=100), allow_empty=False, max_length=50)
+    amount = serializers.CharField(required=False, allow_null=True, default=None, help_text="of a promise of money")
+    hours = serializers.IntegerField(required=False, allow_null=True, default=None, min_value=1)
+    starts_at = serializers.DateTimeField(help_text="the beginning of a UTC month that is still to come")
+    months = serializers.IntegerField(min_value=1, max_value=60)
+    note = serializers.CharField(max_length=500, required=False, allow_blank=True, default="")
+    organization = serializers.CharField(required=False)
+
+
+class CommitmentRequestAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    state = serializers.ChoiceField(choices=CommitmentRequest.State.values)
+    kind = serializers.ChoiceField(choices=Commitment.Kind.values)
+    skus = serializers.ListField(child=serializers.CharField())
+    amount = serializers.CharField(allow_null=True)
+    hours = serializers.IntegerField(allow_null=True)
+    currency = serializers.CharField()
+    starts_at = serializers.DateTimeField()
+    months = serializers.IntegerField()
+    note = serializers.CharField()
+    answer = serializers.CharField(help_text="why it was declined")
+    asked_at = serializers.DateTimeField()

@@ -11,7 +11,8 @@ from billing.errors import BadPrice
 from billing.models import PriceListItem, PriceModel
 from billing.price_lists import Item
 from marketplace import money
-from marketplace.console.pricing import Ware, problem
+from marketplace.console.pricing import problem
+from marketplace.wares import Ware
 
 # 2.50, or 0-100 2.50, or 100- 2.25
 LINE = re.compile(r"(?:(?P<begin>[0-9]{1,12})\s*[-–—]\s*(?P<end>[0-9]{1,12})?\s*[:=]?\s)?\s*(?P<price>\S+)", re.ASCII)

@@ -29,12 +29,22 @@ class DraftForm(ConsoleForm):
     key = key_field()
 
 
+def drops_tiers_field() -> forms.BooleanField:
+    """Return a field that says that one price may take the place of tiers and a minimum."""
+    return forms.BooleanField(
+        label=_("Drop tiers and minimum"),
+        required=False,
+        help_text=_("Only where the price in force has them: one price takes their place."),
+    )
+
+
 class PriceForm(DraftForm):
     """Another price for what an offer sells."""
 
     sku = forms.ChoiceField(label=_("Of what"))
     amount_micros = MoneyField(label=_("Price per GPU-hour"), help_text=_("Such as 2.49; up to six decimal places."))
-    field_order = ("sku", "currency", "amount_micros")
+    drops_tiers = drops_tiers_field()
+    field_order = ("sku", "currency", "amount_micros", "drops_tiers")
 
     def __init__(self, *args: Any, offer: Offer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,6 +57,7 @@ class StoragePriceForm(DraftForm):
     """Another price for a GiB-hour of a site's storage."""
 
     amount_micros = MoneyField(label=_("Price per GiB-hour"), help_text=_("Such as 0.0001; up to six decimal places."))
+    drops_tiers = drops_tiers_field()
 
 
 class RestoreForm(ConsoleForm):

@@ -12,24 +12,15 @@ from django.utils.translation import gettext as _
 
 from billing import price_lists
 from billing.errors import BadPrice, PriceListMoved, SecondPersonNeeded
-from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, Unit
+from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, SimulatedWare
 from billing.price_lists import Item, Phase
-from marketplace import audit
+from marketplace import audit, wares
 from marketplace.access import Actor
-from marketplace.errors import Conflict, NotFound
-from marketplace.models import Offer
-from provisioning.models import Site
+from marketplace.console import simulation_chart
+from marketplace.console.simulation_chart import SimulationChart
+from marketplace.errors import BadOrder, Conflict, NotFound
 
 BILLS_SHOWN = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Ware:
-    """Something that can have a price in a list."""
-
-    sku: str
-    name: str
-    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +31,11 @@ class Simulation:
     customers: int
     before_micros: int
     after_micros: int
+    chart: SimulationChart
 
     @property
     def change_micros(self) -> int:
         return self.after_micros - self.before_micros
-
-
-def wares() -> list[Ware]:
-    """Return all that is sold at listed prices: offers on demand and in blocks, and the storage of sites."""
-    found = []
-    for offer in Offer.objects.select_related("site").order_by("site__name", "name"):
-        found.append(Ware(offer.sku, _("%(offer)s, on demand") % {"offer": offer.name}, Unit.GPU))
-        found.append(Ware(offer.reserved_sku, _("%(offer)s, in blocks") % {"offer": offer.name}, Unit.GPU))
-    sites = Site.objects.order_by("name")
-    return found + [Ware(site.storage_sku, _("Storage in %(site)s") % {"site": site.name}, Unit.GIB) for site in sites]
 
 
 def list_for(list_id: str) -> PriceList:
@@ -90,13 +72,26 @@ def simulation(row: PriceList) -> Simulation | None:
         customers=len(bills),
         before_micros=sum(bill.before_micros for bill in bills),
         after_micros=sum(bill.after_micros for bill in bills),
+        chart=simulation_chart.drawn(SimulatedWare.objects.filter(price_list=row), currency=row.currency),
     )
 
 
 @transaction.atomic
-def propose(*, actor: Actor, sku: str, currency: str, amount_micros: int, key: UUID, at: datetime) -> PriceList:
-    """Open a draft in which one thing has another price, without tiers; all else is as it is in force."""
-    ware = next(ware for ware in wares() if ware.sku == sku)
+def propose(
+    *, actor: Actor, sku: str, currency: str, amount_micros: int, key: UUID, at: datetime, drops_tiers: bool = False
+) -> PriceList:
+    """Open a draft in which one thing has another price, without tiers; all else is as it is in force.
+
+    Raises BadOrder where the thing has tiers or a minimum and nobody has said that these are to go.
+    """
+    now = price_lists.in_force(currency=currency, at=at).get(sku)
+    if now is not None and (now.tiers or now.minimum_micros) and not drops_tiers:
+        raise BadOrder(
+            "drops_tiers",
+            _("Its price has tiers or a minimum, which one price would drop. Say that they are to go, or edit a price"
+              " list instead."),
+        )  # fmt: skip
+    ware = next(ware for ware in wares.all_of_them() if ware.sku == sku)
     price = Item(
         sku=sku, name=ware.name, unit=ware.unit, model=PriceModel.FLAT, rows=((0, None, amount_micros),)
     )  # fmt: skip
@@ -120,7 +115,7 @@ def draft(
         by=actor.user.pk,
         key=key,
         at=at,
-        names={ware.sku: ware.name for ware in wares()},
+        names={ware.sku: ware.name for ware in wares.all_of_them()},
         restores=restores,
         price=price,
     )

@@ -94,7 +94,9 @@ def _page(visit: Visit, organization: Organization, context: dict[str, Any], *, 
         "may_change": access.may(visit.actor, organization, "member.change"),
         "may_rename": access.may(visit.actor, organization, "organization.change"),
         "roles": Role.choices,
-        "matrix": [(words.VERBS[verb], [role in roles for role in Role]) for verb, (roles, _scope) in VERBS.items()],
+        "matrix": [
+            (words.VERBS[verb], [role in roles for role in Role]) for verb, (roles, _scope) in VERBS.items() if roles
+        ],
         "errors": {},
     }
     return visit.page("members/list.html", {**found, **context}, status=status)

@@ -53,14 +53,15 @@ class Piece:
 @dataclass(frozen=True)
 class Row:
     """One day: its sum and each series' part, as the table writes them. `label` stands under the bar where there is
-    room."""
+    room; that of the last day ends with its bar, because a phone writes larger than the margin is."""
 
     day: datetime
     micros: int
     amount: str
     cells: list[str]
-    middle: float
+    label_x: float
     label: str
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -112,15 +113,16 @@ def stacked(
                 )
             )
             below += micros
-        is_labelled = (len(days) - 1 - number) % every == 0
+        is_labelled, is_last = (len(days) - 1 - number) % every == 0, number == len(days) - 1
         rows.append(
             Row(
                 day=day,
                 micros=sum(amounts),
                 amount=shown(sum(amounts), currency),
                 cells=[shown(micros, currency) for micros in amounts],
-                middle=round(LEFT + slot * (number + 0.5), 1),
+                label_x=round(LEFT + slot * (number + (1 if is_last else 0.5)), 1),
                 label=f"{day:%m-%d}" if is_labelled else "",
+                anchor="end" if is_last else "middle",
             )
         )
     rules = [

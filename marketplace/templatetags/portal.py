@@ -15,8 +15,8 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from billing.models import Payout
-from marketplace import money, restarts
+from billing.models import AutomaticTopUp, Payment, Payout
+from marketplace import declines, money, restarts
 from marketplace.models import (
     Attempt,
     AttemptState,
@@ -63,6 +63,18 @@ def icon(name: str) -> SafeString:
     return format_html(
         '<svg class="icon icon-{}" viewBox="0 0 24 24" aria-hidden="true" focusable="false">{}</svg>', name, inner
     )
+
+
+@register.filter
+def declined(row: Payment) -> str:
+    """Write why a payment failed, in the reader's language."""
+    return declines.said(row.failure_code, row.failure_text)
+
+
+@register.filter
+def paused(rule: AutomaticTopUp) -> str:
+    """Write why automatic top-up is paused, in the reader's language."""
+    return declines.said(rule.paused_code, rule.paused_because)
 
 
 @register.simple_tag

@@ -120,6 +120,8 @@ def run(count: int, database_pid: int, say: Callable[[str], None]) -> dict[str, 
         say("Moving money, opening and closing meters ...")
         figures |= fleet.post(max(1_000, count // 4))
         figures |= fleet.meter(min(VERBS, count // 20))
+        say("Taking up use that was measured elsewhere ...")
+        figures |= fleet.ingest(max(1_000, count // 4))
     figures |= whole.figures("close") | bare.figures("bare_close")
     figures |= {
         "spans_per_s": round(count / whole.wall_s),
@@ -277,6 +279,41 @@ class Fleet:
             "entries_per_s": round(2 * count / ours.wall_s),
             "bare_entries_per_s": round(2 * count / bare.wall_s),
             **ours.figures("post"),
+        }
+
+    def ingest(self, count: int) -> dict[str, float]:
+        """Take up use that was measured elsewhere, in sets, and beside that write the same rows barely."""
+        from django.db import connection, transaction
+
+        from billing import recording
+        from billing.models import UsageSpan
+        from billing.recording import Recorded
+
+        last = UsageSpan.objects.latest("pk").pk
+        ours, bare = Watch(self.database_pid), Watch(self.database_pid)
+        told = [
+            Recorded(self.organizations[n % len(self.organizations)].pk, f"ext_{n}", "trainer", {"market": "on_demand"},
+                     "gpu", 1, self.prices[n % len(self.prices)].pk, BEGIN + n % 1000 * MINUTE / 1000,
+                     BEGIN + HOUR + n % 1000 * MINUTE / 1000)
+            for n in range(count)
+        ]  # fmt: skip
+        with ours.running():
+            for begin in range(0, count, BATCH):
+                recording.record_many(told[begin : begin + BATCH], at=BEGIN + 4 * HOUR)
+        columns = "id, public_id, organization_id, resource_id, resource_name, labels, meter, quantity, " \
+            "price_version_id, covered_by, started_at, ended_at, charged_micros, charged_through, " \
+            "invoiced_micros"  # fmt: skip
+        with connection.cursor() as cursor, bare.running(), transaction.atomic():
+            cursor.execute(
+                f"INSERT INTO bare_span ({columns}) SELECT {columns} FROM billing_usagespan WHERE id > %s",
+                [last],
+            )
+        self.close(BEGIN + 4 * HOUR)
+        return {
+            "ingested_per_s": round(count / ours.wall_s),
+            "bare_ingested_per_s": round(count / bare.wall_s),
+            "ingested_per_cpu_s": round(count / ours.cpu_s),
+            **ours.figures("ingest"),
         }
 
     def meter(self, count: int) -> dict[str, float]:

@@ -112,15 +112,6 @@ def test_a_credit_note_cannot_be_credited(people):
         proposed(note, CENT, people)
 
 
-def test_what_credit_paid_whole_has_nothing_to_give_back(people):
-    acme = make_organization(promo=100 * USD)
-    make_seller()
-    use(acme, begin=NOON)
-    close()
-    with pytest.raises(CreditTooLarge):
-        proposed(Invoice.objects.get(), CENT, people)
-
-
 def test_a_form_that_is_sent_twice_proposes_once(people):
     _, invoice = invoiced()
     key = uuid4()

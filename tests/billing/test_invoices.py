@@ -119,7 +119,7 @@ def test_use_that_becomes_known_late_is_a_line_of_its_own_in_the_open_period(sel
     assert lines == {"ins_late": True, "ins_now": False}
 
 
-def test_a_meter_that_turns_out_to_have_ended_in_a_closed_month_is_taken_off_the_next_invoice(seller):
+def test_a_meter_that_turns_out_to_have_ended_in_a_closed_month_is_taken_back_of_its_invoice(seller):
     acme = make_organization(cash=10_000 * USD)
     price = make_price()
     charged(use(acme, begin=APRIL - 10 * HOUR, hours=None, price=price), through=CLOSE)
@@ -127,20 +127,10 @@ def test_a_meter_that_turns_out_to_have_ended_in_a_closed_month_is_taken_off_the
     usage.stop(resource_id="ins_1", at=APRIL - 2 * HOUR)
     use(acme, begin=APRIL + 3 * HOUR, hours=10, resource_id="ins_2", price=price)
     close(at=MAY + 2 * HOUR)
-    invoice = Invoice.objects.order_by("pk").last()
-    amounts = {line.resource_id: line.amount_micros for line in InvoiceLine.objects.filter(invoice=invoice)}
-    assert amounts == {"ins_1": -10 * USD, "ins_2": 50 * USD}
-    assert invoice.net_micros == 40 * USD
-
-
-def test_a_credit_waits_for_use_that_outweighs_it(seller):
-    acme = make_organization(cash=10_000 * USD)
-    charged(use(acme, begin=APRIL - 10 * HOUR, hours=None), through=CLOSE)
-    close()
-    usage.stop(resource_id="ins_1", at=APRIL - 2 * HOUR)
-    assert close(at=MAY + 2 * HOUR) == 0
-    with pytest.raises(NothingToInvoice):
-        issuing.issue(organization=acme, at=MAY + 2 * HOUR)
+    april = Invoice.objects.get(period_end=MAY)
+    assert InvoiceLine.objects.get(invoice=april).amount_micros == april.net_micros == 50 * USD
+    note = Invoice.objects.get(kind="credit_note")
+    assert (note.credited.period_end, note.net_micros, note.tax_micros) == (APRIL, 10 * USD, 2_500_000)
 
 
 def test_promotional_credit_comes_off_before_the_tax_and_cash_pays_the_rest(seller):
@@ -153,12 +143,47 @@ def test_promotional_credit_comes_off_before_the_tax_and_cash_pays_the_rest(sell
     assert wallet(acme).cash_micros == 75 * USD
 
 
-def test_what_credit_paid_whole_asks_for_nothing(seller):
-    acme = make_organization(promo=100 * USD)
-    use(acme, begin=NOON, hours=1, price=make_price(micros_per_unit_hour=1_234_567))
+def test_what_credit_paid_whole_asks_for_nothing_and_waits_for_what_cash_pays(seller):
+    acme = make_organization(promo=10 * USD, cash=100 * USD)
+    price = make_price()
+    use(acme, begin=NOON, hours=1, price=price)
+    assert close() == 0
+    with pytest.raises(NothingToInvoice):
+        issuing.issue(organization=acme, at=CLOSE)
+    use(acme, begin=APRIL + HOUR, hours=3, resource_id="ins_2", price=price)
+    assert close(at=MAY + 2 * HOUR) == 1
+    lines = InvoiceLine.objects.filter(invoice=only()).values_list("resource_id", "amount_micros", "is_late")
+    assert sorted(lines) == [("ins_1", 5 * USD, False), ("ins_2", 15 * USD, False)]
+    assert (only().period_start, only().period_end) == (MARCH, MAY)
+    assert (only().promo_micros, only().net_micros, only().tax_micros) == (10 * USD, 10 * USD, 2_500_000)
+
+
+def test_who_asks_for_nothing_is_looked_at_once_a_month(seller, monkeypatch):
+    use(make_organization(promo=100 * USD), begin=NOON, hours=1)
+    looked = []
+    monkeypatch.setattr(issuing, "drafted", lambda **known: looked.append(known["cutoff"]))
+    assert [close(), close(at=CLOSE + HOUR), close(at=MAY + 2 * HOUR)] == [0, 0, 0]
+    assert looked == [APRIL, MAY]
+
+
+def test_use_that_nobody_is_ever_asked_for_keeps_no_later_month_from_its_invoice(seller):
+    price = make_price()
+    use(make_organization(promo=100 * USD), begin=NOON, hours=1, price=price)
+    much_later = datetime(2029, 11, 3, tzinfo=UTC)
+    use(make_organization(cash=100 * USD), begin=much_later, resource_id="ins_2", price=price)
+    assert close(at=datetime(2029, 12, 1, 2, tzinfo=UTC)) == 1
+    assert only().period_start == datetime(2029, 11, 1, tzinfo=UTC)
+
+
+def test_the_database_refuses_an_invoice_of_nothing(seller):
+    use(make_organization(cash=100 * USD), begin=NOON)
     close()
-    assert (only().subtotal_micros, only().total_micros) == (2_470_000, 0)
-    assert wallet(acme).promo_micros == 100 * USD - 2_469_134
+    again = only()
+    again.pk, again.sequence, again.number, again.public_id, again.period_end = None, 2, "INV-000002", "ivc_x", MAY
+    again.subtotal_micros, again.net_micros, again.total_micros = 0, 0, again.tax_micros
+    again.paid_micros, again.due_micros = again.total_micros, 0
+    with pytest.raises(IntegrityError, match="invoice_asks_for_something"), transaction.atomic():
+        again.save(force_insert=True)
 
 
 def test_what_nobody_paid_is_due_and_older_debts_are_told_apart(seller):

@@ -6,7 +6,6 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from billing import accounts, books, prepaid_audit, prepayments
-from billing.errors import NothingToInvoice
 from billing.invoicing import issuing, proof
 from billing.models import Account, Collection, Invoice, InvoiceLine, InvoicePrepaid, PrepaidItem
 from billing.prepayments import Paid, Part
@@ -115,18 +114,18 @@ def test_what_is_given_back_in_the_same_month_takes_its_tax_along(acme):
     assert wallet(acme).cash_micros == 950 * USD
 
 
-def test_what_is_given_back_later_is_a_line_below_zero_and_one_alone_waits(acme):
+def test_what_is_given_back_later_is_a_credit_note_of_its_invoice_and_on_no_other(acme):
     buy(acme)
     close()
     give_back(acme, Paid(0, COST), at=APRIL + HOUR)
     assert close(at=MAY + 2 * HOUR) == 0
-    with pytest.raises(NothingToInvoice):
-        issuing.issue(organization=acme, at=MAY + 3 * HOUR)
+    assert issuing.take_back_due(at=MAY + 2 * HOUR) == 1
+    note = Invoice.objects.get(kind="credit_note")
+    assert (note.net_micros, note.tax_micros) == (COST, COST // 4)
+    assert InvoiceLine.objects.get(invoice=note).amount_micros == COST
+    assert wallet(acme).cash_micros == 1000 * USD
     use(acme, begin=MAY + 3 * HOUR, hours=100, quantity=1)
-    issuing.issue(organization=acme, at=MAY + 200 * HOUR)
-    assert amounts()["unpay:rsv_1:cancelled"] == -COST
-    assert sum(Invoice.objects.values_list("net_micros", flat=True)) == 100 * PRICE
-    assert wallet(acme).cash_micros == 1000 * USD - 100 * PRICE * 5 // 4
+    assert issuing.issue(organization=acme, at=MAY + 200 * HOUR).net_micros == 100 * PRICE
 
 
 def test_who_bought_and_cancelled_asks_for_no_invoice_and_keeps_nobody_from_theirs(acme):

@@ -317,7 +317,7 @@ def autumn(year):
     carol, dan = two_people()
     noted = {"net_micros": 100 * MICROS, "reason": "Goodwill", "by": carol, "key": uuid4(), "at": on(10, 4)}
     year.at = on(10, 4)
-    proposal = crediting.propose(invoice=Invoice.objects.get(number="INV-000018"), **noted)
+    proposal = crediting.propose(invoice=Invoice.objects.get(number="INV-000017"), **noted)
     crediting.approve(proposal=proposal, by=dan, at=on(10, 4))
     month(year, 10, days=[5, 8, 15])
     year.start(year.thames, "t-clocks", H200, on(10, 20))

@@ -10,7 +10,7 @@ from django.utils.translation import ngettext
 
 from billing import commitments, price_lists
 from billing.models import PriceList, PriceModel
-from marketplace import money
+from marketplace import money, wares
 from marketplace.console import price_editor, pricing
 from marketplace.console.door import REFUSALS, SAID, carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm
@@ -80,7 +80,7 @@ def shown(visit: Visit, list_id: str) -> HttpResponse:
 def edit(visit: Visit, list_id: str) -> HttpResponse:
     """Edit a draft as a table; what is wrong stands beside its row, and nothing is saved then."""
     row = pricing.list_for(list_id)
-    rows = price_editor.rows_of(price_lists.items(row), pricing.wares())
+    rows = price_editor.rows_of(price_lists.items(row), wares.all_of_them())
     note, status = row.note, 200
     typed = sent(visit)
     if typed is not None:

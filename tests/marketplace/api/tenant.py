@@ -7,9 +7,20 @@ from uuid import uuid4
 
 from django.utils import timezone
 
-from billing import usage
+from billing import accounts, corrections, ledger, usage
 from billing.invoicing import issuing, sellers
-from billing.models import Card, InvoiceDispute, InvoiceSeries, Payment, StatementSeries, SupplierStatement
+from billing.models import (
+    Card,
+    Commitment,
+    CommitmentRequest,
+    InvoiceDispute,
+    InvoiceSeries,
+    Payment,
+    StatementSeries,
+    SupplierStatement,
+    UsageSpan,
+)
+from billing.months import month_of, next_month
 from marketplace import (
     budgets,
     quota_requests,
@@ -272,7 +283,31 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
         price_version=stopped.price_version, at=at - timedelta(hours=2),
     )  # fmt: skip
     usage.stop(resource_id=f"ins_past_{name}", at=at - timedelta(hours=1))
+    cash = organization.accounts.get(kind="cash")
+    ledger.transfer(
+        key=f"paid in {name}", source=accounts.platform("processor", "USD"), target=cash, amount_micros=5_000_000_000,
+        reason="test", at=at,
+    )  # fmt: skip
+    usage.start(
+        organization=organization, resource_id=f"ins_dear_{name}", resource_name=f"{name}-dear", labels={},
+        quantity=2000, price_version=stopped.price_version, at=at - timedelta(hours=1),
+    )  # fmt: skip
+    usage.stop(resource_id=f"ins_dear_{name}", at=at)
     invoice = issuing.issue(organization=organization, at=timezone.now())
+    correction = corrections.propose(
+        span=UsageSpan.objects.get(resource_id=f"ins_past_{name}"), ended_at=at - timedelta(minutes=90), reason="late",
+        by=owner.pk, key=uuid4(), at=at,
+    )  # fmt: skip
+    begins = next_month(month_of(at))
+    promise = Commitment.objects.create(
+        key=uuid4(), organization=organization, currency="USD", kind="spend", state="offered", committed_micros=10**9,
+        discount_bps=100, starts_at=begins, ends_at=next_month(begins), note=name, proposed_by=owner, proposed_at=at,
+        decided_by=people["viewer"], decided_at=at,
+    )  # fmt: skip
+    wish = CommitmentRequest.objects.create(
+        key=uuid4(), organization=organization, currency="USD", kind="spend", skus=["x"], amount=10**9,
+        starts_at=begins, months=1, asked_by=owner, asked_at=at,
+    )  # fmt: skip
     dispute = InvoiceDispute.objects.create(
         invoice=invoice, key=uuid4(), net_micros=1, gross_micros=1, reason=f"{name} disagrees", opened_by=owner,
         opened_at=at,
@@ -336,6 +371,9 @@ def make_tenant(name: str, fleet: Fleet, run_until_idle: Run) -> Tenant:
             "receipt": receipt.public_id,
             "statement": empty_statement(organization).public_id,
             "dispute": dispute.public_id,
+            "correction": correction.public_id,
+            "commitment": promise.public_id,
+            "commitment_request": wish.public_id,
             "webhook": endpoint.public_id,
             "delivery": delivery.public_id,
             # The very bytes that the table of routes sends, as JSON has them.

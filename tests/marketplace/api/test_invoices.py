@@ -29,11 +29,11 @@ def test_the_list_has_number_totals_and_what_is_due(program: Program, invoice: I
     (row,) = program.get("invoices").json()["data"]
     assert (row["number"], row["currency"], row["kind"]) == ("INV-000001", "USD", "invoice")
     assert (row["subtotal"], row["promo"], row["net"], row["total"]) == (
-        "17.400000", "17.400000", "0.000000", "0.000000"
+        "17.400000", "7.400000", "10.000000", "12.500000"
     )  # fmt: skip
     assert row["taxes"] == [
-        {"treatment": "domestic", "country": "NO", "name": "MVA", "rate_bps": 2500, "taxable": "0.000000",
-         "tax": "0.000000"}
+        {"treatment": "domestic", "country": "NO", "name": "MVA", "rate_bps": 2500, "taxable": "10.000000",
+         "tax": "2.500000"}
     ]  # fmt: skip
     assert program.get(f"invoices/{row['id']}").json() == row
 

@@ -35,6 +35,10 @@ BY_ITSELF = {"threshold": "10.00", "amount": "20.00", "monthly_ceiling": "100.00
 EARNED = {"contract": "{shared}", "period": f"{datetime.now(UTC):%Y-%m}", "revenue": "10.50"}
 WRONG = {"reason": "It was stopped", "amount": "0.01"}
 PAPER = {"legal_name": "Acme AS", "address": "Storgata 1", "country": "NO"}
+PROMISE = {
+    "kind": "hours", "skus": ["none"], "hours": 5, "starts_at": "2100-01-01T00:00:00Z", "months": 1,
+    "organization": "{organization}",
+}  # fmt: skip
 VOLUME = {"site": "narvik", "name": "n", "size_gib": 1, "project": "{project}"}
 LACKS = {"sha256s": ["{artifact}"], "project": "{project}"}
 BYTES = {"these": "bytes"}
@@ -139,6 +143,11 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "trades/{trade}", None, "read",                         200, 200, 200, 200, 200, 404, 401),
     ("get", "usage", None, "read",                                  200, 200, 200, 200, 200, 200, 401),
     ("get", "usage?organization={organization}", None, "read",      200, 200, 200, 200, 200, 404, 401),
+    ("post", "operator/usage", {}, "manage",                        404, 404, 404, 404, 404, 404, 401),
+    ("get", "operator/usage-corrections", None, "manage",           404, 404, 404, 404, 404, 404, 401),
+    ("post", "operator/usage-corrections", {}, "manage",            404, 404, 404, 404, 404, 404, 401),
+    ("post", "operator/usage-corrections/{correction}/approve", {}, "manage", 404, 404, 404, 404, 404, 404, 401),
+    ("post", "operator/usage-corrections/{correction}/decline", {}, "manage", 404, 404, 404, 404, 404, 404, 401),
     ("get", "statements", None, "read",                             404, 404, 404, 403, 403, 404, 401),
     ("get", "payouts", None, "read",                                404, 404, 404, 403, 403, 404, 401),
     ("get", "statements/{statement}", None, "read", 200, 200, 200, 403, 403, 404, 401),
@@ -172,12 +181,18 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("get", "invoices/{invoice}/proof", None, "read",               200, 200, 200, 403, 403, 404, 401),
     ("post", "invoices/{invoice}/pay", {}, "manage",                409, 409, 409, 403, 403, 404, 401),
     ("get", "invoices/{invoice}/disputes", None, "read",            200, 200, 200, 403, 403, 404, 401),
-    ("post", "invoices/{invoice}/disputes", WRONG, "manage",         422, 422, 422, 403, 403, 404, 401),
+    ("post", "invoices/{invoice}/disputes", WRONG, "manage",         409, 409, 409, 403, 403, 404, 401),
     ("post", "disputes/{dispute}/withdraw", {}, "manage",           200, 200, 200, 403, 403, 404, 401),
     ("get", "organizations/{organization}/billing-details", None, "read", 200, 200, 200, 403, 403, 404, 401),
     ("put", "organizations/{organization}/billing-details", PAPER, "manage", 200, 200, 200, 403, 403, 404, 401),
     ("get", "commitments", None, "read",                            200, 200, 200, 200, 200, 200, 401),
     ("get", "commitments?organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
+    ("post", "commitments/{commitment}/accept", {}, "manage",       200, 200, 200, 403, 403, 404, 401),
+    ("post", "commitments/{commitment}/decline", {}, "manage",      200, 200, 200, 403, 403, 404, 401),
+    ("get", "commitment-requests", None, "read",                    200, 200, 200, 200, 200, 200, 401),
+    ("get", "commitment-requests?organization={organization}", None, "read", 200, 200, 200, 200, 200, 404, 401),
+    ("post", "commitment-requests", PROMISE, "manage",              422, 422, 422, 403, 403, 404, 401),
+    ("post", "commitment-requests/{commitment_request}/withdraw", {}, "manage", 200, 200, 200, 403, 403, 404, 401),
     ("get", "cards", None, "read",                                  200, 200, 200, 403, 403, 200, 401),
     ("delete", "cards/{card}", None, "manage",                      204, 204, 204, 403, 403, 404, 401),
     ("get", "payments", None, "read",                               200, 200, 200, 403, 403, 200, 401),
@@ -307,6 +322,8 @@ OTHERS = {
              "instances/<str:instance_id>/start", "instances/<str:instance_id>/stop",
              "instances/<str:instance_id>/terminate", "instances/<str:instance_id>/rename", "balance", "invoices",
              "receipts", "receipts/all.jsonl", "receipts/<str:receipt_id>", "receipts/<str:receipt_id>/file",
+             "commitments", "commitments/<str:commitment_id>/accept", "commitments/<str:commitment_id>/refuse",
+             "commitment-requests/<str:request_id>/withdraw",
              "supplier", "supplier/nodes", "supplier/statements", "supplier/statements/<str:statement_id>",
              "supplier/statements/<str:statement_id>/pdf", "supplier/statements/<str:statement_id>/lines.csv",
              "supplier/payouts", "supplier/connect", "service-levels", "instances/<str:instance_id>/sla",

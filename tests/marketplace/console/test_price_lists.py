@@ -5,13 +5,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import time_machine
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import prices
-from billing.models import Commitment, PriceList, PriceListItem, PriceVersion
-from marketplace.models import AuditEntry, Offer, Organization
+from billing import price_lists, prices
+from billing.models import Commitment, PriceList, PriceListItem, PriceVersion, SimulatedWare, UsageSpan
+from marketplace.models import AuditEntry, Offer, Organization, User
 from tests.conftest import Fleet, make_person
 from tests.marketplace.console.conftest import only_entry
 
@@ -207,3 +208,40 @@ def test_a_proposal_can_be_declined(desk: Client, acme: Organization, offer: Off
     assert send(desk, "commitment-decline", made.public_id).status_code == 302
     assert "Declined" in see(desk, "commitments", acme.public_id)
     assert send(desk, "commitment-decline", made.public_id).status_code == 422
+
+
+def test_one_price_never_drops_tiers_by_itself(
+    desk: Client, other_desk: Client, draft: PriceList, offer: Offer
+) -> None:
+    approved(desk, other_desk, draft)
+    begins = timezone.now() + timedelta(seconds=1)
+    PriceVersion.objects.filter(sku=offer.sku).latest("effective_from")
+    price_lists.schedule(price_list=draft, effective_from=begins, by="test", at=timezone.now())
+    with time_machine.travel(begins + timedelta(seconds=1)):
+        desk.force_login(User.objects.get(email="carol@operator.example"))
+        fields = {"sku": offer.sku, "currency": "USD", "amount_micros": "3", "key": str(uuid4())}
+        answer = send(desk, "offer-price", offer.public_id, **fields)
+        assert answer.status_code == 422
+        assert "has tiers or a minimum" in answer.content.decode()
+        assert send(desk, "offer-price", offer.public_id, **fields, drops_tiers="on").status_code == 302
+
+
+def test_a_simulation_draws_what_changes_by_product(
+    desk: Client, draft: PriceList, offer: Offer, acme: Organization
+) -> None:
+    now = timezone.now()
+    price = PriceVersion.objects.get(sku=offer.sku)
+    UsageSpan.objects.create(
+        organization=acme, resource_id="ins_1", resource_name="x", quantity=2, price_version=price,
+        started_at=now.replace(microsecond=0) - timedelta(hours=2), ended_at=now.replace(microsecond=0),
+        charged_through=now.replace(microsecond=0),
+    )  # fmt: skip
+    send(desk, "price-list-edit", draft.public_id, **typed(desk, draft, prices_0="5"))
+    send(desk, "price-list-simulate", draft.public_id)
+    (ware,) = SimulatedWare.objects.all()
+    assert (ware.before_micros, ware.after_micros) == (4 * price.micros_per_unit_hour, 20_000_000)
+    page = see(desk, "price-list", draft.public_id)
+    for words in ("What changes by product", f"{offer.name}, on demand", "+$10.04", "$20.00"):
+        assert words in page
+    send(desk, "price-list-edit", draft.public_id, **typed(desk, draft, prices_0="6"))
+    assert not SimulatedWare.objects.exists()

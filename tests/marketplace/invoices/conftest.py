@@ -10,7 +10,9 @@ from billing.invoicing import issuing, sellers
 from billing.models import Invoice, PriceVersion, UsageSpan
 from marketplace.models import Organization
 from tests.billing.invoicing import APRIL, CLOSE
-from tests.billing.makers import HOUR, NOON, make_price
+from tests.billing.makers import HOUR, NOON, make_price, move, pay_in
+
+LITTLE = 7_400_000
 
 
 @pytest.fixture
@@ -23,8 +25,17 @@ def seller(operator: Organization) -> Organization:
     return operator
 
 
+def leave_little_credit(organization: Organization) -> None:
+    """Let credit pay 7.40 of what comes, and cash the rest: what credit pays whole is on no invoice."""
+    promo = organization.accounts.get(kind="promo", currency=organization.currency)
+    if promo.balance_micros > LITTLE:
+        move(promo, "promo_expense", promo.balance_micros - LITTLE)
+    pay_in(organization, 100_000_000)
+
+
 def use_last_month(organization: Organization) -> None:
     """Use from 2 March on, at 2.5 per GPU-hour and 0.0001 per GiB-hour."""
+    leave_little_credit(organization)
 
     def ran(resource_id: str, name: str, price: PriceVersion, hours: int, **more: Any) -> None:
         usage.start(

@@ -22,7 +22,7 @@ def test_an_invoice_goes_once_to_owners_and_billing_members_with_its_pdf(invoice
     assert (mail.send_due(at=CLOSE, limit=10), mail.send_due(at=CLOSE + timedelta(days=1), limit=10)) == (1, 0)
     (sent,) = outbox.outbox
     assert sent.to == ["alice@acme.example", "billing@acme.example"]
-    assert sent.subject == "Invoice INV-000001 of GPU Operator AS: $0.00"
+    assert sent.subject == "Invoice INV-000001 of GPU Operator AS: $12.50"
     assert "from 2026-03-01 to 2026-03-31" in sent.body
     assert f"/invoices/{invoice.public_id}" in sent.body
     ((name, content, kind),) = sent.attachments
