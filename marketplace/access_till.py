@@ -4,10 +4,10 @@ from django.db.models import Q, QuerySet
 
 from billing.models import (
     Card,
-    Escrow,
-    GuaranteeHour,
     Commitment,
     CommitmentRequest,
+    Escrow,
+    GuaranteeHour,
     Invoice,
     InvoiceDispute,
     Payment,

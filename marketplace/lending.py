@@ -18,9 +18,8 @@ from django.db.models import OuterRef, Q, Subquery, Sum
 from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
 from billing.rating import MILLISECOND
-from marketplace import coverage, holdings, lending_record, refunds
 from billing.suppliers import accruing
-from marketplace import coverage, holdings, refunds
+from marketplace import coverage, holdings, lending_record, refunds
 from marketplace.blocks import BP, NOTICE
 from marketplace.lending_record import SCALE, Record
 from marketplace.models import USABLE, LendingShare, LendingSpell, Offer, Reservation
@@ -143,8 +142,8 @@ def share(*, charge: Charge, since: datetime, ran: Record, offer: Offer, at: dat
     for one, part in sorted(paid_now, key=lambda pair: pair[0].project.organization_id):
         _pay(charge, one, part, at=at)
     if paid_now:
-        paid_micros = sum(part for _, part in paid_now)
-        accruing.note_lent(charge=charge, amount_micros=paid_micros, share=Fraction(lent, all_gpus))
+        lent = Fraction(sum(weights.values()), whole)
+        accruing.note_lent(charge=charge, amount_micros=sum(part for _, part in paid_now), share=lent)
     return bool(paid_now)
 
 

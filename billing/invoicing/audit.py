@@ -33,12 +33,8 @@ RULES: Mapping[str, str] = {
             SELECT line_id, sum(amount_micros) AS amount_micros FROM billing_invoiceprepaid done
             JOIN billing_prepaiditem item ON item.id = done.item_id GROUP BY line_id
         ) prepaid ON prepaid.line_id = line.id
-        WHERE invoice.kind = 'invoice' AND (
-            line.exact_micros <> coalesce(item.micros, 0)
-        LEFT JOIN billing_invoiceprepaid done ON done.line_id = line.id
-        LEFT JOIN billing_prepaiditem prepaid ON prepaid.id = done.item_id
         CROSS JOIN LATERAL (SELECT CASE invoice.kind WHEN 'invoice' THEN 1 ELSE -1 END AS sign) way
-        WHERE (invoice.kind = 'invoice' OR item.line_id IS NOT NULL OR prepaid.id IS NOT NULL) AND (
+        WHERE (invoice.kind = 'invoice' OR item.line_id IS NOT NULL OR prepaid.line_id IS NOT NULL) AND (
             way.sign * line.exact_micros <> coalesce(item.micros, 0)
                 + coalesce(adjusted.amount_micros, 0) + coalesce(prepaid.amount_micros, 0)
             OR way.sign * line.unit_milliseconds <> coalesce(item.ms, 0)
@@ -53,14 +49,7 @@ RULES: Mapping[str, str] = {
     """,
     "invoice_moved_its_money": """
         SELECT number, format('tax and rounding %%s, transfers %%s', expected, coalesce(moved, 0)) FROM (
-            SELECT invoice.number, CASE WHEN invoice.kind = 'invoice'
-                THEN total_micros - (exact_micros - exact_promo_micros)
-                -- What was given back of results went back by itself, before its credit note.
-                WHEN EXISTS (
-                    SELECT FROM billing_invoiceline line JOIN billing_invoiceprepaid done ON done.line_id = line.id
-                    WHERE line.invoice_id = invoice.id
-                ) THEN (exact_micros - exact_promo_micros) - total_micros ELSE -total_micros END AS expected, (
-            -- What a person proposed to take back moved with its note, a correction of use before.
+            -- What a person proposed to take back moved with its note; all else went back by itself before.
             SELECT invoice.number, CASE WHEN EXISTS (
                 SELECT FROM billing_creditproposal WHERE credit_note_id = invoice.id
             ) THEN -total_micros ELSE CASE invoice.kind WHEN 'invoice' THEN 1 ELSE -1 END

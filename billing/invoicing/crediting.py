@@ -23,6 +23,10 @@ MOVES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# The key of the line of a note that has only one, of its own.
+ONE_LINE = "credit"
+
+
 @dataclass(frozen=True, slots=True)
 class Amounts:
     """What a credit note gives back: exactly, of it credit, and both in whole minor units."""
@@ -131,29 +135,26 @@ def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
 
 def write_note(invoice: Invoice, amounts: Amounts, *, text: str, reason: str, at: datetime) -> InvoiceLine:
     """Write a credit note with its one line, and return that; the money is its caller's to move, behind the gate."""
-    """Return how much of a net amount credit notes took back."""
-    return Invoice.objects.filter(credited=invoice).aggregate(total=Sum("net_micros"))["total"] or 0
+    return InvoiceLine.objects.create(
+        invoice=number_note(invoice, amounts, reason=reason, at=at),
+        key=ONE_LINE,
+        resource_name=text,
+        starts_at=invoice.period_start,
+        ends_at=invoice.period_end,
+        unit_milliseconds=0,
+        exact_micros=amounts.exact_micros,
+        amount_micros=amounts.subtotal_micros,
+    )
 
 
-def write_note(
-    invoice: Invoice,
-    *,
-    exact_micros: int,
-    exact_promo_micros: int,
-    subtotal_micros: int,
-    promo_micros: int,
-    reason: str,
-    at: datetime,
-) -> Invoice:
-    """Write a credit note of an invoice with the next number and the part of its tax; the caller writes its lines."""
+def number_note(invoice: Invoice, amounts: Amounts, *, reason: str, at: datetime) -> Invoice:
+    """Write a credit note with the next number and its part of the tax, and without lines: those are its caller's."""
     ((series, sequence, number),) = sellers.take_numbers(InvoiceSeries.Kind.CREDIT_NOTE, 1)
-    net = subtotal_micros - promo_micros
     tax = part_of_tax(
         tax_micros=invoice.tax_micros,
         net_micros=invoice.net_micros,
         credited_micros=credited_micros(invoice),
         now_micros=amounts.net_micros,
-        now_micros=net,
         unit=minor_unit_micros(invoice.currency),
     )
     copied = (
@@ -179,41 +180,5 @@ def write_note(
         due_micros=0,
         reason=reason,
     )
-    line = InvoiceLine.objects.create(
-        exact_micros=exact_micros,
-        exact_promo_micros=exact_promo_micros,
-        subtotal_micros=subtotal_micros,
-        promo_micros=promo_micros,
-        net_micros=net,
-        tax_micros=tax,
-        total_micros=net + tax,
-        paid_micros=net + tax,
-        due_micros=0,
-        reason=reason,
-    )
     InvoiceMail.objects.create(invoice=note, next_try_at=at)
-    return note
-
-
-def _write(proposal: CreditProposal, *, at: datetime) -> Invoice:
-    invoice, net = proposal.invoice, proposal.net_micros
-    note = write_note(
-        invoice, exact_micros=net, exact_promo_micros=0, subtotal_micros=net, promo_micros=0, reason=proposal.reason,
-        at=at,
-    )  # fmt: skip
-    InvoiceLine.objects.create(
-        invoice=note,
-        key="credit",
-        resource_name=text,
-        starts_at=invoice.period_start,
-        ends_at=invoice.period_end,
-        unit_milliseconds=0,
-        exact_micros=amounts.exact_micros,
-        amount_micros=amounts.subtotal_micros,
-    )
-    InvoiceMail.objects.create(invoice=note, next_try_at=at)
-    return line
-        exact_micros=net,
-        amount_micros=net,
-    )
     return note

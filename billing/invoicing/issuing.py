@@ -18,7 +18,7 @@ from billing import accounts, adjusting, charging, rating
 from billing.accounts import CustomerAccounts, Organization
 from billing.batches import in_parts
 from billing.errors import NoSeller, NothingToInvoice
-from billing.invoicing import adjusted, pieces, prepaid, returning, sellers, writing
+from billing.invoicing import adjusted, pieces, prepaid, sellers, taking_back, writing
 from billing.invoicing.drafts import Draft, drafted
 from billing.invoicing.pieces import Piece
 from billing.models import Account, BillingDetails, Invoice, InvoicePrepaid, InvoiceSeries, InvoiceWait
@@ -132,7 +132,7 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
 def take_back_due(*, at: datetime) -> int:
     """Issue the credit notes of what turned out to be less after its invoice; return how many. Safe to repeat."""
     issued, after = 0, 0
-    while organization_ids := returning.due(after=after, limit=BATCH):
+    while organization_ids := taking_back.due(after=after, limit=BATCH):
         done = in_parts(organization_ids, lambda part: _take_back_batch(part, at=at), leave=_leave, stops=(NoSeller,))
         issued += sum(done)
         after = organization_ids[-1]
@@ -146,13 +146,13 @@ def _take_back_batch(organization_ids: Collection[int], *, at: datetime) -> int:
 
 def _take_back(payers: dict[int, CustomerAccounts], *, at: datetime) -> int:
     """Issue the credit notes of organizations whose accounts are locked, before their next invoices are worked out."""
-    found = returning.found(payers.keys())
+    found = taking_back.found(payers.keys())
     if not found:
         return 0
     before = _invoiced_before(payers.keys())
     used = pieces.promo_used([payers[key].promo.pk for key in before])
     returned = {key: promo - used[key] for key, (_, promo) in before.items()}
-    return len(returning.issue(found, payers=payers, credit_returned=returned, at=at))
+    return len(taking_back.issue(found, payers=payers, credit_returned=returned, at=at))
 
 
 def _wait(organization_ids: Collection[int], *, cutoff: datetime) -> None:
@@ -176,8 +176,6 @@ def _invoiced_before(payers: Collection[int]) -> dict[int, tuple[datetime, int]]
     """Return through when each was invoiced, and how much promotional credit of its use the invoices have had."""
     rows = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.INVOICE)
     totals = rows.values("organization").annotate(end=Max("period_end"), promo=Sum("exact_promo_micros"))
-    on_invoices = InvoicePrepaid.objects.filter(line__invoice__kind=InvoiceSeries.Kind.INVOICE)
-    items = on_invoices.filter(item__organization__in=payers).values("item__organization")
     notes = Invoice.objects.filter(organization__in=payers, kind=InvoiceSeries.Kind.CREDIT_NOTE).values("organization")
     back = dict(notes.annotate(promo=Sum("exact_promo_micros")).values_list("organization", "promo"))
     items = InvoicePrepaid.objects.filter(item__organization__in=payers).values("item__organization")

@@ -81,24 +81,12 @@ class LineProof:
         or what was decided."""
         if self.adjustment is not None:
             return self.adjustment.amount_micros
+        sign = -1 if self.is_credit else 1
         if self.prepaid is not None:
-            return self.prepaid.amount_micros
+            return sign * self.prepaid.amount_micros
         if self.outcomes is not None:
             return abs(self.outcomes.amount_micros) if self.is_credit else self.outcomes.amount_micros
-        return sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
-    sign: int = 1
-
-    @property
-    def exact_micros(self) -> int:
-        """What its spans, tiers or hours paid ahead cost. A line without any is what a person decided to take back.
-
-        What a credit note takes back is above zero there: its `sign` is -1.
-        """
-        if self.adjustment is not None:
-            return self.adjustment.amount_micros
-        if self.prepaid is not None:
-            return self.sign * self.prepaid.amount_micros
-        return self.sign * sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
+        return sign * sum(span.amount_micros for span in self.spans) if self.spans else self.line.exact_micros
 
     @property
     def agrees(self) -> bool:
@@ -128,8 +116,6 @@ def of_lines(invoice: Invoice, lines: Sequence[InvoiceLine]) -> list[LineProof]:
     """Prove some lines of an invoice; eight queries at most, however many they are."""
     rounded = _rounded(invoice)
     proofs = {line.pk: LineProof(line, rounded[line.key], is_credit=invoice.is_credit_note) for line in lines}
-    sign = -1 if invoice.is_credit_note else 1
-    proofs = {line.pk: LineProof(line, rounded[line.key], sign=sign) for line in lines}
     items = list(InvoiceItem.objects.filter(line__in=proofs).select_related("span__price_version").order_by("pk"))
     points = _points(item.span for item in items)
     for item in items:
@@ -228,10 +214,10 @@ def _points(spans: Iterable[UsageSpan]) -> dict[int, list[PricePoint]]:
 def _rounded(invoice: Invoice) -> dict[str, int]:
     """Round all lines of an invoice together by largest remainder: the rule of docs/billing.md, in fractions.
 
-    The one line of a credit note is what all of its invoice through it comes to, less all before it.
+    The one line of a credit note of one amount is what all of its invoice through it comes to, less all before it.
     """
     unit = _unit(invoice.currency)
-    if invoice.is_credit_note:
+    if _has_one_line(invoice):
         before = sum(_notes_before(invoice).values_list("exact_micros", flat=True))
         (key,) = InvoiceLine.objects.filter(invoice=invoice).values_list("key", flat=True)
         whole_now = _half_up(Fraction(before + invoice.exact_micros), unit)
@@ -245,11 +231,16 @@ def _rounded(invoice: Invoice) -> dict[str, int]:
 
 
 def _rounded_promo(invoice: Invoice, unit: int) -> int:
-    if not invoice.is_credit_note:
+    if not _has_one_line(invoice):
         return _half_up(Fraction(invoice.exact_promo_micros), unit)
     before = sum(_notes_before(invoice).values_list("exact_promo_micros", flat=True))
     through = before + invoice.exact_promo_micros
     return _half_up(Fraction(through), unit) - _half_up(Fraction(before), unit)
+
+
+def _has_one_line(note: Invoice) -> bool:
+    """Whether it is a credit note of one amount, not of lines that its invoice has."""
+    return note.is_credit_note and InvoiceLine.objects.filter(invoice=note, key="credit").exists()
 
 
 def _notes_before(note: Invoice) -> QuerySet[Invoice]:

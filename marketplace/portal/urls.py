@@ -6,8 +6,8 @@ from django.views.i18n import set_language
 from marketplace.portal import (
     balance,
     budgets,
-    guarantees,
     commitments,
+    guarantees,
     home,
     hours,
     idle,

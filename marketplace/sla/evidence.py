@@ -35,22 +35,20 @@ class Case:
 
 
 def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Seven queries."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Eight queries at most."""
     return between(resource_ids, month, min(next_month(month), max(month, at)), terms=terms)
 
 
 def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
-    """Return what was seen of these instances from one moment of a month to another. Seven queries."""
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Seven queries at most."""
+    """Return what was seen of these instances from one moment of a month to another. Eight queries at most."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
     spans = _spans(resource_ids, begins, ends)
     paid = _paid(spans, begins, ends)
     moves, notes = _events([row.pk for row in rows], before=ends)
+    strips = _strips(rows, begins, ends)
     returned = _returned([row.pk for row in rows], begins, ends)
     fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
-    strips = _strips(rows, month, ends)
-    returned = _returned([row.pk for row in rows], month, ends)
     made = []
     for row in rows:
         told = history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for)
@@ -61,11 +59,8 @@ def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, 
             down=_touching(told.down, begins),
             measured=tuple((span.started_at, span.ended_at or ends) for span in spans[row.public_id]),
             noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > begins),
-            paid_micros=paid[row.public_id],
-            returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
-            noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > month),
             paid_micros=paid[row.public_id] + _paid_ahead(row, spans[row.public_id], told, strips[row.reservation_id]),
-            returned_micros=returned[row.pk],
+            returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
         )
         made.append(Case(row, seen))
     return made

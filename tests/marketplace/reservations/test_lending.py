@@ -10,12 +10,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from billing import books, charging
-from billing.models import Charge, PriceVersion
+from billing.models import Charge, LentUse, PriceVersion
 from marketplace import lending, lending_record, recalls, rentals, reservations, spot, spot_terms
 from marketplace.models import LendingShare, LendingSpell, Reservation
-from billing.models import Charge, LentUse, PriceVersion
-from marketplace import lending, recalls, rentals, reservations, spot, spot_terms
-from marketplace.models import LendingShare, Reservation
 from provisioning import interruptions, quotas
 from provisioning.models import Instance, Interruption
 from tests.blocks import USD, Buyer, check_conserved

@@ -36,7 +36,7 @@ def kept(*now: str, before: tuple[str, ...]):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0020_corrections_and_waits"),
+        ("billing", "0021_corrections_and_waits"),
         ("marketplace", "0017_books_that_are_deleted"),
     ]
 

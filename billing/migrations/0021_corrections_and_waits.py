@@ -9,7 +9,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0019_outcomes"),
+        ("billing", "0020_guaranteed_hours"),
         ("marketplace", "0017_books_that_are_deleted"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]

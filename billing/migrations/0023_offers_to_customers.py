@@ -31,7 +31,7 @@ NOW = """OLD.state NOT IN ('proposed', 'offered')
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("billing", "0021_lent_use_and_notices"),
+        ("billing", "0022_lent_use_and_notices"),
         ("marketplace", "0020_receipts"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
