@@ -13,7 +13,7 @@ from hashlib import sha256
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from marketplace.contracts import claims, judging, runs, signed
+from marketplace.contracts import claims, judging, measuring, runs, signed
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import NotFound
@@ -38,7 +38,7 @@ def look(*, claim: Claim, at: datetime) -> Claim:
         return claim
     terms = written.of(claim.version.terms)
     if claim.task is not None:
-        problem = _problem_of_outputs(claim)
+        problem = _problem_of_outputs(claim) or measuring.measure(claim, terms)
         if problem:
             _judge(claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.FAIL, problem, at=at)
             return claim

@@ -1,0 +1,69 @@
+"""Counting the units of a result: a number that it left in an output, or what a counter of its workload rose by."""
+
+import json
+from datetime import datetime
+
+from django.utils.translation import gettext as _
+
+from marketplace.contracts import runs
+from marketplace.contracts import terms as written
+from marketplace.contracts.terms import Terms
+from marketplace.models import Claim
+from provisioning import artifacts, counters
+from provisioning.agent.manifest import BadManifest
+from provisioning.errors import NoArtifact
+
+UNITS_BYTES_MAX = 1024
+UNITS_MAX = 10**15
+
+
+def measure(claim: Claim, terms: Terms) -> str:
+    """Count the units of a result once, where its price is by unit; return what is wrong with that, if anything is.
+
+    Its price follows: no more units than the terms say for one result. Call it with the claim locked.
+    """
+    measured = terms["measured"]
+    if measured is None or measured["kind"] == "claim" or "units" in claim.evidence:
+        return ""
+    if measured["kind"] == "output":
+        units = _in_output(claim, measured["path"])
+    else:
+        units = _by_counter(claim, measured["name"])
+    if units is None:
+        return _("its units could not be counted")
+    proof = {**claim.evidence, "units": units}
+    counted = min(units, int(terms["unit"]["most"]))
+    facts = {
+        "units": counted,
+        "amount_micros": terms.amount_micros(units=counted, bps=claim.price_bps),
+        "evidence": proof,
+        "evidence_sha256": written.digest(written.canonical(proof)),
+    }
+    Claim.objects.filter(pk=claim.pk).update(**facts)
+    for name, value in facts.items():
+        setattr(claim, name, value)
+    return ""
+
+
+def _by_counter(claim: Claim, name: str) -> int | None:
+    """Return by how much a counter rose while the attempt ran, as its agent read it; None where it never did."""
+    attempt = runs.attempt_of(claim)
+    until: datetime | None = counters.seen_until(attempt.instance, name)
+    if until is None or attempt.began_at is None or attempt.ended_at is None:
+        return None
+    return counters.increase(attempt.instance, name, since=attempt.began_at, until=attempt.ended_at)
+
+
+def _in_output(claim: Claim, path: str) -> int | None:
+    """Return the whole number in an output: alone, or as `units` of a JSON object; None where there is none."""
+    try:
+        entries = artifacts.files_of(claim.project_id, claim.evidence.get("outputs", ""))
+        entry = next((one for one in entries if one.path == path), None)
+        if entry is None or entry.size > UNITS_BYTES_MAX:
+            return None
+        said = json.loads(b"".join(artifacts.pieces_of(project_id=claim.project_id, sha256=entry.sha256)))
+    except (NoArtifact, BadManifest, ValueError, RecursionError):
+        return None
+    units = said.get("units") if isinstance(said, dict) else said
+    is_count = isinstance(units, int) and not isinstance(units, bool) and 0 <= units <= UNITS_MAX
+    return units if is_count else None
