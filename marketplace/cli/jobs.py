@@ -4,13 +4,12 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from marketplace.cli import words
+from marketplace.cli import artifacts, words
 from marketplace.cli.logs import LogReader, Pause, make_writer
 from marketplace.cli.orders import project_id
 from marketplace.cli.problems import FAILED, problem, usage
@@ -104,7 +103,6 @@ def upload_all(session: Session, folders: list[str], *, beside: Path, project: s
     """Send the folders that jobs name, which lie beside their file; return the manifest of each."""
     if not folders:
         return {}
-    artifacts = import_module("marketplace.cli.artifacts")  # Most commands send nothing.
     base = Path.cwd() if str(beside) == "-" else beside.parent
     return {folder: artifacts.upload(session, base / folder, project=project) for folder in folders}
 
@@ -339,7 +337,6 @@ def outputs(
     explain: Explain = False,
 ) -> None:
     """Fetch what tasks left behind, each into FOLDER/N; what is there already and is the same is not fetched again."""
-    artifacts = import_module("marketplace.cli.artifacts")  # Most commands fetch nothing.
     with open_session(as_json=as_json, explain=explain) as session:
         found = find_job(session, job)
         rows = [row for row in session.client.rows(f"/jobs/{found['id']}/outputs") if task in {None, row["task"]}]

@@ -24,6 +24,8 @@ from marketplace.jobs.schema import SHA256
 from marketplace.jobs.spec import BadSpec, Spec
 from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState, Offer, Project
 from marketplace.offers import offer_for
+from provisioning import artifacts
+from provisioning.errors import BadFolder
 
 OPEN_TASKS_MAX = 100_000  # of one organization
 
@@ -88,6 +90,11 @@ def _with_inputs(spec: Spec, project: Project, folders: Mapping[str, str]) -> Sp
     if manifest and not re.fullmatch(SHA256, manifest):
         detail = gettext("The folder %(folder)s was not uploaded: gpumarket job submit does that.")
         raise BadSpec([spec.fault("inputs", detail % {"folder": spec.inputs})])
+    if manifest:
+        try:
+            artifacts.check_folder(project_id=project.pk, sha256=manifest)
+        except BadFolder as error:
+            raise BadSpec([spec.fault("inputs", str(error))]) from error
     return replace(spec, inputs=manifest, document={**spec.document, "inputs": manifest})
 
 
