@@ -17,7 +17,7 @@ from django.db import transaction
 from billing import credits, prices
 from billing.invoicing import sellers
 from billing.models import InvoiceSeries, Unit
-from marketplace import demo_till, spot_terms, tenants, tokens
+from marketplace import demo_products, demo_till, spot_terms, tenants, tokens
 from marketplace.access import person
 from marketplace.models import ApiToken, BlockTerms, Membership, Offer, Organization, Project, Role, SpotTerms, User
 from marketplace.money import MICROS
@@ -151,6 +151,8 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     _sell_blocks(Offer.objects.get(slug=BLOCKS_OF), at)
     _sell_by_auction(Offer.objects.get(slug=AUCTIONED), at)
     _fill_the_till(customer, supplier, sites["narvik"], at)
+    manager = person(User.objects.get(email="manager@example.com"))
+    demo_products.offer_all(actor=manager, seller=operator, at=at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
 
 

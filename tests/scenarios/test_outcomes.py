@@ -1,0 +1,208 @@
+"""Real work by its outcome, end to end: what is right is paid, what is wrong or disputed is not, and all is proved.
+
+24 tasks by default; `TASKS=200 uv run pytest tests/scenarios/test_outcomes.py` takes them all, each a few seconds long.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.scenarios.conftest import ROOT, Market, plain_environment
+
+TASKS = int(os.environ.get("TASKS", "24"))
+ROUNDS = 300 if TASKS >= 200 else 5
+WRONG = (TASKS // 8, TASKS // 2)
+DISPUTED = TASKS // 3
+CONTESTABLE = {"verified", "auto_accepted"}
+PRICE_MICROS = 30_000
+WITHIN_S = 120 + 6 * TASKS
+
+# The trace of a power of a matrix that only the task's number decides.
+COMPUTE = f"""
+import os
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+import numpy
+def trace(index):
+    matrix = numpy.random.default_rng(index).random((160, 160))
+    for _ in range({ROUNDS}):
+        matrix = matrix @ matrix.T
+        matrix /= numpy.abs(matrix).max()
+    return round(float(numpy.trace(matrix)), 6)
+"""
+TASK = f"""{COMPUTE}
+import json
+index = int(os.environ["GPUMARKET_TASK"])
+found = trace(index) + (1 if index in {WRONG} else 0)
+json.dump({{"task": index, "trace": found}}, open("result.json", "w"))
+print("computed", index)
+"""
+CHECK = f"""{COMPUTE}
+import json, sys
+said = json.load(open("result.json"))
+sys.exit(0 if said["trace"] == trace(said["task"]) else 1)
+"""
+# The operator sells tasks that a command of the customer's checks; its windows are as short as a test.
+SELL = f"""
+from django.utils import timezone
+from marketplace import demo_products
+from marketplace.access import person
+from marketplace.contracts import offering
+from marketplace.models import Membership, Organization, User
+at = timezone.now()
+manager = person(User.objects.get(email="manager@example.com"))
+owner = User.objects.get(email="owner@example.com")
+terms = demo_products.COMMON | demo_products.PRODUCTS["Checked tasks"]
+terms["acceptance"] = {{"window_s": 5, "on_silence": "accept"}}
+terms["disputes"] = terms["disputes"] | {{"window_s": 5}}
+terms["retries"] = 0
+seller = Organization.objects.get(memberships__user=manager.user)
+version = offering.draft(actor=manager, seller=seller, title="Traces", terms=terms, at=at)
+offering.offer(actor=manager, version=version, at=at)
+offering.accept(
+    actor=person(owner), version=version, organization=owner.memberships.get().organization, sha256=version.sha256,
+    at=at, check_command={[sys.executable, "-c", CHECK]!r},
+)
+print(version.public_id)
+"""
+DECIDE = """
+from django.utils import timezone
+from marketplace.access import person
+from marketplace.contracts import disputing
+from marketplace.models import ClaimDispute, User
+judge = User.objects.create_user("judge@example.com", is_staff=True, is_superuser=True)
+dispute = ClaimDispute.objects.get(public_id={dispute!r})
+disputing.resolve(actor=person(judge), dispute=dispute, due_bps=0, note="The customer is right.", at=timezone.now())
+"""
+
+
+def manage(market: Market, *words: str) -> str:
+    """Run one of the project's own commands in the environment of the marketplace."""
+    environ = plain_environment() | json.loads((market.home / "environment.json").read_text())
+    environ["GPUMARKET_HOME"] = str(market.home)
+    argv = [sys.executable, str(ROOT / "manage.py"), *words]
+    done = subprocess.run(argv, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def until(found: Callable[[], Any], what: str) -> Any:
+    limit = time.monotonic() + WITHIN_S
+    while not (answer := found()):
+        assert time.monotonic() < limit, f"{what}: not within {WITHIN_S} s"
+        time.sleep(0.5)
+    return answer
+
+
+def every(market: Market, path: str) -> list[dict[str, Any]]:
+    """Return all rows of a list of the API."""
+    rows, cursor = [], ""
+    while True:
+        page = market.get(f"{path}&limit=100{cursor}")
+        rows += page["data"]
+        if not page["next_cursor"]:
+            return rows
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+def kill_node(market: Market, job: str) -> str:
+    """Kill the agent of a node that works for a job, and all that runs there; return the node's name."""
+    name = until(
+        lambda: market.query(
+            """
+            SELECT node.name FROM provisioning_node node JOIN provisioning_assignment assignment ON node_id = node.id
+            JOIN marketplace_attempt attempt USING (instance_id) JOIN marketplace_job job ON job.id = attempt.job_id
+            WHERE job.public_id = %s AND observed = 'running' LIMIT 1
+            """,
+            [job],
+        ),
+        "a task that runs",
+    )[0][0]
+    home = str(market.home)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            line = " ".join([*process.cmdline(), process.cwd()])
+            if home in line and name in line:
+                process.send_signal(signal.SIGKILL)
+    return str(name)
+
+
+def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market: Market, tmp_path: Path) -> None:
+    version = manage(market, "shell", "--verbosity", "0", "-c", SELL).split()[-1]
+    order = {
+        "name": "traces", "offer": "h200-teesside", "command": [sys.executable, "-c", TASK], "array": TASKS,
+        "outputs": ["result.json"], "contract": version,
+    }  # fmt: skip
+    answer = market.post("/jobs", {"jobs": [order]})
+    assert answer.status_code in {201, 202}, answer.text
+    job = str(answer.json()["data"][0]["id"])
+    kill_node(market, job)
+
+    claims = f"/claims?job={job}"
+    disputed = until(
+        lambda: [row for row in every(market, claims) if row["task"] == DISPUTED and row["state"] in CONTESTABLE],
+        "the claim that is disputed",
+    )[0]
+    answer = market.post(f"/claims/{disputed['id']}/disputes", {"reason": "wrong_result", "text": "Not what I asked"})
+    assert answer.status_code == 201, answer.text
+    manage(market, "shell", "--verbosity", "0", "-c", DECIDE.format(dispute=answer.json()["id"]))
+
+    ended = until(lambda: market.get(f"/jobs/{job}")["state"] in {"succeeded", "failed"}, "the job")
+    assert ended
+    rows = until(
+        lambda: (found := every(market, claims)) and all(row["closed_at"] for row in found) and found, "every claim"
+    )
+    by_task = {row["task"]: row for row in rows}
+    assert sorted(by_task) == list(range(TASKS))
+    states = Counter(row["state"] for row in rows)
+    assert states == {"settled": TASKS - 3, "failed": 2, "rejected": 1}
+    assert {task for task, row in by_task.items() if row["state"] == "failed"} == set(WRONG)
+    paid = sum(row["paid"]["micros"] if isinstance(row["paid"], dict) else 0 for row in rows)
+    assert paid in {0, (TASKS - 3) * PRICE_MICROS}
+
+    faults = market.query(
+        """
+        SELECT count(*) FROM marketplace_attempt attempt JOIN marketplace_job job ON job.id = job_id
+        WHERE job.public_id = %s AND attempt.state = 'faulted'
+        """,
+        [job],
+    )
+    assert faults[0][0] > 0, "the killed node cost attempts"
+    escrow = market.query(
+        "SELECT amount_micros, posted_micros, voided_micros, state FROM billing_escrow WHERE resource_id = %s", [job]
+    )
+    whole, due = TASKS * PRICE_MICROS, (TASKS - 3) * PRICE_MICROS
+    assert escrow == [(whole, due, whole - due, "closed")]
+    taken = market.query("SELECT sum(amount_micros), count(*) FROM billing_outcome WHERE kind = 'outcome'")
+    assert taken == [(due, TASKS - 3)]
+    assert "no difference" in manage(market, "check_books", "--recompute").lower()
+
+    _verify_offline(market, tmp_path)
+
+
+def _verify_offline(market: Market, folder: Path) -> None:
+    """Download all receipts and verify them without the database; a changed byte is refused."""
+    environ = plain_environment() | {"GPUMARKET_HOME": str(market.home)}
+    program = [sys.executable, "-m", "marketplace.cli.main"]
+    issued = "SELECT count(*) FROM marketplace_receipt"
+    until(lambda: market.query(issued)[0][0] >= TASKS, "a receipt of each claim")
+    subprocess.run(
+        [*program, "receipts", "download", "-o", str(folder)], env=environ, cwd=ROOT, check=True, capture_output=True
+    )
+    alone = plain_environment() | {"GPUMARKET_HOME": str(folder / "nothing")}
+    verify = [*program, "verify", str(folder), "--json"]
+    done = subprocess.run(verify, env=alone, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = next(path for path in sorted(folder.iterdir()) if '"amount_micros"' in path.read_text())
+    one.write_text(one.read_text().replace('"amount_micros":', '"amount_micros": ', 1).replace("30000", "30001", 1))
+    done = subprocess.run(verify, env=alone, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
