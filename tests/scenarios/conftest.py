@@ -21,7 +21,8 @@ import pytest
 from marketplace.embedded import postgres
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READY_WITHIN_S, ENDED_WITHIN_S = 90, 15
+# As long as `up` itself waits for the tables of a first start, and a little more.
+READY_WITHIN_S, ENDED_WITHIN_S = 330, 15
 
 
 def plain_environment() -> dict[str, str]:
