@@ -10,8 +10,9 @@ min, `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_supplie
 from celery import shared_task
 from django.utils import timezone
 
-from billing import adjusting, charging, daily, dunning, holds, outcomes, promotions, watch
+from billing import adjusting, charging, daily, dunning, holds, promotions, watch
 from billing.invoicing import issuing
+from billing.outcomes import costs, sharing
 from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
 from billing.suppliers import accruing, connecting, payouts, statements
 
@@ -51,8 +52,8 @@ def post_adjustments() -> None:
 def share_outcomes() -> None:
     """Book what results took, and give suppliers their parts of what was paid for them."""
     at = timezone.now()
-    outcomes.book_costs(at=at)
-    outcomes.share_out(at=at)
+    costs.book_costs(at=at)
+    sharing.share_out(at=at)
 
 
 @shared_task

@@ -225,6 +225,7 @@ def sign_receipts_again() -> None:
     chain.sign_again(at=timezone.now(), limit=RECEIPTS_MAX)
 
 
+@shared_task
 def look_at_jobs() -> None:
     """Nudge every job that has something to do."""
     for job_id in running.due(at=timezone.now(), limit=JOBS_MAX):

@@ -68,9 +68,8 @@ def create(
     Inside a reservation its GPUs are committed already: those that are lent or
     still being cleaned come back within the notice, so there it queues for
     them. Otherwise the caller holds quota and funds for it under `public_id`
-    already, and rolls everything back on a refusal; one that is not
-    `from_queue` leaves their GPUs to those who wait already. Without `claims`
-    it only queues, and whoever lets it in wakes its workflow.
+    already, and rolls everything back on a refusal; one that is not `from_queue` leaves their GPUs to those who wait.
+    Without `claims` it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance(
         public_id=public_id,

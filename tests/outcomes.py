@@ -9,8 +9,8 @@ from typing import Any
 from django.db.models import F
 from django.utils import timezone
 
-from billing import outcomes
 from billing.models import PriceVersion
+from billing.outcomes import escrows
 from marketplace.access import Actor, person
 from marketplace.contracts import claims, filing, offering
 from marketplace.models import (
@@ -174,7 +174,7 @@ def make_work(deal: Deal, project: Project, offer: Offer, actor: Actor, *, tasks
         contract=deal.version.public_id, gpus=1, size=tasks, pending=tasks, created_at=at, state_since=at,
     )  # fmt: skip
     Task.objects.bulk_create(Task(job=job, index=index, state_since=at) for index in range(tasks))
-    outcomes.escrow(
+    escrows.escrow(
         organization=project.organization, resource_id=job.public_id, amount_micros=bound.most_micros,
         version=deal.version.public_id, reason="work", at=at,
     )  # fmt: skip

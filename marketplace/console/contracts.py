@@ -6,8 +6,8 @@ from typing import Any
 from django.db.models import Count, QuerySet
 from django.utils.translation import gettext as _
 
-from billing import outcomes
-from billing.outcomes import Margin
+from billing.outcomes import margins
+from billing.outcomes.margins import Margin
 from marketplace.access import Actor
 from marketplace.contracts import offering
 from marketplace.errors import BadOrder
@@ -23,14 +23,14 @@ def sellers() -> QuerySet[Organization]:
 
 def with_margins() -> list[tuple[ContractVersion, Margin]]:
     """Return the newest versions, each with its margin."""
-    margins = {one.version: one for one in outcomes.margins()}
+    found = {one.version: one for one in margins.margins()}
     rows = ContractVersion.objects.select_related("contract__seller", "contract__buyer").order_by("-pk")[:SHOWN]
-    return [(row, margins.get(row.public_id) or _nothing(row)) for row in rows]
+    return [(row, found.get(row.public_id) or _nothing(row)) for row in rows]
 
 
 def margin_of(version: ContractVersion) -> Margin:
     """Return what a version leaves the platform."""
-    return next(iter(outcomes.margins(version=version.public_id)), None) or _nothing(version)
+    return next(iter(margins.margins(version=version.public_id)), None) or _nothing(version)
 
 
 def draft(*, actor: Actor, title: str, seller: Organization, buyer: str, terms: Any, at: datetime) -> ContractVersion:

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from billing import outcomes
+from billing.outcomes import escrows
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import claims, offering
@@ -65,7 +65,7 @@ def file(
         if (made.evidence_sha256, made.units) != (wanted.evidence_sha256, units):
             raise Conflict(_("This subject is claimed already, with other evidence; it is paid once."))
         return made
-    outcomes.escrow(
+    escrows.escrow(
         organization=customer, resource_id=made.escrow_id, amount_micros=amount, version=version.public_id,
         reason=f"{version.contract.title}: {subject}"[:200], at=at,
     )  # fmt: skip

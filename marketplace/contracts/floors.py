@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
-from billing import outcomes
 from billing.models import Outcome
-from billing.outcomes import Item, Period
+from billing.outcomes import floors
+from billing.outcomes.periods import Period
+from billing.outcomes.words import Item
 from marketplace.contracts import settling
 from marketplace.contracts import terms as written
 from marketplace.models import Acceptance, Side
@@ -34,7 +35,7 @@ def _charge(accepted: Acceptance, period: Period, at: datetime) -> bool:
     key = f"floor:{accepted.public_id}:{period.starts_at:%Y-%m-%d}"
     if Outcome.objects.filter(key=key).exists():
         return False
-    made = outcomes.true_up(
+    made = floors.true_up(
         organization=accepted.organization,
         resource_id=accepted.public_id,
         key=key,

@@ -5,8 +5,8 @@ from datetime import datetime
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from billing import outcomes
 from billing.models import Outcome
+from billing.outcomes import reversing
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import claims
@@ -50,5 +50,5 @@ def down_to(claim: Claim, *, due_bps: int, reason: str, by: str, at: datetime) -
             claim.note(_("Nothing was paid for it, so nothing goes back."), at=at, by=by)
         return
     paid = Outcome.objects.get(key=key_of(claim))
-    outcomes.reverse(key=f"reverse:{claim.public_id}", of=paid, amount_micros=back, reason=reason, at=at)
+    reversing.reverse(key=f"reverse:{claim.public_id}", of=paid, amount_micros=back, reason=reason, at=at)
     claim.move_to(State.REVERSED, at=at, message=reason, by=by, reversed_micros=back)

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from billing import outcomes
 from billing.models import Escrow
-from billing.outcomes import Item, Period, Share, escrows
+from billing.outcomes import escrows, settling
+from billing.outcomes.periods import Period
+from billing.outcomes.words import Item, Share
 from billing.prepared import ask
 from marketplace import audit
 from marketplace.access import Actor
@@ -46,7 +47,7 @@ def settle(*, claim: Claim, at: datetime) -> Claim:
     terms = written.of(claim.version.terms)
     kept = escrows.locked(claim.escrow_id)
     asked = terms.amount_micros(units=claim.units, bps=claim.paid_bps)
-    paid = outcomes.settle(
+    paid = settling.settle(
         organization=claim.organization,
         resource_id=claim.escrow_id,
         key=key_of(claim),
@@ -108,13 +109,13 @@ def release_spare(*, escrow_id: str, cause: str, at: datetime) -> int:
     if without_claim:
         needed += without_claim * _terms_of(kept).most_micros
     if not needed:
-        outcomes.release(resource_id=escrow_id, key=f"rest:{escrow_id}", at=at)
+        escrows.release(resource_id=escrow_id, key=f"rest:{escrow_id}", at=at)
         return int(kept.left_micros)
     spare = kept.left_micros - needed
     if spare <= 0:
         return 0
     key = f"spare:{cause}:{kept.posted_micros + kept.voided_micros}"
-    outcomes.release(resource_id=escrow_id, key=key, amount_micros=spare, at=at)
+    escrows.release(resource_id=escrow_id, key=key, amount_micros=spare, at=at)
     return int(spare)
 
 

@@ -7,9 +7,9 @@ import structlog
 from django.db import transaction
 from django.db.models import Q
 
-from billing import outcomes
 from billing.models import Outcome
-from billing.outcomes import Item, Share
+from billing.outcomes import costs, reversing, settling
+from billing.outcomes.words import Item, Share
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.models import Acceptance, Organization, RevenuePeriod, RevenueStatement
@@ -54,9 +54,7 @@ def metered_micros(period: RevenuePeriod, *, until: datetime) -> int:
     agreed = Acceptance.objects.filter(version=period.version_id, organization=period.organization_id).first()
     if agreed is None:
         return 0
-    return outcomes.covered_micros(
-        resource_id=agreed.public_id, since=period.starts_at, until=min(until, period.ends_at)
-    )
+    return costs.covered_micros(resource_id=agreed.public_id, since=period.starts_at, until=min(until, period.ends_at))
 
 
 def so_far(period: RevenuePeriod, *, at: datetime) -> amounts.Due:
@@ -132,7 +130,7 @@ def _true_up(period: RevenuePeriod, said: RevenueStatement | None, *, at: dateti
 def _take(period: RevenuePeriod, asked: amounts.Due, *, revenue_micros: int, suffix: str, at: datetime) -> None:
     terms = written.of(period.version.terms)
     if asked.share_micros:
-        outcomes.charge(
+        settling.charge(
             organization=period.organization,
             resource_id=period.public_id,
             key=f"revenue:{period.public_id}:share",
@@ -146,7 +144,7 @@ def _take(period: RevenuePeriod, asked: amounts.Due, *, revenue_micros: int, suf
 
 
 def _charge_missing(period: RevenuePeriod, micros: int, *, subject: str, key: str, at: datetime) -> None:
-    outcomes.charge(
+    settling.charge(
         organization=period.organization,
         resource_id=period.public_id,
         key=f"revenue:{period.public_id}:{key}",
@@ -169,9 +167,9 @@ def _give_back(period: RevenuePeriod, micros: int, *, at: datetime) -> None:
     """Give back what an estimate charged too much, the newest of it first."""
     charged = Outcome.objects.filter(resource_id=period.public_id, of=None).order_by("-pk")
     for one in charged:
-        part = min(micros, outcomes.left_micros(one))
+        part = min(micros, reversing.left_micros(one))
         if part:
-            outcomes.reverse(
+            reversing.reverse(
                 key=f"revenue:{period.public_id}:back:{one.public_id}", of=one, amount_micros=part,
                 reason=f"The statement of {period.label} is less than its estimate", at=at,
             )  # fmt: skip

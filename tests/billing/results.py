@@ -1,7 +1,7 @@
 """Plain makers for money for results."""
 
-from billing import outcomes
-from billing.outcomes import Item, Share
+from billing.outcomes import escrows, reversing, settling
+from billing.outcomes.words import Item, Share
 from tests.billing.makers import NOON, USD
 
 VERSION = "ctv_1"
@@ -14,14 +14,14 @@ def item(subject="task 0", *, quantity=1, micros_per_unit=USD, **overrides):
 
 
 def set_aside(organization, micros, *, resource_id=JOB, version=VERSION, at=NOON):
-    return outcomes.escrow(
+    return escrows.escrow(
         organization=organization, resource_id=resource_id, amount_micros=micros, reason="Frames", version=version,
         at=at,
     )  # fmt: skip
 
 
 def settle(organization, sold, *, key=None, micros=None, shares=None, resource_id=JOB, at=NOON, period=None):
-    return outcomes.settle(
+    return settling.settle(
         organization=organization, resource_id=resource_id, key=key or f"settle:{sold.subject}",
         amount_micros=sold.asked_micros if micros is None else micros, shares=shares or [Share(None, 10_000)],
         item=sold, at=at, period=period,
@@ -29,8 +29,8 @@ def settle(organization, sold, *, key=None, micros=None, shares=None, resource_i
 
 
 def reverse(of, micros=None, *, key=None, at=NOON):
-    return outcomes.reverse(key=key or f"reverse:{of.key}", of=of, amount_micros=micros, reason="It was wrong", at=at)
+    return reversing.reverse(key=key or f"reverse:{of.key}", of=of, amount_micros=micros, reason="It was wrong", at=at)
 
 
 def release(micros=None, *, key="release", resource_id=JOB, at=NOON):
-    return outcomes.release(resource_id=resource_id, key=key, amount_micros=micros, at=at)
+    return escrows.release(resource_id=resource_id, key=key, amount_micros=micros, at=at)

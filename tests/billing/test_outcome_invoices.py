@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import books, daily, outcomes
+from billing import books, daily
 from billing.invoicing import crediting, issuing, proof
 from billing.models import Invoice, InvoiceLine, InvoicePrepaid, InvoiceSeries, PrepaidItem
+from billing.outcomes import reversing
 from tests.billing.invoicing import APRIL, MAY, close, make_seller, use
 from tests.billing.makers import HOUR, NOON, PRICE, USD, make_organization, wallet
 from tests.billing.results import item, reverse, set_aside, settle
@@ -152,7 +153,7 @@ def test_taking_everything_back_in_any_steps_returns_exactly_what_was_asked(pric
         return
     for n, one in enumerate(paid):
         for cut in cuts:
-            if cut < outcomes.left_micros(one):
+            if cut < reversing.left_micros(one):
                 reverse(one, cut, key=f"{job} {n} {cut}", at=APRIL)
         reverse(one, key=f"{job} {n}", at=APRIL)
     notes = Invoice.objects.filter(credited=invoice)

@@ -3,11 +3,13 @@
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from billing import accounts, books, daily, holds, outcomes, usage
+from billing import accounts, books, daily, holds, usage
 from billing.errors import BadOutcome, EscrowClosed, HoldClosed, InsufficientFunds, KeyReused, ReversedAlready
 from billing.models import Account, Delivery, Escrow, Hold, Outcome, OutcomeCost, SupplierAdjustment
-from billing.outcomes import Period, Share
+from billing.outcomes import costs, floors, margins, periods, reversing, sharing
 from billing.outcomes.audit import RULES
+from billing.outcomes.periods import Period
+from billing.outcomes.words import Share
 from billing.suppliers import accruing, purses
 from tests.billing.makers import HOUR, NOON, PRICE, USD, at_the_same_moment, make_organization, start, wallet
 from tests.billing.results import JOB, VERSION, item, release, reverse, set_aside, settle
@@ -101,7 +103,7 @@ def test_a_result_that_is_taken_back_returns_cash_before_credit_in_parts_and_nev
     assert reverse(paid, 3 * USD, key="a").promo_micros == USD  # two dollars of it were cash
     with pytest.raises(KeyReused):
         reverse(paid, 2 * USD, key="a")
-    assert outcomes.left_micros(paid) == 9 * USD
+    assert reversing.left_micros(paid) == 9 * USD
     with pytest.raises(ReversedAlready):
         reverse(paid, 10 * USD, key="b")
     reverse(paid, key="c")
@@ -118,8 +120,8 @@ def test_suppliers_get_their_parts_once_and_give_back_exactly_what_a_full_revers
     set_aside(acme, 10 * USD)
     shares = [Share(one, 3_333), Share(two, 3_333), Share(None, 3_334)]
     paid = [settle(acme, item(f"task {n}", micros_per_unit=100_001), shares=shares) for n in range(3)]
-    assert outcomes.share_out(at=NOON) == 3
-    assert outcomes.share_out(at=NOON) == 0
+    assert sharing.share_out(at=NOON) == 3
+    assert sharing.share_out(at=NOON) == 0
     each = purses.of(one.pk)["USD"].payable.balance_micros
     assert each == 3 * 33_330
     assert SupplierAdjustment.objects.filter(kind="outcome").count() == 2  # one for each supplier, not for each result
@@ -127,7 +129,7 @@ def test_suppliers_get_their_parts_once_and_give_back_exactly_what_a_full_revers
     reverse(paid[0], key="b")
     for other in paid[1:]:
         reverse(other)
-    outcomes.share_out(at=NOON)
+    sharing.share_out(at=NOON)
     assert [purses.of(each.pk)["USD"].payable.balance_micros for each in (one, two)] == [0, 0]
     assert balance("revenue") == 0
 
@@ -140,7 +142,7 @@ def test_a_cap_lowers_what_counts_in_its_period_and_a_reversal_makes_room_again(
     assert taken[3].asked_micros == USD
     reverse(taken[0])
     assert settle(acme, item("task 9"), period=period).amount_micros == USD
-    assert outcomes.counted_micros(version=VERSION, organization=acme, starts_at=period.starts_at) == 2_500_000
+    assert periods.counted_micros(version=VERSION, organization=acme, starts_at=period.starts_at) == 2_500_000
     assert settle(acme, item("task 10"), period=Period(NOON + 12 * HOUR, cap_micros=2_500_000)).amount_micros == USD
 
 
@@ -152,11 +154,11 @@ def test_a_floor_is_charged_once_at_the_end_of_its_period_from_the_balance_and_w
         "organization": acme, "resource_id": VERSION, "key": "floor:2026-03", "floor_micros": 20 * USD,
         "period": period, "shares": [Share(None, 10_000)], "item": item("2026-03", unit="minimum"), "at": NOON + HOUR,
     }  # fmt: skip
-    made = outcomes.true_up(**wanted)
-    assert outcomes.true_up(**wanted) == made
+    made = floors.true_up(**wanted)
+    assert floors.true_up(**wanted) == made
     assert (made.amount_micros, made.kind) == (19 * USD, "true_up")
     assert (wallet(acme).available_micros, wallet(acme).owed_micros) == (0, 5 * USD)
-    assert outcomes.true_up(**wanted | {"key": "floor:b", "floor_micros": 20 * USD}) is None
+    assert floors.true_up(**wanted | {"key": "floor:b", "floor_micros": 20 * USD}) is None
 
 
 def test_the_time_of_attempts_costs_the_platform_its_list_price_and_pays_who_owns_the_gpus(acme):
@@ -164,18 +166,18 @@ def test_the_time_of_attempts_costs_the_platform_its_list_price_and_pays_who_own
     make_card(supplier, reserve_bps=0)
     set_aside(acme, 10 * USD)
     span = start(acme, resource_id="ins_1", covered_by=JOB, labels={"supplier": supplier.public_id, "offer": "ofr_1"})
-    assert outcomes.book_costs(at=NOON) == 0  # it runs
+    assert costs.book_costs(at=NOON) == 0  # it runs
     usage.stop(resource_id="ins_1", at=NOON + HOUR)
-    assert outcomes.book_costs(at=NOON + HOUR) == 1
-    assert outcomes.book_costs(at=NOON + HOUR) == 0
+    assert costs.book_costs(at=NOON + HOUR) == 1
+    assert costs.book_costs(at=NOON + HOUR) == 0
     assert OutcomeCost.objects.get(span=span).amount_micros == 2 * PRICE
     assert balance(Account.Kind.OUTCOME_COST) == -2 * PRICE
     accruing.accrue(at=NOON + 2 * HOUR)
     assert purses.of(supplier.pk)["USD"].payable.balance_micros == 2 * PRICE * 7 // 10
     assert Delivery.objects.get().amount_micros == 2 * PRICE
     settle(acme, item(micros_per_unit=6 * USD), shares=[Share(supplier, 1_000), Share(None, 9_000)])
-    outcomes.share_out(at=NOON + 2 * HOUR)
-    (found,) = outcomes.margins()
+    sharing.share_out(at=NOON + 2 * HOUR)
+    (found,) = margins.margins()
     assert (found.paid_micros, found.shared_micros, found.cost_micros) == (6 * USD, 600_000, 2 * PRICE)
     assert found.margin_micros == 6 * USD - 600_000 - 2 * PRICE
 
@@ -189,7 +191,7 @@ def test_written_rows_refuse_every_change(acme):
     ):  # fmt: skip
         with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(change)
-    outcomes.share_out(at=NOON)
+    sharing.share_out(at=NOON)
     with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("UPDATE billing_outcome SET sharing_id = NULL")
 
@@ -212,8 +214,8 @@ def test_the_audit_finds_what_was_tampered_with(acme):
     settle(acme, item(), shares=[Share(supplier, 10_000)], period=Period(NOON))
     start(acme, covered_by=JOB)
     usage.stop(resource_id="ins_1", at=NOON + HOUR)
-    outcomes.book_costs(at=NOON + HOUR)
-    outcomes.share_out(at=NOON + HOUR)
+    costs.book_costs(at=NOON + HOUR)
+    sharing.share_out(at=NOON + HOUR)
     assert set(BREAKING) <= set(RULES)
     for rule, change in BREAKING.items():
         with transaction.atomic(), connection.cursor() as cursor:

@@ -16,11 +16,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )  # fmt: skip
 
-from billing import accounts, books, outcomes
+from billing import accounts, books
 from billing.errors import EscrowClosed, HoldClosed, InsufficientFunds, KeyReused, ReversedAlready
 from billing.models import Escrow
-from billing.outcomes import Period, Share
+from billing.outcomes import periods, sharing
+from billing.outcomes.periods import Period
 from billing.outcomes.sharing import parts
+from billing.outcomes.words import Share
 from billing.suppliers import purses
 from tests.billing.makers import NOON, grant, make_organization, pay_in, wallet
 from tests.billing.results import VERSION, item, release, reverse, set_aside, settle
@@ -52,7 +54,7 @@ class OutcomesMachine(RuleBasedStateMachine):
         if hasattr(self, "atomic"):
             for one in list(self.open_ones):
                 release(key=f"end {one}", resource_id=one)
-            outcomes.share_out(at=NOON)
+            sharing.share_out(at=NOON)
             assert books.check(at=NOON) == []
             assert not any(books.recompute(at=NOON))
             assert all(row.left_micros == 0 for row in Escrow.objects.all())
@@ -139,7 +141,7 @@ class OutcomesMachine(RuleBasedStateMachine):
 
     @rule()
     def share_out(self):
-        outcomes.share_out(at=NOON)
+        sharing.share_out(at=NOON)
 
     @invariant()
     def all_of_it_is_somewhere(self):
@@ -149,7 +151,7 @@ class OutcomesMachine(RuleBasedStateMachine):
         now = wallet(self.acme)
         assert (now.available_micros, now.held_micros) == (self.free, sum(self.left.values()))
         assert now.owed_micros == 0
-        counted = outcomes.counted_micros(version=VERSION, organization=self.acme, starts_at=NOON)
+        counted = periods.counted_micros(version=VERSION, organization=self.acme, starts_at=NOON)
         assert counted == self.counted <= CAP
         assert accounts.wallet(organization=self.acme).promo_micros >= 0
 

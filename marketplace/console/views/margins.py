@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from django.http import HttpResponse
 
-from billing import outcomes
+from billing.outcomes import margins
 from marketplace.console.door import managers_only
 from marketplace.models import ContractVersion, RevenuePeriod
 from marketplace.portal.doors import Visit
@@ -17,7 +17,7 @@ ROWS_MAX = 200
 def listed(visit: Visit) -> HttpResponse:
     """Show for each contract what buyers paid, what suppliers get of it, what the work took, and what is left."""
     days = LENGTHS.get(visit.query("period"), 30)
-    found = outcomes.margins(since=visit.at - timedelta(days=days))[:ROWS_MAX]
+    found = margins.margins(since=visit.at - timedelta(days=days))[:ROWS_MAX]
     versions = ContractVersion.objects.filter(public_id__in=[row.version for row in found])
     known = {row.public_id: row for row in versions.select_related("contract__seller")}
     context = {"margins": [(row, known.get(row.version)) for row in found], "days": days, "lengths": list(LENGTHS)}

@@ -10,8 +10,9 @@ from django.urls import reverse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing import accounts, books, daily, outcomes, usage
+from billing import accounts, books, daily, usage
 from billing.models import Outcome
+from billing.outcomes import sharing
 from billing.suppliers import purses
 from marketplace.errors import BadOrder, IllegalState
 from marketplace.events import feed
@@ -94,7 +95,7 @@ def test_what_was_stated_last_is_charged_when_it_is_due_and_the_period_closes(ag
     assert before - accounts.wallet(organization=acme).available_micros == 600 * USD  # 15 %, half up
     found = period()
     assert (found.state, found.basis, found.charged_micros) == ("closed", "reported", 600 * USD)
-    outcomes.share_out(at=DUE)
+    sharing.share_out(at=DUE)
     assert purses.of(seller.pk)["USD"].payable.balance_micros == 480 * USD
     with pytest.raises(IllegalState):
         state(actor, USD)
