@@ -28,7 +28,7 @@ class BeginGuarantee(Shape):
     contract = Text(max_length=32, help_text="the version, ctv_…")
 
 
-class HourAnswer(serializers.Serializer[Any]):
+class GuaranteedHourAnswer(serializers.Serializer[Any]):
     """One UTC hour. Its credit follows from its terms and evidence alone; see docs/guarantees.md."""
 
     id = serializers.CharField()

@@ -68,7 +68,7 @@ class InstanceGuaranteeHours(APIView):
     @extend_schema(
         operation_id="list_guarantee_hours",
         parameters=[PageQuery],
-        responses={200: shapes.page_of(guarantee_shapes.HourAnswer), shapes.REFUSED: shapes.Problem},
+        responses={200: shapes.page_of(guarantee_shapes.GuaranteedHourAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request, instance_id: str) -> Response:
         """List the hours of an instance that were judged, the newest first, each with its evidence and credit."""

@@ -60,7 +60,7 @@ class TaskCounts(serializers.Serializer[Any]):
     cancelled = serializers.IntegerField()
 
 
-class ProgressAnswer(serializers.Serializer[Any]):
+class JobProgressAnswer(serializers.Serializer[Any]):
     percent = serializers.IntegerField(help_text="tasks that are over; 100 means all")
     per_hour = serializers.IntegerField(allow_null=True, help_text="tasks that ended, at the pace of the last minutes")
     seconds_left = serializers.IntegerField(allow_null=True, help_text="what the rest takes at that pace")
@@ -95,7 +95,7 @@ class JobAnswer(serializers.Serializer[Any]):
     message = serializers.CharField()
     waits_for = JobWaits(allow_null=True, help_text="what keeps its next task from starting")
     tasks = TaskCounts()
-    progress = ProgressAnswer()
+    progress = JobProgressAnswer()
     cost = JobCost()
     retries = serializers.IntegerField()
     parallel = serializers.IntegerField(allow_null=True)
@@ -133,7 +133,7 @@ class RehearsedJobs(serializers.Serializer[Any]):
     folders = serializers.ListField(child=serializers.CharField(), help_text="to be uploaded before they are submitted")
 
 
-class AttemptAnswer(serializers.Serializer[Any]):
+class TaskAttemptAnswer(serializers.Serializer[Any]):
     number = serializers.IntegerField()
     instance = serializers.CharField()
     phase = serializers.ChoiceField(choices=Phase.choices, help_text="of its instance")
@@ -162,11 +162,11 @@ class TaskAnswer(serializers.Serializer[Any]):
 
 
 class TaskListItem(TaskAnswer):
-    attempt = AttemptAnswer(allow_null=True, help_text="the last one")
+    attempt = TaskAttemptAnswer(allow_null=True, help_text="the last one")
 
 
 class TaskDetailAnswer(TaskAnswer):
-    tries = AttemptAnswer(many=True, help_text="the last one first")
+    tries = TaskAttemptAnswer(many=True, help_text="the last one first")
 
 
 class OutputsAnswer(serializers.Serializer[Any]):

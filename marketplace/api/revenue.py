@@ -62,7 +62,7 @@ class RevenueStatementList(APIView):
         operation_id="state_revenue",
         parameters=[KEY_REQUIRED],
         request=revenue_shapes.NewStatement,
-        responses={201: revenue_shapes.StatementAnswer, shapes.REFUSED: shapes.Problem},
+        responses={201: revenue_shapes.RevenueStatementAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """State what was earned in a period: an amount, lines that add up to it, or a CSV file. A new one corrects."""

@@ -41,7 +41,7 @@ class RevenueLine(serializers.Serializer[Any]):
     amount = serializers.CharField()
 
 
-class StatementAnswer(serializers.Serializer[Any]):
+class RevenueStatementAnswer(serializers.Serializer[Any]):
     """What was said of a period. It is never changed: what was said last counts."""
 
     id = serializers.CharField()
@@ -60,7 +60,7 @@ class StatementAnswer(serializers.Serializer[Any]):
 class PeriodDetail(PeriodAnswer):
     terms = serializers.JSONField(help_text="the revenue terms of the contract's version")
     so_far = serializers.CharField(allow_null=True, help_text="what it would cost if it ended now")
-    statements = StatementAnswer(many=True, help_text="the newest first")
+    statements = RevenueStatementAnswer(many=True, help_text="the newest first")
 
 
 class NewLine(Shape):
