@@ -34,7 +34,7 @@ class GuaranteeHour(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["guarantee", "hour"], name="guarantee_judges_an_hour_once"),
+            models.UniqueConstraint(fields=["resource_id", "hour"], name="guarantee_judges_an_hour_of_a_resource_once"),
             models.CheckConstraint(
                 condition=Q(credit_micros__gte=0, credit_micros__lte=F("paid_micros")),
                 name="guarantee_credits_no_more_than_was_paid",

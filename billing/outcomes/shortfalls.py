@@ -36,11 +36,11 @@ class Guaranteed:
 def post(*, guaranteed: Guaranteed, hour: Hour, at: datetime) -> GuaranteeHour | None:
     """Judge an hour that is over, give back what its curve says, and let the supplier bear its part.
 
-    Returns None where that was done before: then nothing changes, whatever is seen by now.
+    Returns None where that was done before, under whichever guarantee: then nothing changes, whatever is seen by now.
     """
     organization = guaranteed.organization
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    if GuaranteeHour.objects.filter(guarantee=guaranteed.guarantee, hour=hour.begins).exists():
+    if GuaranteeHour.objects.filter(resource_id=guaranteed.resource_id, hour=hour.begins).exists():
         return None
     verdict = curve.judge(hour, Curve.read(guaranteed.terms))
     row = GuaranteeHour.objects.create(

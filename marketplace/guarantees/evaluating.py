@@ -74,9 +74,10 @@ def _read(one: Guarantee, name: str, seen: Seen) -> tuple[int | None, int]:
 
 
 def _judge(one: Guarantee, hour: Hour, *, at: datetime) -> bool:
-    """Post an hour and go on to the next: an hour that was posted before is not posted again."""
+    """Post an hour and go on to the next: neither one that was posted before, nor one that begins after its end."""
     instance, contract = one.instance, one.version.contract
-    if hour.up_ms or hour.down_ms:
+    is_under = one.ended_at is None or hour.begins < one.ended_at
+    if is_under and (hour.up_ms or hour.down_ms):
         shortfalls.post(
             guaranteed=Guaranteed(
                 guarantee=one.public_id,

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+from django.db import IntegrityError, transaction
 from django.test import Client
 from django.urls import reverse
 
@@ -127,6 +128,30 @@ def test_it_ends_with_the_hour_that_runs_and_is_judged_to_its_end(clock, steady,
     assert Guarantee.objects.get().is_judged
     with pytest.raises(NotFound):
         guarding.end(actor=actor, instance=steady, at=NOON + HOUR)
+
+
+def test_a_guarantee_that_ended_before_it_began_judges_no_hour_however_often_it_is_begun(
+    clock, running, operator, acme, alice, actor
+):
+    version = guarantee(operator, acme, alice, NOON)
+    for minute in (10, 20, 30):
+        at = NOON + timedelta(minutes=minute)
+        guarding.begin(actor=actor, instance=running, version_id=version.public_id, at=at)
+        ended = guarding.end(actor=actor, instance=running, at=at + timedelta(minutes=1))
+        assert ended.ended_at == ended.since == NOON + HOUR
+    count(running, [0] * 8)
+    assert judge(clock, 3) == 3
+    assert not GuaranteeHour.objects.exists()
+    assert Guarantee.objects.filter(is_judged=True).count() == 3
+
+
+def test_an_hour_of_a_resource_is_credited_once_whichever_guarantee_asks(clock, steady):
+    count(steady, [0] * 4)
+    judge(clock)
+    row = GuaranteeHour.objects.get()
+    row.pk, row.public_id, row.guarantee = None, "ghr_other", "gua_other"
+    with pytest.raises(IntegrityError, match="guarantee_judges_an_hour_of_a_resource_once"), transaction.atomic():
+        row.save(force_insert=True)
 
 
 def test_only_who_owns_the_gpus_guarantees_and_one_guarantee_holds_at_a_time(
