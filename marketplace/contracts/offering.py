@@ -48,7 +48,8 @@ def draft(
 def amend(*, actor: Actor, contract: Contract, terms: Any, side: Side, at: datetime) -> ContractVersion:
     """Write the next version; earlier ones stay as they are. The buyer of a negotiated contract may propose one too.
 
-    What the buyer proposes is accepted by them with that, and in force once the seller offers it.
+    What the buyer proposes is accepted by them with that, and in force once the seller offers it; where they choose a
+    verifying command they agree when they accept it with their command.
     """
     contract = (
         Contract.objects.select_for_update(no_key=True, of=("self",))
@@ -62,7 +63,7 @@ def amend(*, actor: Actor, contract: Contract, terms: Any, side: Side, at: datet
         raise BadOrder("kind", _("A contract stays of its kind; make a new one."))
     latest = contract.versions.aggregate(latest=Max("number"))["latest"]
     made = _write(actor, contract, checked, number=latest + 1, side=side, at=at)
-    if side == Side.BUYER:
+    if side == Side.BUYER and checked.verifier != "command":
         assert contract.buyer is not None
         _agree(actor, made, contract.buyer, Side.BUYER, at=at)
     return made
