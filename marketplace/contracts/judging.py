@@ -67,12 +67,12 @@ def by_silence(claim: Claim, *, result: str, at: datetime) -> None:
 
 
 def _contradicted(claim: Claim, known: Verdict, result: str, *, at: datetime) -> None:
-    """Believe neither of two opposite verdicts: somebody looks at it, if it is not paid or over."""
+    """Believe neither of two opposite verdicts: somebody looks at it, if it is not paid, over, or tried again."""
     message = _("%(verifier)s answered both ways: first “%(first)s”, then “%(second)s”.") % {
         "verifier": known.get_verifier_display(), "first": known.get_result_display(),
         "second": Verdict.Result(result).label,
     }  # fmt: skip
-    if claim.state not in (State.VERIFIED, State.AUTO_ACCEPTED):
+    if known.run != claim.run or claim.state not in (State.VERIFIED, State.AUTO_ACCEPTED):
         claim.note(message, at=at)
         return
     open_dispute(
