@@ -6,11 +6,8 @@ from datetime import datetime, timedelta
 import structlog
 from django.db import transaction
 
-from billing.errors import BillingError
 from marketplace.contracts import answering, claims, disputing, floors, runs, settling, verifying
-from marketplace.errors import MarketError
 from marketplace.models import TO_SETTLE, Claim, ClaimState
-from provisioning.errors import ProvisioningError
 
 log = structlog.get_logger("marketplace.contracts")
 
@@ -33,7 +30,7 @@ def advance(*, at: datetime, limit: int) -> int:
         try:
             _steps(claim, at)
             taken += 1
-        except (MarketError, BillingError, ProvisioningError):
+        except Exception:  # one that cannot take its step must not keep the others from theirs
             log.exception("no step", claim=claim.public_id)
             Claim.objects.filter(pk=claim.pk, due_at__lte=at).update(due_at=at + TROUBLE_PAUSE)
     return taken
