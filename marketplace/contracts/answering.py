@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims, judging
+from marketplace.contracts import claims, judging, verifying
 from marketplace.contracts import terms as written
 from marketplace.errors import IllegalState
 from marketplace.models import TO_SETTLE, Claim, ClaimState, Verdict
@@ -19,12 +19,15 @@ State = ClaimState
 def accept(*, actor: Actor, claim: Claim, at: datetime) -> Claim:
     """Accept a result; it is paid at once. Accepting what is accepted changes nothing.
 
-    Where the customer is the verifier this is the verdict, too.
+    Where the customer is the verifier this is the verdict, too; but what lacks
+    its outputs, or whose units cannot be counted, fails and is not accepted.
     """
     claim = claims.locked(claim)
     if claim.state in (*TO_SETTLE, State.SETTLED):
         return claim
     if claim.state == State.CLAIMED and _customer_verifies(claim):
+        if not verifying.holds(claim, at=at):
+            return claim
         _judge(claim, actor, Verdict.Result.PASS, "", at=at)
     if claim.state != State.VERIFIED:
         raise IllegalState(_("It cannot be accepted: the claim is %(state)s.") % {"state": claim.get_state_display()})
@@ -41,7 +44,8 @@ def reject(*, actor: Actor, claim: Claim, reason: str, at: datetime) -> Claim:
     if claim.state == State.REJECTED:
         return claim
     if claim.state == State.CLAIMED and _customer_verifies(claim):
-        _judge(claim, actor, Verdict.Result.FAIL, reason, at=at)
+        if verifying.holds(claim, at=at):
+            _judge(claim, actor, Verdict.Result.FAIL, reason, at=at)
     elif claim.state == State.VERIFIED:
         due_at = at + written.of(claim.version.terms).seconds("disputes", "window_s")
         claim.move_to(State.REJECTED, at=at, message=reason, by=actor.name, due_at=due_at)

@@ -66,6 +66,8 @@ def check(*, version_id: str, organization: Organization, tasks: int) -> Bound:
     terms = written.of(found.terms)
     if terms.kind not in written.CLAIMED_KINDS:
         raise BadOrder("contract", _("This contract does not pay for tasks."))
+    if terms["measured"] is not None and not terms.is_counted:
+        raise BadOrder("contract", _("Its units are claimed by its seller, outside of jobs."))
     per_task = terms.most_micros
     cap = terms["cap"]
     most = per_task * tasks if cap is None else min(per_task * tasks, int(cap["micros"]))

@@ -43,6 +43,8 @@ def file(
         raise IllegalState(_("Nothing new is claimed under a version that is withdrawn."))
     if terms.kind not in written.CLAIMED_KINDS or terms.verifier not in ("customer", "third_party"):
         raise BadOrder("version", _("Its results come from jobs, and are claimed by them alone."))
+    if terms.is_counted:
+        raise BadOrder("version", _("Its units are counted from jobs, and not claimed."))
     subject = subject.strip()
     if not subject or len(subject) > SUBJECT_LENGTH_MAX:
         raise BadOrder("subject", _("Write 1 to %(most)s characters.") % {"most": SUBJECT_LENGTH_MAX})

@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime
+from typing import Any
 
 from django.utils.translation import gettext as _
 
@@ -14,6 +15,7 @@ from provisioning.agent.manifest import BadManifest
 from provisioning.errors import NoArtifact
 
 UNITS_BYTES_MAX = 1024
+# Below 2^53, up to which RFC 8785 writes whole numbers exactly.
 UNITS_MAX = 10**15
 
 
@@ -22,27 +24,39 @@ def measure(claim: Claim, terms: Terms) -> str:
 
     Its price follows: no more units than the terms say for one result. Call it with the claim locked.
     """
-    measured = terms["measured"]
-    if measured is None or measured["kind"] == "claim" or "units" in claim.evidence:
+    if not _is_to_count(claim, terms):
         return ""
+    measured = terms["measured"]
     if measured["kind"] == "output":
         units = _in_output(claim, measured["path"])
     else:
         units = _by_counter(claim, measured["name"])
     if units is None:
         return _("its units could not be counted")
+    units = min(units, UNITS_MAX)
     proof = {**claim.evidence, "units": units}
     counted = min(units, int(terms["unit"]["most"]))
-    facts = {
-        "units": counted,
-        "amount_micros": terms.amount_micros(units=counted, bps=claim.price_bps),
-        "evidence": proof,
-        "evidence_sha256": written.digest(written.canonical(proof)),
-    }
+    _write(
+        claim, units=counted, amount_micros=terms.amount_micros(units=counted, bps=claim.price_bps), evidence=proof,
+        evidence_sha256=written.digest(written.canonical(proof)),
+    )  # fmt: skip
+    return ""
+
+
+def void(claim: Claim, terms: Terms) -> None:
+    """Let units that were to be counted and were not cost nothing. Call it with the claim locked."""
+    if _is_to_count(claim, terms):
+        _write(claim, units=0, amount_micros=0)
+
+
+def _is_to_count(claim: Claim, terms: Terms) -> bool:
+    return terms.is_counted and "units" not in claim.evidence
+
+
+def _write(claim: Claim, **facts: Any) -> None:
     Claim.objects.filter(pk=claim.pk).update(**facts)
     for name, value in facts.items():
         setattr(claim, name, value)
-    return ""
 
 
 def _by_counter(claim: Claim, name: str) -> int | None:

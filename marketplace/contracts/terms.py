@@ -273,6 +273,12 @@ class Terms:
         return str(self.value["verifier"]["kind"])
 
     @property
+    def is_counted(self) -> bool:
+        """Whether units are counted by the platform, from what a job left or did."""
+        measured = self.value["measured"]
+        return measured is not None and measured["kind"] != "claim"
+
+    @property
     def text(self) -> str:
         return canonical(self.value)
 

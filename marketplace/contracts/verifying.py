@@ -37,13 +37,26 @@ def look(*, claim: Claim, at: datetime) -> Claim:
     if claim.state != State.CLAIMED:
         return claim
     terms = written.of(claim.version.terms)
-    if claim.task is not None:
-        problem = _problem_of_outputs(claim) or measuring.measure(claim, terms)
-        if problem:
-            _judge(claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.FAIL, problem, at=at)
-            return claim
-    STEPS[terms.verifier](claim, terms, at)
+    if holds(claim, at=at):
+        STEPS[terms.verifier](claim, terms, at)
     return claim
+
+
+def holds(claim: Claim, *, at: datetime) -> bool:
+    """Return whether a claim may pass at all: what a task left is there, and its units are counted.
+
+    One that may not has failed with this, and units that nobody counted cost
+    nothing, whatever becomes of it. Call it with the claim locked, before any verdict.
+    """
+    if claim.task is None:
+        return True
+    terms = written.of(claim.version.terms)
+    problem = _problem_of_outputs(claim) or measuring.measure(claim, terms)
+    if not problem:
+        return True
+    measuring.void(claim, terms)
+    _judge(claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.FAIL, problem, at=at)
+    return False
 
 
 @transaction.atomic
@@ -51,12 +64,19 @@ def take_signed(*, claim: Claim, result: str, detail: str, signature: str, run: 
     """Take the verdict of the third party that the terms name, signed over the claim, its evidence, run and result.
 
     A replay returns the first verdict; one that is signed by another, or for other evidence, is refused with BadOrder.
+    Where outputs are missing or units cannot be counted, that is the verdict, whatever the third party says.
     """
     claim = claims.locked(claim)
     party = written.of(claim.version.terms)["verifier"].get("party")
     if party is None:
         raise NotFound("claim")
+    # What is counted with the first one changes the evidence, over which a replay was not signed.
+    replayed = claim.verdicts.filter(run=run, result=result, signature=signature).exclude(signature="").first()
+    if replayed is not None:
+        return replayed
     signed.check(verdict_text(claim, result=result, run=run), signature=signature, public_key=party["public_key"])
+    if claim.state == State.CLAIMED and run == claim.run and not holds(claim, at=at):
+        return claim.verdicts.get(run=run, verifier=Kind.OUTPUTS)
     return judging.record(
         claim, verifier=Kind.THIRD_PARTY, verifier_version=party["public_key"], result=result, detail=detail,
         by=party["name"], signature=signature, run=run, at=at,

@@ -171,8 +171,11 @@ def _next(claim: Claim) -> str:
 def accept(visit: Visit, claim_id: str) -> HttpResponse:
     """Accept a result."""
     claim, _side = door.claim_for(visit.actor, claim_id, verbs=door.AS_CUSTOMER)
-    answering.accept(actor=visit.actor, claim=claim, at=visit.at)
-    messages.success(visit.request, _("Accepted: it is paid out of what was set aside."))
+    accepted = answering.accept(actor=visit.actor, claim=claim, at=visit.at)
+    if accepted.state == ClaimState.FAILED:
+        messages.warning(visit.request, _("Not accepted: it failed, and is not paid. Its history says why."))
+    else:
+        messages.success(visit.request, _("Accepted: it is paid out of what was set aside."))
     return redirect("claim", claim_id)
 
 

@@ -41,7 +41,7 @@ REFUSED = (MarketError, IllegalMove)
 # Written apart from the code: what each act may make of a claim in each state; everything else is refused.
 PAYABLE = {"accepted", "auto_accepted", "upheld", "partial"}
 MODEL: dict[str, dict[str, set[str]]] = {
-    "accept": {"verified": {"accepted"}, "claimed": {"accepted"}},
+    "accept": {"verified": {"accepted"}, "claimed": {"accepted", "failed"}},
     "reject": {"verified": {"rejected"}, "claimed": {"failed"}},
     "dispute of the customer": {"verified": {"disputed"}, "auto_accepted": {"disputed"}, "settled": {"settled"}},
     "dispute of the seller": {"failed": {"disputed"}, "rejected": {"disputed"}},

@@ -1,23 +1,41 @@
 """Units of a result, counted from its output; what cannot be counted is not paid."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import claims, sweeping
-from marketplace.models import Claim, Project
+from marketplace.contracts import answering, claims, disputing, sweeping, verifying
+from marketplace.errors import BadOrder
+from marketplace.models import Claim, Project, Side
 from provisioning import artifacts
 from provisioning.agent import manifest
 from provisioning.agent.manifest import Entry
 from tests.conftest import Fleet
-from tests.outcomes import make_deal, make_work
+from tests.marketplace.contracts.test_verifying import BY_PARTY, signed
+from tests.outcomes import BY_CUSTOMER, make_deal, make_work
 
 pytestmark = pytest.mark.django_db
 UNIT = {"name": "tokens", "per": 1000, "price_micros": 333, "most": 5000}
 HUGE = "9" * 5000
+PER_UNIT: dict[str, Any] = {"kind": "per_unit", "unit": UNIT, "measured": {"kind": "output", "path": "out/units.json"}}
+
+
+@pytest.fixture
+def left(project: Project, settings: Any, tmp_path: Any) -> Any:
+    """Keep a folder in which a result left this, and return its digest."""
+    settings.ARTIFACTS = tmp_path
+
+    def kept(said: str) -> str:
+        at, data = timezone.now(), said.encode()
+        file = artifacts.keep(project_id=project.pk, data=data, at=at)
+        entry = Entry(path="out/units.json", sha256=file, size=len(data), mode=0o644)
+        return artifacts.keep(project_id=project.pk, at=at, data=manifest.written([entry]))
+
+    return kept
 
 
 @pytest.mark.parametrize(
@@ -31,20 +49,11 @@ HUGE = "9" * 5000
     ],
 )
 def test_units_are_counted_from_an_output_and_what_is_no_count_does_not_pass(
-    acme: Any, actor: Actor, project: Project, fleet: Fleet, settings: Any, tmp_path: Any,
-    said: str, units: int | None, micros: int,
-) -> None:  # fmt: skip
-    settings.ARTIFACTS = tmp_path
+    acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any, said: str, units: int | None, micros: int
+) -> None:
     at = timezone.now()
-    data = said.encode()
-    file = artifacts.keep(project_id=project.pk, data=data, at=at)
-    folder = artifacts.keep(
-        project_id=project.pk, at=at,
-        data=manifest.written([Entry(path="units.json", sha256=file, size=len(data), mode=0o644)]),
-    )  # fmt: skip
-    deal = make_deal(acme, kind="per_unit", unit=UNIT, measured={"kind": "output", "path": "units.json"})
-    work = make_work(deal, project, fleet.h200, actor, tasks=1, at=at)
-    claim = claims.open(task=work.succeeds(0, outputs=folder), at=at)
+    work = make_work(make_deal(acme, **PER_UNIT), project, fleet.h200, actor, tasks=1, at=at)
+    claim = claims.open(task=work.succeeds(0, outputs=left(said)), at=at)
     assert (claim.units, claim.amount_micros) == (5000, 1665), "until it is counted it may be the most"
     sweeping.advance(at=at, limit=10)
     found = Claim.objects.get(pk=claim.pk)
@@ -53,3 +62,52 @@ def test_units_are_counted_from_an_output_and_what_is_no_count_does_not_pass(
     else:
         assert (found.state, found.units, found.amount_micros) == ("verified", units, micros)
         assert found.evidence["units"] == int(json.loads(said)["units"] if "{" in said else said)
+
+
+@pytest.mark.parametrize(("said", "state", "paid"), [("1500", "settled", 500), ("many", "failed", 0)])
+def test_who_answers_before_the_first_look_pays_what_is_counted_and_not_the_most(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any, said: str, state: str, paid: int
+) -> None:
+    at, opened = timezone.now(), []
+    for judged in (BY_CUSTOMER, BY_PARTY):
+        work = make_work(make_deal(acme, **PER_UNIT, **judged), project, fleet.h200, actor, tasks=1, at=at)
+        opened.append(claims.open(task=work.succeeds(0, outputs=left(said)), at=at))
+    answering.accept(actor=actor, claim=opened[0], at=at)
+    given = signed(opened[1], "pass")
+    verdict = verifying.take_signed(**given, at=at)
+    assert verdict.result == ("pass" if paid else "fail")
+    if paid:
+        assert verifying.take_signed(**given, at=at) == verdict, "a replay, though the evidence has its count now"
+        answering.accept(actor=actor, claim=Claim.objects.get(pk=opened[1].pk), at=at)
+    sweeping.advance(at=at, limit=10)
+    rows = Claim.objects.order_by("pk").values_list("state", "amount_micros", "paid_micros")
+    assert list(rows) == [(state, paid, paid)] * 2
+
+
+def test_what_could_not_be_counted_costs_nothing_even_where_a_dispute_is_decided_for_its_seller(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any
+) -> None:
+    at = timezone.now()
+    deal = make_deal(acme, **PER_UNIT, disputes={"if_undecided": "pay"})
+    work = make_work(deal, project, fleet.h200, actor, tasks=1, at=at)
+    claim = claims.open(task=work.succeeds(0, outputs=left("many")), at=at)
+    sweeping.advance(at=at, limit=10)
+    work.ends(at)
+    disputing.open(actor=deal.merchant, claim=claim, side=Side.SELLER, reason="other", text="It did.", at=at)
+    for days in (1, 2):
+        sweeping.advance(at=at + timedelta(days=days), limit=10)
+    found = Claim.objects.get(pk=claim.pk)
+    assert (found.state, found.units, found.amount_micros, found.paid_micros) == ("settled", 0, 0, 0)
+
+
+def test_what_is_counted_is_not_filed_and_what_its_seller_claims_is_not_ordered_as_a_job(
+    acme: Any, project: Project
+) -> None:
+    with pytest.raises(BadOrder, match="counted from jobs") as refused:
+        make_deal(acme, **PER_UNIT, **BY_CUSTOMER).claim(project, "mine", units=5000)
+    assert refused.value.field == "version"
+    claimed = make_deal(acme, **{**PER_UNIT, "measured": {"kind": "claim"}}, **BY_CUSTOMER)
+    with pytest.raises(BadOrder, match="claimed by its seller") as refused:
+        claims.check(version_id=claimed.version.public_id, organization=acme, tasks=1)
+    assert refused.value.field == "contract"
+    assert claimed.claim(project, "mine", units=7).units == 7
