@@ -13,7 +13,7 @@ from marketplace.access import Actor
 from marketplace.contracts import claims, offering
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder, Conflict, IllegalState
-from marketplace.models import Claim, ContractVersion, Project
+from marketplace.models import Claim, ContractVersion, Job, Project
 
 SUBJECT_LENGTH_MAX = 200
 EVIDENCE_BYTES_MAX = 16 * 1024
@@ -48,6 +48,9 @@ def file(
     subject = subject.strip()
     if not subject or len(subject) > SUBJECT_LENGTH_MAX:
         raise BadOrder("subject", _("Write 1 to %(most)s characters.") % {"most": SUBJECT_LENGTH_MAX})
+    before, slash, _rest = subject.partition("/")
+    if slash and Job.objects.filter(public_id=before).exists():
+        raise BadOrder("subject", _("A task's result is claimed by its job alone."))
     if not 1 <= units <= terms["unit"]["most"]:
         raise BadOrder("units", _("Claim 1 to %(most)s units at once.") % {"most": f"{terms['unit']['most']:,}"})
     proof = written.canonical(dict(evidence))
