@@ -69,6 +69,8 @@ def check(*, version_id: str, organization: Organization, tasks: int) -> Bound:
     if terms["measured"] is not None and not terms.is_counted:
         raise BadOrder("contract", _("Its units are claimed by its seller, outside of jobs."))
     per_task = terms.most_micros
+    if per_task * tasks > written.RESULT_MICROS_MAX:
+        raise BadOrder("contract", _("So many tasks at this price are more than can be booked; submit fewer at once."))
     cap = terms["cap"]
     most = per_task * tasks if cap is None else min(per_task * tasks, int(cap["micros"]))
     return Bound(version=found, acceptance=acceptance, per_task_micros=per_task, most_micros=most)

@@ -32,6 +32,8 @@ DAY_S = 24 * 3600
 WINDOWS_MAX = timedelta(days=60)
 CLAWBACK_MAX_S = 90 * DAY_S
 MICROS_MAX = 10**15
+# What one result, and all of a job together, may cost: sums of it still fit where they are kept.
+RESULT_MICROS_MAX = 10**18
 KEY_SHAPE = re.compile(r"[0-9a-f]{64}")
 COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,127}")
 PATH_SHAPE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]{1,255}")
@@ -369,6 +371,8 @@ def _check_kind(terms: Terms) -> None:
         _fail("unit", _("A task is one unit: “per” and “most” are 1."))
     if kind in CLAIMED_KINDS and terms["unit"]["price_micros"] < 1:
         _fail("unit/price_micros", _("Say what a unit costs."))
+    if terms.most_micros > RESULT_MICROS_MAX:
+        _fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
     guarantee = terms["guarantee"]
     if guarantee is not None:
         if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):

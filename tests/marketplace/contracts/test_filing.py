@@ -25,3 +25,16 @@ def test_the_result_of_a_task_is_not_filed_beside_its_job(
         deal.claim(project, f" {job.public_id}/0")
     assert refused.value.field == "subject"
     assert deal.claim(project, "frames/0").subject_key == "frames/0"
+
+
+def test_what_no_book_can_hold_is_neither_written_into_terms_nor_ordered(acme: Organization) -> None:
+    unit = {"name": "token", "per": 1, "price_micros": 10**9, "most": 10**9}
+    kept: dict[str, Any] = {"kind": "per_unit", "measured": {"kind": "output", "path": "out/units.json"}}
+    with pytest.raises(BadOrder) as refused:
+        make_deal(acme, **kept, unit=unit | {"most": 10**9 + 1})
+    assert refused.value.field == "unit/most"
+    for cap in (None, {"period": "month", "micros": PRICE}):
+        version_id = make_deal(acme, **kept, unit=unit, cap=cap).version.public_id
+        claims.check(version_id=version_id, organization=acme, tasks=1)
+        with pytest.raises(BadOrder, match="fewer at once"):
+            claims.check(version_id=version_id, organization=acme, tasks=2)
