@@ -1,5 +1,6 @@
 """Claims that a seller files for results outside of jobs, judged by the customer or by the third party of the terms."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,8 @@ from marketplace.models import Claim, ContractVersion, Job, Project
 
 SUBJECT_LENGTH_MAX = 200
 EVIDENCE_BYTES_MAX = 16 * 1024
+# The whole numbers below it, and no others, are the same for everybody who reads them (RFC 8785).
+EXACT_MAX = 2**53
 
 
 @transaction.atomic
@@ -53,7 +56,7 @@ def file(
         raise BadOrder("subject", _("A task's result is claimed by its job alone."))
     if not 1 <= units <= terms["unit"]["most"]:
         raise BadOrder("units", _("Claim 1 to %(most)s units at once.") % {"most": f"{terms['unit']['most']:,}"})
-    proof = written.canonical(dict(evidence))
+    proof = _proof(evidence)
     if len(proof.encode()) > EVIDENCE_BYTES_MAX:
         raise BadOrder("evidence", _("Evidence is digests and figures: at most %(most)s bytes.") % {
             "most": EVIDENCE_BYTES_MAX
@@ -79,3 +82,21 @@ def file(
         after={"subject": subject, "units": units, "amount_micros": amount},
     )  # fmt: skip
     return made
+
+
+def _proof(evidence: Mapping[str, Any]) -> str:
+    """Return the canonical text of evidence, or raise BadOrder where it does not say exactly the same to everybody."""
+    try:
+        text = written.canonical(dict(evidence))
+        json.loads(text, parse_float=_exact)
+    except (ValueError, RecursionError) as error:
+        raise BadOrder(
+            "evidence", _("Evidence is exact: numbers below 2^53 and whole characters; write larger ones as texts.")
+        ) from error
+    return text
+
+
+def _exact(number: str) -> float:
+    if abs(float(number)) >= EXACT_MAX:
+        raise ValueError(number)
+    return float(number)

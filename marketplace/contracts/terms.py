@@ -5,7 +5,6 @@ them, so that both sides read all that counts. The text is canonical JSON (RFC
 8785): names in order, no spaces, whole numbers only.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from django.utils.translation import gettext as _
 
 from billing.outcomes.words import price_micros
 from marketplace.errors import BadOrder
+from provisioning.agent import signing
 
 SCHEMA = "gpumarket.terms/1"
 KINDS = ("per_task", "per_unit", "guarantee", "revenue_share")
@@ -43,9 +43,8 @@ Check = Callable[[Any, str], None]
 
 
 def canonical(value: Any) -> str:
-    """Return the one text of a value of objects, lists, texts, whole numbers, booleans and null (RFC 8785)."""
-    # Names are ASCII and numbers are whole and below 2^53 here, for which sorted JSON is RFC 8785's.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    """Return the one text of a JSON value (RFC 8785). Raises ValueError for what that has no form for."""
+    return signing.canonical(value).decode()
 
 
 def digest(text: str) -> str:

@@ -5,7 +5,6 @@ costs and who may use it is for `submitting`.
 """
 
 import difflib
-import hashlib
 import itertools
 import json
 import math
@@ -24,6 +23,7 @@ from marketplace.errors import MarketError
 from marketplace.jobs import schema
 from marketplace.jobs.reading import Document, Fault, Path, Unreadable, document_of
 from marketplace.money import plain, typed_micros
+from provisioning.agent import signing
 
 FAULTS_MAX = 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -77,19 +77,13 @@ class Spec:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the document's canonical text: its values are texts, whole numbers, yes and no, so that
-        sorted keys and no spaces are RFC 8785."""
-        return hashlib.sha256(canonical(self.document).encode()).hexdigest()
+        """The SHA-256 of the document's canonical text (RFC 8785)."""
+        return signing.digest(self.document)
 
     def fault(self, name: str, detail: str) -> Fault:
         """Return a fault of one of its fields, with its place."""
         path = (*self.path, name) if name else self.path
         return Fault(path, self.source.line_of(path), detail)
-
-
-def canonical(document: Mapping[str, Any]) -> str:
-    """Return the canonical text of a document without fractions (RFC 8785)."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def from_file(text: str, *, at: datetime) -> list[Spec]:

@@ -5,7 +5,6 @@ import io
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 
 from django.db import transaction
 from django.db.models import Max
@@ -13,10 +12,10 @@ from django.utils.translation import gettext as _
 
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts.terms import canonical
 from marketplace.errors import BadOrder, IllegalState, NotFound
 from marketplace.models import ContractVersion, Organization, RevenuePeriod, RevenueStatement
 from marketplace.money import typed_micros
+from provisioning.agent import signing
 
 Source = RevenueStatement.Source
 State = RevenuePeriod.State
@@ -55,13 +54,17 @@ def submit(
     if lines and total != revenue_micros:
         raise BadOrder("lines", _("The lines do not add up to the revenue."))
     number = (period.statements.aggregate(last=Max("number"))["last"] or 0) + 1
-    body = {"period": period.public_id, "number": number, "revenue_micros": revenue_micros, "lines": list(lines)}
+    # Micros are texts in it, because they may be larger than the numbers that everybody reads alike.
+    body = {
+        "period": period.public_id, "number": number, "revenue_micros": str(revenue_micros),
+        "lines": [[label, str(micros)] for label, micros in lines],
+    }  # fmt: skip
     made = RevenueStatement.objects.create(
         period=period,
         number=number,
         revenue_micros=revenue_micros,
         lines=[list(line) for line in lines],
-        sha256=sha256(canonical(body).encode()).hexdigest(),
+        sha256=signing.digest(body),
         source=source,
         by=actor.user,
         by_name=actor.name,

@@ -38,3 +38,12 @@ def test_what_no_book_can_hold_is_neither_written_into_terms_nor_ordered(acme: O
         claims.check(version_id=version_id, organization=acme, tasks=1)
         with pytest.raises(BadOrder, match="fewer at once"):
             claims.check(version_id=version_id, organization=acme, tasks=2)
+
+
+def test_evidence_that_is_not_the_same_for_everybody_is_refused(acme: Organization, project: Project) -> None:
+    deal = make_deal(acme, **BY_CUSTOMER)
+    for wrong in ("1e400", '"\\ud800"', str(2**53 + 1), "1e22"):
+        with pytest.raises(BadOrder) as refused:
+            deal.claim(project, "frame 1", evidence={"result": json.loads(wrong)})
+        assert refused.value.field == "evidence"
+    assert deal.claim(project, "frame 1", evidence={"result": 0.25, "names": {"é": 1}}).evidence["result"] == 0.25
