@@ -48,12 +48,7 @@ def file(
         raise BadOrder("version", _("Its results come from jobs, and are claimed by them alone."))
     if terms.is_counted:
         raise BadOrder("version", _("Its units are counted from jobs, and not claimed."))
-    subject = subject.strip()
-    if not subject or len(subject) > SUBJECT_LENGTH_MAX:
-        raise BadOrder("subject", _("Write 1 to %(most)s characters.") % {"most": SUBJECT_LENGTH_MAX})
-    before, slash, _rest = subject.partition("/")
-    if slash and Job.objects.filter(public_id=before).exists():
-        raise BadOrder("subject", _("A task's result is claimed by its job alone."))
+    subject = _named(subject)
     if not 1 <= units <= terms["unit"]["most"]:
         raise BadOrder("units", _("Claim 1 to %(most)s units at once.") % {"most": f"{terms['unit']['most']:,}"})
     proof = _proof(evidence)
@@ -82,6 +77,17 @@ def file(
         after={"subject": subject, "units": units, "amount_micros": amount},
     )  # fmt: skip
     return made
+
+
+def _named(subject: str) -> str:
+    """Return a subject as it is kept, or raise BadOrder; what a job claims is not named by anybody else."""
+    subject = subject.strip()
+    if not subject or len(subject) > SUBJECT_LENGTH_MAX:
+        raise BadOrder("subject", _("Write 1 to %(most)s characters.") % {"most": SUBJECT_LENGTH_MAX})
+    before, slash, _rest = subject.partition("/")
+    if slash and Job.objects.filter(public_id=before).exists():
+        raise BadOrder("subject", _("A task's result is claimed by its job alone."))
+    return subject
 
 
 def _proof(evidence: Mapping[str, Any]) -> str:
