@@ -122,6 +122,21 @@ def test_a_verifying_command_is_chosen_by_the_customer_where_the_terms_say_so_an
         make_deal(acme, command=["true"])
 
 
+def test_a_buyer_who_proposes_a_verifying_command_chooses_it_when_they_accept(acme: Organization, actor: Actor) -> None:
+    seller, merchant = make_seller()
+    at, by_command = timezone.now(), {"kind": "command", "timeout_s": 60, "runs": 2, "on_silence": "fail", "gpus": 1}
+    first = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), buyer=acme, at=at)
+    proposed = offering.amend(
+        actor=actor, contract=first.contract, terms=terms(verifier=by_command), side=Side.BUYER, at=at
+    )
+    assert offering.acceptance_of(proposed, acme) is None, "nobody knows the command yet"
+    offering.offer(actor=merchant, version=proposed, at=at)
+    accept(acme, proposed, command=["./check"])
+    found = offering.acceptance_of(proposed, acme)
+    assert found is not None
+    assert found.check_command == ["./check"]
+
+
 def test_every_term_has_a_sentence(acme: Organization) -> None:
     deadline = {"within_s": 7200, "late": [{"after_s": 0, "price_bps": 8000}, {"after_s": 90, "price_bps": 0}]}
     said = dict(wording.sentences(written.of(terms(deadline=deadline, cap={"period": "day", "micros": 5_000_000}))))

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from billing.models import Outcome
 from marketplace.access import Actor
-from marketplace.contracts import answering, claims, disputing, runs, sweeping, verifying
+from marketplace.contracts import answering, claims, disputing, judging, runs, sweeping, verifying
 from marketplace.contracts.terms import canonical
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.models import Claim, Project, Side, VerifierRun
@@ -77,6 +77,38 @@ def test_who_answers_both_ways_is_not_believed(party_claim: Claim) -> None:
     sweeping.close(at=at + timedelta(days=1), limit=10)
     assert fresh(party_claim).closed_at is not None
     assert not Outcome.objects.exists(), "nobody decided, and the terms refund then"
+
+
+def test_a_late_opposite_verdict_about_the_first_run_freezes_no_later_one(party_claim: Claim) -> None:
+    at, key = timezone.now(), {"verifier": "third_party", "verifier_version": PARTY["public_key"]}
+    judging.record(party_claim, result="fail", at=at, **key)
+    party_claim.move_to("claimed", at=at, message="Tried again.", run=2, due_at=at)
+    judging.record(party_claim, result="pass", at=at, **key)
+    judging.record(party_claim, result="pass", run=1, at=at, **key)
+    assert (fresh(party_claim).state, party_claim.disputes.count()) == ("verified", 0)
+    assert "both ways" in party_claim.events.latest("pk").message
+    judging.record(party_claim, result="fail", run=2, at=at, **key)
+    assert fresh(party_claim).state == "disputed", "the run that is to be paid"
+
+
+def test_whatever_keeps_one_claim_from_its_step_the_others_take_theirs(
+    acme: Any, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deal, at, later = make_deal(acme, **BY_CUSTOMER), timezone.now(), timezone.now() + timedelta(hours=1)
+    broken, whole = (deal.claim(project, name, at=at) for name in ("frame 1", "frame 2"))
+    look = verifying.look
+
+    def breaks(*, claim: Claim, at: Any) -> Claim:
+        if claim.pk == broken.pk:
+            raise ZeroDivisionError
+        return look(claim=claim, at=at)
+
+    monkeypatch.setattr(verifying, "look", breaks)
+    Claim.objects.update(due_at=at)
+    sweeping.advance(at=at, limit=10)
+    assert sweeping.advance(at=later, limit=10) == 1
+    assert (fresh(broken).state, fresh(whole).state) == ("claimed", "verified")
+    assert fresh(broken).due_at == later + sweeping.TROUBLE_PAUSE
 
 
 def test_only_a_third_party_that_the_terms_name_gives_signed_verdicts(acme: Any, project: Project) -> None:
