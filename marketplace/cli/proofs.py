@@ -2,7 +2,7 @@
 
 docs/receipts.md has the form. What is checked, in this order: that the bytes are the one form of their content (RFC
 8785); that a good key signed them (Ed25519); that each of a chain follows the one before; that what nodes signed agrees
-with the receipt around it; that the arithmetic of the price comes out.
+with the receipt around it; that the arithmetic of the price comes out; that what was paid has passed.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any
 
 RECEIPT, HEAD, STATEMENT = "gpumarket.receipt.1", "gpumarket.chain-head.1", "gpumarket.node-statement.1"
 GOOD, REFUSED, NOT_CHECKED = "good", "refused", "not checked"
+THIRD_PARTY = "third_party"
 WHOLE_BPS, MICROS = 10_000, 1_000_000
 HEX = frozenset("0123456789abcdef")
 # Members of a body that have to be texts, by its kind.
@@ -138,6 +139,7 @@ def verify(source: str, data: bytes, keys: Keys) -> Verified:
         try:
             _check_statements(found, keys)
             _check_price(found)
+            _check_verdicts(found)
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             found.note("content", REFUSED, "Its content is not of the form of a receipt.")
     return found
@@ -216,15 +218,19 @@ def _judge(found: Verified, entry: Any, keys: Keys) -> tuple[Key | None, str]:
 
 def is_signed(digest: str, kind: str, entry: Mapping[str, Any], public_key: str) -> bool:
     """Return whether this key made this signature of a body of this kind, by its digest."""
+    over = {"at": entry["at"], "digest": digest, "key": entry["key"], "kind": kind}
+    return entry["key"] == key_id(public_key) and _has_signed(public_key, entry["signature"], over)
+
+
+def _has_signed(public_key: str, signature: Any, said: Mapping[str, Any]) -> bool:
     from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - --help does not wait for it
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
 
-    over = {"at": entry["at"], "digest": digest, "key": entry["key"], "kind": kind}
-    if not is_hex(entry["signature"], 64) or entry["key"] != key_id(public_key):
+    if not is_hex(signature, 64):
         return False
     try:
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
-        public.verify(bytes.fromhex(entry["signature"]), canonical(over))
+        public.verify(bytes.fromhex(signature), canonical(said))
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -313,6 +319,53 @@ def _wrong_price(price: Mapping[str, Any], unit: Mapping[str, Any], event: str) 
     return (
         "" if paid == 0 or event in {"settled", "reversed"} else f"Something was charged for a claim that was {event}."
     )
+
+
+def _check_verdicts(found: Verified) -> None:
+    """What was paid has passed by whom the terms name, and what a third party says bears its signature."""
+    contract, claim = found.body["contract"], found.body["claim"]
+    given = [one for one in found.body["verdicts"] if one["run"] == claim["run"]]
+    if any(one["verifier"] == THIRD_PARTY and not _is_third_partys(one, claim, contract) for one in given):
+        found.note("verdicts", REFUSED, "The third party that the terms name did not sign its verdict.")
+        return
+    if int(found.body["price"]["paid_micros"]) == 0:
+        found.note("verdicts", GOOD, "Nothing was charged, so nothing had to pass.")
+        return
+    count = _that_count(contract["terms"])
+    passed = [one["verifier"] for one in given if one["result"] == "pass" and one["verifier"] in count]
+    decided = [one["state"] for one in found.body["disputes"] if one["state"] in {"upheld", "partial"}]
+    if passed or decided:
+        says = f"It passed by: {', '.join(passed)}." if passed else f"A dispute was decided: {', '.join(decided)}."
+        found.note("verdicts", GOOD, says)
+    else:
+        says = f"Something was charged, but no verifier of the terms passed run {claim['run']},"
+        found.note("verdicts", REFUSED, f"{says} and no dispute was decided so.")
+
+
+def _that_count(terms: Mapping[str, Any]) -> set[str]:
+    """Return whose passing makes a claim payable by its terms."""
+    verifier = terms["verifier"]
+    count = {verifier["kind"]}
+    if verifier["kind"] == "rerun":
+        count.add("outputs")  # What was not drawn for a second run.
+    if verifier.get("on_silence") == "pass" or (
+        verifier["kind"] == "customer" and terms["acceptance"]["on_silence"] == "accept"
+    ):
+        count.add("silence")
+    return count
+
+
+def _is_third_partys(verdict: Mapping[str, Any], claim: Mapping[str, Any], contract: Mapping[str, Any]) -> bool:
+    party = contract["terms"]["verifier"].get("party")
+    said = {
+        "schema": "gpumarket.verdict/1",
+        "claim": claim["id"],
+        "contract_version": contract["sha256"],
+        "evidence": claim["evidence_sha256"],
+        "result": verdict["result"],
+        "run": verdict["run"],
+    }
+    return party is not None and _has_signed(party["public_key"], verdict["signature"], said)
 
 
 def _money(micros: str, price: Mapping[str, Any]) -> str:

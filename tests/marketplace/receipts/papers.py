@@ -13,6 +13,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 GPUS = ["GPU-a", "GPU-b"]
 TERMS = {
     "counts": "a frame, finished ✓",
+    "verifier": {"kind": "outputs"},
     "unit": {"name": "frame", "per": 1000, "price_micros": 2_500_000, "most": 10**6},
 }
 PRICE = {
@@ -72,8 +73,11 @@ class Platform:
             "number": 1, "state": "succeeded", "exit_code": 0, "began_at": noon, "ended_at": noon, "instance": "ins_a",
             "image": "", "inputs": None, "outputs": "a" * 64, "replicas": [replica],
         }  # fmt: skip
-        claim = {"id": "clm_a", "claimed_at": noon, "closed_at": noon, "history": [{"at": noon, "to": "settled"}]}
-        verdict = {"verifier": "outputs", "version": "", "result": "pass", "at": noon}
+        claim = {
+            "id": "clm_a", "run": 1, "evidence_sha256": "e" * 64, "claimed_at": noon, "closed_at": noon,
+            "history": [{"at": noon, "to": "settled"}],
+        }  # fmt: skip
+        verdict = {"verifier": "outputs", "version": "", "run": 1, "result": "pass", "signature": None, "at": noon}
         whole = {
             "contract": {"version": "ctv_a", "number": 1, "terms": TERMS, "sha256": digest(TERMS)}, "claim": claim,
             "job": None, "attempts": [attempt], "verdicts": [verdict], "checks": [], "disputes": [], "price": PRICE,

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +56,9 @@ def test_a_whole_chain_is_good_and_every_check_is_named(platform, verify):
     assert (code, answer["good"]) == (0, True)
     assert [chain["receipts"] for chain in answer["chains"]] == [3]
     checks = {check["check"]: check["result"] for check in answer["documents"][1]["checks"]}
-    assert checks == dict.fromkeys(["bytes", "signature", "node statements", "terms", "price", "chain"], "good")
+    assert checks == dict.fromkeys(
+        ["bytes", "signature", "node statements", "terms", "price", "verdicts", "chain"], "good"
+    )
 
 
 def test_it_speaks_in_words_and_says_that_later_ones_may_exist(platform, tmp_path, capfd):
@@ -233,6 +236,45 @@ def test_arithmetic_that_does_not_come_out_is_refused(platform, changes, why):
     content = platform.content()
     content["price"] |= changes
     assert why in judged(platform, platform.add(content))[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [None, {"result": "fail"}, {"run": 2}, {"verifier": "customer"}, {"verifier": "silence"}]
+)
+def test_what_was_paid_without_a_verdict_that_passed_it_is_refused(platform, changes):
+    content = platform.content()
+    content["verdicts"] = [] if changes is None else [content["verdicts"][0] | changes]
+    assert "no verifier of the terms passed run 1" in judged(platform, platform.add(content))[1]
+    for state, is_good in (("rejected", False), ("partial", True), ("upheld", True)):
+        content["disputes"] = [{"state": state}]
+        assert judged(platform, platform.add(content))[0] == is_good
+
+
+def test_a_third_partys_verdict_counts_with_its_own_signature_alone(platform):
+    private, content = new_private(), platform.content()
+    party = {"name": "Judges", "organization": None, "public_key": public_of(private)}
+    terms = content["contract"]["terms"]
+    terms["verifier"] = {"kind": "third_party", "party": party, "answer_within_s": 60, "on_silence": "fail"}
+    content["contract"]["sha256"] = digest(terms)
+    said = {
+        "schema": "gpumarket.verdict/1", "claim": "clm_a", "contract_version": digest(terms), "evidence": "e" * 64,
+        "result": "pass", "run": 1,
+    }  # fmt: skip
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private))
+    good = key.sign(canonical(said)).hex()
+    verdict = content["verdicts"][0]
+    verdict |= {"verifier": "third_party", "signature": good}
+    assert judged(platform, platform.add(content)) == (True, "")
+    flipped = f"{int(good[0], 16) ^ 1:x}{good[1:]}"
+    for forged in (flipped, None, "", key.sign(canonical(said | {"run": 2})).hex()):
+        verdict["signature"] = forged
+        assert "did not sign its verdict" in judged(platform, platform.add(content))[1]
+    content["verdicts"] = [verdict | {"verifier": "outputs"}]
+    assert "no verifier of the terms passed" in judged(platform, platform.add(content))[1]
+    terms["verifier"]["on_silence"] = "pass"
+    content["contract"]["sha256"] = digest(terms)
+    content["verdicts"] = [verdict | {"verifier": "silence"}]
+    assert judged(platform, platform.add(content)) == (True, "")
 
 
 def test_terms_that_nobody_accepted_and_a_price_of_what_failed_are_refused(platform):
