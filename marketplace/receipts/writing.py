@@ -40,13 +40,15 @@ class Evidence:
 def issue_due(*, at: datetime, limit: int) -> int:
     """Write the receipts of up to `limit` claims that closed or were reversed, the oldest first; return how many.
 
-    Two that do so at once take different claims. Queries: ten, and seven for each organization.
+    Two that do so at once take different claims. Their claims are locked until the notes of them are deleted: whoever
+    moves one meanwhile notes it after that. Queries: ten, and seven for each organization.
     """
     due = ReceiptDue.objects.select_for_update(skip_locked=True).order_by("pk")[:limit]
     keys = list(due.values_list("pk", flat=True))
     if not keys:
         return 0
-    claims = list(Claim.objects.filter(pk__in=keys).select_related(*RELATED).order_by("pk"))
+    rows = Claim.objects.select_for_update(no_key=True, of=("self",)).filter(pk__in=keys)
+    claims = list(rows.select_related(*RELATED).order_by("pk"))
     found = gathered(claims)
     entries: dict[Any, list[Entry]] = defaultdict(list)
     for claim in claims:

@@ -1,10 +1,12 @@
 """Receipts of claims: each that ends gets one, another when it is reversed, with what its nodes signed."""
 
 import json
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from marketplace import access_receipts
@@ -102,6 +104,35 @@ def test_a_reversal_adds_a_second_receipt_and_nothing_is_said_twice(work: Work) 
     ReceiptDue.objects.create(claim=claim)
     assert issued() == receipts
     assert not ReceiptDue.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_reversal_while_its_receipt_is_being_written_has_one_too(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, gather = settled(work, 0), writing.gathered
+
+    def reverse() -> None:
+        reversing.reverse(actor=work.deal.merchant, claim=claim, reason="It was wrong", at=timezone.now())
+        connection.close()
+
+    thread = threading.Thread(target=reverse)
+
+    def is_waiting() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE transactionid = pg_current_xact_id()::xid "
+                           "AND NOT granted)")  # fmt: skip
+            return bool(cursor.fetchone()[0])
+
+    def gathered(claims: list[Claim]) -> writing.Evidence:
+        if not thread.ident:
+            thread.start()
+            while thread.is_alive() and not is_waiting():
+                thread.join(0.01)
+        return gather(claims)
+
+    monkeypatch.setattr(writing, "gathered", gathered)
+    assert writing.issue_due(at=timezone.now(), limit=100) == 1
+    thread.join()
+    assert [one.event for one in issued()] == ["settled", "reversed"]
 
 
 def test_what_is_withdrawn_or_fails_has_a_receipt_of_nothing_and_what_is_open_has_none(work: Work) -> None:
