@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import connection, transaction
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
+from django.db.models.functions import Coalesce
 
 from billing.errors import BillingError, InsufficientFunds
 from marketplace import access, numbers, rentals, spot
@@ -166,7 +167,18 @@ def _paid_for(job: Job, way: pricing.Way) -> int:
     each = orders.attempt_micros(gpus=job.all_gpus, rate=way.rate_micros, time_limit_s=job.time_limit_s)
     if not each:
         return job.pending
-    return (job.most_micros - job.spent_micros) // each - job.running
+    return (job.most_micros - job.spent_micros - _set_aside(job, job.time_limit_s)) // each
+
+
+def _set_aside(job: Job, time_limit_s: int) -> int:
+    """Return what all that runs costs at most: each attempt at its own bid, or the price at which it was rented."""
+    live = Attempt.objects.filter(job=job, state=AttemptState.RUNNING).order_by()
+    rate = Coalesce("instance__bid__price_micros", "instance__price_version__micros_per_unit_hour")
+    rates = live.annotate(rate=rate).values_list("rate").annotate(count=Count("pk"))
+    return sum(
+        count * orders.attempt_micros(gpus=job.all_gpus, rate=rate, time_limit_s=time_limit_s)
+        for rate, count in rates
+    )  # fmt: skip
 
 
 def _who_may_not(job: Job, at: datetime) -> str:
