@@ -85,13 +85,14 @@ def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
         steps += _look_at_needs(job, at)
     if job.state != JobState.ENDING and job.deadline is not None and at >= job.deadline:
         begin_to_end(job, EndReason.DEADLINE, "Its deadline passed before all of its tasks were done.", at=at)
+    # Claims before instances and accounts: whoever pays for a claim locks them in that order.
+    if job.verifying:
+        steps += verifying.look(job, at=at)
     steps += judging.judge(job, at=at)
     if job.state == JobState.ENDING:
         steps += judging.end_all(job, at=at)
     elif job.market == Job.Market.CHEAPEST and job.running and pricing.is_urgent(job, at=at):
         steps += judging.end_unplaced(job, "No cheap hour came in time; it goes on on demand.", at=at)
-    if job.verifying:
-        steps += verifying.look(job, at=at)
     if not (job.pending or job.running or job.verifying):
         _finish(job, at=at)
     else:
