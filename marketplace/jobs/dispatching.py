@@ -35,12 +35,15 @@ log = structlog.get_logger("marketplace.jobs")
 SET_MAX = 25
 SETS_MAX = 8
 LANE_MAX = 50
+SHORT_MAX = 5
 # So that a worker is not at one lane for long.
 STARTED_MAX = SET_MAX * SETS_MAX
 # Of a job that could start more at once: whoever started these may be gone.
 SOON = timedelta(seconds=1)
 Why = Job.Why
 LACKING = (Why.CAPACITY, Why.SHARE)
+# What jobs of a project are short of together: it comes free by the end of any of them.
+SHORT = (Why.FUNDS, Why.QUOTA, Why.BUDGET)
 # What a refusal means for a job; anything else is a refusal of its order.
 WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (PolicyExcludes, Why.REFUSED),
@@ -74,23 +77,47 @@ class Hindrance:
     message: str = ""
 
 
-def start_lane(*, offer_id: int, project_id: int, at: datetime) -> int:
-    """Start what of a lane can start now; return how many tasks that were. Safe to run twice at once."""
+def start_lane(*, offer_id: int, project_id: int, job_id: int, at: datetime) -> int:
+    """Start what of a lane can start now; return how many tasks that were. Safe to run twice at once.
+
+    `job_id` names the one that somebody works on. Others that something of
+    their own holds up are not looked at before they are due, so that however
+    many those are, they hide nobody behind them.
+    """
     lane = Job.objects.filter(offer=offer_id, project=project_id, state=JobState.ACTIVE, pending__gt=0)
-    started = 0
-    blocked: set[str] = set()
-    for job_id, market in list(lane.order_by("-priority", "pk").values_list("pk", "market")[:LANE_MAX]):
-        if market in blocked or started >= STARTED_MAX:
-            continue
-        for _ in range(SETS_MAX):
-            job, count = _start_set(job_id, at=at)
+    started, looked, blocked = 0, set[int](), set[str]()
+    while (left := LANE_MAX - len(looked)) and started < STARTED_MAX:
+        rows = _to_look_at(lane, job_id, at).exclude(pk__in=looked).exclude(market__in=blocked)
+        found = list(rows.order_by("-priority", "pk").values_list("pk", "market")[:left])
+        for pk, market in found:
+            if market in blocked or started >= STARTED_MAX:
+                continue
+            looked.add(pk)
+            count, lacks = _start_one(pk, at=at)
             started += count
-            if job is not None and job.why in LACKING:
+            if lacks:
                 blocked.add(market)
                 _let_wait(lane.filter(market=market), at=at)
-            if job is None or job.why or not count:
-                break
+        if len(found) < left:
+            break
     return started
+
+
+def _to_look_at(lane: QuerySet[Job], job_id: int, at: datetime) -> QuerySet[Job]:
+    short = lane.filter(why__in=SHORT).order_by("-priority", "pk")[:SHORT_MAX]
+    goes = Q(why__in=["", *LACKING]) | Q(look_at__lte=at)
+    return lane.filter(goes | Q(pk=job_id) | Q(pk__in=short.values("pk")))
+
+
+def _start_one(job_id: int, *, at: datetime) -> tuple[int, bool]:
+    """Start what of one job can start now; return how many tasks that were, and whether it lacks GPUs for more."""
+    started = 0
+    for _ in range(SETS_MAX):
+        job, count = _start_set(job_id, at=at)
+        started += count
+        if job is None or job.why or not count:
+            return started, job is not None and job.why in LACKING
+    return started, False
 
 
 def _let_wait(behind: QuerySet[Job], *, at: datetime) -> None:

@@ -67,7 +67,9 @@ def work_on(job_id: int) -> None:
         job, steps = _step(job_id, at=at)
         if job is None:
             return
-        steps += dispatching.start_lane(offer_id=job.offer_id, project_id=job.project_id, at=at)
+        steps += dispatching.start_lane(
+            offer_id=job.offer_id, project_id=job.project_id, job_id=job.pk, at=at
+        )  # fmt: skip
         if not steps:
             return
 

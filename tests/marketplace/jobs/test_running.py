@@ -10,14 +10,14 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from billing import books
+from billing import books, prices
 from marketplace.access import Actor, person
 from marketplace.errors import IllegalState
-from marketplace.jobs import cancelling, progress, running
+from marketplace.jobs import cancelling, dispatching, progress, running
 from marketplace.models import Attempt, AuditEntry, Job, JobEvent, Project, Task
 from provisioning import instances
 from provisioning.models import Assignment, GpuHold, Instance, Phase, Quota
-from tests.conftest import make_organization, make_person
+from tests.conftest import Fleet, make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -126,6 +126,26 @@ def test_a_job_never_costs_more_than_its_most(works: Works, clock: time_machine.
     assert done.spent_micros <= (done.most_micros or 0)
 
 
+def test_what_runs_counts_at_its_own_price_when_prices_fall(
+    works: Works, fleet: Fleet, clock: time_machine.Traveller
+) -> None:
+    job = works.one(array=8, time_limit="1h", max_cost="5.00")
+    works.go()
+    assert (latest(job).running, latest(job).why) == (2, Job.Why.COST)
+    clock.shift(timedelta(minutes=1))
+    at = timezone.now()
+    prices.publish(
+        sku=fleet.h200.sku, currency="USD", micros_per_unit_hour=500_000, effective_from=at, by="test", at=at
+    )  # fmt: skip
+    clock.shift(timedelta(minutes=1))
+    works.go()
+    # Two at 2.49 use up 4.98: what is left pays for no third, however cheap it is now.
+    assert (latest(job).running, latest(job).why) == (2, Job.Why.COST)
+    works.exits(works.running(job)[0])
+    works.go()
+    assert latest(job).running == 1 + 4
+
+
 def test_gpus_that_are_taken_back_and_users_who_end_instances(works: Works, clock: time_machine.Traveller) -> None:
     job = works.one(array=3)
     works.go()
@@ -223,6 +243,18 @@ def test_no_more_run_at_once_than_a_job_allows(works: Works) -> None:
     works.exits(works.running(job)[0])
     works.go()
     assert (latest(job).running, latest(job).succeeded) == (2, 1)
+
+
+def test_jobs_that_something_of_their_own_holds_up_hide_nobody_behind_them(
+    works: Works, clock: time_machine.Traveller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatching, "LANE_MAX", 3)
+    held = [works.one(array=2, parallel=1) for _ in range(4)]
+    works.go()
+    assert [latest(job).why for job in held] == [Job.Why.PARALLEL] * 4
+    behind = works.one()
+    works.go()
+    assert latest(behind).running == 1
 
 
 def test_a_refusal_is_told_and_tried_again(works: Works, clock: time_machine.Traveller) -> None:
