@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from django.db.models import F, Q, QuerySet
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from marketplace import costs
 from marketplace.jobs import moves
@@ -20,6 +20,7 @@ from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Phase, Rea
 
 SET_MAX = 100
 FAULTS_MAX = 10
+SENDING = ("checkpoint", "outputs")
 NEVER_READY_MAX = 3
 # After so many failures, or faults, of a task its next attempt waits so long.
 BACK_OFF = tuple(timedelta(seconds=seconds) for seconds in (0, 2, 10, 30, 60))
@@ -55,11 +56,20 @@ def ended() -> Q:
     return Q(instance__phase__in=OVER) | Q(instance__run__gt=1)
 
 
+def sends() -> Exists:
+    """Return whether an attempt's node sends what it left behind: its command has ended, so no limit counts any more.
+
+    Until then a node that runs a command names no step. What is charged ends with the command, or with its limit.
+    """
+    parts = Assignment.objects.filter(instance=OuterRef("instance"), fence=OuterRef("instance__run"), replica=0)
+    return Exists(parts.filter(observed=Assignment.Observed.RUNNING, progress__step__in=SENDING))
+
+
 def judge(job: Job, *, at: datetime) -> int:
     """Judge the attempts of a locked job that are over, up to a set of them; return how many those were."""
     over = ended()
     if job.time_limit_s is not None:
-        over |= Q(instance__ready_at__lte=at - timedelta(seconds=job.time_limit_s))
+        over |= Q(~sends(), instance__ready_at__lte=at - timedelta(seconds=job.time_limit_s))
     found = _locked(_live(job).filter(over))
     told = _told_of([attempt.instance for attempt in found])
     verdicts = [

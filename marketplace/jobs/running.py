@@ -143,7 +143,9 @@ def _look_later(job: Job, *, at: datetime) -> None:
     if job.verifying:
         looks.append(at + CLAIMS_LOOK)
     if job.time_limit_s is not None and job.running:
-        live = Attempt.objects.filter(job=job, state=AttemptState.RUNNING, instance__ready_at__isnull=False)
+        live = Attempt.objects.filter(
+            ~judging.sends(), job=job, state=AttemptState.RUNNING, instance__ready_at__isnull=False
+        )
         first = live.aggregate(first=Min("instance__ready_at"))["first"]
         limit = timedelta(seconds=job.time_limit_s)
         looks += [at + min(limit, READY_LOOK), *([] if first is None else [first + limit])]

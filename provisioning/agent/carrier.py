@@ -264,9 +264,11 @@ class Carrier:
 
     def _take(self, store: Store) -> None:
         """Send the last checkpoint and all that was declared. The command has ended: nothing changes any more."""
+        self._measure("outputs", [])  # So that it is seen from the first on that the command has ended.
         if self._work.checkpoint:
             with suppress(Refused):  # It has no room for it: what was kept before stays the last one.
                 self._keep(store)
+        self._measure("outputs", [])
         paths, lacking = folders.matching(self._root, self._work.outputs)
         entries = [folders.entry_of(self._root, path) for path in paths]
         meter = self._measure("outputs", entries)
