@@ -209,7 +209,7 @@ def _take_down(
         desired=desired,
         generation=instance.generation + 1,
     )
-    usage.stop(resource_id=instance.public_id, at=instance.phase_since)
+    usage.stop(resource_id=instance.public_id, at=instance.charged_until(instance.phase_since))
 
 
 def actions(instance: Instance) -> dict[str, str]:

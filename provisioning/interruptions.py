@@ -132,7 +132,9 @@ def _give_notice(found: Interruption, instance: Instance, *, at: datetime) -> No
     instance.move_to(Phase.NOTIFIED, at=at, reason=found.reason, message=message)
     _move(found, State.NOTIFIED, notice_at=at, deadline_at=deadline_at, run_began_at=instance.ready_at, message=message)
     if found.price_version is not None:
-        usage.reprice(resource_id=instance.public_id, price_version=found.price_version, at=found.since)
+        usage.reprice(
+            resource_id=instance.public_id, price_version=found.price_version, at=instance.charged_until(found.since)
+        )
     tell_nodes([instance.pk])
 
 
@@ -156,7 +158,7 @@ def call_off(*, interruption: Interruption, at: datetime, message: str) -> None:
         return
     engine.wake(instance.pk)
     instance.move_to(Phase.RUNNING, at=max(at, instance.phase_since), message=message)
-    usage.reprice(resource_id=instance.public_id, price_version=instance.price_version, at=at)
+    usage.reprice(resource_id=instance.public_id, price_version=instance.price_version, at=instance.charged_until(at))
     tell_nodes([instance.pk])
 
 
@@ -217,7 +219,7 @@ def complete(instance: Instance, *, at: datetime) -> None:
     assert found.deadline_at is not None
     exits = Assignment.objects.filter(instance=instance, fence=found.run).values_list("exited_at", flat=True)
     ended_at = max((seen for seen in exits if seen is not None), default=at)
-    usage.stop(resource_id=instance.public_id, at=min(ended_at, found.deadline_at, at))
+    usage.stop(resource_id=instance.public_id, at=instance.charged_until(min(ended_at, found.deadline_at, at)))
     _move(found, State.INTERRUPTED, ended_at=at)
 
 

@@ -217,7 +217,7 @@ def _close_meters(node: Node, *, at: datetime) -> None:
     there = instances.lock(_live(node.pk).values_list("instance_id", flat=True))
     for instance in [one for one in there if Phase(one.phase) in CHARGED_PHASES]:
         Instance.objects.filter(pk=instance.pk).update(health=Instance.Health.UNREACHABLE)
-        usage.stop(resource_id=instance.public_id, at=at)
+        usage.stop(resource_id=instance.public_id, at=instance.charged_until(at))
 
 
 def _silence_message(node: Node, kind: str, last_seen: datetime) -> str:

@@ -157,7 +157,7 @@ def open_meter(instance: Instance, *, at: datetime) -> None:
         price_version=interruptions.price_of(instance),
         # Hours inside a reservation are paid for already, whoever pays for the others.
         covered_by=instance.reservation.public_id if instance.reservation is not None else instance.paid_by,
-        at=at,
+        at=instance.charged_until(at),
     )
 
 
@@ -247,7 +247,7 @@ def stop_after_exit(instance: Instance, *, exit_code: int | None, at: datetime) 
         desired=Instance.Desired.STOPPED,
         exit_code=exit_code,
     )
-    usage.stop(resource_id=instance.public_id, at=at)
+    usage.stop(resource_id=instance.public_id, at=instance.charged_until(at))
 
 
 def tear_down(instance: Instance) -> Outcome:
@@ -302,7 +302,8 @@ def fail(instance: Instance, failure: Failed) -> None:
         health=Instance.Health.UNKNOWN,
         failed_on_id=failure.node_id,
     )
-    usage.stop(resource_id=instance.public_id, at=min(failure.at or at, at) if ran else instance.ready_at or at)
+    ended_at = instance.charged_until(min(failure.at or at, at)) if ran else instance.ready_at or at
+    usage.stop(resource_id=instance.public_id, at=ended_at)
 
 
 def _broken(instance: Instance, seen: list[Observation], reason: Reason, otherwise: str) -> Failed:

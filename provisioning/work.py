@@ -27,8 +27,9 @@ class Work:
     it begins with. Without `has_network` the command reaches nothing but
     itself. `avoid_nodes` are public ids of nodes on which it never runs.
     `paid_by` is the public id of what pays for its hours instead of its
-    organization: nothing is held for them and nothing charged. `counters` are
-    read while it runs, see `counters.py`.
+    organization: nothing is held for them and nothing charged. What runs longer
+    than `time_limit_s` is charged for no more than that; ending it is for whoever
+    set the limit. `counters` are read while it runs, see `counters.py`.
     """
 
     inputs: str = ""
@@ -38,6 +39,7 @@ class Work:
     has_network: bool = True
     avoid_nodes: tuple[str, ...] = ()
     paid_by: str = ""
+    time_limit_s: int | None = None
     counters: Counters | None = None
 
 

@@ -52,7 +52,7 @@ def fail(*, instance: Instance, happened: str, fault_at: datetime, at: datetime)
         retryable=True,
         health=Instance.Health.UNKNOWN,
     )
-    usage.stop(resource_id=instance.public_id, at=ends_at if ran else instance.ready_at or at)
+    usage.stop(resource_id=instance.public_id, at=instance.charged_until(ends_at) if ran else instance.ready_at or at)
     return True
 
 

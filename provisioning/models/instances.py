@@ -169,6 +169,7 @@ class Instance(models.Model):
     avoid_nodes = models.JSONField(default=list, help_text="public ids of nodes on which it never runs")
     counters = models.JSONField(null=True, help_text="port, path and names of what it counts itself, most_per_s")
     paid_by = models.CharField(max_length=64, blank=True, help_text="what pays for its hours, where its owner does not")
+    time_limit_s = models.PositiveIntegerField(null=True, help_text="from when it has its GPUs: charged no longer")
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
     phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)
@@ -229,6 +230,12 @@ class Instance(models.Model):
     @property
     def is_charged(self) -> bool:
         return Phase(self.phase) in CHARGED_PHASES
+
+    def charged_until(self, at: datetime) -> datetime:
+        """Return when the meter of this run closes if it ends at `at`: with its time limit, however late we look."""
+        if self.time_limit_s is None or self.ready_at is None:
+            return at
+        return min(at, self.ready_at + timedelta(seconds=self.time_limit_s))
 
     def _may_restart(self, reason: str, changes: Mapping[str, object]) -> bool:
         """Return whether a failure is to be followed by a start elsewhere: asked for, and the fault was ours."""
