@@ -118,7 +118,15 @@ def _bound(spec: Spec, project: Project) -> Bound | None:
     """Return what the terms of its contract let a job cost, where it is paid by its results."""
     if not spec.contract:
         return None
-    return claims.check(version_id=spec.contract, organization=project.organization, tasks=len(spec.tasks))
+    bound = claims.check(version_id=spec.contract, organization=project.organization, tasks=len(spec.tasks))
+    if spec.time_limit_s is None:
+        raise BadOrder("time_limit", gettext("Work that is paid by its result needs a time limit."))
+    most = bound.terms["retries"]
+    if spec.retries > most:
+        raise BadOrder(
+            "retries", gettext("Its contract lets it be tried again %(most)s times at most.") % {"most": most}
+        )
+    return bound
 
 
 def _check_fields(spec: Spec) -> None:

@@ -140,7 +140,7 @@ def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market:
     version = manage(market, "shell", "--verbosity", "0", "-c", SELL).split()[-1]
     order = {
         "name": "traces", "offer": "h200-teesside", "command": [sys.executable, "-c", TASK], "array": TASKS,
-        "outputs": ["result.json"], "contract": version,
+        "outputs": ["result.json"], "contract": version, "time_limit": "20m",
     }  # fmt: skip
     answer = market.post("/jobs", {"jobs": [order]})
     assert answer.status_code in {201, 202}, answer.text

@@ -15,6 +15,7 @@ from marketplace.models import AuditEntry, Job, JobDependency, Project, Task
 from provisioning.models import Instance
 from tests.conftest import Fleet
 from tests.marketplace.jobs.conftest import Works
+from tests.outcomes import make_deal
 
 pytestmark = pytest.mark.django_db
 
@@ -57,6 +58,16 @@ def refused(works: Works, text: str) -> str:
 )  # fmt: skip
 def test_what_cannot_be_is_told_by_its_line(works: Works, text: str, told: str) -> None:
     assert refused(works, text) == told
+
+
+def test_work_that_is_paid_by_its_result_needs_a_time_limit_and_keeps_to_the_retries_of_its_terms(works: Works) -> None:
+    contract = make_deal(works.project.organization, retries=1).version.public_id
+    text = f"{BASE}contract: {contract}\n"
+    assert refused(works, text) == "line 1: Work that is paid by its result needs a time limit."
+    told = "line 5: Its contract lets it be tried again 1 times at most."
+    assert refused(works, f"{text}time_limit: 1h\nretries: 2\n") == told
+    (job,) = works.submit(f"{text}time_limit: 1h\nretries: 1\n")
+    assert (job.time_limit_s, job.retries) == (3600, 1)
 
 
 def test_a_circle_of_needs_is_named(works: Works) -> None:
