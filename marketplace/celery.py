@@ -87,6 +87,7 @@ app.conf.update(
             ("books of auctions that are old", "marketplace.tasks.forget_books", 600.0),
             ("what is to start again", "marketplace.tasks.start_again", 5.0),
             ("jobs to look at", "marketplace.tasks.look_at_jobs", 1.0),
+            ("folders that jobs need", "marketplace.tasks.keep_folders", 24 * 3600.0),
             ("orders that wait", "marketplace.tasks.start_waiting", 5.0),
             ("lent GPUs to recall", "marketplace.tasks.recall_lent_gpus", 2.0),
             ("reservations to advance", "marketplace.tasks.advance_reservations", 10.0),

@@ -24,7 +24,7 @@ from marketplace.events import feed, sending
 from marketplace.events import mail as event_mail
 from marketplace.guarantees import evaluating
 from marketplace.invoices import mail
-from marketplace.jobs import running
+from marketplace.jobs import keeping, running
 from marketplace.notices import telling
 from marketplace.receipts import chain, writing
 from marketplace.revenue_share import closing as revenue_closing
@@ -46,6 +46,7 @@ CLAIMS_MAX = 200
 RECEIPTS_MAX = 500
 JOBS_MAX = 100
 JOB_NUDGE_LIFE_S = 5
+FOLDERS_NUDGE_LIFE_S = 12 * 3600
 GUARANTEES_MAX = 200
 PERIODS_MAX = 200
 
@@ -236,6 +237,19 @@ def look_at_jobs() -> None:
 def work_on_job(job_id: int) -> None:
     """Take one job further. If this message is lost, `look_at_jobs` sends another."""
     running.work_on(job_id)
+
+
+@shared_task
+def keep_folders() -> None:
+    """Have the folders kept of every job that still needs them, each by a message of its own."""
+    for job_id in keeping.due(at=timezone.now()):
+        keep_folders_of.apply_async((job_id,), expires=FOLDERS_NUDGE_LIFE_S)
+
+
+@shared_task
+def keep_folders_of(job_id: int) -> None:
+    """Keep the folders of one job. If this message is lost, the next day sends another, long before they would go."""
+    keeping.keep(job_id, at=timezone.now())
 
 
 @shared_task
