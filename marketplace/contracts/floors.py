@@ -7,7 +7,7 @@ from billing.models import Outcome
 from billing.outcomes import floors
 from billing.outcomes.periods import Period
 from billing.outcomes.words import Item
-from marketplace.contracts import settling
+from marketplace.contracts import offering, settling
 from marketplace.contracts import terms as written
 from marketplace.models import Acceptance, Side
 
@@ -18,7 +18,8 @@ PERIODS_BACK = 3
 def true_up(*, at: datetime, limit: int) -> int:
     """Charge what periods that are over are short of their floors, once each; return how many were charged.
 
-    Only whole periods count: those that began after the customer agreed and before the version was withdrawn.
+    Only whole periods count: those that began after the version was in force for its customer, and before it was
+    withdrawn or a later one was.
     """
     with_floor = Acceptance.objects.filter(side=Side.BUYER, version__terms__floor__micros__gt=0)
     charged = 0
@@ -56,13 +57,16 @@ def _whole(accepted: Acceptance, at: datetime) -> Iterator[Period]:
     terms = written.of(accepted.version.terms)
     begun = settling.period_of(terms, at)
     assert begun is not None, "where there is a floor there is a period"
-    withdrawn_at = accepted.version.withdrawn_at
+    since = offering.in_force_at(accepted)
+    if since is None:
+        return
+    ends = [end for end in (accepted.version.withdrawn_at, offering.replaced_at(accepted)) if end is not None]
     start = begun.starts_at
     for _ in range(PERIODS_BACK):
         before = settling.period_of(terms, (start - timedelta(seconds=1)).astimezone(UTC))
         assert before is not None
         start = before.starts_at
-        if start < accepted.at:
+        if start < since:
             return
-        if withdrawn_at is None or start < withdrawn_at:
+        if all(start < end for end in ends):
             yield before

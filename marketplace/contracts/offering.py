@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Max, Q, QuerySet
+from django.db.models import Max, Min, Q, QuerySet
+from django.db.models.functions import Greatest
 from django.utils.translation import gettext as _
 
 from billing import moves
@@ -163,6 +164,22 @@ def customer(organization_id: str) -> Organization | None:
 def acceptance_of(version: ContractVersion, organization: Organization) -> Acceptance | None:
     """Return with what an organization agreed to a version as its customer, if it did."""
     return Acceptance.objects.filter(version=version, organization=organization, side=Side.BUYER).first()
+
+
+def in_force_at(accepted: Acceptance) -> datetime | None:
+    """Return since when a version holds that its customer agreed to: agreed and offered; None where it is not yet."""
+    offered_at = accepted.version.offered_at
+    return None if offered_at is None else max(accepted.at, offered_at)
+
+
+def replaced_at(accepted: Acceptance) -> datetime | None:
+    """Return since when a later version of the contract holds for its customer, so that this one begins no period."""
+    later = Acceptance.objects.filter(
+        organization=accepted.organization_id, side=Side.BUYER, version__contract=accepted.version.contract_id,
+        version__number__gt=accepted.version.number, version__offered_at__isnull=False,
+    )  # fmt: skip
+    first: datetime | None = later.aggregate(first=Min(Greatest("at", "version__offered_at")))["first"]
+    return first
 
 
 def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) -> Terms:

@@ -2,24 +2,26 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
-from django.db.models import Max
+from django.db.models import Max, Q
 
 from billing.months import month_of, next_month
+from marketplace.contracts import offering
 from marketplace.contracts import terms as written
 from marketplace.models import Acceptance, RevenuePeriod, Side
 
 DAY = timedelta(days=1)
-PERIODS_MAX = 40
 
 
 def open_due(*, at: datetime, limit: int) -> int:
     """Open the periods that have begun, of every share of revenue; return how many that were."""
     opened = 0
     agreed = Acceptance.objects.filter(side=Side.BUYER, version__contract__kind="revenue_share")
-    agreed = agreed.select_related("version", "organization")
-    for one in agreed.order_by("pk"):
-        missing = list(_missing(one, at))[: limit - opened]
+    # Earlier versions first: where they end a later one begins.
+    agreed = agreed.select_related("version", "organization").order_by("version__contract", "version__number", "pk")
+    for one in agreed:
+        missing = list(islice(_missing(one, at), limit - opened))
         opened += len(RevenuePeriod.objects.bulk_create(missing, ignore_conflicts=True))
         if opened >= limit:
             break
@@ -35,19 +37,35 @@ def bounds(kind: str, at: datetime) -> tuple[datetime, datetime]:
 
 
 def _missing(agreed: Acceptance, at: datetime) -> Iterator[RevenuePeriod]:
-    version = agreed.version
+    """Yield what a version has to open: after the periods of those before it, until a later one is in force."""
+    version, since = agreed.version, offering.in_force_at(agreed)
+    replaced_at = offering.replaced_at(agreed)
+    if since is None or (replaced_at is not None and replaced_at <= since):
+        return
     revenue = written.of(version.terms)["revenue"]
-    last = RevenuePeriod.objects.filter(version=version, organization=agreed.organization_id)
-    ends = last.aggregate(last=Max("ends_at"))["last"]
     until = min(at, version.withdrawn_at or at)
-    begin = ends or bounds(revenue["period"], agreed.at)[0]
     within = timedelta(seconds=revenue["statement_within_s"])
-    for _ in range(PERIODS_MAX):
-        if begin > until:
-            return
-        begin, end = bounds(revenue["period"], begin)
+    begin = _begin(agreed, since)
+    while begin <= until and (replaced_at is None or begin < replaced_at):
+        end = bounds(revenue["period"], begin)[1]
         yield RevenuePeriod(
             version=version, organization_id=agreed.organization_id, currency=agreed.organization.currency,
             starts_at=begin, ends_at=end, due_at=end + within, final_at=end + 2 * within,
         )  # fmt: skip
         begin = end
+
+
+def _begin(agreed: Acceptance, since: datetime) -> datetime:
+    """Return where the next period of a version begins: its first not before the version was in force."""
+    version = agreed.version
+    before = RevenuePeriod.objects.filter(
+        version__contract=version.contract_id, version__number__lte=version.number,
+        organization=agreed.organization_id,
+    )  # fmt: skip
+    own = Max("ends_at", filter=Q(version=version))
+    ends = before.aggregate(last=Max("ends_at"), own=own)
+    first = bounds(written.of(version.terms)["revenue"]["period"], since)[0]
+    if ends["last"] is None:
+        return first
+    last: datetime = ends["last"]
+    return last if ends["own"] is not None else max(last, first)

@@ -10,8 +10,8 @@ from billing import books
 from billing.models import Outcome
 from marketplace.access import Actor
 from marketplace.contracts import answering, floors, offering, sweeping
-from marketplace.models import Organization, Project
-from tests.outcomes import BY_CUSTOMER, PRICE, make_deal
+from marketplace.models import Organization, Project, Side
+from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, terms
 
 pytestmark = pytest.mark.django_db
 AGREED = datetime.fromisoformat("2027-03-10T12:00:00+00:00")
@@ -39,3 +39,19 @@ def test_what_a_whole_period_is_short_of_its_floor_is_charged_once(
     with django_assert_max_num_queries(3):
         floors.true_up(at=AGREED + timedelta(days=20), limit=10)
     assert books.check(at=after) == []
+
+
+def test_the_floor_of_an_amended_contract_is_charged_once_a_period(acme: Organization) -> None:
+    with time_machine.travel(AGREED, tick=False):
+        deal = make_deal(acme, floor={"period": "day", "micros": 3 * PRICE})
+    amended = AGREED + timedelta(days=1)
+    with time_machine.travel(amended, tick=False):
+        second = offering.amend(
+            actor=deal.merchant, contract=deal.version.contract, side=Side.SELLER, at=amended,
+            terms=terms(floor={"period": "day", "micros": 4 * PRICE}),
+        )  # fmt: skip
+        offering.offer(actor=deal.merchant, version=second, at=amended)
+        accept(acme, second)
+    assert floors.true_up(at=AGREED + timedelta(days=3), limit=10) == 2
+    charged = Outcome.objects.filter(kind="true_up").order_by("period").values_list("period__day", "amount_micros")
+    assert list(charged) == [(11, 3 * PRICE), (12, 4 * PRICE)]

@@ -14,9 +14,11 @@ from billing import accounts, books, daily, usage
 from billing.models import Outcome
 from billing.outcomes import sharing
 from billing.suppliers import purses
+from marketplace.access import person
+from marketplace.contracts import offering
 from marketplace.errors import BadOrder, IllegalState
 from marketplace.events import feed
-from marketplace.models import Acceptance, Event, Organization, RevenuePeriod, RevenueStatement
+from marketplace.models import Acceptance, Event, Organization, RevenuePeriod, RevenueStatement, Side
 from marketplace.revenue_share import amounts, closing, periods, statements
 from provisioning.errors import IllegalMove
 from tests.agreed import REVENUE, share_revenue
@@ -168,6 +170,31 @@ def test_a_withdrawn_version_opens_no_more_periods(agree):
     type(version).objects.filter(pk=version.pk).update(state="withdrawn", withdrawn_at=APRIL - timedelta(days=1))
     assert periods.open_due(at=APRIL + 5 * MONTH, limit=100) == 0
     assert RevenuePeriod.objects.count() == 1
+
+
+def test_an_amended_agreement_has_each_month_once_and_no_gap_is_filled_backwards(agree, actor, acme, charlie):
+    merchant, first = person(charlie, "req_seller"), agree()
+
+    def amended(bps, at, accepted_at):
+        terms = {**first.terms, "revenue": first.terms["revenue"] | {"share_bps": bps}}
+        made = offering.amend(actor=merchant, contract=first.contract, terms=terms, side=Side.SELLER, at=at)
+        offering.offer(actor=merchant, version=made, at=at)
+        assert periods.open_due(at=at, limit=100) == 0, "nothing follows from an offer alone"
+        offering.accept(actor=actor, version=made, organization=acme, sha256=made.sha256, at=accepted_at)
+        return made
+
+    second = amended(2_000, MARCH, MARCH + timedelta(days=7))
+    periods.open_due(at=APRIL + 2 * MONTH, limit=100)
+
+    def opened():
+        return [(one.version.number, one.label) for one in RevenuePeriod.objects.order_by("starts_at")]
+
+    so_far = [(1, "2026-03"), (2, "2026-04"), (2, "2026-05"), (2, "2026-06")]
+    assert opened() == so_far
+    offering.withdraw(actor=merchant, version=second, at=APRIL + 2 * MONTH)
+    amended(2_500, APRIL + 4 * MONTH, APRIL + 4 * MONTH)
+    periods.open_due(at=APRIL + 4 * MONTH, limit=100)
+    assert opened() == [*so_far, (3, "2026-08")]
 
 
 def test_days_are_periods_too(agree):
