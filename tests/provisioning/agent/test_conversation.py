@@ -118,6 +118,8 @@ def test_a_prepared_gang_and_its_start_take_two_polls(plane, start_agent):
         "message": "",
         "progress": None,
         "ports": {},
+        "checkpoint": None,
+        "outputs": None,
     }
 
 
