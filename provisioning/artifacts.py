@@ -63,8 +63,9 @@ def receive(
 
     What came before the pieces broke off is kept. Raises ArtifactTooLarge,
     ArtifactsFull, WrongOffset where that is not the next byte that is missing
-    or somebody else sends it now, and WrongDigest where all of it is not what
-    it was announced as: then nothing of it is kept.
+    or somebody else sends it now or announced another size meanwhile, and
+    WrongDigest where all of it is not what it was announced as: then nothing of
+    it is kept.
     """
     row = _begin(project_id=project_id, sha256=sha256, size_bytes=size_bytes, at=at)
     if row.state == ArtifactState.STORED:
@@ -89,11 +90,9 @@ def receive(
             return row
         os.fsync(file.fileno())
         found = hashed.hexdigest() if hashed is not None else _digest(file)
-        if found != sha256:
-            _partial(row).unlink()
-            Artifact.objects.filter(pk=row.pk, state=ArtifactState.UPLOADING).delete()
-            raise WrongDigest(found)
-        _place(row)
+        _finish(row, file, is_right=found == sha256)
+    if found != sha256:
+        raise WrongDigest(found)
     return _stored(row)
 
 
@@ -111,7 +110,10 @@ def _begin(*, project_id: int, sha256: str, size_bytes: int, at: datetime) -> Ar
         row, _ = known.get_or_create(
             project_id=project_id, sha256=sha256, defaults={"size_bytes": size_bytes, "created_at": at, "used_at": at}
         )
-    if row.state == ArtifactState.STORED and not _path(row).exists():
+    is_lost = row.state == ArtifactState.STORED and not _path(row).exists()
+    if (is_lost or row.state == ArtifactState.UPLOADING) and size_bytes > row.size_bytes:
+        _make_room(project_id, size_bytes, beyond=row.size_bytes)
+    if is_lost:
         log.error("an artifact lost its file", project=project_id, sha256=sha256)
         row.move_to(ArtifactState.UPLOADING, size_bytes=size_bytes)
     if row.state == ArtifactState.UPLOADING and row.size_bytes != size_bytes:
@@ -123,9 +125,10 @@ def _begin(*, project_id: int, sha256: str, size_bytes: int, at: datetime) -> Ar
     return row
 
 
-def _make_room(project_id: int, size_bytes: int) -> None:
+def _make_room(project_id: int, size_bytes: int, *, beyond: int = 0) -> None:
     """Raise ArtifactsFull where a project may not keep so much more. Two uploads that begin at once ask in turn.
 
+    `beyond` is what of it counts already: it was announced smaller before.
     Small files have some room beyond the limit, so that what ran can still tell what it left.
     """
     with connection.cursor() as cursor:
@@ -134,10 +137,10 @@ def _make_room(project_id: int, size_bytes: int) -> None:
     limit = settings.ARTIFACTS_PROJECT_BYTES_MAX
     if size_bytes <= SMALL_BYTES:
         limit += limit // 100
-    if kept + size_bytes > limit:
+    if kept - beyond + size_bytes > limit:
         raise ArtifactsFull(
             gettext("The project keeps %(kept)s of at most %(most)s bytes, and this is %(size)s more.")
-            % {"kept": kept, "most": limit, "size": size_bytes}
+            % {"kept": kept, "most": limit, "size": size_bytes - beyond}
         )
 
 
@@ -157,18 +160,38 @@ def _locked(row: Artifact) -> Iterator[BinaryIO | None]:
                 yield None
                 return
             # Between opening and locking it may have been finished and lost, or refused: then there is another file.
-            try:
-                is_ours = os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            except FileNotFoundError:
-                is_ours = False
-            if is_ours:
+            if _is_at(path, file):
                 yield file
                 return
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Return whether this open file is still the one of that name."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _digest(file: Any) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@transaction.atomic
+def _finish(row: Artifact, file: BinaryIO, *, is_right: bool) -> None:
+    """Let all that has arrived be the artifact, or keep nothing of it. Raises WrongOffset where it counts no more.
+
+    Whoever announces another size or removes it holds its row while the file goes, and so do we.
+    """
+    known = Artifact.objects.select_for_update().filter(pk=row.pk).first()
+    if known is None or known.size_bytes != row.size_bytes or not _is_at(_partial(row), file):
+        raise WrongOffset(0)
+    if is_right:
+        _place(row)
+        return
+    _partial(row).unlink()
+    Artifact.objects.filter(pk=row.pk, state=ArtifactState.UPLOADING).delete()
 
 
 def _place(row: Artifact) -> None:

@@ -20,7 +20,7 @@ from marketplace.cli.terminal import Terminal
 from marketplace.models import Organization, Project, User
 from provisioning import artifacts
 from provisioning.agent import manifest
-from provisioning.errors import BadFolder
+from provisioning.errors import BadFolder, WrongOffset
 from provisioning.models import Artifact
 from tests.conftest import make_token
 from tests.marketplace.api.program import Program, problem_of
@@ -89,6 +89,51 @@ def test_limits_of_one_artifact_and_of_a_project_are_kept_before_a_byte_is_taken
     digest = hashlib.sha256(other).hexdigest()
     problem_of(put(program, other, sha256=digest, length=17), 409, "artifacts_full")
     assert put(program, other[:16], sha256=hashlib.sha256(other[:16]).hexdigest(), length=16).status_code == 201
+
+
+def test_an_upload_that_is_announced_larger_asks_for_room_again(program: Program, settings: Any) -> None:
+    settings.ARTIFACTS_PROJECT_BYTES_MAX = 50
+    assert put(program, b"", length=1).status_code == 202
+    problem_of(put(program, b"", length=51), 409, "artifacts_full")
+    assert Artifact.objects.get().size_bytes == 1
+    assert put(program, b"", length=50).status_code == 202
+    assert put(program, BYTES).status_code == 201
+    files(settings)[0].unlink()
+    problem_of(put(program, b"", length=51), 409, "artifacts_full")
+    assert put(program, BYTES).status_code == 201
+
+
+@pytest.mark.parametrize("begun", [b"", BYTES[:3]])
+def test_a_sender_whose_bytes_were_thrown_away_meanwhile_begins_anew(
+    project: Project, settings: Any, begun: bytes
+) -> None:
+    now = timezone.now()
+    asked = {"project_id": project.pk, "sha256": SHA, "at": now}
+
+    def pieces() -> Any:
+        yield BYTES[:10]
+        artifacts.receive(**asked, size_bytes=99, offset=0, pieces=[begun])
+        yield BYTES[10:]
+
+    with pytest.raises(WrongOffset) as refusal:
+        artifacts.receive(**asked, size_bytes=len(BYTES), offset=0, pieces=pieces())
+    assert refusal.value.offset == 0
+    row = Artifact.objects.get()
+    assert (row.state, row.size_bytes, artifacts.offset_of(row)) == ("uploading", 99, len(begun))
+    row = artifacts.receive(**asked, size_bytes=len(BYTES), offset=0, pieces=[BYTES])
+    assert (row.state, files(settings)[0].read_bytes()) == ("stored", BYTES)
+
+
+def test_what_is_here_whole_but_was_not_placed_is_stored_by_an_empty_piece_at_its_end(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as dies:
+        dies.setattr(artifacts, "_finish", lambda *a, **k: (_ for _ in ()).throw(WrongOffset(len(BYTES))))
+        assert put(program, BYTES)["Upload-Offset"] == str(len(BYTES))
+    assert program.ask("head", f"artifacts/{SHA}")["Upload-Offset"] == str(len(BYTES))
+    assert program.post("artifacts/missing", {"sha256s": [SHA]}).json() == {"missing": [SHA]}
+    assert put(program, b"", offset=len(BYTES)).status_code == 201
+    assert program.get(f"artifacts/{SHA}").getvalue() == BYTES
 
 
 def test_nobody_learns_what_another_project_keeps(program: Program, stranger: Program, project: Project) -> None:
