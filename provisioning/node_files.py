@@ -18,7 +18,7 @@ from django.db.models import Q
 
 from provisioning import artifacts, engine, nodes
 from provisioning.agent.manifest import BadManifest, Entry
-from provisioning.errors import BadFolder, NoArtifact, NodeUnknown, NotAssigned, WrongDigest
+from provisioning.errors import BadFolder, NoArtifact, NodeUnknown, NotAssigned, WrongDigest, WrongOffset
 from provisioning.health import events
 from provisioning.models import Artifact, Assignment, Instance, Node
 from provisioning.protocol import Said
@@ -74,7 +74,11 @@ def find(row: Assignment, sha256: str) -> Artifact | None:
 def receive(
     row: Assignment, *, sha256: str, size_bytes: int, offset: int, pieces: Iterable[bytes], at: datetime
 ) -> Artifact:
-    """Take bytes of an artifact from a node, as `artifacts.receive` does. Raises NotAssigned, too."""
+    """Take bytes of an artifact from a node, as `artifacts.receive` does. Raises NotAssigned, too.
+
+    It is accused of wrong ones only where all of them came from it, at once:
+    what lay here before may be anybody's of its project, and is sent anew.
+    """
     _check_wanted(row)
     try:
         return artifacts.receive(
@@ -82,6 +86,8 @@ def receive(
             at=at,
         )  # fmt: skip
     except WrongDigest as error:
+        if offset > 0:
+            raise WrongOffset(0) from error
         _accuse(row, f"said {sha256}, sent {error.found}", at=at)
         raise
 

@@ -116,6 +116,27 @@ def test_a_node_that_sends_other_bytes_than_it_said_fails_its_run_and_is_an_even
     assert_blamed(instance, sha256(b"what it sent").hexdigest())
 
 
+def test_a_node_that_went_on_from_bytes_of_somebody_else_is_not_accused_and_begins_anew(
+    rent: Rent, run_until_idle: Run, settle: Run, fleet: Fleet
+) -> None:
+    instance = rent(work=Work(outputs=("out",)))
+    run_until_idle()
+    node, row = played(fleet, instance)
+    digest, now = sha256(b"honest").hexdigest(), timezone.now()
+    artifacts.receive(
+        project_id=instance.project_id, sha256=digest, size_bytes=6, offset=0, pieces=[b"x"], at=now
+    )  # A customer's, through the API.
+    first = asks(node, "PUT", digest, b"honest", assignment=row)
+    assert (first.status_code, first["Upload-Offset"]) == (409, "1")
+    rest = asks(node, "PUT", digest, b"onest", assignment=row, **{"Upload-Length": "6", "Upload-Offset": "1"})
+    assert (rest.status_code, rest["Upload-Offset"]) == (409, "0")
+    anew = asks(node, "PUT", digest, b"honest", assignment=row)
+    assert (anew.status_code, anew["Upload-Offset"]) == (200, "6")
+    row.refresh_from_db()
+    assert row.observed != "failed"
+    assert not HealthEvent.objects.exists()
+
+
 def test_a_node_that_names_outputs_which_are_not_here_fails_its_run_and_is_an_event(
     rent: Rent, run_until_idle: Run, settle: Run, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
