@@ -15,6 +15,8 @@ from provisioning.agent.manifest import MANIFEST_BYTES_MAX, BadManifest, Entry, 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 PIECE_BYTES = 8 << 20
 READ_BYTES = 1 << 20
+# How often an upload is begun anew of which the store threw away what it had.
+ANEW_MAX = 3
 # What is refused for good; everything else may go well the next time.
 FINAL = {400, 401, 403, 404, 413, 422, 507}
 
@@ -101,16 +103,24 @@ class Store:
             raise Trouble("the answer is not of the protocol") from error
 
     def send(self, holding: Holding, sha256: str, size: int, file: IO[bytes], *, tell: Tell) -> None:
-        """Send an artifact. What arrived of it before is not sent again."""
+        """Send an artifact. What arrived of it before is not sent again.
+
+        It is stored once a piece was taken, be it an empty one at the end; that
+        all of it is there is not enough: it may not have been looked at yet.
+        """
         offset = self._offset(holding, sha256) if size > PIECE_BYTES else 0
+        anew = 0
         while True:
             file.seek(offset)
-            sent = self._send_piece(holding, sha256, file.read(PIECE_BYTES), offset=offset, size=size)
-            if sent >= size:
+            sent, is_taken = self._send_piece(holding, sha256, file.read(PIECE_BYTES), offset=offset, size=size)
+            if is_taken and sent >= size:
                 tell(size)
                 return
-            if sent == offset:
+            if sent == offset or sent > size:
                 raise Trouble("the store takes nothing more of it now")
+            anew += sent < offset
+            if anew > ANEW_MAX:
+                raise Refused(422, f"the store threw away what it had of {sha256}, {anew} times")
             offset = sent
             tell(offset)
 
@@ -124,8 +134,8 @@ class Store:
         _check(answer)
         return _upload_offset(answer)
 
-    def _send_piece(self, holding: Holding, sha256: str, piece: bytes, *, offset: int, size: int) -> int:
-        """Send what begins at `offset`; return how much is there afterwards."""
+    def _send_piece(self, holding: Holding, sha256: str, piece: bytes, *, offset: int, size: int) -> tuple[int, bool]:
+        """Send what begins at `offset`; return how much is there afterwards, and whether it was taken."""
         headers = {"Upload-Offset": str(offset), "Upload-Length": str(size)} | self._headers(holding)
         try:
             answer = self._client.put(_path(sha256), content=piece, headers=headers)
@@ -133,7 +143,7 @@ class Store:
             raise _no_answer(error) from error
         if not (answer.status_code == 409 and "Upload-Offset" in answer.headers):
             _check(answer)
-        return _upload_offset(answer)
+        return _upload_offset(answer), answer.is_success
 
     def _headers(self, holding: Holding) -> dict[str, str]:
         who = self._who()

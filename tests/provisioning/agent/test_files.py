@@ -1,14 +1,16 @@
 """What an agent carries for a workload: inputs, outputs, checkpoints; real processes, and a store that cuts lines."""
 
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from provisioning.agent import carrier, store
 from provisioning.agent.clock import boottime
-from provisioning.agent.control import Backoff
-from provisioning.agent.store import Store
+from provisioning.agent.control import Backoff, Refused
+from provisioning.agent.manifest import digest
+from provisioning.agent.store import Holding, Store
 from tests.provisioning.agent.cast import Node, eventually
 from tests.provisioning.agent.control_plane import ControlPlane
 from tests.provisioning.agent.shelf import Shelf
@@ -88,6 +90,29 @@ def test_an_output_that_the_store_has_no_room_for_is_named_and_the_others_are_ke
     seen = node.until("asg_a", "exited")
     assert shelf.files(seen.outputs) == {"small": b"ok\n"}
     assert "large could not be kept: HTTP 413 too large" in seen.message
+
+
+def test_what_is_there_whole_counts_once_the_store_has_taken_it(node: Node, shelf: Shelf) -> None:
+    shelf.arriving[digest(b"out\n")] = b"out\n"  # Of a sender before, whose last piece nobody answered.
+    shelf.looks = 3
+    node.run("asg_a", "echo out > out", work={"outputs": ["out"]})
+    assert shelf.files(node.until("asg_a", "exited").outputs) == {"out": b"out\n"}
+    assert shelf.looks < 0
+
+
+def test_an_upload_is_begun_anew_some_times_and_not_for_ever(
+    shelf: Shelf, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PIECE_BYTES", 10)
+    data, holding = b"x" * 25, Holding("asg_a", 1)
+    assert node.store is not None
+    shelf.drops = store.ANEW_MAX
+    node.store.send(holding, digest(data), 25, BytesIO(data), tell=lambda _: None)
+    assert shelf.kept == {digest(data): data}
+    shelf.kept.clear()
+    shelf.drops = store.ANEW_MAX + 1
+    with pytest.raises(Refused, match="threw away"):
+        node.store.send(holding, digest(data), 25, BytesIO(data), tell=lambda _: None)
 
 
 def test_a_checkpoint_is_kept_while_it_changes_and_put_back_elsewhere(
