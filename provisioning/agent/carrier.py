@@ -64,6 +64,7 @@ class Carrier:
         self._store = store
         self._thread: threading.Thread | None = None
         self._progress: _Meter | None = None
+        self._furthest: dict[str, int] = {}
         self._kept: dict[str, Kept] = {}
         self._look_at = 0.0
         self._ends_at: float | None = None
@@ -143,6 +144,7 @@ class Carrier:
     def _run(self, work: Callable[[Store], None]) -> None:
         assert self._store is not None
         backoff, moved_at = Backoff(), boottime()
+        self._progress, self._furthest = None, {}
         while not self._stopping.is_set():
             try:
                 work(self._store)
@@ -150,7 +152,7 @@ class Carrier:
             except _Stopped:
                 return
             except Trouble as trouble:
-                if self._progress is not None and self._progress.has_moved():
+                if self._has_moved():
                     backoff.reset()
                     moved_at = boottime()
                 if self._is_given_up(work, str(trouble), stuck_s=boottime() - moved_at):
@@ -163,6 +165,15 @@ class Carrier:
                 log.exception("carrying files failed", extra={"assignment": self._holding.assignment})
                 self._give_up(work, "an error of the node agent; its log says more")
                 return
+
+    def _has_moved(self) -> bool:
+        """Return whether more is over than after any try before. Each try measures anew, from nothing on."""
+        meter = self._progress
+        if meter is None:
+            return False
+        before, done = self._furthest.get(meter.step, 0), meter.done()
+        self._furthest[meter.step] = max(before, done)
+        return done > before
 
     def _is_given_up(self, work: Callable[[Store], None], why: str, *, stuck_s: float) -> bool:
         """Return whether to stop trying for now. A checkpoint is tried again by itself."""
@@ -200,8 +211,11 @@ class Carrier:
             target = root / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             # A file of the checkpoint takes the place of the input; nothing of the command's has run here yet.
-            if not _is_there(target, entry):
-                store.fetch(self._holding, entry, target, tell=meter.of(entry))
+            tell = meter.of_next()
+            if _is_there(target, entry):
+                tell(entry.size)
+            else:
+                store.fetch(self._holding, entry, target, tell=tell)
         write_json(self._file("brought"), {"files": len(plan)})
         self.has_brought = True
 
@@ -301,11 +315,11 @@ class Carrier:
         lacking = set(store.missing(self._holding, list(unlike)) if len(unlike) > ASK_FROM else unlike)
         for entry in unlike.values():
             if entry.sha256 not in lacking:
-                meter.of(entry)(entry.size)
+                meter.of_next()(entry.size)
                 continue
             try:
                 with opened(entry) as file:
-                    store.send(self._holding, entry.sha256, entry.size, file, tell=meter.of(entry))
+                    store.send(self._holding, entry.sha256, entry.size, file, tell=meter.of_next())
             except Refused as refusal:
                 if refusal.status not in NO_ROOM:
                     raise
@@ -330,31 +344,32 @@ class _Meter:
     """How far files are, of how many bytes. One thread writes, another reads."""
 
     def __init__(self, step: str, total: int, stopping: threading.Event) -> None:
-        self._step, self._total, self._stopping = step, total, stopping
+        self.step = step
+        self._total, self._stopping = total, stopping
         self._began = time.monotonic()
-        self._done: dict[str, int] = {}
-        self._seen = 0
+        self._done: list[int] = []
 
-    def of(self, entry: Entry) -> Callable[[int], None]:
-        """Return what takes down how far one file is, and ends the work once it is told to stop."""
+    def of_next(self) -> Callable[[int], None]:
+        """Return what takes down how far the next file is, and ends the work once it is told to stop."""
+        number = len(self._done)
+        self._done.append(0)
 
         def tell(done: int) -> None:
             if self._stopping.is_set():
                 raise _Stopped
-            self._done[entry.path] = done
+            self._done[number] = done
 
         return tell
 
-    def has_moved(self) -> bool:
-        """Return whether more is over than when this was asked last."""
-        before, self._seen = self._seen, sum(tuple(self._done.values()))
-        return self._seen > before
+    def done(self) -> int:
+        """Return how many bytes are over."""
+        return sum(tuple(self._done))
 
     def told(self) -> Progress:
         """Return it as it is reported."""
-        done = sum(tuple(self._done.values()))
+        done = self.done()
         took_s = max(0.001, time.monotonic() - self._began)
-        return Progress(self._step, min(done, self._total), self._total, int(done / took_s))
+        return Progress(self.step, min(done, self._total), self._total, int(done / took_s))
 
 
 def _is_there(target: Path, entry: Entry) -> bool:

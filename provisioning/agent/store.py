@@ -76,6 +76,7 @@ class Store:
     def _fetch_rest(self, holding: Holding, entry: Entry, file: IO[bytes], tell: Tell) -> None:
         have = file.seek(0, os.SEEK_END)
         if have >= entry.size:
+            tell(entry.size)
             return
         headers = self._headers(holding) | ({"Range": f"bytes={have}-"} if have else {})
         try:

@@ -21,6 +21,7 @@ class Shelf:
         self.spoils = False  # Gives other bytes than those that were asked for.
         self.cuts = {"GET": 0, "PUT": 0}  # How many of the next answers and bodies break off half-way.
         self.closed = False
+        self.stops_at = ""  # The artifact of which nothing is taken.
         self.looks = 0  # How many of the next PUTs find what is whole still being looked at.
         self.drops = 0  # How many of the next PUTs find that what arrived was thrown away.
         self._cut = ""
@@ -65,6 +66,8 @@ class Shelf:
     def _put(self, sha256: str, headers: dict[str, Any], body: bytes) -> Answer:
         offset, size = int(headers["Upload-Offset"]), int(headers["Upload-Length"])
         self.puts.append(sha256)
+        if sha256 == self.stops_at:
+            return 503, {}, b'{"detail": "not now"}'
         if size > self.limit:
             return 413, {}, b'{"detail": "too large"}'
         have = self.kept.get(sha256, self.arriving.get(sha256, b""))
@@ -88,7 +91,6 @@ class Shelf:
                 return 422, {}, b'{"detail": "wrong digest"}'
             self.kept[sha256] = have
         return 200, {"Upload-Offset": str(len(have))}, b"{}"
-
 
     def _looks_still(self) -> bool:
         self.looks -= 1

@@ -3,12 +3,13 @@
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from provisioning.agent import carrier, store
 from provisioning.agent.clock import boottime
-from provisioning.agent.control import Backoff, Refused
+from provisioning.agent.control import Backoff, Refused, Trouble
 from provisioning.agent.manifest import digest
 from provisioning.agent.store import Holding, Store
 from tests.provisioning.agent.cast import Node, eventually
@@ -113,6 +114,36 @@ def test_an_upload_is_begun_anew_some_times_and_not_for_ever(
     shelf.drops = store.ANEW_MAX + 1
     with pytest.raises(Refused, match="threw away"):
         node.store.send(holding, digest(data), 25, BytesIO(data), tell=lambda _: None)
+
+
+def test_what_moves_no_further_is_tried_less_often_and_given_up(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "LAST_S", 5.0)
+    monkeypatch.setattr(carrier, "STUCK_S", 0.5)
+    shelf.stops_at = digest(b"b\n")  # The first is taken at every try, the second at none.
+    node.run("asg_a", "echo a > a; echo b > b", work={"outputs": ["a", "b"]})
+    assert "HTTP 503" in node.until("asg_a", "failed").message
+    assert shelf.puts.count(digest(b"a\n")) < 9
+
+
+def test_inputs_that_are_there_already_count_as_far_as_they_are(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = shelf.folder({name: name.encode() * 100 for name in "abcdef"})
+    moved = []
+    has_moved = carrier.Carrier._has_moved
+    monkeypatch.setattr(carrier.Carrier, "_has_moved", lambda self: moved.append(has_moved(self)) or moved[-1])
+    fetch = Store.fetch
+
+    def fetch_one(*args: Any, **named: Any) -> None:
+        fetch(*args, **named)
+        raise Trouble("the line was cut after one file")
+
+    monkeypatch.setattr(Store, "fetch", fetch_one)
+    node.want("asg_a", "prepared", work={"inputs": inputs})
+    node.until("asg_a", "prepared")
+    assert moved == [True] * 6
 
 
 def test_a_checkpoint_is_kept_while_it_changes_and_put_back_elsewhere(
