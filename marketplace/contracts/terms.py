@@ -35,7 +35,8 @@ MICROS_MAX = 10**15
 # What one result, and all of a job together, may cost: sums of it still fit where they are kept.
 RESULT_MICROS_MAX = 10**18
 KEY_SHAPE = re.compile(r"[0-9a-f]{64}")
-COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,127}")
+METERED_COST = "metered_cost"
+COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,99}")
 PATH_SHAPE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]{1,255}")
 ORGANIZATION_SHAPE = re.compile(r"org_[a-z2-7]{20}")
 
@@ -242,9 +243,9 @@ FIELDS: dict[str, Check] = {
                 "period": choice(PERIODS),
                 "minimum_micros": number(0, MICROS_MAX),
                 "cap_micros": maybe(number(1, MICROS_MAX)),
-                "true_up": choice(("none", "metered_cost")),
+                "true_up": choice(("none", METERED_COST)),
                 "statement_within_s": number(3600, 60 * DAY_S),
-                "if_overdue": choice(("last_statement", "minimum", "metered_cost")),
+                "if_overdue": choice(("last_statement", "minimum", METERED_COST)),
             }
         )
     ),
@@ -372,11 +373,19 @@ def _check_kind(terms: Terms) -> None:
         _fail("unit/price_micros", _("Say what a unit costs."))
     if terms.most_micros > RESULT_MICROS_MAX:
         _fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
+    _check_covered(terms)
     guarantee = terms["guarantee"]
     if guarantee is not None:
         if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):
             _fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
         _check_falling("guarantee/curve", [(one["below_bps"], one["credit_bps"]) for one in guarantee["curve"]])
+
+
+def _check_covered(terms: Terms) -> None:
+    """Nothing can be rented under a share of revenue: what its metered cost asks would always be nothing."""
+    for name in ("true_up", "if_overdue"):
+        if terms["revenue"] is not None and terms["revenue"][name] == METERED_COST:
+            _fail(f"revenue/{name}", _("Nothing is rented under a share of revenue yet, so there is no metered cost."))
 
 
 def _check_falling(place: str, curve: list[tuple[int, int]]) -> None:

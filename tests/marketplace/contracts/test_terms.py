@@ -6,6 +6,7 @@ import pytest
 
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
+from tests.agreed import GUARANTEE, REVENUE
 from tests.outcomes import TERMS, terms
 
 SELLER = "org_" + "a" * 20
@@ -61,6 +62,9 @@ def decided_by(organization: str | None) -> dict[str, Any]:
         ({"cap": {"period": "day", "micros": 5}, "floor": {"period": "day", "micros": 6}}, "floor/micros"),
         ({"cap": {"period": "day", "micros": 5}, "floor": {"period": "month", "micros": 5}}, "floor/period"),
         ({"clawback_s": -1}, "clawback_s"),
+        ({"kind": "revenue_share", "revenue": REVENUE | {"true_up": "metered_cost"}}, "revenue/true_up"),
+        ({"kind": "revenue_share", "revenue": REVENUE | {"if_overdue": "metered_cost"}}, "revenue/if_overdue"),
+        ({"kind": "guarantee", "guarantee": GUARANTEE | {"counter": "c" * 101}}, "guarantee/counter"),
         ({"shares": [{"to": "seller", "bps": 8000}, {"to": "platform", "bps": 1999}]}, "shares"),
         ({"shares": [{"to": "seller", "bps": 5000}, {"to": "seller", "bps": 5000}]}, "shares/1/to"),
         ({"shares": [{"to": "my friend", "bps": 10_000}]}, "shares/0/to"),
@@ -94,7 +98,7 @@ def test_each_kind_has_terms_that_are_good() -> None:
         "curve": [{"below_bps": 9500, "credit_bps": 1000}, {"below_bps": 8000, "credit_bps": 5000}],
     }  # fmt: skip
     revenue = {
-        "share_bps": 500, "period": "month", "minimum_micros": 0, "cap_micros": None, "true_up": "metered_cost",
+        "share_bps": 500, "period": "month", "minimum_micros": 0, "cap_micros": None, "true_up": "none",
         "statement_within_s": 86_400, "if_overdue": "minimum",
     }  # fmt: skip
     for differs in (
