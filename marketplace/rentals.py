@@ -47,7 +47,7 @@ class Order:
     images. `lease` says what the node does when it hears nothing from us,
     `on_failure` what we do when the node fails, `attach` whether it runs inside
     a reservation, and `reservation` in which one it has to. `work` is for what
-    runs to an end; no door of instances takes it.
+    runs to an end; doors of instances take its counters alone.
     """
 
     offer: Offer

@@ -15,7 +15,7 @@ moment leaves it waiting or started, and it never starts twice.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -37,6 +37,7 @@ from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, Q
 from provisioning.models import Instance, Node, Phase
 from provisioning.placing import policy
 from provisioning.volumes import Use
+from provisioning.work import Counters, Work
 
 log = structlog.get_logger("marketplace.waiting")
 
@@ -395,6 +396,7 @@ def _written(order: rentals.Order) -> dict[str, Any]:
         "volumes": [
             {"volume": use.volume.public_id, "path": use.path, "read_only": use.read_only} for use in order.uses
         ],
+        "counters": asdict(order.work.counters) if order.work.counters else None,
     }  # fmt: skip
 
 
@@ -405,10 +407,11 @@ def _read(entry: WaitingOrder) -> rentals.Order:
     ]
     named = kept.get("reservation")
     inside = held.reservation_of(entry.project, named) if named else None
-    fields = {name: value for name, value in kept.items() if name not in ("volumes", "reservation")}
+    fields = {name: value for name, value in kept.items() if name not in ("volumes", "reservation", "counters")}
     return rentals.Order(
-        offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, reservation=inside, **fields
-    )
+        offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, reservation=inside,
+        work=Work(counters=Counters.of(kept.get("counters"))), **fields,
+    )  # fmt: skip
 
 
 def _sum_of_gpus(entries: Any) -> int:

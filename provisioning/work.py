@@ -1,6 +1,8 @@
 """What an instance that runs to an end works on: what it begins with, what it leaves, and who pays for its hours."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,11 @@ class Counters:
     names: tuple[str, ...]
     path: str = "/metrics"
     most_per_s: int = 0
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any] | None) -> "Counters | None":
+        """Return the counters that a document names by `port`, `names` and perhaps `path`; None where it names none."""
+        return None if said is None else cls(**{**said, "names": tuple(said["names"])})
 
 
 @dataclass(frozen=True, slots=True)

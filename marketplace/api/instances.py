@@ -19,7 +19,7 @@ from rest_framework.views import APIView
 
 from marketplace import access, held, rentals
 from marketplace.access import Actor
-from marketplace.api import answers, shapes
+from marketplace.api import answers, order_shapes, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.errors import Forbidden, NotFound
@@ -28,6 +28,7 @@ from marketplace.offers import offer_for
 from provisioning import output
 from provisioning.models import Instance
 from provisioning.volumes import Use
+from provisioning.work import Counters, Work
 
 STREAM_S = 50
 STREAM_LOOK_S = 0.5
@@ -64,13 +65,13 @@ class InstanceList(APIView):
     @extend_schema(
         operation_id="rent_instance",
         parameters=[shapes.DryRunQuery, KEY_REQUIRED],
-        request=shapes.RentInstance,
+        request=order_shapes.RentInstance,
         responses={202: shapes.InstanceAnswer, 200: shapes.DryRunAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Rent GPUs: all of them now, or a refusal with nothing made and nothing charged."""
         actor, at = actor_of(request), timezone.now()
-        query, asked = queried(request, shapes.DryRunQuery), checked(shapes.RentInstance, request.data)
+        query, asked = queried(request, shapes.DryRunQuery), checked(order_shapes.RentInstance, request.data)
         with naming("project"):
             project = access.project_for(actor, asked.get("project"), verb="instance.change")
         if query["dry_run"]:
@@ -116,6 +117,7 @@ def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
         reservation=reservation,
         uses=uses,
         wish=asked.get("placement"),
+        work=Work(counters=Counters.of(asked.get("counters"))),
     )
 
 

@@ -6,8 +6,9 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace import waiting
+from marketplace.api.order_shapes import RentInstance
 from marketplace.api.price_shapes import Amount, Price
-from marketplace.api.shapes import NamedRef, RentInstance, Shape, Text
+from marketplace.api.shapes import NamedRef, Shape, Text
 from marketplace.models import QuotaRequest, WaitingOrder
 from marketplace.money import MICROS
 from marketplace.quota_requests import REASON_LENGTH_MAX

@@ -4,8 +4,9 @@ from typing import Any
 
 from rest_framework import serializers
 
+from marketplace.api.order_shapes import RentInstance
 from marketplace.api.price_shapes import Amount, Price
-from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RentInstance, RiskAnswer, Shape, Text
+from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RiskAnswer, Shape, Text
 from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 

@@ -46,6 +46,7 @@ def of_spec(spec: Spec, *, project: Project, offer: Offer, paid_by: str = "") ->
             checkpoint=spec.checkpoint,
             has_network=spec.has_network,
             paid_by=paid_by,
+            counters=spec.counters,
             time_limit_s=spec.time_limit_s,
         ),
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from marketplace.models import Job
+from marketplace.work_orders import COUNTER_SHAPE, COUNTERS_MAX
 
 TASKS_MAX = 10_000
 JOBS_MAX = 1000
@@ -15,6 +16,8 @@ VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 DURATION = r"^[1-9][0-9]{0,6}(s|m|h|d)$"
 MONEY = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 SHA256 = r"^[0-9a-f]{64}$"
+COUNTER = f"^{COUNTER_SHAPE.pattern}$"
+COUNTERS_PATH = r"^/[!-~]{0,199}$"
 RELATIVE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\u0000-\u001f\u007f]{1,255}$"
 
 # YAML reads 2.50 as a number: it is taken as it is written.
@@ -75,6 +78,23 @@ JOB: dict[str, Any] = {
                     "read_only": {"type": "boolean", "default": False},
                 },
             },
+        },
+        "counters": {
+            "type": "object",
+            "required": ["port", "names"],
+            "additionalProperties": False,
+            "properties": {
+                "port": {"type": "integer", "minimum": 1, "maximum": 65_535},
+                "path": {"type": "string", "pattern": COUNTERS_PATH, "default": "/metrics"},
+                "names": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": COUNTERS_MAX,
+                    "items": {"type": "string", "pattern": COUNTER},
+                    "uniqueItems": True,
+                },
+            },
+            "description": "what the command counts and shows at a port, in Prometheus text format",
         },
         "array": {"type": "integer", "minimum": 1, "maximum": TASKS_MAX, "description": "so many tasks"},
         "parameters": {

@@ -24,6 +24,7 @@ from marketplace.jobs import schema
 from marketplace.jobs.reading import Document, Fault, Path, Unreadable, document_of
 from marketplace.money import plain, typed_micros
 from provisioning.agent import signing
+from provisioning.work import Counters
 
 FAULTS_MAX = 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -72,6 +73,7 @@ class Spec:
     needs: Sequence[str]
     max_cost_micros: int | None
     contract: str
+    counters: Counters | None
     path: Path = ()
     source: Document = field(default_factory=lambda: Document(None))
 
@@ -317,6 +319,7 @@ def _spec(job: Mapping[str, Any], deadline: datetime | None) -> Spec:
         needs=job.get("needs", []),
         max_cost_micros=_micros(job["max_cost"]) if "max_cost" in job else None,
         contract=job.get("contract", ""),
+        counters=Counters.of(job.get("counters")),
     )
 
 

@@ -126,7 +126,18 @@ def _bound(spec: Spec, project: Project) -> Bound | None:
         raise BadOrder(
             "retries", gettext("Its contract lets it be tried again %(most)s times at most.") % {"most": most}
         )
+    _check_counted(spec, bound)
     return bound
+
+
+def _check_counted(spec: Spec, bound: Bound) -> None:
+    """Raise BadOrder where its contract pays by a counter that nobody would read."""
+    measured = bound.terms["measured"]
+    if measured is None or measured["kind"] != "counter":
+        return
+    if spec.counters is None or measured["name"] not in spec.counters.names:
+        text = gettext("This contract pays by the counter %(name)s: name it under “counters”.")
+        raise BadOrder("counters", text % {"name": measured["name"]})
 
 
 def _check_fields(spec: Spec) -> None:

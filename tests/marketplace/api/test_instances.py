@@ -37,6 +37,17 @@ def test_an_order_becomes_an_instance_that_waits_for_its_node(program: Program, 
     assert [step["state"] for step in instance["steps"]] == ["active", "waiting", "waiting", "waiting"]
 
 
+def test_counters_that_its_node_is_to_read_are_ordered_with_it(program: Program) -> None:
+    counters = {"port": 8000, "names": ["tokens_total"]}
+    answer = program.rent(name="counted", counters=counters)
+    assert answer.status_code == 202
+    read = Instance.objects.get(name="counted").counters
+    assert read == {**counters, "path": "/metrics", "most_per_s": 0}
+    for spoilt in ({"port": 0}, {"names": []}, {"path": "metrics"}, {"names": ["a-b"]}, {"most_per_s": 1}):
+        refused = program.rent(key=str(spoilt), counters=counters | spoilt)
+        assert refused.status_code == 422, spoilt
+
+
 def test_money_is_exact_decimal_strings(program: Program, running: Instance) -> None:
     cost = program.get(f"instances/{running.public_id}").json()["cost"]
     rates = {name: cost[name] for name in ("per_second", "per_hour", "per_day")}

@@ -70,6 +70,23 @@ def test_work_that_is_paid_by_its_result_needs_a_time_limit_and_keeps_to_the_ret
     assert (job.time_limit_s, job.retries) == (3600, 1)
 
 
+def test_a_job_names_the_counter_by_which_its_contract_pays(works: Works) -> None:
+    unit = {"name": "token", "per": 1000, "price_micros": 10, "most": 1_000_000}
+    measured = {"kind": "counter", "name": "tokens_total"}
+    deal = make_deal(works.project.organization, kind="per_unit", unit=unit, measured=measured)
+    text = f"{BASE}time_limit: 1h\ncontract: {deal.version.public_id}\n"
+    other = f"{text}counters: {{port: 8000, names: [requests_total]}}\n"
+    for unread in (text, other):
+        assert "pays by the counter tokens_total: name it under “counters”." in refused(works, unread)
+    assert "line 5: There is no field “most_per_s”." in refused(
+        works, f"{text}counters: {{port: 8000, names: [a], most_per_s: 1}}\n"
+    )
+    works.submit(f"{text}counters: {{port: 8000, names: [tokens_total]}}\n")
+    works.look()
+    read = Instance.objects.get().counters
+    assert read == {"port": 8000, "path": "/metrics", "names": ["tokens_total"], "most_per_s": 0}
+
+
 def test_a_circle_of_needs_is_named(works: Works) -> None:
     job = "- {{name: {0}, offer: h200-narvik, command: [a], needs: [{1}]}}\n"
     text = "jobs:\n" + job.format("a", "b") + job.format("b", "c") + job.format("c", "a")
