@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -25,6 +25,7 @@ from django.db.models import Q, Sum
 from django.utils.translation import gettext
 
 from provisioning.agent import manifest
+from provisioning.agent.folders import matcher
 from provisioning.agent.manifest import BadManifest, Entry
 from provisioning.errors import ArtifactsFull, ArtifactTooLarge, BadFolder, NoArtifact, WrongDigest, WrongOffset
 from provisioning.models import Artifact, ArtifactState, Instance, Phase
@@ -265,6 +266,20 @@ def files_of(project_id: int, sha256: str) -> tuple[Entry, ...]:
         if len(data) > manifest.MANIFEST_BYTES_MAX:
             break
     return manifest.read(data)
+
+
+def lacking(*, project_id: int, sha256: str, patterns: Sequence[str]) -> list[str]:
+    """Return which of these patterns name no file of a folder that a project keeps; all, where it keeps no such folder.
+
+    This is our own record of what was left behind, whatever the node says of it.
+    """
+    if not patterns or not sha256:
+        return list(patterns)
+    try:
+        paths = [entry.path for entry in files_of(project_id, sha256)]
+    except (NoArtifact, BadManifest):
+        return list(patterns)
+    return [pattern for pattern in patterns if not any(map(matcher(pattern).fullmatch, paths))]
 
 
 def check_folder(*, project_id: int, sha256: str) -> tuple[Entry, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,9 +52,15 @@ def _silence_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "is_our_fault", lambda node_ids, at: False)
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.fixture(autouse=True)
-def _plain(settings: Any) -> None:
-    """Fast passwords, and no answers remembered from another test."""
+def _plain(settings: Any, store: Path) -> None:
+    """Fast passwords, a store of artifacts of our own, and no answers remembered from another test."""
+    settings.ARTIFACTS = store
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     cache.clear()
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 from django.db.models import F
@@ -25,8 +26,11 @@ from marketplace.models import (
     Task,
     User,
 )
+from provisioning.agent import manifest
+from provisioning.agent.manifest import Entry
 from provisioning.models import Instance
 from tests.conftest import make_organization, make_person
+from tests.nodes import keep_folder
 
 CENT = 10_000
 PRICE = 50 * CENT
@@ -54,6 +58,11 @@ TERMS: Mapping[str, Any] = {
     "guarantee": None,
     "revenue": None,
 }  # fmt: skip
+# What a task leaves that is to succeed, and the digest of the folder.
+LEFT = {"out/result": b"42"}
+WHOLE = manifest.digest(
+    manifest.written(Entry(path, sha256(data).hexdigest(), len(data), 0o644) for path, data in LEFT.items())
+)
 BY_CUSTOMER = {"verifier": {"kind": "customer"}}
 
 
@@ -125,10 +134,12 @@ class Work:
     def task(self, index: int) -> Task:
         return Task.objects.select_related("job__project__organization").get(job=self.job, index=index)
 
-    def succeeds(self, index: int, *, outputs: str = "a" * 64, exit_code: int = 0, at: datetime | None = None) -> Task:
+    def succeeds(self, index: int, *, outputs: str = WHOLE, exit_code: int = 0, at: datetime | None = None) -> Task:
         """End an attempt at a task well, so that its result may be claimed."""
         at, task = at or timezone.now(), self.task(index)
         task.tries.filter(state="succeeded").update(state="refused")
+        if outputs == WHOLE:
+            assert keep_folder(self.project.pk, LEFT) == WHOLE
         self._attempt(task, at, "succeeded", outputs=outputs, exit_code=exit_code)
         self.moves(task, "verifying", at)
         return task
@@ -141,7 +152,7 @@ class Work:
         instance = Instance.objects.create(
             project=self.project, offer=self.offer, price_version=PriceVersion.objects.get(sku=self.offer.sku),
             name=f"t-{task.pk}-{task.attempts}", replicas=1, gpus_per_replica=1, command=["true"], phase="terminated",
-            desired="terminated", outputs_sha256=outputs, paid_by=self.job.public_id,
+            desired="terminated", outputs=self.job.spec["outputs"], outputs_sha256=outputs, paid_by=self.job.public_id,
         )  # fmt: skip
         Attempt.objects.create(
             task=task, job=self.job, number=task.attempts + 1, instance=instance, state=state, exit_code=exit_code,

@@ -19,6 +19,7 @@ from marketplace.contracts.terms import Terms
 from marketplace.errors import NotFound
 from marketplace.models import Claim, ClaimState, Verdict, VerifierRun
 from marketplace.rentals import Order
+from provisioning import artifacts
 
 State = ClaimState
 Kind = Verdict.Verifier
@@ -195,6 +196,6 @@ def _problem_of_outputs(claim: Claim) -> str:
     proof = claim.evidence
     if proof.get("exit_code") != 0:
         return _("its exit code was %(code)s") % {"code": proof.get("exit_code")}
-    if claim.task.job.spec.get("outputs") and not proof.get("outputs"):
-        return _("its declared outputs are missing")
-    return ""
+    declared = runs.attempt_of(claim).instance.outputs
+    lacking = artifacts.lacking(project_id=claim.project_id, sha256=proof.get("outputs") or "", patterns=declared)
+    return f"{_('its declared outputs are missing')}: {', '.join(lacking)}" if lacking else ""

@@ -15,7 +15,7 @@ from marketplace import costs
 from marketplace.jobs import moves
 from marketplace.jobs.moves import Ending, TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, TaskState
-from provisioning import instances
+from provisioning import artifacts, instances
 from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Phase, Reason
 
 SET_MAX = 100
@@ -94,7 +94,7 @@ def end_unplaced(job: Job, message: str, *, at: datetime) -> int:
 
 
 def _told_of(found: Iterable[Instance]) -> dict[int, str]:
-    """Return what nodes told of instances that should have left something behind: what is not there. One query."""
+    """Return what nodes told of instances that should have left something behind: why it is not there. One query."""
     wanted = [instance.pk for instance in found if instance.outputs and instance.exit_code == 0]
     if not wanted:
         return {}
@@ -116,8 +116,12 @@ def verdict_of(instance: Instance, job: Job, told: str = "", *, at: datetime) ->
 def _exited(instance: Instance, told: str) -> Verdict:
     if instance.exit_code != 0:
         return Verdict(AttemptState.FAILED, EndReason.EXIT_CODE, instance.message)
-    if instance.outputs and (told or not instance.outputs_sha256):
-        return Verdict(AttemptState.FAILED, EndReason.OUTPUTS, told or "It left nothing behind.")
+    lacking = artifacts.lacking(
+        project_id=instance.project_id, sha256=instance.outputs_sha256, patterns=instance.outputs
+    )
+    if lacking:
+        why = told or f"It left nothing that is named {', '.join(lacking)}."
+        return Verdict(AttemptState.FAILED, EndReason.OUTPUTS, why)
     return Verdict(AttemptState.SUCCEEDED)
 
 

@@ -30,7 +30,7 @@ from marketplace.errors import MarketError
 from marketplace.models import Claim, ClaimDispute, Offer, Project, Side, Task, Verdict
 from provisioning.errors import IllegalMove
 from tests.conftest import Fleet, make_person
-from tests.outcomes import PRICE, make_deal, make_work
+from tests.outcomes import PRICE, WHOLE, make_deal, make_work
 
 START = datetime.fromisoformat("2027-03-01T00:00:00+00:00")
 TASKS = 4
@@ -155,7 +155,7 @@ class Claims(RuleBasedStateMachine):
             Task.objects.filter(job=self.work.job, state="pending").order_by("index").values_list("index", flat=True)
         )
         index = data.draw(st.sampled_from(list(found)))
-        task = self.work.succeeds(index, outputs="a" * 64 if is_whole else "")
+        task = self.work.succeeds(index, outputs=WHOLE if is_whole else "")
         claim = Claim.objects.filter(task=task).first()
         opened = claims.open(task=self.work.task(index), at=timezone.now())
         if claim is not None:

@@ -17,7 +17,8 @@ from provisioning import engine
 from provisioning.models import Instance
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Run
-from tests.outcomes import BY_CUSTOMER, PRICE, Deal, Work, make_deal, make_work
+from tests.nodes import keep_folder
+from tests.outcomes import BY_CUSTOMER, PRICE, WHOLE, Deal, Work, make_deal, make_work
 
 pytestmark = pytest.mark.django_db
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -109,6 +110,19 @@ def test_whatever_keeps_one_claim_from_its_step_the_others_take_theirs(
     assert sweeping.advance(at=later, limit=10) == 1
     assert (fresh(broken).state, fresh(whole).state) == ("claimed", "verified")
     assert fresh(broken).due_at == later + sweeping.TROUBLE_PAUSE
+
+
+@pytest.mark.parametrize("left", [{}, {"other/result": b"42"}, None])
+def test_what_lacks_its_declared_outputs_fails_whatever_its_node_said(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any
+) -> None:
+    work = make_work(make_deal(acme), project, fleet.h200, actor, tasks=2, at=timezone.now())
+    digest = "a" * 64 if left is None else keep_folder(project.pk, left)
+    lacks = claims.open(task=work.succeeds(0, outputs=digest), at=timezone.now())
+    whole = claims.open(task=work.succeeds(1), at=timezone.now())
+    sweeping.advance(at=timezone.now(), limit=10)
+    assert (fresh(lacks).state, fresh(whole).state) == ("failed", "verified")
+    assert "missing: out" in lacks.verdicts.get().detail
 
 
 def test_only_a_third_party_that_the_terms_name_gives_signed_verdicts(acme: Any, project: Project) -> None:
@@ -219,7 +233,7 @@ def test_the_customers_command_runs_on_another_host_with_the_outputs_and_without
     _, work, claim = on_a_node({"kind": "command", "gpus": 1, **RUNS})
     instance = starts(claim, fleet)
     assert (instance.phase, instance.command, instance.has_network) == ("running", ["./check"], False)
-    assert (instance.inputs, instance.outputs, instance.paid_by) == ("a" * 64, [], work.job.public_id)
+    assert (instance.inputs, instance.outputs, instance.paid_by) == (WHOLE, [], work.job.public_id)
     nodes = {one.node.name for one in instance.assignments.select_related("node")}
     assert "h200-1" not in nodes
     assert instance.avoid_nodes == [fleet.nodes["h200-1"].node.public_id]
@@ -291,7 +305,7 @@ def test_where_no_host_is_free_silence_holds_in_the_end(on_a_node: Any, fleet: F
 
 
 def test_a_second_run_passes_the_same_bytes_and_no_others(on_a_node: Any, fleet: Fleet) -> None:
-    for digest, exit_code, state in (("a" * 64, 0, "verified"), ("b" * 64, 0, "failed")):
+    for digest, exit_code, state in ((WHOLE, 0, "verified"), ("b" * 64, 0, "failed")):
         _, work, claim = on_a_node({"kind": "rerun", "rate_bps": 10_000, **RUNS})
         instance = starts(claim, fleet)
         first = work.task(0).tries.get().instance

@@ -13,7 +13,7 @@ from django.utils import timezone
 from billing import books, prices
 from marketplace.access import Actor, person
 from marketplace.errors import IllegalState
-from marketplace.jobs import cancelling, dispatching, progress, running
+from marketplace.jobs import cancelling, dispatching, judging, progress, running
 from marketplace.models import Attempt, AuditEntry, Job, JobEvent, Project, Task
 from provisioning import instances
 from provisioning.models import Assignment, GpuHold, Instance, Phase, Quota
@@ -358,3 +358,24 @@ def dies(job: Job, statements: int) -> None:
 
     with suppress(Killed), connection.execute_wrapper(kill):
         running.work_on(job.pk)
+
+
+@pytest.mark.parametrize(
+    ("left", "state"),
+    [({"out/a": b"1", "b.json": b"2"}, "succeeded"), ({"out/a": b"1"}, "failed"), ({"a": b"1"}, "failed")],
+)
+def test_a_task_succeeds_with_all_that_it_named_as_outputs_in_the_store_whatever_its_node_says(
+    works: Works, left: dict[str, bytes], state: str
+) -> None:
+    job = works.one(outputs=["out", "*.json"], retries=0)
+    works.go()
+    (attempt,) = works.running(job)
+    for node in works.fleet.nodes.values():
+        node.leaves[attempt.instance.public_id] = left
+    works.exits(attempt)
+    works.go()
+    assert states(job) == [state]
+    ended = Instance.objects.get(pk=attempt.instance_id)
+    said = judging.verdict_of(ended, latest(job), "The disk was slow.", at=timezone.now())
+    assert said is not None
+    assert (said.state, said.message) == (state, "" if state == "succeeded" else "The disk was slow.")
