@@ -35,6 +35,8 @@ log = structlog.get_logger("provisioning.artifacts")
 KEPT_UNUSED, KEPT_UNFINISHED = timedelta(days=30), timedelta(days=2)
 READ_BYTES = 1 << 20
 SMALL_BYTES = 64 << 10
+# The manifest of an empty folder has room in every project: that nothing could be kept can always be told.
+NOTHING = (manifest.digest(manifest.EMPTY), len(manifest.EMPTY))
 # How exactly it is known when an artifact was last used.
 USED_GRAIN = timedelta(hours=1)
 FROM_BYTE = re.compile(r"bytes=(\d{1,16})-", re.ASCII)
@@ -107,7 +109,8 @@ def _begin(*, project_id: int, sha256: str, size_bytes: int, at: datetime) -> Ar
     known = Artifact.objects.select_for_update(no_key=True).filter(project=project_id, sha256=sha256)
     row = known.first()
     if row is None:
-        _make_room(project_id, size_bytes)
+        if (sha256, size_bytes) != NOTHING:
+            _make_room(project_id, size_bytes)
         row, _ = known.get_or_create(
             project_id=project_id, sha256=sha256, defaults={"size_bytes": size_bytes, "created_at": at, "used_at": at}
         )

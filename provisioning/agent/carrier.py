@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -26,7 +25,7 @@ from provisioning.agent import folders
 from provisioning.agent.clock import boottime
 from provisioning.agent.control import Backoff, Refused, Trouble
 from provisioning.agent.files import read_json, remove_tree, write_json
-from provisioning.agent.manifest import BadManifest, Entry, digest, written
+from provisioning.agent.manifest import ENTRIES_MAX, MANIFEST_BYTES_MAX, BadManifest, Entry, digest, written
 from provisioning.agent.protocol import Assignment
 from provisioning.agent.store import Holding, Store
 from provisioning.agent.workloads import Look, Progress
@@ -225,6 +224,8 @@ class Carrier:
         """Send the checkpoint if it changed and is at rest; what is being written now is looked at again later."""
         self._look_at = boottime() + KEEP_EVERY_S
         before = self._seen()
+        if len(before) > ENTRIES_MAX:
+            raise folders.TooManyFiles(f"there are more than {ENTRIES_MAX} files")
         if before == {path: kept.found for path, kept in self._kept.items()}:
             return
         fresh = dict[str, Kept]()
@@ -277,23 +278,45 @@ class Carrier:
     # Taking away.
 
     def _take(self, store: Store) -> None:
-        """Send the last checkpoint and all that was declared. The command has ended: nothing changes any more."""
+        """Send the last checkpoint and all that was declared. The command has ended: nothing changes any more.
+
+        Where that fails by what the command did, or its project keeps too much, it left nothing, and is told why.
+        """
         self._measure("outputs", [])  # So that it is seen from the first on that the command has ended.
-        if self._work.checkpoint:
-            with suppress(Refused):  # It has no room for it: what was kept before stays the last one.
-                self._keep(store)
+        said = self._keep_at_end(store) if self._work.checkpoint else []
         self._measure("outputs", [])
+        sha256 = None
+        if self._work.outputs:
+            try:
+                sha256, more = self._send_outputs(store)
+            except (Refused, folders.TooManyFiles, BadManifest, PermissionError) as fault:
+                if isinstance(fault, Refused) and fault.status not in NO_ROOM:
+                    raise
+                sha256, more = self._send_manifest(store, []), [f"what it left behind could not be kept: {fault}"]
+            said += more
+        self._note_taken(sha256=sha256, said="; ".join(said))
+
+    def _keep_at_end(self, store: Store) -> list[str]:
+        """Send the last checkpoint; return what is to be said. Where it cannot be kept, the one before stays."""
+        try:
+            self._keep(store)
+        except (Refused, OSError, BadManifest, folders.TooManyFiles) as why:
+            return [f"its last checkpoint could not be kept: {why}"]
+        return []
+
+    def _send_outputs(self, store: Store) -> tuple[str, list[str]]:
+        """Send what was declared; return the manifest, and what is to be said of the rest."""
         paths, lacking = folders.matching(self._root, self._work.outputs)
         entries = [folders.entry_of(self._root, path) for path in paths]
         meter = self._measure("outputs", entries)
         refused = self._send_all(store, entries, meter, opened=partial(_opened, self._root))
         kept = [entry for entry in entries if entry.sha256 not in refused]
-        sha256 = self._send_manifest(store, kept) if self._work.outputs else None
+        sha256 = self._send_manifest(store, kept)
         said = [f"it did not leave {_listed(lacking)}"] if lacking else []
         lost = [entry for entry in entries if entry.sha256 in refused]
         if lost:
             said.append(f"{_listed([entry.path for entry in lost])} could not be kept: {refused[lost[0].sha256]}")
-        self._note_taken(sha256=sha256, said="; ".join(said))
+        return sha256, said
 
     def _note_taken(self, *, sha256: str | None = None, said: str = "", failure: str = "") -> None:
         try:
@@ -328,6 +351,8 @@ class Carrier:
 
     def _send_manifest(self, store: Store, entries: Sequence[Entry]) -> str:
         data = written(entries)
+        if len(data) > MANIFEST_BYTES_MAX:
+            raise BadManifest(f"a manifest has at most {MANIFEST_BYTES_MAX} bytes")
         store.send(self._holding, digest(data), len(data), BytesIO(data), tell=lambda _: None)
         return digest(data)
 

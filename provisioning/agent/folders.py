@@ -85,7 +85,7 @@ def matching(root: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]
                 found[one.path] = None
                 is_there = True
             if len(found) > ENTRIES_MAX:
-                raise TooManyFiles
+                raise TooManyFiles(f"there are more than {ENTRIES_MAX} files")
         if not is_there:
             lacking.append(pattern)
     return sorted(found), lacking

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from provisioning.agent import carrier, store
+from provisioning.agent import carrier, folders, store
 from provisioning.agent.clock import boottime
 from provisioning.agent.control import Backoff, Refused, Trouble
 from provisioning.agent.manifest import digest
@@ -144,6 +144,46 @@ def test_inputs_that_are_there_already_count_as_far_as_they_are(
     node.want("asg_a", "prepared", work={"inputs": inputs})
     node.until("asg_a", "prepared")
     assert moved == [True] * 6
+
+
+def test_what_a_command_leaves_that_cannot_be_kept_is_its_own_fault(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "ENTRIES_MAX", 3)
+    node.run("asg_a", "mkdir out; touch out/1 out/2 out/3 out/4", work={"outputs": ["out"]})
+    seen = node.until("asg_a", "exited")
+    assert (seen.exit_code, shelf.files(seen.outputs)) == (0, {})
+    assert seen.message == "what it left behind could not be kept: there are more than 3 files"
+
+    shelf.limit = 50  # Files and the empty manifest fit in, a manifest of one file does not.
+    node.run("asg_b", "echo b > b", work={"outputs": ["b"]})
+    seen = node.until("asg_b", "exited")
+    assert (seen.exit_code, shelf.files(seen.outputs)) == (0, {})
+    assert seen.message == "what it left behind could not be kept: HTTP 413 too large"
+
+    def refuse(root: Path, path: str) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(folders, "entry_of", refuse)  # Root may read all, so no mode stands for this here.
+    node.run("asg_c", "echo c > c", work={"outputs": ["c"]})
+    seen = node.until("asg_c", "exited")
+    assert (seen.exit_code, shelf.files(seen.outputs)) == (0, {})
+    assert "Permission denied: 'c'" in seen.message
+
+
+def test_a_last_checkpoint_that_cannot_be_kept_leaves_the_one_before_and_all_outputs(
+    node: Node, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carrier, "ENTRIES_MAX", 1)
+    monkeypatch.setattr(carrier, "KEEP_EVERY_S", 0.05)
+    script = "mkdir ck; echo 1 > ck/1; until [ -e go ]; do sleep 0.05; done; echo 2 > ck/2; echo out > out"
+    node.run("asg_a", script, work={"outputs": ["out"], "checkpoint": "ck"})
+    eventually(lambda: node.look("asg_a").checkpoint)
+    (node.work("asg_a") / "go").touch()
+    seen = node.until("asg_a", "exited")
+    assert (seen.exit_code, shelf.files(seen.outputs)) == (0, {"out": b"out\n"})
+    assert shelf.files(seen.checkpoint) == {"1": b"1\n"}
+    assert seen.message == "its last checkpoint could not be kept: there are more than 1 files"
 
 
 def test_a_checkpoint_is_kept_while_it_changes_and_put_back_elsewhere(
