@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ ASKED_AT_ONCE = 5000
 ENTRIES_MAX = 20_000
 # How often an upload is gone on with that somebody else went on with, or that broke off.
 TRIES = 20
+PAUSE_S, PAUSE_MOST_S = 0.25, 5.0
 
 
 def upload(session: Session, folder: Path, *, project: str | None = None) -> str:
@@ -141,6 +143,8 @@ def _send(
             tries = TRIES if offset > before else tries - 1
             if not tries or path.stat().st_size != size:
                 raise _changed(path)
+            if offset == before:  # Somebody else sends it, or the marketplace still reads what came.
+                time.sleep(min(PAUSE_MOST_S, PAUSE_S * 2 ** (TRIES - 1 - tries)))
 
 
 def _explained(session: Session, answer: Any, path: Path) -> Problem:
