@@ -91,6 +91,13 @@ def test_limits_of_one_artifact_and_of_a_project_are_kept_before_a_byte_is_taken
     assert put(program, other[:16], sha256=hashlib.sha256(other[:16]).hexdigest(), length=16).status_code == 201
 
 
+def test_that_nothing_was_kept_has_room_in_a_full_project(program: Program, settings: Any) -> None:
+    settings.ARTIFACTS_PROJECT_BYTES_MAX = 0
+    empty = manifest.digest(b"[]")
+    problem_of(put(program, b"", sha256=empty, length=3), 409, "artifacts_full")
+    assert put(program, b"[]", sha256=empty, length=2).status_code == 201
+
+
 def test_an_upload_that_is_announced_larger_asks_for_room_again(program: Program, settings: Any) -> None:
     settings.ARTIFACTS_PROJECT_BYTES_MAX = 50
     assert put(program, b"", length=1).status_code == 202
@@ -234,6 +241,25 @@ def test_a_folder_arrives_as_it_was_though_the_line_is_cut_again_and_again(
         copy = tmp_path / "back" / entry.path
         assert copy.read_bytes() == (folder / entry.path).read_bytes()
         assert copy.stat().st_mode & 0o777 == entry.mode
+
+
+def test_a_sender_waits_while_what_is_there_whole_is_still_looked_at(
+    program: Program, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_bytes(BYTES)
+    finish, pauses = artifacts._finish, list[float]()
+
+    def look(*args: Any, **named: Any) -> None:
+        if len(pauses) < 3:
+            raise WrongOffset(len(BYTES))
+        finish(*args, **named)
+
+    monkeypatch.setattr(artifacts, "_finish", look)
+    monkeypatch.setattr(folders.time, "sleep", pauses.append)
+    folders.upload(session_of(program, ThisServer()), tmp_path / "data")
+    assert pauses == [0.25, 0.5, 1.0]
+    assert artifacts.missing(project_id=project.pk, sha256s=[SHA]) == []
 
 
 def test_links_are_not_sent_and_a_folder_that_leads_out_of_itself_is_not_fetched(
