@@ -10,7 +10,7 @@ from billing.invoicing import proof
 from billing.models import Account, Invoice, PriceVersion
 from billing.rebates import Paid, given_back, taken
 from tests.billing.invoicing import APRIL, CLOSE, MAY, close, make_seller, use
-from tests.billing.makers import HOUR, NOON, USD, grant, make_organization, wallet
+from tests.billing.makers import HOUR, NOON, USD, grant, make_organization, make_price, wallet
 from tests.billing.pricing import in_force, item, tiered
 
 pytestmark = pytest.mark.django_db
@@ -35,22 +35,32 @@ def in_memory(**balances):
     return CustomerAccounts(**{kind: Account(kind=kind, balance_micros=micros) for kind, micros in kinds.items()})
 
 
+def of_a_dollar_in_cash(organization, *, promo):
+    """Let cash pay for a dollar of something else, so that there is an invoice; then credit comes."""
+    price = make_price(micros_per_unit_hour=USD, sku="ofr_2/on_demand")
+    use(organization, begin=NOON, hours=1, price=price, quantity=1, resource_id="ins_9")
+    grant(organization, promo)
+
+
 def test_a_rebate_for_a_month_that_was_invoiced_returns_as_the_credit_that_paid():
     make_seller()
-    acme = make_organization(promo=300 * USD, cash=1000 * USD)
+    acme = make_organization(cash=1001 * USD)
+    of_a_dollar_in_cash(acme, promo=300 * USD)
     price = tiered("volume", rows=VOLUME)
     use(acme, begin=NOON, hours=100, price=price, quantity=1)
     close()
     assert Invoice.objects.get().promo_micros == 250 * USD
     use(acme, begin=NOON, hours=20, price=price, quantity=1, resource_id="ins_2")
-    assert has(acme) == (0, 1000, 0)
+    # Of the thousand the first invoice took its tax.
+    assert has(acme) == (0, 999, 0)
     adjusting.post_due(at=CLOSE + HOUR)
-    assert has(acme) == (60, 1000, 0)
+    assert has(acme) == (60, 999, 0)
 
 
 def test_the_next_invoice_asks_for_the_cash_that_paid_and_not_for_less():
     make_seller()
-    acme = make_organization(promo=250 * USD, cash=1000 * USD)
+    acme = make_organization(cash=1001 * USD)
+    of_a_dollar_in_cash(acme, promo=250 * USD)
     price = tiered("volume", rows=VOLUME)
     use(acme, begin=NOON, hours=100, price=price, quantity=1)
     close()
@@ -58,13 +68,13 @@ def test_the_next_invoice_asks_for_the_cash_that_paid_and_not_for_less():
     use(acme, begin=APRIL, hours=80, price=price, quantity=1, resource_id="ins_3")
     adjusting.post_due(at=APRIL + 81 * HOUR)
     # March: 255 charged, 204 asked, and 5 of it came from cash.
-    assert has(acme) == (46, 1000 - 200, 0)
+    assert has(acme) == (46, 999 - 200, 0)
     close(at=MAY + 2 * HOUR)
     first, second = Invoice.objects.order_by("pk")
     assert (second.subtotal_micros, second.promo_micros) == (154 * USD, -46 * USD)
     assert second.net_micros == 200 * USD
     assert proof.of_totals(second).agrees
-    assert wallet(acme).cash_micros == 1000 * USD - first.total_micros - second.total_micros
+    assert wallet(acme).cash_micros == 1001 * USD - first.total_micros - second.total_micros
 
 
 def test_what_takes_a_rebate_back_takes_the_cash_first_that_it_had_returned():
