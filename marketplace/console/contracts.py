@@ -1,5 +1,6 @@
 """Contracts as capacity managers see them: all sellers', with their margins."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from billing.outcomes.margins import Margin
 from marketplace.access import Actor
 from marketplace.contracts import offering
 from marketplace.errors import BadOrder
-from marketplace.models import Acceptance, Claim, ClaimState, Contract, ContractVersion, Organization
+from marketplace.models import Acceptance, Claim, ClaimState, Contract, ContractVersion, Organization, RevenuePeriod
 
 SHOWN = 100
 
@@ -50,6 +51,19 @@ def acceptances_of(version: ContractVersion) -> list[Acceptance]:
 def versions_of(contract: Contract) -> list[ContractVersion]:
     """Return the versions of a contract, the newest first."""
     return list(ContractVersion.objects.filter(contract=contract).order_by("-number")[:SHOWN])
+
+
+def versions_named(public_ids: Iterable[str]) -> dict[str, ContractVersion]:
+    """Return versions by their ids."""
+    found = ContractVersion.objects.filter(public_id__in=list(public_ids)).select_related("contract__seller")
+    return {row.public_id: row for row in found}
+
+
+def revenue_periods(*, most: int) -> tuple[list[RevenuePeriod], list[RevenuePeriod]]:
+    """Return periods of shared revenue: those that are not closed, the most urgent first, and the newest that are."""
+    rows = RevenuePeriod.objects.select_related("version__contract__seller", "organization")
+    waiting = rows.exclude(state=RevenuePeriod.State.CLOSED).order_by("due_at", "pk")
+    return list(waiting[:most]), list(rows.filter(state=RevenuePeriod.State.CLOSED).order_by("-pk")[:most])
 
 
 def claims_by_state(version: ContractVersion) -> list[tuple[str, int]]:

@@ -104,6 +104,8 @@ VERBS: dict[str, Promise] = {
     "webhook.view": _("See webhooks"),
     "webhook.change": _("Add, change and remove webhooks"),
     "audit.view": _("See the audit log"),
+    "artifact.view": _("Download files of jobs"),
+    "artifact.change": _("Upload files for jobs"),
 }
 AUDITED: dict[str, Promise] = {
     "volume.create": _("Made a volume"),

@@ -63,6 +63,7 @@ def repair_state(repair: Remediation) -> SafeString:
 DECISIONS = {
     "proposed": ("moving", "clock"),
     "open": ("moving", "clock"),
+    "offered": ("moving", "clock"),
     "approved": ("good", "check"),
     "agreed": ("good", "check"),
     "issued": ("good", "check"),

@@ -493,14 +493,3 @@ def test_an_event_that_cannot_be_taken_leaves_nothing_behind_and_holds_up_nothin
     assert (answer["status"], answer["events_seen"]) == ("ok", 3)
     assert len(takers) == 1
     assert Node.objects.get(pk=played.node.pk).rack == "r1"
-
-
-@pytest.mark.parametrize("instances", [1, 4])
-def test_a_busy_report_asks_as_often_however_much_runs_there(
-    rent: Rent, run_until_idle: Run, played: PlayedNode, instances: int
-) -> None:
-    for _ in range(instances):
-        rent()
-    run_until_idle()
-    rows = list(Assignment.objects.all())
-    assert questions(lambda: tell(played, assignments=[said(row, "running") for row in rows])) == 4

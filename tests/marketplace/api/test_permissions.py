@@ -16,7 +16,7 @@ from marketplace.models import Organization, Role, User
 from marketplace.permissions import SCOPES, VERBS
 from tests.conftest import Fleet, Run, make_organization, make_person, make_token
 from tests.marketplace.api.program import Program
-from tests.marketplace.api.routes import api_routes, walked
+from tests.marketplace.api.routes import api_routes, filled, plain, walked
 from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
 from tests.outcomes import terms as outcome_terms
 
@@ -355,22 +355,6 @@ OTHERS = {
              "volumes/<str:volume_id>/detach", "volumes/<str:volume_id>/rename"],
 }
 # fmt: on
-
-
-def plain(path: str) -> str:
-    """Return a route's or a row's path with every id written as {}."""
-    return re.sub(r"<[^>]+>|\{[^}]+\}", "{}", path.partition("?")[0])
-
-
-def filled(given: Any, ids: dict[str, str]) -> Any:
-    """Put ids into a path or a body."""
-    if isinstance(given, str):
-        return re.sub(r"\{(\w+)\}", lambda found: ids[found[1]], given)
-    if isinstance(given, dict):
-        return {name: filled(value, ids) for name, value in given.items()}
-    if isinstance(given, list):
-        return [filled(value, ids) for value in given]
-    return given
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from marketplace.models import Organization
 from tests.billing.makers import make_price
 from tests.conftest import make_person
 from tests.marketplace.console.conftest import only_entry
-from tests.marketplace.invoices.conftest import invoice, seller, use_beyond_credit
+from tests.marketplace.invoices.conftest import invoice, leave_little_credit, seller, use_beyond_credit
 
 __all__ = ["invoice", "seller"]
 
@@ -116,6 +116,7 @@ def test_a_declined_credit_moves_nothing_and_is_decided_once(desk: Client, other
 
 
 def test_an_invoice_of_today_has_what_ran_until_now(desk: Client, seller: Organization, acme: Organization) -> None:
+    leave_little_credit(acme)
     at = timezone.now() - timedelta(hours=2)
     usage.start(
         organization=acme, resource_id="ins_1", resource_name="t", labels={}, quantity=1, price_version=make_price(),

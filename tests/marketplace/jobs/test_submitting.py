@@ -51,7 +51,7 @@ def refused(works: Works, text: str) -> str:
          "line 3: The project has no such reservation."),
         (f"{BASE}volumes:\n- {{volume: data, path: /data}}\n", "line 3: The project has no volume data."),
         (f"{BASE}inputs: data\n", "line 3: The folder data was not uploaded: gpumarket job submit does that."),
-        (f"{BASE}inputs: {'0' * 64}\n", f"line 3: The project has no manifest {'0' * 64}; upload the folder first."),
+        (f"{BASE}inputs: '{'0' * 64}'\n", f"line 3: The project has no manifest {'0' * 64}; upload the folder first."),
         (f"{BASE}needs: [other]\n", "line 3: There is no job other."),
         (f"{BASE}contract: ctv_aaaaaaaaaaaaaaaaaaaa\n", "line 3: There is no such version of a contract."),
     ],

@@ -14,10 +14,10 @@ from billing.models import Invoice
 from marketplace.models import Organization, User
 from marketplace.portal.preferences import ZONE_COOKIE
 from tests.billing.invoicing import APRIL, use
-from tests.billing.makers import HOUR, NOON
+from tests.billing.makers import HOUR, NOON, USD, pay_in
 from tests.billing.pricing import SKU, TIERS, committed, in_force, item, tiered
 from tests.conftest import Fleet
-from tests.marketplace.invoices.conftest import seller
+from tests.marketplace.invoices.conftest import leave_little_credit, seller
 from tests.marketplace.portal.reading import faults, read
 
 __all__ = ["seller"]
@@ -48,7 +48,7 @@ def test_the_market_and_the_launch_page_show_tiers(browser: Client, fleet: Fleet
 
 
 def test_the_billing_overview_shows_how_much_of_a_commitment_is_used(browser: Client, acme: Organization) -> None:
-    assert "Commitments" not in text_of(browser, "balance")
+    assert "H100 in Narvik" not in text_of(browser, "balance")
     price = in_force(item(name="H100 in Narvik"), begins=NOON - HOUR)[SKU]
     committed(acme, amount=100)
     use(acme, begin=APRIL, hours=30, price=price, quantity=1)
@@ -62,6 +62,8 @@ def test_the_billing_overview_shows_how_much_of_a_commitment_is_used(browser: Cl
 
 @pytest.mark.usefixtures("seller")
 def test_an_invoice_shows_the_arithmetic_of_its_tiers(browser: Client, acme: Organization) -> None:
+    leave_little_credit(acme)
+    pay_in(acme, 500 * USD)
     use(acme, begin=NOON, hours=150, price=tiered(name="H100 in Narvik"), quantity=1)
     issuing.issue_due(at=APRIL + 2 * HOUR)
     page = text_of(browser, "invoice", Invoice.objects.get().public_id)

@@ -10,14 +10,19 @@ from marketplace import quotes, refunds, reservations
 from marketplace.api import invoice_answers
 from marketplace.invoices import export, pdf
 from marketplace.models import Organization, Reservation
+from tests.billing.makers import pay_in
 from tests.blocks import PRICE, Buyer, check_conserved
+from tests.marketplace.invoices.conftest import leave_little_credit
 from tests.marketplace.portal.conftest import browser
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture(autouse=True)
-def sold_by_somebody(other_buys: Buyer) -> None:
+def sold_by_somebody(acme_buys: Buyer, other_buys: Buyer) -> None:
+    for buyer in (acme_buys, other_buys):
+        leave_little_credit(buyer.project.organization)
+        pay_in(buyer.project.organization, 1_000_000_000)
     seller = Organization.objects.create(name="Operator")
     sellers.save_details(organization=seller, legal_name="Operator AS", address="Havnegata 1", country="NO")
     sellers.name_seller(organization=seller)
