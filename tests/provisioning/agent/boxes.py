@@ -104,11 +104,6 @@ class ImageStore:
         self.podman.run("import", "--quiet", *words, str(self.archive), image)
         return image
 
-    def keep_plain(self) -> None:
-        """Have the plain image there: all workers share one store, and imports at the same moment have lost it."""
-        if not self.podman.ask("images", "--filter", f"reference={self.plain}", "--format", "json"):
-            self.image("plain")
-
     def close(self) -> None:
         listed = self.podman.ask("images", "--filter", f"reference=localhost/gm-test-{self.tag}-*", "--format", "json")
         if listed:

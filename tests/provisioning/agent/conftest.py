@@ -82,7 +82,6 @@ def start_box_agent(
 @pytest.fixture
 def boxes(home: Path, images: ImageStore) -> Iterator[BoxNode]:
     """A node with four simulated GPUs that runs containers, stepped by hand."""
-    images.keep_plain()
     node = BoxNode(home, images.podman, images.plain)
     yield node
     node.close()
