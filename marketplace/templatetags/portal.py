@@ -152,59 +152,57 @@ def reservation_state(reservation: Reservation) -> SafeString:
 
 
 CLAIM_STATES: dict[str, tuple[str, str]] = {
-    ClaimState.CLAIMED: ("loader", "moving"),
-    ClaimState.VERIFIED: ("check", "moving"),
-    ClaimState.FAILED: ("alert", "bad"),
-    ClaimState.ACCEPTED: ("check", "good"),
-    ClaimState.AUTO_ACCEPTED: ("clock", "good"),
-    ClaimState.REJECTED: ("cross", "bad"),
-    ClaimState.DISPUTED: ("alert", "warn"),
-    ClaimState.UPHELD: ("check", "good"),
-    ClaimState.PARTIAL: ("check", "warn"),
-    ClaimState.SETTLED: ("check", "good"),
-    ClaimState.REVERSED: ("arrow", "quiet"),
-    ClaimState.VOIDED: ("minus", "quiet"),
+    ClaimState.CLAIMED: ("moving", "loader"),
+    ClaimState.VERIFIED: ("moving", "check"),
+    ClaimState.FAILED: ("bad", "alert"),
+    ClaimState.ACCEPTED: ("good", "check"),
+    ClaimState.AUTO_ACCEPTED: ("good", "clock"),
+    ClaimState.REJECTED: ("bad", "cross"),
+    ClaimState.DISPUTED: ("warn", "alert"),
+    ClaimState.UPHELD: ("good", "check"),
+    ClaimState.PARTIAL: ("warn", "check"),
+    ClaimState.SETTLED: ("good", "check"),
+    ClaimState.REVERSED: ("quiet", "arrow"),
+    ClaimState.VOIDED: ("quiet", "minus"),
 }
 
 
 @register.simple_tag
 def claim_state(claim: Claim) -> SafeString:
     """Write where a claim stands."""
-    name, tone = CLAIM_STATES[claim.state]
-    return badge(claim.get_state_display(), tone, name)
+    return badge(claim.get_state_display(), *CLAIM_STATES[claim.state])
 
 
 JOB_STATES: dict[JobState, tuple[str, str]] = {
-    JobState.WAITING: ("clock", "moving"),
-    JobState.ACTIVE: ("play", "moving"),
-    JobState.ENDING: ("loader", "warn"),
-    JobState.SUCCEEDED: ("check", "good"),
-    JobState.FAILED: ("alert", "bad"),
-    JobState.CANCELLED: ("cross", "quiet"),
+    JobState.WAITING: ("moving", "clock"),
+    JobState.ACTIVE: ("moving", "play"),
+    JobState.ENDING: ("warn", "loader"),
+    JobState.SUCCEEDED: ("good", "check"),
+    JobState.FAILED: ("bad", "alert"),
+    JobState.CANCELLED: ("quiet", "cross"),
 }
 TASK_STATES: dict[TaskState, tuple[str, str]] = {
-    TaskState.PENDING: ("clock", "quiet"),
-    TaskState.RUNNING: ("play", "moving"),
-    TaskState.VERIFYING: ("loader", "warn"),
-    TaskState.SUCCEEDED: ("check", "good"),
-    TaskState.FAILED: ("alert", "bad"),
-    TaskState.CANCELLED: ("cross", "quiet"),
+    TaskState.PENDING: ("quiet", "clock"),
+    TaskState.RUNNING: ("moving", "play"),
+    TaskState.VERIFYING: ("warn", "loader"),
+    TaskState.SUCCEEDED: ("good", "check"),
+    TaskState.FAILED: ("bad", "alert"),
+    TaskState.CANCELLED: ("quiet", "cross"),
 }
 ATTEMPT_STATES: dict[AttemptState, tuple[str, str]] = {
-    AttemptState.RUNNING: ("play", "moving"),
-    AttemptState.SUCCEEDED: ("check", "good"),
-    AttemptState.FAILED: ("alert", "bad"),
-    AttemptState.FAULTED: ("alert", "warn"),
-    AttemptState.REFUSED: ("cross", "bad"),
-    AttemptState.CANCELLED: ("minus", "quiet"),
+    AttemptState.RUNNING: ("moving", "play"),
+    AttemptState.SUCCEEDED: ("good", "check"),
+    AttemptState.FAILED: ("bad", "alert"),
+    AttemptState.FAULTED: ("warn", "alert"),
+    AttemptState.REFUSED: ("bad", "cross"),
+    AttemptState.CANCELLED: ("quiet", "minus"),
 }
 
 
 @register.simple_tag
 def job_state(job: Job) -> SafeString:
     """Write where a job stands."""
-    name, tone = JOB_STATES[JobState(job.state)]
-    return badge(job.get_state_display(), tone, name)
+    return badge(job.get_state_display(), *JOB_STATES[JobState(job.state)])
 
 
 @register.filter
@@ -216,15 +214,13 @@ def job_state_name(value: str) -> str:
 @register.simple_tag
 def task_state(task: Task) -> SafeString:
     """Write where a task stands."""
-    name, tone = TASK_STATES[TaskState(task.state)]
-    return badge(task.get_state_display(), tone, name)
+    return badge(task.get_state_display(), *TASK_STATES[TaskState(task.state)])
 
 
 @register.simple_tag
 def attempt_state(attempt: Attempt) -> SafeString:
     """Write how an attempt went."""
-    name, tone = ATTEMPT_STATES[AttemptState(attempt.state)]
-    return badge(attempt.get_state_display(), tone, name)
+    return badge(attempt.get_state_display(), *ATTEMPT_STATES[AttemptState(attempt.state)])
 
 
 @register.simple_tag

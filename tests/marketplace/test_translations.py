@@ -34,7 +34,7 @@ def test_the_catalogue_is_complete_and_compiled() -> None:
 
 
 # Read by programs, which speak English.
-FILES = {"costs-csv", "costs-json"}
+FILES = {"costs-csv", "costs-json", "receipts-file"}
 
 
 def english(page: Page) -> list[str]:

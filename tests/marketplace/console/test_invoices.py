@@ -119,8 +119,8 @@ def test_an_invoice_of_today_has_what_ran_until_now(desk: Client, seller: Organi
     leave_little_credit(acme)
     at = timezone.now() - timedelta(hours=2)
     usage.start(
-        organization=acme, resource_id="ins_1", resource_name="t", labels={}, quantity=1, price_version=make_price(),
+        organization=acme, resource_id="ins_1", resource_name="t", labels={}, quantity=4, price_version=make_price(),
         at=at,
     )  # fmt: skip
     send(desk, "console-invoice-now", acme.public_id)
-    assert 4_990_000 < Invoice.objects.get().subtotal_micros < 5_100_000
+    assert 19_960_000 < Invoice.objects.get().subtotal_micros < 20_400_000

@@ -103,7 +103,10 @@ def test_a_payment_that_waits_can_be_cancelled(owner: Client, acme: Organization
 def test_a_declined_card_says_so(owner: Client, acme: Organization, processor: Processor) -> None:
     card = processor.card(acme, DECLINED_LATER)
     path = urlsplit(pay_in(owner, card=card.public_id).headers["Location"]).path
-    assert "Your card was declined. Nothing was charged. Try another card." in text_of(owner, path)
+    assert (
+        "The bank declined the card and gave no reason. Ask it, or use another card. Nothing was charged."
+        in text_of(owner, path)
+    )
 
 
 @pytest.mark.parametrize("amount", ["-20", "0", "1", "20.001", "12345678901234", "1e3", "", "20.0000001"])
