@@ -228,7 +228,7 @@ class Guard:
 
     def _end(self) -> dict[str, Any]:
         """Return what is written down about a container that has ended."""
-        found = self.podman.find(self.name)
+        found = self._find_ended()
         if self.lost_its_monitor:
             code, message = KILLED, "its monitor was killed; the exit code is assumed"
         else:
@@ -244,6 +244,15 @@ class Guard:
             "boot_id": boot_id() if self.saw_it_end else "",  # Nobody saw when: the time compares with no clock.
         }
 
+    def _find_ended(self) -> Any:
+        """Return what podman says of the container, once it has noted its exit code: before that it says 0."""
+        for _ in range(LOOKS_MAX):
+            found = self.podman.find(self.name)
+            if self.lost_its_monitor or found is None or found["State"]["Status"] == "exited":
+                break
+            time.sleep(QUICK_LOOK_S)
+        return found
+
 
 def exit_of(found: dict[str, Any] | None, *, has_no_memory: bool) -> tuple[int, str]:
     """Return the exit code of an ended container, and what there is to say about it.
@@ -253,7 +262,7 @@ def exit_of(found: dict[str, Any] | None, *, has_no_memory: bool) -> tuple[int, 
     if found is None:
         return KILLED, "somebody removed its container"
     code = found["State"]["ExitCode"]
-    if code < 0:
+    if code < 0 or found["State"]["Status"] not in {"exited", "stopped"}:
         return KILLED, "podman does not know its exit code; it is assumed"
     if code == KILLED and (has_no_memory or found["State"].get("OOMKilled")):
         return code, f"killed: it needed more memory than its limit of {found['HostConfig']['Memory']} bytes"

@@ -1,5 +1,6 @@
 """A guard and a container that it lost sight of."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,3 +44,20 @@ def test_what_has_ended_or_lost_its_monitor_is_left_as_it_is(guard: Any, lives: 
     guard.lost_its_monitor = lost
     guard._hold_on()
     assert guard.done == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "code"),
+    [
+        ([("running", 0), ("stopping", 0), ("exited", 3)], 3),
+        ([("stopping", 0)] * guards.LOOKS_MAX, guards.KILLED),
+    ],
+)
+def test_an_exit_code_is_read_once_podman_has_noted_it_and_never_guessed_to_be_well(
+    guard: Any, tmp_path: Path, seen: list[tuple[str, int]], code: int
+) -> None:
+    states = iter(seen)
+    guard.podman.find = lambda name: {"State": dict(zip(("Status", "ExitCode"), next(states), strict=True))}
+    guard.folder, guard.lapse, guard.ended_at, guard.saw_it_end = tmp_path, None, 1.0, True
+    assert guard._end()["exit_code"] == code
+    assert not list(states)
