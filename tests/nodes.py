@@ -53,6 +53,7 @@ class PlayedNode:
         if self.is_silent:
             return {}
         self.seq += 1
+        sent, self.output = self.output, []  # What is printed while the report is on its way goes with the next.
         report = Report(
             node=self.node.public_id,
             key=self.key,
@@ -74,12 +75,11 @@ class PlayedNode:
                 for assignment_id, state in self.states.items()
             ],
             volumes=[self._say_volume(entry) for entry in self.wanted_volumes.values()],
-            logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in self.output],
+            logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in sent],
             events=self.journal[-500:],
         )
         [answer] = reports.take_all([report], at=at)
         assert answer["status"] != "error"
-        self.output = []
         self.journal = [event for event in self.journal if event.n > answer.get("events_seen", 0)]
         if "desired" in answer:
             self.generation = answer["desired_generation"]

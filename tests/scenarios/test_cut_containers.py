@@ -109,6 +109,8 @@ def play(scene: Scene, boxes: Boxes, actor: Actor, project: Project, *, node: Ca
         with transaction.atomic():
             rented[lease] = rentals.rent(actor=actor, project=project, order=order, at=timezone.now())
     wait(lambda: all(phase(one) == "running" for one in rented.values()), seconds=90, what="both run")
+    running = Assignment.objects.filter(observed="running")  # By then its container has begun.
+    wait(lambda: running.count() == len(rented), seconds=90, what="both containers")
     node("right")
     sticky_began = boxes.of(rented["sticky"], run=1)["StartedAt"]
 

@@ -273,7 +273,7 @@ while :; do usleep 20000; done
 
 def test_a_container_is_told_what_may_come_and_what_comes_in_a_folder_that_it_cannot_write(boxes):
     boxes.run("asg_a", TOLD)
-    eventually(lambda: boxes.output("asg_a") == "refused\n", seconds=boxes.patience_s)
+    eventually(lambda: boxes.output("asg_a") == "refused\n")
     boxes.want("asg_a", "running", risk={"id": "int_a", "level": "elevated", "advised_at": "2026-11-26T12:00:00+00:00"})
     eventually(lambda: boxes.look("asg_a") and "elevated" in boxes.output("asg_a"))
     notice = {
