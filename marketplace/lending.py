@@ -6,7 +6,7 @@ offer's notice; until then the holder's instance waits in its queue. What spot
 was charged is shared by what ran when (`lending_record`), not by what is so now.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -19,6 +19,7 @@ from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
 from billing.rating import MILLISECOND
 from billing.suppliers import accruing
+from billing.suppliers.shares import largest_remainder
 from marketplace import coverage, holdings, lending_record, refunds
 from marketplace.blocks import BP, NOTICE
 from marketplace.lending_record import SCALE, Record
@@ -145,16 +146,6 @@ def share(*, charge: Charge, since: datetime, ran: Record, offer: Offer, at: dat
         lent = Fraction(sum(weights.values()), whole)
         accruing.note_lent(charge=charge, amount_micros=sum(part for _, part in paid_now), share=lent)
     return bool(paid_now)
-
-
-def largest_remainder(total: int, weights: Sequence[int]) -> list[int]:
-    """Return whole parts of a total in proportion to weights, which add up to it: what is over to the largest rests."""
-    whole = sum(weights)
-    parts = [total * weight // whole for weight in weights]
-    rests = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
-    for n in rests[: total - sum(parts)]:
-        parts[n] += 1
-    return parts
 
 
 def _pay(charge: Charge, reservation: Reservation, micros: int, *, at: datetime) -> None:

@@ -252,6 +252,14 @@ BPS = st.integers(0, 10_000)
 FIXED = st.none() | st.integers(0, 9 * USD)
 
 
+@given(total=st.integers(0, 10**12), weights=st.lists(st.integers(1, 1000), min_size=1, max_size=8))
+def test_shares_add_up_and_are_within_one_micro_of_their_proportion(total, weights):
+    parts = shares.largest_remainder(total, weights)
+    assert sum(parts) == total
+    for part, weight in zip(parts, weights, strict=True):
+        assert abs(part * sum(weights) - total * weight) < sum(weights)
+
+
 @given(charge=st.integers(0, 10**15), ms=st.integers(0, 10**12), share=BPS, reserve=BPS, fixed=FIXED)
 @settings(max_examples=300)
 def test_payout_reserve_and_fee_are_the_charge(charge, ms, share, reserve, fixed):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marketplace import matching
-from marketplace.lending import largest_remainder
 from marketplace.matching import OFFER, Short, Supply
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -77,14 +76,6 @@ def test_the_cheapest_start_is_the_cheapest_and_then_the_earliest(costs: list[in
     whole = [(sum(cost for cost in run if cost is not None), n) for n, run in runs if None not in run]
     best = min(whole, default=None)
     assert matching.cheapest_start(costs, hours=hours) == ((best[1], best[0]) if best else None)
-
-
-@given(total=st.integers(0, 10**12), weights=st.lists(st.integers(1, 1000), min_size=1, max_size=8))
-def test_shares_add_up_and_are_within_one_micro_of_their_proportion(total: int, weights: list[int]) -> None:
-    parts = largest_remainder(total, weights)
-    assert sum(parts) == total
-    for part, weight in zip(parts, weights, strict=True):
-        assert abs(part * sum(weights) - total * weight) < sum(weights)
 
 
 intervals = st.lists(
