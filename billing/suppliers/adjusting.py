@@ -10,6 +10,8 @@ from billing import accounts, decisions, ledger
 from billing.accounts import Organization
 from billing.errors import BadAdjustment, KeyReused
 from billing.models import Account, GuaranteeHour, SlaVerdict, SupplierAdjustment
+from billing.months import next_month
+from billing.rating import MILLISECOND
 from billing.suppliers import cards, purses
 from billing.suppliers.purses import Purse
 
@@ -26,7 +28,8 @@ def charge_back(*, verdict: SlaVerdict, at: datetime) -> SupplierAdjustment | No
     """
     if verdict.supplier is None:
         return None
-    card = cards.in_force(supplier=verdict.supplier, offer=verdict.offer, at=at)
+    month_end = next_month(verdict.month) - MILLISECOND
+    card = cards.in_force(supplier=verdict.supplier, offer=verdict.offer, at=month_end)
     micros = verdict.credit_micros * card.sla_bps // BPS if card else 0
     known = SupplierAdjustment.objects.filter(verdict=verdict).first()
     if known is not None or not micros:

@@ -188,6 +188,13 @@ def test_the_supplier_bears_its_part_from_its_reserve_first(acme, nordlys):
 
 
 @pytest.mark.django_db
+def test_the_supplier_bears_its_part_by_the_card_of_the_months_last_moment(acme, nordlys):
+    make_card(nordlys, sla_bps=2_000, begins=APRIL - timedelta(milliseconds=1))
+    make_card(nordlys, sla_bps=9_000, begins=APRIL)
+    assert post(acme, nordlys).back_charge.amount_micros == -3 * USD // 5
+
+
+@pytest.mark.django_db
 def test_what_a_supplier_owes_may_fall_below_zero_and_is_earned_back(acme, nordlys):
     make_card(nordlys)
     post(acme, nordlys)
