@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import QuerySet, Sum
 
 from billing import accounts, ledger, moves
 from billing.errors import AlreadyDecided, OutcomeUnknown, ProcessorRefused, SecondPersonNeeded
@@ -39,6 +39,8 @@ MOVES: dict[State, tuple[State, ...]] = {
 }
 OPEN = (State.CREATED, State.SENDING, State.UNKNOWN, State.REVERSING)
 LOOK_AGAIN = timedelta(minutes=10)
+# How long after each refusal the same day of the calendar is tried again; from the last one on, always so long.
+TRY_AGAIN = (timedelta(hours=1), timedelta(hours=4), timedelta(hours=24))
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ def order_due(*, at: datetime) -> int:
 def order(*, account: PayoutAccount, currency: str, at: datetime) -> Payout | None:
     """Order a payout of what the last statement by then says and is still there, once per day of the calendar.
 
-    None below the minimum, without a statement, or where one is under way. What is below zero is carried forward.
+    None below the minimum, without a statement, where one is under way, or soon after one was refused. What is below
+    zero is carried forward.
     """
     purse = purses.lock([(account.supplier_id, currency)])[account.supplier_id, currency]
     mine = {"supplier": account.supplier_id, "currency": currency}
@@ -65,6 +68,8 @@ def order(*, account: PayoutAccount, currency: str, at: datetime) -> Payout | No
     last = SupplierStatement.objects.filter(**mine, issued_at__lt=schedule.end_of(slot)).order_by("-pk").first()
     taken = Payout.objects.filter(**mine).exclude(state__in=(State.FAILED, State.CANCELLED))
     if last is None or taken.filter(slot=slot).exists() or taken.filter(state__in=OPEN).exists():
+        return None
+    if _is_refused(Payout.objects.filter(**mine, slot=slot), at=at):
         return None
     unit = minor_unit_micros(currency)
     micros = min(purse.payable.balance_micros, last.due_micros - _paid_since(last)) // unit * unit
@@ -80,6 +85,13 @@ def order(*, account: PayoutAccount, currency: str, at: datetime) -> Payout | No
         created_at=at,
         look_at=at,
     )
+
+
+def _is_refused(found: QuerySet[Payout], *, at: datetime) -> bool:
+    """Return whether one of these was refused so lately that it is not tried again yet."""
+    ended = found.filter(state=State.FAILED).order_by("-finished_at").values_list("finished_at", flat=True)
+    refusals = [moment for moment in ended if moment is not None]
+    return bool(refusals) and at < refusals[0] + TRY_AGAIN[min(len(refusals), len(TRY_AGAIN)) - 1]
 
 
 def _paid_since(statement: SupplierStatement) -> int:
@@ -126,6 +138,8 @@ def move(payout: Payout, state: State, *, at: datetime, **facts: object) -> bool
     purse = purses.lock([(payout.supplier_id, payout.currency)])[payout.supplier_id, payout.currency]
     before = State(payout.state)
     written: dict[str, object] = {} if state in OPEN else {"look_at": None, "finished_at": at}
+    if (before, state) == (State.REVERSING, State.PAID):
+        del written["finished_at"]  # its money went when it went
     # Only from where it was seen: what moves depends on that.
     seen = {before: MOVES[before]}
     if not moves.move(payout, state, seen, **(written | facts)):

@@ -194,6 +194,25 @@ def test_a_refusal_leaves_the_money_and_is_tried_in_the_same_slot(nordlys, proce
     assert is_clean()
 
 
+def test_what_is_refused_again_and_again_is_tried_more_and_more_rarely(nordlys, processor):
+    processor.trouble = ["no"] * 100
+    for minute in range(0, 3 * 24 * 60, 30):
+        pay(PAYDAY + minute * MINUTE)
+    tried = [one.finished_at - PAYDAY for one in Payout.objects.order_by("pk")]
+    assert tried == [hours * HOUR for hours in (0, 1, 5, 29, 53)]
+    assert sum(processor.calls.values()) == 5
+    processor.trouble = []
+    assert pay(PAYDAY + 77 * HOUR).state == "paid"
+    assert is_clean()
+
+
+def test_a_new_day_of_the_calendar_does_not_wait_for_the_refusals_of_the_last(nordlys, processor):
+    processor.trouble = ["no"] * 2
+    last = datetime(2026, 4, 19, 23, 30, tzinfo=UTC)
+    assert [pay(at).state for at in (last - HOUR, last)] == ["failed", "failed"]
+    assert pay(last + HOUR).state == "paid"
+
+
 def test_what_waits_can_be_called_off(nordlys, processor):
     payouts.order_due(at=PAYDAY)
     payouts.cancel(payout=Payout.objects.get(), at=PAYDAY)
@@ -237,6 +256,25 @@ def test_a_reversal_that_is_refused_leaves_it_paid(nordlys, processor):
     processor.trouble = ["no"]
     payouts.look_due(at=PAYDAY + MINUTE)
     assert (Payout.objects.get().state, payable(nordlys)) == ("paid", 0)
+    assert is_clean()
+
+
+def test_a_reversal_that_is_refused_later_withholds_nothing_of_the_next_payout(nordlys, processor):
+    made = pay()
+    went_at = made.finished_at
+    start(make_organization(cash=5000 * USD), resource_id="ins_2", at=APRIL + 99 * HOUR, labels=labels(nordlys))
+    usage.stop(resource_id="ins_2", at=APRIL + 129 * HOUR)
+    accruing.accrue(at=APRIL + 129 * HOUR)
+    may = datetime(2026, 5, 1, 4, 0, tzinfo=UTC)
+    statements.issue_due(at=may)
+    payouts.propose_reversal(payout=made, by=make_person())
+    payouts.approve_reversal(payout=made, by=make_person(), at=may + HOUR)
+    processor.trouble = ["no"]
+    payouts.look_due(at=may + HOUR)
+    made.refresh_from_db()
+    assert (made.state, made.finished_at) == ("paid", went_at)
+    following = pay(datetime(2026, 5, 5, 9, 0, tzinfo=UTC))
+    assert (following.pk != made.pk, following.amount_micros, following.state) == (True, 94_500_000, "paid")
     assert is_clean()
 
 
