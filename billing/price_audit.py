@@ -59,4 +59,20 @@ RULES: Mapping[str, str] = {
             IS DISTINCT FROM (list.currency, list.effective_from, item.model, item.micros_per_unit_hour, item.tiers,
                item.minimum_micros, item.unit)
     """,
+    "price_list_holds_from_its_moment_on": """
+        SELECT format('list %%s %%s', list.currency, list.number),
+               format('%%s: it says %%s micros from %%s on, and %%s holds', item.sku, item.micros_per_unit_hour,
+                      list.effective_from, coalesce(price.public_id, 'nothing'))
+        FROM billing_pricelist list JOIN billing_pricelistitem item ON item.price_list_id = list.id
+        LEFT JOIN LATERAL (
+            SELECT * FROM billing_priceversion version
+            WHERE version.sku = item.sku AND version.currency = list.currency
+              AND version.effective_from <= list.effective_from
+            ORDER BY version.effective_from DESC LIMIT 1
+        ) price ON true
+        WHERE list.state = 'scheduled'
+          AND (price.model, price.micros_per_unit_hour, price.tiers, price.minimum_micros, price.unit)
+              IS DISTINCT FROM
+              (item.model, item.micros_per_unit_hour, item.tiers, item.minimum_micros, item.unit)
+    """,
 }

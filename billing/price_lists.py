@@ -111,8 +111,7 @@ def draft(
         if is_other or (first.currency, first.restores) != (currency, restores):
             raise KeyReused(str(key))
         return first
-    with connection.cursor() as cursor:  # one number after the other
-        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('price lists'), hashtext(%s))", [currency])
+    _take_turns(currency)  # one number after the other
     last = PriceList.objects.filter(currency=currency).aggregate(last=Max("number"))["last"] or 0
     made = PriceList.objects.create(
         key=key,
@@ -217,29 +216,21 @@ def schedule(*, price_list: PriceList, effective_from: datetime, by: str, at: da
     """Publish an approved list for a moment that is still to come; return the prices that it changes.
 
     What has the same terms at that moment already keeps its version, so that no month's tiers begin anew for
-    nothing. Raises RetroactivePrice for a moment that is over.
+    nothing. Lists that were scheduled for later say what holds from their own moments on: what this one would change
+    of that is published for them again, and among what is returned. Raises RetroactivePrice for a moment that is over.
     """
     row = _locked(price_list, State.SCHEDULED)
     if effective_from <= at:
         raise RetroactivePrice(f"{row}: {effective_from:%Y-%m-%d %H:%M:%S} is over")
-    before = in_force(currency=row.currency, at=effective_from)
-    changed = [item for item in items(row) if item.sku not in before or terms_of(item) != terms_of(before[item.sku])]
+    _take_turns(row.currency)  # what one list changes depends on all the others
+    later = PriceList.objects.filter(
+        currency=row.currency, state=State.SCHEDULED, effective_from__gt=effective_from
+    ).order_by("effective_from")
     try:
         with transaction.atomic():
             _move(row, State.SCHEDULED, scheduled_at=at, effective_from=effective_from)
-            published = PriceVersion.objects.bulk_create(
-                PriceVersion(
-                    sku=item.sku,
-                    name=item.name,
-                    currency=row.currency,
-                    price_list=row,
-                    effective_from=effective_from,
-                    published_at=at,
-                    published_by=by,
-                    **terms_of(item),
-                )
-                for item in changed
-            )
+            row.refresh_from_db()
+            published = [version for each in (row, *later) for version in _publish(each, by=by, at=at)]
     except IntegrityError as error:
         raise PriceAlreadyPublished(f"another price begins at {effective_from:%Y-%m-%d %H:%M:%S}") from error
     price_list.refresh_from_db()
@@ -315,6 +306,32 @@ def checked(item: Item, *, currency: str) -> PriceListItem:
         tiers=[] if item.model == PriceModel.FLAT else stored,
         minimum_micros=item.minimum_micros,
     )
+
+
+def _publish(price_list: PriceList, *, by: str, at: datetime) -> list[PriceVersion]:
+    """Publish what a scheduled list says otherwise than what would hold at its moment."""
+    assert price_list.effective_from is not None
+    before = in_force(currency=price_list.currency, at=price_list.effective_from)
+    return PriceVersion.objects.bulk_create(
+        PriceVersion(
+            sku=item.sku,
+            name=item.name,
+            currency=price_list.currency,
+            price_list=price_list,
+            effective_from=price_list.effective_from,
+            published_at=at,
+            published_by=by,
+            **terms_of(item),
+        )
+        for item in items(price_list)
+        if item.sku not in before or terms_of(item) != terms_of(before[item.sku])
+    )
+
+
+def _take_turns(currency: str) -> None:
+    """Let nobody else number or schedule lists of a currency until the transaction ends."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('price lists'), hashtext(%s))", [currency])
 
 
 def _row(price_list: PriceList, item: Item) -> PriceListItem:

@@ -150,11 +150,12 @@ def approve(*, actor: Actor, price_list: PriceList, at: datetime) -> None:
 
 @transaction.atomic
 def schedule(*, actor: Actor, price_list: PriceList, effective_from: datetime, at: datetime) -> int:
-    """Publish an approved list for a moment to come; return how many prices it changes."""
+    """Publish an approved list for a moment to come; return how many prices it changes then."""
     with _said():
         found = price_lists.schedule(price_list=price_list, effective_from=effective_from, by=actor.name, at=at)
-    _record(actor, price_list, "price_list.schedule", effective_from=effective_from.isoformat(), prices=len(found))
-    return len(found)
+    changed = sum(version.price_list_id == price_list.pk for version in found)
+    _record(actor, price_list, "price_list.schedule", effective_from=effective_from.isoformat(), prices=changed)
+    return changed
 
 
 @transaction.atomic

@@ -149,7 +149,9 @@ def schedule(visit: Visit, list_id: str) -> HttpResponse:
         form,
         title=_("Schedule list %(list)s") % {"list": row},
         text=_("What runs keeps the price it started with, and commitments keep theirs. To go back, schedule a list"
-               " with the earlier content."),
+               " with the earlier content.")
+        + " "
+        + _("A list that is scheduled for later still holds from its own moment on, with all that it says."),
         send=_("Schedule"),
         back=reverse("console-price-list", args=[list_id]),
     )  # fmt: skip
