@@ -36,7 +36,7 @@ def judge_due(*, at: datetime, limit: int) -> int:
 
 
 def _judge_hour(begins: datetime, found: Iterable[Guarantee], *, at: datetime) -> int:
-    """Judge one hour of several guarantees; seven queries for what was seen of all of them."""
+    """Judge one hour of several guarantees; a fixed number of queries for what was seen of all of them."""
     rules = terms.in_force(begins)
     assert rules is not None, "there were service levels before there were guarantees"
     keys = [one.instance.public_id for one in found]

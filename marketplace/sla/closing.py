@@ -22,11 +22,18 @@ GRACE = timedelta(hours=2)
 MONTHS_BACK = 3
 BATCH = 200
 
+# What ran and was not judged yet. While tiers or a commitment were not worked out to the month's end nobody knows what
+# it cost, and it waits.
 DUE = """
 SELECT DISTINCT resource_id FROM billing_usagespan span
 WHERE meter = 'gpu' AND started_at < %(end)s AND (ended_at IS NULL OR ended_at > %(month)s) AND resource_id > %(after)s
   AND NOT EXISTS (
       SELECT FROM billing_slaverdict verdict WHERE verdict.resource_id = span.resource_id AND month = %(month)s
+  )
+  AND NOT EXISTS (
+      SELECT FROM billing_adjustment adjustment
+      WHERE adjustment.organization_id = span.organization_id AND adjustment.price_version_id = span.price_version_id
+        AND adjustment.month = %(month)s AND adjustment.through < %(end)s
   )
 ORDER BY resource_id LIMIT %(limit)s
 """

@@ -1,7 +1,7 @@
 """What the availability of instances in a month follows from: read in a few queries for many at once."""
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -10,19 +10,16 @@ from math import floor
 from django.db.models import Q, Sum
 
 from billing import floating
-from billing.models import UsageSpan
-from billing.months import next_month
+from billing.models import Adjustment, UsageSpan
+from billing.months import month_of, next_month
 from billing.outcomes import shortfalls
 from billing.sla import availability
 from billing.sla.availability import Seen
 from billing.sla.terms import Terms
-from marketplace import holdings
-from marketplace.models import ReservationStrip
-from marketplace.sla import history
-from marketplace.sla.history import Move
+from marketplace.sla import history, reserved
+from marketplace.sla.history import Move, Told
 from provisioning.models import Instance, InstanceEvent, Interruption
 
-HOUR_MS = 3_600_000
 EVER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -35,31 +32,36 @@ class Case:
 
 
 def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Eight queries at most."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Eleven queries at most."""
     return between(resource_ids, month, min(next_month(month), max(month, at)), terms=terms)
 
 
 def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
-    """Return what was seen of these instances from one moment of a month to another. Eight queries at most."""
+    """Return what was seen of these instances from one moment of a month to another. Eleven queries at most."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
-    spans = _spans(resource_ids, begins, ends)
+    lost = reserved.lost(rows, begins, ends)
+    everybody = [*rows, *reserved.beside(rows, lost)]
+    spans = _spans([row.public_id for row in everybody], begins, ends)
+    moves, notes = _events([row.pk for row in everybody], before=ends)
+    told = {
+        row.pk: history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for) for row in everybody
+    }
+    uses = [_use(row, spans[row.public_id], told[row.pk], ends) for row in everybody]
     paid = _paid(spans, begins, ends)
-    moves, notes = _events([row.pk for row in rows], before=ends)
-    strips = _strips(rows, begins, ends)
+    ahead = reserved.paid_micros(uses, lost, begins, ends)
     returned = _returned([row.pk for row in rows], begins, ends)
     fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
     made = []
     for row in rows:
-        told = history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for)
         seen = Seen(
             begins=begins,
             ends=ends,
-            expected=_touching(told.expected, begins),
-            down=_touching(told.down, begins),
+            expected=_touching(told[row.pk].expected, begins),
+            down=_touching(told[row.pk].down, begins),
             measured=tuple((span.started_at, span.ended_at or ends) for span in spans[row.public_id]),
             noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > begins),
-            paid_micros=paid[row.public_id] + _paid_ahead(row, spans[row.public_id], told, strips[row.reservation_id]),
+            paid_micros=paid.get(row.public_id, 0) + ahead.get(row.pk, 0),
             returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
         )
         made.append(Case(row, seen))
@@ -81,47 +83,50 @@ def _spans(resource_ids: Collection[str], month: datetime, ends: datetime) -> di
     return found
 
 
-def _paid(spans: dict[str, list[UsageSpan]], month: datetime, ends: datetime) -> dict[str, int]:
-    """What each cost in the month: the whole until its end less the whole until its beginning, as invoices have it."""
+def _paid(spans: Mapping[str, Sequence[UsageSpan]], begins: datetime, ends: datetime) -> dict[str, int]:
+    """What each cost between two moments of a month: at base rates as charges have it, by what the month made of them.
+
+    Tiers and commitments change what all use of a price version costs together, so each use of it by the same part.
+    """
     rows = [span for each in spans.values() for span in each]
     until = floating.amounts_micros([(span, min(ends, span.ended_at or ends)) for span in rows])
-    before = floating.amounts_micros([(span, month) for span in rows])
-    paid: dict[str, int] = defaultdict(int)
+    before = floating.amounts_micros([(span, begins) for span in rows])
+    parts = _adjusted(rows, month_of(begins))
+    exact: dict[str, Fraction] = defaultdict(Fraction)
     for span, whole, less in zip(rows, until, before, strict=True):
-        paid[span.resource_id] += whole - less
-    return paid
+        exact[span.resource_id] += (whole - less) * parts.get(
+            (span.organization_id, span.price_version_id), Fraction(1)
+        )
+    return {resource_id: floor(micros) for resource_id, micros in exact.items()}
 
 
-def _strips(rows: Sequence[Instance], month: datetime, ends: datetime) -> dict[int | None, list[ReservationStrip]]:
-    """Return the hours that reservations hold in a month, cut to it, by the reservation of these instances."""
-    found: dict[int | None, list[ReservationStrip]] = defaultdict(list)
-    keys = {row.reservation_id for row in rows if row.reservation_id is not None}
-    if keys:
-        strips = ReservationStrip.objects.filter(reservation__in=keys, starts_at__lt=ends, ends_at__gt=month)
-        for strip in strips:
-            found[strip.reservation_id] += holdings.clipped([strip], month, ends)
-    return found
+def _adjusted(spans: Sequence[UsageSpan], month: datetime) -> dict[tuple[int, int], Fraction]:
+    """Return which part of their base rates a month's use cost, by organization and price version, where not all.
 
-
-def _paid_ahead(
-    instance: Instance, spans: Sequence[UsageSpan], told: history.Told, strips: Sequence[ReservationStrip]
-) -> int:
-    """What had been paid for the reserved hours in which it ran or should have: its GPUs at what one had cost then.
-
-    Hours of several prices count with their average, as nobody can tell which GPU is whose.
+    What is missing to a minimum is paid for no use, and left out.
     """
+    rows = Adjustment.objects.filter(
+        organization__in={span.organization_id for span in spans},
+        price_version__in={span.price_version_id for span in spans},
+        month=month,
+        base_micros__gt=0,
+    ).values_list("organization_id", "price_version_id", "rated_micros", "minimum_micros", "base_micros")
+    return {
+        (organization_id, version_id): Fraction(max(0, rated - minimum), base)
+        for organization_id, version_id, rated, minimum, base in rows
+        if version_id is not None
+    }
+
+
+def _use(instance: Instance, spans: Sequence[UsageSpan], told: Told, ends: datetime) -> reserved.Use:
+    """Return when an instance ran in its reservation or should have; never, if it did not run there in that time."""
     covered = [(span.started_at, span.ended_at or EVER) for span in spans if span.covered_by]
-    if not covered or not strips:
-        return 0
-    stretches = availability.joined([*covered, *told.expected, *told.down])
-    gpus, exact = instance.replicas * instance.gpus_per_replica, Fraction(0)
-    for step in holdings.steps(strips):
-        here = [one for one in strips if one.starts_at <= step.starts_at < one.ends_at]
-        cost = Fraction(sum(one.gpus * one.paid_micros for one in here), step.gpus)
-        inside = [(max(begin, step.starts_at), min(end, step.ends_at)) for begin, end in stretches]
-        lasted = availability.total_ms((begin, end) for begin, end in inside if begin < end)
-        exact += min(gpus, step.gpus) * cost * lasted / HOUR_MS
-    return floor(exact)
+    if not covered:
+        return reserved.Use(instance, (), ())
+    up = availability.joined((span.started_at, span.ended_at or ends) for span in spans)
+    within = availability.joined([*covered, *told.expected, *told.down])
+    down = availability.without(availability.joined([*told.expected, *told.down]), up)
+    return reserved.Use(instance, tuple(within), tuple(down))
 
 
 def _events(keys: Sequence[int], *, before: datetime) -> tuple[dict[int, list[Move]], dict[int, list[datetime]]]:

@@ -7,20 +7,24 @@ import pytest
 import time_machine
 from django.db import transaction
 
-from billing import accounts, books, charging
+from billing import accounts, adjusting, books, charging, price_lists
 from billing.models import SlaVerdict, SupplierAdjustment, UsageSpan
+from billing.months import month_of, next_month
 from billing.suppliers import accruing, cards
 from billing.suppliers.cards import Terms
-from marketplace import rentals
+from marketplace import quotes, rentals, reservations
+from marketplace.models import Reservation, Shortfall
 from marketplace.sla import closing
-from provisioning import quotas
+from provisioning import placement, quotas
 from provisioning.health import faults
-from tests.blocks import Buyer, sell_blocks
+from provisioning.models import Gpu, GpuHold, Node
+from tests.billing.pricing import approved, committed, item
+from tests.blocks import USD, Buyer, sell_blocks
 from tests.conftest import make_person, order
 
 pytestmark = pytest.mark.django_db
 LATE = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
-APRIL = datetime(2026, 4, 1, tzinfo=UTC)
+APRIL, MAY = datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
@@ -80,25 +84,171 @@ def test_an_open_month_shows_how_it_stands(broken):
     assert case.seen.paid_micros == verdict.credit_micros == 2_490_000
 
 
-def test_reserved_hours_are_paid_back_from_what_was_paid_for_them(clock, run_until_idle, actor, project, fleet):
-    """Four GPUs for 24 hours at 2 dollars less a tenth; one of them ran for an hour, broke, and lay there."""
+@pytest.fixture
+def buyer(clock, actor, project, fleet):
+    """Has four GPUs for 24 hours from an hour on, at 2 dollars less a tenth; more there are not."""
     sell_blocks(fleet.h200, at=LATE)
     quotas.set_limit(project_id=project.pk, limit=100)
     buyer = Buyer(actor, project, fleet.h200, LATE)
-    reservation = buyer.buy(4, 1, 25)
+    buyer.buy(4, 1, 25)
     clock.move_to(LATE + HOUR)
     buyer.go_to(1)
+    return buyer
+
+
+def launch(buyer, run_until_idle):
     with transaction.atomic():
-        instance = rentals.rent(actor=actor, project=project, order=order(fleet.h200), at=LATE + HOUR)
+        at = buyer.at(1)
+        instance = rentals.rent(actor=buyer.actor, project=buyer.project, order=order(buyer.offer), at=at)
     run_until_idle()
     instance.refresh_from_db()
-    assert (instance.reservation_id, instance.phase) == (reservation.pk, "running")
-    clock.move_to(LATE + 2 * HOUR)
-    faults.fail(instance=instance, happened="A GPU broke.", fault_at=LATE + 2 * HOUR, at=LATE + 2 * HOUR)
+    assert (instance.market, instance.phase) == ("reserved", "running")
+    return instance
+
+
+def break_at(clock, instance, at, run_until_idle):
+    """Break the GPU of an instance, for good."""
+    clock.move_to(at)
+    Gpu.objects.filter(holds__assignment__instance=instance, holds__released_at=None).update(healthy=False)
+    placement.recount(list(Node.objects.values_list("pk", flat=True)))
+    faults.fail(instance=instance, happened="A GPU broke.", fault_at=at, at=at)
+    run_until_idle()
+
+
+def leave_only(gpus):
+    """Let all GPUs be broken but those in use and so many more."""
+    held = GpuHold.objects.filter(released_at=None).values("gpu")
+    spare = Gpu.objects.exclude(pk__in=held).order_by("pk")[:gpus]
+    Gpu.objects.exclude(pk__in=held).exclude(pk__in=list(spare.values_list("pk", flat=True))).update(healthy=False)
+    placement.recount(list(Node.objects.values_list("pk", flat=True)))
+
+
+def each_hour(clock, buyer, *, first=2):
+    """Let the sweeps see the hours of the reservation pass, each a quarter in, and what comes after them."""
+    for hours in range(first, 27):
+        clock.move_to(buyer.at(hours + 0.25))
+        buyer.go_to(hours + 0.25)
+
+
+def test_reserved_hours_are_paid_back_from_what_was_paid_for_them(clock, buyer, run_until_idle):
+    """There are GPUs to spare, so that nothing was given back for any hour: it could have been started again."""
+    instance = launch(buyer, run_until_idle)
+    break_at(clock, instance, LATE + 2 * HOUR, run_until_idle)
+    each_hour(clock, buyer)
+    assert not Shortfall.objects.exists()
     assert closing.close_due(at=APRIL + 3 * HOUR) == 1
     verdict = SlaVerdict.objects.get()
     # From its start to the end of the block, 24 hours later, at what one GPU had cost; all of it is given back.
-    each = reservation.strips.get().paid_micros
-    assert 23 * each < verdict.paid_micros <= 24 * each
-    assert verdict.credit_micros == verdict.paid_micros
+    each = Reservation.objects.get().strips.get().paid_micros
+    assert verdict.paid_micros == verdict.credit_micros == 24 * each
     assert (books.check(at=APRIL + 9 * HOUR), books.recompute()) == ([], [])
+
+
+def test_a_reserved_hour_that_was_lost_is_paid_back_once(clock, buyer, run_until_idle, acme):
+    """Three GPUs are left of four, so 23 hours of one are given back as they pass, and its first one by the level."""
+    before = accounts.wallet(organization=acme)
+    instance = launch(buyer, run_until_idle)
+    leave_only(3)
+    break_at(clock, instance, LATE + 2 * HOUR, run_until_idle)
+    each_hour(clock, buyer)
+    each = Reservation.objects.get().strips.get().paid_micros
+    assert sorted(Shortfall.objects.values_list("gpus", "refund_micros")) == [(1, each)] * 23
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 1
+    verdict = SlaVerdict.objects.get()
+    assert (verdict.credit_bps, verdict.paid_micros, verdict.credit_micros) == (10_000, each, each)
+    after = accounts.wallet(organization=acme)
+    assert after.available_micros - before.available_micros == 24 * each
+    assert (books.check(at=APRIL + 9 * HOUR), books.recompute()) == ([], [])
+
+
+def test_hours_of_a_reservation_that_was_left_are_paid_back_once(clock, buyer, run_until_idle, acme):
+    """Its customer leaves in the fourth hour what is not delivered, and has the rest of it back at once."""
+    before = accounts.wallet(organization=acme)
+    instance = launch(buyer, run_until_idle)
+    leave_only(3)
+    break_at(clock, instance, LATE + 2 * HOUR, run_until_idle)
+    for hours in (2.25, 3.25):
+        clock.move_to(buyer.at(hours))
+        buyer.go_to(hours)
+    reservation = Reservation.objects.get()
+    quote = quotes.for_cancellation(reservation=reservation, at=buyer.at(3.3))
+    reservations.cancel(actor=buyer.actor, reservation=reservation, quote=quote, at=buyer.at(3.3))
+    each_hour(clock, buyer, first=4)
+    each = reservation.strips.get().paid_micros
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 1
+    verdict = SlaVerdict.objects.get()
+    assert (verdict.credit_bps, verdict.credit_micros) == (10_000, each)
+    after = accounts.wallet(organization=acme)
+    assert after.available_micros - before.available_micros == (1 + 2 + 21 * 4) * each
+    assert books.check(at=APRIL + 9 * HOUR) == []
+
+
+def test_what_was_given_back_is_of_the_instance_that_was_down(clock, buyer, run_until_idle):
+    broken, well = launch(buyer, run_until_idle), launch(buyer, run_until_idle)
+    leave_only(2)
+    break_at(clock, broken, LATE + 2 * HOUR, run_until_idle)
+    each_hour(clock, buyer)
+    each = Reservation.objects.get().strips.get().paid_micros
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 2
+    paid = dict(SlaVerdict.objects.values_list("resource_id", "paid_micros"))
+    assert paid == {broken.public_id: each, well.public_id: 24 * each}
+
+
+def test_a_credit_is_of_what_tiers_made_of_the_price(clock, rent, run_until_idle, fleet, acme):
+    """2.49 for the first hour, and a dollar for each from the second on: ten hours cost 11.49, not 24.90."""
+    rows = ((0, 1, 2_490_000), (1, None, USD))
+    tiers = item(fleet.h200.sku, rows=rows, model="graduated")
+    list_of_tiers = approved(tiers, at=LATE)
+    price_lists.schedule(price_list=list_of_tiers, effective_from=LATE + HOUR, by="ann@example.com", at=LATE)
+    assert ran_for_ten_hours(clock, rent, run_until_idle, since=LATE + HOUR) == 11_490_000
+    assert SlaVerdict.objects.get().credit_bps == 10_000
+    assert spent(acme) == 0
+    assert (books.check(at=APRIL + 9 * HOUR), books.recompute()) == ([], [])
+
+
+def test_a_credit_is_of_what_a_commitment_made_of_the_price(clock, rent, run_until_idle, fleet, acme):
+    """A hundred hours are promised at 40 per cent less; what is left over of them is nothing that ran."""
+    sku = fleet.h200.sku
+    committed(acme, skus=(sku,), amount=100, discount_bps=4_000, starts_at=APRIL, at=LATE)
+    assert ran_for_ten_hours(clock, rent, run_until_idle, since=APRIL + HOUR) == 14_940_000
+
+
+def test_a_month_is_not_judged_before_it_is_known_what_it_cost(clock, rent, run_until_idle, fleet, acme):
+    committed(acme, skus=(fleet.h200.sku,), starts_at=APRIL, at=LATE)
+    clock.move_to(APRIL + HOUR)
+    instance = rent()
+    run_until_idle()
+    instance.refresh_from_db()
+    faults.fail(instance=instance, happened="A GPU broke.", fault_at=APRIL + HOUR, at=APRIL + HOUR)
+    adjusting.post_due(at=APRIL + 3 * HOUR)
+    clock.move_to(MAY + 3 * HOUR)
+    assert closing.close_due(at=MAY + 3 * HOUR) == 0
+    adjusting.post_due(at=MAY + 3 * HOUR)
+    assert closing.close_due(at=MAY + 3 * HOUR) == 1
+
+
+def ran_for_ten_hours(clock, rent, run_until_idle, *, since):
+    """Let an instance run for ten hours and lie broken for 24, close its month, and return what it was judged to cost.
+
+    All of that is given back.
+    """
+    clock.move_to(since)
+    instance = rent()
+    run_until_idle()
+    instance.refresh_from_db()
+    broke_at = since + 10 * HOUR
+    clock.move_to(broke_at)
+    faults.fail(instance=instance, happened="A GPU broke.", fault_at=broke_at, at=broke_at)
+    over = next_month(month_of(since)) + 3 * HOUR
+    clock.move_to(over)
+    adjusting.post_due(at=over)
+    assert closing.close_due(at=over) == 1
+    verdict = SlaVerdict.objects.get()
+    assert verdict.credit_micros == verdict.paid_micros
+    return verdict.paid_micros
+
+
+def spent(organization):
+    """What is gone of a thousand dollars of credit."""
+    wallet = accounts.wallet(organization=organization)
+    return 1000 * USD - wallet.promo_micros - wallet.cash_micros + wallet.owed_micros

@@ -1,0 +1,145 @@
+"""What reserved hours cost whoever ran in them: a part of what was paid ahead, less what was given back of it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from fractions import Fraction
+from itertools import pairwise
+from math import floor
+
+from billing.sla import availability
+from billing.sla.availability import Stretch
+from marketplace import holdings
+from marketplace.models import ReservationState, ReservationStrip, Shortfall
+from provisioning.calendar import HOUR, hour_of
+from provisioning.models import Instance
+
+HOUR_MS = 3_600_000
+
+
+@dataclass(frozen=True)
+class Use:
+    """An instance of a reservation: when it ran in it or should have, and when it did not although it should have."""
+
+    instance: Instance
+    within: tuple[Stretch, ...]
+    down: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """GPUs that a reservation has paid for and kept, and what an hour of one costs on average."""
+
+    starts_at: datetime
+    ends_at: datetime
+    gpus: int
+    micros: Fraction
+
+
+# Of each reservation by its primary key: what could not be had, by its hour.
+Lost = Mapping[int, Mapping[datetime, Shortfall]]
+
+
+def lost(instances: Iterable[Instance], begins: datetime, ends: datetime) -> Lost:
+    """Return the hours of which these instances' reservations had money given back. One query, or none."""
+    found: dict[int, dict[datetime, Shortfall]] = defaultdict(dict)
+    if keys := _reservations(instances):
+        rows = Shortfall.objects.filter(reservation__in=keys, hour__gt=begins - HOUR, hour__lt=ends)
+        for row in rows:
+            found[row.reservation_id][row.hour] = row
+    return found
+
+
+def beside(instances: Sequence[Instance], lost: Lost) -> list[Instance]:
+    """Return who else is in the reservations that lost hours, since whose these were follows from all of them."""
+    if not lost:
+        return []
+    others = Instance.objects.filter(reservation__in=list(lost)).exclude(pk__in=[one.pk for one in instances])
+    return list(others.select_related("project__organization", "offer").order_by("pk"))
+
+
+def paid_micros(uses: Iterable[Use], lost: Lost, begins: datetime, ends: datetime) -> dict[int, int]:
+    """Return what each of these instances cost between two moments, by its primary key. One query, or none."""
+    inside = [use for use in uses if use.within]
+    strips = _strips([use.instance for use in inside], begins, ends)
+    priced = {key: _priced(found, lost.get(key, {})) for key, found in strips.items()}
+    missing = _missing(inside, lost)
+    paid: dict[int, int] = defaultdict(int)
+    for use in inside:
+        found = priced.get(use.instance.reservation_id or 0, [])
+        paid[use.instance.pk] = floor(sum((_cost(use, part, missing) for part in found), Fraction(0)))
+    return paid
+
+
+def _cost(use: Use, part: Priced, missing: Mapping[tuple[int, datetime], int]) -> Fraction:
+    """Its GPUs at what one costs then. It has none that were given back."""
+    stretches = [(max(begin, part.starts_at), min(end, part.ends_at)) for begin, end in use.within]
+    lasted = availability.total_ms((begin, end) for begin, end in stretches if begin < end)
+    gpus = use.instance.gpus - missing.get((use.instance.pk, hour_of(part.starts_at)), 0)
+    return min(gpus, part.gpus) * part.micros * lasted / HOUR_MS
+
+
+def _priced(strips: Sequence[ReservationStrip], lost: Mapping[datetime, Shortfall]) -> list[Priced]:
+    """Cut what a reservation holds where its price changes, and at each hour of which something was given back.
+
+    Hours of several prices count with their average, as nobody can tell which GPU is whose.
+    """
+    edges = {edge for one in strips for edge in (one.starts_at, one.ends_at)}
+    inner = {edge for hour in lost for edge in (hour, hour + HOUR) if min(edges) < edge < max(edges)}
+    found = []
+    for begin, end in pairwise(sorted(edges | inner)):
+        here = [one for one in strips if one.starts_at <= begin < one.ends_at]
+        gpus, micros = sum(one.gpus for one in here), sum(one.gpus * one.paid_micros for one in here)
+        if (gone := lost.get(hour_of(begin))) is not None:
+            gpus, micros = gpus - gone.gpus, max(0, micros - gone.refund_micros)
+        if gpus > 0:
+            found.append(Priced(begin, end, gpus, Fraction(micros, gpus)))
+    return found
+
+
+def _missing(uses: Sequence[Use], lost: Lost) -> dict[tuple[int, datetime], int]:
+    """Return how many GPUs each instance lacked in each hour that was given back: who was down longest comes first."""
+    by_reservation: dict[int, list[Use]] = defaultdict(list)
+    for use in uses:
+        by_reservation[use.instance.reservation_id or 0].append(use)
+    found = {}
+    for reservation_id, hours in lost.items():
+        for hour, gone in hours.items():
+            left = gone.gpus
+            for lasted, use in sorted(
+                ((_down_ms(use, hour), use) for use in by_reservation[reservation_id]), key=_turn
+            ):
+                if lasted and left:
+                    found[use.instance.pk, hour] = min(left, use.instance.gpus)
+                    left -= found[use.instance.pk, hour]
+    return found
+
+
+def _turn(waited: tuple[int, Use]) -> tuple[int, int]:
+    lasted, use = waited
+    return -lasted, use.instance.pk
+
+
+def _down_ms(use: Use, hour: datetime) -> int:
+    stretches = [(max(begin, hour), min(end, hour + HOUR)) for begin, end in use.down]
+    return availability.total_ms((begin, end) for begin, end in stretches if begin < end)
+
+
+def _strips(instances: Sequence[Instance], begins: datetime, ends: datetime) -> dict[int, list[ReservationStrip]]:
+    """Return the hours that the reservations of these instances hold, cut to the time that is asked for.
+
+    One that was left because it was not delivered keeps its strips, but what came after that hour was given back.
+    """
+    found: dict[int, list[ReservationStrip]] = defaultdict(list)
+    if keys := _reservations(instances):
+        strips = ReservationStrip.objects.filter(reservation__in=keys, starts_at__lt=ends, ends_at__gt=begins)
+        for strip in strips.select_related("reservation"):
+            kept = strip.reservation
+            until = hour_of(kept.state_since) + HOUR if kept.state == ReservationState.CANCELLED else ends
+            found[strip.reservation_id] += holdings.clipped([strip], begins, min(until, ends))
+    return found
+
+
+def _reservations(instances: Iterable[Instance]) -> set[int]:
+    return {one.reservation_id for one in instances if one.reservation_id is not None}
