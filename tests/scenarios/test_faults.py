@@ -150,7 +150,7 @@ def test_a_fault_in_the_middle_of_twenty_launches_loses_nothing(market: Market, 
     silent = "SELECT count(*) FROM provisioning_heartbeat WHERE last_seen < now() - interval '25 seconds'"
     assert market.query(silent) == [(0,)]
     books = subprocess.run(
-        [sys.executable, "manage.py", "check_books"],
+        [sys.executable, "manage.py", "check_books", "--recompute"],
         cwd=ROOT,
         env={**plain_environment(), "GPUMARKET_HOME": str(market.home)},
         capture_output=True,
