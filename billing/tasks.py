@@ -89,7 +89,10 @@ def top_up() -> None:
 
 @shared_task
 def reconcile() -> None:
+    """Read the processor's statement and compare; a long one goes on by itself, at the latest the day after."""
     reconciliation.run(at=timezone.now())
+    if reconciliation.is_reading():
+        reconcile.delay()
 
 
 @shared_task

@@ -29,6 +29,7 @@ from billing.models.outcomes import (
 from billing.models.payments import (
     AutomaticTopUp,
     BalanceEntry,
+    BalanceReading,
     Card,
     Dispute,
     Payment,
@@ -70,6 +71,7 @@ __all__ = [
     "AdjustmentPosting",
     "AutomaticTopUp",
     "BalanceEntry",
+    "BalanceReading",
     "BankTransfer",
     "BillingDetails",
     "Card",

@@ -282,6 +282,24 @@ class BalanceEntry(models.Model):
         return f"{self.processor_id}: {self.amount_micros} micros"
 
 
+class BalanceReading(models.Model):
+    """How far the processor's statement was read, while it is being read: from the newest line back to `since`.
+
+    At most one, and none once it was read whole. `after` is the last line that was kept.
+    """
+
+    since = models.DateTimeField()
+    after = models.CharField(max_length=100, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(models.Value(1), name="balance_reading_is_one"),
+        ]
+
+    def __str__(self) -> str:
+        return f"since {self.since:%Y-%m-%d}, after {self.after or 'nothing'}"
+
+
 class ReconciliationCase(models.Model):
     """Something on which our ledger and the processor's statement differ; closed by itself once they agree."""
 

@@ -185,6 +185,9 @@ class Payout(models.Model):
     sent_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
     look_at = models.DateTimeField(null=True)
+    reversal_found_at = models.DateTimeField(
+        null=True, help_text="when it was seen that it had been taken back at the processor, by nobody here"
+    )
     reversal_proposed_by = models.ForeignKey("marketplace.User", models.PROTECT, null=True, related_name="+")
     reversal_approved_by = models.ForeignKey("marketplace.User", models.PROTECT, null=True, related_name="+")
 
@@ -203,6 +206,7 @@ class Payout(models.Model):
             ),
             models.CheckConstraint(
                 condition=~Q(state__in=["reversing", "reversed"])
+                | Q(state="reversed", reversal_found_at__isnull=False)
                 | Q(reversal_proposed_by__isnull=False, reversal_approved_by__isnull=False)
                 & ~Q(reversal_approved_by=F("reversal_proposed_by")),
                 name="payout_reversal_needs_a_second_person",

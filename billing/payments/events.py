@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from billing.errors import OutcomeUnknown, ProcessorRefused, Stranger
-from billing.models import Payment, ProcessorCustomer, ProcessorEvent, Refund
+from billing.models import Payment, PayoutAccount, ProcessorCustomer, ProcessorEvent, Refund
 from billing.payments import cards, disputes, gateway, paying, refunds
 from billing.payments.objects import Event
+from billing.suppliers import connecting, payouts
 
 LOOK_BACK = timedelta(hours=36)
 TRIES_MAX = 50
@@ -73,7 +74,8 @@ def fetch_missed(*, at: datetime) -> int:
 
 
 def _handled(event: ProcessorEvent, *, at: datetime) -> str:
-    about = event.payload["data"]["object"]
+    # What happened within a supplier's own account names that account beside its object.
+    about = {"account": event.payload.get("account"), **event.payload["data"]["object"]}
     handler = next((verb for prefix, verb in HANDLERS.items() if event.type.startswith(prefix)), None)
     return handler(event.object_id, about, at) if handler else NOT_OURS
 
@@ -127,6 +129,26 @@ def _refunds_of(charge_id: str, about: Mapping[str, Any], at: datetime) -> str:
     return f"looked at the refunds of {payment.public_id}"
 
 
+def _account(account_id: str, about: Mapping[str, Any], at: datetime) -> str:
+    """Look at a supplier's account again: it is the object, or where its object is."""
+    wanted = account_id if account_id.startswith("acct_") else str(about.get("account") or "")
+    account = PayoutAccount.objects.filter(processor_id=wanted).exclude(processor_id="").first()
+    if account is None:
+        raise Stranger("it belongs to none of our suppliers")
+    connecting.look(account=account, at=at)
+    return f"{account.public_id} {'can' if account.can_be_paid else 'cannot'} be paid"
+
+
+def _transfer(transfer_id: str, about: Mapping[str, Any], at: datetime) -> str:
+    payout = payouts.look_at_transfer(transfer_id=transfer_id, at=at)
+    return f"{payout.public_id} is {payout.state}"
+
+
+def _to_a_bank(payout_id: str, about: Mapping[str, Any], at: datetime) -> str:
+    """What goes to a supplier's bank may have shown that it cannot; what goes to ours is on the daily statement."""
+    return _account(payout_id, about, at) if about.get("account") else "it comes with the daily statement"
+
+
 def _said(payment: Payment) -> str:
     return f"{payment.public_id} is {payment.state}"
 
@@ -148,4 +170,7 @@ HANDLERS: Mapping[str, Callable[[str, Mapping[str, Any], datetime], str]] = {
     "refund.": _refund,
     "charge.dispute.": _dispute,
     "charge.refunded": _refunds_of,
+    "account.": _account,
+    "transfer.": _transfer,
+    "payout.": _to_a_bank,
 }

@@ -48,7 +48,7 @@ from billing.payments.objects import (
 )
 
 if TYPE_CHECKING:
-    from stripe.params import TransferCreateParams
+    from stripe.params import BalanceTransactionListParams, TransferCreateParams
 
 TIMEOUT_S = 20
 SIGNATURE_AGE_MAX_S = 300
@@ -366,14 +366,21 @@ def reverse_transfer(*, key: str, transfer_id: str, amount_micros: int, currency
     return str(made.id)
 
 
-def statement(*, since: datetime) -> Iterator[StatementLine]:
-    """Yield the lines of our balance at the processor since a moment, newest first."""
+def statement(*, since: datetime, after: str = "") -> tuple[list[StatementLine], bool]:
+    """Return a page of the lines of our balance at the processor since a moment, and whether there are more.
+
+    The newest come first; `after` is the id of the last line of the page before.
+    """
+    params: BalanceTransactionListParams = {
+        "created": {"gte": unix_seconds(since)},
+        "limit": PAGE,
+        "expand": ["data.source"],
+    }
+    if after:
+        params["starting_after"] = after
     with _said():
-        found = _client().v1.balance_transactions.list(
-            {"created": {"gte": unix_seconds(since)}, "limit": PAGE, "expand": ["data.source"]}
-        )
-        for made in _pages(found):
-            yield line_of(made)
+        found = _client().v1.balance_transactions.list(params)
+        return [line_of(made.to_dict()) for made in found.data], bool(found.has_more)
 
 
 def events(*, since: datetime) -> Iterator[Event]:
@@ -385,14 +392,22 @@ def events(*, since: datetime) -> Iterator[Event]:
 
 
 def signed_event(*, body: bytes, signature: str) -> Event:
-    """Return what a webhook says, or raise BadSignature: forged, stale, or in no form of the processor's."""
-    try:
-        made = stripe.Webhook.construct_event(
-            body, signature, settings.STRIPE_WEBHOOK_SECRET, SIGNATURE_AGE_MAX_S, api_key=settings.STRIPE_API_KEY
-        )
-        return event_of(made.to_dict())
-    except (stripe.SignatureVerificationError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadSignature(str(error)[:300]) from error
+    """Return what a webhook says, or raise BadSignature: forged, stale, or in no form of the processor's.
+
+    It is signed with any of our secrets: what happens in suppliers' accounts comes from an endpoint of its own.
+    """
+    refusals = []
+    for secret in settings.STRIPE_WEBHOOK_SECRET.split(","):
+        try:
+            made = stripe.Webhook.construct_event(
+                body, signature, secret.strip(), SIGNATURE_AGE_MAX_S, api_key=settings.STRIPE_API_KEY
+            )
+            return event_of(made.to_dict())
+        except stripe.SignatureVerificationError as error:
+            refusals.append(str(error)[:300])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadSignature(str(error)[:300]) from error
+    raise BadSignature(refusals[0])
 
 
 class Declined(ProcessorRefused):

@@ -110,7 +110,10 @@ class Transferred:
 
 @dataclass(frozen=True, slots=True)
 class StatementLine:
-    """A line of our balance at the processor: `amount_micros` before `fee_micros`, negative for what went out."""
+    """A line of our balance at the processor: `amount_micros` before `fee_micros`, negative for what went out.
+
+    `transfer_id`: of which transfer it takes back some, if it does.
+    """
 
     id: str
     type: str
@@ -120,6 +123,7 @@ class StatementLine:
     fee_micros: int
     currency: str
     at: datetime
+    transfer_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +265,7 @@ def line_of(facts: Facts) -> StatementLine:
         fee_micros=_micros(facts.get("fee"), currency),
         currency=currency,
         at=_moment(facts["created"]),
+        transfer_id=_id(about.get("transfer")) if about.get("object") == "transfer_reversal" else "",
     )
 
 

@@ -7,7 +7,8 @@ of what is on its way. Nothing is ever booked to make a difference disappear; on
 statement itself: what the processor kept as its fee, and what it sent to our bank.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,7 +16,8 @@ from django.db import connection, transaction
 from django.db.models import Max, Min, QuerySet, Sum
 
 from billing import accounts, ledger
-from billing.models import Account, BalanceEntry, Dispute, Payment, ReconciliationCase
+from billing.errors import OutcomeUnknown
+from billing.models import Account, BalanceEntry, BalanceReading, Dispute, Payment, Payout, ReconciliationCase
 from billing.payments import gateway
 from billing.payments.objects import StatementLine
 
@@ -68,29 +70,74 @@ class Comparison:
 
 
 def run(*, at: datetime) -> int:
-    """Read the statement and compare both sides; return how many cases are open. Network."""
+    """Read the statement and compare both sides; return how many cases are open. Network.
+
+    A statement that is not read to its end yet is compared with nothing: the next call goes on with it.
+    """
     if gateway.is_there():
         read(at=at)
+        if is_reading():
+            return cases().count()
     for currency in currencies():
         compare(currency=currency, at=at)
     return cases().count()
 
 
-def read(*, at: datetime) -> int:
-    """Take over what is new in the processor's statement, and what it kept or sent to our bank. Network."""
-    known_until = BalanceEntry.objects.aggregate(latest=Max("created_at"))["latest"]
-    began = Payment.objects.aggregate(first=Min("created_at"))["first"]
-    lines = list(gateway.statement(since=(known_until or began or at) - OVERLAP))
-    known = set(
-        BalanceEntry.objects.filter(processor_id__in=[line.id for line in lines]).values_list("processor_id", flat=True)
-    )
+def is_reading() -> bool:
+    """Return whether the statement was begun and not read to its end yet."""
+    return gateway.is_there() and BalanceReading.objects.exists()
+
+
+def read(*, at: datetime, seconds: int = 35) -> int:
+    """Take over what is new in the processor's statement, and what it kept or sent to our bank. Network.
+
+    Each page is kept at once, with how far that is: stopped after some time, or killed, the next call goes on there.
+    Returns how many lines were new.
+    """
+    deadline = time.monotonic() + seconds
+    reading, fresh, has_more = _reading(at), 0, True
+    while has_more:
+        lines, has_more = gateway.statement(since=reading.since, after=reading.after)
+        if has_more and not lines:
+            raise OutcomeUnknown("the processor's statement does not end")
+        fresh += _keep_page(lines, reading)
+        if time.monotonic() >= deadline:
+            break
+    if not has_more:
+        reading.delete()
+        _name_what_was_unknown()
+    return fresh
+
+
+def _reading(at: datetime) -> BalanceReading:
+    """Return how far the reading is that was begun, or begin one, some days before the newest line that is known."""
+    found = BalanceReading.objects.first()
+    if found is None:
+        known_until = BalanceEntry.objects.aggregate(latest=Max("created_at"))["latest"]
+        began = Payment.objects.aggregate(first=Min("created_at"))["first"]
+        since = (known_until or began or at) - OVERLAP
+        BalanceReading.objects.bulk_create([BalanceReading(since=since)], ignore_conflicts=True)
+        found = BalanceReading.objects.get()
+    return found
+
+
+@transaction.atomic
+def _keep_page(lines: Sequence[StatementLine], reading: BalanceReading) -> int:
+    ids = [line.id for line in lines]
+    known = set(BalanceEntry.objects.filter(processor_id__in=ids).values_list("processor_id", flat=True))
     fresh = [line for line in reversed(lines) if line.id not in known]
     for line in fresh:
         _keep(line)
+    if ids:
+        reading.after = ids[-1]
+        BalanceReading.objects.filter(pk=reading.pk).update(after=reading.after)
+    return len(fresh)
+
+
+def _name_what_was_unknown() -> None:
     for entry in BalanceEntry.objects.filter(our_key="").exclude(amount_micros=0):
         # What it belongs to may have become known after it was read.
         BalanceEntry.objects.filter(pk=entry.pk).update(our_key=_known_key(entry.source_id, entry.amount_micros))
-    return len(fresh)
 
 
 def compare(*, currency: str, at: datetime) -> None:
@@ -200,6 +247,10 @@ def _our_key(line: StatementLine) -> str:
     if line.key:
         failed = line.type in {"refund_failure", "payment_refund_failure"}
         return line.key.replace("payback:", "payback-failed:", 1) if failed else line.key
+    if line.transfer_id:
+        # Who takes a transfer back at the processor itself writes no key of ours to that.
+        payout = Payout.objects.filter(processor_id=line.transfer_id).first()
+        return payout.reversal_key if payout else ""
     return _known_key(line.source_id, line.amount_micros)
 
 

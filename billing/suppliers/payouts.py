@@ -1,6 +1,6 @@
 """Payouts: ordered by the calendar, sent outside of transactions, and what became of them.
 
-    created -> sending -> paid -> reversing -> reversed
+    created -> sending -> paid -> reversing -> reversed: asked for here, or found to be so at the processor
                   |  \\-> failed
                unknown: no answer, or a worker that died; resolved by looking
 
@@ -17,20 +17,20 @@ from django.db import transaction
 from django.db.models import QuerySet, Sum
 
 from billing import accounts, ledger, moves
-from billing.errors import AlreadyDecided, OutcomeUnknown, ProcessorRefused, SecondPersonNeeded
+from billing.errors import AlreadyDecided, OutcomeUnknown, ProcessorRefused, SecondPersonNeeded, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Payout, PayoutAccount, SupplierStatement
 from billing.payments import gateway
 from billing.payments.objects import Transferred
 from billing.payments.paying import ANSWER_WITHIN, KEY_LIFE
-from billing.suppliers import purses, schedule
+from billing.suppliers import connecting, purses, schedule
 
 State = Payout.State
 MOVES: dict[State, tuple[State, ...]] = {
     State.CREATED: (State.SENDING, State.CANCELLED),
     State.SENDING: (State.UNKNOWN, State.PAID, State.FAILED),
     State.UNKNOWN: (State.SENDING, State.PAID, State.FAILED),
-    State.PAID: (State.REVERSING,),
+    State.PAID: (State.REVERSING, State.REVERSED),
     State.REVERSING: (State.REVERSED, State.PAID),
     # Money that arrived is ours to book, whatever we had believed before.
     State.FAILED: (State.PAID,),
@@ -153,6 +153,35 @@ def move(payout: Payout, state: State, *, at: datetime, **facts: object) -> bool
     payout.refresh_from_db()
     log.info("payout %s: %s", payout.public_id, state)
     return True
+
+
+def look_at_transfer(*, transfer_id: str, at: datetime) -> Payout:
+    """Look at a transfer of which the processor told us, and move its payout there. Network.
+
+    What was taken back whole at the processor, and by nobody here, is ours to book; but nothing more goes to that
+    supplier until a person lets it. Raises Stranger for what is none of ours.
+    """
+    made = gateway.transferred(transfer_id)
+    word, _, public_id = made.key.partition(":")
+    found = Payout.objects.filter(public_id=public_id, amount_micros=made.amount_micros, currency=made.currency)
+    payout = found.select_related("account", "statement", "supplier").first() if word == "payout" else None
+    if payout is None:
+        raise Stranger("it belongs to none of our payouts")
+    if State.PAID in MOVES[State(payout.state)] and payout.state != State.REVERSING:
+        move(payout, State.PAID, at=at, processor_id=made.id, failure="")
+    if made.reversed_micros >= payout.amount_micros:
+        _found_reversed(payout, at=at)
+    return payout
+
+
+@transaction.atomic
+def _found_reversed(payout: Payout, *, at: datetime) -> None:
+    was_asked = payout.state == State.REVERSING
+    facts: dict[str, object] = {} if was_asked else {"reversal_found_at": at, "failure": "Taken back at the processor."}
+    if State.REVERSED in MOVES[State(payout.state)] and move(payout, State.REVERSED, at=at, **facts) and not was_asked:
+        if payout.account.held_at is None:
+            connecting.hold(account=payout.account, is_held=True, at=at)
+        log.error("payout %s was taken back at the processor; its supplier's payouts are held", payout.public_id)
 
 
 def cancel(*, payout: Payout, at: datetime) -> None:

@@ -7,6 +7,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
+from billing import tasks
 from billing.errors import RefundTooLarge
 from billing.models import BalanceEntry, Dispute, Payment, ProcessorEvent, ReconciliationCase, Refund
 from billing.payments import reconciliation, refunds
@@ -133,8 +134,10 @@ def note_case(*, actor: Actor, case: ReconciliationCase, reason: str) -> None:
 
 
 def reconcile(*, actor: Actor, at: datetime) -> int:
-    """Read the processor's statement now, and compare. Network."""
+    """Read the processor's statement now, and compare; a long one goes on by itself. Network."""
     found = reconciliation.run(at=at)
+    if reconciliation.is_reading():
+        tasks.reconcile.delay()
     audit.record(
         actor=actor, organization=None, verb="reconciliation.run", subject_id="processor", after={"open_cases": found}
     )

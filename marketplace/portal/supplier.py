@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import structlog
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
@@ -19,6 +20,8 @@ from marketplace.models import Organization
 from marketplace.portal.doors import Visit, absolute, page, whole_number
 from marketplace.portal.stacks import StackedChart, stacked
 from marketplace.suppliers import applying, earnings, files
+
+log = structlog.get_logger(__name__)
 
 PAGE = 50
 NOW, LATER, FEE = "now", "later", "fee"
@@ -174,6 +177,8 @@ def csv_file(visit: Visit, statement_id: str) -> HttpResponse:
 def payouts(visit: Visit) -> HttpResponse:
     """List payouts, the newest first, and how far the account is that they go to."""
     supplier = _supplier(visit)
+    if visit.query("returned"):
+        _looked_at_account(visit, supplier)
     context = {
         "organization": supplier,
         "payouts": list(access_till.payouts(supplier).order_by("-pk")[:PAGE]),
@@ -193,7 +198,7 @@ def connect(visit: Visit) -> HttpResponse:
     supplier = access_till.supplier_for(
         visit.actor, visit.organization(verb="supplier.change").public_id, verb="supplier.change"
     )
-    back = absolute(reverse("supplier-payouts"))
+    back = absolute(reverse("supplier-payouts")) + "?returned=yes"
     try:
         address = connecting.onboarding_url(
             supplier=supplier, email=visit.actor.user.email, refresh_url=back, return_url=back, at=visit.at
@@ -205,6 +210,16 @@ def connect(visit: Visit) -> HttpResponse:
     except PaymentError as error:
         raise Conflict(_("The payment processor did not answer as it should. Try again in a minute.")) from error
     return redirect(address)
+
+
+def _looked_at_account(visit: Visit, supplier: Organization) -> None:
+    """Take over what the processor knows of a supplier who comes from there; if it does not answer, a sweep does it."""
+    account = connecting.of(supplier)
+    try:
+        if account is not None:
+            connecting.look(account=account, at=visit.at)
+    except PaymentError as error:
+        log.warning("an account was not looked at", organization=supplier.public_id, why=str(error))
 
 
 def _supplier(visit: Visit) -> Organization:

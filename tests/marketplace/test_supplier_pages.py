@@ -13,9 +13,13 @@ from pypdf import PdfReader
 from billing import books, charging
 from billing.invoicing import sellers
 from billing.models import PayoutAccount, RateCard, SupplierAdjustment, SupplierStatement
+from billing.payments import gateway
 from billing.suppliers import accruing, purses, statements
+from billing.test_processor import connect
+from billing.test_processor.client import InProcess
 from marketplace.models import AuditEntry, Organization, Role, SupplierApplication
 from marketplace.portal.preferences import ZONE_COOKIE
+from tests.billing.payments.stage import Processor
 from tests.conftest import make_member, make_organization, make_person, make_token
 from tests.marketplace.portal.reading import read
 
@@ -239,6 +243,25 @@ def test_payouts_can_be_held_back_and_let_go(earned, carol_desk, owner):
         assert (account.held_at is not None) == is_held
     assert AuditEntry.objects.filter(verb__startswith="payouts.").count() == 2
     assert "No payouts yet" in text(browser(owner).get(reverse("supplier-payouts")))
+
+
+def test_who_comes_back_from_the_processor_is_looked_at_at_once(clock, operator, owner, settings, monkeypatch):
+    settings.STRIPE_API_KEY = "sk_test_ours"
+    processor = Processor()
+    processor.at = MAY
+    monkeypatch.setattr(gateway, "transport", lambda: InProcess(processor.world))
+    Organization.objects.filter(pk=operator.pk).update(is_supplier=True)
+    on_paper(operator)
+    page = browser(owner)
+    away = page.post(reverse("supplier-connect"))["Location"]
+    assert not PayoutAccount.objects.get().can_be_paid
+    back = connect.give_papers(processor.world, away.rpartition("/")[2])
+    path = back[back.index(reverse("supplier-payouts")) :]
+    processor.fails("rate_limit", path="/v1/accounts")
+    text(page.get(path))
+    assert not PayoutAccount.objects.get().can_be_paid
+    text(page.get(path))
+    assert PayoutAccount.objects.get().can_be_paid
 
 
 def test_without_a_processor_the_page_says_so(earned, owner, settings):

@@ -125,7 +125,10 @@ def reconcile(visit: Visit) -> HttpResponse:
     """Read the statement now."""
     form = NoForm(sent(visit))
     if carried_out(visit, form, payments.reconcile, at=visit.at):
-        messages.success(visit.request, _("Both sides were compared."))
+        if reconciliation.is_reading():
+            messages.info(visit.request, _("The statement is long. It is read on, and then compared, by itself."))
+        else:
+            messages.success(visit.request, _("Both sides were compared."))
         return redirect("console-reconciliation")
     return form_page(
         visit,

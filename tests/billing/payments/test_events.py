@@ -57,6 +57,18 @@ def test_what_is_forged_stale_or_no_event_is_refused(customer, processor):
             gateway.signed_event(body=sent, signature=header)
 
 
+def test_an_event_is_signed_with_any_of_our_secrets(customer, processor, settings):
+    settings.STRIPE_WEBHOOK_SECRET = "whsec_ours, whsec_connect"
+    processor.card(customer)
+    event = processor.world.events[-1]
+    for secret in ("whsec_ours", "whsec_connect"):
+        body, signature = signed(event, secret=secret)
+        assert gateway.signed_event(body=body, signature=signature).id == event["id"]
+    body, signature = signed(event, secret="whsec_other")
+    with pytest.raises(BadSignature):
+        gateway.signed_event(body=body, signature=signature)
+
+
 def test_an_event_about_a_strangers_object_is_refused_and_moves_nothing(customer, processor, caplog):
     processor.ghost(customer, metadata={"gpumarket": "payment:pay_nobody"})
     outcomes = processor.deliver()

@@ -116,6 +116,65 @@ def test_reading_the_same_statement_again_books_no_fee_twice(processor, paid):
     assert Transfer.objects.filter(key__startswith="processor-fee:").count() == 1
 
 
+@pytest.fixture
+def long_statement(customer, processor, paid, monkeypatch):
+    """Nine lines at the processor, of which it gives four a page."""
+    for number in range(8):
+        paying.send(payment_id=order(customer, 10 * USD, key=str(number)).pk, at=processor.later())
+    monkeypatch.setattr(gateway, "PAGE", 4)
+    return processor
+
+
+def pages(processor):
+    return processor.sent("GET", "/v1/balance_transactions")
+
+
+def test_a_long_statement_is_kept_page_by_page_and_read_on_where_it_stopped(long_statement):
+    processor = long_statement
+    assert [reconciliation.read(at=processor.at, seconds=0) for _ in range(2)] == [4, 4]
+    assert (BalanceEntry.objects.count(), reconciliation.is_reading()) == (8, True)
+    assert reconciliation.read(at=processor.at, seconds=0) == 1
+    assert (pages(processor), reconciliation.is_reading()) == (3, False)
+    agree(processor)
+
+
+def test_a_reader_that_is_killed_loses_no_page_that_it_had(long_statement, monkeypatch):
+    processor, asked = long_statement, []
+
+    def dies(**wanted):
+        asked.append(wanted)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answers(**wanted)
+
+    answers = gateway.statement
+    monkeypatch.setattr(gateway, "statement", dies)
+    with pytest.raises(KeyboardInterrupt):
+        reconciliation.run(at=far_future(processor))
+    assert BalanceEntry.objects.count() == 8
+    assert not ReconciliationCase.objects.exists()
+    agree(processor)
+    assert len(asked) == 4
+
+
+def test_what_is_read_in_part_is_compared_with_nothing(long_statement, monkeypatch):
+    processor = long_statement
+    monkeypatch.setattr(reconciliation.time, "monotonic", iter(range(0, 9999, 20)).__next__)
+    assert reconciliation.run(at=far_future(processor)) == 0
+    assert reconciliation.is_reading()
+    assert not ReconciliationCase.objects.exists()
+
+
+def test_what_came_while_the_statement_was_being_read_is_read_the_next_time(long_statement, customer):
+    processor = long_statement
+    reconciliation.read(at=processor.at, seconds=0)
+    paying.send(payment_id=order(customer, 5 * USD, key="meanwhile").pk, at=processor.later())
+    reconciliation.read(at=processor.at)
+    assert BalanceEntry.objects.count() == 9
+    agree(processor)
+    assert BalanceEntry.objects.count() == 10
+
+
 def test_each_currency_is_compared_alone(processor, paid, db):
     organization = make_organization(currency="JPY")
     processor.card(organization)
