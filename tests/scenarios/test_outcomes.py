@@ -128,13 +128,22 @@ def kill_node(market: Market, job: str) -> str:
         ),
         "a task that runs",
     )[0][0]
-    home = str(market.home)
+    # Stopped first: a node that loses its power has nobody left who notes that a command was killed.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in _processes_of(market, name):
+            with suppress(psutil.Error):
+                process.send_signal(number)
+    return str(name)
+
+
+def _processes_of(market: Market, name: str) -> list[psutil.Process]:
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             line = " ".join([*process.cmdline(), process.cwd()])
-            if home in line and name in line:
-                process.send_signal(signal.SIGKILL)
-    return str(name)
+            if str(market.home) in line and name in line:
+                found.append(process)
+    return found
 
 
 def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market: Market, tmp_path: Path) -> None:

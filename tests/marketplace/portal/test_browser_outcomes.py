@@ -74,7 +74,7 @@ def test_a_product_is_bought_its_result_disputed_and_refunded(
     sign_in(window, carol)
     window.goto(reverse("console-claim-disputes"))
     look(window, "console-disputes")
-    window.click("text=Decide")
+    window.click("main a.btn-primary")
     window.fill("#id_due_bps", "0")
     window.fill("#id_note", "It is black")
     look(window, "console-decide")
