@@ -55,7 +55,9 @@ WITH payer AS MATERIALIZED (
         %(at)s::timestamptz
     FROM posted HAVING count(*) > 0
 )
-SELECT kind, amount_micros FROM posted
+SELECT kind, amount_micros, EXISTS (
+    SELECT FROM billing_runway WHERE organization_id = %(organization)s AND burn_micros_per_hour > 0
+) FROM posted
 """
 
 
@@ -109,14 +111,15 @@ def collect(*, organization: accounts.Organization, resource_id: str, block: Blo
             "ends_at": block.ends_at,
             "hours": json.dumps(block.hours),
         }
-        taken = dict(ask(COLLECT, wanted))
-        if not taken:
+        rows = ask(COLLECT, wanted)
+        if not rows:
             accounts.platform(Account.Kind.DEFERRED, organization.currency)  # Opens it for the first payment.
-            taken = dict(ask(COLLECT, wanted))
-        if taken:
-            runway.refresh_if_burning(organization=organization, at=at)
-    if not taken:
+            rows = ask(COLLECT, wanted)
+        if any(burns for _, _, burns in rows):
+            runway.refresh(organization=organization, at=at)
+    if not rows:
         raise HoldClosed(key=resource_id, needed_micros=0, left_micros=0)
+    taken = {kind: micros for kind, micros, _ in rows}
     return Paid(promo_micros=taken.get("promo", 0), cash_micros=taken.get("cash", 0) + taken.get("receivable", 0))
 
 

@@ -55,10 +55,10 @@ def test_a_block_is_paid_ahead_and_its_hours_are_committed(acme_buys: Buyer) -> 
     check_conserved(at=acme_buys.noon)
 
 
-def test_a_booking_is_eleven_statements(acme_buys: Buyer, django_assert_num_queries: Queries) -> None:
+def test_a_booking_is_ten_statements(acme_buys: Buyer, django_assert_num_queries: Queries) -> None:
     acme_buys.buy(8, 24, 34)
     quote = acme_buys.quote(8, 48, 78)
-    with django_assert_num_queries(11):  # and of the surrounding transaction, its beginning and its end
+    with django_assert_num_queries(10):  # and of the surrounding transaction, its beginning and its end
         reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.noon)
     check_conserved(at=acme_buys.noon)
 
