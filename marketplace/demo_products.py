@@ -22,6 +22,11 @@ COMMON: dict[str, Any] = {
         "window_s": 120, "decided_by": "operator", "arbiter": None, "decide_within_s": 86_400, "if_undecided": "refund",
     },
     "retries": 1,
+    # The hours are the platform's: small tasks, and not many that nobody pays for.
+    "work": {
+        "offers": None, "gpus": 1, "seconds": 1800, "attempts": 3, "attempt_micros": 500 * CENT,
+        "unpaid_micros": 5_000 * CENT,
+    },
     "deadline": None,
     "cap": None,
     "floor": None,

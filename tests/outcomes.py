@@ -37,7 +37,7 @@ PRICE = 50 * CENT
 
 # What an ordinary product says; tests name what differs.
 TERMS: Mapping[str, Any] = {
-    "schema": "gpumarket.terms/1",
+    "schema": "gpumarket.terms/2",
     "kind": "per_task",
     "currency": "USD",
     "counts": "A task counts once its command ended with exit code 0 and all its outputs are there.",
@@ -50,6 +50,10 @@ TERMS: Mapping[str, Any] = {
         "window_s": 1800, "decided_by": "operator", "arbiter": None, "decide_within_s": 7200, "if_undecided": "refund",
     },
     "retries": 1,
+    "work": {
+        "offers": None, "gpus": 64, "seconds": 86_400, "attempts": 20, "attempt_micros": 5_000_000_000,
+        "unpaid_micros": 10_000_000_000,
+    },
     "deadline": None,
     "cap": None,
     "floor": None,
@@ -69,6 +73,8 @@ BY_CUSTOMER = {"verifier": {"kind": "customer"}}
 def terms(**differs: Any) -> dict[str, Any]:
     """Return ordinary terms but for what differs; a mapping differs in the fields that it names."""
     made = deepcopy(dict(TERMS))
+    if differs.get("kind") in ("guarantee", "revenue_share"):
+        made["work"] = None
     for name, value in differs.items():
         is_part = isinstance(value, dict) and isinstance(made.get(name), dict) and "kind" not in value
         made[name] = {**made[name], **value} if is_part else value

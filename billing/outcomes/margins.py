@@ -1,8 +1,10 @@
 """What each contract leaves the platform: what buyers paid, less what suppliers get of it and what the work took."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from django.db.models import Count, Q, QuerySet, Sum
 
@@ -58,6 +60,23 @@ def costs_of(resource_ids: list[str]) -> dict[str, int]:
     """Return what the work of each of these resources took so far."""
     rows = OutcomeCost.objects.filter(resource_id__in=resource_ids).order_by().values_list("resource_id")
     return defaultdict(int, dict(rows.annotate(total=Sum("amount_micros"))))
+
+
+def net_micros(*, organization_id: int, versions: Iterable[str]) -> dict[str, int]:
+    """Return what one buyer paid under each of these versions and did not get back."""
+    back = Q(kind=Outcome.Kind.REVERSED)
+    rows = Outcome.objects.filter(organization=organization_id, version__in=list(versions)).order_by()
+    summed = rows.values_list("version").annotate(
+        paid=Sum("amount_micros", filter=~back, default=0), returned=Sum("amount_micros", filter=back, default=0)
+    )
+    return {version: paid - returned for version, paid, returned in summed}
+
+
+def cost_micros(*, organization_id: int, versions: Iterable[str], without: Any) -> int:
+    """Return what work for one buyer under these versions took, but for these resources (ids, or a query of them)."""
+    rows = OutcomeCost.objects.filter(span__organization=organization_id, version__in=list(versions))
+    rows = rows.exclude(span__resource_id__in=without)
+    return int(rows.aggregate(total=Sum("amount_micros", default=0))["total"])
 
 
 def _add(

@@ -96,6 +96,7 @@ def said(row: dict[str, Any]) -> list[list[str]]:
         ["dispute within", f"{span(disputes['window_s'])}; decided by the {words.spoken(disputes['decided_by'])}"],
         ["decided within", f"{span(disputes['decide_within_s'])}; else: {disputes['if_undecided']}"],
         ["retries", str(terms["retries"])],
+        *worked(terms),
         ["taken back within", span(terms["clawback_s"])],
         ["shares", ", ".join(f"{one['to']} {one['bps'] / 100:g} %" for one in terms["shares"])],
     ]
@@ -110,6 +111,22 @@ def said(row: dict[str, Any]) -> list[list[str]]:
             amount = words.money(f"{micros // 1_000_000}.{micros % 1_000_000:06d}", terms["currency"])
             found.append([name, f"{amount} a {terms[name]['period']}"])
     return found
+
+
+def worked(terms: dict[str, Any]) -> list[list[str]]:
+    """Return where work under these terms may run and how much of it, where they say that."""
+    work = terms.get("work")
+    if work is None:
+        return []
+    each, unpaid = (
+        words.money(f"{work[name] // 1_000_000}.{work[name] % 1_000_000:06d}", terms["currency"])
+        for name in ("attempt_micros", "unpaid_micros")
+    )
+    return [
+        ["runs on", ", ".join(work["offers"]) if work["offers"] else "any offer"],
+        ["each task", f"at most {work['gpus']} GPUs, {span(work['seconds'])} an attempt, {work['attempts']} attempts"],
+        ["its hours", f"at most {each} an attempt by the list, {unpaid} together that is not paid for"],
+    ]
 
 
 def span(seconds: int) -> str:

@@ -33,7 +33,7 @@ class TermsForm(ConsoleForm):
     """The terms of the next version."""
 
     terms = TermsField(
-        label=_("Terms"), help_text=_("The closed schema gpumarket.terms/1; write null where one does not apply.")
+        label=_("Terms"), help_text=_("The closed schema gpumarket.terms/2; write null where one does not apply.")
     )
 
     def add_error(self, field: Any, error: Any) -> None:
@@ -86,6 +86,10 @@ TEMPLATE: dict[str, Any] = {
         "if_undecided": "refund",
     },
     "retries": 1,
+    "work": {
+        "offers": None, "gpus": 8, "seconds": 3600, "attempts": 3, "attempt_micros": 40_000_000,
+        "unpaid_micros": 200_000_000,
+    },
     "deadline": None,
     "cap": None,
     "floor": None,

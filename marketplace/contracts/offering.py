@@ -10,7 +10,7 @@ from django.db.models.functions import Greatest
 from django.utils.translation import gettext as _
 
 from billing import moves
-from marketplace import audit
+from marketplace import audit, offers
 from marketplace.access import Actor
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
@@ -194,7 +194,16 @@ def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) ->
         )
     if seller.public_id in named:
         raise BadOrder("shares", _("Write “seller” for the seller's own share."))
+    _check_offers((checked.work or {}).get("offers") or ())
     return checked
+
+
+def _check_offers(names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        try:
+            offers.offer_for(name)
+        except NotFound as error:
+            raise BadOrder(f"work/offers/{index}", _("There is no such offer.")) from error
 
 
 def _write(actor: Actor, contract: Contract, terms: Terms, *, number: int, side: Side, at: datetime) -> ContractVersion:

@@ -19,7 +19,9 @@ from billing.outcomes.words import price_micros
 from marketplace.errors import BadOrder
 from provisioning.agent import signing
 
-SCHEMA = "gpumarket.terms/1"
+SCHEMA = "gpumarket.terms/2"
+# Versions of the first schema do not say what work may cost: what holds for them is written in `FIRST_WORK`.
+FIRST_SCHEMA = "gpumarket.terms/1"
 KINDS = ("per_task", "per_unit", "guarantee", "revenue_share")
 CLAIMED_KINDS = ("per_task", "per_unit")
 VERIFIERS = ("outputs", "command", "rerun", "customer", "third_party")
@@ -32,6 +34,8 @@ DAY_S = 24 * 3600
 WINDOWS_MAX = timedelta(days=60)
 CLAWBACK_MAX_S = 90 * DAY_S
 MICROS_MAX = 10**15
+# What a seller may let the platform pay for results of one customer that were not paid for.
+UNPAID_MICROS_MAX = 10**10
 # What one result, and all of a job together, may cost: sums of it still fit where they are kept.
 RESULT_MICROS_MAX = 10**18
 KEY_SHAPE = re.compile(r"[0-9a-f]{64}")
@@ -39,6 +43,12 @@ METERED_COST = "metered_cost"
 COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,99}")
 PATH_SHAPE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]{1,255}")
 ORGANIZATION_SHAPE = re.compile(r"org_[a-z2-7]{20}")
+
+# Small enough for whatever was promised without a bound: an hour on a node of eight, and no more than some of them.
+FIRST_WORK: Mapping[str, Any] = {
+    "offers": None, "gpus": 8, "seconds": 3600, "attempts": 21, "attempt_micros": 40_000_000,
+    "unpaid_micros": 200_000_000,
+}  # fmt: skip
 
 Check = Callable[[Any, str], None]
 
@@ -208,6 +218,18 @@ FIELDS: dict[str, Check] = {
         }
     ),
     "retries": number(0, 10),
+    "work": maybe(
+        made_of(
+            {
+                "offers": maybe(listed(text(1, 64), least=1, most=100)),
+                "gpus": number(1, 100_000),
+                "seconds": number(1, 30 * DAY_S),
+                "attempts": number(1, 100),
+                "attempt_micros": number(1, MICROS_MAX),
+                "unpaid_micros": number(1, UNPAID_MICROS_MAX),
+            }
+        )
+    ),
     "deadline": maybe(
         made_of(
             {
@@ -321,6 +343,19 @@ class Terms:
         return timedelta(seconds=int(self.value["clawback_s"]))
 
     @property
+    def work(self) -> Mapping[str, Any] | None:
+        """Where its work may run and how much of it there may be; None where no job runs under it."""
+        if self.value["schema"] == FIRST_SCHEMA:
+            return FIRST_WORK if self.kind in CLAIMED_KINDS else None
+        found: Mapping[str, Any] | None = self.value["work"]
+        return found
+
+    @property
+    def platform_bps(self) -> int:
+        """What part of the price is the platform's, which pays for the hours."""
+        return sum(int(share["bps"]) for share in self.value["shares"] if share["to"] == PLATFORM)
+
+    @property
     def beneficiaries(self) -> frozenset[str]:
         """Who gets a share, by the ids of organizations; the seller and the platform by their words."""
         return frozenset(share["to"] for share in self.value["shares"])
@@ -336,6 +371,7 @@ def checked(value: Any, *, seller: str) -> Terms:
     terms = Terms(value)
     _check_shares(terms)
     _check_kind(terms)
+    _check_work(terms)
     _check_windows(terms)
     _check_deadline(terms)
     _check_independent(terms, seller)
@@ -345,6 +381,12 @@ def checked(value: Any, *, seller: str) -> Terms:
 def of(value: Mapping[str, Any]) -> Terms:
     """Return the terms of a version, which were checked when it was written."""
     return Terms(value)
+
+
+def renewed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the terms of a version as the next one may say them: in the schema of today."""
+    work = Terms(value).work
+    return {**value, "schema": SCHEMA, "work": None if work is None else dict(work)}
 
 
 def _check_shares(terms: Terms) -> None:
@@ -379,6 +421,21 @@ def _check_kind(terms: Terms) -> None:
         if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):
             _fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
         _check_falling("guarantee/curve", [(one["below_bps"], one["credit_bps"]) for one in guarantee["curve"]])
+
+
+def _check_work(terms: Terms) -> None:
+    """The hours of a job are the platform's to pay, so terms under which jobs run say how many there may be."""
+    work = terms.work
+    if work is None:
+        if terms.is_counted:
+            _fail("work", _("Its units are counted from jobs: say where they may run, and how much of it."))
+        return
+    if terms.kind not in CLAIMED_KINDS:
+        _fail("work", _("This term belongs to contracts of another kind, or this kind needs it."))
+    if work["attempts"] <= terms["retries"]:
+        _fail("work/attempts", _("Retries are attempts, too: say %(least)s or more.") % {"least": terms["retries"] + 1})
+    if work["unpaid_micros"] < work["attempt_micros"]:
+        _fail("work/unpaid_micros", _("No attempt could start: say no less than “attempt_micros”."))
 
 
 def _check_covered(terms: Terms) -> None:

@@ -55,6 +55,8 @@ def sentences(terms: Terms) -> list[tuple[str, str]]:
         (_("Your acceptance"), _acceptance(terms)),
         (_("Disputes"), _disputes(terms)),
         (_("Retries"), _retries(terms)),
+        (_("Where it runs"), _where(terms)),
+        (_("How much work"), _work(terms)),
         (_("Deadline"), _deadline(terms)),
         (_("Cap"), _of_period(terms, "cap", _("At most %(amount)s %(period)s; what is beyond it is free."))),
         (
@@ -183,6 +185,30 @@ def _retries(terms: Terms) -> str:
         "What does not pass may be tried %(n)s times more, at no price.",
         count,
     ) % {"n": count}
+
+
+def _where(terms: Terms) -> str:
+    if terms.work is None:
+        return ""
+    if terms.work["offers"] is None:
+        return _("On any offer whose attempts cost no more than that.")
+    return _("On these offers alone: %(offers)s.") % {"offers": ", ".join(terms.work["offers"])}
+
+
+def _work(terms: Terms) -> str:
+    work = terms.work
+    if work is None:
+        return ""
+    return _(
+        "A task takes %(gpus)s, %(span)s an attempt and %(attempts)s attempts at most; an attempt costs the "
+        "platform %(attempt)s at most, by the list. Once your work costs it %(unpaid)s more than results brought it, "
+        "no more starts."
+    ) % {
+        "gpus": ngettext("%(count)s GPU", "%(count)s GPUs", work["gpus"]) % {"count": work["gpus"]},
+        "span": span(work["seconds"]), "attempts": work["attempts"],
+        "attempt": shown(work["attempt_micros"], terms.currency),
+        "unpaid": shown(work["unpaid_micros"], terms.currency),
+    }  # fmt: skip
 
 
 def _deadline(terms: Terms) -> str:

@@ -16,13 +16,14 @@ from billing.outcomes import escrows
 from billing.prepared import ask
 from marketplace import audit, rentals
 from marketplace.access import Actor
-from marketplace.contracts import claims
+from marketplace.contracts import bounds, claims
 from marketplace.contracts.claims import Bound
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.jobs import nudges, orders
 from marketplace.jobs.schema import SHA256
 from marketplace.jobs.spec import BadSpec, Spec
 from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState, Offer, Project
+from marketplace.money import shown
 from marketplace.offers import offer_for
 from provisioning import artifacts
 from provisioning.errors import BadFolder
@@ -107,14 +108,14 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         rentals.check(replace(order, env={**(order.env or {}), **longest}))
         _check_fields(spec)
         rate = orders.rate_micros(spec, project=project, offer=offer, at=at)
-        bound = _bound(spec, project)
+        bound = _bound(spec, project, offer, rate)
         most = _most_micros(spec, rate) if bound is None else bound.most_micros
         job = _job(spec, actor, project, offer, rate=rate, at=at)
         job.most_micros = most
         return _Wanted(spec, offer, job, bound)
 
 
-def _bound(spec: Spec, project: Project) -> Bound | None:
+def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | None:
     """Return what the terms of its contract let a job cost, where it is paid by its results."""
     if not spec.contract:
         return None
@@ -127,7 +128,24 @@ def _bound(spec: Spec, project: Project) -> Bound | None:
             "retries", gettext("Its contract lets it be tried again %(most)s times at most.") % {"most": most}
         )
     _check_counted(spec, bound)
+    if spec.market == Job.Market.RESERVED and not spec.reservation:
+        raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it runs."))
+    gpus = spec.gpus * spec.replicas
+    each = orders.attempt_micros(gpus=gpus, rate=rate, time_limit_s=spec.time_limit_s)
+    asked = bounds.Asked(offer, gpus, seconds=spec.time_limit_s, attempt_micros=each)
+    bounds.check(bound.version, asked, organization=project.organization)
+    _check_most(spec, bound)
     return bound
+
+
+def _check_most(spec: Spec, bound: Bound) -> None:
+    """Raise BadOrder where the results may cost more than the job says that it may."""
+    if spec.max_cost_micros is None or spec.max_cost_micros >= bound.most_micros:
+        return
+    currency = bound.terms.currency
+    text = gettext("Its results may cost %(most)s under this contract, and it may cost %(cost)s: submit fewer tasks.")
+    most, cost = (shown(micros, currency, exact=True) for micros in (bound.most_micros, spec.max_cost_micros))
+    raise BadOrder("max_cost", text % {"most": most, "cost": cost})
 
 
 def _check_counted(spec: Spec, bound: Bound) -> None:

@@ -62,7 +62,7 @@ def shown(visit: Visit, version_id: str) -> HttpResponse:
 def amend(visit: Visit, version_id: str) -> HttpResponse:
     """Write the next version, from the terms of this one."""
     version = offering.version_for_all(version_id)
-    form = TermsForm(sent(visit), initial={"terms": version.terms})
+    form = TermsForm(sent(visit), initial={"terms": written.renewed(version.terms)})
     if carried_out(visit, form, offering.amend, contract=version.contract, side=Side.SELLER, at=visit.at):
         messages.success(visit.request, _("The next version is drafted; earlier ones stay as they are."))
         return redirect("console-contract", form.made.public_id)

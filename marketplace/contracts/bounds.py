@@ -1,0 +1,119 @@
+"""What work under a contract may cost the platform: where it runs, how long, how often, and how much of it unpaid.
+
+The customer pays for results and the platform for the hours (`billing/outcomes/costs.py`). An order whose worst case is
+beyond its terms is refused here, with the term's name; while it runs, no attempt starts that could pass them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext as _
+
+from billing.outcomes import margins
+from marketplace.contracts import terms as written
+from marketplace.contracts.wording import span
+from marketplace.errors import BadOrder
+from marketplace.models import Attempt, Claim, ContractVersion, Job, Offer, Organization, Task
+from marketplace.money import shown
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks for each of its tasks; `attempt_micros` is what an attempt costs by the list at most."""
+
+    offer: Offer
+    gpus: int
+    seconds: int
+    attempt_micros: int
+
+
+def check(version: ContractVersion, asked: Asked, *, organization: Organization) -> None:
+    """Raise BadOrder naming the field of the job, and the term that it passes."""
+    terms = written.of(version.terms)
+    work = terms.work
+    if work is None:
+        raise BadOrder("contract", _("No job runs under this contract (work)."))
+    offers = work["offers"]
+    if offers is not None and not {asked.offer.slug, asked.offer.public_id} & set(offers):
+        text = _("By its contract (work/offers) it runs on %(offers)s alone.")
+        raise BadOrder("offer", text % {"offers": ", ".join(offers)})
+    if asked.gpus > work["gpus"]:
+        text = _("By its contract (work/gpus) a task has no more GPUs than %(most)s.")
+        raise BadOrder("gpus", text % {"most": work["gpus"]})
+    if asked.seconds > work["seconds"]:
+        text = _("By its contract (work/seconds) an attempt takes %(span)s at most.")
+        raise BadOrder("time_limit", text % {"span": span(work["seconds"])})
+    if asked.attempt_micros > work["attempt_micros"]:
+        raise BadOrder("time_limit", too_dear(version, asked.attempt_micros))
+    if asked.attempt_micros > unpaid_left(version, organization):
+        raise BadOrder("contract", used_up(version))
+
+
+def too_dear(version: ContractVersion, attempt_micros: int) -> str:
+    """Return in words that an attempt may cost the platform more than the terms of its contract allow."""
+    terms = written.of(version.terms)
+    said = _("An attempt may cost %(cost)s by the list; its contract (work/attempt_micros) allows %(most)s.")
+    cost, most = (
+        shown(micros, terms.currency, exact=True) for micros in (attempt_micros, _work(version)["attempt_micros"])
+    )
+    return said % {"cost": cost, "most": most}
+
+
+def used_up(version: ContractVersion) -> str:
+    """Return in words that work which was not paid for has cost the platform as much as the terms allow."""
+    terms = written.of(version.terms)
+    return _(
+        "Work that was not paid for has cost as much as its contract (work/unpaid_micros) allows: %(most)s. Nothing "
+        "was charged for it; accept results that wait for you, or ask the seller."
+    ) % {"most": shown(_work(version)["unpaid_micros"], terms.currency)}
+
+
+def unpaid_left(version: ContractVersion, organization: Organization) -> int:
+    """Return what work of a customer may still cost by the list, beyond what its results brought the platform.
+
+    All that it bought of the same seller counts, whatever the version. Hours that a fault of ours cost do not.
+    """
+    sold = ContractVersion.objects.filter(contract__seller=version.contract.seller_id)
+    platform_bps = {row.public_id: written.of(row.terms).platform_bps for row in sold}
+    lost = Attempt.objects.filter(
+        state=Attempt.State.FAULTED, job__project__organization=organization, job__contract__in=list(platform_bps)
+    )
+    cost = margins.cost_micros(
+        organization_id=organization.pk, versions=platform_bps, without=lost.values("instance__public_id")
+    )
+    net = margins.net_micros(organization_id=organization.pk, versions=platform_bps)
+    brought = sum(micros * platform_bps[name] // written.BP for name, micros in net.items())
+    return int(_work(version)["unpaid_micros"]) - (cost - brought)
+
+
+def is_under_way(version: ContractVersion, organization: Organization) -> bool:
+    """Return whether results of a customer may still bring the platform something: one that runs, or is not closed."""
+    seller = version.contract.seller_id
+    open_claims = Claim.objects.filter(organization=organization, contract__seller=seller, closed_at=None)
+    jobs = Job.objects.filter(
+        project__organization=organization, contract__in=ContractVersion.objects.filter(
+            contract__seller=seller).values("public_id"),
+    )  # fmt: skip
+    return open_claims.exists() or jobs.exclude(running=0, verifying=0).exists()
+
+
+def attempts_of(job: Job) -> int | None:
+    """Return how often a task of a job may be tried by its contract, faults of ours aside; None without one."""
+    return int(_work(version_of(job))["attempts"]) if job.contract else None
+
+
+def is_tried_out(task: Task, most: int | None) -> bool:
+    """Return whether a task was tried as often as its contract allows."""
+    return most is not None and task.attempts - task.faults >= most
+
+
+def version_of(job: Job) -> ContractVersion:
+    """Return the version by whose terms a job is paid."""
+    return ContractVersion.objects.select_related("contract").get(public_id=job.contract)
+
+
+def _work(version: ContractVersion) -> Mapping[str, Any]:
+    work = written.of(version.terms).work
+    assert work is not None, "no job runs under others"
+    return work
