@@ -7,6 +7,7 @@ from django.utils.translation import gettext
 
 from marketplace import audit
 from marketplace.access import Actor
+from marketplace.contracts import settling
 from marketplace.errors import IllegalState
 from marketplace.jobs import moves, nudges
 from marketplace.models import EndReason, Job, JobState, TaskState
@@ -25,6 +26,7 @@ def cancel(*, actor: Actor, job: Job, at: datetime) -> Job:
         raise IllegalState(refusal)
     before = {"state": locked.state}
     begin_to_end(locked, EndReason.CANCELLED, f"Cancelled by {actor.name}.", at=at)
+    give_back_spare(locked, at=at)
     audit.record_of(locked, "job.cancel", actor=actor, before=before)
     nudges.work_on([locked.pk])
     return locked
@@ -38,10 +40,19 @@ def why_not_cancelled(job: Job) -> str:
 
 
 def begin_to_end(job: Job, reason: EndReason, message: str, *, at: datetime) -> None:
-    """Let a locked job end: nothing of it starts any more."""
+    """Let a locked job end: nothing of it starts any more. `give_back_spare` is for whoever calls, at the end."""
     job.move_to(JobState.ENDING, at=at, reason=reason, message=message, look_at=at, why="", hindrance="")
     new = TaskState.CANCELLED if reason == EndReason.CANCELLED else TaskState.FAILED
     moves.all_tasks(job, TaskState.PENDING, new, at=at, reason=reason, message=message)
+
+
+def give_back_spare(job: Job, *, at: datetime) -> None:
+    """Give back what was set aside for tasks of a locked job that ended without a claim; safe to repeat.
+
+    It locks accounts: call it last, after claims and instances.
+    """
+    if job.contract:
+        settling.release_spare(escrow_id=job.public_id, cause=job.public_id, at=at)
 
 
 def lock(job_id: int) -> Job:

@@ -14,7 +14,7 @@ from django.db.models import Min
 from django.utils import timezone
 
 from marketplace.jobs import dispatching, judging, nudges, pricing, verifying
-from marketplace.jobs.cancelling import begin_to_end
+from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.models import (
     OPEN_JOBS,
     Attempt,
@@ -82,7 +82,7 @@ def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     job = rows.filter(pk=job_id, state__in=OPEN_JOBS).first()
     if job is None:
         return None, 0
-    steps = 0
+    steps, before = 0, _without_result(job)
     if job.state == JobState.WAITING:
         steps += _look_at_needs(job, at)
     if job.state != JobState.ENDING and job.deadline is not None and at >= job.deadline:
@@ -99,7 +99,13 @@ def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
         _finish(job, at=at)
     else:
         _look_later(job, at=at)
+    if _without_result(job) > before or not job.is_open:
+        give_back_spare(job, at=at)
     return job, steps
+
+
+def _without_result(job: Job) -> int:
+    return job.failed + job.cancelled
 
 
 def _look_at_needs(job: Job, at: datetime) -> int:
@@ -146,8 +152,8 @@ def _look_later(job: Job, *, at: datetime) -> None:
         live = Attempt.objects.filter(
             ~judging.sends(), job=job, state=AttemptState.RUNNING, instance__ready_at__isnull=False
         )
-        first = live.aggregate(first=Min("instance__ready_at"))["first"]
-        limit = timedelta(seconds=job.time_limit_s)
+        soonest = live.aggregate(first=Min("instance__ready_at"), limit=Min("instance__time_limit_s"))
+        first, limit = soonest["first"], timedelta(seconds=soonest["limit"] or job.time_limit_s)
         looks += [at + min(limit, READY_LOOK), *([] if first is None else [first + limit])]
     job.look_at = max(min(looks), at + timedelta(milliseconds=200))
     Job.objects.filter(pk=job.pk).update(look_at=job.look_at)

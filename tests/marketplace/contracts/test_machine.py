@@ -27,7 +27,8 @@ from marketplace.access import Actor, person
 from marketplace.contracts import answering, claims, disputing, reversing, settling, sweeping, verifying
 from marketplace.contracts.terms import canonical
 from marketplace.errors import MarketError
-from marketplace.models import Claim, ClaimDispute, Offer, Project, Side, Task, Verdict
+from marketplace.jobs import cancelling
+from marketplace.models import Claim, ClaimDispute, Job, Offer, Project, Side, Task, Verdict
 from provisioning.errors import IllegalMove
 from tests.conftest import Fleet, make_person
 from tests.outcomes import PRICE, WHOLE, make_deal, make_work
@@ -182,9 +183,9 @@ class Claims(RuleBasedStateMachine):
     @rule(data=st.data())
     def the_job_tries_again(self, data: st.DataObject) -> None:
         found = Claim.objects.filter(state="failed", closed_at=None).order_by("pk").values_list("pk", flat=True)
-        claim = Claim.objects.select_related("version", "task").get(pk=data.draw(st.sampled_from(list(found))))
+        claim = Claim.objects.select_related("version", "task__job").get(pk=data.draw(st.sampled_from(list(found))))
         assert claim.task is not None
-        if claims.may_retry(claim):
+        if claims.may_retry(claim) and claim.task.job.state == "active":
             self.work.moves(claim.task, "pending", timezone.now())
 
     @precondition(lambda self: Claim.objects.exists())
@@ -248,13 +249,15 @@ class Claims(RuleBasedStateMachine):
         else:
             self._does("void", claim, lambda: settling.void(actor=merchant, claim=claim, reason="sorry", at=at))
 
-    @precondition(lambda self: Task.objects.filter(state="pending").exists())
+    @precondition(lambda self: Job.objects.filter(state="active", pending__gt=0).exists())
     @rule()
     def what_waits_is_cancelled(self) -> None:
-        at = timezone.now()
-        for task in Task.objects.filter(job=self.work.job, state="pending"):
-            self.work.moves(task, "cancelled", at)
-        settling.release_spare(escrow_id=self.work.job.public_id, cause=self.work.job.public_id, at=at)
+        job = cancelling.cancel(actor=self.actor, job=self.work.job, at=timezone.now())
+        still = Claim.objects.filter(escrow_id=job.public_id, closed_at=None)
+        unclaimed = Task.objects.filter(job=job, state__in=["running", "verifying"], claim=None).count()
+        needed = sum(claim.most_micros for claim in still) + unclaimed * PRICE
+        escrow = Escrow.objects.get(resource_id=job.public_id)
+        assert escrow.left_micros <= needed, "what nothing needs any more is not set aside"
 
     @rule(minutes=st.sampled_from([0, 5, 45, 90, 240, 2000]))
     def time_passes(self, minutes: int) -> None:
