@@ -11,20 +11,19 @@ savepoint: a crash at any moment leaves each task waiting or with its attempt.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
 from django.db import connection, transaction
-from django.db.models import Count, F, Q, QuerySet, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import F, Q, QuerySet, Sum
 
 from billing.errors import BillingError, InsufficientFunds
 from marketplace import access, numbers, rentals, spot
 from marketplace.access import Actor
 from marketplace.errors import BudgetExceeded, MarketError
-from marketplace.jobs import moves, orders, pricing, spec
-from marketplace.jobs.cancelling import begin_to_end
+from marketplace.jobs import bounding, moves, orders, pricing, spec
+from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, Task, TaskState
 from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
@@ -75,6 +74,8 @@ class Hindrance:
 
     why: Why
     message: str = ""
+    # Nothing that runs or waits will change it.
+    is_over: bool = False
 
 
 def start_lane(*, offer_id: int, project_id: int, job_id: int, at: datetime) -> int:
@@ -134,9 +135,10 @@ def _start_set(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     if job is None or not _lane_is_ours(job):
         return None, 0
     hindrance, started = _start_some(job, at=at)
-    if hindrance.why == Why.COST and not job.running:
-        message = "What is left of the most that it may cost does not pay for another attempt."
+    if hindrance.is_over and not job.running and not job.verifying:
+        message = hindrance.message or "What is left of the most that it may cost does not pay for another attempt."
         begin_to_end(job, EndReason.COST, message, at=at)
+        give_back_spare(job, at=at)
         return None, started
     pause = at + (SOON if hindrance.why == Why.NONE and job.pending else PAUSES[hindrance.why])
     job.why, job.hindrance = hindrance.why, hindrance.message
@@ -156,14 +158,18 @@ def _start_some(job: Job, *, at: datetime) -> tuple[Hindrance, int]:
     way, refused = pricing.way_now(job, at=at)
     if way is None:
         return Hindrance(*refused), 0
-    room, hindrance = _room(job, way, at)
+    bound = bounding.of(job, way)
+    room, hindrance = _room(job, way, bound, at)
     if room <= 0:
         return hindrance, 0
     due = Q(not_before=None) | Q(not_before__lte=at)
-    found = list(Task.objects.filter(due, job=job, state=TaskState.PENDING).order_by("index")[: min(room, SET_MAX)])
+    waiting = Task.objects.filter(due, job=job, state=TaskState.PENDING).order_by("index")
+    if bound.is_rest:
+        waiting = waiting.filter(reason=EndReason.INTERRUPTED)
+    found = list(waiting[: min(room, SET_MAX)])
     if not found:
         return Hindrance(Why.BACK_OFF), 0
-    made, refusal = _rent_for(job, found, way, at)
+    made, refusal = _rent_for(job, found, way, bound, at)
     Attempt.objects.bulk_create(made)
     moves.tasks(
         job, [TaskMove(one.task_id, TaskState.PENDING, TaskState.RUNNING, attempts=1) for one in made], at=at
@@ -173,11 +179,11 @@ def _start_some(job: Job, *, at: datetime) -> tuple[Hindrance, int]:
     return refusal or Hindrance(Why.NONE), len(made)
 
 
-def _room(job: Job, way: pricing.Way, at: datetime) -> tuple[int, Hindrance]:
+def _room(job: Job, way: pricing.Way, bound: bounding.Room, at: datetime) -> tuple[int, Hindrance]:
     """Return how many tasks may start now, and what speaks against one more than that."""
     if refusal := _who_may_not(job, at):
         return 0, Hindrance(Why.REFUSED, refusal)
-    limits: list[tuple[int, Hindrance]] = [(_paid_for(job, way), Hindrance(Why.COST))]
+    limits = [(bound.attempts, Hindrance(bound.why, bound.message, is_over=bound.is_over))]
     if job.parallel is not None:
         limits.append((job.parallel - job.running, Hindrance(Why.PARALLEL)))
     if way.bid_micros is not None:
@@ -185,27 +191,6 @@ def _room(job: Job, way: pricing.Way, at: datetime) -> tuple[int, Hindrance]:
     elif job.market != Job.Market.RESERVED:
         limits += [(_free(job), Hindrance(Why.CAPACITY)), (_share(job), Hindrance(Why.SHARE))]
     return min(limits, key=lambda limit: limit[0])
-
-
-def _paid_for(job: Job, way: pricing.Way) -> int:
-    """Return how many attempts more the most that the job may cost pays for, if all that run take all their time."""
-    if job.most_micros is None or job.time_limit_s is None or job.contract:
-        return job.pending
-    each = orders.attempt_micros(gpus=job.all_gpus, rate=way.rate_micros, time_limit_s=job.time_limit_s)
-    if not each:
-        return job.pending
-    return (job.most_micros - job.spent_micros - _set_aside(job, job.time_limit_s)) // each
-
-
-def _set_aside(job: Job, time_limit_s: int) -> int:
-    """Return what all that runs costs at most: each attempt at its own bid, or the price at which it was rented."""
-    live = Attempt.objects.filter(job=job, state=AttemptState.RUNNING).order_by()
-    rate = Coalesce("instance__bid__price_micros", "instance__price_version__micros_per_unit_hour")
-    rates = live.annotate(rate=rate).values_list("rate").annotate(count=Count("pk"))
-    return sum(
-        count * orders.attempt_micros(gpus=job.all_gpus, rate=rate, time_limit_s=time_limit_s)
-        for rate, count in rates
-    )  # fmt: skip
 
 
 def _who_may_not(job: Job, at: datetime) -> str:
@@ -240,7 +225,7 @@ def _share(job: Job) -> int:
 
 
 def _rent_for(
-    job: Job, found: Sequence[Task], way: pricing.Way, at: datetime
+    job: Job, found: Sequence[Task], way: pricing.Way, bound: bounding.Room, at: datetime
 ) -> tuple[list[Attempt], Hindrance | None]:
     """Rent for each of these tasks until one is refused; return the attempts, and the refusal."""
     made: list[Attempt] = []
@@ -251,6 +236,7 @@ def _rent_for(
         order = orders.of_spec(
             asked, project=job.project, offer=job.offer, paid_by=job.public_id if job.contract else ""
         )
+        order = replace(order, work=replace(order.work, time_limit_s=bound.time_limit_s))
         for task in found:
             own = orders.of_task(order, job, task, last=last.get(task.pk), avoid=avoided.get(task.pk, ()))
             with transaction.atomic():

@@ -2,16 +2,29 @@
 
 What the customer could have helped counts against the task's retries: a command
 that failed, outputs that are missing, a time limit that was passed, an instance
-that a user ended. Faults of ours and GPUs that are taken back count nothing.
+that a user ended. Faults of ours and GPUs that are taken back count nothing, and
+what a fault of ours cost is given back.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from django.db.models import Exists, F, OuterRef, Q, QuerySet
+from django.db.models import (
+    DateTimeField,
+    DurationField,
+    Exists,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    Q,
+    QuerySet,
+    Value,
+)
 
+from billing import credits
 from marketplace import costs
+from marketplace.contracts import bounds
 from marketplace.jobs import moves
 from marketplace.jobs.moves import Ending, TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, TaskState
@@ -23,6 +36,7 @@ FAULTS_MAX = 10
 SENDING = ("checkpoint", "outputs")
 NEVER_READY_MAX = 3
 # After so many failures, or faults, of a task its next attempt waits so long.
+SECOND = Value(timedelta(seconds=1))
 BACK_OFF = tuple(timedelta(seconds=seconds) for seconds in (0, 2, 10, 30, 60))
 
 ENDED_FOR_GOOD = {Phase.TERMINATING, Phase.TERMINATED}
@@ -69,7 +83,9 @@ def judge(job: Job, *, at: datetime) -> int:
     """Judge the attempts of a locked job that are over, up to a set of them; return how many those were."""
     over = ended()
     if job.time_limit_s is not None:
-        over |= Q(~sends(), instance__ready_at__lte=at - timedelta(seconds=job.time_limit_s))
+        limit = ExpressionWrapper(F("instance__time_limit_s") * SECOND, output_field=DurationField())
+        began = ExpressionWrapper(Value(at) - limit, output_field=DateTimeField())
+        over |= Q(~sends(), instance__ready_at__lte=began)
     found = _locked(_live(job).filter(over))
     told = _told_of([attempt.instance for attempt in found])
     verdicts = [
@@ -126,12 +142,15 @@ def _exited(instance: Instance, told: str) -> Verdict:
 
 
 def _late(instance: Instance, job: Job, at: datetime) -> Verdict | None:
-    if job.time_limit_s is None or instance.ready_at is None:
+    if job.time_limit_s is None or instance.time_limit_s is None or instance.ready_at is None:
         return None
-    until = instance.ready_at + timedelta(seconds=job.time_limit_s)
+    until = instance.ready_at + timedelta(seconds=instance.time_limit_s)
     if at < until:
         return None
     # What is charged ends with the limit, however late we look.
+    if instance.time_limit_s < job.time_limit_s:
+        message = f"What was left of the most that the job may cost paid for {instance.time_limit_s} s."
+        return Verdict(AttemptState.CANCELLED, EndReason.COST, message, at=until)
     message = f"It took longer than its time limit of {job.time_limit_s} s."
     return Verdict(AttemptState.FAILED, EndReason.TIME_LIMIT, message, at=until)
 
@@ -172,13 +191,27 @@ def _end(job: Job, judged: Judged, *, at: datetime) -> int:
                 instance=instance, at=verdict.at or at, reason=Reason(instance.reason or Reason.USER),
                 message=instance.message or verdict.message,
             )  # fmt: skip
-    spent = {pk: cost.so_far_micros for pk, cost in costs.of([one.instance for one, _ in judged], at=at).items()}
+    taken = {pk: cost.so_far_micros for pk, cost in costs.of([one.instance for one, _ in judged], at=at).items()}
+    lost = [attempt.instance for attempt, verdict in judged if verdict.state == AttemptState.FAULTED]
+    for instance in lost:
+        _give_back(job, instance, taken[instance.pk], at=at)
+    spent = taken | dict.fromkeys((instance.pk for instance in lost), 0)
+    most = bounds.attempts_of(job)
     moves.attempts([_ending(attempt, verdict, spent[attempt.instance_id]) for attempt, verdict in judged])
-    moves.tasks(job, [_next(job, attempt, verdict, at) for attempt, verdict in judged], at=at)
+    moves.tasks(job, [_next(job, attempt, verdict, most, at) for attempt, verdict in judged], at=at)
     if total := sum(spent.values()):
         Job.objects.filter(pk=job.pk).update(spent_micros=F("spent_micros") + total)
         job.spent_micros += total
     return len(judged)
+
+
+def _give_back(job: Job, instance: Instance, micros: int, *, at: datetime) -> None:
+    """Give back what was charged for an attempt that a fault of ours ended: it counts nothing, and costs nothing."""
+    if micros:
+        credits.compensate(
+            organization=job.project.organization, amount_micros=micros, key=f"attempt:{instance.public_id}",
+            reason=f"A fault of ours ended {instance.name}"[:200], at=at,
+        )  # fmt: skip
 
 
 def _ending(attempt: Attempt, verdict: Verdict, cost_micros: int) -> Ending:
@@ -197,7 +230,7 @@ def _ending(attempt: Attempt, verdict: Verdict, cost_micros: int) -> Ending:
     )
 
 
-def _next(job: Job, attempt: Attempt, verdict: Verdict, at: datetime) -> TaskMove:
+def _next(job: Job, attempt: Attempt, verdict: Verdict, most: int | None, at: datetime) -> TaskMove:
     """Return what becomes of a task after an attempt: it succeeded, is tried again, or has failed."""
     task = attempt.task
     move = TaskMove(
@@ -209,14 +242,15 @@ def _next(job: Job, attempt: Attempt, verdict: Verdict, at: datetime) -> TaskMov
         is_cancelled = job.reason == EndReason.CANCELLED
         return replace(move, new=TaskState.CANCELLED if is_cancelled else TaskState.FAILED, reason=job.reason)
     if verdict.state == AttemptState.FAILED:
-        times, is_last = task.failures + 1, task.failures >= job.retries
+        times, is_last = task.failures + 1, task.failures >= job.retries or bounds.is_tried_out(task, most)
         move = replace(move, failures=1)
     elif verdict.state == AttemptState.FAULTED:
         times = task.faults + 1
         is_last = times >= (NEVER_READY_MAX if attempt.instance.ready_at is None else FAULTS_MAX)
         move = replace(move, faults=1)
     else:
-        return move
+        # Its contract says how often it may be tried at no price, whatever ended it but a fault of ours.
+        return replace(move, new=TaskState.FAILED) if bounds.is_tried_out(task, most) else move
     return replace(move, new=TaskState.FAILED) if is_last else replace(move, not_before=at + _pause(times))
 
 

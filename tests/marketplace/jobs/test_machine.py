@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing import books
+from billing.models import Transfer, UsageSpan
 from marketplace.jobs import cancelling, running
 from marketplace.models import Attempt, Job, Task, TaskState
 from provisioning import instances
@@ -22,14 +23,14 @@ from tests.marketplace.jobs.conftest import Works, latest
 from tests.marketplace.jobs.test_running import dies
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
-THINGS = ("look", "die", "settle", "succeed", "fail", "lose", "stop", "late", "cancel")
+THINGS = ("look", "die", "settle", "succeed", "fail", "lose", "stop", "take back", "late", "cancel")
 
 pytestmark = pytest.mark.django_db
 
 
 def do(works: Works, job: Job, thing: str, which: int, clock: time_machine.Traveller) -> None:
     """Let one thing happen to the job, or to one of its attempts if any runs."""
-    if thing in {"succeed", "fail", "stop", "lose"}:
+    if thing in {"succeed", "fail", "stop", "take back", "lose"}:
         live = works.running(job)
         if live:
             happen_to(works, live[which % len(live)], thing)
@@ -49,6 +50,10 @@ def happen_to(works: Works, attempt: Attempt, thing: str) -> None:
     if thing == "stop":
         with suppress(ProvisioningError):
             instances.terminate(instance=Instance.objects.get(pk=attempt.instance_id), at=timezone.now())
+    elif thing == "take back":
+        with suppress(ProvisioningError):
+            taken = Instance.objects.get(pk=attempt.instance_id)
+            instances.stop(instance=taken, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
     elif thing != "lose":
         works.exits(attempt, 0 if thing == "succeed" else 7)
     elif works.phase(attempt) == Phase.RUNNING:
@@ -69,6 +74,10 @@ def check(job: Job) -> None:
         assert (task.state == TaskState.SUCCEEDED) == (task.tries.filter(state="succeeded").count() == 1)
     assert now.most_micros is not None
     assert now.spent_micros <= now.most_micros
+    names = list(Attempt.objects.filter(job=job).values_list("instance__public_id", flat=True))
+    charged = sum(UsageSpan.objects.filter(resource_id__in=names).values_list("charged_micros", flat=True))
+    back = Transfer.objects.filter(key__in=[f"service-credit:attempt:{name}" for name in names])
+    assert charged - sum(back.values_list("amount_micros", flat=True)) <= now.most_micros
     assert now.spent_micros == sum(Attempt.objects.filter(job=job).values_list("cost_micros", flat=True))
 
 

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from billing import books, prices
+from billing import accounts, books, charging, prices
 from marketplace.access import Actor, person
 from marketplace.errors import IllegalState
 from marketplace.jobs import cancelling, dispatching, judging, progress, running
@@ -189,6 +189,82 @@ def test_gpus_that_are_taken_back_and_users_who_end_instances(works: Works, cloc
     assert tries(job, 0) == [(1, "cancelled", "interrupted"), (2, "running", "")]
     assert tries(job, 1) == [(1, "failed", "stopped")]
     assert tries(job, 2) == [(1, "cancelled", "funds"), (2, "running", "")]
+
+
+def test_a_fault_of_ours_is_tried_again_without_retries_and_its_cost_given_back(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    before = accounts.wallet(organization=works.project.organization)
+    job = works.one(time_limit="1h")
+    works.go()
+    clock.shift(timedelta(minutes=20))
+    charging.charge_due(at=timezone.now())
+    works.lose(works.running(job)[0])
+    works.go()
+    assert tries(job) == [(1, "faulted", "fault"), (2, "running", "")]
+    assert latest(job).spent_micros == 0
+    clock.shift(timedelta(hours=2))
+    works.go()
+    done = latest(job)
+    assert (tries(job)[1], done.state) == ((2, "failed", "time_limit"), "failed")
+    assert done.spent_micros == done.most_micros == 2_490_000
+    now = accounts.wallet(organization=works.project.organization)
+    funds = before.cash_micros + before.promo_micros - now.cash_micros - now.promo_micros + now.owed_micros
+    assert funds == done.most_micros, "what was charged and not given back is the most, to the micro"
+    assert books.check(at=timezone.now()) == []
+
+
+def test_what_is_interrupted_goes_on_for_the_time_that_is_still_paid(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    job = works.one(time_limit="1h", checkpoint="state")
+    works.go()
+    clock.shift(timedelta(minutes=20))
+    takes_back(works.running(job)[0])
+    works.go()
+    assert tries(job) == [(1, "cancelled", "interrupted"), (2, "running", "")]
+    assert works.running(job)[0].instance.time_limit_s == 2400
+    clock.shift(timedelta(minutes=39))
+    works.exit_all(job)
+    works.go()
+    done = latest(job)
+    assert (done.state, done.spent_micros) == ("succeeded", 20 * 41_500 + 39 * 41_500)
+
+
+def test_what_is_interrupted_and_needs_more_than_is_paid_ends_at_the_most_to_the_micro(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    job = works.one(time_limit="1h", checkpoint="state")
+    works.go()
+    clock.shift(timedelta(minutes=20))
+    takes_back(works.running(job)[0])
+    works.go()
+    clock.shift(timedelta(minutes=41))
+    works.go()
+    done = latest(job)
+    assert tries(job)[1] == (2, "cancelled", "cost")
+    assert (done.state, done.reason, done.spent_micros) == ("failed", "cost", done.most_micros)
+
+
+def test_what_others_left_of_their_time_is_there_for_what_was_interrupted(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    job = works.one(array=2, time_limit="1h")
+    works.go()
+    first, second = works.running(job)
+    clock.shift(timedelta(minutes=20))
+    takes_back(first)
+    works.go()
+    assert (states(job), latest(job).why) == (["pending", "running"], Job.Why.COST)
+    works.exits(second)
+    works.go()
+    assert works.running(job)[0].instance.time_limit_s == 3600
+
+
+def takes_back(attempt: Attempt) -> None:
+    """Let the platform take the GPUs of an attempt back."""
+    instance = Instance.objects.get(pk=attempt.instance_id)
+    instances.stop(instance=instance, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
 
 
 def test_cancelling_keeps_what_succeeded(works: Works, actor: Actor, clock: time_machine.Traveller) -> None:
