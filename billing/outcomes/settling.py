@@ -26,6 +26,16 @@ class _Source(NamedTuple):
     free_micros: int
 
 
+class Due(NamedTuple):
+    """One accepted result of an escrow: its key, its price, who shares it, and what its line says."""
+
+    key: str
+    amount_micros: int
+    shares: Sequence[Share]
+    item: Item
+    period: Period | None = None
+
+
 @transaction.atomic
 def settle(
     *,
@@ -45,27 +55,45 @@ def settle(
     HoldClosed where less is left, BadOutcome for shares that are not the whole, KeyReused where the subject was paid by
     another key.
     """
+    (paid,) = settle_all(
+        organization=organization, resource_id=resource_id, due=[Due(key, amount_micros, shares, item, period)], at=at
+    )
+    return paid
+
+
+@transaction.atomic
+def settle_all(
+    *, organization: accounts.Organization, resource_id: str, due: Sequence[Due], at: datetime
+) -> list[Outcome]:
+    """Take the prices of results of one escrow in their order, each as `settle` does; one refused refuses all."""
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    known = _known(key, Kind.OUTCOME, organization, item)
-    if known is not None:
-        return known
     escrow = Escrow.objects.filter(resource_id=resource_id, organization=organization.pk, state=Escrow.State.OPEN)
-    found = escrow.first()
-    if found is None:
-        raise EscrowClosed(resource_id)
-    made = _outcome(
-        kind=Kind.OUTCOME, organization=organization, resource_id=resource_id, key=key, amount_micros=amount_micros,
-        shares=shares, item=item, at=at,
-    )  # fmt: skip
-    made.escrow = found
-    _count(made, period)
-    if made.amount_micros > found.left_micros:
-        raise HoldClosed(key=resource_id, needed_micros=made.amount_micros, left_micros=found.left_micros)
-    pending = Hold.objects.filter(resource_id=resource_id, state=Hold.State.PENDING).select_related("account")
-    _take(made, [_Source(hold.account, hold, hold.left_micros) for hold in pending.order_by("pk")])
-    escrow.update(posted_micros=F("posted_micros") + made.amount_micros)
-    runway.refresh_if_burning(organization=organization, at=at)
-    return made
+    known, found = _known_all(due, organization), escrow.first()
+    made: list[Outcome] = []
+    left = found.left_micros if found else 0
+    for one in due:
+        if _known_among(known, one, organization) is not None:
+            continue
+        if found is None:
+            raise EscrowClosed(resource_id)
+        outcome = _outcome(
+            kind=Kind.OUTCOME, organization=organization, resource_id=resource_id, key=one.key,
+            amount_micros=one.amount_micros, shares=one.shares, item=one.item, at=at,
+        )  # fmt: skip
+        outcome.escrow = found
+        _count(outcome, one.period)
+        if outcome.amount_micros > left:
+            raise HoldClosed(key=resource_id, needed_micros=outcome.amount_micros, left_micros=left)
+        left -= outcome.amount_micros
+        made.append(outcome)
+        known.append(outcome)
+    if made:
+        pending = Hold.objects.filter(resource_id=resource_id, state=Hold.State.PENDING).select_related("account")
+        _take(made, [_Source(hold.account, hold, hold.left_micros) for hold in pending.order_by("pk")])
+        escrow.update(posted_micros=F("posted_micros") + sum(outcome.amount_micros for outcome in made))
+        runway.refresh_if_burning(organization=organization, at=at)
+    by_key = {outcome.key: outcome for outcome in known}
+    return [by_key[one.key] for one in due]
 
 
 @transaction.atomic
@@ -92,17 +120,24 @@ def charge(
     )  # fmt: skip
     _count(made, period)
     sources = [_Source(account, None, max(0, account.free_micros)) for account in (payer.promo, payer.cash)]
-    _take(made, [*sources, _Source(payer.receivable, None, made.amount_micros)])
+    _take([made], [*sources, _Source(payer.receivable, None, made.amount_micros)])
     runway.refresh_if_burning(organization=organization, at=at)
     return made
 
 
 def note(outcome: Outcome) -> None:
     """Write down what an invoice will say of it, where its money moves. Of nothing it says nothing."""
-    if not outcome.amount_micros:
-        return
+    note_all([outcome])
+
+
+def note_all(outcomes: Sequence[Outcome]) -> None:
+    """Write down what invoices will say of outcomes, as `note` does."""
+    PrepaidItem.objects.bulk_create(_line(outcome) for outcome in outcomes if outcome.amount_micros)
+
+
+def _line(outcome: Outcome) -> PrepaidItem:
     sign = -1 if outcome.kind == Kind.REVERSED else 1
-    PrepaidItem.objects.create(
+    return PrepaidItem(
         key=f"outcome:{outcome.public_id}",
         kind=outcome.kind,
         organization_id=outcome.organization_id,
@@ -119,15 +154,35 @@ def note(outcome: Outcome) -> None:
     )
 
 
-def _known(key: str, kind: Outcome.Kind, organization: accounts.Organization, item: Item) -> Outcome | None:
+def _known(key: str, kind: Kind, organization: accounts.Organization, item: Item) -> Outcome | None:
     """What this key brought before. A subject is paid once, whatever the key."""
     mine = Q(organization=organization.pk, version=item.version, subject=item.subject, kind=kind)
     known = Outcome.objects.filter(Q(key=key) | mine).first()
     if known is not None:
-        said = (known.key, known.organization_id, known.version, known.subject, known.quantity)
-        if said != (key, organization.pk, item.version, item.subject, item.quantity):
-            raise KeyReused(key)
+        _check_same(known, key, item, organization)
     return known
+
+
+def _known_all(due: Sequence[Due], organization: accounts.Organization) -> list[Outcome]:
+    """What these keys, or their subjects under other keys, brought before. One query."""
+    mine = Q(organization=organization.pk, kind=Kind.OUTCOME, version__in={one.item.version for one in due})
+    mine &= Q(subject__in=[one.item.subject for one in due])
+    return list(Outcome.objects.filter(Q(key__in=[one.key for one in due]) | mine))
+
+
+def _known_among(known: Sequence[Outcome], due: Due, organization: accounts.Organization) -> Outcome | None:
+    subject = (organization.pk, Kind.OUTCOME, due.item.version, due.item.subject)
+    for one in known:
+        if one.key == due.key or (one.organization_id, one.kind, one.version, one.subject) == subject:
+            _check_same(one, due.key, due.item, organization)
+            return one
+    return None
+
+
+def _check_same(known: Outcome, key: str, item: Item, organization: accounts.Organization) -> None:
+    said = (known.key, known.organization_id, known.version, known.subject, known.quantity)
+    if said != (key, organization.pk, item.version, item.subject, item.quantity):
+        raise KeyReused(key)
 
 
 def _outcome(
@@ -173,18 +228,23 @@ def _count(outcome: Outcome, period: Period | None) -> None:
         )
 
 
-def _take(outcome: Outcome, sources: Sequence[_Source]) -> None:
-    """Move the money to the revenue, and write down the outcome and its item."""
-    taken, missing = rating.take_in_turn(outcome.amount_micros, [source.free_micros for source in sources])
-    assert not missing, "what is left of an escrow is on its holds, and what is owed has no end"
-    paid = [(source, micros) for source, micros in zip(sources, taken, strict=True) if micros]
-    outcome.promo_micros = sum(micros for source, micros in paid if source.account.kind == Account.Kind.PROMO)
-    outcome.save(force_insert=True)
-    note(outcome)
+def _take(outcomes: Sequence[Outcome], sources: Sequence[_Source]) -> None:
+    """Move the money of outcomes in their order to the revenue, and write them down with their items."""
+    paid: list[tuple[Outcome, _Source, int]] = []
+    free = [source.free_micros for source in sources]
+    for outcome in outcomes:
+        taken, missing = rating.take_in_turn(outcome.amount_micros, free)
+        assert not missing, "what is left of an escrow is on its holds, and what is owed has no end"
+        free = [before - micros for before, micros in zip(free, taken, strict=True)]
+        mine = [(outcome, source, micros) for source, micros in zip(sources, taken, strict=True) if micros]
+        outcome.promo_micros = sum(micros for _, source, micros in mine if source.account.kind == Account.Kind.PROMO)
+        paid += mine
+    Outcome.objects.bulk_create(outcomes)
+    note_all(outcomes)
     if not paid:
         return
-    revenue = accounts.platform(Account.Kind.REVENUE, outcome.currency)
-    daily.touch(since=outcome.at, through=outcome.at)
+    revenue = accounts.platform(Account.Kind.REVENUE, paid[0][0].currency)
+    daily.touch(since=paid[0][0].at, through=paid[0][0].at)
     ledger.move_all(
         [
             Transfer(
@@ -196,6 +256,6 @@ def _take(outcome: Outcome, sources: Sequence[_Source]) -> None:
                 hold=source.hold,
                 effective_at=outcome.at,
             )
-            for source, micros in paid
+            for outcome, source, micros in paid
         ]
     )

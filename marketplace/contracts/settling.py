@@ -1,5 +1,6 @@
 """The money of claims: an accepted one is paid out of what was set aside, and what nothing needs any more goes back."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.db import transaction
@@ -8,6 +9,7 @@ from django.utils.translation import gettext as _
 from billing.models import Escrow
 from billing.outcomes import escrows, settling
 from billing.outcomes.periods import Period
+from billing.outcomes.settling import Due
 from billing.outcomes.words import Item, Share
 from billing.prepared import ask
 from marketplace import audit
@@ -38,31 +40,39 @@ def subject_of(claim: Claim) -> str:
     return f"{claim.scope}/{claim.subject_key}" if claim.scope else claim.subject_key
 
 
-@transaction.atomic
 def settle(*, claim: Claim, at: datetime) -> Claim:
     """Pay an accepted claim: no more than its price, what the cap leaves, and what is set aside. Once."""
-    claim = claims.locked(claim)
-    if claim.state not in TO_SETTLE or claim.due_at is None or claim.due_at > at:
-        return claim
+    settle_all(escrow_id=claim.escrow_id, keys=[claim.pk], at=at)
+    return Claim.objects.get(pk=claim.pk)
+
+
+@transaction.atomic
+def settle_all(*, escrow_id: str, keys: Sequence[int], at: datetime) -> int:
+    """Pay those of these claims of one escrow that are accepted and due, as `settle` does; return how many."""
+    found = claims.locked_all(keys)
+    due = [one for one in found if one.state in TO_SETTLE and one.due_at is not None and one.due_at <= at]
+    if not due:
+        return 0
+    shares = {version.pk: shares_of(version) for version in {one.version for one in due}}
+    left, wanted = escrows.locked(escrow_id).left_micros, []
+    for claim in due:
+        wanted.append(_due_of(claim, shares[claim.version_id], left, at=at))
+        left -= wanted[-1].amount_micros
+    paid = settling.settle_all(organization=due[0].organization, resource_id=escrow_id, due=wanted, at=at)
+    for claim, outcome in zip(due, paid, strict=True):
+        claim.move_to(
+            State.SETTLED, at=at, message="", paid_micros=outcome.amount_micros, settled_at=at, closed_at=at,
+            due_at=None, clawback_until=at + written.of(claim.version.terms).clawback,
+        )  # fmt: skip
+    release_spare(escrow_id=escrow_id, cause=due[-1].public_id, at=at)
+    return len(due)
+
+
+def _due_of(claim: Claim, shares: Sequence[Share], left_micros: int, *, at: datetime) -> Due:
+    """Return what is to be paid for a claim, out of what is still set aside."""
     terms = written.of(claim.version.terms)
-    kept = escrows.locked(claim.escrow_id)
     asked = terms.amount_micros(units=claim.units, bps=claim.paid_bps)
-    paid = settling.settle(
-        organization=claim.organization,
-        resource_id=claim.escrow_id,
-        key=key_of(claim),
-        amount_micros=min(asked, kept.left_micros),
-        shares=shares_of(claim.version),
-        item=_item(claim, terms),
-        period=period_of(terms, at),
-        at=at,
-    )
-    claim.move_to(
-        State.SETTLED, at=at, message="", paid_micros=paid.amount_micros, settled_at=at, closed_at=at, due_at=None,
-        clawback_until=at + terms.clawback,
-    )  # fmt: skip
-    release_spare(escrow_id=claim.escrow_id, cause=claim.public_id, at=at)
-    return claim
+    return Due(key_of(claim), min(asked, left_micros), shares, _item(claim, terms), period_of(terms, at))
 
 
 def close(claim: Claim, *, at: datetime) -> None:

@@ -1,7 +1,9 @@
 """What falls due: one step for each claim whose moment has come, so that nobody's silence leaves money set aside."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from django.db import transaction
@@ -16,29 +18,57 @@ State = ClaimState
 RETRY_LOOK = timedelta(minutes=1)
 # What cannot take its step now is looked at again, after the others.
 TROUBLE_PAUSE = timedelta(seconds=30)
-# From claimed to settled, where all windows are zero.
+# From claimed to accepted, where all windows are zero.
 STEPS_MAX = 3
+# So many are paid in one transaction: their customer's account is locked meanwhile.
+PAID_MAX = 25
 
 
 def advance(*, at: datetime, limit: int) -> int:
     """Take the steps that are due of each claim, the longest due first; return how many claims took theirs.
 
-    One that cannot take its step waits a moment, so that it keeps none of the others waiting.
+    What is to be paid out of one escrow is paid together. One that cannot take its step waits a moment, so that it
+    keeps none of the others waiting.
     """
-    taken = 0
+    taken, to_pay = set[int](), defaultdict[str, list[Claim]](list)
     for claim in list(Claim.objects.filter(due_at__lte=at).order_by("due_at", "pk")[:limit]):
-        try:
-            _steps(claim, at)
-            taken += 1
-        except Exception:  # one that cannot take its step must not keep the others from theirs
-            log.exception("no step", claim=claim.public_id)
-            Claim.objects.filter(pk=claim.pk, due_at__lte=at).update(due_at=at + TROUBLE_PAUSE)
-    return taken
+        if claim.state not in TO_SETTLE and _tried(claim, partial(_steps, claim, at), at):
+            taken.add(claim.pk)
+        if claim.state in TO_SETTLE and claim.due_at is not None and claim.due_at <= at:
+            to_pay[claim.escrow_id].append(claim)
+    for escrow_id, found in to_pay.items():
+        for begin in range(0, len(found), PAID_MAX):
+            taken |= _pay(escrow_id, found[begin : begin + PAID_MAX], at)
+    return len(taken)
+
+
+def _tried(claim: Claim, step: Callable[[], object], at: datetime) -> bool:
+    """Take a step of a claim; where it cannot be taken, let it wait a moment, and return False."""
+    try:
+        step()
+    except Exception:  # one that cannot take its step must not keep the others from theirs
+        log.exception("no step", claim=claim.public_id)
+        Claim.objects.filter(pk=claim.pk, due_at__lte=at).update(due_at=at + TROUBLE_PAUSE)
+        return False
+    return True
+
+
+def _pay(escrow_id: str, found: Sequence[Claim], at: datetime) -> set[int]:
+    """Pay claims of one escrow together, or where that cannot be each by itself; return which were."""
+    try:
+        settling.settle_all(escrow_id=escrow_id, keys=[claim.pk for claim in found], at=at)
+    except Exception:  # whichever is to blame, the others are paid
+        log.exception("not settled together", escrow=escrow_id)
+        alone = partial(settling.settle_all, escrow_id=escrow_id, at=at)
+        return {claim.pk for claim in found if _tried(claim, partial(alone, keys=[claim.pk]), at)}
+    return {claim.pk for claim in found}
 
 
 def _steps(claim: Claim, at: datetime) -> None:
-    """Take one step after the other while one is due, so that what is decided at once is paid at once."""
+    """Take one step after the other while one is due, so that what is decided at once is decided in one look."""
     for _ in range(STEPS_MAX):
+        if claim.state in TO_SETTLE:
+            return
         before = claim.state
         step(claim=claim, at=at)
         claim.refresh_from_db(fields=["state", "due_at", "closed_at"])

@@ -1,15 +1,19 @@
-"""What becomes of results under a contract: each is claimed once, and its claim decides what its task becomes."""
+"""What becomes of results under a contract: each is claimed once, and its claim decides what its task becomes.
 
+A set of them takes the same few statements as one.
+"""
+
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db.models import Q
 
-from marketplace.contracts import claims
+from marketplace.contracts import bounds, claims
 from marketplace.jobs import moves
 from marketplace.jobs.moves import Ending, TaskMove
-from marketplace.models import AttemptState, Claim, ClaimState, EndReason, Job, Task, TaskState
+from marketplace.models import Attempt, AttemptState, Claim, ClaimState, EndReason, Job, Task, TaskState
 
-SET_MAX = 100
+SET_MAX = 500
 UNDECIDED = (ClaimState.CLAIMED, ClaimState.DISPUTED)
 REFUSED = (ClaimState.FAILED, ClaimState.REJECTED, ClaimState.VOIDED)
 
@@ -17,38 +21,54 @@ REFUSED = (ClaimState.FAILED, ClaimState.REJECTED, ClaimState.VOIDED)
 def look(job: Job, *, at: datetime) -> int:
     """Claim the results of a locked job that are new, and move on tasks whose claims are decided; return how many."""
     decided = Q(claim=None) | ~Q(claim__state__in=UNDECIDED)
-    tasks = Task.objects.filter(decided, job=job, state=TaskState.VERIFYING).select_related("claim__version")
-    steps = 0
-    for task in tasks.order_by("index")[:SET_MAX]:
+    rows = Task.objects.filter(decided, job=job, state=TaskState.VERIFYING).select_related("claim__version")
+    tasks = list(rows.order_by("index")[:SET_MAX])
+    for task in tasks:
         task.job = job
-        claim = getattr(task, "claim", None)
-        if claim is None or (claim.state == ClaimState.FAILED and claim.evidence.get("attempt") != task.attempts):
-            claim = claims.open(task=task, at=at)
-        if claim.state not in UNDECIDED:
-            _decide(job, task, claim, at=at)
-        steps += 1
-    return steps
+    new = [task for task in tasks if not hasattr(task, "claim")]
+    standing = [(task, _standing(task, at=at)) for task in tasks if hasattr(task, "claim")]
+    claims.open_all(job=job, tasks=new, at=at)
+    _decide(job, [(task, claim) for task, claim in standing if claim.state not in UNDECIDED], at=at)
+    return len(tasks)
 
 
-def _decide(job: Job, task: Task, claim: Claim, *, at: datetime) -> None:
-    move = TaskMove(task.pk, TaskState.VERIFYING, TaskState.SUCCEEDED)
-    if claim.state in REFUSED:
-        again = claims.may_retry(claim) and job.state == Job.State.ACTIVE
-        _refuse(task, claim, at=at)
-        new = TaskState.PENDING if again else TaskState.FAILED
-        move = TaskMove(task.pk, TaskState.VERIFYING, new, reason=EndReason.NOT_VERIFIED, message=claim.message)
-    moves.tasks(job, [move], at=at)
+def _standing(task: Task, *, at: datetime) -> Claim:
+    """Return the claim of a task, opened again where a later attempt succeeded than the one that did not pass."""
+    claim = task.claim
+    if claim.state == ClaimState.FAILED and claim.evidence.get("attempt") != task.attempts:
+        return claims.open(task=task, at=at)
+    return claim
 
 
-def _refuse(task: Task, claim: Claim, *, at: datetime) -> None:
-    """Let the attempt whose result was not accepted count as no success, so that another one may."""
-    attempt = task.tries.filter(state=AttemptState.SUCCEEDED).first()
-    if attempt is not None:
-        moves.attempts([
-            Ending(
-                attempt.pk, AttemptState.REFUSED, EndReason.NOT_VERIFIED, claim.message, exit_code=attempt.exit_code,
-                outputs_sha256=attempt.outputs_sha256, checkpoint_sha256=attempt.checkpoint_sha256,
-                cost_micros=attempt.cost_micros, began_at=attempt.began_at, ended_at=attempt.ended_at,
-                old=AttemptState.SUCCEEDED,
-            )
-        ])  # fmt: skip
+def _decide(job: Job, decided: Sequence[tuple[Task, Claim]], *, at: datetime) -> None:
+    refused = [(task, claim) for task, claim in decided if claim.state in REFUSED]
+    moved = [
+        TaskMove(task.pk, TaskState.VERIFYING, TaskState.SUCCEEDED)
+        for task, claim in decided
+        if claim.state not in REFUSED
+    ]
+    if refused:
+        most = bounds.attempts_of(job)
+        _refuse(refused)
+        moved += [_move_of(job, task, claim, most) for task, claim in refused]
+    moves.tasks(job, moved, at=at)
+
+
+def _move_of(job: Job, task: Task, claim: Claim, most: int | None) -> TaskMove:
+    again = claims.may_retry(claim) and job.state == Job.State.ACTIVE and not bounds.is_tried_out(task, most)
+    new = TaskState.PENDING if again else TaskState.FAILED
+    return TaskMove(task.pk, TaskState.VERIFYING, new, reason=EndReason.NOT_VERIFIED, message=claim.message)
+
+
+def _refuse(refused: Sequence[tuple[Task, Claim]]) -> None:
+    """Let attempts whose results were not accepted count as no success, so that others may."""
+    said = {task.pk: claim.message for task, claim in refused}
+    rows = Attempt.objects.filter(task__in=list(said), state=AttemptState.SUCCEEDED)
+    moves.attempts([
+        Ending(
+            row.pk, AttemptState.REFUSED, EndReason.NOT_VERIFIED, said[row.task_id], exit_code=row.exit_code,
+            outputs_sha256=row.outputs_sha256, checkpoint_sha256=row.checkpoint_sha256, cost_micros=row.cost_micros,
+            began_at=row.began_at, ended_at=row.ended_at, old=AttemptState.SUCCEEDED,
+        )
+        for row in rows
+    ])  # fmt: skip
