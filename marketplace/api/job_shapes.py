@@ -8,7 +8,7 @@ from rest_framework import serializers
 
 from marketplace.api.shapes import ActionAnswer, NamedRef, Shape, Text
 from marketplace.jobs.schema import SHA256
-from marketplace.models import AttemptState, EndReason, Job, JobState, TaskState
+from marketplace.models import AttemptState, ClaimState, EndReason, Job, JobState, TaskState, Verdict
 from provisioning.models import Phase
 
 
@@ -68,7 +68,9 @@ class JobProgressAnswer(serializers.Serializer[Any]):
 
 class JobCost(serializers.Serializer[Any]):
     currency = serializers.CharField()
-    spent = serializers.CharField(help_text="by its attempts so far, at their own prices; 0 under a contract")
+    spent = serializers.CharField(
+        help_text="by its attempts so far, at their own prices; under a contract by results that were paid"
+    )
     most = serializers.CharField(allow_null=True, help_text="the most that it can cost; null: nobody has set a limit")
 
 
@@ -149,6 +151,23 @@ class TaskAttemptAnswer(serializers.Serializer[Any]):
     ended_at = serializers.DateTimeField(allow_null=True)
 
 
+class TaskVerdictAnswer(serializers.Serializer[Any]):
+    verifier = serializers.ChoiceField(choices=Verdict.Verifier.choices)
+    result = serializers.ChoiceField(choices=Verdict.Result.choices)
+    detail = serializers.CharField()
+    run = serializers.IntegerField()
+    at = serializers.DateTimeField()
+
+
+class TaskClaimAnswer(serializers.Serializer[Any]):
+    id = serializers.CharField()
+    state = serializers.ChoiceField(choices=ClaimState.choices)
+    paid = serializers.CharField()
+    returned = serializers.CharField(help_text="of what was paid")
+    verdicts = TaskVerdictAnswer(many=True, help_text="the first one first")
+    receipts = serializers.ListField(child=serializers.CharField(), help_text="ids; read them at /receipts/{id}")
+
+
 class TaskAnswer(serializers.Serializer[Any]):
     index = serializers.IntegerField()
     state = serializers.ChoiceField(choices=TaskState.choices)
@@ -162,10 +181,12 @@ class TaskAnswer(serializers.Serializer[Any]):
 
 
 class TaskListItem(TaskAnswer):
+    claim = TaskClaimAnswer(allow_null=True, help_text="of its result, under a contract")
     attempt = TaskAttemptAnswer(allow_null=True, help_text="the last one")
 
 
 class TaskDetailAnswer(TaskAnswer):
+    claim = TaskClaimAnswer(allow_null=True, help_text="of its result, under a contract")
     tries = TaskAttemptAnswer(many=True, help_text="the last one first")
 
 

@@ -122,7 +122,7 @@ class JobTasks(APIView):
         rows = access_jobs.tasks(job)
         if "state" in query:
             rows = rows.filter(state=query["state"])
-        return paged(rows, query, _tasks)
+        return paged(rows, query, lambda found: _tasks(job, found))
 
 
 class JobTask(APIView):
@@ -134,7 +134,8 @@ class JobTask(APIView):
         queried(request)
         task = _task_for(request, job_id, index)
         tries = access_jobs.attempts(task).order_by("-number")
-        return Response(_task(task) | {"tries": [_attempt(row) for row in tries]})
+        proof = access_jobs.proofs(task.job, [task]).get(task.pk)
+        return Response(_task(task) | {"claim": _proof(proof), "tries": [_attempt(row) for row in tries]})
 
 
 class JobTaskLogs(APIView):
@@ -233,9 +234,30 @@ def _rehearsed(job: Job) -> Answer:
     }
 
 
-def _tasks(found: Sequence[Task]) -> list[Answer]:
-    last = access_jobs.last_attempts(list(found))
-    return [_task(task) | {"attempt": _attempt(last[task.pk]) if task.pk in last else None} for task in found]
+def _tasks(job: Job, found: Sequence[Task]) -> list[Answer]:
+    last, proofs = access_jobs.last_attempts(list(found)), access_jobs.proofs(job, found)
+    return [
+        _task(task)
+        | {"attempt": _attempt(last[task.pk]) if task.pk in last else None, "claim": _proof(proofs.get(task.pk))}
+        for task in found
+    ]
+
+
+def _proof(proof: access_jobs.Proof | None) -> Answer | None:
+    if proof is None:
+        return None
+    verdicts = [
+        {"verifier": row.verifier, "result": row.result, "detail": row.detail, "run": row.run, "at": row.at}
+        for row in proof.verdicts
+    ]
+    return {
+        "id": proof.claim.public_id,
+        "state": proof.claim.state,
+        "paid": decimal_string(proof.claim.paid_micros),
+        "returned": decimal_string(proof.claim.reversed_micros),
+        "verdicts": verdicts,
+        "receipts": [row.public_id for row in proof.receipts],
+    }
 
 
 def _task(task: Task) -> Answer:

@@ -1,4 +1,4 @@
-"""How far jobs are: how fast tasks end, how long the rest takes, what was spent. Two queries for any number of jobs."""
+"""How far jobs are: how fast tasks end, how long the rest takes, what was spent. Three queries for all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ SELECT attempt.job_id, sum(span.charged_micros) FROM marketplace_attempt attempt
 JOIN provisioning_instance instance ON instance.id = attempt.instance_id
 JOIN billing_usagespan span ON span.resource_id = instance.public_id
 WHERE attempt.state = 'running' AND attempt.job_id = ANY (%s) GROUP BY attempt.job_id
+"""
+# Under a contract results are paid, and not the time that they took.
+PAID = """
+SELECT job.id, escrow.posted_micros FROM marketplace_job job
+JOIN billing_escrow escrow ON escrow.resource_id = job.public_id WHERE job.id = ANY (%s)
 """
 RECENT = """
 SELECT job_id, count(*) FROM marketplace_task
@@ -48,19 +53,20 @@ def of(jobs: Sequence[Job], *, at: datetime) -> dict[int, Progress]:
     """Return how far each of these jobs is, by its key."""
     alive = [job.pk for job in jobs if job.state in OPEN_JOBS]
     live, recent = ({}, {}) if not alive else (_pairs(LIVE, [alive]), _pairs(RECENT, [alive, at - WINDOW]))
-    return {job.pk: _of(job, live.get(job.pk, 0), recent.get(job.pk, 0), at) for job in jobs}
+    by_result = [job.pk for job in jobs if job.contract]
+    spent = {job.pk: job.spent_micros + live.get(job.pk, 0) for job in jobs}
+    spent |= _pairs(PAID, [by_result]) if by_result else {}
+    return {job.pk: _of(job, spent[job.pk], recent.get(job.pk, 0), at) for job in jobs}
 
 
-def _of(job: Job, live_micros: int, recent: int, at: datetime) -> Progress:
+def _of(job: Job, spent_micros: int, recent: int, at: datetime) -> Progress:
     left = job.pending + job.running + job.verifying
     per_hour = left_s = None
     if recent and job.started_at is not None and left:
         window = max(MILLISECOND, min(WINDOW, at - job.started_at)) // MILLISECOND
         per_hour = recent * 3_600_000 // window
         left_s = left * window // (recent * 1000)
-    return Progress(
-        done=job.size - left, left=left, per_hour=per_hour, left_s=left_s, spent_micros=job.spent_micros + live_micros
-    )  # fmt: skip
+    return Progress(done=job.size - left, left=left, per_hour=per_hour, left_s=left_s, spent_micros=spent_micros)
 
 
 def _pairs(statement: str, values: Sequence[Any]) -> dict[int, int]:

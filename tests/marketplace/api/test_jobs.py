@@ -1,10 +1,13 @@
 """Jobs over HTTP: submitted once for a key, told by line what is wrong, followed to the end."""
 
 import pytest
+from django.utils import timezone
 
-from marketplace.models import Job
+from marketplace.contracts import sweeping
+from marketplace.models import Claim, Job
 from tests.marketplace.api.program import Program, problem_of
 from tests.marketplace.jobs.conftest import Works, works
+from tests.outcomes import make_deal
 
 __all__ = ["works"]
 pytestmark = pytest.mark.django_db
@@ -42,6 +45,24 @@ def test_a_job_is_submitted_once_followed_and_collected(program: Program, works:
     problem_of(program.get(f"jobs/{job['id']}/tasks/2"), 404, "not_found")
     problem_of(program.get(f"jobs/{job['id']}/tasks/0/logs?attempt=2"), 404, "not_found")
     problem_of(program.post(f"jobs/{job['id']}/cancel"), 409, "wrong_state")
+
+
+def test_a_task_tells_what_became_of_its_result(program: Program, works: Works) -> None:
+    deal = make_deal(works.project.organization, acceptance={"window_s": 0}, disputes={"window_s": 0})
+    job = works.one(contract=deal.version.public_id, array=2)
+    works.go()
+    works.exits(works.running(job)[0])
+    works.go()
+    for _ in range(2):
+        sweeping.advance(at=timezone.now(), limit=10)
+    claim = Claim.objects.get()
+    rows = program.get(f"jobs/{job.public_id}/tasks").json()["data"]
+    whole, none = sorted(rows, key=lambda row: int(row["index"]))
+    assert (none["claim"], whole["claim"]["id"], whole["claim"]["state"]) == (None, claim.public_id, "settled")
+    assert [(row["verifier"], row["result"]) for row in whole["claim"]["verdicts"]] == [("outputs", "pass")]
+    assert program.get(f"jobs/{job.public_id}/tasks/0").json()["claim"] == whole["claim"]
+    cost = program.get(f"jobs/{job.public_id}").json()["cost"]
+    assert (cost["spent"], cost["most"], whole["claim"]["paid"]) == ("0.500000", "1.000000", "0.500000")
 
 
 def test_a_dry_run_tells_the_most_and_the_folders(program: Program, works: Works) -> None:

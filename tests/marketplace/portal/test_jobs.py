@@ -7,13 +7,18 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
+from marketplace.access import Actor
+from marketplace.contracts import sweeping
 from marketplace.jobs import running
-from marketplace.models import Job, JobState, Task
+from marketplace.models import Claim, Job, JobState, Receipt, Task
 from marketplace.portal import grids
+from marketplace.receipts import writing
 from tests.conftest import Fleet, Run
 from tests.marketplace.jobs.conftest import Works, works
 from tests.marketplace.portal.reading import faults, read
+from tests.outcomes import make_deal, make_work
 
 pytestmark = pytest.mark.django_db
 
@@ -93,6 +98,48 @@ def test_a_job_of_ten_thousand_tasks_is_as_many_queries_as_one_of_one_and_fast(o
         counts.append(len(queries))
     assert counts[2] == counts[3]
     assert spent[3] < 0.2
+
+
+def test_a_result_leads_to_its_claim_verdict_and_receipt(owner: Client, works: Works) -> None:
+    deal = make_deal(works.project.organization, acceptance={"window_s": 0}, disputes={"window_s": 0})
+    job = works.one(contract=deal.version.public_id, array=2)
+    works.go()
+    works.exits(works.running(job)[0])
+    works.go()
+    sweeping.advance(at=timezone.now(), limit=10)
+    sweeping.advance(at=timezone.now(), limit=10)
+    writing.issue_due(at=timezone.now(), limit=10)
+    claim, receipt = Claim.objects.get(), Receipt.objects.get()
+    for path in (reverse("job", args=[job.public_id]), reverse("job-task", args=[job.public_id, 0])):
+        answer = owner.get(path)
+        assert faults(read(answer)) == []
+        page = answer.content.decode()
+        assert reverse("claim", args=[claim.public_id]) in page
+        assert reverse("receipt", args=[receipt.public_id]) in page
+        assert "Exit code and outputs: Passed" in page
+    shown = read(owner.get(reverse("job", args=[job.public_id]))).text
+    assert "$0.50" in shown, "spent is what results were paid"
+    assert "of at most $1.00" in shown
+    assert "Exit code and outputs" not in owner.get(reverse("job-task", args=[job.public_id, 1])).content.decode()
+
+
+def test_a_job_of_many_results_is_as_many_queries_as_one_of_one(
+    owner: Client, works: Works, actor: Actor, fleet: Fleet
+) -> None:
+    deal, counts = make_deal(works.project.organization), []
+    for size in (1, 40):
+        work = make_work(deal, works.project, fleet.h200, actor, tasks=size, at=timezone.now())
+        for index in range(size):
+            work.succeeds(index)
+        running.work_on(work.job.pk)
+        sweeping.advance(at=timezone.now(), limit=100)
+        path = reverse("job", args=[work.job.public_id])
+        owner.get(path)
+        with CaptureQueriesContext(connection) as queries:
+            page = owner.get(path).content.decode()
+        assert page.count("Exit code and outputs: Passed") == size
+        counts.append(len(queries))
+    assert counts[0] == counts[1]
 
 
 def test_cancelling_asks_first(owner: Client, works: Works) -> None:
