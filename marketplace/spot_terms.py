@@ -1,15 +1,17 @@
 """How an offer is sold by auction: set by capacity managers, with a record of who changed what."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
 from django.utils.translation import gettext
 
 from marketplace import auction, audit, spot
+from marketplace.blocks import NOTICE
 from marketplace.errors import BadOrder
 from marketplace.models import Bid, Offer, SpotTerms
 from provisioning.models import AT_REST, Phase
+from provisioning.steps import QUEUE_MAX
 
 SHOWN = (
     "is_enabled",
@@ -23,9 +25,11 @@ SHOWN = (
     "buffer_gpus",
     "cap_bp",
 )
-INTERVAL_S_MAX = 86_400
-NOTICE_S_MAX = 3600
 BASIS_MAX = 100_000
+# Whoever starts inside a reservation waits for lent GPUs, and blocks look no further ahead for what is lent: both must
+# outlast one interval, one notice and the giving back.
+GIVING_BACK = timedelta(minutes=5)
+AHEAD_S_MAX = (min(QUEUE_MAX, NOTICE) - GIVING_BACK) // timedelta(seconds=1)
 
 
 @transaction.atomic
@@ -66,8 +70,8 @@ def _check(terms: SpotTerms, before: dict[str, Any] | None) -> None:
     limits = {
         "reserve_micros": (1, None),
         "grid_micros": (1, None),
-        "interval_s": (1, INTERVAL_S_MAX),
-        "min_notice_s": (0, NOTICE_S_MAX),
+        "interval_s": (1, AHEAD_S_MAX),
+        "min_notice_s": (0, AHEAD_S_MAX),
         "hysteresis_bp": (0, BASIS_MAX),
         "rise_bp": (1, BASIS_MAX),
         "buffer_gpus": (0, None),
@@ -79,6 +83,11 @@ def _check(terms: SpotTerms, before: dict[str, Any] | None) -> None:
             between = {"least": least, "most": most}
             text = gettext("At least %(least)s.") if most is None else gettext("From %(least)s to %(most)s.")
             raise BadOrder(name, text % between)
+    if (ahead_s := terms.interval_s + terms.min_notice_s) > AHEAD_S_MAX:
+        raise BadOrder("min_notice_s", gettext(
+            "Interval and notice together last at most %(most)s seconds, here %(ahead)s: who starts inside a "
+            "reservation is not kept waiting for longer."
+        ) % {"most": AHEAD_S_MAX, "ahead": ahead_s})  # fmt: skip
     if terms.reserve_micros % terms.grid_micros:
         raise BadOrder("reserve_micros", gettext("The reserve is a multiple of the step."))
     if before is not None and before["currency"] != terms.currency and _has_bids(terms):

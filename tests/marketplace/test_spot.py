@@ -13,11 +13,11 @@ from django.utils import timezone
 from billing import accounts, books, credits, floating
 from billing.errors import InsufficientFunds
 from billing.models import Hold, UsageSpan
-from marketplace import bids, rentals, spot, spot_book, spot_terms, tasks
+from marketplace import bids, blocks, rentals, spot, spot_book, spot_terms, tasks
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Auction, AuditEntry, Bid, Organization, Project, SpotTerms
-from provisioning import calendar, interruptions
+from provisioning import calendar, interruptions, steps
 from provisioning.errors import IllegalMove, QuotaExceeded, StaleInterruption
 from provisioning.models import GpuHold, Instance, Interruption, Phase, Quota
 from tests.conftest import Fleet, Run, order
@@ -315,6 +315,23 @@ def test_offers_that_are_sold_no_more_by_auction_let_everybody_go_with_notice(
     tick()
     assert SpotTerms.objects.get().next_tick_at is None
     assert spot.due(at=timezone.now() + timedelta(days=1)) == []
+
+
+@pytest.mark.parametrize(("interval_s", "min_notice_s"), [(1500, 1), (1200, 301), (60, 1441), (1501, 0), (60, 3600)])
+def test_terms_by_which_holders_of_reservations_would_wait_too_long_are_refused(
+    terms: SpotTerms, interval_s: int, min_notice_s: int
+) -> None:
+    def set_to(interval_s: int, min_notice_s: int) -> None:
+        spot_terms.set_terms(
+            offer=terms.offer, by="carol@operator.example", at=timezone.now(), interval_s=interval_s,
+            min_notice_s=min_notice_s,
+        )  # fmt: skip
+
+    with pytest.raises(BadOrder, match=r"1500|at most 1500 seconds"):
+        set_to(interval_s, min_notice_s)
+    assert (SpotTerms.objects.get().interval_s, SpotTerms.objects.get().min_notice_s) == (INTERVAL_S, NOTICE_S)
+    set_to(1200, 300)
+    assert timedelta(seconds=1200 + 300) < min(steps.QUEUE_MAX, blocks.NOTICE)
 
 
 def test_a_changed_bid_locks_its_budget_before_quota_and_accounts_as_whoever_rents(

@@ -27,7 +27,7 @@ CENT = 10_000
 def place(actor: Actor, project: Project, fleet: Fleet) -> Callable[..., Bid]:
     Quota.objects.update(limit=1000)
     spot_terms.set_terms(
-        offer=fleet.h200, by="x", at=timezone.now(), reserve_micros=50 * CENT, interval_s=3600, min_notice_s=600
+        offer=fleet.h200, by="x", at=timezone.now(), reserve_micros=50 * CENT, interval_s=1200, min_notice_s=300
     )
 
     def placed(cents: int, **overrides: Any) -> Bid:
