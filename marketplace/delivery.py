@@ -5,12 +5,13 @@ its own, by what is so and not by what happened: a sweep that was missed is
 made up for by the next one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import Exists, F, Q, QuerySet
+from django.db.models import Count, Exists, F, Q, QuerySet
 from django.utils.translation import gettext
 
 from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
@@ -107,15 +108,25 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
     """Return how many GPUs each reservation of this hour holds that are not to be had, by its primary key.
 
     To be had are those that its instances have on nodes we reach, and of the others as many
-    as stand free in good order or being cleaned, or are lent. Who bought last goes short first.
+    as stand free in good order or being cleaned, or are lent. What is free on a node that a tenant has alone
+    is there for that tenant's reservations only. Who bought last goes short first.
     """
     begun = Q(state__in=UNDER_WAY) | Q(state=State.LOCKED)
-    found = list(Reservation.objects.filter(begun, offer=offer_id, starts_at__lte=at, ends_at__gt=at).order_by("-pk"))
+    found = list(
+        Reservation.objects.select_related("project")
+        .filter(begun, offer=offer_id, starts_at__lte=at, ends_at__gt=at)
+        .order_by("-pk")
+    )
     strips = _strips_of(found)
     used = coverage.delivered_gpus(found)
-    idle = {one.pk: max(0, holdings.held_at(strips[one.pk], at) - used[one.pk]) for one in found}
+    free = _free(offer_id)
+    idle = {}
+    for one in found:
+        wanted, tenant = max(0, holdings.held_at(strips[one.pk], at) - used[one.pk]), one.project.organization_id
+        own = min(wanted, free[tenant])
+        idle[one.pk], free[tenant] = wanted - own, free[tenant] - own
     lent = sum(idle[one.pk] for one in found if one.is_lent)
-    short = sum(idle.values()) - _free(offer_id) - min(lent, spot_gpus(offer_id))
+    short = sum(idle.values()) - free[None] - min(lent, spot_gpus(offer_id))
     missing = {}
     for one in found:
         missing[one.pk] = max(0, min(idle[one.pk], short))
@@ -123,12 +134,16 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
     return missing
 
 
-def _free(offer_id: int) -> int:
-    """Return how many GPUs nobody holds that are in good order, or will be once they are cleaned."""
+def _free(offer_id: int) -> Counter[int | None]:
+    """Return how many GPUs nobody holds that are in good order, or will be once they are cleaned.
+
+    By the tenant who alone may have them; None for everybody's.
+    """
     good = Gpu.objects.filter(node__offer=offer_id, healthy=True).exclude(state=Gpu.State.QUARANTINED)
     reached = [Node.Reachability.ONLINE, Node.Reachability.SUSPECT]
     good = good.filter(node__state=Node.State.AVAILABLE, node__is_held=False, node__reachability__in=reached)
-    return good.filter(~Exists(LIVE_HOLD)).count()
+    rows = good.filter(~Exists(LIVE_HOLD)).values_list("node__exclusive_to").order_by().annotate(gpus=Count("pk"))
+    return Counter(dict(rows))
 
 
 def _strips_of(found: Iterable[Reservation]) -> dict[int, list[ReservationStrip]]:

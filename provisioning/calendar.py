@@ -7,6 +7,10 @@ that it touches. Counts suffice, because a reservation's nodes are chosen when
 it begins: the intervals on a line form a perfect graph, so where no hour
 exceeds the capacity, first-fit in order of starts gives everyone whole nodes.
 
+GPUs that are free on a node which a tenant has alone (no_shared_host) are not
+among the offer's: only that tenant can have them, and what it takes is counted
+again where it would not fit.
+
 Each promise locks the offer's `Capacity` row, so callers make it last in
 their transaction: after accounts, nodes and assignments.
 """
@@ -66,15 +70,17 @@ SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s
 PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
 LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
 
-# The GPUs of one offer as `COUNT` has them, for whoever only looks.
-THERE = """
-SELECT coalesce(sum(gpu_count), 0) - (
+# What is free on a node that a tenant has alone can be promised to nobody else.
+CLOSED = "CASE WHEN exclusive_to_id IS NULL THEN 0 ELSE free_gpus END"
+# The GPUs of one offer as `COUNT` has them, for whoever only looks; and those that only its nodes' tenants may have.
+THERE = f"""
+SELECT coalesce(sum(gpu_count - {CLOSED}), 0) - (
     SELECT count(*) FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
     WHERE node.offer_id = %(offer)s AND NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
         AND reachability NOT IN ('unknown', 'lost')
-) FROM provisioning_node
+), coalesce(sum({CLOSED}), 0) FROM provisioning_node
 WHERE offer_id = %(offer)s AND state = 'available' AND reachability NOT IN ('unknown', 'lost')
-"""
+"""  # noqa: S608  nothing in it comes from outside
 
 # Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order. The rows are locked by
 # a statement before this one: what was committed while that waited is then seen.
@@ -87,7 +93,7 @@ FROM (
     SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS gpus
     FROM marketplace_offer offer
     LEFT JOIN (
-        SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
+        SELECT offer_id, sum(gpu_count - {CLOSED}) AS gpus FROM provisioning_node
         WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
     ) built ON built.offer_id = offer.id
     LEFT JOIN (
@@ -237,8 +243,14 @@ def has_room_for_spot(*, offer_id: int, gpus: int) -> bool:
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"spot-claim:{offer_id}"])
+    left = spot_left(offer_id)
+    return left is None or gpus <= left
+
+
+def spot_left(offer_id: int) -> int | None:
+    """Return how many GPUs of an offer spot may hold more now; None where nobody has set a limit."""
     most = Capacity.objects.filter(pk=offer_id).values_list("for_spot", flat=True).first()
-    return most is None or spot_gpus(offer_id) + gpus <= most
+    return None if most is None else most - spot_gpus(offer_id)
 
 
 def gpus_of_offer(offer_id: int) -> int:
@@ -251,9 +263,19 @@ def gpus_there(offer_id: int) -> int:
 
     For whoever asks early in a transaction: a count would hold until its end what everybody locks last.
     """
+    return _there(offer_id)[0]
+
+
+def gpus_in_service(offer_id: int) -> int:
+    """Return how many GPUs of an offer are in good order, also those that only their node's tenant may have now."""
+    return sum(_there(offer_id))
+
+
+def _there(offer_id: int) -> tuple[int, int]:
     with connection.cursor() as cursor:
         cursor.execute(THERE, {"offer": offer_id})
-        return int(cursor.fetchone()[0])
+        there, closed = cursor.fetchone()
+    return int(there), int(closed)
 
 
 def close(*, offer_id: int, gpus: int) -> None:

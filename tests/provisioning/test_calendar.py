@@ -13,8 +13,8 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from marketplace.models import Offer
-from provisioning import calendar, instances
+from marketplace.models import Offer, Project
+from provisioning import calendar, instances, policies, quotas
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
 from tests.billing.makers import at_the_same_moment
@@ -208,3 +208,26 @@ def test_a_day_refuses_less_than_nothing_and_another_number_of_hours(offer: Offe
     for gpus, fault in ([[-1] + [1] * 23, "never_below_zero"], [[1] * 23, "has_24_hours"]):
         with pytest.raises(IntegrityError, match=fault), transaction.atomic():
             CommittedDay.objects.create(offer=offer, day=NOON - 12 * HOUR, gpus=gpus)
+
+
+def test_what_is_free_on_a_node_that_a_tenant_has_alone_is_promised_to_nobody_else(
+    rent: Rent, fleet: Fleet, project: Project
+) -> None:
+    policies.replace(project_id=project.pk, document={"no_shared_host": True}, version=None, at=NOON)
+    quotas.set_limit(project_id=project.pk, limit=100)
+    rent()
+    offer, at = fleet.h200, timezone.now()
+    window: dict[str, Any] = {
+        "offer_id": offer.pk,
+        "starts_at": calendar.hour_of(at) + HOUR,
+        "ends_at": calendar.hour_of(at) + 2 * HOUR,
+    }
+    calendar.count(at=at, offer_id=offer.pk)
+    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk)) == (9, 9)
+    assert calendar.gpus_in_service(offer.pk) == 16
+    with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
+        calendar.commit(gpus=15, at=at, **window)
+    calendar.commit(gpus=8, at=at, **window)
+    # The tenant itself goes on as before: what it takes there is counted again.
+    rent(gpus=7)
+    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk)) == (16, 16)

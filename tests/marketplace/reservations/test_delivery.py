@@ -11,7 +11,7 @@ from billing.models import UsageSpan
 from marketplace import coverage, delivery, quotes, rentals, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Reservation, Shortfall
-from provisioning import instances, placement
+from provisioning import instances, placement, policies
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Capacity, Gpu, Instance, InstanceEvent, Interruption, Node, Quota, Workflow
 from tests.blocks import PRICE, USD, Buyer, check_conserved, deferred_micros
@@ -356,3 +356,39 @@ def test_an_extension_calls_off_only_ends_that_it_covers(
         assert interruption().state == state
     assert sorted(Instance.objects.values_list("phase", flat=True)) == ["notified", "running"]
     check_conserved(at=acme_buys.at(3.4))
+
+
+def test_gpus_on_a_node_that_another_tenant_has_alone_are_missing_and_given_back(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    hosts = {"no_shared_host": True}
+    policies.replace(project_id=acme_buys.project.pk, document=hosts, version=None, at=timezone.now())
+    mine = acme_buys.buy(1, 2, 4)
+    theirs = other_buys.buy(15, 2, 4)
+    for hours in (1, 2):
+        acme_buys.go_to(hours)
+    launch(acme_buys, 2.01, gpus=1)
+    run_until_idle()
+    acme_buys.go_to(2.05)
+    theirs.refresh_from_db()
+    mine.refresh_from_db()
+    assert (mine.state, mine.missing_gpus) == ("active", 0)
+    assert (theirs.state, theirs.missing_gpus) == ("partially_fulfilled", 7)
+    acme_buys.go_to(2.2)
+    assert Shortfall.objects.get(reservation=theirs).gpus == 7
+    check_conserved(at=acme_buys.at(2.2))
+
+
+def test_what_is_free_on_its_own_nodes_is_there_for_the_tenant_that_has_them_alone(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    hosts = {"no_shared_host": True}
+    policies.replace(project_id=acme_buys.project.pk, document=hosts, version=None, at=timezone.now())
+    theirs = other_buys.buy(8, 2, 4)
+    mine = acme_buys.buy(8, 2, 4)
+    for hours in (1, 2):
+        acme_buys.go_to(hours)
+    launch(acme_buys, 2.01, gpus=1)
+    run_until_idle()
+    acme_buys.go_to(2.05)
+    assert delivery.missing_gpus(acme_buys.offer.pk, at=acme_buys.at(2.1)) == {mine.pk: 0, theirs.pk: 0}
