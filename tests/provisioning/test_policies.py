@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketplace import policies as doors
-from marketplace import rentals, restarts, spot, spot_terms
+from marketplace import rentals, restarts, spot, spot_terms, waiting
 from marketplace.access import Actor, person
 from marketplace.errors import BadOrder, MarketError
 from marketplace.models import Auction, AuditEntry, Offer, Organization, Project
 from provisioning import decisions, engine, interruptions, nodes, placement, policies, quotas
+from provisioning.calendar import HOUR, hour_of
 from provisioning.errors import IllegalMove, NoCapacity, PolicyExcludes, ProvisioningError, StaleVersion
 from provisioning.models import (
     Assignment,
@@ -29,6 +30,7 @@ from provisioning.models import (
 )
 from provisioning.placing import policy
 from provisioning.steps import PLAN
+from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.nodes import wiped
 
@@ -232,8 +234,13 @@ documents = st.fixed_dictionaries(
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("policy"), st.integers(0, 1), st.booleans(), st.just({"no_shared_host": True}) | documents),
-        st.tuples(st.sampled_from(["rent", "bid"]), st.integers(0, 1), st.integers(0, 1), st.integers(1, 4)),
-        st.tuples(st.sampled_from(["auction", "resume"]), st.integers(0, 1)),
+        st.tuples(
+            st.sampled_from(["rent", "bid", "wait", "reserve", "rent_inside"]),
+            st.integers(0, 1),
+            st.integers(0, 1),
+            st.integers(1, 4),
+        ),
+        st.tuples(st.sampled_from(["auction", "resume", "queue"]), st.integers(0, 1)),
         st.tuples(st.sampled_from(["stop", "start", "fail", "restart", "cordon", "uncordon"]), st.integers(0, 7)),
     ),
     min_size=4,
@@ -261,7 +268,9 @@ class Market:
         ]
         for project in self.projects:
             quotas.set_limit(project_id=project.pk, limit=100)
+        self.noon = hour_of(timezone.now()) + HOUR
         for offer in self.offers:
+            sell_blocks(offer)
             spot_terms.set_terms(offer=offer, by="test", at=timezone.now(), reserve_micros=500_000, interval_s=1)
 
     def do(self, move: tuple[Any, ...]) -> None:
@@ -279,23 +288,24 @@ class Market:
 
     def assert_allowed(self, assignment: Assignment) -> None:
         project, offer = assignment.instance.project, assignment.instance.offer
-        rows = [policies.of(project_id=project.pk), policies.of(organization_id=project.organization_id)]
-        found = [row.document for row in rows if row]
+        found = self.documents_of(project)
         assert policy.broken_by(found, policies.facts_of(offer.pk)) == []
         live = Assignment.objects.filter(node=assignment.node, holds__released_at=None).exclude(pk=assignment.pk)
         for neighbour in live.select_related("instance__project").distinct():
             if neighbour.instance.project.organization_id == project.organization_id:
                 continue
-            theirs = policies.of(project_id=neighbour.instance.project_id)
-            for own in (*found, *([theirs.document] if theirs else [])):
+            for own in (*found, *self.documents_of(neighbour.instance.project)):
                 assert not own.get("no_shared_host"), "they share a host"
+
+    def documents_of(self, project: Project) -> list[dict[str, Any]]:
+        """Return what holds for a project: its own policy, and that of its organization."""
+        rows = [policies.of(project_id=project.pk), policies.of(organization_id=project.organization_id)]
+        return [row.document for row in rows if row]
 
     def policy(self, tenant: int, of_all: bool, document: dict[str, Any]) -> None:
         project = self.projects[tenant]
         scope = project.organization if of_all else project
-        # A host policy of the whole organization would need its projects' neighbours looked up the same way.
-        wanted = {name: value for name, value in document.items() if not (of_all and name == "no_shared_host")}
-        doors.replace(actor=self.actors[tenant], scope=scope, document=wanted, version=None, at=timezone.now())
+        doors.replace(actor=self.actors[tenant], scope=scope, document=document, version=None, at=timezone.now())
 
     def rent(self, tenant: int, offer: int, gpus: int) -> None:
         wanted = order(self.offers[offer], gpus=gpus, on_failure="restart")
@@ -305,6 +315,30 @@ class Market:
         spot.bid(
             actor=self.actors[tenant], project=self.projects[tenant], order=order(self.offers[offer], gpus=gpus),
             max_price_micros=890_000, at=timezone.now(),
+        )  # fmt: skip
+
+    def wait(self, tenant: int, offer: int, gpus: int) -> None:
+        at = timezone.now()
+        waiting.wait(
+            actor=self.actors[tenant], project=self.projects[tenant], order=order(self.offers[offer], gpus=gpus),
+            max_micros_per_gpu_hour=10_000_000, until=at + HOUR, at=at,
+        )  # fmt: skip
+        self.queue(0)
+
+    def queue(self, number: int) -> None:
+        waiting.start_due(at=timezone.now(), limit=10)
+
+    def reserve(self, tenant: int, offer: int, gpus: int) -> None:
+        """Buy the next hours and let them begin."""
+        buyer = Buyer(self.actors[tenant], self.projects[tenant], self.offers[offer], self.noon)
+        buyer.buy(gpus, 2, 4)
+        for hours in (1, 2):
+            buyer.go_to(hours)
+
+    def rent_inside(self, tenant: int, offer: int, gpus: int) -> None:
+        wanted = order(self.offers[offer], gpus=gpus, attach="strict")
+        rentals.rent(
+            actor=self.actors[tenant], project=self.projects[tenant], order=wanted, at=self.noon + 2.1 * HOUR
         )  # fmt: skip
 
     def auction(self, offer: int) -> None:
