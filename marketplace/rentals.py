@@ -124,6 +124,15 @@ def check_size(order: Order) -> None:
         )
 
 
+def check_possible(*, project: Project, order: Order, at: datetime) -> None:
+    """Raise PolicyExcludes or NeverFits for an order that could not be placed, whatever was free."""
+    wanted = Instance(
+        project_id=project.pk, offer=order.offer, replicas=order.replicas, gpus_per_replica=order.gpus,
+        placement=dict(order.wish or {}),
+    )  # fmt: skip
+    placement.check_possible(instance=wanted, at=at, home=volumes.home_of(use.volume for use in order.uses))
+
+
 def _check_name(name: str) -> None:
     if not NAME_SHAPE.fullmatch(name):
         message = gettext("Use 1 to 63 lower-case letters, digits and hyphens; begin and end with a letter or digit.")
@@ -312,10 +321,11 @@ def start_run(
 def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:
     """Hold quota and the first hour's price for a run that was just queued, in its transaction, within the budgets.
 
-    What bids holds its bid's funds instead, and is promised nothing; where a policy keeps it out, it does not bid.
+    What bids holds its bid's funds instead, and is promised nothing; what could never be placed does not bid.
     """
     if instance.market == Instance.Market.SPOT:
-        placement.check_policies(instance=instance, at=at)
+        home = volumes.home_of(volumes.of_instance(instance))
+        placement.check_possible(instance=instance, at=at, home=home)
         bids.hold_for_run(instance, token=token, at=at)
         return
     _hold(

@@ -50,6 +50,7 @@ REFUSALS: dict[str, Promise] = {
     "QuotaExceeded": gettext_lazy("A quota is used up."),
     "BudgetExceeded": gettext_lazy("It would pass a budget."),
     "NoCapacity": gettext_lazy("Not enough GPUs are free."),
+    "NeverFits": gettext_lazy("It is larger than any place of the offer."),
     "PolicyExcludes": gettext_lazy("A policy lets nothing of it run there."),
     "ProjectSuspended": gettext_lazy("The project is suspended."),
 }

@@ -26,7 +26,7 @@ from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
 from provisioning import advisories, calendar, engine, instances, interruptions, placement, volumes
-from provisioning.errors import IllegalMove, PolicyExcludes, ProvisioningError, StaleInterruption
+from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
     CHARGED_PHASES,
@@ -78,7 +78,7 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
     """Bid for an instance: it queues without GPUs until an auction gives it some, however long that takes.
 
     Takes quota and holds the bid's funds, or raises BadOrder, ProjectSuspended,
-    QuotaExceeded, InsufficientFunds, PolicyExcludes or Conflict with nothing made.
+    QuotaExceeded, InsufficientFunds, PolicyExcludes, NeverFits or Conflict with nothing made.
     """
     rentals.check_open(project)
     rentals.check(order)
@@ -93,7 +93,7 @@ def check_capacity(terms: SpotTerms, gpus: int) -> None:
     """Raise BadOrder for more GPUs than any auction of this offer could give."""
     there = calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
     if gpus > there or terms.cap_bp:
-        there = calendar.gpus_there(terms.offer_id) - terms.buffer_gpus  # It may have grown since it was counted.
+        there = calendar.gpus_in_service(terms.offer_id) - terms.buffer_gpus  # It may have grown since.
     if gpus > there:
         raise BadOrder(
             "gpus",
@@ -129,7 +129,8 @@ def _bid(
         order, actor=actor, project=project, public_id=instance_id, price_version=bids.series_of(terms, at=at), at=at,
         market=Instance.Market.SPOT, claims=False,
     )  # fmt: skip
-    placement.check_policies(instance=instance, at=at)
+    home = volumes.home_of(use.volume for use in order.uses)
+    placement.check_possible(instance=instance, at=at, home=home)
     placed = Bid.objects.create(
         instance=instance, project=project, offer=order.offer, price_micros=max_price_micros, placed_at=at
     )
@@ -153,7 +154,7 @@ def rehearse(*, actor: Actor, project: Project, order: rentals.Order, max_price_
         with transaction.atomic():
             placed = bid(actor=actor, project=project, order=order, max_price_micros=max_price_micros, at=at)
             transaction.set_rollback(True)
-    except PolicyExcludes as refusal:
+    except NoCapacity as refusal:
         # No decision is kept of what was only tried.
         refusal.decision = None
         raise

@@ -4,8 +4,11 @@ The rules, which the customer can read (docs/quotas.md):
 
 * One queue for each offer, first come, first served. While the first order
   waits for GPUs, nothing behind it starts, however small: a gang is not starved.
+* So it is while the first one finds no place by its shape alone, such as a whole
+  node or one rack, although GPUs are free: what starts on those would keep its
+  place from coming free. What would not fit into an empty fleet is refused.
 * What is held up by something of its own (its price, funds, quota, a budget) is
-  passed over and keeps its place.
+  passed over and keeps its place; so is what outgrew a fleet that has shrunk.
 * While others wait, an organization that has `SHARE_MAX_PERCENT` of the offer's
   GPUs is passed over, too.
 * A new order from any door gets only what the queue leaves over.
@@ -32,8 +35,8 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
-from provisioning import calendar, placement, policies
-from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
+from provisioning import calendar, policies
+from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Instance, Node, Phase
 from provisioning.placing import policy
 from provisioning.volumes import Use
@@ -56,6 +59,7 @@ LACKING_GPUS = WAITING & Q(why=Why.CAPACITY, tried_at__isnull=False)
 # What one refusal means for an order that waits; anything else is a refusal of the order itself.
 WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (PolicyExcludes, Why.REFUSED),
+    (NeverFits, Why.REFUSED),
     (NoCapacity, Why.CAPACITY),
     (InsufficientFunds, Why.FUNDS),
     (QuotaExceeded, Why.QUOTA),
@@ -126,16 +130,14 @@ def wait(
 ) -> WaitingOrder:
     """Put an order into the queue of its offer. Nothing is held or charged until it starts.
 
-    Raises BadOrder for what could never start, PolicyExcludes for what a policy
-    keeps from starting, ProjectSuspended where nothing may. A policy that is set later
-    lets it wait, and it says so (`told`).
+    Raises BadOrder or NeverFits for what could never start, PolicyExcludes for what a policy
+    keeps from starting, ProjectSuspended where nothing may. A policy that is set later, or a fleet that
+    shrinks, lets it wait, and it says so (`told`).
     """
     rentals.check_open(project)
     rentals.check(order)
-    placement.check_order(
-        project_id=project.pk, offer_id=order.offer.pk, gpus=order.gpus, replicas=order.replicas, at=at
-    )
     _check_capacity(order)
+    rentals.check_possible(project=project, order=order, at=at)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:
         raise BadOrder("max_price", gettext("Say the most that a GPU-hour may cost, such as 2.50."))
@@ -310,7 +312,7 @@ def _hindrance(entry: WaitingOrder, *, at: datetime) -> tuple[Why, str] | None:
     if gone or not entry.user.is_active or not access.may(actor, organization, "wait.change"):
         return Why.REFUSED, gettext("Whoever ordered it may not rent here any more.")
     there = calendar.gpus_of_offer(entry.offer_id)
-    if entry.all_gpus > there:
+    if entry.all_gpus > there and entry.all_gpus > (there := calendar.gpus_in_service(entry.offer_id)):
         return Why.REFUSED, _too_many(entry.offer, entry.all_gpus, there)
     price = rentals.price_of(entry.offer, currency=organization.currency, at=at)
     if price.micros_per_unit_hour > entry.max_micros_per_gpu_hour:
@@ -351,7 +353,7 @@ def _check_capacity(order: rentals.Order) -> None:
     """Raise BadOrder for more GPUs than the offer has in good order: at the head it would block all others."""
     wanted, there = order.gpus * order.replicas, calendar.gpus_of_offer(order.offer.pk)
     if wanted > there:
-        there = calendar.gpus_there(order.offer.pk)  # It may have grown since it was counted.
+        there = calendar.gpus_in_service(order.offer.pk)  # It may have grown since it was counted.
     if wanted > there:
         raise BadOrder("gpus", _too_many(order.offer, wanted, there))
 

@@ -36,6 +36,10 @@ class PolicyExcludes(NoCapacity):
     """A policy of the tenant's own lets nothing of it run there. It is never relaxed."""
 
 
+class NeverFits(NoCapacity):
+    """It would find no place even if all nodes of the offer that are in service were empty."""
+
+
 class NoRoom(ProvisioningError):
     """No node can keep a volume now."""
 

@@ -4,7 +4,6 @@ Lock order everywhere: workflow, instance, budget, quota, account, node, assignm
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -15,7 +14,7 @@ from django.utils.translation import gettext as _
 from billing import usage
 from billing.models import PriceVersion
 from provisioning import calendar, engine, placement, volumes
-from provisioning.errors import IllegalMove, NoCapacity
+from provisioning.errors import IllegalMove, NeverFits, NoCapacity
 from provisioning.models import AT_REST, Instance, Phase, Reason, Workflow
 from provisioning.work import NOTHING, Work
 
@@ -109,8 +108,12 @@ def _claim(instance: Instance, *, at: datetime, home: int | None, from_queue: bo
         instance.claimed = placement.claim(instance=instance, at=at, home=home)
         calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
         return
-    with suppress(NoCapacity):
+    try:
         instance.claimed = placement.claim(instance=instance, at=at, home=home)
+    except NeverFits:
+        raise
+    except NoCapacity:
+        return  # It queues: lent GPUs come back within the notice.
 
 
 def _columns(work: Work) -> dict[str, Any]:

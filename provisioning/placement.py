@@ -23,9 +23,10 @@ from django.utils.translation import gettext, ngettext
 from billing.prepared import ask
 from billing.public_ids import new_public_id
 from provisioning import decisions, policies, shards
-from provisioning.errors import NoCapacity, PolicyExcludes
+from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
+from provisioning.models.placement import LEVELS
 from provisioning.placing import policy, reasons
 from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
@@ -115,7 +116,8 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     has room, unless the instance asks for something else. Policies of the
     project and its organization are read here, whoever calls, and never
     relaxed: PolicyExcludes. Nor are the nodes that its order avoids ever taken;
-    the one that failed the last run is where there is no other. With a `home`, where a local volume of theirs lies,
+    the one that failed the last run is where there is no other. What would not fit
+    into an empty fleet either is NeverFits. With a `home`, where a local volume of theirs lies,
     all of them run there or nowhere. The decision is recorded: with the claim,
     or by whoever rolls back a refusal (`decisions.keep`).
     """
@@ -131,7 +133,7 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
                 live.refresh(instance.project_id, trusts_claims=False)
                 choices, waits = _choices(live.shard, asked, frozenset(), alternatives=1)[0], True
             if not choices:
-                raise _refusal(asked, live.shard)
+                raise _refusal(asked, live)
             able, rejected = reasons.rejected(live.shard, asked.request)
             live.take(choices[0].places, asked.alone or 0)
         told = {"candidates": able, "rejected": json.dumps(rejected)}
@@ -144,21 +146,50 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
 
 
-def check_policies(*, instance: Instance, at: datetime) -> None:
-    """Raise PolicyExcludes where `claim` would for the instance's policies, whatever is free; nothing is claimed."""
+def check_possible(*, instance: Instance, at: datetime, home: int | None = None) -> None:
+    """Raise PolicyExcludes or NeverFits where every `claim` would, whatever is free; nothing is claimed."""
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
-        _check_policies(_Asked(instance, at, tenant, _request(instance, tenant, None)), live)
+        asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
+        _check_policies(asked, live)
+        if _is_impossible(asked.request, live):
+            raise _refusal(asked, live)
 
 
-def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime, replicas: int = 1) -> None:
-    """Raise PolicyExcludes for what is ordered of an offer before there is an instance. One query where none applies.
+def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
+    """Return by primary key which of these instances, each with its home, would find a place now, in this order.
 
-    That is what `claim` would say later: nobody is sold hours, or a place in a queue, that they may not use.
+    All are of one offer; each leaves to those after it what it does not take. Nothing is claimed.
+    """
+    if not wanted:
+        return set()
+    with shards.current(wanted[0][0].offer_id) as live:
+        tenants = {project: live.refresh(project) for project in {one.project_id for one, _ in wanted}}
+        before: dict[int, tuple[int, int]] = {}
+        found = set()
+        for instance, home in wanted:
+            request = _request(instance, tenants[instance.project_id], home)
+            choice = choose(live.shard, request)
+            for node_id, mask in choice.places if choice is not None else ():
+                found.add(instance.pk)
+                spot = live.shard.spots[node_id]
+                before.setdefault(node_id, (spot.mask, spot.owner))
+                live.shard.take(node_id, mask, request.owner if request.is_exclusive else 0)
+        for node_id, (mask, owner) in before.items():
+            live.shard.put_back(node_id, mask, owner)
+    return found
+
+
+def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> None:
+    """Raise PolicyExcludes for hours that are ordered of an offer. One query where no policy applies.
+
+    That is what `claim` would say later: nobody is sold hours that they may not use.
     """
     if policies.exclusions([(project_id, offer_id)]):
-        wanted = Instance(project_id=project_id, offer_id=offer_id, replicas=replicas, gpus_per_replica=gpus)
-        check_policies(instance=wanted, at=at)
+        wanted = Instance(project_id=project_id, offer_id=offer_id, replicas=1, gpus_per_replica=gpus)
+        with shards.current(offer_id) as live:
+            tenant = live.refresh(project_id)
+            _check_policies(_Asked(wanted, at, tenant, _request(wanted, tenant, None)), live)
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -361,12 +392,55 @@ def _check_policies(asked: _Asked, live: LiveShard) -> None:
     )
 
 
-def _refusal(asked: _Asked, shard: Shard) -> NoCapacity:
-    found = reasons.why_not(shard, asked.request)
-    home = asked.request.home
-    why = _why_not_home(asked.instance, home) if home else _why(asked.instance, shard)
-    decision = decisions.refused(asked.request, found, **asked.about)
-    return NoCapacity(" ".join(filter(None, [why, decisions.advice(found.relaxation)])), decision=decision)
+def _is_impossible(request: Request, live: LiveShard) -> bool:
+    """Return whether a request would not fit into an empty fleet either; where nothing is in service, that says no."""
+    if request.home:
+        spot = live.shard.spots.get(request.home)
+        return spot is None or spot.total < request.replicas * request.gpus
+    empty = live.empty()
+    return any(empty.counts[1:]) and choose(empty, replace(request, avoid=frozenset(), barred=frozenset())) is None
+
+
+def _refusal(asked: _Asked, live: LiveShard) -> NoCapacity:
+    shard, request = live.shard, asked.request
+    found = reasons.why_not(shard, request)
+    is_impossible = _is_impossible(request, live)
+    if request.home:
+        why = _why_not_home(asked.instance, request.home)
+    else:
+        why = _why_never(asked, live.empty()) if is_impossible else _why(asked.instance, shard)
+    kind = NeverFits if is_impossible else NoCapacity
+    decision = decisions.refused(request, found, **asked.about)
+    return kind(" ".join(filter(None, [why, decisions.advice(found.relaxation)])), decision=decision)
+
+
+def _why_never(asked: _Asked, empty: Shard) -> str:
+    """Say which rule no fleet of this offer could keep: larger than the widest domain that is allowed, or uneven."""
+    request = asked.request
+    most = reasons.most_replicas(empty, request)
+    is_spread = request.strategy == "spread"
+    level = request.level if request.is_required and not is_spread else "site"
+    if is_spread and most["site"] >= request.replicas:
+        text = gettext(
+            "%(shape)s GPUs of %(offer)s could not be spread with a skew of at most %(skew)s even if all of its nodes "
+            "in service were empty."
+        )
+        return text % {"shape": _shape(asked.instance), "offer": asked.instance.offer, "skew": request.max_skew}
+    text = gettext(
+        "%(shape)s GPUs are larger than %(place)s of %(offer)s: even if all of its nodes in service were empty, there "
+        "would be room for %(most)s × %(gpus)s."
+    )
+    return text % {
+        "shape": _shape(asked.instance),
+        "place": LEVELS[level],
+        "offer": asked.instance.offer,
+        "most": _most_in_group(empty, request.gpus) if level == "nvlink" else most[level],
+        "gpus": request.gpus,
+    }
+
+
+def _most_in_group(empty: Shard, gpus: int) -> int:
+    return max((wide for klass, wide in enumerate(empty.wides) if empty.counts[klass]), default=0) // gpus
 
 
 def _why_not_home(instance: Instance, home: int) -> str:
@@ -391,14 +465,17 @@ def _why_not_home(instance: Instance, home: int) -> str:
 
 def _why(instance: Instance, shard: Shard) -> str:
     free = sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts))
-    shape = f"{instance.replicas} × {instance.gpus_per_replica}" if instance.replicas > 1 else f"{instance.gpus}"
     text = ngettext(
         "%(shape)s GPU of %(offer)s is not free now; %(free)s are, over all its nodes.",
         "%(shape)s GPUs of %(offer)s are not free now; %(free)s are, over all its nodes.",
         instance.gpus,
     )
     return text % {
-        "shape": shape,
+        "shape": _shape(instance),
         "offer": instance.offer,
         "free": free,
     }
+
+
+def _shape(instance: Instance) -> str:
+    return f"{instance.replicas} × {instance.gpus_per_replica}" if instance.replicas > 1 else f"{instance.gpus}"

@@ -19,7 +19,8 @@ from time import monotonic
 from typing import Any
 
 from billing.prepared import ask
-from provisioning.placing.shard import Row, Shard
+from provisioning.placing.boards import INDICES_MAX
+from provisioning.placing.shard import OPEN, Row, Shard
 
 # A transaction that claims is over by then; if it was rolled back, nobody says so.
 CLAIM_S = 2.0
@@ -75,6 +76,7 @@ class LiveShard:
         self.offer_id = offer_id
         self.lock = threading.Lock()
         self.shard = Shard()
+        self._empty: Shard | None = None
         self._since = 0
         self._unsure: set[int] = set()
         # What other threads are claiming this moment: by thread, until when, and which GPUs of which nodes.
@@ -89,10 +91,23 @@ class LiveShard:
         found = sorted((_row(*row[4:]), row[3]) for row in rows if row[4] is not None)
         for row, _ in found:
             self.shard.put(row._replace(mask=row.mask & ~claimed[row.id]) if row.id in claimed else row)
+            if self._empty is not None:
+                self._empty.put(_emptied(row))
         for node_id in unsure.difference(row.id for row, _ in found):
             self.shard.drop(node_id)
+            if self._empty is not None:
+                self._empty.drop(node_id)
         self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}.union(claimed)
         return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
+
+    def empty(self) -> Shard:
+        """Return the same nodes as if nobody had a GPU of them; those out of service stay out.
+
+        Asked for once it costs a look at every node, and each refresh keeps it up to date from then on.
+        """
+        if self._empty is None:
+            self._empty = Shard(_emptied(row) for row in self.shard.rows())
+        return self._empty
 
     def take(self, places: Sequence[tuple[int, int]], owner: int) -> None:
         """Count GPUs as taken that this thread is about to claim; the refresh after its end sees whether it did."""
@@ -129,6 +144,13 @@ class LiveShard:
 
 def _row(*columns: Any) -> Row:
     return Row._make([*columns[:-1], tuple(json.loads(columns[-1]))])
+
+
+def _emptied(row: Row) -> Row:
+    """Return a node as if all were free there and it answered; `state` alone is a decision that it take nothing."""
+    all_of_it = (1 << min(row.total, INDICES_MAX)) - 1
+    status = row.status if row.status == "state" else OPEN
+    return row._replace(mask=all_of_it, status=status, owner=0, is_shared=False)
 
 
 _lives: dict[int, LiveShard] = {}

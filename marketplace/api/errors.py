@@ -36,6 +36,7 @@ from provisioning.errors import (
     ArtifactTooLarge,
     BadFolder,
     IllegalMove,
+    NeverFits,
     NoCapacity,
     NoRoom,
     PolicyExcludes,
@@ -137,6 +138,10 @@ KINDS: dict[type[Exception], Kind] = {
     NoCapacity: Kind(
         409, "no_capacity", "Not enough free GPUs", "after",
         "Wait for them (POST /api/v1/waits), see what fits instead (GET /api/v1/waits/outlook), or ask for fewer GPUs.",
+    ),
+    NeverFits: Kind(
+        409, "never_fits", "It is larger than any place of the offer", "new_request",
+        "Ask for fewer GPUs or replicas, let them use a wider level, or choose another offer. Waiting does not help.",
     ),
     PolicyExcludes: Kind(
         409, "policy_excludes", "A policy keeps it out", "new_request",

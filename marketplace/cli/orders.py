@@ -20,7 +20,11 @@ from marketplace.cli.session import Session
 COMMAND = "gpumarket.command"
 ATTACH = ("auto", "forbid", "strict")
 # For which refusals the next offer of our choice is asked, and what is said then of the first.
-GIVES_WAY = {"no_capacity": "was sold out meanwhile", "policy_excludes": "is kept out by a policy"}
+GIVES_WAY = {
+    "no_capacity": "was sold out meanwhile",
+    "never_fits": "has no place that large",
+    "policy_excludes": "is kept out by a policy",
+}
 
 OfferName = Annotated[
     str | None,

@@ -29,6 +29,7 @@ EXIT_CODES = {
 
 EXIT_BY_CODE = {
     "no_capacity": NO_CAPACITY,
+    "never_fits": NO_CAPACITY,
     "insufficient_funds": PAYMENT,
     "payment_failed": PAYMENT,
     "no_card": PAYMENT,
@@ -120,6 +121,7 @@ SUGGESTIONS = {
     "invalid_job": "Correct the lines that are named above. What may be said: gpumarket job schema",
     "idempotency_key_reused": "Leave out --key for a new order; with it, repeat the first try exactly.",
     "no_capacity": "Ask for fewer GPUs (--gpus, --replicas), or choose another offer: gpumarket offers --available",
+    "never_fits": "Ask for fewer GPUs (--gpus, --replicas), a wider level, or another offer: gpumarket offers",
     "budget_exceeded": "Order less, wait for the next month, or have the budget raised: gpumarket budget",
     "quote_expired": "Ask for a new quote: repeat the command.",
     "quote_used": "See what it bought: gpumarket reservations",

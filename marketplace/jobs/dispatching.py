@@ -26,7 +26,7 @@ from marketplace.jobs import bounding, moves, orders, pricing, spec
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, Task, TaskState
-from provisioning.errors import NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
+from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Instance, Node
 
 log = structlog.get_logger("marketplace.jobs")
@@ -46,6 +46,7 @@ SHORT = (Why.FUNDS, Why.QUOTA, Why.BUDGET)
 # What a refusal means for a job; anything else is a refusal of its order.
 WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (PolicyExcludes, Why.REFUSED),
+    (NeverFits, Why.REFUSED),
     (NoCapacity, Why.CAPACITY),
     (InsufficientFunds, Why.FUNDS),
     (QuotaExceeded, Why.QUOTA),

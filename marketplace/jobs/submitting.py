@@ -26,7 +26,7 @@ from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState
 from marketplace.money import shown
 from marketplace.offers import offer_for
 from provisioning import artifacts
-from provisioning.errors import BadFolder
+from provisioning.errors import BadFolder, NoCapacity, PolicyExcludes
 
 OPEN_TASKS_MAX = 100_000  # of one organization
 
@@ -106,6 +106,7 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         order = orders.of_spec(spec, project=project, offer=offer)
         longest = max(spec.tasks, key=lambda task: sum(map(len, task.values())), default={})
         rentals.check(replace(order, env={**(order.env or {}), **longest}))
+        _check_place(spec, project, order, at)
         _check_fields(spec)
         rate = orders.rate_micros(spec, project=project, offer=offer, at=at)
         bound = _bound(spec, project, offer, rate)
@@ -113,6 +114,16 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         job = _job(spec, actor, project, offer, rate=rate, at=at)
         job.most_micros = most
         return _Wanted(spec, offer, job, bound)
+
+
+def _check_place(spec: Spec, project: Project, order: rentals.Order, at: datetime) -> None:
+    """Refuse what would not fit into an empty fleet. What a policy excludes waits for the policy, and says so."""
+    try:
+        rentals.check_possible(project=project, order=order, at=at)
+    except PolicyExcludes:
+        return
+    except NoCapacity as refusal:
+        raise BadOrder("replicas" if order.replicas > 1 else "gpus", str(refusal)) from refusal
 
 
 def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | None:

@@ -41,6 +41,7 @@ from marketplace.trades import LimitTooLow
 from provisioning import decisions
 from provisioning.errors import (
     IllegalMove,
+    NeverFits,
     NoCapacity,
     NoRoom,
     PolicyExcludes,
@@ -130,6 +131,12 @@ KINDS: dict[type[Exception], Kind] = {
         409,
         gettext_lazy("Not enough free GPUs"),
         gettext_lazy("Ask for fewer GPUs, choose another offer, or try again in a moment."),
+        link=(gettext_lazy("See what is free"), reverse_lazy("market")),
+    ),
+    NeverFits: Kind(
+        409,
+        gettext_lazy("It is larger than any place of the offer"),
+        gettext_lazy("Ask for fewer GPUs or replicas, let them use a wider level, or choose another offer."),
         link=(gettext_lazy("See what is free"), reverse_lazy("market")),
     ),
     PolicyExcludes: Kind(

@@ -42,11 +42,12 @@ def why_not(shard: Shard, request: Request) -> Refusal:
     """Say why `choose` found nothing, with the cheapest relaxation."""
     with shard.without(request.avoid, request.barred):
         candidates, found = _rejected(shard, request)
-        most = _most(shard, request)
+        most = most_replicas(shard, request)
     return Refusal(candidates=candidates, rejected=found, most=most, relaxation=_cheapest(shard, request, most))
 
 
-def _most(shard: Shard, request: Request) -> dict[str, int]:
+def most_replicas(shard: Shard, request: Request) -> dict[str, int]:
+    """Return the most replicas of a request that fit into one domain, by level."""
     per_node = shard.size // request.gpus if request.is_exclusive else 1
     if not per_node:
         return {"node": 0, "rack": 0, "fabric": 0, "site": 0}

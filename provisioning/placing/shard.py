@@ -133,6 +133,11 @@ class Shard:
         spot.rack.members &= ~spot.bit
         del self.spots[node_id]
 
+    def put_back(self, node_id: int, mask: int, owner: int) -> None:
+        """Undo takes of a node that were only tried: how it was before the first of them."""
+        self._keep_owner(self.spots[node_id], owner)
+        self._keep_mask(self.spots[node_id], mask)
+
     @contextmanager
     def without(self, avoided: Iterable[int], barred: Iterable[int] = ()) -> Iterator[None]:
         """Hide some nodes from choices for a moment."""
@@ -232,6 +237,12 @@ class Shard:
         self._looks.clear()
 
     # Questions.
+
+    def rows(self) -> Iterator[Row]:
+        """Yield how each node is now."""
+        for spot in self.spots.values():
+            yield Row(spot.id, spot.fabric.id, spot.rack.name, spot.mask, spot.total, spot.status, spot.owner,
+                      spot.is_shared, spot.groups)  # fmt: skip
 
     def rooms(self, gpus: int) -> Rooms:
         """Return the room for replicas of so many GPUs; the first time costs a look at every node."""

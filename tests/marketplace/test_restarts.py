@@ -16,7 +16,7 @@ from marketplace.access import Actor
 from marketplace.errors import BudgetExceeded, ProjectSuspended
 from marketplace.models import AuditEntry, Project
 from provisioning import engine, quotas
-from provisioning.errors import NoCapacity, PolicyExcludes, QuotaExceeded
+from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, QuotaExceeded
 from provisioning.models import Assignment, Instance, InstanceEvent, Node, Phase, Quota, Reason
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
@@ -271,7 +271,7 @@ def test_what_could_never_be_prepared_is_not_tried_on_every_node(rent: Rent, fle
 
 def test_every_refusal_that_a_restart_meets_has_words_of_its_own() -> None:
     met = {InsufficientFunds, PaymentsPastDue, QuotaExceeded, BudgetExceeded, NoCapacity, PolicyExcludes}
-    met |= {ProjectSuspended}
+    met |= {ProjectSuspended, NeverFits}
     assert set(restarts.REFUSALS) == {kind.__name__ for kind in met}
 
 

@@ -23,9 +23,9 @@ from marketplace.models import (
     SpotTerms,
     WaitingOrder,
 )
-from provisioning import calendar
-from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, Instance, Node, Quota
+from provisioning import calendar, policies
+from provisioning.errors import NeverFits, NoCapacity
+from provisioning.models import Capacity, Fabric, Instance, Node, Quota, Site
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.marketplace.api.tables import every_row
@@ -401,3 +401,41 @@ def test_a_crash_while_it_starts_leaves_it_waiting(wait: Wait, monkeypatch: pyte
             sweep()
     assert (states(entry)[0][0], Instance.objects.count()) == ("waiting", 0)
     assert sweep() == 1
+
+
+def shared_with_nobody(project: Project) -> None:
+    policies.replace(project_id=project.pk, document={"no_shared_host": True}, version=None, at=timezone.now())
+
+
+def test_what_outgrew_a_fleet_that_changed_is_passed_and_keeps_its_place(
+    wait: Wait, strangers: Wait, fleet: Fleet, site: Site
+) -> None:
+    gang = wait(gpus=8, replicas=2, wish={"level": "fabric", "required": True})
+    other = Fabric.objects.create(site=site, name="fabric-2", kind="infiniband")
+    Node.objects.filter(name="h200-2").update(fabric=other)
+    small = strangers()
+    assert sweep() == 1
+    assert states(gang, small) == [("waiting", "refused"), ("started", "capacity")]
+    assert "larger than one fabric" in waiting.told(gang)
+    assert waiting.positions([gang]) == {gang.pk: 1}
+    with pytest.raises(NeverFits, match="larger than one fabric"):
+        strangers(gpus=8, replicas=2, wish={"level": "fabric", "required": True})
+
+
+def test_who_finds_no_place_by_its_shape_alone_is_starved_by_nobody_behind_it(
+    wait: Wait, strangers: Wait, rent: Rent, project: Project, fleet: Fleet, actor: Actor, run_until_idle: Run
+) -> None:
+    theirs = [strangers(gpus=4), strangers(gpus=5)]
+    assert sweep() == 2
+    run_until_idle()
+    shared_with_nobody(project)
+    first, behind = wait(), strangers(gpus=2)
+    assert sweep() == 0
+    assert states(first, behind) == [("waiting", "capacity")] * 2
+    theirs[0].refresh_from_db()
+    assert theirs[0].instance is not None
+    end(theirs[0].instance, actor, run_until_idle)
+    assert sweep() == 2
+    assert [state for state, _ in states(first, behind)] == ["started", "started"]
+    nodes = [Node.objects.get(assignments__instance=entry.instance) for entry in (first, behind)]
+    assert nodes[0] != nodes[1]
