@@ -20,7 +20,7 @@ from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
 from billing.prepared import ask
 from billing.public_ids import new_public_id
-from marketplace import auction, audit, bids, rentals, risk, spot_capacity
+from marketplace import auction, audit, bids, rentals, risk, spot_capacity, spot_places
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
@@ -281,6 +281,7 @@ def clear(*, offer_id: int, at: datetime) -> Auction:
     Its GPUs are counted before, in a transaction of their own: a count locks what everybody locks last.
     """
     calendar.count(at=at, offer_id=offer_id)
+    spot_places.look(offer_id=offer_id, at=at)
     return _clear(offer_id=offer_id, at=at)
 
 

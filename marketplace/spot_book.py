@@ -30,6 +30,7 @@ LEFT JOIN provisioning_interruption told
 WHERE bid.offer_id = %(offer)s AND instance.desired = 'running'
     AND instance.phase IN ('queued', 'placing', 'provisioning', 'verifying', 'running', 'notified')
     AND (told.id IS NULL OR told.reason IN ('outbid', 'capacity'))
+    AND (instance.phase <> 'queued' OR bid.left_out_at IS NULL)
     AND (instance.phase <> 'queued' OR EXISTS (
         SELECT FROM billing_hold WHERE resource_id = instance.public_id AND state = 'pending' AND expires_at > %(at)s
     ))
@@ -50,7 +51,8 @@ class Entry(NamedTuple):
 def entries(*, offer_id: int, at: datetime) -> list[Entry]:
     """Return every bid that takes part in an auction of this offer now. Three queries at most.
 
-    What waits and may not run there by a policy of its own takes no part; a policy moves nothing that has GPUs.
+    What waits and may not run there by a policy of its own, or won before and found no place (`spot_places`), takes
+    no part and is not in the book; neither moves what has GPUs.
     """
     with connection.cursor() as cursor:
         cursor.execute(STANDING, {"offer": offer_id, "at": at})

@@ -147,12 +147,15 @@ def standings(found: Sequence[Bid]) -> list[Standing]:
         Standing(
             bid=bid,
             state=state_of(
-                bid.instance, is_funded=bid.instance.public_id in held, is_excluded=bool(broken.get(bid.pk))
+                bid.instance,
+                is_funded=bid.instance.public_id in held,
+                is_excluded=bool(broken.get(bid.pk)),
+                is_left_out=bid.left_out_at is not None,
             ),
             told=told.get(bid.instance_id),
             risk=advisory(ladder, bid.instance),
             held_micros=held.get(bid.instance.public_id, 0),
-            why=_why_excluded(broken.get(bid.pk, [])),
+            why=_why_excluded(broken.get(bid.pk, [])) or _why_left_out(bid),
         )
         for bid in found
     ]
@@ -171,13 +174,24 @@ def _why_excluded(rules: Sequence[str]) -> str:
     return why % {"rules": decisions.said(rules)}
 
 
-def state_of(instance: Instance, *, is_funded: bool, is_excluded: bool) -> str:
-    """Return waiting, unfunded, excluded (by a policy), won, running, notified, interrupted, resting or ended."""
+def _why_left_out(bid: Bid) -> str:
+    if bid.left_out_at is None or bid.instance.phase != Phase.QUEUED:
+        return ""
+    why = _(
+        "It takes part in no auction since %(moment)s UTC: it had won, and no place was found for its GPUs together. "
+        "It bids again once one is free, or once you set its price again; fewer GPUs or a wider level find one sooner."
+    )
+    return why % {"moment": f"{bid.left_out_at:%Y-%m-%d %H:%M}"}
+
+
+def state_of(instance: Instance, *, is_funded: bool, is_excluded: bool, is_left_out: bool) -> str:
+    """Return where it stands: a policy has `excluded` it, it was `left_out` since no place was found, and so on."""
     phase = Phase(instance.phase)
     if instance.desired == Instance.Desired.TERMINATED:
         return "ended"
-    if phase == Phase.QUEUED and (is_excluded or instance.admitted_at is None):
-        return "excluded" if is_excluded else "waiting" if is_funded else "unfunded"
+    if phase == Phase.QUEUED and (is_excluded or is_left_out or instance.admitted_at is None):
+        kept_out = "excluded" if is_excluded else "left_out" if is_left_out else ""
+        return kept_out or ("waiting" if is_funded else "unfunded")
     if phase in {Phase.NOTIFIED, Phase.DRAINING}:
         return "notified"
     if phase == Phase.INTERRUPTED:

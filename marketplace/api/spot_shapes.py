@@ -10,7 +10,9 @@ from marketplace.api.shapes import ActionAnswer, NamedRef, OfferRef, RiskAnswer,
 from marketplace.money import typed_micros
 from provisioning.models import Interruption, Phase
 
-STATES = ("waiting", "unfunded", "excluded", "won", "running", "notified", "interrupted", "resting", "ended")
+STATES = (
+    "waiting", "unfunded", "excluded", "left_out", "won", "running", "notified", "interrupted", "resting", "ended",
+)  # fmt: skip
 
 
 class Micros(Text):

@@ -57,9 +57,15 @@ class Bid(models.Model):
     price_micros = models.BigIntegerField(help_text="the most, per GPU-hour")
     revision = models.PositiveIntegerField(default=1, help_text="how often its price was set")
     placed_at = models.DateTimeField(help_text="when it was first placed: ties go to the earlier one")
+    left_out_at = models.DateTimeField(
+        null=True, help_text="since when it takes part in no auction, having won and found no place; none: it does"
+    )
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(price_micros__gt=0), name="bid_is_for_something")]
+        indexes = [
+            models.Index(fields=["offer"], condition=Q(left_out_at__isnull=False), name="bids_that_found_no_place")
+        ]
 
     def __str__(self) -> str:
         return f"{self.public_id}: {self.price_micros} micros"

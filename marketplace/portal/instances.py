@@ -95,7 +95,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "repair": outlook.of([instance]).get(instance.pk),
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
         "bid": bid,
-        "excluded": standing.why if standing is not None else "",
+        "standing": standing,
         "risk": standing.risk if standing is not None else None,
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),

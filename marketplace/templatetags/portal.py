@@ -95,6 +95,7 @@ BID_STATES: dict[str, tuple[Promise, str, str]] = {
     "waiting": (gettext_lazy("Waiting"), "moving", "clock"),
     "unfunded": (gettext_lazy("Without funds"), "bad", "alert"),
     "excluded": (gettext_lazy("Kept out by a policy"), "bad", "alert"),
+    "left_out": (gettext_lazy("No place found"), "warn", "alert"),
     "won": (gettext_lazy("Won, starting"), "moving", "loader"),
     "running": (gettext_lazy("Running"), "good", "play"),
     "notified": (gettext_lazy("Interruption announced"), "warn", "alert"),
