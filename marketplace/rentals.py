@@ -126,11 +126,23 @@ def check_size(order: Order) -> None:
 
 def check_possible(*, project: Project, order: Order, at: datetime) -> None:
     """Raise PolicyExcludes or NeverFits for an order that could not be placed, whatever was free."""
-    wanted = Instance(
+    placement.check_possible(instance=_as_instance(project, order), at=at, home=_home(order))
+
+
+def place_of(*, project: Project, order: Order) -> frozenset[int]:
+    """Return the nodes to keep for an order that finds no place by its shape alone; empty where something else is."""
+    return placement.kept_for(instance=_as_instance(project, order), home=_home(order))
+
+
+def _as_instance(project: Project, order: Order) -> Instance:
+    return Instance(
         project_id=project.pk, offer=order.offer, replicas=order.replicas, gpus_per_replica=order.gpus,
         placement=dict(order.wish or {}),
     )  # fmt: skip
-    placement.check_possible(instance=wanted, at=at, home=volumes.home_of(use.volume for use in order.uses))
+
+
+def _home(order: Order) -> int | None:
+    return volumes.home_of(use.volume for use in order.uses)
 
 
 def _check_name(name: str) -> None:
@@ -178,7 +190,7 @@ def _bytes(field: str, text: str) -> int:
     return size
 
 
-def rent(*, actor: Actor, project: Project, order: Order, at: datetime, from_queue: bool = False) -> Instance:
+def rent(*, actor: Actor, project: Project, order: Order, at: datetime, **turn: Any) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
     Looks at the budgets, takes quota, holds the first hour's price, then claims
@@ -186,14 +198,15 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime, from_que
     BadOrder, BudgetExceeded, QuotaExceeded, ProjectSuspended,
     InsufficientFunds, NoCapacity or Conflict (name in use).
     A caller's transaction ends with the refusal: nothing here has a savepoint.
+    `turn` is what whoever waited for it says beside: `from_queue`, and which nodes it `spares`.
     """
     check_open(project)
     check(order)
     with name_in_use(order.name), transaction.atomic(savepoint=False):
-        return _rent(actor, project, order, at, from_queue=from_queue)
+        return _rent(actor, project, order, at, **turn)
 
 
-def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool) -> Instance:
+def _rent(actor: Actor, project: Project, order: Order, at: datetime, **turn: Any) -> Instance:
     gpus = order.gpus * order.replicas
     # What somebody else pays for does not by itself use up hours that its organization has paid ahead.
     attach = Instance.Attach.FORBID if order.work.paid_by and order.reservation is None else order.attach
@@ -214,7 +227,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, from_qu
     instance = make(
         order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
         attach=Instance.Attach.STRICT if order.reservation else attach,
-        reservation_id=inside.pk if inside else None, from_queue=from_queue,
+        reservation_id=inside.pk if inside else None, **turn,
     )  # fmt: skip
     instance.reservation = inside
     after = {"name": instance.name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}

@@ -4,9 +4,10 @@ The rules, which the customer can read (docs/quotas.md):
 
 * One queue for each offer, first come, first served. While the first order
   waits for GPUs, nothing behind it starts, however small: a gang is not starved.
-* So it is while the first one finds no place by its shape alone, such as a whole
-  node or one rack, although GPUs are free: what starts on those would keep its
-  place from coming free. What would not fit into an empty fleet is refused.
+* Where the first one finds no place by its shape alone, such as a whole node or
+  one rack, although GPUs enough are free, the nodes that lack least to be its
+  place are kept for it, and those behind start on others: they neither wait for
+  it nor starve it. What would not fit into an empty fleet is refused.
 * What is held up by something of its own (its price, funds, quota, a budget) is
   passed over and keeps its place; so is what outgrew a fleet that has shrunk.
 * While others wait, an organization that has `SHARE_MAX_PERCENT` of the offer's
@@ -239,11 +240,13 @@ def start_due(*, at: datetime, limit: int) -> int:
     queues = WaitingOrder.objects.filter(WAITING).order_by("offer").values_list("offer", flat=True).distinct()
     for offer_id in list(queues):
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
+        kept = frozenset[int]()
         for pk in _turn(offer_id, limit=limit):
-            why = _try(pk, at=at)
+            why = _try(pk, at=at, spares=kept)
             started += why is None
-            if why == Why.CAPACITY:
-                break  # Nobody passes the first that waits for GPUs.
+            # Nobody passes the first that waits for GPUs, but on nodes that are not to be its place.
+            if why == Why.CAPACITY and (kept or not (kept := _place_of(pk))):
+                break
         _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
     return started
 
@@ -273,8 +276,17 @@ def _expire(*, at: datetime, limit: int) -> None:
                 _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
 
 
-def _try(pk: int, *, at: datetime) -> Why | None:
-    """Start one order; None if it started or somebody else has it, else why it still waits."""
+def _place_of(pk: int) -> frozenset[int]:
+    """Return the nodes to keep for an order that waits; none where GPUs are too few for it anyway."""
+    entry = WaitingOrder.objects.select_related("project", "offer").filter(WAITING, pk=pk).first()
+    try:
+        return rentals.place_of(project=entry.project, order=_read(entry)) if entry is not None else frozenset()
+    except (MarketError, ProvisioningError):
+        return frozenset()  # A volume of it is gone meanwhile: the next try says so.
+
+
+def _try(pk: int, *, at: datetime, spares: frozenset[int]) -> Why | None:
+    """Start one order, not on nodes that it `spares`; None if it started or somebody else has it, else why it waits."""
     is_strict = False
     try:
         with transaction.atomic():
@@ -284,7 +296,7 @@ def _try(pk: int, *, at: datetime) -> Why | None:
             is_strict = _is_strict(entry.order)
             hindrance = _hindrance(entry, at=at)
             if hindrance is None:
-                _start(entry, at=at)
+                _start(entry, at=at, spares=spares)
                 return None
     except (BillingError, MarketError, ProvisioningError) as refusal:
         hindrance = _why(refusal, is_strict=is_strict), numbers.said(refusal)
@@ -294,10 +306,10 @@ def _try(pk: int, *, at: datetime) -> Why | None:
     return why
 
 
-def _start(entry: WaitingOrder, *, at: datetime) -> None:
+def _start(entry: WaitingOrder, *, at: datetime, spares: frozenset[int]) -> None:
     instance = rentals.rent(
         actor=Actor(user=entry.user, token=entry.token), project=entry.project, order=_read(entry), at=at,
-        from_queue=True,
+        from_queue=True, spares=spares,
     )  # fmt: skip
     _move(entry, State.STARTED, at=at, instance=instance)
     _record_own(entry, "wait.start", {"instance": instance.public_id})

@@ -59,6 +59,7 @@ def create(
     market: str = Instance.Market.ON_DEMAND,
     claims: bool = True,
     from_queue: bool = False,
+    spares: frozenset[int] = frozenset(),
     token_id: int | None = None,
     work: Work | None = None,
 ) -> Instance:
@@ -67,7 +68,8 @@ def create(
     Inside a reservation its GPUs are committed already: those that are lent or
     still being cleaned come back within the notice, so there it queues for
     them. Otherwise the caller holds quota and funds for it under `public_id`
-    already, and rolls everything back on a refusal; one that is not `from_queue` leaves their GPUs to those who wait.
+    already, and rolls everything back on a refusal; one that is not `from_queue` leaves their GPUs to those who wait,
+    and each leaves out the nodes that it `spares`.
     Without `claims` it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance(
@@ -98,14 +100,15 @@ def create(
     instance.attached = volumes.attach_at_launch(instance=instance, uses=uses, at=at) if uses else ()
     if not claims:
         return instance
-    _claim(instance, at=at, home=volumes.home_of(use.volume for use in uses), from_queue=from_queue)
+    home = volumes.home_of(use.volume for use in uses)
+    _claim(instance, at=at, home=home, from_queue=from_queue, spares=spares)
     engine.nudge(instance.pk)
     return instance
 
 
-def _claim(instance: Instance, *, at: datetime, home: int | None, from_queue: bool) -> None:
+def _claim(instance: Instance, *, at: datetime, home: int | None, from_queue: bool, spares: frozenset[int]) -> None:
     if instance.reservation_id is None:
-        instance.claimed = placement.claim(instance=instance, at=at, home=home)
+        instance.claimed = placement.claim(instance=instance, at=at, home=home, spares=spares)
         calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
         return
     try:

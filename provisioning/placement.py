@@ -27,7 +27,7 @@ from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
 from provisioning.models.placement import LEVELS
-from provisioning.placing import policy, reasons
+from provisioning.placing import keeping, policy, reasons
 from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
@@ -109,13 +109,16 @@ FROM (
 """
 
 
-def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[Assignment]:
+def claim(
+    *, instance: Instance, at: datetime, home: int | None = None, spares: frozenset[int] = frozenset()
+) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
     Runs inside the caller's transaction. Replicas share the tightest level that
     has room, unless the instance asks for something else. Policies of the
     project and its organization are read here, whoever calls, and never
-    relaxed: PolicyExcludes. Nor are the nodes that its order avoids ever taken;
+    relaxed: PolicyExcludes. Nor are the nodes that its order avoids ever taken, or
+    that it `spares` for somebody else;
     the one that failed the last run is where there is no other. What would not fit
     into an empty fleet either is NeverFits. With a `home`, where a local volume of theirs lies,
     all of them run there or nowhere. The decision is recorded: with the claim,
@@ -125,7 +128,7 @@ def claim(*, instance: Instance, at: datetime, home: int | None = None) -> list[
     for attempt in range(1, ATTEMPTS_MAX + 1):
         with shards.current(instance.offer_id) as live:
             tenant = live.refresh(instance.project_id)
-            asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
+            asked = _Asked(instance, at, tenant, _request(instance, tenant, home, spares))
             _check_policies(asked, live)
             choices, waits = _choices(live.shard, asked, lost, alternatives=ALTERNATIVES * attempt)
             if not choices and live.counts_claims:
@@ -154,6 +157,13 @@ def check_possible(*, instance: Instance, at: datetime, home: int | None = None)
         _check_policies(asked, live)
         if _is_impossible(asked.request, live):
             raise _refusal(asked, live)
+
+
+def kept_for(*, instance: Instance, home: int | None = None) -> frozenset[int]:
+    """Return the nodes to keep for what finds no place by its shape alone; empty where that is not why it waits."""
+    with shards.current(instance.offer_id) as live:
+        tenant = live.refresh(instance.project_id)
+        return keeping.kept_for(live.shard, _request(instance, tenant, home))
 
 
 def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
@@ -273,7 +283,7 @@ class _Asked:
         }
 
 
-def _request(instance: Instance, tenant: Tenant, home: int | None) -> Request:
+def _request(instance: Instance, tenant: Tenant, home: int | None, spares: frozenset[int] = frozenset()) -> Request:
     wish = instance.placement
     return Request(
         replicas=instance.replicas,
@@ -285,7 +295,7 @@ def _request(instance: Instance, tenant: Tenant, home: int | None) -> Request:
         owner=tenant.organization_id,
         is_exclusive=policy.wants_whole_hosts(tenant.policies),
         home=home or 0,
-        barred=_barred(instance),
+        barred=_barred(instance) | spares,
         tie=crc32(f"{instance.public_id} {instance.run}".encode()),
     )
 

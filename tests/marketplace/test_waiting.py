@@ -65,13 +65,17 @@ def wait(actor: Actor, project: Project, fleet: Fleet) -> Wait:
     return waits_as(actor, project, fleet)
 
 
+def another_who_waits(name: str, fleet: Fleet) -> Wait:
+    user = make_person(f"{name.lower()}@other.example")
+    project = Project.objects.select_related("organization").get(organization=make_organization(name, user))
+    Quota.objects.update(limit=100)
+    return waits_as(person(user), project, fleet)
+
+
 @pytest.fixture
 def strangers(fleet: Fleet) -> Wait:
     """Another customer who waits."""
-    user = make_person("dora@other.example")
-    project = Project.objects.select_related("organization").get(organization=make_organization("Dora", user))
-    Quota.objects.update(limit=100)
-    return waits_as(person(user), project, fleet)
+    return another_who_waits("Dora", fleet)
 
 
 @pytest.fixture
@@ -422,20 +426,23 @@ def test_what_outgrew_a_fleet_that_changed_is_passed_and_keeps_its_place(
         strangers(gpus=8, replicas=2, wish={"level": "fabric", "required": True})
 
 
-def test_who_finds_no_place_by_its_shape_alone_is_starved_by_nobody_behind_it(
-    wait: Wait, strangers: Wait, rent: Rent, project: Project, fleet: Fleet, actor: Actor, run_until_idle: Run
+def test_who_finds_no_place_by_its_shape_alone_holds_up_and_is_starved_by_nobody_behind_it(
+    wait: Wait, strangers: Wait, project: Project, fleet: Fleet, actor: Actor, run_until_idle: Run
 ) -> None:
     theirs = [strangers(gpus=4), strangers(gpus=5)]
     assert sweep() == 2
     run_until_idle()
     shared_with_nobody(project)
-    first, behind = wait(), strangers(gpus=2)
-    assert sweep() == 0
-    assert states(first, behind) == [("waiting", "capacity")] * 2
+    # The node with four is nearest to being empty: it is kept, and only the three free ones of the other are had.
+    others = another_who_waits("Erik", fleet)
+    first, fits, large, last = wait(), others(gpus=2), others(gpus=4), others()
+    assert sweep() == 1
+    waits = ("waiting", "capacity")
+    assert states(first, fits, large, last) == [waits, ("started", "capacity"), waits, waits]
     theirs[0].refresh_from_db()
     assert theirs[0].instance is not None
     end(theirs[0].instance, actor, run_until_idle)
-    assert sweep() == 2
-    assert [state for state, _ in states(first, behind)] == ["started", "started"]
-    nodes = [Node.objects.get(assignments__instance=entry.instance) for entry in (first, behind)]
+    assert sweep() == 1
+    assert [state for state, _ in states(first, large, last)] == ["started", "waiting", "waiting"]
+    nodes = [Node.objects.get(assignments__instance=entry.instance) for entry in (first, fits)]
     assert nodes[0] != nodes[1]

@@ -1,0 +1,63 @@
+"""Which nodes are kept for what finds no place by its shape alone."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from provisioning.placing.asking import Request
+from provisioning.placing.choice import choose
+from provisioning.placing.keeping import kept_for
+from provisioning.placing.shard import Row, Shard
+
+GPUS = 8
+
+
+def shard_of(*free: int, racks: int = 1) -> Shard:
+    """Return a shard of nodes with so many free GPUs, dealt out over racks of one fabric."""
+    return Shard(Row(n, 1, f"r{n % racks}", (1 << count) - 1, GPUS) for n, count in enumerate(free, 1))
+
+
+def test_the_node_that_lacks_least_is_kept_for_whoever_needs_a_whole_one() -> None:
+    assert kept_for(shard_of(3, 6, 5), Request(1, 8)) == {2}
+    assert kept_for(shard_of(3, 6, 5), Request(1, 1, is_exclusive=True, owner=7)) == {2}
+
+
+def test_nothing_is_kept_where_it_fits_or_where_gpus_are_too_few_anyway() -> None:
+    assert kept_for(shard_of(3, 8), Request(1, 8)) == frozenset()
+    assert kept_for(shard_of(3, 4), Request(1, 8)) == frozenset()
+    assert kept_for(shard_of(4, 4), Request(2, 8, strategy="spread", level="node")) == frozenset()
+
+
+def test_a_gang_keeps_as_many_of_the_emptiest_nodes_as_it_needs_in_one_domain() -> None:
+    shard = shard_of(7, 4, 7, 4, 3, 4, racks=2)
+    assert kept_for(shard, Request(3, 5)) == {1, 2, 3}
+    assert kept_for(shard, Request(3, 5, level="rack", is_required=True)) == {1, 3, 5}
+    assert kept_for(shard, Request(2, 8)) == {1, 3}
+
+
+def test_where_another_tenant_is_alone_all_of_the_node_is_to_come_free() -> None:
+    rows = [
+        Row(1, 1, "r", 0b1111110, GPUS, owner=9),
+        Row(2, 1, "r", 0b1111, GPUS),
+        Row(3, 1, "r", 0b1111, GPUS, "held"),
+    ]
+    assert kept_for(Shard(rows), Request(1, 3, is_exclusive=True, owner=7)) == {2}
+    assert kept_for(Shard(rows), Request(1, 3, is_exclusive=True, owner=7, barred=frozenset({2}))) == {1}
+
+
+@given(
+    free=st.lists(st.integers(0, GPUS), min_size=1, max_size=8), replicas=st.integers(1, 4), gpus=st.integers(1, GPUS)
+)
+def test_what_is_kept_is_a_place_once_it_is_empty_and_no_larger_than_needed(
+    free: list[int], replicas: int, gpus: int
+) -> None:
+    request = Request(replicas, gpus)
+    kept = kept_for(shard_of(*free), request)
+    if not kept:
+        return
+    emptied = [GPUS if number in kept else 0 for number, _ in enumerate(free, 1)]
+    assert choose(shard_of(*emptied), request) is not None
+    smallest = min(kept)
+    assert (
+        choose(shard_of(*[0 if number == smallest else count for number, count in enumerate(emptied, 1)]), request)
+        is None
+    )
