@@ -4,10 +4,9 @@ The rules, which the customer can read (docs/quotas.md):
 
 * One queue for each offer, first come, first served. While the first order
   waits for GPUs, nothing behind it starts, however small: a gang is not starved.
-* Where the first one finds no place by its shape alone, such as a whole node or
-  one rack, although GPUs enough are free, the nodes that lack least to be its
-  place are kept for it, and those behind start on others: they neither wait for
-  it nor starve it. What would not fit into an empty fleet is refused.
+* Where GPUs enough are free and the first one finds no place by its shape alone,
+  the nodes that lack least to be its place are kept for it, and those behind
+  start on others. What would not fit into an empty fleet is refused.
 * What is held up by something of its own (its price, funds, quota, a budget) is
   passed over and keeps its place; so is what outgrew a fleet that has shrunk.
 * While others wait, an organization that has `SHARE_MAX_PERCENT` of the offer's
@@ -244,9 +243,12 @@ def start_due(*, at: datetime, limit: int) -> int:
         for pk in _turn(offer_id, limit=limit):
             why = _try(pk, at=at, spares=kept)
             started += why is None
-            # Nobody passes the first that waits for GPUs, but on nodes that are not to be its place.
-            if why == Why.CAPACITY and (kept or not (kept := _place_of(pk))):
-                break
+            if why == Why.CAPACITY:
+                # Nobody passes the first that waits for GPUs, but on nodes that are not to be its place.
+                place = None if kept else _place_of(pk)
+                if place is None:
+                    break
+                kept = place
         _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
     return started
 
@@ -276,13 +278,16 @@ def _expire(*, at: datetime, limit: int) -> None:
                 _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
 
 
-def _place_of(pk: int) -> frozenset[int]:
-    """Return the nodes to keep for an order that waits; none where GPUs are too few for it anyway."""
+def _place_of(pk: int) -> frozenset[int] | None:
+    """Return the nodes to keep for an order that waits, None for all; what has no place in service is passed over."""
     entry = WaitingOrder.objects.select_related("project", "offer").filter(WAITING, pk=pk).first()
     try:
-        return rentals.place_of(project=entry.project, order=_read(entry)) if entry is not None else frozenset()
+        place = rentals.place_of(project=entry.project, order=_read(entry)) if entry is not None else frozenset()
     except (MarketError, ProvisioningError):
         return frozenset()  # A volume of it is gone meanwhile: the next try says so.
+    if place is not None and not place:
+        WaitingOrder.objects.filter(WAITING, pk=pk).update(why=Why.REFUSED)
+    return place
 
 
 def _try(pk: int, *, at: datetime, spares: frozenset[int]) -> Why | None:
@@ -363,10 +368,8 @@ def _is_strict(kept: Mapping[str, Any]) -> bool:
 
 def _check_capacity(order: rentals.Order) -> None:
     """Raise BadOrder for more GPUs than the offer has in good order: at the head it would block all others."""
-    wanted, there = order.gpus * order.replicas, calendar.gpus_of_offer(order.offer.pk)
-    if wanted > there:
-        there = calendar.gpus_in_service(order.offer.pk)  # It may have grown since it was counted.
-    if wanted > there:
+    wanted, offer_id = order.gpus * order.replicas, order.offer.pk
+    if wanted > calendar.gpus_of_offer(offer_id) and wanted > (there := calendar.gpus_in_service(offer_id)):
         raise BadOrder("gpus", _too_many(order.offer, wanted, there))
 
 

@@ -37,7 +37,7 @@ class PolicyExcludes(NoCapacity):
 
 
 class NeverFits(NoCapacity):
-    """It would find no place even if all nodes of the offer that are in service were empty."""
+    """It would find no place even if all nodes of the offer were empty."""
 
 
 class NoRoom(ProvisioningError):

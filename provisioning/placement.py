@@ -155,12 +155,12 @@ def check_possible(*, instance: Instance, at: datetime, home: int | None = None)
         tenant = live.refresh(instance.project_id)
         asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
         _check_policies(asked, live)
-        if _is_impossible(asked.request, live):
+        if _never(asked, live):
             raise _refusal(asked, live)
 
 
-def kept_for(*, instance: Instance, home: int | None = None) -> frozenset[int]:
-    """Return the nodes to keep for what finds no place by its shape alone; empty where that is not why it waits."""
+def kept_for(*, instance: Instance, home: int | None = None) -> frozenset[int] | None:
+    """Return the nodes to keep for what finds no place, as `keeping.kept_for` does."""
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
         return keeping.kept_for(live.shard, _request(instance, tenant, home))
@@ -402,26 +402,32 @@ def _check_policies(asked: _Asked, live: LiveShard) -> None:
     )
 
 
-def _is_impossible(request: Request, live: LiveShard) -> bool:
-    """Return whether a request would not fit into an empty fleet either; where nothing is in service, that says no."""
+def _never(asked: _Asked, live: LiveShard) -> str:
+    """Return why a request would not fit into an empty fleet either; empty where it would, or where nothing is there.
+
+    Nodes that are cordoned or draining come back; new and retired ones do not count.
+    """
+    request = replace(asked.request, avoid=frozenset(), barred=frozenset())
     if request.home:
         spot = live.shard.spots.get(request.home)
-        return spot is None or spot.total < request.replicas * request.gpus
+        has_room = spot is not None and spot.total >= request.replicas * request.gpus
+        return "" if has_room else _why_not_home(asked.instance, request.home)
     empty = live.empty()
-    return any(empty.counts[1:]) and choose(empty, replace(request, avoid=frozenset(), barred=frozenset())) is None
+    if not any(empty.counts[1:]) or choose(empty, request) is not None:
+        return ""
+    resting = Node.objects.filter(offer=live.offer_id, state__in=[Node.State.CORDONED, Node.State.DRAINING])
+    with empty.reopened(resting.values_list("pk", flat=True)):
+        return "" if choose(empty, request) is not None else _why_never(asked, empty)
 
 
 def _refusal(asked: _Asked, live: LiveShard) -> NoCapacity:
     shard, request = live.shard, asked.request
     found = reasons.why_not(shard, request)
-    is_impossible = _is_impossible(request, live)
-    if request.home:
-        why = _why_not_home(asked.instance, request.home)
-    else:
-        why = _why_never(asked, live.empty()) if is_impossible else _why(asked.instance, shard)
-    kind = NeverFits if is_impossible else NoCapacity
+    never = _never(asked, live)
+    now = _why_not_home(asked.instance, request.home) if request.home else _why(asked.instance, shard)
+    kind = NeverFits if never else NoCapacity
     decision = decisions.refused(request, found, **asked.about)
-    return kind(" ".join(filter(None, [why, decisions.advice(found.relaxation)])), decision=decision)
+    return kind(" ".join(filter(None, [never or now, decisions.advice(found.relaxation)])), decision=decision)
 
 
 def _why_never(asked: _Asked, empty: Shard) -> str:
@@ -433,11 +439,11 @@ def _why_never(asked: _Asked, empty: Shard) -> str:
     if is_spread and most["site"] >= request.replicas:
         text = gettext(
             "%(shape)s GPUs of %(offer)s could not be spread with a skew of at most %(skew)s even if all of its nodes "
-            "in service were empty."
+            "were empty."
         )
         return text % {"shape": _shape(asked.instance), "offer": asked.instance.offer, "skew": request.max_skew}
     text = gettext(
-        "%(shape)s GPUs are larger than %(place)s of %(offer)s: even if all of its nodes in service were empty, there "
+        "%(shape)s GPUs are larger than %(place)s of %(offer)s: even if all of its nodes were empty, there "
         "would be room for %(most)s × %(gpus)s."
     )
     return text % {

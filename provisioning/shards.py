@@ -101,7 +101,7 @@ class LiveShard:
         return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
 
     def empty(self) -> Shard:
-        """Return the same nodes as if nobody had a GPU of them; those out of service stay out.
+        """Return the same nodes as if nobody had a GPU of them; those that are not available stay out.
 
         Asked for once it costs a look at every node, and each refresh keeps it up to date from then on.
         """

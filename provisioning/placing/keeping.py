@@ -12,19 +12,19 @@ from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard, Spot
 
 
-def kept_for(shard: Shard, request: Request) -> frozenset[int]:
-    """Return the nodes that have the fewest GPUs to come free until a request fits there.
+def kept_for(shard: Shard, request: Request) -> frozenset[int] | None:
+    """Return the nodes that have the fewest GPUs to come free until a request fits there; none where none could.
 
-    Empty where it fits now, where GPUs enough are not free anyway, and where it is to be spread: then it may need any.
+    None, which is all nodes, where it fits now, where GPUs enough are not free anyway, and where it is to be spread.
     """
-    free = sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts))
-    is_spread = request.strategy == "spread" and request.replicas > 1
-    if is_spread or free < request.replicas * request.gpus or choose(shard, request) is not None:
-        return frozenset()
+    if (request.strategy == "spread" and request.replicas > 1) or choose(shard, request) is not None:
+        return None
     found = [_emptiest(spots, request) for spots in _domains(shard, request)]
     places = [spots for spots in found if spots]
     if not places:
         return frozenset()
+    if sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts)) < request.replicas * request.gpus:
+        return None
     best = min(places, key=lambda spots: (sum(_used(spot, request) for spot in spots), spots[0].id))
     return frozenset(spot.id for spot in best)
 

@@ -149,6 +149,20 @@ class Shard:
                 self._keep_status(spot, OPEN)
                 self._keep_mask(spot, spot.mask)
 
+    @contextmanager
+    def reopened(self, node_ids: Iterable[int]) -> Iterator[None]:
+        """Let nodes take part for a moment that are out of service."""
+        back = [(spot, spot.status) for node_id in node_ids if (spot := self.spots.get(node_id)) and spot.status]
+        try:
+            for spot, _ in back:
+                self._keep_status(spot, OPEN)
+                self._keep_mask(spot, spot.mask)
+            yield
+        finally:
+            for spot, status in back:
+                self._keep_status(spot, status)
+                self._keep_mask(spot, spot.mask)
+
     def _hide(self, node_ids: Iterable[int], status: str) -> list[Spot]:
         hidden = [spot for node_id in node_ids if (spot := self.spots.get(node_id)) and not spot.status]
         for spot in hidden:

@@ -61,7 +61,7 @@ def door(request: pytest.FixtureRequest, actor: Actor, project: Project, halves:
 ONE = {"strategy": "pack", "required": True}
 RULES: list[tuple[dict[str, Any], str]] = [
     ({"gpus": 8, "replicas": 2, "wish": ONE | {"level": "fabric"}},
-     "2 × 8 GPUs are larger than one fabric of H200 in Narvik: even if all of its nodes in service were empty, there "
+     "2 × 8 GPUs are larger than one fabric of H200 in Narvik: even if all of its nodes were empty, there "
      "would be room for 1 × 8"),
     ({"gpus": 4, "replicas": 3, "wish": ONE | {"level": "rack"}}, "3 × 4 GPUs are larger than one rack .* 2 × 4"),
     ({"gpus": 8, "replicas": 2, "wish": ONE | {"level": "node"}}, "2 × 8 GPUs are larger than one node .* 1 × 8"),
@@ -113,20 +113,22 @@ def test_inside_a_reservation_it_is_refused_too_and_does_not_wait_for_lent_gpus(
     assert not Instance.objects.exists()
 
 
-def test_what_is_cordoned_is_no_place_and_what_is_silent_or_held_is(rent: Rent, halves: Fleet) -> None:
+@pytest.mark.parametrize(
+    "away", [{"is_held": True}, {"reachability": "unreachable"}, {"state": "cordoned"}, {"state": "draining"}]
+)
+def test_what_may_come_back_is_a_place_and_what_is_retired_is_none(
+    rent: Rent, halves: Fleet, away: dict[str, Any]
+) -> None:
     gang: dict[str, Any] = {"gpus": 8, "replicas": 2}
-    Node.objects.filter(name="h200-1").update(is_held=True)
-    with pytest.raises(NoCapacity) as held:
+    node = Node.objects.filter(name="h200-1")
+    node.update(**away)
+    with pytest.raises(NoCapacity) as now:
         rent(**gang)
-    Node.objects.filter(name="h200-1").update(is_held=False, reachability="unreachable")
-    with pytest.raises(NoCapacity) as silent:
+    assert not isinstance(now.value, NeverFits)
+    node.update(is_held=False, reachability="online", state="retired")
+    with pytest.raises(NeverFits, match=r"the whole site .* 1 × 8"):
         rent(**gang)
-    assert not isinstance(held.value, NeverFits)
-    assert not isinstance(silent.value, NeverFits)
-    Node.objects.filter(name="h200-1").update(state="cordoned")
-    with pytest.raises(NeverFits, match="the whole site"):
-        rent(**gang)
-    Node.objects.filter(name="h200-1").update(state="available", reachability="online")
+    node.update(state="available")
     assert rent(**gang).replicas == 2
 
 

@@ -21,10 +21,16 @@ def test_the_node_that_lacks_least_is_kept_for_whoever_needs_a_whole_one() -> No
     assert kept_for(shard_of(3, 6, 5), Request(1, 1, is_exclusive=True, owner=7)) == {2}
 
 
-def test_nothing_is_kept_where_it_fits_or_where_gpus_are_too_few_anyway() -> None:
-    assert kept_for(shard_of(3, 8), Request(1, 8)) == frozenset()
-    assert kept_for(shard_of(3, 4), Request(1, 8)) == frozenset()
-    assert kept_for(shard_of(4, 4), Request(2, 8, strategy="spread", level="node")) == frozenset()
+def test_all_is_kept_where_it_fits_where_gpus_are_too_few_anyway_and_where_it_is_spread() -> None:
+    assert kept_for(shard_of(3, 8), Request(1, 8)) is None
+    assert kept_for(shard_of(3, 4), Request(1, 8)) is None
+    assert kept_for(shard_of(8, 8), Request(3, 8, strategy="spread", level="node")) is None
+
+
+def test_nothing_is_kept_for_what_has_no_place_on_any_node_in_service() -> None:
+    rows = [Row(1, 1, "r1", 0, GPUS), Row(2, 1, "r1", 0, GPUS, "state"), Row(3, 2, "r2", 0b1111, GPUS)]
+    assert kept_for(Shard(rows), Request(2, 8, level="fabric", is_required=True)) == frozenset()
+    assert kept_for(Shard(rows), Request(2, 8)) is None
 
 
 def test_a_gang_keeps_as_many_of_the_emptiest_nodes_as_it_needs_in_one_domain() -> None:
@@ -52,6 +58,9 @@ def test_what_is_kept_is_a_place_once_it_is_empty_and_no_larger_than_needed(
 ) -> None:
     request = Request(replicas, gpus)
     kept = kept_for(shard_of(*free), request)
+    if kept is None:
+        return
+    assert kept or sum(GPUS // gpus for _ in free) < replicas
     if not kept:
         return
     emptied = [GPUS if number in kept else 0 for number, _ in enumerate(free, 1)]

@@ -44,7 +44,7 @@ def test_an_offer_is_sold_by_auction_from_a_form_and_who_did_it_is_written_down(
     ("changes", "words"),
     [
         ({"reserve_micros": "0.505"}, "The reserve is a multiple of the step."),
-        ({"min_notice_s": "99999"}, "From 0 to 3600."),
+        ({"min_notice_s": "99999"}, "From 0 to 1500."),
         ({"cap_bp": "10001"}, "From 0 to 10000."),
         ({"interval_s": "0"}, "greater than or equal to 1"),
         ({"reserve_micros": "free"}, "Enter a number."),

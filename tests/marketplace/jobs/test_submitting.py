@@ -41,7 +41,7 @@ def refused(works: Works, text: str) -> str:
         (f"{BASE}gpus: 9\n",
          "line 3: A replica runs on one node, and a node of H200 in Narvik has 8 GPUs; ask for replicas."),
         (f"{BASE}gpus: 5\nreplicas: 3\n",
-         "line 4: 3 × 5 GPUs are larger than the whole site of H200 in Narvik: even if all of its nodes in service "
+         "line 4: 3 × 5 GPUs are larger than the whole site of H200 in Narvik: even if all of its nodes "
          "were empty, there would be room for 2 × 5. 2 replicas would fit now."),
         (f"{BASE}image: a.example/b:1\n", "line 3: H200 in Narvik runs commands without an image; leave it out."),
         (f"{BASE}market: cheapest\ntime_limit: 1h\n",
