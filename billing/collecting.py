@@ -9,14 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 
 from billing import accounts, credit_lines, moves
 from billing.accounts import CustomerAccounts
 from billing.errors import PaymentsPastDue
 from billing.invoicing import debts
-from billing.models import Account, Collection, CreditProposal, DunningEvent, DunningStep, Invoice, InvoiceDispute
+from billing.models import (
+    Account,
+    Collection,
+    CreditProposal,
+    DunningEvent,
+    DunningStep,
+    Invoice,
+    InvoiceDispute,
+    Payment,
+)
 
 State = Collection.State
 Action = DunningStep.Action
@@ -24,7 +33,7 @@ MOVES: Mapping[State, tuple[State, ...]] = {
     State.OPEN: (State.PAST_DUE, State.PAID),
     State.PAST_DUE: (State.OPEN, State.PAID, State.UNCOLLECTIBLE),
     State.UNCOLLECTIBLE: (State.PAID,),
-    State.PAID: (),
+    State.PAID: (State.OPEN,),  # its bank took the payment back
 }
 UNPAID = (State.OPEN, State.PAST_DUE)
 # Disputes that are open, or upheld with a credit that waits for its second person.
@@ -96,6 +105,13 @@ def refusal(payer: CustomerAccounts, organization: accounts.Organization) -> Pay
     return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=invoices[0].number)
 
 
+def charges(row: Collection) -> QuerySet[Payment]:
+    """Return the charges of an invoice by card."""
+    return Payment.objects.filter(
+        organization=row.organization_id, purpose=Payment.Purpose.INVOICE, reference=row.invoice.public_id
+    )
+
+
 def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice]) -> dict[int, tuple[int, int]]:
     """Return of each invoice what is left, and what of that is not disputed, by id."""
     left = debts.left_due_micros(organization=organization, invoices=invoices)
@@ -104,10 +120,23 @@ def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice])
     return {key: (micros, max(0, micros - disputed.get(key, 0))) for key, micros in left.items()}
 
 
+def reopen(invoice: Invoice, *, at: datetime) -> None:
+    """Ask for an invoice again whose payment was taken back; its steps go on where they were. Behind the gate."""
+    row = Collection.objects.filter(invoice=invoice, state=State.PAID).first()
+    if row is not None:
+        move(row, State.OPEN, at=at, look_at=at)
+
+
 def move(row: Collection, state: State, *, at: datetime, **facts: object) -> bool:
-    """Move a collection if the map allows it from where it is; return whether it did."""
+    """Move a collection if the map allows it from where it is; return whether it did.
+
+    Once it is paid, charges of it that wait for their customer are looked at, and end with that.
+    """
     look_at = None if state not in UNPAID else row.look_at
     moved = moves.move(row, state, MOVES, state_since=at, **({"look_at": look_at} | facts))
+    if moved and state == State.PAID:
+        waiting = charges(row).filter(state=Payment.State.NEEDS_ACTION)
+        waiting.update(look_at=at)
     if moved:
         row.refresh_from_db(fields=["state", "state_since", "look_at", "written_off_micros", "recovered_micros"])
     return moved

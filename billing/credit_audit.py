@@ -21,7 +21,7 @@ RULES: Mapping[str, str] = {
                                             coalesce(transfer.amount_micros, 0))
         FROM billing_invoicepayment payment
         LEFT JOIN billing_transfer transfer ON transfer.key = payment.transfer_key
-        WHERE payment.amount_micros > coalesce(transfer.amount_micros, 0)
+        WHERE abs(payment.amount_micros) > coalesce(transfer.amount_micros, 0)
     """,
     "written_off_is_what_was_moved": """
         SELECT invoice.number, format('written off %%s, moved %%s', written_off_micros, coalesce(moved.total, 0))

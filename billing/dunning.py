@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import QuerySet
 
 from billing import accounts, collecting, invoice_payments, ledger, notices, runway
 from billing.accounts import CustomerAccounts
 from billing.errors import BadAmount, NoCard, NoProcessor
 from billing.models import Account, Collection, DunningEvent, DunningStep, Notice, Payment
 from billing.notices import News
-from billing.payments import paying
+from billing.payments import disputes, paying
 
 Action = DunningStep.Action
 Outcome = DunningEvent.Outcome
@@ -127,20 +126,15 @@ def _take_due(row: Collection, ask_micros: int, payer: CustomerAccounts, *, at: 
 def under_way(row: Collection) -> bool:
     """Return whether a charge of this invoice may still succeed without anybody doing anything."""
     asleep = (Payment.State.SUCCEEDED, Payment.State.FAILED, Payment.State.CANCELLED, Payment.State.NEEDS_ACTION)
-    return charges(row).exclude(state__in=asleep).exists()
-
-
-def charges(row: Collection) -> QuerySet[Payment]:
-    """Return the charges of an invoice by card."""
-    return Payment.objects.filter(
-        organization=row.organization_id, purpose=Payment.Purpose.INVOICE, reference=row.invoice.public_id
-    )
+    return collecting.charges(row).exclude(state__in=asleep).exists()
 
 
 Taken = tuple[Outcome, Payment | None]
 
 
 def _charge(row: Collection, step: DunningStep, ask_micros: int, payer: CustomerAccounts, at: datetime) -> Taken:
+    if disputes.took_back(organization=row.invoice.organization):
+        return Outcome.DISPUTED, None  # Its customer may still pay with it; nobody else does.
     try:
         payment = paying.charge(
             organization=row.invoice.organization,
@@ -222,7 +216,7 @@ def _tell_failures(row: Collection, *, at: datetime) -> None:
             _facts(row, payment.amount_micros)
             | {"why": payment.failure_text, "failure_code": payment.failure_code, "payment": payment.public_id},
         )
-        for payment in charges(row).filter(state__in=kinds)
+        for payment in collecting.charges(row).filter(state__in=kinds)
     ]
     notices.tell(news, at=at)
 

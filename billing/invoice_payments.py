@@ -64,18 +64,50 @@ def _recover(
     return share
 
 
+def payable_micros(public_id: str, organization: Organization) -> int | None:
+    """Return what is still to be paid of an invoice, or to be recovered of it; None where there is no such invoice."""
+    invoice = _named(public_id, organization)
+    if invoice is None:
+        return None
+    lost = Collection.objects.filter(invoice=invoice, state=Collection.State.UNCOLLECTIBLE).first()
+    if lost is not None:
+        return lost.written_off_micros - lost.recovered_micros
+    return left_micros(invoice, invoice.organization)
+
+
 def pay_named(public_id: str, organization: Organization, most_micros: int, cause: str, at: datetime) -> None:
     """Pay an invoice of an organization from the cash that has just come for it; where there is none, nothing."""
-    invoice = (
-        Invoice.objects.select_related("organization").filter(public_id=public_id, organization=organization.pk).first()
-    )
+    invoice = _named(public_id, organization)
     if invoice is not None:
         payer = accounts.lock(organization_id=organization.pk, currency=invoice.currency)
         pay_from_cash(payer=payer, invoice=invoice, most_micros=most_micros, cause=cause, at=at)
 
 
+def take_back(*, cause: str, transfer_key: str, most_micros: int, at: datetime) -> Invoice | None:
+    """Let what a payment paid of its invoice be owed for it again, up to an amount; return that invoice, if any.
+
+    `cause` is the key of the payment, `transfer_key` that of the transfer by which it is owed. Once for that transfer.
+    """
+    paid = InvoicePayment.objects.select_related("invoice__organization").filter(transfer_key=f"settle:{cause}:invoice")
+    named = paid.first()
+    if named is None:
+        return None
+    share = min(named.amount_micros, most_micros)
+    name(invoice=named.invoice, transfer_key=transfer_key, amount_micros=-share, at=at)
+    collecting.reopen(named.invoice, at=at)
+    return named.invoice
+
+
+def _named(public_id: str, organization: Organization) -> Invoice | None:
+    found = Invoice.objects.select_related("organization")
+    return found.filter(public_id=public_id, organization=organization.pk).first()
+
+
 def name(*, invoice: Invoice, transfer_key: str, amount_micros: int, at: datetime) -> None:
-    """Say that a transfer into what is owed, or part of it, paid this invoice. Once for the transfer."""
+    """Say that a transfer into what is owed, or part of it, paid this invoice. Once for the transfer.
+
+    Less than nothing says that by this transfer it is owed again.
+    """
     InvoicePayment.objects.get_or_create(
         transfer_key=transfer_key, defaults={"invoice": invoice, "amount_micros": amount_micros, "at": at}
     )

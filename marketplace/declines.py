@@ -84,6 +84,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "The card processor could not be reached for a day, so nothing was charged. Pay again.",
         "決済代行会社に1日接続できず、決済されませんでした。もう一度お支払いください。",
     ),
+    "disputed": (
+        "Your bank took a payment back.",
+        "銀行がお支払いを取り消しました。",
+    ),
     "no_card": (
         "There is no card that can be charged. Add one.",
         "請求できるカードがありません。カードを登録してください。",

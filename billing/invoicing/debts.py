@@ -46,7 +46,10 @@ def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) 
 
 
 class _Named(NamedTuple):
-    """What paid an invoice by name. A correction is no payment, so nothing else was left of it."""
+    """What paid an invoice by name, or is owed for it again (less than nothing).
+
+    Neither a correction nor a debt is money that came in, so nothing else was left of it.
+    """
 
     at: datetime
     invoice_id: int
@@ -56,7 +59,7 @@ class _Named(NamedTuple):
 
     @property
     def came_in(self) -> int:
-        return 0 if self.key.startswith("refund:") else self.micros
+        return 0 if self.key.startswith("refund:") else max(0, self.micros)
 
 
 def _left(invoice: Invoice, came: Sequence[tuple[datetime, int]], named: Sequence[_Named]) -> int:

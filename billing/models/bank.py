@@ -67,6 +67,7 @@ class InvoiceDispute(models.Model):
     line = models.ForeignKey(InvoiceLine, models.PROTECT, null=True, blank=True, related_name="disputes")
     net_micros = models.BigIntegerField()
     gross_micros = models.BigIntegerField()
+    asked_micros = models.BigIntegerField(null=True, help_text="before tax, as it was ordered; null: all of it")
     reason = models.CharField(max_length=500)
     state = models.CharField(max_length=10, choices=State.choices, default=State.OPEN)
     opened_by = models.ForeignKey("marketplace.User", models.PROTECT, related_name="+")

@@ -57,7 +57,10 @@ class Collection(models.Model):
 
 
 class InvoicePayment(models.Model):
-    """A transfer, or part of one, that paid one invoice by name. Others pay the oldest debt first; see `debts`."""
+    """A transfer, or part of one, that paid one invoice by name. Others pay the oldest debt first; see `debts`.
+
+    Less than nothing where a bank took such a payment back, so that the invoice is owed again.
+    """
 
     invoice = models.ForeignKey(Invoice, models.PROTECT, related_name="named_payments", db_index=False)
     transfer_key = models.CharField(max_length=200, unique=True)
@@ -66,7 +69,7 @@ class InvoicePayment(models.Model):
 
     class Meta:
         constraints = [
-            models.CheckConstraint(condition=Q(amount_micros__gt=0), name="invoice_payment_pays_something"),
+            models.CheckConstraint(condition=~Q(amount_micros=0), name="invoice_payment_is_of_something"),
         ]
         indexes = [models.Index(fields=["invoice"], name="invoice_payment_by_invoice")]
 
@@ -131,6 +134,7 @@ class DunningEvent(models.Model):
         NO_CARD = "no_card", _("no card saved")
         NO_PROCESSOR = "no_processor", _("no card processor")
         BAD_AMOUNT = "bad_amount", _("amount not payable by card")
+        DISPUTED = "disputed", _("its bank took a payment back")
 
     invoice = models.ForeignKey(Invoice, models.PROTECT, related_name="dunning_events", db_index=False)
     step = models.ForeignKey(DunningStep, models.PROTECT, related_name="events", db_index=False)

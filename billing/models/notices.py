@@ -32,6 +32,8 @@ class Notice(models.Model):
         PAYMENT_NEEDS_YOU = "payment_needs_you", _("Payment needs the customer")
         TOP_UP_PAUSED = "top_up_paused", _("Automatic top-up paused")
         CREDIT_EXPIRES = "credit_expires", _("Promotional credit expires")
+        PAYMENT_TAKEN_BACK = "payment_taken_back", _("Payment taken back")
+        INVOICE_OWED_AGAIN = "invoice_owed_again", _("Invoice owed again")
         COMMITMENT_OFFERED = "commitment_offered", _("Commitment offered")
 
     public_id = PublicIdField(prefix="ntc")

@@ -129,6 +129,13 @@ def _ordered(rule: AutomaticTopUp, *, at: datetime) -> bool:
     return True
 
 
+def pause_for_dispute(*, organization: Organization, at: datetime) -> None:
+    """Charge nothing by itself after a bank took a payment back, until the customer says so again. Behind the gate."""
+    rule = rule_of(organization)
+    if rule is not None and rule.is_on and not rule.paused_because:
+        _pause(rule, "The bank took a payment back.", "disputed", at=at)
+
+
 def _pause(rule: AutomaticTopUp, why: str, code: str, *, at: datetime) -> bool:
     """Ask nobody's bank again and again: the rule waits until somebody changes it, and its owner is told."""
     AutomaticTopUp.objects.filter(pk=rule.pk).update(paused_because=why[:300], paused_code=code[:64])

@@ -1,4 +1,8 @@
-"""Disputes: a bank takes a payment back. The customer owes it again, and gets it back where we win."""
+"""Disputes: a bank takes a payment back. The customer owes it again, and gets it back where we win.
+
+What paid an invoice by name is owed for that invoice again, which is asked for by its dunning; what we win pays it
+first. Until the customer pays, no card of which a bank took something back is charged by itself.
+"""
 
 import logging
 from datetime import datetime
@@ -6,10 +10,10 @@ from datetime import datetime
 from django.db import transaction
 from django.db.models import Q
 
-from billing import accounts, ledger, moves, rating, receivables, runway
+from billing import accounts, collecting, invoice_payments, ledger, moves, notices, rating, receivables, runway
 from billing.errors import Stranger
-from billing.models import Account, Dispute, Payment, Transfer
-from billing.payments import gateway
+from billing.models import Account, Dispute, Notice, Payment, Transfer
+from billing.payments import automatic, gateway
 from billing.payments.objects import Disputed
 
 State = Dispute.State
@@ -54,6 +58,12 @@ def apply(disputed: Disputed, *, at: datetime) -> Dispute:
     return row
 
 
+def took_back(*, organization: accounts.Organization) -> bool:
+    """Return whether a bank took back what was charged to the organization's default card, and we have not won it."""
+    taken = Dispute.objects.filter(payment__organization=organization.pk, state__in=(State.TAKEN, State.LOST))
+    return taken.filter(payment__card__is_default=True).exists()
+
+
 def _payment_of(disputed: Disputed) -> Payment:
     by_intent = Q(processor_id=disputed.intent_id) if disputed.intent_id else Q(charge_id=disputed.charge_id)
     found = Payment.objects.select_related("organization").filter(by_intent, ~Q(charge_id="")).first()
@@ -87,7 +97,21 @@ def _take(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micr
                 reason=f"Payment {payment.public_id} was disputed",
                 at=at,
             )
+    invoice = None
+    if owed:
+        invoice = invoice_payments.take_back(
+            cause=payment.processor_key, transfer_key=f"dispute:{row.public_id}:{payer.receivable.kind}",
+            most_micros=owed, at=at,
+        )  # fmt: skip
     runway.refresh(organization=payment.organization, at=at)
+    collecting.review(organization=payment.organization, at=at)
+    automatic.pause_for_dispute(organization=payment.organization, at=at)
+    kind = Notice.Kind.INVOICE_OWED_AGAIN if invoice is not None else Notice.Kind.PAYMENT_TAKEN_BACK
+    facts = {
+        "left_micros": str(micros), "currency": payment.currency, "payment": payment.public_id,
+        "number": invoice.number if invoice is not None else "",
+    }  # fmt: skip
+    notices.tell([notices.News(payment.organization_id, kind, f"taken:{row.public_id}", facts)], at=at)
 
 
 def _give_back(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micros: int, *, at: datetime) -> None:
@@ -100,5 +124,8 @@ def _give_back(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts,
         reason=f"The dispute of {payment.public_id} was won",
         at=at,
     )
+    if payment.purpose == Payment.Purpose.INVOICE:
+        invoice_payments.pay_named(payment.reference, payment.organization, micros, key, at)
     receivables.settle(freed=payer.cash, cause=key, at=at)
     runway.refresh(organization=payment.organization, at=at)
+    collecting.review(organization=payment.organization, at=at)

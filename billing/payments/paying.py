@@ -7,6 +7,12 @@
 The row is committed in `sending` before the call, with its id as idempotency key. Whoever finds it there later looks
 for the processor's object with that key. If there is none the same call is sent again with the same key, which the
 processor executes once; never after `KEY_LIFE`, because then it may have forgotten the key.
+
+An invoice is charged once: before a charge is sent, whatever else would pay the same invoice once its customer
+confirms it is cancelled at the processor, and so is what waits for its customer when the invoice was paid otherwise.
+A cancellation that comes too late is resolved by looking: that payment is paid, the other is not sent. Money that
+came twice all the same (a transfer by bank that crossed it) is the customer's: it pays what else is owed, the rest is
+cash, and goes back by a refund where they ask for one.
 """
 
 import logging
@@ -107,6 +113,8 @@ def send(*, payment_id: int, at: datetime) -> Payment:
     if payment.state != State.CREATED:
         return payment
     try:
+        if not _is_its_turn(payment, at=at):
+            return _read(payment_id)
         customer = customers.customer_id(payment.organization)
     except OutcomeUnknown as error:
         log.warning("payment %s waits: %s", payment.public_id, error)
@@ -148,8 +156,14 @@ def look_due(*, at: datetime, limit: int = 50) -> int:
 
 
 def continue_url(*, payment: Payment, at: datetime) -> str:
-    """Return where the customer finishes a payment that needs them; empty where nothing is left to do. Network."""
+    """Return where the customer finishes a payment that needs them; empty where nothing is left to do. Network.
+
+    One for an invoice that was paid otherwise meanwhile is ended instead.
+    """
     if payment.state != State.NEEDS_ACTION:
+        return ""
+    if not _is_wanted(payment):
+        cancel(payment=payment, at=at)
         return ""
     if payment.session_id:
         page = gateway.hosted(payment.session_id)
@@ -169,8 +183,41 @@ def cancel(*, payment: Payment, at: datetime) -> Payment:
     elif payment.session_id:
         apply_hosted(payment, gateway.close_hosted(payment.session_id), at=at)
     elif payment.state == State.NEEDS_ACTION:
-        apply_intent(payment, gateway.cancel(payment.processor_id), at=at)
+        try:
+            made = gateway.cancel(payment.processor_id)
+        except ProcessorRefused as refusal:
+            log.warning("payment %s was not cancelled: %s", payment.public_id, refusal)
+            made = gateway.intent(payment.processor_id)
+        apply_intent(payment, made, at=at)
     return _read(payment.pk)
+
+
+def _is_wanted(payment: Payment) -> bool:
+    """Return whether as much as a payment brings is still to be paid of its invoice; of a top-up, that it is."""
+    if payment.purpose != Payment.Purpose.INVOICE:
+        return True
+    left = invoice_payments.payable_micros(payment.reference, payment.organization)
+    return left is None or left >= payment.amount_micros
+
+
+def _is_its_turn(payment: Payment, *, at: datetime) -> bool:
+    """End what else would pay the same invoice once its customer confirms it; return whether nothing else can pay now.
+
+    What was confirmed at the same moment is paid, and then this one is cancelled; until that is known it waits.
+    """
+    if payment.purpose != Payment.Purpose.INVOICE or not payment.reference:
+        return True
+    others = Payment.objects.select_related("organization", "card").filter(
+        organization=payment.organization_id, purpose=payment.purpose, reference=payment.reference,
+        state__in=(State.NEEDS_ACTION, State.PROCESSING),
+    )  # fmt: skip
+    if any(cancel(payment=other, at=at).is_open for other in others.exclude(pk=payment.pk)):
+        _look_later(payment, at=at)
+        return False
+    if not _is_wanted(payment):
+        cancel(payment=payment, at=at)
+        return False
+    return True
 
 
 def page_of(payment: Payment) -> str:
@@ -295,7 +342,9 @@ def _looked(payment: Payment, *, at: datetime) -> Payment:
         payment = apply_hosted(payment, page, at=at)
     elif payment.state == State.UNKNOWN:
         payment = _never_arrived(payment, customer, at=at)
-    if payment.state == State.NEEDS_ACTION and at > payment.created_at + ATTENDED_WITHIN:
+    if payment.state != State.NEEDS_ACTION:
+        return payment
+    if at > payment.created_at + ATTENDED_WITHIN or not _is_wanted(payment):
         return cancel(payment=payment, at=at)
     return payment
 

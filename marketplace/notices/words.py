@@ -110,6 +110,19 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "Of the credit “{reason}” {left} is left. What is not used by {until} is gone then.\n"
             "What to do: nothing, or use it before. Credit that ends first is used first, before your money.",
         ),
+        "payment_taken_back": (
+            "{organization}: your bank took {left} back",
+            "Your bank took back {left} of the payment {payment}: from your cash, and what was not there is owed.\n"
+            "Automatic top-up is paused, and this card is not charged for invoices by itself any more.\n"
+            "What to do: add credit. If you did not mean this, tell your bank; what comes back is yours again.",
+        ),
+        "invoice_owed_again": (
+            "{organization}: invoice {number} is owed again",
+            "Your bank took back {left} of the payment {payment} for invoice {number}, so the invoice is not paid.\n"
+            "Automatic top-up is paused, and this card is not charged for invoices by itself any more.\n"
+            "What to do: pay it on its page, or by bank transfer with its number. If it is wrong, dispute it there.\n"
+            "If you did not mean this, tell your bank; what comes back pays it.",
+        ),
         "commitment_offered": (
             "{organization}: a commitment is offered to you",
             "We offer a commitment of {left} to you, at prices of its own. Nothing is promised until you accept it.\n"
@@ -219,6 +232,19 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "{organization}：クレジット{left}の期限は{until}です",
             "クレジット「{reason}」の残りは{left}です。{until}までに使われない分は失効します。\n"
             "対応：必要ありません。期限の近いクレジットから、現金より先に使われます。",
+        ),
+        "payment_taken_back": (
+            "{organization}：銀行が{left}のお支払いを取り消しました",
+            "お支払い{payment}のうち{left}を銀行が取り消しました。現金残高から差し引き、不足分は未払いとなります。\n"
+            "自動チャージを一時停止し、このカードへの請求書の自動請求も行いません。\n"
+            "対応：クレジットを追加してください。お心当たりがない場合は銀行にご連絡ください（戻った金額はお客様のものです）。",
+        ),
+        "invoice_owed_again": (
+            "{organization}：請求書{number}は再び未払いです",
+            "請求書{number}のお支払い{payment}のうち{left}を銀行が取り消したため、請求書は未払いに戻りました。\n"
+            "自動チャージを一時停止し、このカードへの請求書の自動請求も行いません。\n"
+            "対応：請求書のページで支払うか、請求書番号を記して銀行振込でお支払いください。誤りがあれば同じページでお申し出ください。\n"
+            "お心当たりがない場合は銀行にご連絡ください（戻った金額は請求書に充てます）。",
         ),
         "commitment_offered": (
             "{organization}：利用契約のご提案",

@@ -404,12 +404,12 @@ class DunningMachine(RuleBasedStateMachine):
         approved(recorded(self.acme, dollars * USD, invoice=self.invoice if by_name else None), at=self.at)
         self.paid += dollars * USD
 
-    @precondition(lambda self: Payment.objects.filter(state="created").exists())
-    @rule(works=st.booleans())
-    def the_processor_answers(self, works):
-        payment = Payment.objects.filter(state="created").first()
-        settle_payment(payment, Payment.State.SUCCEEDED if works else Payment.State.FAILED, at=self.at)
-        if works:
+    @precondition(lambda self: Payment.objects.filter(state__in=["created", "needs_action"]).exists())
+    @rule(answer=st.sampled_from(["succeeded", "failed", "needs_action"]))
+    def the_processor_answers(self, answer):
+        payment = Payment.objects.filter(state__in=["created", "needs_action"]).first()
+        settle_payment(payment, answer, at=self.at)
+        if answer == "succeeded":
             self.paid += payment.amount_micros
 
     @rule(dollars=st.integers(1, 4))
