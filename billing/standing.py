@@ -1,11 +1,17 @@
 """Where nothing may run, because it is not paid for: one answer for everybody who stops."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+
+from django.db.models import Exists, OuterRef, QuerySet
 
 from billing import collecting, watch
-from billing.collecting import SANCTIONS, Action
-from billing.models import Account
+from billing.collecting import SANCTIONS, UNPAID, Action
+from billing.models import Account, Collection, Transfer
+
+# Dunning looked at an unpaid invoice no longer than 15 minutes before it is to look again (`dunning.LOOK_AGAIN`). The
+# rest is for money that counts from a moment before it was written down.
+LOOKED_AT_WITHIN = timedelta(hours=1)
 
 
 def stopped(*, at: datetime) -> list[int]:
@@ -14,17 +20,32 @@ def stopped(*, at: datetime) -> list[int]:
     return list(dict.fromkeys([*watch.used_up(at=at), *past_due(Action.STOP_ON_DEMAND, at=at)]))
 
 
-def past_due(action: Action, *, at: datetime) -> list[int]:
-    """Return the organizations whose unpaid invoices brought this or more. Who paid a moment ago is not among them."""
+def past_due(action: Action, *, at: datetime, limit: int = 200) -> list[int]:
+    """Return the organizations whose unpaid invoices brought this or more. Who paid a moment ago is not among them.
+
+    Two queries, and a look at each of those to whom money came since dunning looked; so many at a time, and the others
+    are left alone until their turn.
+    """
     found = Account.objects.filter(
         kind=Account.Kind.RECEIVABLE, sanction__in=SANCTIONS[SANCTIONS.index(action) :], organization__isnull=False
     )
-    for account in found.select_related("organization"):
+    may_have_paid = list(_may_have_paid(found).select_related("organization"))
+    for account in may_have_paid[:limit]:
         assert account.organization is not None
         collecting.review(organization=account.organization, at=at)
-    return list(found.order_by("organization").values_list("organization_id", flat=True))
+    not_looked_at = [account.pk for account in may_have_paid[limit:]]
+    return list(found.exclude(pk__in=not_looked_at).order_by("organization").values_list("organization_id", flat=True))
 
 
 def spot_stopped(*, at: datetime) -> Sequence[int]:
     """Return the organizations of which nothing may run on spot any more because of unpaid invoices."""
     return past_due(Action.STOP_SPOT, at=at)
+
+
+def _may_have_paid(found: QuerySet[Account]) -> QuerySet[Account]:
+    """Return those with an unpaid invoice into whose debt money came since it was last looked at."""
+    came = Transfer.objects.filter(
+        target=OuterRef(OuterRef("pk")), effective_at__gt=OuterRef("look_at") - LOOKED_AT_WITHIN
+    )
+    unpaid = Collection.objects.filter(Exists(came), organization=OuterRef("organization"), state__in=UNPAID)
+    return found.filter(Exists(unpaid)).order_by("pk")
