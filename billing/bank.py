@@ -36,8 +36,11 @@ def record(
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     first = BankTransfer.objects.filter(key=key).first()
     if first is not None:
-        same = (organization.pk, direction, amount_micros, bank_reference)
-        if (first.organization_id, first.direction, first.amount_micros, first.bank_reference) != same:
+        order: dict[str, object] = {
+            "organization_id": organization.pk, "direction": direction, "amount_micros": amount_micros,
+            "bank_reference": bank_reference, "value_on": value_on, "invoice": invoice, "note": note,
+        }  # fmt: skip
+        if any(getattr(first, name) != value for name, value in order.items()):
             raise KeyReused(str(key))
         return first
     _check(organization, direction, amount_micros, invoice)

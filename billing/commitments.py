@@ -56,7 +56,13 @@ def propose(
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     first = Commitment.objects.filter(key=key).first()
     if first is not None:
-        if (first.organization_id, first.kind, first.note, first.starts_at) != (organization.pk, kind, note, starts_at):
+        order: dict[str, object] = {
+            "organization_id": organization.pk, "currency": currency, "kind": kind, "discount_bps": discount_bps,
+            "starts_at": starts_at, "ends_at": _end(starts_at, months), "note": note,
+            "committed_micros" if kind == Commitment.Kind.SPEND else "committed_unit_hours": amount,
+        }  # fmt: skip
+        same = all(getattr(first, name) == value for name, value in order.items())
+        if not same or set(first.prices.values_list("sku", flat=True)) != set(skus):
             raise KeyReused(str(key))
         return first
     if currency != organization.currency:
@@ -64,9 +70,7 @@ def propose(
     check(kind, skus, amount, currency, starts_at=starts_at, months=months, at=at)
     if not 0 <= discount_bps < WHOLE_BPS:
         raise BadCommitment("discount_bps", "a discount leaves something to pay")
-    ends_at = starts_at
-    for _ in range(months):
-        ends_at = next_month(ends_at)
+    ends_at = _end(starts_at, months)
     found = listed(skus, currency=currency, at=at)
     agreed = {sku: _discounted(price.micros_per_unit_hour, discount_bps) for sku, price in found.items()}
     is_spend = kind == Commitment.Kind.SPEND
@@ -226,6 +230,12 @@ def listed(skus: Sequence[str], *, currency: str, at: datetime) -> dict[str, Pri
         if found[sku].is_floating:
             raise BadCommitment("skus", f"the market makes the price of {sku}")
     return {sku: found[sku] for sku in skus}
+
+
+def _end(starts_at: datetime, months: int) -> datetime:
+    for _ in range(min(months, MONTHS_MAX)):
+        starts_at = next_month(starts_at)
+    return starts_at
 
 
 def _discounted(micros: int, discount_bps: int) -> int:

@@ -1,17 +1,24 @@
-"""What customers say is wrong with an invoice: nobody asks for it until somebody has decided."""
+"""What customers say is wrong with an invoice: nobody asks for it until somebody has decided.
+
+Once, and in time: what was rejected cannot be disputed again, so that nobody holds an invoice off for ever. An operator
+who thinks otherwise later proposes a credit (`crediting.propose`), which needs no dispute.
+"""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet, Sum
 
 from billing import accounts, collecting, moves, notices
-from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, KeyReused
+from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, DisputedTooLate, KeyReused, RejectedAlready
 from billing.invoicing import crediting
 from billing.invoicing.rounding import half_up, minor_unit_micros
 from billing.models import CreditProposal, Invoice, InvoiceDispute, InvoiceLine, Notice
+
+# How long after its issue an invoice can be disputed; docs/payments.md says so to customers.
+DISPUTED_WITHIN = timedelta(days=60)
 
 State = InvoiceDispute.State
 MOVES: Mapping[State, tuple[State, ...]] = {
@@ -35,33 +42,55 @@ def open_dispute(
 ) -> InvoiceDispute:
     """Say that an amount before tax of an invoice, or of one of its lines, is wrong; all of it where none is named.
 
-    Once per key. Raises CreditTooLarge for more than is left of it, DisputedAlready for what is disputed already.
+    Once per key. Raises CreditTooLarge for more than is left of it, DisputedAlready for what is disputed already,
+    RejectedAlready for what was decided, DisputedTooLate for an invoice that is older than `DISPUTED_WITHIN`.
     """
     accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
     first = InvoiceDispute.objects.filter(key=key).first()
     if first is not None:
-        if (first.invoice_id, first.line_id) != (invoice.pk, line.pk if line else None):
+        order = (invoice.pk, line.pk if line else None, net_micros, reason)
+        if (first.invoice_id, first.line_id, first.asked_micros, first.reason) != order:
             raise KeyReused(str(key))
         return first
-    open_now = InvoiceDispute.objects.filter(invoice=invoice, state=State.OPEN)
-    disputed = open_now.aggregate(total=Sum("net_micros"))["total"] or 0
-    left = crediting.left_micros(invoice) - disputed
-    wanted = min(line.amount_micros if line else left, left) if net_micros is None else net_micros
-    most = min(left, line.amount_micros) if line else left
+    if at > invoice.issued_at + DISPUTED_WITHIN:
+        raise DisputedTooLate(days=DISPUTED_WITHIN.days)
+    most = _disputable_micros(invoice, line)
+    wanted = most if net_micros is None else net_micros
     unit = minor_unit_micros(invoice.currency)
     if not 0 < wanted <= most or wanted % unit:
         raise CreditTooLarge(asked_micros=wanted, left_micros=max(0, most), currency=invoice.currency)
     tax = half_up(invoice.tax_micros * wanted // invoice.net_micros, unit)
     try:
         with transaction.atomic():
-            return InvoiceDispute.objects.create(
+            made = InvoiceDispute.objects.create(
                 invoice=invoice, line=line, net_micros=wanted, gross_micros=wanted + tax, reason=reason,
-                opened_by_id=by, opened_at=at, key=key,
+                asked_micros=net_micros, opened_by_id=by, opened_at=at, key=key,
             )  # fmt: skip
     except IntegrityError as error:
         if "dispute_open_once_per_line" not in str(error):
             raise
         raise DisputedAlready("it is disputed already") from error
+    collecting.review(organization=invoice.organization, at=at)
+    return made
+
+
+def _disputable_micros(invoice: Invoice, line: InvoiceLine | None) -> int:
+    """Return how much before tax can be disputed: what is left, less what is open and what was rejected.
+
+    Raises RejectedAlready where nothing but what was rejected is left.
+    """
+    found = InvoiceDispute.objects.filter(invoice=invoice)
+    open_now = found.filter(state=State.OPEN).aggregate(total=Sum("net_micros"))["total"] or 0
+    rejected = found.filter(state=State.REJECTED)
+    left = crediting.left_micros(invoice) - open_now
+    most = left - (rejected.aggregate(total=Sum("net_micros"))["total"] or 0)
+    if line is not None:
+        left = min(left, line.amount_micros)
+        of_line = rejected.filter(line=line).aggregate(total=Sum("net_micros"))["total"] or 0
+        most = min(most, line.amount_micros - of_line)
+    if most <= 0 < left:
+        raise RejectedAlready("it was decided that this is right")
+    return most
 
 
 @transaction.atomic

@@ -228,6 +228,18 @@ class DisputedAlready(BillingError):
     """It is disputed already, and nobody has decided about that yet."""
 
 
+class RejectedAlready(BillingError):
+    """It was disputed, somebody decided that it is right, and it is not decided twice."""
+
+
+class DisputedTooLate(BillingError):
+    """An invoice can be disputed for some days after its issue."""
+
+    def __init__(self, *, days: int) -> None:
+        super().__init__(f"it can be disputed within {days} days of its issue")
+        self.days = days
+
+
 class BadOutcome(BillingError):
     """What an outcome says cannot be: its shares are not the whole, or it costs more than its arithmetic says."""
 

@@ -10,7 +10,16 @@ from django.db.models import Min
 from django.utils.translation import gettext as _
 
 from billing import accounts, collecting, disputes, dunning
-from billing.errors import AlreadyDecided, BadAmount, CreditTooLarge, DisputedAlready, NoCard, NoProcessor
+from billing.errors import (
+    AlreadyDecided,
+    BadAmount,
+    CreditTooLarge,
+    DisputedAlready,
+    DisputedTooLate,
+    NoCard,
+    NoProcessor,
+    RejectedAlready,
+)
 from billing.models import (
     Collection,
     DunningStep,
@@ -194,6 +203,13 @@ def dispute(
         ) from error
     except DisputedAlready as error:
         raise Conflict(_("You disputed it already; wait for the answer.")) from error
+    except RejectedAlready as error:
+        raise Conflict(_("This was disputed and decided already. If you know something new, write to us.")) from error
+    except DisputedTooLate as error:
+        raise Conflict(
+            _("An invoice can be disputed within %(days)s days of its issue. After that, write to us.")
+            % {"days": error.days}
+        ) from error
     if not audit.is_recorded("invoice.dispute", made.public_id):
         after = {"invoice": invoice.number, "net": money.decimal_string(made.net_micros), "reason": made.reason}
         audit.record(

@@ -379,8 +379,13 @@ def test_a_proposal_is_made_once_per_key(rich):
     }  # fmt: skip
     first = commitments.propose(note="one", **order)
     assert commitments.propose(note="one", **order) == first
-    with pytest.raises(KeyReused):
-        commitments.propose(note="two", **order)
+    others = (
+        {"note": "two"}, {"amount": 6}, {"discount_bps": 1}, {"months": 2}, {"starts_at": MAY}, {"skus": ("disk",)},
+        {"kind": "spend", "amount": first.committed_micros},
+    )  # fmt: skip
+    for other in others:
+        with pytest.raises(KeyReused):
+            commitments.propose(**({"note": "one"} | order | other))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,20 @@ def test_nothing_moves_until_somebody_else_approves():
     assert books.check(at=MAY) == []
 
 
+def test_a_key_is_of_one_line_in_every_field():
+    acme, (invoice, _) = two_invoices()
+    line = {"micros": 1_250_000, "reference": "statement/7", "key": uuid4()}
+    first = recorded(acme, **line)
+    assert recorded(acme, **line) == first
+    others = (
+        {"micros": 1_000_000}, {"reference": "statement/8"}, {"invoice": invoice}, {"note": "Twice"},
+        {"value_on": date(2026, 3, 31)}, {"direction": OUT},
+    )  # fmt: skip
+    for other in others:
+        with pytest.raises(KeyReused):
+            recorded(acme, **(line | other))
+
+
 def test_the_database_too_wants_a_second_person():
     transfer = recorded(make_organization())
     with pytest.raises(IntegrityError, match="bank_transfer_needs_a_second_person"), transaction.atomic():

@@ -5,7 +5,14 @@ from uuid import uuid4
 import pytest
 
 from billing import books, collecting, disputes
-from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, KeyReused
+from billing.errors import (
+    AlreadyDecided,
+    CreditTooLarge,
+    DisputedAlready,
+    DisputedTooLate,
+    KeyReused,
+    RejectedAlready,
+)
 from billing.invoicing import crediting, debts
 from billing.models import Collection, InvoiceDispute, Notice
 from tests.billing.invoicing import MAY
@@ -17,11 +24,10 @@ pytestmark = pytest.mark.django_db
 AT = MAY + 3 * HOUR
 
 
-def disputed(invoice, micros=None, *, line=None, key=None):
+def disputed(invoice, micros=None, *, line=None, key=None, reason="It was stopped", at=AT):
     return disputes.open_dispute(
-        invoice=invoice, line=line, net_micros=micros, reason="It was stopped", by=two_people()[0], key=key or uuid4(),
-        at=AT,
-    )  # fmt: skip
+        invoice=invoice, line=line, net_micros=micros, reason=reason, by=two_people()[0], key=key or uuid4(), at=at
+    )
 
 
 def asked(organization, invoice):
@@ -89,6 +95,57 @@ def test_what_makes_no_sense_is_refused_and_nothing_kept():
     with pytest.raises(CreditTooLarge):
         disputed(invoice, 700_000, line=invoice.lines.get())
     assert InvoiceDispute.objects.count() == 1
+
+
+def test_what_was_rejected_cannot_be_disputed_again_and_the_rest_can():
+    _, (invoice, _) = two_invoices()
+    line = invoice.lines.get()
+    disputes.reject(dispute=disputed(invoice, 400_000, line=line), answer="It ran", by=two_people()[1], at=AT)
+    for again in ({"micros": 700_000}, {"micros": 700_000, "line": line}):
+        with pytest.raises(CreditTooLarge) as refusal:
+            disputed(invoice, **again)
+        assert refusal.value.left_micros == 600_000
+    rest = disputed(invoice)
+    assert rest.net_micros == 600_000
+    disputes.reject(dispute=rest, answer="It ran", by=two_people()[1], at=AT)
+    for again in ({}, {"micros": 10_000}, {"line": line}):
+        with pytest.raises(RejectedAlready):
+            disputed(invoice, **again)
+    assert asked(invoice.organization, invoice) == (1_250_000, 1_250_000)
+
+
+def test_what_was_withdrawn_can_be_disputed_again():
+    _, (invoice, _) = two_invoices()
+    disputes.withdraw(dispute=disputed(invoice), by=two_people()[0], at=AT)
+    assert disputed(invoice).net_micros == USD
+
+
+def test_an_invoice_is_disputed_in_time_or_not_at_all():
+    _, (_, invoice) = two_invoices()
+    last = invoice.issued_at + disputes.DISPUTED_WITHIN
+    with pytest.raises(DisputedTooLate) as refusal:
+        disputed(invoice, at=last + HOUR)
+    assert (refusal.value.days, InvoiceDispute.objects.count()) == (60, 0)
+    made = disputed(invoice, at=last)
+    assert disputed(invoice, key=made.key, at=last + HOUR) == made  # the same order again is no other one
+
+
+def test_a_key_is_of_one_order_in_every_field():
+    _, (invoice, other) = two_invoices()
+    made = disputed(invoice, 400_000)
+    for change in ({"micros": 300_000}, {"micros": None}, {"reason": "Another"}, {"line": invoice.lines.get()}):
+        with pytest.raises(KeyReused):
+            disputed(invoice, **({"micros": 400_000, "key": made.key} | change))
+    with pytest.raises(KeyReused):
+        disputed(other, 400_000, key=made.key)
+
+
+def test_disputing_all_of_what_is_past_due_lifts_what_it_brought_at_once():
+    acme, (invoice, _) = two_invoices()
+    collecting.review(organization=acme, at=AT + 30 * 24 * HOUR)
+    assert Collection.objects.get(invoice=invoice).state == "past_due"
+    disputed(invoice, at=AT + 30 * 24 * HOUR - HOUR)
+    assert Collection.objects.get(invoice=invoice).state == "open"
 
 
 @pytest.mark.django_db(transaction=True)
