@@ -6,20 +6,24 @@ month began, and what it will have used at the month's end.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from billing.months import month_of, next_month
 from marketplace import forecast
 from marketplace.models import ApiToken, Organization, Project
-from marketplace.models.budgets import MONEY
-from marketplace.money import decimal_string, shown, typed_micros
+from marketplace.models.budgets import MONEY, OUTCOMES
+from marketplace.money import decimal_string, plain, shown, typed_micros
 from marketplace.spend import BESIDE, IN_ALL, UP_TO
 
 Owner = Organization | Project | ApiToken
+DAY = timedelta(days=1)
+COUNT_DIGITS_MAX = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +48,18 @@ Measured = Callable[[Sequence[Whose], datetime], list[Measure]]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A thing to count: how it is called, measured, written for people and for programs, and read from either."""
+    """A thing to count: how it is called, measured, written (for people, for programs, to be typed again), and read."""
 
     label: Promise
     measure: Measured
     shown: Callable[[int, str], str]
     written: Callable[[int], str]
+    typed: Callable[[int], str]
     read: Callable[[str], int | None]
 
 
-# What is over and began in the month costs what was charged for it; only the rest, which is little, is rated here.
 # Of a token counts what it and all tokens that it made, directly or not, have ordered.
-MONEY_USED = f"""
+OWNERS = """
 WITH RECURSIVE wanted AS (
     SELECT * FROM unnest(%(organization_ids)s::bigint[], %(project_ids)s::bigint[], %(token_ids)s::bigint[])
         WITH ORDINALITY AS one (organization_id, project_id, token_id, number)
@@ -64,7 +68,11 @@ WITH RECURSIVE wanted AS (
     UNION
     SELECT family.number, made.id, made.public_id FROM family
     JOIN marketplace_apitoken made ON made.made_by_id = family.id
-), costs AS (
+)
+"""
+# What is over and began in the month costs what was charged for it; only the rest, which is little, is rated here.
+MONEY_USED = f"""
+{OWNERS}, costs AS (
     SELECT span.organization_id, span.labels ->> 'project' AS project, span.labels ->> 'token' AS token,
         sum(CASE WHEN span.is_charged AND span.started_at >= %(since)s AND span.ended_at <= %(now)s
             THEN span.charged_micros
@@ -118,21 +126,6 @@ ORDER BY wanted.number
 
 def measure_money(owners: Sequence[Whose], at: datetime) -> list[Measure]:
     """Return what each has used and the forecast, as `spend` and `forecast` define them. One query for all."""
-    if not owners:
-        return []
-    with connection.cursor() as cursor:
-        cursor.execute(
-            MONEY_USED,
-            {
-                "organization_ids": [one.organization_id for one in owners],
-                "project_ids": [one.project_id for one in owners],
-                "token_ids": [one.token_id for one in owners],
-                "organizations": sorted({one.organization_id for one in owners}),
-                "since": month_of(at),
-                "now": at,
-            },
-        )
-        rows = cursor.fetchall()
     return [
         Measure(
             used,
@@ -140,12 +133,76 @@ def measure_money(owners: Sequence[Whose], at: datetime) -> list[Measure]:
                 used_micros=used, burn_micros_per_hour=burn, ordered_micros=ordered, at=at, until=next_month(at)
             ),
         )
-        for used, burn, ordered in rows
+        for used, burn, ordered in _asked(MONEY_USED, owners, at)
     ]
 
 
+# A result that was accepted in the month and paid for, unless all of it was given back since.
+OUTCOMES_USED = f"""
+{OWNERS}, results AS (
+    SELECT outcome.organization_id, project.id AS project_id, job.token_id,
+        count(*) FILTER (WHERE outcome.at >= %(since)s) AS used,
+        count(*) FILTER (WHERE outcome.at > %(now)s::timestamptz - interval '1 day') AS lately
+    FROM billing_outcome outcome LEFT JOIN marketplace_project project ON project.public_id = outcome.project
+    LEFT JOIN marketplace_job job ON job.public_id = outcome.resource_id
+    WHERE outcome.organization_id = ANY (%(organizations)s) AND outcome.kind = 'outcome' AND outcome.at <= %(now)s
+        AND outcome.at >= least(%(since)s::timestamptz, %(now)s::timestamptz - interval '1 day')
+        AND outcome.amount_micros > coalesce((
+            SELECT sum(back.amount_micros) FROM billing_outcome back WHERE back.of_id = outcome.id
+        ), 0)
+    GROUP BY 1, 2, 3
+)
+SELECT coalesce(sum(results.used), 0)::bigint, coalesce(sum(results.lately), 0)::bigint
+FROM wanted LEFT JOIN results ON results.organization_id = wanted.organization_id
+    AND (wanted.project_id IS NULL OR results.project_id = wanted.project_id)
+    AND (wanted.token_id IS NULL OR results.token_id IN (SELECT id FROM family WHERE number = wanted.number))
+GROUP BY wanted.number ORDER BY wanted.number
+"""  # noqa: S608  nothing in it comes from outside
+
+
+def measure_outcomes(owners: Sequence[Whose], at: datetime) -> list[Measure]:
+    """Return how many results each has paid for, and how many it will have if every day is as the last 24 hours were.
+
+    One query for all.
+    """
+    left = next_month(at) - at
+    return [Measure(used, used + lately * left // DAY) for used, lately in _asked(OUTCOMES_USED, owners, at)]
+
+
+def results_shown(amount: int, currency: str) -> str:
+    """Write a number of results, in the reader's language."""
+    return ngettext("%(count)s result", "%(count)s results", amount) % {"count": f"{amount:,}"}
+
+
+def typed_count(text: str) -> int | None:
+    """Return a whole number that was typed or sent, or None for what is none: nine digits at most."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= COUNT_DIGITS_MAX else None
+
+
+def _asked(statement: str, owners: Sequence[Whose], at: datetime) -> list[tuple[int, ...]]:
+    if not owners:
+        return []
+    given: dict[str, Any] = {
+        "organization_ids": [one.organization_id for one in owners],
+        "project_ids": [one.project_id for one in owners],
+        "token_ids": [one.token_id for one in owners],
+        "organizations": sorted({one.organization_id for one in owners}),
+        "since": month_of(at),
+        "now": at,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(statement, given)
+        rows: list[tuple[int, ...]] = cursor.fetchall()
+    return rows
+
+
 COUNTERS: Mapping[str, Counter] = {
-    MONEY: Counter(label=_("Money"), measure=measure_money, shown=shown, written=decimal_string, read=typed_micros),
+    MONEY: Counter(
+        label=_("Money"), measure=measure_money, shown=shown, written=decimal_string, typed=plain, read=typed_micros
+    ),
+    OUTCOMES: Counter(
+        label=_("Results"), measure=measure_outcomes, shown=results_shown, written=str, typed=str, read=typed_count
+    ),
 }
 
 

@@ -49,13 +49,12 @@ WHERE budget.id = found.id AND (passed_at IS NULL) = (found.used > 0 AND found.u
 def look(*, at: datetime) -> int:
     """Measure all budgets, write the alerts that are due and note which budgets are used up; return how many alerts.
 
-    Four statements for any number of budgets of a counter; any number of sweeps at once write each alert once.
+    One statement, and four for any number of budgets of a counter; any number of sweeps at once write each alert once.
     """
     written = 0
+    every = list(Budget.objects.order_by("pk").values_list("counts", "pk", "organization", "project", "token"))
     for name, counter in COUNTERS.items():
-        rows = list(
-            Budget.objects.filter(counts=name).order_by("pk").values_list("pk", "organization", "project", "token")
-        )
+        rows = [row for counts, *row in every if counts == name]
         found = counter.measure([Whose(*keys) for _, *keys in rows], at)
         written += _write([pk for pk, *_ in rows], found, at=at)
     return written

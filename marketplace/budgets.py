@@ -100,11 +100,13 @@ def settings_of(budget: Budget | None) -> Settings:
 def listed(actor: Actor, organization: Organization, *, at: datetime) -> list[Standing]:
     """Return how the organization, its projects and its tokens stand, as far as the actor sees those.
 
-    A fixed number of queries, however many there are.
+    With money all of them, with what else is counted those that have a budget of it. A fixed number of queries,
+    however many there are.
     """
     whole: list[Owner] = [] if actor.token and actor.token.project_id else [organization]
     projects = access.projects(actor).filter(organization=organization).order_by("pk")
-    return _standings([*whole, *projects, *access.tokens(actor, organization).order_by("pk")], organization, at=at)
+    owners = [*whole, *projects, *access.tokens(actor, organization).order_by("pk")]
+    return [one for one in _standings(owners, organization, at=at) if one.counts == MONEY or one.budget]
 
 
 def of(owner: Owner, organization: Organization, *, counts: str = MONEY, at: datetime) -> Standing:
@@ -129,6 +131,18 @@ def _standings(owners: Sequence[Owner], organization: Organization, *, at: datet
             told = alerts.get(budget.pk, []) if budget else []
             found.append(Standing(owner, organization, name, measure, budget, told))
     return found
+
+
+def read(standing: Standing, text: str) -> int | None:
+    """Return an amount of what is counted that was typed or sent, None for none; raise BadOrder for what is neither."""
+    if not text:
+        return None
+    amount = standing.counter.read(text)
+    if amount is None and standing.counts == MONEY:
+        raise BadOrder("monthly", gettext("Type an amount such as 1000 or 2.50, or nothing."))
+    if amount is None:
+        raise BadOrder("monthly", gettext("Type a whole number such as 1000, or nothing."))
+    return amount
 
 
 def owner_for(actor: Actor, owner_id: str, *, verb: str) -> tuple[Owner, Organization]:

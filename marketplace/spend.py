@@ -137,8 +137,9 @@ BESIDE = """
     UNION ALL
     SELECT outcome.organization_id, 'outcome', outcome.at,
         CASE outcome.kind WHEN 'reversed' THEN -outcome.amount_micros ELSE outcome.amount_micros END,
-        project.id, NULL, NULL
+        project.id, NULL, job.token_id
     FROM billing_outcome outcome LEFT JOIN marketplace_project project ON project.public_id = outcome.project
+    LEFT JOIN marketplace_job job ON job.public_id = outcome.resource_id
     WHERE outcome.organization_id = ANY (%(organizations)s) AND outcome.at >= %(since)s
 """
 # What comes back of another month makes no room in this one; what tiers and commitments make of this one does.

@@ -68,7 +68,8 @@ class BudgetDetail(APIView):
         now = budgets.of(owner, organization, counts=counts, at=at)
         settings = replace(budgets.settings_of(now.budget), **{name: asked[name] for name in SETTINGS if name in asked})
         budgets.change(
-            actor=actor, owner=owner, organization=organization, counts=counts, amount=asked["monthly"],
+            actor=actor, owner=owner, organization=organization, counts=counts,
+            amount=None if asked["monthly"] is None else budgets.read(now, asked["monthly"]),
             hourly_micros=asked["hourly"], settings=settings,
         )  # fmt: skip
         return Response(_budget(budgets.of(owner, organization, counts=counts, at=at), at=at))

@@ -40,10 +40,8 @@ def budget(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False
 
 
 def budget_cells(row: dict[str, Any]) -> list[str]:
-    said = {
-        name: words.money(row[name], row["currency"]) if row[name] is not None else NONE
-        for name in ("monthly", "used", "forecast", "set_aside", "hourly", "per_hour")
-    }
+    said = {name: counted(row, row[name]) for name in ("monthly", "used", "forecast")}
+    said |= {name: in_money(row, row[name]) for name in ("set_aside", "hourly", "per_hour")}
     share = (
         f"{Decimal(row['used']) * 100 // Decimal(row['monthly'])} %"
         if row["monthly"] and Decimal(row["monthly"])
@@ -55,9 +53,21 @@ def budget_cells(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def counted(row: dict[str, Any], amount: str | None) -> str:
+    """Return an amount of what a budget counts as people read it."""
+    if amount is None or row["counts"] == "money":
+        return in_money(row, amount)
+    return f"{int(amount):,} {'result' if amount == '1' else 'results'}"
+
+
+def in_money(row: dict[str, Any], amount: str | None) -> str:
+    """Return money of a budget as people read it."""
+    return NONE if amount is None else words.money(amount, row["currency"])
+
+
 def alert_line(row: dict[str, Any], alert: dict[str, Any]) -> str:
     what = "used" if alert["kind"] == "used" else "forecast"
-    reached, whole = (words.money(alert[name], row["currency"]) for name in ("reached", "amount"))
+    reached, whole = (counted(row, alert[name]) for name in ("reached", "amount"))
     return (
         f"{words.local_time(alert['at'])}  {alert['share']} % of the budget of {row['kind']} {row['name']} {what}: "
         f"{reached} of {whole}."
@@ -70,6 +80,10 @@ def set_budget(
     *,
     month: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="For a month, or none.", show_default=False)
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Results paid for in a month, or none.", show_default=False),
     ] = None,
     hour: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="For an hour, or none.", show_default=False)
@@ -93,20 +107,25 @@ def set_budget(
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """Set a budget; what is not named stays. What would pass it is refused, unless it only tells."""
+    """Set a budget; what is not named stays. What would pass it is refused, unless it only tells.
+
+    With --results it counts results instead of money, beside the budget of money; the other settings are then its own.
+    """
     changes = settings_of(then, grace, at, forecast)
-    if month is None and hour is None and not changes:
+    if month is None and hour is None and results is None and not changes:
         raise usage("There is nothing to set.", suggestion="Name --month or --hour, such as --month 1000.")
+    if month is not None and results is not None:
+        raise usage("A budget counts money or results.", suggestion="Set one with --month, then one with --results.")
+    counts = {} if results is None else {"counts": "outcomes"}
     with open_session(as_json=as_json, explain=explain) as session:
-        now = session.client.get(f"/budgets/{owner}")
-        body = changes | {
-            "monthly": now["monthly"] if month is None else limit_of(month),
+        now = session.client.get(f"/budgets/{owner}", **counts)
+        monthly = now["monthly"] if month is None else limit_of(month)
+        body = changes | counts | {
+            "monthly": monthly if results is None else number_of(results),
             "hourly": now["hourly"] if hour is None else limit_of(hour),
-        }
+        }  # fmt: skip
         row = session.client.put(f"/budgets/{owner}", body)
-        month_said, hour_said = (
-            words.money(row[name], row["currency"]) if row[name] is not None else NONE for name in ("monthly", "hourly")
-        )
+        month_said, hour_said = counted(row, row["monthly"]), in_money(row, row["hourly"])
         session.terminal.say(f"Budget of {row['kind']} {row['name']}: {month_said} a month, {hour_said} an hour.")
         if row["monthly"] is not None:
             session.terminal.say(f"Once the month's is used up it {ACTIONS[row['action']]}.")
@@ -131,6 +150,13 @@ def shares_of(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() for part in parts):
         raise usage(f"{text!r} are no percentages.", suggestion="Write them as 50,80,100.")
     return [int(part) for part in parts]
+
+
+def number_of(text: str) -> str | None:
+    """Return a number of results that was typed as the API reads it; None for "none"."""
+    if text != NONE and not (text.isascii() and text.isdecimal()):
+        raise usage(f"{text!r} is no whole number.", suggestion="Write --results 1000, or --results none.")
+    return None if text == NONE else text
 
 
 def limit_of(text: str) -> str | None:

@@ -10,8 +10,8 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.public_ids import PublicIdField
 
-# What every budget could count from the first on; see `budget_counters`.
-MONEY = "money"
+# What budgets count; see `budget_counters`.
+MONEY, OUTCOMES = "money", "outcomes"
 
 
 def used_shares_default() -> list[int]:

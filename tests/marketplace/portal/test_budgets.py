@@ -70,6 +70,25 @@ def test_the_pages_tell_what_is_used_what_was_sent_and_what_is_stopped_when(
         assert "The budget of default is used up." in read(owner.get(reverse(name, args=ids))).text, name
 
 
+def test_a_budget_of_results_stands_beside_the_one_of_money(owner: Client, project: Project) -> None:
+    path = reverse("budget", args=[project.public_id])
+    assert "Count results instead of money" in read(owner.get(path)).text
+    page = read(owner.get(f"{path}?counts=outcomes"))
+    assert faults(page) == []
+    assert "Results that are paid for in a calendar month" in page.text
+    owner.post(path, SETTINGS | {"monthly": "50", "hourly": ""})
+    assert owner.post(f"{path}?counts=outcomes", SETTINGS | {"monthly": "1,200", "hourly": ""}).status_code == 302
+    assert owner.post(f"{path}?counts=outcomes", SETTINGS | {"monthly": "2.5", "hourly": ""}).status_code == 422
+    assert owner.get(f"{path}?counts=widgets").status_code == 404
+    made = spend.budgets_of(project, project.organization).order_by("counts")
+    assert [(one.counts, one.amount) for one in made] == [("money", 50_000_000), ("outcomes", 1_200)]
+    budget_watch.look(at=timezone.now())
+    page = read(owner.get(reverse("budgets")))
+    assert faults(page) == []
+    for words in ("$50.00", "1,200 results", "0 results"):
+        assert words in page.text, words
+
+
 def test_the_page_asks_as_often_however_many_budgets_there_are(owner: Client, acme: Organization) -> None:
     def questions() -> int:
         owner.get(reverse("budgets"))
