@@ -13,7 +13,7 @@ from billing.months import month_of, next_month
 from billing.suppliers import accruing, cards
 from billing.suppliers.cards import Terms
 from marketplace import quotes, rentals, reservations
-from marketplace.models import Reservation, Shortfall
+from marketplace.models import Reservation, ReservationStrip, Shortfall
 from marketplace.sla import closing
 from provisioning import placement, quotas
 from provisioning.health import faults
@@ -192,6 +192,23 @@ def test_what_was_given_back_is_of_the_instance_that_was_down(clock, buyer, run_
     assert closing.close_due(at=APRIL + 3 * HOUR) == 2
     paid = dict(SlaVerdict.objects.values_list("resource_id", "paid_micros"))
     assert paid == {broken.public_id: each, well.public_id: 24 * each}
+
+
+def test_the_dearest_is_given_back_and_who_is_left_pays_for_what_is_left(clock, buyer, run_until_idle):
+    """Of four GPUs one cost twice as much as the others; nobody can tell whose it was while all were there."""
+    broken, well = launch(buyer, run_until_idle), launch(buyer, run_until_idle)
+    strip = Reservation.objects.get().strips.get()
+    each = strip.paid_micros
+    ReservationStrip.objects.filter(pk=strip.pk).update(gpus=3)
+    strip.pk, strip.gpus, strip.paid_micros, strip.worth_micros = None, 1, 2 * each, 2 * each
+    strip.save(force_insert=True)
+    leave_only(2)
+    break_at(clock, broken, LATE + 2 * HOUR, run_until_idle)
+    each_hour(clock, buyer)
+    assert set(Shortfall.objects.values_list("gpus", "refund_micros")) == {(1, 2 * each)}
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 2
+    paid = dict(SlaVerdict.objects.values_list("resource_id", "paid_micros"))
+    assert paid == {broken.public_id: each * 5 // 4, well.public_id: each * 5 // 4 + 23 * each}
 
 
 def test_a_credit_is_of_what_tiers_made_of_the_price(clock, rent, run_until_idle, fleet, acme):
