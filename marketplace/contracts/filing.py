@@ -8,6 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from billing.errors import InsufficientFunds, PaymentsPastDue
 from billing.outcomes import escrows
 from marketplace import audit
 from marketplace.access import Actor
@@ -37,7 +38,8 @@ def file(
 
     The same subject is claimed once: repeating it with the same evidence
     returns the claim, with other evidence is a Conflict. Raises BadOrder, or
-    InsufficientFunds where its customer has less than it costs.
+    Conflict where its customer cannot cover it: how much they have or owe is
+    not for their seller to know.
     """
     terms, customer = written.of(version.terms), project.organization
     if offering.acceptance_of(version, customer) is None:
@@ -68,10 +70,15 @@ def file(
         if (made.evidence_sha256, made.units) != (wanted.evidence_sha256, units):
             raise Conflict(_("This subject is claimed already, with other evidence; it is paid once."))
         return made
-    escrows.escrow(
-        organization=customer, resource_id=made.escrow_id, amount_micros=amount, version=version.public_id,
-        reason=f"{version.contract.title}: {subject}"[:200], at=at,
-    )  # fmt: skip
+    try:
+        escrows.escrow(
+            organization=customer, resource_id=made.escrow_id, amount_micros=amount, version=version.public_id,
+            reason=f"{version.contract.title}: {subject}"[:200], at=at,
+        )  # fmt: skip
+    except (InsufficientFunds, PaymentsPastDue):
+        raise Conflict(
+            _("The customer cannot cover this claim now; nothing is claimed. Ask them, then file it again.")
+        ) from None
     audit.record(
         actor=actor, organization=version.contract.seller, verb="claim.file", subject_id=made.public_id,
         after={"subject": subject, "units": units, "amount_micros": amount},

@@ -2,14 +2,18 @@
 
 import json
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from django.utils import timezone
 
+from billing.errors import InsufficientFunds, PaymentsPastDue
+from billing.outcomes import escrows
+from marketplace import numbers
 from marketplace.access import Actor
 from marketplace.contracts import claims
-from marketplace.errors import BadOrder
-from marketplace.models import Organization, Project
+from marketplace.errors import BadOrder, Conflict
+from marketplace.models import Claim, Organization, Project
 from tests.conftest import Fleet
 from tests.outcomes import BY_CUSTOMER, PRICE, make_deal, make_work
 
@@ -25,6 +29,23 @@ def test_the_result_of_a_task_is_not_filed_beside_its_job(
         deal.claim(project, f" {job.public_id}/0")
     assert refused.value.field == "subject"
     assert deal.claim(project, "frames/0").subject_key == "frames/0"
+
+
+def test_a_seller_learns_nothing_of_what_a_customer_has_or_owes(
+    acme: Organization, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deal, said = make_deal(acme, **BY_CUSTOMER), []
+    owes = PaymentsPastDue(owed_micros=77_000_000, currency="USD", number="INV-77")
+    lacks = InsufficientFunds(needed_micros=PRICE, available_micros=33_000_000, currency="USD")
+    for refusal in (owes, lacks):
+        monkeypatch.setattr(escrows, "escrow", MagicMock(side_effect=refusal))
+        with pytest.raises(Conflict) as refused:
+            deal.claim(project, "frame 1")
+        said.append(numbers.said(refused.value))
+        assert not Claim.objects.exists()
+    assert said[0] == said[1]
+    assert "cannot cover" in said[0]
+    assert not any(character.isdigit() for character in said[0])
 
 
 def test_what_no_book_can_hold_is_neither_written_into_terms_nor_ordered(acme: Organization) -> None:
