@@ -6,6 +6,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
+from marketplace.contracts import claims
 from marketplace.contracts import terms as written
 from marketplace.errors import IllegalState
 from marketplace.models import Claim, ClaimDispute, ClaimState, Side, Verdict
@@ -72,7 +73,9 @@ def _contradicted(claim: Claim, known: Verdict, result: str, *, at: datetime) ->
         "verifier": known.get_verifier_display(), "first": known.get_result_display(),
         "second": Verdict.Result(result).label,
     }  # fmt: skip
-    if known.run != claim.run or claim.state not in (State.VERIFIED, State.AUTO_ACCEPTED):
+    is_tried_again = claims.may_retry(claim) and claims.is_tried_on(claim)
+    stands = claim.state in (State.VERIFIED, State.AUTO_ACCEPTED, State.FAILED) and claim.is_open
+    if known.run != claim.run or is_tried_again or not stands:
         claim.note(message, at=at)
         return
     open_dispute(

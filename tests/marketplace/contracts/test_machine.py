@@ -52,7 +52,10 @@ MODEL: dict[str, dict[str, set[str]]] = {
     "withdrawal": {"disputed": {"upheld", "rejected"}, "settled": {"settled"}},
     "void": {state: {"voided"} for state in ("claimed", "verified", "failed", "rejected", "disputed", *PAYABLE)},
     "reversal": {"settled": {"reversed"}},
-    "verdict": {"claimed": {"verified", "failed"}, "verified": {"disputed"}, "auto_accepted": {"disputed"}},
+    "verdict": {
+        "claimed": {"verified", "failed"}, "verified": {"disputed"}, "auto_accepted": {"disputed"},
+        "failed": {"disputed"},
+    },
     "retry": {"failed": {"claimed"}},
     "time": {
         "claimed": {"verified", "failed"}, "verified": {"auto_accepted", "rejected"}, "failed": set(),

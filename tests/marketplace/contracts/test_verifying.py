@@ -80,6 +80,25 @@ def test_who_answers_both_ways_is_not_believed(party_claim: Claim) -> None:
     assert not Outcome.objects.exists(), "nobody decided, and the terms refund then"
 
 
+def test_who_takes_a_refusal_back_is_not_believed_either(acme: Any, project: Project) -> None:
+    at, claim = timezone.now(), make_deal(acme, **BY_PARTY, retries=0).claim(project, "frame 1")
+    verifying.take_signed(**signed(claim, "fail"), at=at)
+    assert verifying.take_signed(**signed(claim, "pass"), at=at).result == "fail"
+    assert (fresh(claim).state, fresh(claim).disputes.get().opened_by) == ("disputed", "platform")
+
+
+def test_what_is_tried_again_after_a_refusal_is_not_disputed_for_it(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet
+) -> None:
+    at = timezone.now()
+    work = make_work(make_deal(acme, **BY_PARTY, retries=1), project, fleet.h200, actor, tasks=1, at=at)
+    claim = claims.open(task=work.succeeds(0), at=at)
+    verifying.take_signed(**signed(claim, "fail"), at=at)
+    verifying.take_signed(**signed(claim, "pass"), at=at)
+    assert (fresh(claim).state, claim.disputes.count()) == ("failed", 0)
+    assert "both ways" in claim.events.latest("pk").message
+
+
 def test_a_late_opposite_verdict_about_the_first_run_freezes_no_later_one(party_claim: Claim) -> None:
     at, key = timezone.now(), {"verifier": "third_party", "verifier_version": PARTY["public_key"]}
     judging.record(party_claim, result="fail", at=at, **key)
