@@ -413,6 +413,8 @@ def _check_kind(terms: Terms) -> None:
         _fail("unit", _("A task is one unit: “per” and “most” are 1."))
     if kind in CLAIMED_KINDS and terms["unit"]["price_micros"] < 1:
         _fail("unit/price_micros", _("Say what a unit costs."))
+    if kind in CLAIMED_KINDS and terms.most_micros < 1:
+        _fail("unit/price_micros", _("All units of a result together cost less than can be booked; ask for more."))
     if terms.most_micros > RESULT_MICROS_MAX:
         _fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
     _check_covered(terms)

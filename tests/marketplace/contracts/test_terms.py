@@ -35,6 +35,14 @@ def decided_by(organization: str | None) -> dict[str, Any]:
         ({"unit": {"price_micros": True}}, "unit/price_micros"),
         ({"unit": {"price_micros": 0}}, "unit/price_micros"),
         ({"unit": {"per": 7}}, "unit/per"),
+        (
+            {
+                "kind": "per_unit",
+                "measured": {"kind": "claim"},
+                "unit": {"name": "tokens", "per": 1_000_000, "price_micros": 1, "most": 499_999},
+            },
+            "unit/price_micros",
+        ),
         ({"unit": {"most": 2}}, "unit"),
         ({"unit": {"colour": "red"}}, "unit/colour"),
         ({"counts": "  "}, "counts"),
