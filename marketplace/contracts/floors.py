@@ -3,32 +3,46 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from django.db.models import Q
+
 from billing.models import Outcome
 from billing.outcomes import floors
 from billing.outcomes.periods import Period
 from billing.outcomes.words import Item
 from marketplace.contracts import offering, settling
 from marketplace.contracts import terms as written
-from marketplace.models import Acceptance, Side
+from marketplace.models import Acceptance, FloorLook, Side
 
 # What a sweep that was away for long still catches up with.
 PERIODS_BACK = 3
+# From the begin of a period into the one after it.
+LONGER = {"day": timedelta(days=1), "month": timedelta(days=31)}
 
 
 def true_up(*, at: datetime, limit: int) -> int:
     """Charge what periods that are over are short of their floors, once each; return how many were charged.
 
+    Looks at up to `limit` acceptances, each once a period: when it is looked at next is written down.
     Only whole periods count: those that began after the version was in force for its customer, and before it was
     withdrawn or a later one was.
     """
-    with_floor = Acceptance.objects.filter(side=Side.BUYER, version__terms__floor__micros__gt=0)
+    due = Q(floor_look=None) | Q(floor_look__due_at__lte=at)
+    with_floor = Acceptance.objects.filter(due, side=Side.BUYER, version__terms__floor__micros__gt=0)
     charged = 0
-    for accepted in with_floor.select_related("organization", "version__contract__seller").order_by("pk"):
-        for period in _whole(accepted, at):
-            if charged >= limit:
-                return charged
-            charged += _charge(accepted, period, at)
+    for accepted in with_floor.select_related("organization", "version__contract__seller").order_by("pk")[:limit]:
+        charged += sum(_charge(accepted, period, at) for period in _whole(accepted, at))
+        FloorLook.objects.update_or_create(acceptance=accepted, defaults={"due_at": _next_period(accepted, at)})
     return charged
+
+
+def _next_period(accepted: Acceptance, at: datetime) -> datetime:
+    """Return when the period that is now is over."""
+    terms = written.of(accepted.version.terms)
+    begun = settling.period_of(terms, at)
+    assert begun is not None, "where there is a floor there is a period"
+    after = settling.period_of(terms, begun.starts_at + LONGER[terms.period])
+    assert after is not None
+    return after.starts_at
 
 
 def _charge(accepted: Acceptance, period: Period, at: datetime) -> bool:

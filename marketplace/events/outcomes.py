@@ -6,6 +6,7 @@ from marketplace.events.reading import Source, changes, moment
 from marketplace.models import (
     OPEN_TASKS,
     Acceptance,
+    ClaimDispute,
     ClaimEvent,
     ClaimState,
     ContractVersion,
@@ -17,6 +18,8 @@ from marketplace.models import (
 from marketplace.money import decimal_string
 
 PROGRESS = "job.progress"
+# How events spell the states of disputes that are named otherwise there.
+DISPUTED = {ClaimDispute.State.OPEN.value: "opened"}
 COUNTS = ("size", "pending", "running", "verifying", "succeeded", "failed", "cancelled")
 
 
@@ -103,6 +106,28 @@ def _claims(rows: Collection[int]) -> Iterable[Event]:
             )  # fmt: skip
 
 
+def _disputes(rows: Collection[int]) -> Iterable[Event]:
+    """To both sides; only the customer's names a project. Two queries."""
+    changed = changes(rows)
+    related = ("claim__contract", "claim__project", "claim__version")
+    for dispute in ClaimDispute.objects.filter(pk__in=changed).select_related(*related):
+        claim = dispute.claim
+        data = {
+            "claim": claim.public_id, "contract": claim.contract.public_id, "opened_by": dispute.opened_by,
+            "reason": dispute.reason, "text": dispute.text, "decide_by": moment(dispute.decide_by),
+        }  # fmt: skip
+        for change in changed[dispute.pk]:
+            is_open = change.state == ClaimDispute.State.OPEN
+            decided = {"due_bps": None, "note": ""} if is_open else {"due_bps": dispute.due_bps, "note": dispute.note}
+            for organization_id in {claim.organization_id, claim.contract.seller_id}:
+                is_buyer = organization_id == claim.organization_id
+                yield Event(
+                    organization_id=organization_id, project=claim.project if is_buyer else None, at=change.at,
+                    row=change.pk, type=f"claim_dispute.{DISPUTED.get(change.state, change.state)}",
+                    subject_id=dispute.public_id, data=data | decided | {"side": "buyer" if is_buyer else "seller"},
+                )  # fmt: skip
+
+
 def _receipts(rows: Collection[int]) -> Iterable[Event]:
     """One query."""
     for row in Receipt.objects.filter(pk__in=rows).select_related("project"):
@@ -121,5 +146,10 @@ SOURCES: dict[str, Source] = {
     "contract": Source("contract.view", ("contract.offered", "contract.withdrawn"), _versions),
     "acceptance": Source("contract.view", ("contract.accepted",), _acceptances),
     "claim": Source("claim.view", tuple(f"claim.{state}" for state in ClaimState.values), _claims),
+    "claim_dispute": Source(
+        "claim.view",
+        tuple(f"claim_dispute.{DISPUTED.get(state, state)}" for state in ClaimDispute.State.values),
+        _disputes,
+    ),
     "receipt": Source("receipt.view", ("receipt.issued",), _receipts),
 }

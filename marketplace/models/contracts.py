@@ -130,6 +130,16 @@ class Acceptance(models.Model):
         return f"{self.organization} accepted {self.version}"
 
 
+class FloorLook(models.Model):
+    """When the floor of an acceptance is looked at next: what ended before was looked at, charged or not."""
+
+    acceptance = models.OneToOneField(Acceptance, models.CASCADE, related_name="floor_look")
+    due_at = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return f"{self.acceptance}: {self.due_at}"
+
+
 class ClaimState(models.TextChoices):
     """Where a claim stands; what may follow is in `CLAIM_MOVES`, and nothing once it is closed but a reversal."""
 

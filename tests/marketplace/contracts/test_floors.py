@@ -8,6 +8,7 @@ import time_machine
 
 from billing import books
 from billing.models import Outcome
+from billing.outcomes import floors as till
 from marketplace.access import Actor
 from marketplace.contracts import answering, floors, offering, sweeping
 from marketplace.models import Organization, Project, Side
@@ -55,3 +56,22 @@ def test_the_floor_of_an_amended_contract_is_charged_once_a_period(acme: Organiz
     assert floors.true_up(at=AGREED + timedelta(days=3), limit=10) == 2
     charged = Outcome.objects.filter(kind="true_up").order_by("period").values_list("period__day", "amount_micros")
     assert list(charged) == [(11, 3 * PRICE), (12, 4 * PRICE)]
+
+
+def test_a_period_is_looked_at_once_whether_it_met_its_floor_or_not(
+    acme: Organization, project: Project, actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with time_machine.travel(AGREED, tick=False):
+        deal = make_deal(acme, **BY_CUSTOMER, floor={"period": "day", "micros": PRICE})
+    within = AGREED + timedelta(days=1)
+    claim = deal.claim(project, "frame 1", at=within)
+    answering.accept(actor=actor, claim=claim, at=within)
+    sweeping.advance(at=within, limit=10)
+    looked: list[datetime] = []
+    true_up = till.true_up
+    monkeypatch.setattr(till, "true_up", lambda **how: looked.append(how["period"].starts_at) or true_up(**how))
+    after = AGREED + timedelta(days=1, hours=13)
+    for seconds in (0, 10, 20):
+        assert floors.true_up(at=after + timedelta(seconds=seconds), limit=10) == 0
+    assert looked == [AGREED.replace(day=11, hour=0)], "its customer's accounts are locked once a period"
+    assert floors.true_up(at=after + timedelta(days=1), limit=10) == 1, "the next day nothing was sold"

@@ -1,13 +1,15 @@
 """Jobs, contracts and claims in the feed: of tasks the sum, and both sides of a contract hear of it."""
 
+from typing import Any
+
 from django.utils import timezone
 
-from marketplace.access import Actor
-from marketplace.contracts import claims
-from marketplace.models import JobEvent, Organization, Project
-from tests.conftest import Fleet
+from marketplace.access import Actor, person
+from marketplace.contracts import answering, claims, disputing, sweeping
+from marketplace.models import Claim, JobEvent, Organization, Project, Side
+from tests.conftest import Fleet, make_person
 from tests.marketplace.events.conftest import published
-from tests.outcomes import make_deal, make_work
+from tests.outcomes import BY_CUSTOMER, make_deal, make_work
 
 
 def test_jobs_contracts_and_claims_are_told_to_both_sides(
@@ -36,3 +38,31 @@ def test_jobs_contracts_and_claims_are_told_to_both_sides(
     assert len(claimed) == 4
     seen = {(event.organization_id, event.data["side"], event.project_id) for event in claimed}
     assert seen == {(acme.pk, "buyer", project.pk), (deal.seller.pk, "seller", None)}
+
+
+def test_a_dispute_is_told_to_both_sides_also_where_it_is_paid_already(acme: Organization, project: Project) -> None:
+    at = timezone.now()
+    deal = make_deal(acme, **BY_CUSTOMER)
+    customer = person(acme.memberships.get(role="owner").user)
+    for subject in ("frame 1", "frame 2"):
+        claim = deal.claim(project, subject, at=at)
+        answering.accept(actor=customer, claim=claim, at=at)
+        sweeping.advance(at=at, limit=10)
+    paid, other = Claim.objects.filter(state="settled").order_by("pk")
+    how: dict[str, Any] = {"actor": customer, "side": Side.BUYER, "reason": "other", "text": "It is black", "at": at}
+    contested = disputing.open(claim=paid, **how)
+    judge = person(make_person("judge@operator.example", is_staff=True))
+    disputing.resolve(actor=judge, dispute=contested, due_bps=0, note="It is.", at=at)
+    dropped = disputing.open(claim=other, **how)
+    disputing.withdraw(actor=customer, dispute=dropped, side=Side.BUYER, at=at)
+    told = [event for event in published() if event.type.startswith("claim_dispute.")]
+    found = {(event.subject_id, event.type.partition(".")[2], event.data["side"]) for event in told}
+    assert found == {
+        (one.public_id, state, side)
+        for one, states in ((contested, ("opened", "rejected")), (dropped, ("opened", "withdrawn")))
+        for state in states
+        for side in ("buyer", "seller")
+    }
+    assert len(told) == 8
+    assert {event.data["due_bps"] for event in told if event.type == "claim_dispute.opened"} == {None}
+    assert {event.project for event in told if event.data["side"] == "seller"} == {None}
