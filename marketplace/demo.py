@@ -151,8 +151,8 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     _sell_blocks(Offer.objects.get(slug=BLOCKS_OF), at)
     _sell_by_auction(Offer.objects.get(slug=AUCTIONED), at)
     _fill_the_till(customer, supplier, sites["narvik"], at)
-    manager = person(User.objects.get(email="manager@example.com"))
-    demo_products.offer_all(actor=manager, seller=operator, at=at)
+    merchant = person(User.objects.get(email="supplier@example.com"))
+    demo_products.offer_all(actor=merchant, seller=supplier, at=at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
 
 

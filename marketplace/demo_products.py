@@ -1,11 +1,15 @@
-"""What the demo world sells by its outcome, so that a newcomer can buy finished work within a minute."""
+"""What the demo world sells by its outcome, so that a newcomer can buy finished work within a minute.
+
+A supplier sells it, and not the operator, whose hosts it runs on: so hosts of somebody who does not sell it verify the
+results, and the operator, who has a share, may decide disputes, and refunds what it leaves undecided.
+"""
 
 from datetime import datetime
 from typing import Any
 
 from marketplace.access import Actor
 from marketplace.contracts import offering
-from marketplace.contracts.terms import PLATFORM, SCHEMA
+from marketplace.contracts.terms import PLATFORM, SCHEMA, SELLER
 from marketplace.models import Contract, Organization
 
 CENT = 10_000
@@ -31,7 +35,7 @@ COMMON: dict[str, Any] = {
     "cap": None,
     "floor": None,
     "clawback_s": 7 * 86_400,
-    "shares": [{"to": PLATFORM, "bps": 10_000}],
+    "shares": [{"to": SELLER, "bps": 8000}, {"to": PLATFORM, "bps": 2000}],
     "guarantee": None,
     "revenue": None,
 }  # fmt: skip

@@ -14,6 +14,7 @@ from billing.models import PriceVersion
 from billing.outcomes import escrows
 from marketplace.access import Actor, person
 from marketplace.contracts import claims, filing, offering
+from marketplace.contracts import terms as written
 from marketplace.models import (
     Attempt,
     Claim,
@@ -67,6 +68,9 @@ LEFT = {"out/result": b"42"}
 WHOLE = manifest.digest(
     manifest.written(Entry(path, sha256(data).hexdigest(), len(data), 0o644) for path, data in LEFT.items())
 )
+SELLERS_ALONE = [{"to": "seller", "bps": 10_000}]
+# What a seller files for a result outside of jobs, by these terms.
+FILED: Mapping[str, Any] = {"exit_code": 0, "outputs": "f" * 64}
 BY_CUSTOMER = {"verifier": {"kind": "customer"}}
 
 
@@ -90,8 +94,9 @@ class Deal:
     version: ContractVersion
 
     def claim(self, project: Project, subject: str, *, at: datetime | None = None, **order: Any) -> Claim:
-        """Claim a result outside of jobs."""
+        """Claim a result outside of jobs, with the evidence that its terms name beside what a test says."""
         wanted = {"units": 1, "evidence": {"result": subject}} | order
+        wanted["evidence"] = FILED | wanted["evidence"]
         return filing.file(
             actor=self.merchant, version=self.version, project=project, subject=subject, at=at or timezone.now(),
             **wanted,
@@ -124,6 +129,7 @@ def accept(customer: Organization, version: ContractVersion, *, command: Any = (
     offering.accept(
         actor=person(owner, "req_customer"), version=version, organization=customer, sha256=version.sha256,
         at=timezone.now(), check_command=command,
+        third_parties=[party["public_key"] for party in written.of(version.terms).third_parties],
     )  # fmt: skip
 
 

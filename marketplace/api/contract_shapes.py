@@ -39,6 +39,13 @@ class AcceptContract(Shape):
         max_length=100,
         help_text="judges each result, where the terms leave that to you: exit code 0 passes it, 1 does not",
     )
+    third_parties = serializers.ListField(
+        child=serializers.RegexField(SHA256, max_length=64),
+        required=False,
+        default=list,
+        max_length=2,
+        help_text="public keys of the third parties that verify or decide by the terms, as you have them from these",
+    )
     organization = Text(max_length=32, required=False, help_text="which agrees; default: your own")
 
 

@@ -142,5 +142,6 @@ class ContractAccept(APIView):
         offering.accept(
             actor=actor, version=version, organization=own, sha256=asked["sha256"], at=timezone.now(),
             check_image=asked["check_image"], check_command=asked["check_command"],
+            third_parties=asked["third_parties"],
         )  # fmt: skip
         return _shown(version, own)

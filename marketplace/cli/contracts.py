@@ -153,6 +153,11 @@ def accept(
     check_image: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Of that command.", show_default=False)
     ] = None,
+    third_party: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Public key of who verifies or decides by the terms, as you know it.",
+                     show_default=False),
+    ] = None,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:  # fmt: skip
@@ -163,6 +168,8 @@ def accept(
             body["check_command"] = ["/bin/sh", "-c", check]
         if check_image:
             body["check_image"] = check_image
+        if third_party:
+            body["third_parties"] = third_party
         row = session.client.post(f"/contracts/{version}/accept", body)
         if as_json:
             session.terminal.document(row)

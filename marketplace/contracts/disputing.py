@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from billing import moves
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims, judging, reversing, settling, signed
+from marketplace.contracts import claims, judging, offering, reversing, settling, signed
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import said
 from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState, NotFound
@@ -75,7 +75,8 @@ def withdraw(*, actor: Actor, dispute: ClaimDispute, side: Side, at: datetime) -
 def resolve(*, actor: Actor, dispute: ClaimDispute, due_bps: int, note: str, at: datetime) -> ClaimDispute:
     """Decide for the platform what part of a claim is to be paid, in basis points of its price; once, with a note.
 
-    Whoever belongs to one of the two sides does not decide.
+    Whoever belongs to one of the two sides does not decide, and what the
+    operator itself sells it may only decide for its customer.
     """
     note = said(note)
     if not 0 <= due_bps <= written.BP:
@@ -85,6 +86,8 @@ def resolve(*, actor: Actor, dispute: ClaimDispute, due_bps: int, note: str, at:
     if written.of(claim.version.terms)["disputes"]["decided_by"] != "operator":
         raise Forbidden(_("By the terms a third party decides, not the operator."))
     _check_apart(actor, claim)
+    if due_bps and offering.is_operators(claim.contract.seller):
+        raise Forbidden(_("The operator sells this, so it may only decide for the customer: nothing is paid."))
     _decide(claim, found, due_bps, by=actor.name, note=note, at=at)
     audit.record_of(
         claim, "claim.resolve", actor=actor, after={"dispute": found.public_id, "due_bps": due_bps, "note": note}

@@ -99,11 +99,14 @@ def accept(
     at: datetime,
     check_image: str = "",
     check_command: Sequence[str] = (),
+    third_parties: Sequence[str] = (),
 ) -> Acceptance:
     """Agree to a version, named by the SHA-256 of its text. Accepting again returns the first acceptance.
 
     Where the terms leave the verifying command to the customer it is chosen
-    here, and stays: another command is another version.
+    here, and stays: another command is another version. Where they let third
+    parties verify or decide, the customer names the public key of each, so
+    that no seller brings its own key under another's name.
     """
     contract = version.contract
     if contract.seller_id == organization.pk:
@@ -124,6 +127,7 @@ def accept(
         if (found.check_image, found.check_command) != (check_image, command):
             raise Conflict(_("You agreed already, with another verifying command."))
         return found
+    _check_third_parties(terms, third_parties)
     made = _agree(
         actor, version, organization, Side.BUYER, at=at, check_image=check_image, check_command=command
     )  # fmt: skip
@@ -195,6 +199,7 @@ def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) ->
     if seller.public_id in named:
         raise BadOrder("shares", _("Write “seller” for the seller's own share."))
     _check_offers((checked.work or {}).get("offers") or ())
+    _check_operator(checked, seller)
     return checked
 
 
@@ -244,6 +249,33 @@ def _check_command(terms: Terms, image: str, command: Sequence[str]) -> list[str
     if any("\x00" in part for part in (*given, image)):
         raise BadOrder("check_command", _("It cannot contain NUL bytes."))
     return given
+
+
+def _check_third_parties(terms: Terms, given: Sequence[str]) -> None:
+    """Raise BadOrder unless the customer named the key of each third party of the terms, and no other."""
+    wanted = {party["public_key"]: party["name"] for party in terms.third_parties}
+    if set(given) - set(wanted):
+        raise BadOrder("third_parties", _("The terms name no such key."))
+    absent = [name for key, name in wanted.items() if key not in given]
+    if absent:
+        text = _("By these terms %(names)s has a say: name the public key, as you know it from there.")
+        raise BadOrder("third_parties", text % {"names": ", ".join(absent)})
+
+
+def _check_operator(terms: Terms, seller: Organization) -> None:
+    """Raise BadOrder where the operator would decide in its own cause."""
+    if terms.kind not in written.CLAIMED_KINDS or terms["disputes"]["decided_by"] != "operator":
+        return
+    if is_operators(seller):
+        raise BadOrder("disputes/decided_by", _("The operator sells this, so a third party has to decide: name it."))
+    if written.PLATFORM in terms.beneficiaries and terms["disputes"]["if_undecided"] != "refund":
+        text = _("The platform has a share, so what it leaves undecided is refunded; or let a third party decide.")
+        raise BadOrder("disputes/if_undecided", text)
+
+
+def is_operators(organization: Organization) -> bool:
+    """Return whether an organization is the operator's own: a capacity manager belongs to it."""
+    return organization.memberships.filter(user__is_staff=True).exists()
 
 
 def _move(version: ContractVersion, state: str, **facts: object) -> None:

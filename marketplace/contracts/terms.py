@@ -40,6 +40,7 @@ UNPAID_MICROS_MAX = 10**10
 RESULT_MICROS_MAX = 10**18
 KEY_SHAPE = re.compile(r"[0-9a-f]{64}")
 METERED_COST = "metered_cost"
+COUNTED_PER_S_MAX = 10**12
 COUNTER_SHAPE = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,99}")
 PATH_SHAPE = re.compile(r"(?!/)(?!.*(^|/)\.\.(/|$))[^\x00]{1,255}")
 ORGANIZATION_SHAPE = re.compile(r"org_[a-z2-7]{20}")
@@ -190,7 +191,9 @@ FIELDS: dict[str, Check] = {
         by_kind(
             {
                 "output": {"path": shaped(PATH_SHAPE, "a path within the outputs")},
-                "counter": {"name": shaped(COUNTER_SHAPE, "the name of a counter")},
+                "counter": {
+                    "name": shaped(COUNTER_SHAPE, "the name of a counter"), "most_per_s": number(1, COUNTED_PER_S_MAX),
+                },
                 "claim": {},
             }
         )
@@ -354,6 +357,12 @@ class Terms:
     def platform_bps(self) -> int:
         """What part of the price is the platform's, which pays for the hours."""
         return sum(int(share["bps"]) for share in self.value["shares"] if share["to"] == PLATFORM)
+
+    @property
+    def third_parties(self) -> list[Mapping[str, str]]:
+        """Who else has a say by a signature: the verifier that the terms name, and the arbiter."""
+        either = (self.value["verifier"].get("party"), self.value["disputes"]["arbiter"])
+        return [party for party in either if party is not None]
 
     @property
     def beneficiaries(self) -> frozenset[str]:

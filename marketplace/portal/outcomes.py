@@ -59,6 +59,7 @@ def product(visit: Visit, version_id: str) -> HttpResponse:
             offering.accept(
                 actor=visit.actor, version=version, organization=organization, sha256=visit.text("sha256"), at=visit.at,
                 check_image=visit.text("check_image"), check_command=[SHELL, "-c", typed] if typed else [],
+                third_parties=visit.text("third_parties").split(),
             )  # fmt: skip
         except BadOrder as error:
             wrong = {error.field: str(error)}
@@ -72,9 +73,10 @@ def product(visit: Visit, version_id: str) -> HttpResponse:
         "accepted": offering.acceptance_of(version, organization),
         "is_sold": version.contract.seller_id == organization.pk,
         "needs_command": terms.verifier == "command",
+        "third_parties": ", ".join(party["name"] for party in terms.third_parties),
         "may_accept": access.may(visit.actor, organization, "contract_acceptance.create"),
         "errors": wrong,
-        "typed": {name: visit.text(name) for name in ("check_command", "check_image")},
+        "typed": {name: visit.text(name) for name in ("check_command", "check_image", "third_parties")},
     }
     return visit.page("outcomes/product.html", context, status=422 if wrong else 200)
 

@@ -1,15 +1,27 @@
 """Contracts: versions that nothing changes, and agreements to exactly one text."""
 
+from typing import Any
+
 import pytest
 from django.db import DatabaseError, transaction
 from django.utils import timezone
 
-from marketplace.access import Actor
-from marketplace.contracts import claims, offering, wording
+from marketplace.access import Actor, person
+from marketplace.contracts import answering, claims, disputing, offering, sweeping, wording
 from marketplace.contracts import terms as written
-from marketplace.errors import BadOrder, Conflict, IllegalState
-from marketplace.models import Acceptance, AuditEntry, ContractVersion, Organization, Side, User
-from tests.outcomes import PRICE, accept, make_deal, make_seller, terms
+from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState
+from marketplace.models import (
+    Acceptance,
+    AuditEntry,
+    ContractVersion,
+    Membership,
+    Organization,
+    Project,
+    Side,
+    User,
+)
+from tests.conftest import make_person
+from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, make_seller, terms
 
 pytestmark = pytest.mark.django_db
 
@@ -148,3 +160,70 @@ def test_every_term_has_a_sentence(acme: Organization) -> None:
     assert said["Cap"] == "At most $5.00 a day (UTC); what is beyond it is free."
     assert said["Who gets it"] == "the seller 80 %, the platform 20 %"
     assert "Guarantee" not in said
+
+
+KEY = "ab" * 32
+BY_PARTY = {
+    "kind": "third_party", "party": {"name": "Independent Lab", "organization": None, "public_key": KEY},
+    "answer_within_s": 60, "on_silence": "fail",
+}  # fmt: skip
+
+
+def test_a_third_party_has_a_say_only_where_the_customer_names_its_key(acme: Organization, actor: Actor) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(verifier=BY_PARTY), at=at)
+    offering.offer(actor=merchant, version=version, at=at)
+    agree: dict[str, Any] = {
+        "actor": actor,
+        "version": version,
+        "organization": acme,
+        "sha256": version.sha256,
+        "at": at,
+    }
+    for named in ([], ["cd" * 32], [KEY, "cd" * 32]):
+        with pytest.raises(BadOrder) as refused:
+            offering.accept(**agree, third_parties=named)
+        assert refused.value.field == "third_parties"
+    assert offering.acceptance_of(version, acme) is None
+    offering.accept(**agree, third_parties=[KEY])
+    assert offering.acceptance_of(version, acme) is not None
+
+
+def test_the_operator_does_not_decide_about_what_it_sells_and_refunds_what_it_has_a_share_of(
+    acme: Organization, carol: User
+) -> None:
+    seller, merchant = make_seller("Operator")
+    arbiter = {"name": "Court", "organization": None, "public_key": KEY}
+
+    def drafted(**differs: Any) -> ContractVersion:
+        return offering.draft(
+            actor=merchant, seller=seller, title="Frames", terms=terms(**differs), at=timezone.now()
+        )  # fmt: skip
+
+    with pytest.raises(BadOrder) as refused:
+        drafted(disputes={"if_undecided": "pay"})
+    assert refused.value.field == "disputes/if_undecided"
+    drafted(disputes={"if_undecided": "pay"}, shares=[{"to": "seller", "bps": 10_000}])
+    drafted()
+    Membership.objects.create(organization=seller, user=carol, role="admin")
+    with pytest.raises(BadOrder) as refused:
+        drafted(shares=[{"to": "seller", "bps": 10_000}])
+    assert refused.value.field == "disputes/decided_by"
+    drafted(disputes={"decided_by": "third_party", "arbiter": arbiter})
+
+
+def test_of_what_the_operator_already_sold_it_decides_for_the_customer_alone(
+    acme: Organization, project: Project, actor: Actor, carol: User
+) -> None:
+    deal, at = make_deal(acme, **BY_CUSTOMER), timezone.now()
+    Membership.objects.create(organization=deal.seller, user=carol, role="admin")
+    claim = deal.claim(project, "frame 1", at=at)
+    answering.accept(actor=actor, claim=claim, at=at)
+    sweeping.advance(at=at, limit=10)
+    dispute = disputing.open(actor=actor, claim=claim, side=Side.BUYER, reason="other", text="no", at=at)
+    judge = person(make_person("judge@operator.example", is_staff=True))
+    for due_bps in (10_000, 1):
+        with pytest.raises(Forbidden, match="decide for the customer"):
+            disputing.resolve(actor=judge, dispute=dispute, due_bps=due_bps, note="It is good.", at=at)
+    disputing.resolve(actor=judge, dispute=dispute, due_bps=0, note="It is not.", at=at)

@@ -49,6 +49,11 @@ def decided_by(organization: str | None) -> dict[str, Any]:
         ({"currency": "usd"}, "currency"),
         ({"kind": "per_hour"}, "kind"),
         ({"kind": "per_unit"}, "measured"),
+        ({"kind": "per_unit", "measured": {"kind": "counter", "name": "tokens_total"}}, "measured/most_per_s"),
+        (
+            {"kind": "per_unit", "measured": {"kind": "counter", "name": "tokens_total", "most_per_s": 0}},
+            "measured/most_per_s",
+        ),
         ({"kind": "guarantee"}, "guarantee"),
         ({"kind": "revenue_share"}, "revenue"),
         ({"verifier": {"kind": "oracle"}}, "verifier/kind"),
