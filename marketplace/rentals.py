@@ -47,7 +47,8 @@ class Order:
     images. `lease` says what the node does when it hears nothing from us,
     `on_failure` what we do when the node fails, `attach` whether it runs inside
     a reservation, and `reservation` in which one it has to. `work` is for what
-    runs to an end; doors of instances take its counters alone.
+    runs to an end; doors of instances take its counters alone. What we run
+    ourselves to verify somebody's results takes none of their quota.
     """
 
     offer: Offer
@@ -65,6 +66,7 @@ class Order:
     uses: Sequence[volumes.Use] = ()
     wish: Mapping[str, Any] | None = None
     work: Work = NOTHING
+    takes_quota: bool = True
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -222,7 +224,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, **turn: An
     if inside is None:
         _hold(
             project=project, offer=order.offer, resource_id=instance_id, run=1, price=price, gpus=gpus,
-            token=actor.token, is_paid=bool(order.work.paid_by), at=at,
+            token=actor.token, is_paid=bool(order.work.paid_by), takes_quota=order.takes_quota, at=at,
         )  # fmt: skip
     instance = make(
         order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
@@ -429,18 +431,20 @@ def _hold(
     token: ApiToken | None,
     is_paid: bool,
     at: datetime,
+    takes_quota: bool = True,
 ) -> None:
     """Take quota and hold the first hour's price for one run, the least that it commits to; nothing if it is paid."""
     hour_micros = 0 if is_paid else hourly_micros(price=price, gpus=gpus)
     spend.check(project=project, token=token, worst_case_micros=hour_micros, hourly_micros=hour_micros, at=at)
-    quotas.take(
-        holder=resource_id,
-        project_id=project.pk,
-        gpu_model=offer.gpu_model,
-        gpus=gpus,
-        micros_per_hour=hour_micros,
-        token_id=token.pk if token else None,
-    )
+    if takes_quota:
+        quotas.take(
+            holder=resource_id,
+            project_id=project.pk,
+            gpu_model=offer.gpu_model,
+            gpus=gpus,
+            micros_per_hour=hour_micros,
+            token_id=token.pk if token else None,
+        )
     if is_paid:
         return
     holds.place(

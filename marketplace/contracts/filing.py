@@ -13,9 +13,10 @@ from billing.outcomes import escrows
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import claims, offering
+from marketplace.contracts import evidence as named
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder, Conflict, IllegalState
-from marketplace.models import Claim, ContractVersion, Job, Project
+from marketplace.models import Claim, ContractVersion, Job, Organization, Project
 
 SUBJECT_LENGTH_MAX = 200
 EVIDENCE_BYTES_MAX = 16 * 1024
@@ -42,17 +43,12 @@ def file(
     not for their seller to know.
     """
     terms, customer = written.of(version.terms), project.organization
-    if offering.acceptance_of(version, customer) is None:
-        raise BadOrder("version", _("This customer has not accepted this version."))
-    if version.state != ContractVersion.State.OFFERED:
-        raise IllegalState(_("Nothing new is claimed under a version that is withdrawn."))
-    if terms.kind not in written.CLAIMED_KINDS or terms.verifier not in ("customer", "third_party"):
-        raise BadOrder("version", _("Its results come from jobs, and are claimed by them alone."))
-    if terms.is_counted:
-        raise BadOrder("version", _("Its units are counted from jobs, and not claimed."))
+    _check_sold(version, customer)
     subject = _named(subject)
     if not 1 <= units <= terms["unit"]["most"]:
         raise BadOrder("units", _("Claim 1 to %(most)s units at once.") % {"most": f"{terms['unit']['most']:,}"})
+    if lacking := named.not_filed(evidence, terms):
+        raise BadOrder("evidence", _("Its terms name evidence that is not here: %(lacking)s.") % {"lacking": lacking})
     proof = _proof(evidence)
     if len(proof.encode()) > EVIDENCE_BYTES_MAX:
         raise BadOrder("evidence", _("Evidence is digests and figures: at most %(most)s bytes.") % {
@@ -84,6 +80,19 @@ def file(
         after={"subject": subject, "units": units, "amount_micros": amount},
     )  # fmt: skip
     return made
+
+
+def _check_sold(version: ContractVersion, customer: Organization) -> None:
+    """Raise BadOrder or IllegalState where nothing is filed under a version for this customer."""
+    terms = written.of(version.terms)
+    if offering.acceptance_of(version, customer) is None:
+        raise BadOrder("version", _("This customer has not accepted this version."))
+    if version.state != ContractVersion.State.OFFERED:
+        raise IllegalState(_("Nothing new is claimed under a version that is withdrawn."))
+    if terms.kind not in written.CLAIMED_KINDS or terms.verifier not in ("customer", "third_party"):
+        raise BadOrder("version", _("Its results come from jobs, and are claimed by them alone."))
+    if terms.is_counted:
+        raise BadOrder("version", _("Its units are counted from jobs, and not claimed."))
 
 
 def _named(subject: str) -> str:

@@ -1,9 +1,11 @@
 """Verifiers that run on a node: an instance on another host, with the outputs as its inputs and no network.
 
-Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is
-being killed for memory or disk. Its hours are paid by the job's contract.
+Its host belongs to nobody who earns by the contract; where no such host has GPUs it waits, and the claim says so.
+Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or disk. Its
+hours are paid by the job's contract, and its GPUs are none of the customer's quota.
 """
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -15,7 +17,7 @@ from marketplace import offers, rentals
 from marketplace.access import Actor
 from marketplace.contracts import terms as written
 from marketplace.errors import MarketError
-from marketplace.models import Acceptance, Attempt, Claim, Offer, VerifierRun
+from marketplace.models import Acceptance, Attempt, Claim, ContractVersion, Offer, VerifierRun
 from marketplace.rentals import Order
 from provisioning import instances
 from provisioning.errors import ProvisioningError
@@ -25,7 +27,11 @@ from provisioning.work import Work
 log = structlog.get_logger("marketplace.contracts")
 
 Result = VerifierRun.Result
-NO_ROOM_WAIT = timedelta(seconds=30)
+# GPUs that become free are taken at once by others, so it looks often.
+NO_ROOM_WAIT = timedelta(seconds=5)
+# Of one organization at a time: they take none of its quota.
+AT_ONCE_MAX = 32
+OFFERS_TRIED_MAX = 10
 # For a node to fetch inputs and begin; what takes longer is tried elsewhere.
 START_MAX = timedelta(hours=1)
 PASSED, FAILED = 0, 1
@@ -33,10 +39,13 @@ VERIFIER_ENV = "GPUMARKET_CLAIM"
 
 
 def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
-    """Return how the customer's command is run: it finds the outputs in its work folder, and reaches nothing else."""
+    """Return how the customer's command is run: it finds the outputs in its work folder, and reaches nothing else.
+
+    Its offer is the one where the task ran; `start` says where it runs itself.
+    """
     attempt = attempt_of(claim)
     return Order(
-        offer=_offer_for(claim, attempt),
+        offer=attempt.instance.offer,
         command=acceptance.check_command,
         image=acceptance.check_image,
         gpus=gpus,
@@ -47,11 +56,15 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
         ),
+        takes_quota=False,
     )
 
 
 def order_of_rerun(claim: Claim) -> Order:
-    """Return how the task itself is run a second time: the same in all, on another host."""
+    """Return how the task itself is run a second time: the same in all, on another host. Jobs under it use no volumes.
+
+    Its offer is the one where the task ran; `start` says where it runs itself.
+    """
     attempt = attempt_of(claim)
     first = attempt.instance
     return Order(
@@ -68,6 +81,7 @@ def order_of_rerun(claim: Claim) -> Order:
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
         ),
+        takes_quota=False,
     )
 
 
@@ -84,8 +98,39 @@ def hosts_of(attempt: Attempt) -> tuple[str, ...]:
     return tuple(sorted(set(rows)))
 
 
+def hosts(version: ContractVersion, own: Offer) -> list[Offer]:
+    """Return where results of tasks on this offer can be verified: never with whoever sells, or has a share.
+
+    A second run needs the same GPU model. The offer itself comes first, where its supplier earns nothing by it.
+    """
+    terms = written.of(version.terms)
+    earning = {version.contract.seller.public_id, *terms.beneficiaries}
+    found = offers.listed(gpu_model=own.gpu_model if terms.verifier == "rerun" else "")
+    apart = [one for one in found if one.supplier.public_id not in earning and one.runtime == own.runtime]
+    return sorted(apart, key=lambda one: (one.pk != own.pk, one.gpu_model != own.gpu_model, one.pk))
+
+
 def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
-    """Start one try; return whether it could: where no GPUs are free it is tried again later."""
+    """Start one try at the first host that takes it; return whether one did: else it is tried again later."""
+    if VerifierRun.objects.filter(result=Result.RUNNING, claim__organization=claim.organization).count() >= AT_ONCE_MAX:
+        _say(claim, _("It waits: many verifiers run for this customer."), at=at)
+        return False
+    apart = hosts(claim.version, order.offer)
+    if not apart:
+        _say(
+            claim, _("It waits: every host that could verify it belongs to somebody who earns by its contract."), at=at
+        )
+        return False
+    sold = offers.listings(apart, currency=claim.organization.currency, at=at)
+    with_room = [one.offer for one in sold if one.largest_replica >= order.gpus]
+    for offer in with_room[:OFFERS_TRIED_MAX]:
+        if _starts(claim, replace(order, offer=offer), number=number, at=at):
+            return True
+    _say(claim, _("It waits: no host that may verify it has GPUs free."), at=at)
+    return False
+
+
+def _starts(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
     assert claim.task is not None
     job = claim.task.job
     actor = Actor(user=job.user, request_id=claim.public_id)
@@ -93,11 +138,18 @@ def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
         with transaction.atomic():
             instance = rentals.rent(actor=actor, project=claim.project, order=order, at=at)
     except (ProvisioningError, BillingError, MarketError) as refusal:
-        log.warning("no verifier", claim=claim.public_id, why=str(refusal))
+        log.warning("no verifier", claim=claim.public_id, offer=order.offer.slug, why=str(refusal))
         return False
     VerifierRun.objects.create(claim=claim, run=claim.run, number=number, instance=instance, started_at=at)
     claim.note(_("Verifier started on another host, try %(number)s.") % {"number": number}, at=at)
     return True
+
+
+def _say(claim: Claim, message: str, *, at: datetime) -> None:
+    """Note why it waits, once and not at every look."""
+    latest = claim.events.order_by("pk").last()
+    if latest is None or latest.message != message:
+        claim.note(message, at=at)
 
 
 def observe(tried: VerifierRun, claim: Claim, *, limit: timedelta, at: datetime) -> None:
@@ -156,13 +208,3 @@ def _result_of(tried: VerifierRun, *, limit: timedelta, at: datetime) -> str:
     if instance.ready_at is None:
         return Result.LOST if at >= tried.started_at + START_MAX else Result.RUNNING
     return Result.TIMED_OUT if at >= instance.ready_at + limit else Result.RUNNING
-
-
-def _offer_for(claim: Claim, attempt: Attempt) -> Offer:
-    """Return where the check runs: with a supplier that earns nothing by the contract, else where the task ran."""
-    own = attempt.instance.offer
-    earning = {claim.contract.seller.public_id, *written.of(claim.version.terms).beneficiaries}
-    for offer in offers.listed(gpu_model="", country=""):
-        if offer.supplier.public_id not in earning and offer.runtime == own.runtime:
-            return offer
-    return own

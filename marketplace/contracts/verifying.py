@@ -13,10 +13,10 @@ from hashlib import sha256
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from marketplace.contracts import claims, judging, measuring, runs, signed
+from marketplace.contracts import claims, evidence, judging, measuring, runs, signed
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
-from marketplace.errors import NotFound
+from marketplace.errors import IllegalState, NotFound
 from marketplace.models import Claim, ClaimState, Verdict, VerifierRun
 from marketplace.rentals import Order
 from provisioning import artifacts
@@ -26,6 +26,7 @@ Kind = Verdict.Verifier
 Result = Verdict.Result
 
 LOOK_AGAIN = timedelta(seconds=2)
+EVIDENCE_LOOK = timedelta(seconds=2)
 # For GPUs to become free, beside the time that the verifier itself may take; then the rule of silence holds.
 WAIT_MAX = timedelta(hours=6)
 OUTPUTS_VERSION, RERUN_VERSION = "outputs/1", "rerun/1"
@@ -38,7 +39,9 @@ def look(*, claim: Claim, at: datetime) -> Claim:
     if claim.state != State.CLAIMED:
         return claim
     terms = written.of(claim.version.terms)
-    if holds(claim, at=at):
+    if _lacks_yet(claim, terms, at=at):
+        _look_at(claim, at + EVIDENCE_LOOK)
+    elif holds(claim, at=at):
         STEPS[terms.verifier](claim, terms, at)
     return claim
 
@@ -47,12 +50,18 @@ def holds(claim: Claim, *, at: datetime) -> bool:
     """Return whether a claim may pass at all: what a task left is there, and its units are counted.
 
     One that may not has failed with this, and units that nobody counted cost
-    nothing, whatever becomes of it. Call it with the claim locked, before any verdict.
+    nothing, whatever becomes of it. Call it with the claim locked, before any
+    verdict. Raises IllegalState where evidence that the terms name may still come.
     """
     if claim.task is None:
         return True
     terms = written.of(claim.version.terms)
-    problem = _problem_of_outputs(claim) or measuring.measure(claim, terms)
+    if lacking := _lacks_yet(claim, terms, at=at):
+        text = _(
+            "Its evidence is not complete yet (%(lacking)s); try again in a minute. Nothing is charged before that."
+        )
+        raise IllegalState(text % {"lacking": lacking})
+    problem = _problem_of_outputs(claim) or _problem_of_evidence(claim, terms) or measuring.measure(claim, terms)
     if not problem:
         return True
     measuring.void(claim, terms)
@@ -188,6 +197,19 @@ def _run(claim: Claim, terms: Terms, order: Order, *, kind: str, version: str, a
 def _look_at(claim: Claim, due_at: datetime) -> None:
     Claim.objects.filter(pk=claim.pk).update(due_at=due_at)
     claim.due_at = due_at
+
+
+def _lacks_yet(claim: Claim, terms: Terms, *, at: datetime) -> str:
+    """Return what a result lacks that may still come, of one that has no other fault."""
+    if claim.task is None or at >= claim.state_since + evidence.WAIT:
+        return ""
+    lacking = evidence.missing(claim, terms)
+    return "" if not lacking or _problem_of_outputs(claim) else lacking
+
+
+def _problem_of_evidence(claim: Claim, terms: Terms) -> str:
+    lacking = evidence.missing(claim, terms)
+    return f"{_('evidence that its terms name is missing')}: {lacking}" if lacking else ""
 
 
 def _problem_of_outputs(claim: Claim) -> str:

@@ -16,7 +16,7 @@ from billing.outcomes import escrows
 from billing.prepared import ask
 from marketplace import audit, rentals
 from marketplace.access import Actor
-from marketplace.contracts import bounds, claims
+from marketplace.contracts import bounds, claims, evidence, runs
 from marketplace.contracts.claims import Bound
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.jobs import nudges, orders
@@ -146,6 +146,7 @@ def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | Non
     asked = bounds.Asked(offer, gpus, seconds=spec.time_limit_s, attempt_micros=each)
     bounds.check(bound.version, asked, organization=project.organization)
     _check_most(spec, bound)
+    _check_verifiable(spec, bound, offer)
     return bound
 
 
@@ -157,6 +158,23 @@ def _check_most(spec: Spec, bound: Bound) -> None:
     text = gettext("Its results may cost %(most)s under this contract, and it may cost %(cost)s: submit fewer tasks.")
     most, cost = (shown(micros, currency, exact=True) for micros in (bound.most_micros, spec.max_cost_micros))
     raise BadOrder("max_cost", text % {"most": most, "cost": cost})
+
+
+def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
+    """Raise BadOrder where nobody could ever verify its results as its contract says."""
+    if bound.terms.verifier == "rerun" and spec.volumes:
+        text = gettext(
+            "Results under this contract are run a second time on another host, which has no volumes of yours."
+        )
+        raise BadOrder("volumes", text)
+    if bound.terms.verifier in ("command", "rerun") and not runs.hosts(bound.version, offer):
+        text = gettext(
+            "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
+        )
+        raise BadOrder("contract", text % {"offer": offer.name})
+    why = evidence.why_never(bound.terms, offer, has_counters=spec.counters is not None)
+    if why:
+        raise BadOrder("contract", why)
 
 
 def _check_counted(spec: Spec, bound: Bound) -> None:

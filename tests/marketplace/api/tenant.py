@@ -74,7 +74,7 @@ from tests.blocks import Buyer, sell_blocks
 from tests.conftest import Fleet, Run, make_member, make_organization, make_person, make_token, order, sell_storage
 from tests.marketplace.api.program import Program
 from tests.marketplace.receipts.conftest import append
-from tests.outcomes import BY_CUSTOMER, terms
+from tests.outcomes import BY_CUSTOMER, FILED, terms
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 
@@ -186,8 +186,8 @@ def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifi
     offering.accept(actor=actor, version=agreed, organization=organization, sha256=agreed.sha256, at=at)
     claimed = {
         word: filing.file(
-            actor=merchant, version=agreed, project=project, subject=f"{organization} {word}", units=1, evidence={},
-            at=at,
+            actor=merchant, version=agreed, project=project, subject=f"{organization} {word}", units=1,
+            evidence=dict(FILED), at=at,
         )
         for word in ("claim", "judged", "verified", "disputed")
     }  # fmt: skip

@@ -6,14 +6,15 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
+from billing.models import Escrow
 from marketplace import rentals, spot_terms
 from marketplace.access import Actor
 from marketplace.errors import Conflict, ProjectSuspended
 from marketplace.jobs import spec, submitting
 from marketplace.jobs.spec import BadSpec
-from marketplace.models import AuditEntry, Job, JobDependency, Project, Task
+from marketplace.models import AuditEntry, Job, JobDependency, Offer, Project, Task
 from provisioning.models import Instance
-from tests.conftest import Fleet
+from tests.conftest import Fleet, Storage
 from tests.marketplace.jobs.conftest import Works
 from tests.outcomes import make_deal
 
@@ -75,7 +76,7 @@ def test_work_that_is_paid_by_its_result_needs_a_time_limit_and_keeps_to_the_ret
 
 def test_a_job_names_the_counter_by_which_its_contract_pays(works: Works) -> None:
     unit = {"name": "token", "per": 1000, "price_micros": 10, "most": 1_000_000}
-    measured = {"kind": "counter", "name": "tokens_total"}
+    measured = {"kind": "counter", "name": "tokens_total", "most_per_s": 1000}
     deal = make_deal(works.project.organization, kind="per_unit", unit=unit, measured=measured)
     text = f"{BASE}time_limit: 1h\ncontract: {deal.version.public_id}\n"
     other = f"{text}counters: {{port: 8000, names: [requests_total]}}\n"
@@ -88,6 +89,21 @@ def test_a_job_names_the_counter_by_which_its_contract_pays(works: Works) -> Non
     works.look()
     read = Instance.objects.get().counters
     assert read == {"port": 8000, "path": "/metrics", "names": ["tokens_total"], "most_per_s": 0}
+
+
+def test_what_nobody_could_verify_is_refused_before_anything_is_set_aside(works: Works, storage: Storage) -> None:
+    again = {"kind": "rerun", "rate_bps": 1000, "timeout_s": 60, "runs": 1, "on_silence": "fail"}
+    deal = make_deal(works.project.organization, verifier=again)
+    text = f"{BASE}time_limit: 1h\ncontract: {deal.version.public_id}\n"
+    storage.make("data")
+    assert "no volumes of yours" in refused(works, f"{text}volumes:\n- {{volume: data, path: /data}}\n")
+    Offer.objects.update(supplier=deal.seller)
+    assert "belong to somebody who earns by this contract" in refused(works, text)
+    counted = make_deal(works.project.organization, evidence=["counter"])
+    assert "wants readings of counters" in refused(
+        works, f"{BASE}time_limit: 1h\ncontract: {counted.version.public_id}\n"
+    )
+    assert not Escrow.objects.exists()
 
 
 def test_a_circle_of_needs_is_named(works: Works) -> None:

@@ -1,0 +1,103 @@
+"""Where results are verified: with nobody who earns by them, where there is room, and beside the customer's quota."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from marketplace.access import Actor
+from marketplace.contracts import runs, verifying
+from marketplace.models import Claim, Offer, Organization
+from provisioning import quotas
+from provisioning.models import Fabric, Instance, Node, Site
+from tests.conftest import Fleet, announce, join, make_offer
+from tests.marketplace.contracts.test_verifying import RUNS, ends, fresh, on_a_node, starts
+from tests.outcomes import WHOLE, Deal, make_seller
+
+__all__ = ["on_a_node"]
+pytestmark = pytest.mark.django_db
+BY_RERUN: dict[str, Any] = {"kind": "rerun", "rate_bps": 10_000, **RUNS}
+BY_COMMAND: dict[str, Any] = {"kind": "command", "gpus": 1, **RUNS}
+
+
+def owned_by(organization: Organization, offer: Offer) -> None:
+    Offer.objects.filter(pk=offer.pk).update(supplier=organization)
+
+
+def another(fleet: Fleet, site: Site, name: str, *, gpu_model: str = "H200", price_micros: int = 1) -> Offer:
+    """Let another supplier sell GPUs in the same site, on a node of its own."""
+    supplier, _ = make_seller(name)
+    offer = make_offer(supplier, site, slug=name.lower(), gpu_model=gpu_model, price_micros=price_micros)
+    fleet.nodes[name] = join(announce(offer, Fabric.objects.get(site=site), name=name))
+    return offer
+
+
+@pytest.mark.parametrize("verifier", [BY_RERUN, BY_COMMAND], ids=["rerun", "command"])
+def test_whoever_earns_by_a_result_never_verifies_it_on_another_node_of_its_own(
+    on_a_node: Any, fleet: Fleet, site: Site, verifier: dict[str, Any]
+) -> None:
+    deal: Deal
+    deal, _, claim = on_a_node(verifier)
+    owned_by(deal.seller, fleet.h200)
+    owned_by(deal.seller, fleet.l40s)
+    for _ in range(3):
+        verifying.look(claim=claim, at=timezone.now())
+    assert (fresh(claim).state, claim.verifier_runs.count()) == ("claimed", 0)
+    said = list(claim.events.filter(message__startswith="It waits").values_list("message", flat=True))
+    assert said == ["It waits: every host that could verify it belongs to somebody who earns by its contract."]
+    offer = another(fleet, site, "Apart")
+    instance = starts(claim, fleet)
+    assert (instance.offer, instance.phase) == (offer, "running")
+    ends(instance, exit_code=0, outputs_sha256=WHOLE)
+    verifying.look(claim=claim, at=timezone.now())
+    assert fresh(claim).state == "verified"
+
+
+def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_silence_holds(
+    on_a_node: Any, fleet: Fleet, site: Site
+) -> None:
+    deal, _, claim = on_a_node(BY_RERUN)
+    owned_by(deal.seller, fleet.h200)
+    another(fleet, site, "Other", gpu_model="GB300")
+    assert runs.hosts(claim.version, Offer.objects.get(pk=fleet.h200.pk)) == []
+    verifying.look(claim=claim, at=timezone.now() + verifying.WAIT_MAX + timedelta(minutes=3))
+    assert (fresh(claim).state, claim.verdicts.get().verifier) == ("failed", "silence")
+
+
+def test_where_the_first_host_is_full_or_not_sold_in_this_currency_the_next_one_is_asked(
+    on_a_node: Any, fleet: Fleet, site: Site, acme: Organization
+) -> None:
+    _, _, claim = on_a_node(BY_COMMAND)
+    Node.objects.filter(offer__in=[fleet.h200, fleet.l40s]).update(state="cordoned")
+    unsold = another(fleet, site, "Unsold")
+    unsold.__class__.objects.filter(pk=unsold.pk).update(is_listed=True, min_gpus=8)
+    last = another(fleet, site, "Last")
+    assert starts(claim, fleet).offer == last
+
+
+def test_a_verifier_takes_none_of_its_customers_quota(on_a_node: Any, fleet: Fleet, actor: Actor) -> None:
+    _, _, claim = on_a_node(BY_COMMAND)
+    quotas.open_for(project_id=claim.project_id)
+    quotas.set_limit(project_id=claim.project_id, limit=0)
+    instance = starts(claim, fleet)
+    assert (instance.phase, quotas.miscounted()) == ("running", [])
+    ends(instance, exit_code=0)
+    verifying.look(claim=claim, at=timezone.now())
+    assert fresh(claim).state == "verified"
+    assert quotas.miscounted() == []
+
+
+def test_so_many_verifiers_of_one_customer_run_at_once_and_no_more(
+    on_a_node: Any, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "AT_ONCE_MAX", 1)
+    first: Claim
+    (_, _, first), (_, _, second) = on_a_node(BY_COMMAND), on_a_node(BY_COMMAND)
+    instance = starts(first, fleet)
+    verifying.look(claim=second, at=timezone.now())
+    assert second.verifier_runs.count() == 0
+    ends(instance, exit_code=0)
+    verifying.look(claim=first, at=timezone.now())
+    assert starts(second, fleet).phase == "running"
+    assert Instance.objects.filter(env__GPUMARKET_CLAIM=second.public_id).count() == 1
