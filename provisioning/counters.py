@@ -5,8 +5,10 @@ twice or late changes nothing; one below the last means that the program began
 anew; one that grew faster than its order says it can counts nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 import structlog
@@ -48,6 +50,45 @@ def increase(instance: Instance, name: str, *, since: datetime, until: datetime)
     with connection.cursor() as cursor:
         cursor.execute(INCREASE, asked)
         return int(cursor.fetchone()[0])
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one replica's counter showed in a run: its first and last reading, how many there were, and what counts."""
+
+    assignment: str
+    first: int
+    first_at: datetime
+    last: int
+    last_at: datetime
+    readings: int
+    units: int
+
+
+def counted(instance: Instance, name: str, *, since: datetime, most_per_s: int) -> list[Counted]:
+    """Return what a counter of an instance counted from its begin at `since` on, in each of its runs; no end is asked.
+
+    A program that begins counts from 0, so the first reading counts too. What
+    grew faster than `most_per_s` counts nothing; 0 sets no bound.
+    """
+    rows = CounterSample.objects.filter(instance=instance, name=name).select_related("assignment")
+    ordered = rows.order_by("assignment", "at")
+    groups = groupby(ordered, key=lambda row: row.assignment.public_id)
+    return [_counted(assignment, list(found), since, most_per_s) for assignment, found in groups]
+
+
+def _counted(assignment: str, found: list[CounterSample], since: datetime, most_per_s: int) -> Counted:
+    first, last = found[0], found[-1]
+    steps: Iterable[tuple[int, timedelta]] = [
+        (first.value, first.at - since), *((row.increase, row.at - row.since) for row in found[1:])
+    ]  # fmt: skip
+    units = sum(grown for grown, took in steps if not is_jump(grown, took, most_per_s))
+    return Counted(assignment, first.value, first.at, last.value, last.at, len(found), units)
+
+
+def is_jump(grown: int, took: timedelta, most_per_s: int) -> bool:
+    """Return whether a counter grew faster than it may; a second more is let pass, for readings that came unevenly."""
+    return bool(most_per_s) and grown * 1000 > most_per_s * (max(took, timedelta(0)) // MILLISECOND + 1000)
 
 
 def seen_until(instance: Instance, name: str) -> datetime | None:
@@ -102,8 +143,7 @@ def _grown(instance: Instance, last: CounterSample | None, value: int, at: datet
     is_reset = value < last.value
     grown = value if is_reset else value - last.value
     most_per_s = int((instance.counters or {}).get("most_per_s", 0))
-    milliseconds = (at - last.at) // MILLISECOND
-    if most_per_s and grown * 1000 > most_per_s * (milliseconds + 1000):
+    if is_jump(grown, at - last.at, most_per_s):
         return 0, CounterSample.Note.JUMP
     return grown, CounterSample.Note.RESET if is_reset else CounterSample.Note.NONE
 

@@ -14,7 +14,7 @@ from django.db import transaction
 
 from provisioning.agent.signing import STATEMENT, digest, is_signed_by, key_id
 from provisioning.errors import ProvisioningError
-from provisioning.models import Assignment, Node, NodeKey, NodeStatement
+from provisioning.models import Assignment, CounterSample, Node, NodeKey, NodeStatement
 
 log = structlog.get_logger("provisioning.statements")
 
@@ -25,6 +25,8 @@ TEXTS_OR_NONE = ("image_digest", "inputs", "outputs", "running_at", "ended_at")
 FIELDS = {
     "kind", "node", "assignment", "fence", "instance", "replica", "gpus", "exit_code", *TEXTS, *TEXTS_OR_NONE,
 }  # fmt: skip
+# What agents of before this member existed do not state.
+MAYBE = {"counters"}
 
 
 class AlreadyRevoked(ProvisioningError):
@@ -102,7 +104,7 @@ def _judged(node: Node, row: Assignment, document: Mapping[str, Any]) -> tuple[N
 
 
 def _contradiction(node: Node, row: Assignment, body: Mapping[str, Any]) -> str:
-    if set(body) != FIELDS or body["kind"] != STATEMENT:
+    if set(body) - MAYBE != FIELDS or body["kind"] != STATEMENT:
         return "it is not of the form of a statement"
     known = {
         "node": node.public_id,
@@ -119,9 +121,19 @@ def _contradiction(node: Node, row: Assignment, body: Mapping[str, Any]) -> str:
     if row.instance.outputs_sha256 and row.replica == 0 and body["outputs"] is not None:
         known["outputs"] = row.instance.outputs_sha256  # As the store itself worked it out.
     different = [name for name, value in known.items() if body[name] != value]
+    if body.get("counters") is not None and not _were_told(row, body["counters"]):
+        different.append("counters")
     if different:
         return f"it differs from what is known of: {', '.join(different)}"
     return "" if _has_its_kinds(body) else "a member is of the wrong kind"
+
+
+def _were_told(row: Assignment, said: Any) -> bool:
+    """Return whether each first and last reading is one that the node told when it read it."""
+    if not isinstance(said, dict) or not all(isinstance(pair, list) and len(pair) == 2 for pair in said.values()):
+        return False
+    told = set(CounterSample.objects.filter(assignment=row).values_list("name", "value"))
+    return all(type(value) is int and (name, value) in told for name, pair in said.items() for value in pair)
 
 
 def _has_its_kinds(body: Mapping[str, Any]) -> bool:

@@ -286,7 +286,8 @@ def _check_price(found: Verified) -> None:
         found.note("terms", REFUSED, f"The terms of {contract['version']} do not have the digest that was accepted.")
         return
     found.note("terms", GOOD, f"The terms in it are those of {contract['version']}, by their SHA-256.")
-    if why := _wrong_price(price, contract["terms"]["unit"], found.body["event"]):
+    unit = contract["terms"]["unit"]
+    if why := _wrong_evidence(found.body["claim"], price, unit) or _wrong_price(price, unit, found.body["event"]):
         found.note("price", REFUSED, why)
         return
     amount, asked = _money(price["amount_micros"], price), _money(price["asked_micros"], price)
@@ -299,6 +300,20 @@ def _check_price(found: Verified) -> None:
     if price["reversed_micros"] != "0":
         says += f" Given back: {_money(price['reversed_micros'], price)}."
     found.note("price", GOOD, f"{says} In the end {amount}.")
+
+
+def _wrong_evidence(claim: Mapping[str, Any], price: Mapping[str, Any], unit: Mapping[str, Any]) -> str:
+    """Return what is wrong with the evidence in a receipt, or nothing; of results outside of jobs it has the digest."""
+    evidence = claim.get("evidence")
+    if evidence is None:
+        return ""
+    if digest_of(evidence) != claim["evidence_sha256"]:
+        return "The evidence in it does not have the digest that was claimed and judged."
+    if "units" in evidence and (
+        not isinstance(evidence["units"], int) or price["units"] != min(evidence["units"], unit["most"])
+    ):
+        return "The units of the price are not those that were counted."
+    return ""
 
 
 def _wrong_price(price: Mapping[str, Any], unit: Mapping[str, Any], event: str) -> str:

@@ -1,7 +1,7 @@
 """Counting the units of a result: a number that it left in an output, or what a counter of its workload rose by."""
 
 import json
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -17,6 +17,8 @@ from provisioning.errors import NoArtifact
 UNITS_BYTES_MAX = 1024
 # Below 2^53, up to which RFC 8785 writes whole numbers exactly.
 UNITS_MAX = 10**15
+# Of replicas whose readings are kept as evidence; the units of all count.
+READINGS_MAX = 100
 
 
 def measure(claim: Claim, terms: Terms) -> str:
@@ -26,15 +28,15 @@ def measure(claim: Claim, terms: Terms) -> str:
     """
     if not _is_to_count(claim, terms):
         return ""
-    measured = terms["measured"]
+    measured, seen = terms["measured"], dict[str, Any]()
     if measured["kind"] == "output":
         units = _in_output(claim, measured["path"])
     else:
-        units = _by_counter(claim, measured["name"])
+        units, seen = _by_counter(claim, measured)
     if units is None:
         return _("its units could not be counted")
     units = min(units, UNITS_MAX)
-    proof = {**claim.evidence, "units": units}
+    proof = {**claim.evidence, **seen, "units": units}
     counted = min(units, int(terms["unit"]["most"]))
     _write(
         claim, units=counted, amount_micros=terms.amount_micros(units=counted, bps=claim.price_bps), evidence=proof,
@@ -59,13 +61,25 @@ def _write(claim: Claim, **facts: Any) -> None:
         setattr(claim, name, value)
 
 
-def _by_counter(claim: Claim, name: str) -> int | None:
-    """Return by how much a counter rose while the attempt ran, as its agent read it; None where it never did."""
+def _by_counter(claim: Claim, measured: Mapping[str, Any]) -> tuple[int | None, dict[str, Any]]:
+    """Return what a counter counted in the attempt, and its readings; None where its agent never read it."""
     attempt = runs.attempt_of(claim)
-    until: datetime | None = counters.seen_until(attempt.instance, name)
-    if until is None or attempt.began_at is None or attempt.ended_at is None:
-        return None
-    return counters.increase(attempt.instance, name, since=attempt.began_at, until=attempt.ended_at)
+    if attempt.began_at is None or attempt.ended_at is None:
+        return None, {}
+    found = counters.counted(
+        attempt.instance, measured["name"], since=attempt.began_at, most_per_s=measured.get("most_per_s", 0)
+    )
+    if not found:
+        return None, {}
+    readings = [
+        {
+            "assignment": one.assignment, "readings": one.readings, "units": min(one.units, UNITS_MAX),
+            "first": min(one.first, UNITS_MAX), "first_at": one.first_at.isoformat(),
+            "last": min(one.last, UNITS_MAX), "last_at": one.last_at.isoformat(),
+        }
+        for one in found[:READINGS_MAX]
+    ]  # fmt: skip
+    return sum(one.units for one in found), {"readings": readings}
 
 
 def _in_output(claim: Claim, path: str) -> int | None:

@@ -31,6 +31,7 @@ PROOF: Mapping[str, Promise] = {
     "instance": gettext_lazy("Instance"),
     "exit_code": gettext_lazy("Exit code"),
     "units": gettext_lazy("Units counted"),
+    "readings": gettext_lazy("Readings of its counter"),
     "ended_at": gettext_lazy("Ended"),
     "job_spec": gettext_lazy("Digest of the job's description"),
     "inputs": gettext_lazy("Digest of its inputs"),
@@ -42,7 +43,13 @@ def proof(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return name and value of each piece of a claim's evidence; what is empty is left out."""
     ordered = [*(name for name in PROOF if name in evidence), *sorted(set(evidence) - set(PROOF))]
     rows = [(str(PROOF.get(name, name)), evidence[name]) for name in ordered]
-    return [(name, str(value)) for name, value in rows if value not in (None, "")]
+    return [(name, _evidence(value)) for name, value in rows if value not in (None, "")]
+
+
+def _evidence(value: Any) -> str:
+    """Return a piece of evidence in words; of readings the first and the last of each replica."""
+    is_read = isinstance(value, list) and all(isinstance(one, dict) and {"first", "last"} <= set(one) for one in value)
+    return ", ".join(f"{one['first']} → {one['last']}" for one in value) if is_read else str(value)
 
 
 def sentences(terms: Terms) -> list[tuple[str, str]]:

@@ -99,6 +99,7 @@ def content(claim: Claim, found: Evidence) -> dict[str, Any]:
             "claimed_at": moment(claim.claimed_at),
             "closed_at": _when(claim.closed_at),
             "evidence_sha256": claim.evidence_sha256,
+            "evidence": claim.evidence if claim.task_id else None,
             "history": [_move(one) for one in found.moves.get(claim.pk, ()) if one.old_state != one.new_state],
         },
         "job": None if job is None else {

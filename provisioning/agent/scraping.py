@@ -9,21 +9,25 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from provisioning.agent.files import read_json, write_json
 from provisioning.agent.protocol import Assignment, Counters
 from provisioning.agent.workloads import Workload
 
 log = logging.getLogger("gpumarket.agent")
 
 EVERY_S = 15.0
+TICK_S = 1.0
 TIMEOUT = httpx.Timeout(3.0)
 LONGEST_S = 5.0
 BYTES_MAX = 4 << 20
 BIGGEST = 2**53
+READINGS = "counters.json"
 # A name, its labels (of which a value may hold anything but a bare quote), a value, perhaps a time.
 SAMPLE = re.compile(
     r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*', re.ASCII
@@ -31,7 +35,11 @@ SAMPLE = re.compile(
 
 
 class Scraper:
-    """Runs in a thread of its own: looks at everything that runs here and shows counters, every 15 s."""
+    """Runs in a thread of its own: looks at everything that runs here and shows counters, every 15 s.
+
+    What has just begun is read more often, after about 1, 2, 4 and 8 s: it may not run for long, and once it has
+    ended nobody can ask it any more.
+    """
 
     def __init__(
         self,
@@ -43,28 +51,50 @@ class Scraper:
         self._wanted = wanted
         self._running = running
         self._record = record
+        self._begun: dict[tuple[str, int], float] = {}
+        self._read_at: dict[tuple[str, int], float] = {}
         self._client = httpx.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False)
 
     def run(self, stopping: threading.Event) -> None:
         """Look until told to stop."""
-        while not stopping.wait(EVERY_S):
+        while not stopping.wait(TICK_S):
             try:
-                self.look()
+                self.look(now=time.monotonic())
             except Exception:
                 log.exception("reading counters failed; trying again")
 
-    def look(self) -> None:
-        """Read every workload's counters once, and put what they say on record as one entry."""
-        samples = []
+    def look(self, *, now: float | None = None) -> None:
+        """Read every workload's counters once, and put what they say on record as one entry.
+
+        With a time (seconds that only grow) only of those that are due then.
+        """
+        samples, told, here = [], [], set()
         for one in self._wanted():
             workload = self._running(one.id, one.fence) if one.work.counters else None
             if workload is None or one.work.counters is None:
                 continue
+            here.add((one.id, one.fence))
+            if now is not None and not self._is_due((one.id, one.fence), now):
+                continue
             values = self._read(workload.address(), one.work.counters)
             if values:
                 samples.append({"assignment": one.id, "fence": one.fence, "values": values})
+                told.append((workload.metadata.parent / READINGS, values))
         if samples:
             self._record("counters", {"samples": samples})
+        for path, values in told:
+            note(path, values)
+        for gone in self._begun.keys() - here:
+            del self._begun[gone]
+            self._read_at.pop(gone, None)
+
+    def _is_due(self, run: tuple[str, int], now: float) -> bool:
+        """Return whether a run is to be read now, and count that as done."""
+        age = now - self._begun.setdefault(run, now)
+        if run in self._read_at and now < self._read_at[run] + min(max(age / 2, TICK_S), EVERY_S):
+            return False
+        self._read_at[run] = now
+        return True
 
     def _read(self, address: str, counters: Counters) -> dict[str, int]:
         try:
@@ -82,6 +112,17 @@ class Scraper:
                 if len(found) > BYTES_MAX or time.monotonic() - began > LONGEST_S:
                     raise ValueError("it says too much or too slowly")
         return found.decode(errors="replace")
+
+
+def note(path: Path, values: Mapping[str, int]) -> None:
+    """Keep the first and the last reading of each counter beside its workload, for what the node signs of it."""
+    try:
+        kept = read_json(path) or {}
+        signable = {name: one for name, one in values.items() if one < BIGGEST}
+        new = {name: [kept.get(name, [one])[0], one] for name, one in signable.items()}
+        write_json(path, kept | new, durable=False)
+    except OSError as error:
+        log.warning("cannot write readings down", extra={"path": str(path), "error": str(error)})
 
 
 def parsed(text: str, names: Iterable[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from provisioning.agent.clock import boottime
 from provisioning.agent.files import read_json, write_json
 from provisioning.agent.journal import Journal
 from provisioning.agent.protocol import Assignment
+from provisioning.agent.scraping import READINGS
 from provisioning.agent.signing import STATEMENT, digest, moment, signed
 
 log = logging.getLogger("gpumarket.agent")
@@ -91,6 +92,7 @@ class Witness:
             "message": seen.message.encode("utf-8", "replace").decode()[:MESSAGE_MAX],
             "running_at": None if running_at is None else _spelled(running_at),
             "ended_at": None if ended_ms is None else _spelled(ended_ms),
+            "counters": read_json(folder / READINGS),
         }
 
 

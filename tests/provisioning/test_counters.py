@@ -135,3 +135,19 @@ def test_old_readings_are_forgotten(counting: Instance) -> None:
     reads(counting, NOON, 2)
     assert counters.forget(at=NOON, limit=10) == 1
     assert CounterSample.objects.count() == 1
+
+
+def test_a_run_counts_from_nothing_and_what_grew_too_fast_counts_nothing(counting: Instance) -> None:
+    """Whatever the order of the instance says: the bound is of whoever asks."""
+    Instance.objects.update(counters={"port": 9000, "names": [NAME], "most_per_s": 0})
+    counting.refresh_from_db()
+    began = NOON - timedelta(seconds=5)
+    assert counters.counted(counting, NAME, since=began, most_per_s=100) == []
+    for number, value in enumerate([400, 1400, 10**9, 10**9 + 50]):
+        reads(counting, NOON + number * STEP, value)
+    (one,) = counters.counted(counting, NAME, since=began, most_per_s=100)
+    assert (one.first, one.last, one.readings, one.units) == (400, 10**9 + 50, 4, 400 + 1000 + 50)
+    (free,) = counters.counted(counting, NAME, since=began, most_per_s=0)
+    assert free.units == 10**9 + 50
+    (late,) = counters.counted(counting, NAME, since=NOON, most_per_s=100)
+    assert late.units == 1000 + 50, "a first reading that is too high to be true counts nothing either"

@@ -1,5 +1,6 @@
 """What nodes sign: whose it is, whether it fits, and that nobody else can say it."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from django.utils import timezone
 
 from provisioning import reports, statements
 from provisioning.agent.signing import STATEMENT, digest, key_id, new_private, public_of, signed
-from provisioning.models import Assignment, Instance, Node, NodeKey, NodeStatement
+from provisioning.models import Assignment, CounterSample, Instance, Node, NodeKey, NodeStatement
 from provisioning.protocol import Inventory
 from provisioning.statements import AlreadyRevoked
 from tests.conftest import Fleet
@@ -144,3 +145,29 @@ def test_a_member_too_many_does_not_count_and_a_key_is_revoked_once(row: Assignm
     assert [one.public_id for one in statements.revoked_keys()] == [key.public_id]
     with pytest.raises(AlreadyRevoked):
         statements.revoke_key(key=key, because="again", at=timezone.now())
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"),
+    [
+        (None, True),
+        ({}, True),
+        ({"tokens_total": [3, 90]}, True),
+        ({"tokens_total": [0, 90]}, False),
+        ({"tokens_total": [3, 900]}, False),
+        ({"frames_total": [3, 90]}, False),
+        ({"tokens_total": [3]}, False),
+        ({"tokens_total": [True, 90]}, False),
+        ([3, 90], False),
+    ],
+)
+def test_signed_readings_are_those_that_the_node_told_before(row: Assignment, said: Any, counts: bool) -> None:
+    at = timezone.now()
+    for value in (1, 3, 50, 90):
+        at += timedelta(seconds=1)
+        CounterSample.objects.create(
+            instance=row.instance, assignment=row, name="tokens_total", since=at, at=at, value=value, increase=0
+        )
+    stated = taken(row, document(row, counters=said))
+    assert stated is not None
+    assert stated.trouble == ("" if counts else "it differs from what is known of: counters")

@@ -8,15 +8,17 @@ import pytest
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import answering, claims, disputing, sweeping, verifying
+from marketplace.contracts import answering, claims, disputing, sweeping, verifying, wording
+from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
 from marketplace.models import Claim, Project, Side
 from provisioning import artifacts
 from provisioning.agent import manifest
 from provisioning.agent.manifest import Entry
+from provisioning.models import CounterSample
 from tests.conftest import Fleet
 from tests.marketplace.contracts.test_verifying import BY_PARTY, signed
-from tests.outcomes import BY_CUSTOMER, make_deal, make_work
+from tests.outcomes import BY_CUSTOMER, SELLERS_ALONE, make_deal, make_work
 
 pytestmark = pytest.mark.django_db
 UNIT = {"name": "tokens", "per": 1000, "price_micros": 333, "most": 5000}
@@ -88,7 +90,7 @@ def test_what_could_not_be_counted_costs_nothing_even_where_a_dispute_is_decided
     acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any
 ) -> None:
     at = timezone.now()
-    deal = make_deal(acme, **PER_UNIT, disputes={"if_undecided": "pay"})
+    deal = make_deal(acme, **PER_UNIT, disputes={"if_undecided": "pay"}, shares=SELLERS_ALONE)
     work = make_work(deal, project, fleet.h200, actor, tasks=1, at=at)
     claim = claims.open(task=work.succeeds(0, outputs=left("many")), at=at)
     sweeping.advance(at=at, limit=10)
@@ -111,3 +113,35 @@ def test_what_is_counted_is_not_filed_and_what_its_seller_claims_is_not_ordered_
         claims.check(version_id=claimed.version.public_id, organization=acme, tasks=1)
     assert refused.value.field == "contract"
     assert claimed.claim(project, "mine", units=7).units == 7
+
+
+def test_a_counter_counts_from_the_begin_of_its_run_and_no_faster_than_the_terms_say(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet
+) -> None:
+    at = timezone.now()
+    counted = {"kind": "counter", "name": "tokens_total", "most_per_s": 100}
+    deal = make_deal(acme, kind="per_unit", unit=UNIT, measured=counted)
+    work = make_work(deal, project, fleet.h200, actor, tasks=2, at=at)
+    for index, readings in enumerate(([(4, 300)], [(4, 300), (10, 900), (12, 10**9), (20, 10**9 + 600)])):
+        task = work.succeeds(index, at=at)
+        instance = task.tries.get().instance
+        row = instance.assignments.create(
+            node=fleet.nodes["h200-1"].node, replica=0, fence=1, gpu_uuids=["GPU-1"], observed="gone"
+        )
+        before: tuple[int, int] | None = None
+        for second, value in readings:
+            since, old = before or (second, value)
+            CounterSample.objects.create(
+                instance=instance, assignment=row, name="tokens_total", since=at + timedelta(seconds=since),
+                at=at + timedelta(seconds=second), value=value, increase=value - old,
+            )  # fmt: skip
+            before = (second, value)
+        claims.open(task=task, at=at)
+    sweeping.advance(at=at, limit=10)
+    short, long = Claim.objects.order_by("pk")
+    assert (short.state, short.units, short.amount_micros) == ("verified", 300, 100)
+    assert (long.state, long.units) == ("verified", 300 + 600 + 600)
+    (reading,) = long.evidence["readings"]
+    assert (reading["first"], reading["last"], reading["readings"], reading["units"]) == (300, 10**9 + 600, 4, 1500)
+    assert long.evidence_sha256 == written.digest(written.canonical(long.evidence))
+    assert "300 → 1000000600" in dict(wording.proof(long.evidence)).values()

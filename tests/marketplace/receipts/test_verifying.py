@@ -238,6 +238,19 @@ def test_arithmetic_that_does_not_come_out_is_refused(platform, changes, why):
     assert why in judged(platform, platform.add(content))[1]
 
 
+def test_evidence_in_a_receipt_is_what_was_claimed_and_its_units_are_those_of_the_price(platform):
+    content = platform.content()
+    evidence = {"outputs": "a" * 64, "units": content["price"]["units"], "readings": [{"first": 0, "last": 9}]}
+    content["claim"] |= {"evidence": evidence, "evidence_sha256": digest(evidence)}
+    assert judged(platform, platform.add(content)) == (True, "")
+    changed = evidence | {"readings": [{"first": 0, "last": 99}]}
+    content["claim"] |= {"evidence": changed}
+    assert "does not have the digest" in judged(platform, platform.add(content))[1]
+    more = evidence | {"units": evidence["units"] - 1}
+    content["claim"] |= {"evidence": more, "evidence_sha256": digest(more)}
+    assert "not those that were counted" in judged(platform, platform.add(content))[1]
+
+
 @pytest.mark.parametrize(
     "changes", [None, {"result": "fail"}, {"run": 2}, {"verifier": "customer"}, {"verifier": "silence"}]
 )

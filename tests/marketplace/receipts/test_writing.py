@@ -88,6 +88,7 @@ def test_a_claim_that_is_paid_has_a_receipt_that_anybody_verifies(work: Work) ->
     assert [one["state"] for one in body["attempts"]] == ["faulted", "succeeded"]
     assert body["attempts"][1]["replicas"][0]["statement"]["body"]["gpus"] == ["GPU-1"]
     assert [move["to"] for move in body["claim"]["history"]] == ["claimed", "verified", "accepted", "settled"]
+    assert digest(body["claim"]["evidence"]) == body["claim"]["evidence_sha256"] == claim.evidence_sha256
     assert body["verdicts"][0]["result"] == "pass"
     assert body["energy"] is None
     assert "@" not in receipt.text  # Nobody's name or address.

@@ -1,12 +1,14 @@
 """Counters as an agent reads them from what runs: the text format, and programs that say nonsense."""
 
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 
 from provisioning.agent.protocol import ProtocolError, parse_document
-from provisioning.agent.scraping import Scraper, parsed
+from provisioning.agent.scraping import READINGS, Scraper, parsed
 from tests.provisioning.agent.control_plane import make_assignment
 
 TEXT = """# HELP tokens_total What was written.
@@ -56,11 +58,32 @@ def program():
 
 
 class Running:
+    def __init__(self, folder):
+        self.metadata = folder / "work"
+
     def address(self):
         return "127.0.0.1"
 
 
-def test_what_runs_is_read_and_told_as_one_entry(program):
+def test_what_begins_is_read_soon_and_what_goes_on_every_15_seconds(program, tmp_path):
+    handler, port = program
+    told = []
+    work = {"counters": {"port": port, "path": "/metrics", "names": ["tokens_total"]}}
+    document = parse_document(generation=1, desired={"assignments": [make_assignment("asg_a", work=work)]})
+    scraper = Scraper(
+        wanted=lambda: document.assignments,
+        running=lambda name, fence: Running(tmp_path),
+        record=lambda kind, body: told.append(second),
+    )
+    for second in range(200):
+        handler.says = (200, {}, f"tokens_total {5 + second}".encode())
+        scraper.look(now=float(second))
+    assert told[:6] == [0, 1, 2, 4, 8, 16]
+    assert {later - one for one, later in pairwise(told[-6:])} == {15}
+    assert json.loads((tmp_path / READINGS).read_text()) == {"tokens_total": [5, 5 + told[-1]]}
+
+
+def test_what_runs_is_read_and_told_as_one_entry(program, tmp_path):
     handler, port = program
     told = []
     work = {"counters": {"port": port, "path": "/metrics", "names": ["tokens_total"]}}
@@ -69,7 +92,7 @@ def test_what_runs_is_read_and_told_as_one_entry(program):
     document = parse_document(generation=1, desired=desired)
     scraper = Scraper(
         wanted=lambda: document.assignments,
-        running=lambda name, fence: Running() if name != "asg_b" else None,
+        running=lambda name, fence: Running(tmp_path) if name != "asg_b" else None,
         record=lambda kind, body: told.append((kind, body)),
     )
     scraper.look()

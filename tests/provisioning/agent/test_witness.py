@@ -4,6 +4,7 @@ import stat
 
 import pytest
 
+from provisioning.agent.scraping import READINGS, note
 from provisioning.agent.signing import digest, is_signed_by, public_of
 from provisioning.agent.witness import Witness
 from tests.provisioning.agent.cast import eventually
@@ -37,6 +38,18 @@ def test_how_a_run_ended_is_stated_once_and_signed(stating):
     assert seen.exit_code == 3
     document["body"]["exit_code"] = 0
     assert not is_signed_by(document, public_of(stating.home.signing_key()))
+
+
+def test_the_first_and_last_readings_of_its_counters_are_signed_with_it(stating):
+    stating.run("asg_a", "sleep 600")
+    stating.until("asg_a", "running")
+    (workload,) = stating.runtime._workloads.values()
+    folder = workload.metadata.parent
+    note(folder / READINGS, {"tokens_total": 3})
+    note(folder / READINGS, {"tokens_total": 90})
+    stating.want("asg_a", "gone")
+    stating.until("asg_a", "gone")
+    assert stating.stated()[-1]["body"]["counters"] == {"tokens_total": [3, 90]}
 
 
 def test_an_agent_that_starts_again_says_the_same_words(stating):
