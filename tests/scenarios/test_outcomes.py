@@ -52,29 +52,63 @@ import json, sys
 said = json.load(open("result.json"))
 sys.exit(0 if said["trace"] == trace(said["task"]) else 1)
 """
-# The operator sells tasks that a command of the customer's checks; its windows are as short as a test.
-SELL = f"""
+# Each of these does what its name says; none of them answers.
+MISBEHAVING = ("passes", "network", "hangs", "disk", "killed")
+MISBEHAVES = """
+import errno, json, os, signal, socket, sys, time
+what = json.load(open("result.json"))["what"]
+if what == "network":
+    for address in (("127.0.0.1", PORT), ("192.0.2.1", 80)):
+        try:
+            socket.create_connection(address, timeout=1)
+            sys.exit(0)  # It would pass, and be paid.
+        except OSError:
+            pass
+    sys.exit(7)
+if what == "hangs":
+    time.sleep(600)
+if what == "disk":
+    try:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x" * 4096)
+    except OSError as error:
+        sys.exit(28 if error.errno == errno.ENOSPC else 0)
+if what == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    open("result.json", "w").write("changed")  # Its own copy: nobody else's bytes.
+except OSError:
+    pass
+"""
+
+
+def selling(check: str, verifier: dict[str, Any]) -> str:
+    """Return what lets a supplier sell tasks that this command of the customer's checks; its windows are short."""
+    return f"""
 from django.utils import timezone
 from marketplace import demo_products
 from marketplace.access import person
 from marketplace.contracts import offering
 from marketplace.models import Membership, Organization, User
 at = timezone.now()
-manager = person(User.objects.get(email="manager@example.com"))
+merchant = person(User.objects.get(email="supplier@example.com"))
 owner = User.objects.get(email="owner@example.com")
 terms = demo_products.COMMON | demo_products.PRODUCTS["Checked tasks"]
 terms["acceptance"] = {{"window_s": 5, "on_silence": "accept"}}
 terms["disputes"] = terms["disputes"] | {{"window_s": 5}}
 terms["retries"] = 0
-seller = Organization.objects.get(memberships__user=manager.user)
-version = offering.draft(actor=manager, seller=seller, title="Traces", terms=terms, at=at)
-offering.offer(actor=manager, version=version, at=at)
+terms["verifier"] |= {verifier!r}
+seller = Organization.objects.get(memberships__user=merchant.user, is_supplier=True)
+version = offering.draft(actor=merchant, seller=seller, title="Traces", terms=terms, at=at)
+offering.offer(actor=merchant, version=version, at=at)
 offering.accept(
     actor=person(owner), version=version, organization=owner.memberships.get().organization, sha256=version.sha256,
-    at=at, check_command={[sys.executable, "-c", CHECK]!r},
+    at=at, check_command={[sys.executable, "-c", check]!r},
 )
 print(version.public_id)
 """
+
+
 DECIDE = """
 from django.utils import timezone
 from marketplace.access import person
@@ -147,7 +181,7 @@ def _processes_of(market: Market, name: str) -> list[psutil.Process]:
 
 
 def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market: Market, tmp_path: Path) -> None:
-    version = manage(market, "shell", "--verbosity", "0", "-c", SELL).split()[-1]
+    version = manage(market, "shell", "--verbosity", "0", "-c", selling(CHECK, {})).split()[-1]
     order = {
         "name": "traces", "offer": "h200-teesside", "command": [sys.executable, "-c", TASK], "array": TASKS,
         "outputs": ["result.json"], "contract": version, "time_limit": "20m",
@@ -197,6 +231,52 @@ def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market:
     assert "The books balance" in manage(market, "check_books", "--recompute")
 
     _verify_offline(market, tmp_path)
+
+
+def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_nothing(market: Market) -> None:
+    """Real commands on real agents: what gives no answer has the rule of silence, which here pays nothing."""
+    port = market.client.base_url.port
+    check = MISBEHAVES.replace("PORT", str(port))
+    sold = selling(check, {"timeout_s": 6, "runs": 1, "on_silence": "fail"})
+    version = manage(market, "shell", "--verbosity", "0", "-c", sold).split()[-1]
+    write = "import json, os; json.dump({'what': os.environ['WHAT']}, open('result.json', 'w'))"
+    order = {
+        "name": "misbehaving", "offer": "h200-teesside", "command": [sys.executable, "-c", write],
+        "parameters": [{"WHAT": what} for what in MISBEHAVING], "outputs": ["result.json"], "contract": version,
+        "time_limit": "10m",
+    }  # fmt: skip
+    answer = market.post("/jobs", {"jobs": [order]})
+    assert answer.status_code in {201, 202}, answer.text
+    job = str(answer.json()["data"][0]["id"])
+
+    def closed() -> list[dict[str, Any]]:
+        rows = every(market, f"/claims?job={job}")
+        return rows if len(rows) == len(MISBEHAVING) and all(row["closed_at"] for row in rows) else []
+
+    rows = {MISBEHAVING[row["task"]]: row for row in until(closed, "every claim")}
+    assert {what: row["state"] for what, row in rows.items()} == {
+        "passes": "settled", **dict.fromkeys(MISBEHAVING[1:], "failed"),
+    }  # fmt: skip
+    tried = market.query(
+        """
+        SELECT task.index, run.result, instance.exit_code, verdict.verifier, shared.node_id IS NOT NULL
+        FROM marketplace_verifierrun run JOIN marketplace_claim claim ON claim.id = run.claim_id
+        JOIN marketplace_task task ON task.id = claim.task_id JOIN marketplace_job job ON job.id = task.job_id
+        JOIN provisioning_instance instance ON instance.id = run.instance_id
+        JOIN marketplace_attempt attempt ON attempt.task_id = task.id AND attempt.state <> 'faulted'
+        JOIN provisioning_instance attempted ON attempted.id = attempt.instance_id
+        JOIN marketplace_verdict verdict ON verdict.claim_id = claim.id
+        LEFT JOIN provisioning_assignment own ON own.instance_id = run.instance_id
+        LEFT JOIN provisioning_assignment shared ON shared.instance_id = attempted.id AND shared.node_id = own.node_id
+        WHERE job.public_id = %s AND run.result <> 'lost' ORDER BY task.index
+        """,
+        [job],
+    )
+    assert [row[:4] for row in tried] == [
+        (0, "pass", 0, "command"), (1, "crashed", 7, "silence"), (2, "timed_out", tried[2][2], "silence"),
+        (3, "crashed", 28, "silence"), (4, "crashed", 137, "silence"),
+    ]  # fmt: skip
+    assert not any(row[4] for row in tried), "each on another host than its task"
 
 
 def _verify_offline(market: Market, folder: Path) -> None:

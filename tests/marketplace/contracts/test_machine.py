@@ -28,15 +28,17 @@ from marketplace.contracts import answering, claims, disputing, reversing, settl
 from marketplace.contracts.terms import canonical
 from marketplace.errors import MarketError
 from marketplace.jobs import cancelling
-from marketplace.models import Claim, ClaimDispute, Job, Offer, Project, Side, Task, Verdict
+from marketplace.models import Claim, ClaimDispute, Job, Offer, Project, Side, Task, Verdict, VerifierRun
 from provisioning.errors import IllegalMove
+from provisioning.models import Instance
 from tests.conftest import Fleet, make_person
-from tests.outcomes import PRICE, WHOLE, make_deal, make_work
+from tests.outcomes import PRICE, SELLERS_ALONE, TERMS, WHOLE, make_deal, make_work
 
 START = datetime.fromisoformat("2027-03-01T00:00:00+00:00")
 TASKS = 4
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 PARTY = {"name": "Checkers AS", "organization": None, "public_key": KEY.public_key().public_bytes_raw().hex()}
+RUNS = {"timeout_s": 600, "runs": 2}
 REFUSED = (MarketError, IllegalMove)
 
 # Written apart from the code: what each act may make of a claim in each state; everything else is refused.
@@ -71,7 +73,7 @@ class Claims(RuleBasedStateMachine):
     stage: Any = None
 
     @initialize(
-        verifier=st.sampled_from(["outputs", "customer", "third_party"]),
+        verifier=st.sampled_from(["outputs", "customer", "third_party", "command", "rerun"]),
         silence=st.sampled_from(["accept", "reject"]),
         undecided=st.sampled_from(["pay", "refund"]),
         cap=st.sampled_from([None, 2 * PRICE + 7]),
@@ -91,10 +93,14 @@ class Claims(RuleBasedStateMachine):
                 "kind": "third_party", "party": PARTY, "answer_within_s": 3600,
                 "on_silence": "pass" if silence == "accept" else "fail",
             },
+            "command": {"kind": "command", "gpus": 1, **RUNS, "on_silence": "pass" if silence == "accept" else "fail"},
+            "rerun": {"kind": "rerun", "rate_bps": 6000, **RUNS, "on_silence": "fail"},
         }  # fmt: skip
         deal = make_deal(
             project.organization, verifier=kinds[verifier], acceptance={"on_silence": silence}, retries=retries,
             disputes={"if_undecided": undecided}, cap=cap and {"period": "month", "micros": cap},
+            shares=SELLERS_ALONE if undecided == "pay" else TERMS["shares"],
+            command=["./check"] if verifier == "command" else (),
         )  # fmt: skip
         self.deal = deal
         self.work = make_work(deal, project, offer, actor, tasks=TASKS, at=START)
@@ -208,6 +214,37 @@ class Claims(RuleBasedStateMachine):
         verdicts = Verdict.objects.filter(claim=claim).count()
         self._does("verdict", claim, gives)
         assert not (is_forged and Verdict.objects.filter(claim=claim).count() > verdicts)
+
+    @precondition(lambda self: Claim.objects.filter(state="claimed").exists())
+    @rule(data=st.data())
+    def the_sweep_looks(self, data: st.DataObject) -> None:
+        claim = self._some(data)
+        self._does("verdict", claim, lambda: verifying.look(claim=claim, at=timezone.now()))
+        assert VerifierRun.objects.filter(claim=claim, result="running").count() <= 1
+
+    @precondition(lambda self: VerifierRun.objects.filter(result="running").exists())
+    @rule(
+        data=st.data(),
+        how=st.sampled_from([("exited", 0), ("exited", 1), ("exited", 139), ("node_lost", None)]),
+        is_same=st.booleans(),
+    )
+    def a_verifier_ends(self, data: st.DataObject, how: tuple[str, int | None], is_same: bool) -> None:
+        found = VerifierRun.objects.filter(result="running").order_by("pk").values_list("pk", flat=True)
+        tried = VerifierRun.objects.select_related("claim").get(pk=data.draw(st.sampled_from(list(found))))
+        claim, is_rerun = tried.claim, tried.claim.version.terms["verifier"]["kind"] == "rerun"
+        reason, exit_code = how
+        Instance.objects.filter(pk=tried.instance_id).update(
+            phase="stopped", desired="stopped", reason=reason, exit_code=exit_code,
+            outputs_sha256=WHOLE if is_same else "b" * 64,
+        )  # fmt: skip
+        was_asked = claim.state == "claimed" and claim.run == tried.run
+        self._does("verdict", claim, lambda: verifying.look(claim=claim, at=timezone.now()))
+        if was_asked and reason == "exited":
+            passes = exit_code == 0 and (is_same or not is_rerun)
+            fails = (exit_code == 1 and not is_rerun) or (exit_code == 0 and is_rerun and not is_same)
+            state = Claim.objects.get(pk=claim.pk).state
+            assert not passes or state == "verified"
+            assert not fails or state == "failed"
 
     @precondition(lambda self: Claim.objects.exists())
     @rule(data=st.data(), is_good=st.booleans())
