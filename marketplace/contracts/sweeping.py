@@ -9,7 +9,7 @@ import structlog
 from django.db import transaction
 
 from marketplace.contracts import answering, claims, disputing, floors, runs, settling, verifying
-from marketplace.models import TO_SETTLE, Claim, ClaimState
+from marketplace.models import TO_SETTLE, Claim, ClaimState, VerifierRun
 
 log = structlog.get_logger("marketplace.contracts")
 
@@ -62,6 +62,15 @@ def _pay(escrow_id: str, found: Sequence[Claim], at: datetime) -> set[int]:
         alone = partial(settling.settle_all, escrow_id=escrow_id, at=at)
         return {claim.pk for claim in found if _tried(claim, partial(alone, keys=[claim.pk]), at)}
     return {claim.pk for claim in found}
+
+
+def start_verifiers(*, at: datetime, limit: int) -> int:
+    """Let claims that wait for GPUs to be verified on look again now, before others take what came free."""
+    waiting = Claim.objects.filter(
+        state=State.CLAIMED, due_at__lte=at + runs.NO_ROOM_WAIT, version__terms__verifier__kind__in=verifying.ON_NODES
+    )
+    waiting = waiting.exclude(verifier_runs__result=VerifierRun.Result.RUNNING).order_by("due_at", "pk")
+    return sum(_tried(claim, partial(_steps, claim, at), at) for claim in list(waiting[:limit]))
 
 
 def _steps(claim: Claim, at: datetime) -> None:

@@ -29,7 +29,13 @@ LOOK_AGAIN = timedelta(seconds=2)
 EVIDENCE_LOOK = timedelta(seconds=2)
 # For GPUs to become free, beside the time that the verifier itself may take; then the rule of silence holds.
 WAIT_MAX = timedelta(hours=6)
+# Verifiers that need GPUs themselves.
+ON_NODES = ("command", "rerun")
 OUTPUTS_VERSION, RERUN_VERSION = "outputs/1", "rerun/1"
+
+
+class NotComplete(IllegalState):
+    """Evidence that the terms name is not there, and may still come."""
 
 
 @transaction.atomic
@@ -39,9 +45,12 @@ def look(*, claim: Claim, at: datetime) -> Claim:
     if claim.state != State.CLAIMED:
         return claim
     terms = written.of(claim.version.terms)
-    if _lacks_yet(claim, terms, at=at):
+    try:
+        may_pass = holds(claim, at=at)
+    except NotComplete:
         _look_at(claim, at + EVIDENCE_LOOK)
-    elif holds(claim, at=at):
+        return claim
+    if may_pass:
         STEPS[terms.verifier](claim, terms, at)
     return claim
 
@@ -51,17 +60,12 @@ def holds(claim: Claim, *, at: datetime) -> bool:
 
     One that may not has failed with this, and units that nobody counted cost
     nothing, whatever becomes of it. Call it with the claim locked, before any
-    verdict. Raises IllegalState where evidence that the terms name may still come.
+    verdict. Raises NotComplete where evidence that the terms name may still come.
     """
     if claim.task is None:
         return True
     terms = written.of(claim.version.terms)
-    if lacking := _lacks_yet(claim, terms, at=at):
-        text = _(
-            "Its evidence is not complete yet (%(lacking)s); try again in a minute. Nothing is charged before that."
-        )
-        raise IllegalState(text % {"lacking": lacking})
-    problem = _problem_of_outputs(claim) or _problem_of_evidence(claim, terms) or measuring.measure(claim, terms)
+    problem = _problem_of_outputs(claim) or _problem_of_evidence(claim, terms, at=at) or measuring.measure(claim, terms)
     if not problem:
         return True
     measuring.void(claim, terms)
@@ -199,16 +203,14 @@ def _look_at(claim: Claim, due_at: datetime) -> None:
     claim.due_at = due_at
 
 
-def _lacks_yet(claim: Claim, terms: Terms, *, at: datetime) -> str:
-    """Return what a result lacks that may still come, of one that has no other fault."""
-    if claim.task is None or at >= claim.state_since + evidence.WAIT:
-        return ""
+def _problem_of_evidence(claim: Claim, terms: Terms, *, at: datetime) -> str:
+    """Return what is missing of the evidence that its terms name; raises NotComplete while it may still come."""
     lacking = evidence.missing(claim, terms)
-    return "" if not lacking or _problem_of_outputs(claim) else lacking
-
-
-def _problem_of_evidence(claim: Claim, terms: Terms) -> str:
-    lacking = evidence.missing(claim, terms)
+    if lacking and at < claim.state_since + evidence.WAIT:
+        text = _(
+            "Its evidence is not complete yet (%(lacking)s); try again in a minute. Nothing is charged before that."
+        )
+        raise NotComplete(text % {"lacking": lacking})
     return f"{_('evidence that its terms name is missing')}: {lacking}" if lacking else ""
 
 

@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Min
 from django.utils import timezone
 
+from marketplace.contracts import sweeping
 from marketplace.jobs import dispatching, judging, nudges, pricing, verifying
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.models import (
@@ -36,6 +37,7 @@ WAITING_LOOK = timedelta(seconds=30)
 # What has its GPUs only later ends later.
 READY_LOOK = timedelta(seconds=10)
 LANES_MAX = 3
+VERIFIERS_SET = 2
 
 
 def due(*, at: datetime, limit: int) -> list[int]:
@@ -67,6 +69,8 @@ def work_on(job_id: int) -> None:
         job, steps = _step(job_id, at=at)
         if job is None:
             return
+        # What is done waits for GPUs to be verified on, and would wait for ever behind what only begins.
+        sweeping.start_verifiers(at=at, limit=VERIFIERS_SET)
         steps += dispatching.start_lane(
             offer_id=job.offer_id, project_id=job.project_id, job_id=job.pk, at=at
         )  # fmt: skip

@@ -18,6 +18,7 @@ from marketplace import audit, rentals
 from marketplace.access import Actor
 from marketplace.contracts import bounds, claims, evidence, runs
 from marketplace.contracts.claims import Bound
+from marketplace.contracts.verifying import ON_NODES
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.jobs import nudges, orders
 from marketplace.jobs.schema import SHA256
@@ -167,7 +168,7 @@ def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
             "Results under this contract are run a second time on another host, which has no volumes of yours."
         )
         raise BadOrder("volumes", text)
-    if bound.terms.verifier in ("command", "rerun") and not runs.hosts(bound.version, offer):
+    if bound.terms.verifier in ON_NODES and not runs.hosts(bound.version, offer):
         text = gettext(
             "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
         )

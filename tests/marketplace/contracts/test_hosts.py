@@ -8,7 +8,8 @@ from django.utils import timezone
 
 from marketplace.access import Actor
 from marketplace.contracts import runs, verifying
-from marketplace.models import Claim, Offer, Organization
+from marketplace.jobs import running
+from marketplace.models import Claim, Job, Offer, Organization
 from provisioning import quotas
 from provisioning.models import Fabric, Instance, Node, Site
 from tests.conftest import Fleet, announce, join, make_offer
@@ -101,3 +102,18 @@ def test_so_many_verifiers_of_one_customer_run_at_once_and_no_more(
     verifying.look(claim=first, at=timezone.now())
     assert starts(second, fleet).phase == "running"
     assert Instance.objects.filter(env__GPUMARKET_CLAIM=second.public_id).count() == 1
+
+
+def test_what_waits_to_be_verified_has_the_first_of_the_gpus_that_come_free(
+    on_a_node: Any, fleet: Fleet, actor: Actor
+) -> None:
+    _, work, claim = on_a_node(BY_RERUN)
+    nodes = Node.objects.filter(offer=fleet.h200)
+    nodes.update(state="cordoned")
+    verifying.look(claim=claim, at=timezone.now())
+    assert claim.verifier_runs.count() == 0
+    nodes.update(state="available")
+    Node.objects.filter(name="h200-2").update(free_gpus=1)
+    Job.objects.filter(pk=work.job.pk).update(state="active", look_at=timezone.now())
+    running.work_on(work.job.pk)
+    assert claim.verifier_runs.count() == 1, "though it was not due for some seconds"
