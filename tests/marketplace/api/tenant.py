@@ -45,6 +45,7 @@ from marketplace.models import (
     BudgetAlert,
     Claim,
     EventMail,
+    FloorLook,
     IdleSpell,
     Job,
     LendingShare,
@@ -183,7 +184,8 @@ def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifi
         )  # fmt: skip
         offering.offer(actor=merchant, version=deals[word], at=at)
     agreed = deals["agreed"]
-    offering.accept(actor=actor, version=agreed, organization=organization, sha256=agreed.sha256, at=at)
+    accepted = offering.accept(actor=actor, version=agreed, organization=organization, sha256=agreed.sha256, at=at)
+    FloorLook.objects.create(acceptance=accepted, due_at=at)
     claimed = {
         word: filing.file(
             actor=merchant, version=agreed, project=project, subject=f"{organization} {word}", units=1,
