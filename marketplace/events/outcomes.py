@@ -118,7 +118,9 @@ def _disputes(rows: Collection[int]) -> Iterable[Event]:
         }  # fmt: skip
         for change in changed[dispute.pk]:
             is_open = change.state == ClaimDispute.State.OPEN
-            decided = {"due_bps": None, "note": ""} if is_open else {"due_bps": dispute.due_bps, "note": dispute.note}
+            decided: dict[str, object] = (
+                {"due_bps": None, "note": ""} if is_open else {"due_bps": dispute.due_bps, "note": dispute.note}
+            )
             for organization_id in {claim.organization_id, claim.contract.seller_id}:
                 is_buyer = organization_id == claim.organization_id
                 yield Event(
