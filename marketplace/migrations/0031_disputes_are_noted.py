@@ -21,7 +21,7 @@ def changed(source, table):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0029_events_of_agreements"),
+        ("marketplace", "0030_bids_that_found_no_place"),
     ]
 
     operations = [
