@@ -10,6 +10,7 @@ from billing.models import (
     GuaranteeHour,
     Invoice,
     InvoiceDispute,
+    Outcome,
     Payment,
     Payout,
     SlaVerdict,
@@ -46,6 +47,13 @@ def escrows(actor: Actor, organization: Organization) -> QuerySet[Escrow]:
     """Return what an organization has set aside for results, of everything that is not over; for no token of one
     project. The caller came through `organization_for`."""
     found = Escrow.objects.filter(organization=organization, state=Escrow.State.OPEN)
+    return found if access.own_project(actor) is None else found.none()
+
+
+def returned(actor: Actor, organization: Organization) -> QuerySet[Outcome]:
+    """Return what an organization got back of what it had paid for results, for no token of one project. The caller
+    came through `organization_for`."""
+    found = Outcome.objects.filter(organization=organization, kind=Outcome.Kind.REVERSED)
     return found if access.own_project(actor) is None else found.none()
 
 

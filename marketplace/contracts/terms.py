@@ -306,6 +306,11 @@ class Terms:
         return measured is not None and measured["kind"] != "claim"
 
     @property
+    def pays_tasks(self) -> bool:
+        """Whether jobs can be submitted under them: results of tasks are paid, as they are or by what is counted."""
+        return self.kind in CLAIMED_KINDS and (self.value["measured"] is None or self.is_counted)
+
+    @property
     def text(self) -> str:
         return canonical(self.value)
 

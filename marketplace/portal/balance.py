@@ -18,6 +18,7 @@ from marketplace.portal.spending import midnight
 from marketplace.portal.words import MARKETS
 
 ESCROWS_MAX = 20
+RETURNED_MAX = 5
 
 
 @page()
@@ -69,6 +70,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
         "escrows": list(access_till.escrows(visit.actor, organization).order_by("-pk")[:ESCROWS_MAX]),
+        "returned": list(access_till.returned(visit.actor, organization).order_by("-pk")[:RETURNED_MAX]),
         "credit": promotions.left(organization=organization),
         "has_cards": gateway.is_there(),
         **_owed(visit, organization, row, owing.unpaid(organization) if wallet.owed_micros else []),

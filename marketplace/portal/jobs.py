@@ -1,4 +1,4 @@
-"""Jobs: the list, the form (fields or a file), one job with all its tasks, and one task with its attempts."""
+"""Jobs: the list, the form (fields or a file), one job with all its tasks and results, one task with its attempts."""
 
 import secrets
 from collections.abc import Mapping
@@ -12,9 +12,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from marketplace import access, access_jobs, idempotency, offers
+from marketplace.contracts import door, wording
+from marketplace.contracts import terms as written
 from marketplace.jobs import cancelling, progress, spec, submitting
 from marketplace.jobs.spec import BadSpec, Spec
-from marketplace.models import Job, Project, TaskState
+from marketplace.models import Job, Organization, Project, TaskState
 from marketplace.portal import errors, grids
 from marketplace.portal.doors import REFUSALS, Visit, page, whole_number
 
@@ -22,7 +24,7 @@ PAGE = 50
 EVENTS_MOST = 50
 ROUTE = "portal/jobs"
 # The words of the form's fields; those of one kind are read alike.
-TEXTS = ("name", "offer", "image", "market", "max_price", "time_limit", "deadline", "max_cost")
+TEXTS = ("name", "offer", "image", "market", "max_price", "time_limit", "deadline", "max_cost", "contract")
 NUMBERS = ("array", "gpus", "parallel", "retries", "priority")
 LINES = ("outputs",)
 FIELDS = (*TEXTS, *NUMBERS, *LINES, "command", "env", "project")
@@ -82,6 +84,7 @@ def shown(visit: Visit, job_id: str) -> HttpResponse:
         "counts": [(state, label, getattr(job, state)) for state, label in TaskState.choices if getattr(job, state)],
         "chosen": chosen,
         "rows": [(row, last.get(row.pk), proofs.get(row.pk)) for row in rows[:PAGE]],
+        "version": door.versions(visit.actor).filter(public_id=job.contract).first() if job.contract else None,
         "more_from": rows[PAGE].index if len(rows) > PAGE else None,
         "needs": [row.needs for row in job.needs.select_related("needs").order_by("pk")],
         "events": list(access_jobs.job_events(job).order_by("-pk")[:EVENTS_MOST]),
@@ -93,7 +96,7 @@ def shown(visit: Visit, job_id: str) -> HttpResponse:
 
 @page()
 def task(visit: Visit, job_id: str, index: int) -> HttpResponse:
-    """Show one task: its parameters and each attempt with its instance."""
+    """Show one task: its parameters, each attempt with its instance, and its result where a contract pays for it."""
     job = access_jobs.job_for(visit.actor, job_id, verb="job.view")
     found = access_jobs.task_of(job, index)
     context = {
@@ -225,7 +228,18 @@ def _form(visit: Visit, draft: Draft, *, status: int = 200, told: Any = None) ->
         "file": draft.file or EXAMPLE.format(offer=first),
         "listings": listings,
         "markets": Job.Market.choices,
+        "contracts": _contracts(visit, organization),
         "projects": visit.projects(organization),
         "currency": organization.currency,
     }
     return visit.page("jobs/new.html", context, status=status)
+
+
+def _contracts(visit: Visit, organization: Organization) -> list[tuple[str, str]]:
+    """Return what jobs can be paid by, as id and words: the versions agreed to that pay for the results of tasks."""
+    found = []
+    for version in door.accepted(visit.actor, organization):
+        terms = written.of(version.terms)
+        if terms.pays_tasks:
+            found.append((version.public_id, f"{version.contract.title} v{version.number} – {wording.price(terms)}"))
+    return found

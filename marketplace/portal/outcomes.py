@@ -7,11 +7,11 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access
+from marketplace import access, access_receipts
 from marketplace.contracts import answering, disputing, door, offering, reversing, settling, wording
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
-from marketplace.models import Claim, ClaimDispute, ClaimState, ContractVersion, Side
+from marketplace.models import Claim, ClaimDispute, ClaimState, ContractVersion, Receipt, Side
 from marketplace.portal.doors import Visit, page
 
 PAGE = 50
@@ -42,6 +42,7 @@ def _product(version: ContractVersion) -> dict[str, Any]:
         "price": wording.price(terms),
         "verifier": wording.verifier(terms),
         "is_own": version.contract.buyer_id is not None,
+        "pays_tasks": terms.pays_tasks,
     }
 
 
@@ -92,6 +93,9 @@ def listed(visit: Visit) -> HttpResponse:
     state = visit.query("state")
     if state in ClaimState.values:
         found = found.filter(state=state)
+    job = visit.query("job")
+    if job:
+        found = found.filter(task__job__public_id=job)
     before = visit.query("before")
     if before:
         found = found.filter(pk__lt=door.claims(visit.actor, side=side).filter(public_id=before).values("pk"))
@@ -101,6 +105,7 @@ def listed(visit: Visit) -> HttpResponse:
         "older": rows[PAGE - 1].public_id if len(rows) > PAGE else "",
         "side": side,
         "state": state,
+        "job": job,
         "states": ClaimState.choices,
         "sells": organization.is_supplier,
         "disputes": door.disputes(visit.actor).filter(state=ClaimDispute.State.OPEN).count(),
@@ -128,6 +133,7 @@ def _claim(visit: Visit, claim: Claim, side: Side) -> dict[str, Any]:
         "currency": terms.currency,
         "proof": wording.proof(claim.evidence),
         "subject": settling.subject_of(claim),
+        "receipts": _receipts(visit, claim),
         "events": list(door.events(claim)[:EVENTS_MOST]),
         "verdicts": list(door.verdicts(claim)),
         "disputes": disputes,
@@ -136,6 +142,14 @@ def _claim(visit: Visit, claim: Claim, side: Side) -> dict[str, Any]:
         "next": _next(claim),
         "actions": _actions(claim, side, visit) if access.may(visit.actor, party, verb) else {},
     }
+
+
+def _receipts(visit: Visit, claim: Claim) -> list[Receipt]:
+    """Return the signed evidence of how a claim ended, for whoever sees its customer's chain."""
+    if not access.may(visit.actor, claim.organization, "receipt.view"):
+        return []
+    rows = access_receipts.receipts(visit.actor, claim.organization)
+    return list(rows.filter(subject_id=claim.public_id).order_by("pk"))
 
 
 def _actions(claim: Claim, side: Side, visit: Visit) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 """Pages of jobs: the form in both of its forms, one job with very many tasks, one task, and cancelling."""
 
 import time
+from datetime import timedelta
 
 import pytest
 from django.db import connection
@@ -10,15 +11,15 @@ from django.urls import reverse
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import sweeping
+from marketplace.contracts import claims, reversing, sweeping
 from marketplace.jobs import running
-from marketplace.models import Claim, Job, JobState, Receipt, Task
+from marketplace.models import Claim, Job, JobState, Organization, Project, Receipt, Task
 from marketplace.portal import grids
 from marketplace.receipts import writing
 from tests.conftest import Fleet, Run
 from tests.marketplace.jobs.conftest import Works, works
 from tests.marketplace.portal.reading import faults, read
-from tests.outcomes import make_deal, make_work
+from tests.outcomes import PRICE, make_deal, make_work
 
 pytestmark = pytest.mark.django_db
 
@@ -40,6 +41,41 @@ def test_the_form_submits_a_job_once_and_leads_to_it(owner: Client, fleet: Fleet
     assert {answer.headers["Location"] for answer in answers} == {reverse("job", args=[job.public_id])}
     assert (job.size, job.retries, job.time_limit_s, job.most_micros) == (3, 1, 1800, 7_470_000)
     assert job.spec["command"] == "work $GPUMARKET_TASK"
+
+
+def test_a_job_is_paid_by_a_contract_that_was_agreed_to_and_costs_what_its_results_did(
+    owner: Client, fleet: Fleet, acme: Organization, actor: Actor, project: Project
+) -> None:
+    assert not read(owner.get(reverse("job-new"))).all("select", id="contract")
+    deal, at = make_deal(acme), timezone.now()
+    page = read(owner.get(reverse("job-new"), {"contract": deal.version.public_id}))
+    assert faults(page) == []
+    assert [one.attributes["value"] for one in page.all("option", selected="")].count(deal.version.public_id) == 1
+    assert "Rendered frames v1 – $0.50 per task" in page.text
+    refused = owner.post(reverse("job-new"), FIELDS | {"contract": "ctv_" + "a" * 20})
+    assert (refused.status_code, "There is no such version" in read(refused).text) == (422, True)
+    owner.post(reverse("job-new"), FIELDS | {"contract": deal.version.public_id})
+    assert Job.objects.get().most_micros == 3 * PRICE
+
+    work = make_work(deal, project, fleet.h200, actor, tasks=2, at=at)
+    paid = claims.open(task=work.succeeds(0), at=at)
+    for hours in (1, 3, 9):
+        sweeping.advance(at=at + timedelta(hours=hours), limit=9)
+    where = reverse("job", args=[work.job.public_id])
+    page = read(owner.get(where))
+    assert faults(page) == []
+    assert "Spent $0.50" in page.text
+    assert page.all("a", href=reverse("claim", args=[paid.public_id]))
+    reversing.reverse(actor=deal.merchant, claim=paid, reason="It was black", at=at + timedelta(hours=9))
+    assert "$0.50 given back" in read(owner.get(where)).text
+    task = read(owner.get(reverse("job-task", args=[work.job.public_id, 0])))
+    assert faults(task) == []
+    assert "$0.50 −$0.50" in task.text
+    assert paid.public_id in read(owner.get(reverse("claims"), {"job": work.job.public_id})).text
+    assert paid.public_id not in read(owner.get(reverse("claims"), {"job": "job_other"})).text
+    overview = read(owner.get(reverse("balance")))
+    assert faults(overview) == []
+    assert "Given back for results" in overview.text
 
 
 def test_what_is_wrong_is_told_beside_its_field(owner: Client, fleet: Fleet) -> None:

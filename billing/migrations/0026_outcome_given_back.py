@@ -1,0 +1,16 @@
+"""Results that were given back are found without reading all that were paid."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("billing", "0025_one_credit_for_an_hour")]
+
+    operations = [
+        migrations.AddIndex(
+            model_name="outcome",
+            index=models.Index(
+                fields=["organization", "-id"], name="outcome_given_back", condition=models.Q(kind="reversed")
+            ),
+        ),
+    ]
