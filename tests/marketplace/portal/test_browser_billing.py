@@ -11,6 +11,7 @@ from billing import prices, usage
 from marketplace import spend
 from marketplace.models import Organization, Project, User
 from tests.conftest import Fleet
+from tests.marketplace.portal.looking import look
 from tests.marketplace.portal.test_browser import browser, sign_in, window
 from tests.packages import needs
 
@@ -47,10 +48,6 @@ def used(acme: Organization, project: Project, fleet: Fleet) -> None:
                 usage.stop(resource_id=name, at=start + (2 + (day * 11 + kind) % 6) * HOUR)
 
 
-def fits(window: Any) -> bool:
-    return bool(window.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
-
-
 def test_somebody_reads_what_was_spent_and_how_an_amount_was_computed(window: Any, alice: User, used: None) -> None:
     sign_in(window, alice)
     window.goto(reverse("balance"))
@@ -67,10 +64,9 @@ def test_somebody_reads_what_was_spent_and_how_an_amount_was_computed(window: An
     window.goto(reverse("usage"))
     window.click("tbody tr:first-child td:last-child a")
     window.wait_for_selector("text=Both ways of computing it agree")
-    for name in ("balance", "usage", "budgets"):
-        window.set_viewport_size({"width": 390, "height": 844})
+    for name in ("balance", "usage", "budgets", "commitments", "service-levels"):
         window.goto(reverse(name))
-        assert fits(window), name
+        look(window, name)
 
 
 def test_somebody_sets_a_budget_that_stops(window: Any, alice: User, used: None, project: Project) -> None:

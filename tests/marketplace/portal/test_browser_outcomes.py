@@ -1,4 +1,4 @@
-"""A real browser agrees to a product, sees its result verified and paid, disputes it, and sees the refund."""
+"""A real browser agrees to a product, submits a job under it, sees a result paid, disputes it, and sees the refund."""
 
 from datetime import timedelta
 from typing import Any
@@ -8,15 +8,16 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import Outcome
-from marketplace.access import Actor
-from marketplace.contracts import claims, offering, sweeping
-from marketplace.models import Claim, Organization, Project, User
+from marketplace.contracts import offering, sweeping
+from marketplace.models import Claim, Job, Organization, User
+from marketplace.receipts import writing
 from tests.conftest import Fleet
+from tests.marketplace.jobs.conftest import Works, works
+from tests.marketplace.portal.looking import look, tour
 from tests.marketplace.portal.test_browser import browser, pytestmark, sign_in, window
-from tests.marketplace.portal.test_browser_reservations import look
-from tests.outcomes import PRICE, Deal, make_seller, make_work, terms
+from tests.outcomes import LEFT, PRICE, Deal, make_seller, terms
 
-__all__ = ["browser", "pytestmark", "window"]
+__all__ = ["browser", "pytestmark", "window", "works"]
 
 
 @pytest.fixture
@@ -30,36 +31,68 @@ def deal(db: None) -> Deal:
     return Deal(seller, merchant, version)
 
 
-def sweep(hours: float) -> None:
+def sweep() -> None:
     for _ in range(3):
-        sweeping.advance(at=timezone.now() + timedelta(hours=hours), limit=10)
+        sweeping.advance(at=timezone.now() + timedelta(seconds=1), limit=10)
 
 
-def test_a_product_is_bought_its_result_disputed_and_refunded(
-    window: Any, deal: Deal, actor: Actor, project: Project, fleet: Fleet, alice: User, acme: Organization, carol: User
-) -> None:
-    sign_in(window, alice)
+def agree(window: Any, deal: Deal) -> None:
     window.goto(reverse("outcomes"))
     assert "A task counts once its command ended" in window.inner_text("main")
     look(window, "catalogue")
     window.click("text=See all terms")
+    window.wait_for_selector("h2:has-text('What counts')")
     look(window, "product")
     window.click("#accept")
     window.wait_for_selector(f"text=contract: {deal.version.public_id}")
     look(window, "agreed")
 
-    work = make_work(deal, project, fleet.h200, actor, tasks=2, at=timezone.now())
-    opened = [claims.open(task=work.succeeds(index), at=timezone.now()) for index in (0, 1)]
-    sweep(0)
-    window.goto(reverse("claims"))
-    assert window.inner_text("main").count("Verified") >= 2
-    look(window, "claims")
-    window.goto(reverse("claim", args=[opened[0].public_id]))
+
+def submit(window: Any, deal: Deal) -> Job:
+    window.click("#new-job")
+    window.wait_for_selector("#contract")
+    assert window.input_value("#contract") == deal.version.public_id
+    window.select_option("#offer", "h200-narvik")
+    for name, value in (("name", "frames"), ("command", "render $GPUMARKET_TASK"), ("array", "2"), ("outputs", "out")):
+        window.fill(f"#{name}", value)
+    window.click("#check-job")
+    window.wait_for_selector(".cost-main:has-text('$1.00')")
+    look(window, "job-form")
+    window.click("#submit-job")
+    window.wait_for_selector("h1:has-text('frames')")
+    look(window, "job-begun")
+    return Job.objects.get()
+
+
+def finish(window: Any, works: Works, job: Job) -> None:
+    """Let its commands end and its results be verified, and see the open page follow by itself."""
+    works.go()
+    for attempt in works.running(job):
+        for node in works.fleet.nodes.values():
+            node.leaves[attempt.instance.public_id] = LEFT
+    works.exit_all(job)
+    for _ in range(3):
+        works.go()
+        sweep()
+    window.wait_for_selector("text=2 of 2")
+    assert window.locator(".task-grid path.task-succeeded").count() == 1
+    assert "of at most $1.00" in window.inner_text("main")
+    look(window, "job-finished")
+
+
+def accept_the_first(window: Any) -> Claim:
+    window.click("td a[href*='/claims/']")
     window.click("#do-accept")
     window.wait_for_selector("text=Accepted: it is paid out of what was set aside.")
-    sweep(0)
-    window.goto(reverse("claim", args=[opened[0].public_id]))
+    sweep()
+    window.reload()
     assert "$0.50" in window.inner_text("main")
+    claim = Claim.objects.get(task__index=0)
+    assert (claim.state, claim.paid_micros) == ("settled", PRICE)
+    return claim
+
+
+def dispute_it(window: Any, claim: Claim) -> None:
     window.click("text=Dispute it")
     window.fill("#dispute-reason", "Frame 0 is black")
     look(window, "claim")
@@ -70,8 +103,8 @@ def test_a_product_is_bought_its_result_disputed_and_refunded(
     window.wait_for_selector("text=See the log")
     look(window, "disputed")
 
-    window.context.clear_cookies()
-    sign_in(window, carol)
+
+def decide(window: Any, deal: Deal) -> None:
     window.goto(reverse("console-claim-disputes"))
     look(window, "console-disputes")
     window.click("main a.btn-primary")
@@ -80,23 +113,69 @@ def test_a_product_is_bought_its_result_disputed_and_refunded(
     look(window, "console-decide")
     window.click("main form button")
     window.wait_for_selector("text=Decided.")
-    window.goto(reverse("console-contracts"))
-    look(window, "console-contracts")
-    window.goto(reverse("console-contract", args=[deal.version.public_id]))
-    look(window, "console-contract")
-    window.goto(reverse("console-contract-new"))
-    look(window, "console-new")
+    for name, address in (
+        ("console-contracts", reverse("console-contracts")),
+        ("console-contract", reverse("console-contract", args=[deal.version.public_id])),
+        ("console-new", reverse("console-contract-new")),
+        ("console-margins", reverse("console-margins")),
+    ):
+        window.goto(address)
+        look(window, name)
 
-    window.context.clear_cookies()
-    sign_in(window, alice)
-    window.goto(reverse("claim", args=[opened[0].public_id]))
+
+def see_the_refund(window: Any, job: Job, claim: Claim) -> None:
+    window.goto(reverse("claim", args=[claim.public_id]))
     said = window.inner_text("main")
     assert "Reversed" in said
     assert "It is black" in said
-    look(window, "reversed")
-    found = Claim.objects.get(pk=opened[0].pk)
-    assert (found.state, found.paid_micros, found.reversed_micros) == ("reversed", PRICE, PRICE)
+    look(window, "claim-reversed")
+    window.goto(reverse("job", args=[job.public_id]))
+    assert "$0.00" in window.inner_text("dl.figures")
+    assert "$0.50 given back" in window.inner_text("dl.figures")
+    look(window, "job-reversed")
+    window.goto(reverse("job-task", args=[job.public_id, 0]))
+    assert "−$0.50" in window.inner_text("main")
+    look(window, "task")
+    window.goto(reverse("balance"))
+    # The other result is still to be accepted, so its price is set aside.
+    assert "$999.50" in window.inner_text("dl.figures")
+    assert "Given back for results" in window.inner_text("main")
+    look(window, "balance-refunded")
+
+
+def test_a_product_is_bought_its_result_disputed_and_refunded(
+    window: Any, deal: Deal, works: Works, fleet: Fleet, alice: User, acme: Organization, carol: User
+) -> None:
+    sign_in(window, alice)
+    agree(window, deal)
+    job = submit(window, deal)
+    finish(window, works, job)
+    claim = accept_the_first(window)
+    window.goto(reverse("job", args=[job.public_id]))
+    assert "$0.50" in window.inner_text("dl.figures")
+    window.goto(reverse("claim", args=[claim.public_id]))
+    dispute_it(window, claim)
+
+    window.context.clear_cookies()
+    sign_in(window, carol)
+    decide(window, deal)
+
+    window.context.clear_cookies()
+    sign_in(window, alice)
+    writing.issue_due(at=timezone.now(), limit=9)
+    see_the_refund(window, job, claim)
+    claim.refresh_from_db()
+    assert (claim.state, claim.paid_micros, claim.reversed_micros) == ("reversed", PRICE, PRICE)
     assert Outcome.objects.filter(kind="reversed").get().amount_micros == PRICE
-    assert Claim.objects.get(pk=opened[1].pk).state == "verified", "only what is disputed stands still"
-    window.goto(reverse("claim-disputes"))
-    look(window, "disputes")
+    assert Claim.objects.get(task__index=1).state == "verified", "only what is disputed stands still"
+    for name in ("jobs", "claims", "claim-disputes", "receipts"):
+        window.goto(reverse(name))
+        look(window, name)
+    of_one = [("outcome", deal.version.public_id), ("job", job.public_id), ("claim", claim.public_id)]
+    tour(
+        window,
+        [reverse(name) for name in ("outcomes", "jobs", "job-new", "claims", "claim-disputes", "receipts", "balance")]
+        + [reverse(name, args=[which]) for name, which in of_one]
+        + [reverse("job-task", args=[job.public_id, 0])],
+        language="ja",
+    )

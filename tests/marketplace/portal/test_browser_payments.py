@@ -1,6 +1,5 @@
 """A real browser adds a test card on the processor's page, tops up, proves who it is, and reads what was paid."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,10 @@ from billing.payments import gateway
 from marketplace.models import Organization, User
 from tests.billing.payments.conftest import _keys
 from tests.billing.payments.test_peers import bundled
+from tests.marketplace.portal.looking import look
 from tests.marketplace.portal.test_browser import browser, pytestmark, sign_in, window
 
 __all__ = ["_keys", "browser", "pytestmark", "window"]
-
-# Where somebody wants to look at the pages, a folder for pictures of them.
-PICTURES = os.environ.get("GPUMARKET_PICTURES", "")
-
-
-def look(window: Any, name: str) -> None:
-    """Check that nothing is wider than a phone, and take pictures for who wants them."""
-    for width, kind in ((390, "phone"), (1280, "desktop")):
-        window.set_viewport_size({"width": width, "height": 900})
-        assert window.evaluate("document.documentElement.scrollWidth") <= width, f"{name} on a {kind}"
-        if PICTURES:
-            window.screenshot(path=str(Path(PICTURES) / f"{name}-{kind}.png"), full_page=True)
 
 
 def type_card(window: Any, number: str) -> None:
