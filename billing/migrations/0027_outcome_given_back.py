@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0025_one_credit_for_an_hour")]
+    dependencies = [("billing", "0026_found_at_the_processor")]
 
     operations = [
         migrations.AddIndex(
