@@ -1,8 +1,10 @@
 """Terms as people read them: one sentence for each, in the reader's language, in the same order everywhere."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC
 from typing import Any
 
+from django.utils.dateparse import parse_datetime
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -42,7 +44,7 @@ PROOF: Mapping[str, Promise] = {
 def proof(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return name and value of each piece of a claim's evidence; what is empty is left out."""
     ordered = [*(name for name in PROOF if name in evidence), *sorted(set(evidence) - set(PROOF))]
-    rows = [(str(PROOF.get(name, name)), evidence[name]) for name in ordered]
+    rows = [(str(PROOF.get(name, name)), _written(name, evidence[name])) for name in ordered]
     return [(name, _evidence(value)) for name, value in rows if value not in (None, "")]
 
 
@@ -50,6 +52,12 @@ def _evidence(value: Any) -> str:
     """Return a piece of evidence in words; of readings the first and the last of each replica."""
     is_read = isinstance(value, list) and all(isinstance(one, dict) and {"first", "last"} <= set(one) for one in value)
     return ", ".join(f"{one['first']} → {one['last']}" for one in value) if is_read else str(value)
+
+
+def _written(name: str, value: Any) -> Any:
+    """Return a piece of evidence as people read it: moments to the second, in UTC."""
+    at = parse_datetime(value) if name == "ended_at" and isinstance(value, str) else None
+    return value if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def sentences(terms: Terms) -> list[tuple[str, str]]:
