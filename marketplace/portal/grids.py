@@ -25,6 +25,11 @@ class Grid:
     height: int
     layers: list[Layer]
 
+    @property
+    def shown(self) -> int:
+        """How wide it is drawn where there is room, in pixels: few tasks are no giants."""
+        return self.width * 2
+
 
 def of(states: Sequence[str]) -> Grid:
     """Return the grid of tasks in these states, in their order, row by row."""

@@ -48,4 +48,4 @@ def _fits(page: Any, name: str, size: tuple[int, int]) -> None:
 
 
 def _shoot(page: Any, name: str) -> None:
-    page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
+    page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True, animations="disabled")
