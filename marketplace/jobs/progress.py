@@ -79,7 +79,7 @@ def _of(job: Job, spent: tuple[int, int], recent: int, at: datetime) -> Progress
     )  # fmt: skip
 
 
-def _paid(jobs: Sequence[int]) -> dict[int, tuple[int, int]]:
+def _paid(jobs: list[int]) -> dict[int, tuple[int, int]]:
     """Return what the results of jobs cost in the end and what of them went back, by the job."""
     with connection.cursor() as cursor:
         cursor.execute(RESULTS, [jobs])
