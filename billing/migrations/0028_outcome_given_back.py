@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0026_found_at_the_processor")]
+    dependencies = [("billing", "0027_payments_taken_back")]
 
     operations = [
         migrations.AddIndex(
