@@ -16,8 +16,13 @@ LOOKED_AT_WITHIN = timedelta(hours=1)
 
 def stopped(*, at: datetime) -> list[int]:
     """Return the organizations of which nothing may run any more: no money and no grace left, or too long past due."""
+    return list(dict.fromkeys([*used_up(at=at), *past_due(Action.STOP_ON_DEMAND, at=at)]))
+
+
+def used_up(*, at: datetime) -> Sequence[int]:
+    """Return the organizations with no money and no grace left: what they have paid ahead goes on, nothing else."""
     watch.look(at=at)
-    return list(dict.fromkeys([*watch.used_up(at=at), *past_due(Action.STOP_ON_DEMAND, at=at)]))
+    return watch.used_up(at=at)
 
 
 def past_due(action: Action, *, at: datetime, limit: int = 200) -> list[int]:

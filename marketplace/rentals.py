@@ -13,6 +13,7 @@ from django.db.models import Q
 from django.utils.translation import gettext, ngettext
 
 from billing import holds, prices, rating, standing
+from billing.collecting import Action
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
 from marketplace import audit, bids, coverage, runtimes, spend, work_orders
@@ -389,10 +390,16 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
 
 
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
-    """Stop instances of organizations that may run nothing any more; return how many were asked to stop."""
-    broke, no_spot = standing.stopped(at=at), standing.spot_stopped(at=at)
+    """Stop instances of organizations that may run nothing any more; return how many were asked to stop.
+
+    What runs inside a reservation is paid ahead: used-up funds leave it alone, a debt too long past due does not.
+    """
+    broke, past_due = standing.used_up(at=at), standing.past_due(Action.STOP_ON_DEMAND, at=at)
+    no_spot = standing.spot_stopped(at=at)
     unpaid = Instance.objects.filter(
-        Q(project__organization__in=broke) | Q(project__organization__in=no_spot, market=Instance.Market.SPOT),
+        Q(project__organization__in=broke, reservation=None)
+        | Q(project__organization__in=past_due)
+        | Q(project__organization__in=no_spot, market=Instance.Market.SPOT),
         phase__in=CHARGED_PHASES,
         paid_by="",
     ).select_related("project")

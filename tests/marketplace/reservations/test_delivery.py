@@ -7,7 +7,8 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from billing.models import UsageSpan
+from billing import collecting
+from billing.models import Account, UsageSpan
 from marketplace import coverage, delivery, quotes, rentals, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Reservation, Shortfall
@@ -392,3 +393,24 @@ def test_what_is_free_on_its_own_nodes_is_there_for_the_tenant_that_has_them_alo
     run_until_idle()
     acme_buys.go_to(2.05)
     assert delivery.missing_gpus(acme_buys.offer.pk, at=acme_buys.at(2.1)) == {mine.pk: 0, theirs.pk: 0}
+
+
+def test_hours_that_are_paid_ahead_go_on_when_money_for_the_rest_is_used_up(
+    acme_buys: Buyer, active: Reservation, run_until_idle: Run
+) -> None:
+    inside, outside = launch(acme_buys, 2.1, gpus=8), launch(acme_buys, 2.1, gpus=4)
+    run_until_idle()
+    assert rentals.stop_what_nobody_can_pay_for(at=acme_buys.at(200), limit=10) == 1
+    run_until_idle()
+    for instance, phase in ((inside, "running"), (outside, "stopped")):
+        instance.refresh_from_db()
+        assert (instance.phase, instance.reservation_id is None) == (phase, phase == "stopped")
+    # Nothing else than a block: who owes for too long runs nothing, whatever was paid ahead.
+    Account.objects.filter(organization=acme_buys.project.organization, kind="receivable").update(
+        sanction="stop_on_demand"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "review", lambda **_: None)
+        assert rentals.stop_what_nobody_can_pay_for(at=acme_buys.at(3), limit=10) == 1
+    inside.refresh_from_db()
+    assert (inside.desired, inside.reason) == ("stopped", "no_funds")
