@@ -148,7 +148,7 @@ def standings(found: Sequence[Bid]) -> list[Standing]:
             bid=bid,
             state=state_of(
                 bid.instance,
-                is_funded=bid.instance.public_id in held,
+                is_funded=bool(bid.instance.paid_by) or bid.instance.public_id in held,
                 is_excluded=bool(broken.get(bid.pk)),
                 is_left_out=bid.left_out_at is not None,
             ),

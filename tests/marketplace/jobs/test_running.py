@@ -11,14 +11,17 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import accounts, books, charging, prices
+from billing.models import Hold
+from marketplace import spot, spot_market, spot_terms
 from marketplace.access import Actor, person
 from marketplace.errors import IllegalState
 from marketplace.jobs import cancelling, dispatching, judging, progress, running
-from marketplace.models import Attempt, AuditEntry, Job, JobEvent, Project, Task
+from marketplace.models import Attempt, AuditEntry, Bid, Job, JobEvent, Project, Task
 from provisioning import instances
 from provisioning.models import Assignment, GpuHold, Instance, Phase, Quota
 from tests.conftest import Fleet, make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
+from tests.outcomes import make_deal
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -455,3 +458,24 @@ def test_a_task_succeeds_with_all_that_it_named_as_outputs_in_the_store_whatever
     said = judging.verdict_of(ended, latest(job), "The disk was slow.", at=timezone.now())
     assert said is not None
     assert (said.state, said.message) == (state, "" if state == "succeeded" else "The disk was slow.")
+
+
+def test_what_a_contract_pays_for_takes_part_in_auctions_without_funds_of_its_own(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    offer = works.fleet.h200
+    spot_terms.set_terms(
+        offer=offer, by="test", at=timezone.now(), reserve_micros=500_000, grid_micros=10_000, interval_s=60,
+        min_notice_s=30, hysteresis_bp=1000, rise_bp=10_000,
+    )  # fmt: skip
+    deal = make_deal(works.project.organization)
+    job = works.one(contract=deal.version.public_id, market="spot", outputs=["out"], retries=1)
+    works.go()
+    (attempt,) = works.running(job)
+    assert not Hold.objects.filter(resource_id=attempt.instance.public_id).exists()
+    (standing,) = spot_market.standings(Bid.objects.select_related("instance"))
+    assert (standing.state, works.phase(attempt)) == ("waiting", "queued")
+    clock.shift(timedelta(minutes=1))
+    assert spot_market.published(spot.clear(offer_id=offer.pk, at=timezone.now()))["winners"] == 1
+    works.go()
+    assert works.phase(attempt) == "running"
