@@ -23,6 +23,7 @@ from marketplace.money import typed_micros
 from marketplace.portal import errors
 from marketplace.portal.preferences import zone_of
 from marketplace.portal.shell import ORGANIZATION_KEY
+from provisioning.calendar import HOUR
 
 REFUSALS = tuple(errors.KINDS)
 DIGITS_MAX = 9
@@ -147,6 +148,14 @@ def absolute(path: str) -> str:
 def whole_number(text: str) -> int:
     """Return a whole number that was typed, or -1 for what is none; verbs refuse it by their own rules."""
     return int(text) if text.isdecimal() and len(text) <= DIGITS_MAX else -1
+
+
+def hours_after(start: datetime, typed: str) -> datetime:
+    """Return when so many typed hours after a start are over, or raise BadOrder where no calendar goes so far."""
+    try:
+        return start + whole_number(typed) * HOUR
+    except OverflowError as error:
+        raise BadOrder("hours", _("No calendar goes so far; ask for fewer hours.")) from error
 
 
 def amount_or_none(field: str, text: str) -> int | None:

@@ -12,7 +12,7 @@ from marketplace.blocks import Window
 from marketplace.errors import BadOrder
 from marketplace.models import Offer, Organization
 from marketplace.portal import errors
-from marketplace.portal.doors import REFUSALS, Visit, page, whole_number
+from marketplace.portal.doors import REFUSALS, Visit, hours_after, page, whole_number
 from marketplace.windows import Cell, Found
 from provisioning.calendar import HOUR, hour_of
 
@@ -45,7 +45,7 @@ def shown(visit: Visit) -> HttpResponse:
     project = access.project_for(visit.actor, typed["project"] or None, verb="reservation.change")
     try:
         starts_at = visit.moment("starts_at")
-        ends_at = starts_at + whole_number(typed["hours"]) * HOUR
+        ends_at = hours_after(starts_at, typed["hours"])
         window = Window(offers.offer_for(typed["offer"]), whole_number(typed["gpus"]), starts_at, ends_at)
         return redirect("quote", quotes.for_purchase(project=project, window=window, at=visit.at).public_id)
     except BadOrder as error:

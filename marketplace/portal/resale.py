@@ -13,7 +13,7 @@ from marketplace.blocks import Window
 from marketplace.errors import BadOrder
 from marketplace.models import Offer, Organization
 from marketplace.portal import errors
-from marketplace.portal.doors import REFUSALS, Visit, page, whole_number
+from marketplace.portal.doors import REFUSALS, Visit, hours_after, page, whole_number
 from provisioning.calendar import HOUR, hour_of
 
 PAGE = 50
@@ -72,7 +72,7 @@ def buy(visit: Visit) -> HttpResponse:
     try:
         starts_at, limit = visit.moment("starts_at"), visit.money("limit")
         offer = offers.offer_for(typed["offer"])
-        window = Window(offer, whole_number(typed["gpus"]), starts_at, starts_at + whole_number(typed["hours"]) * HOUR)
+        window = Window(offer, whole_number(typed["gpus"]), starts_at, hours_after(starts_at, typed["hours"]))
         if visit.text("confirmed") != "true":
             fill = trades.look(project=project, window=window, limit_micros=limit, at=visit.at)
             context = {"fill": fill, "typed": typed, "limit_micros": limit, "key": secrets.token_urlsafe(24)}

@@ -12,7 +12,7 @@ from marketplace import access, coverage, endings, held, holdings, lending, quot
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Quote, Reservation
 from marketplace.portal import errors
-from marketplace.portal.doors import REFUSALS, Visit, page, whole_number
+from marketplace.portal.doors import REFUSALS, Visit, hours_after, page, whole_number
 from provisioning import calendar
 
 PAGE = 50
@@ -109,8 +109,7 @@ def extend(visit: Visit, reservation_id: str) -> HttpResponse:
     wrong: dict[str, str] = {}
     if visit.request.method == "POST":
         try:
-            hours = whole_number(visit.text("hours"))
-            ends_at = found.ends_at + hours * calendar.HOUR
+            ends_at = hours_after(found.ends_at, visit.text("hours"))
             quote = quotes.for_extension(reservation=found, ends_at=ends_at, at=visit.at)
             return redirect("quote", quote.public_id)
         except BadOrder as error:

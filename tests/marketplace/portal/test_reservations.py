@@ -70,6 +70,8 @@ def test_a_block_is_seen_quoted_bought_and_cancelled(owner: Client, offer: Offer
         ("gpus", "0", "have 1 to 1024 GPUs"),
         ("hours", "0", "after the start"),
         ("hours", "99999", "hours; this one would last 99999"),
+        ("hours", "99999999", "No calendar goes so far"),
+        ("starts_at", "9999-12-31T23:00", "No calendar goes so far"),
         ("starts_at", "2020-01-01T00:00", "has begun already"),
         ("starts_at", "soon", "Write a time in UTC"),
         ("gpus", "17", "17 GPUs are not free in every hour"),
@@ -150,3 +152,20 @@ def test_lending_is_turned_on_and_off(owner: Client, acme_buys: Buyer) -> None:
 def acme_buys(owner: Client, offer: Offer, alice: User) -> Buyer:
     project = Project.objects.select_related("organization").get(organization__name="Acme")
     return Buyer(person(alice), project, offer, hour_of(timezone.now()) + timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("hours", "starts_at", "said"),
+    [("99999999", "", "No calendar goes so far"), ("1", "9999-12-31T23:00", "No calendar goes so far"),
+     ("60000000", "", "this one would end later")],
+)  # fmt: skip
+def test_more_hours_than_any_calendar_has_are_a_mistake_not_a_fault(
+    owner: Client, acme_buys: Buyer, hours: str, starts_at: str, said: str
+) -> None:
+    wanted = {"offer": acme_buys.offer.slug, "gpus": "2", "limit": "9", "hours": hours}
+    for sure in ({}, {"confirmed": "true", "key": "a key"}):
+        answer = owner.post(reverse("listings-buy"), wanted | {"starts_at": starts_at or utc(48)} | sure)
+        assert (answer.status_code, said in read(answer).text) == (422, True)
+    reservation = acme_buys.buy(2, 48, 49)
+    answer = owner.post(reverse("reservation-extend", args=[reservation.public_id]), {"hours": "999999999"})
+    assert (answer.status_code, "No calendar goes so far" in read(answer).text) == (422, True)
