@@ -84,6 +84,11 @@ def check(window: Window, terms: BlockTerms, *, at: datetime) -> None:
             gettext("A block lasts %(fewest)s to %(most)s hours; this one would last %(hours)s.")
             % {"fewest": terms.min_hours, "most": terms.max_hours, "hours": window.hours},
         )
+    check_horizon(window, terms, at=at)
+
+
+def check_horizon(window: Window, terms: BlockTerms, *, at: datetime) -> None:
+    """Raise BadOrder where a window ends later than anything of its offer is sold."""
     if window.ends_at > hour_of(at) + terms.horizon_hours * HOUR:
         raise BadOrder(
             "ends_at",

@@ -65,9 +65,20 @@ class Fill:
 
 def look(*, project: Project, window: Window, limit_micros: int | None, at: datetime) -> Fill:
     """Return how an order would be filled now, with nothing locked and nothing done."""
-    blocks.check_times(window.starts_at, window.ends_at, at=at)
+    terms = _check(window, at=at)
     quotes.check_policies(project, window, at=at)
-    return _match(project.organization, window, blocks.terms_of(window.offer), limit_micros, at=at)
+    return _match(project.organization, window, terms, limit_micros, at=at)
+
+
+def _check(window: Window, *, at: datetime) -> BlockTerms:
+    """Return the terms of an offer, or raise BadOrder for a window that it cannot be bought for.
+
+    Before anything looks at each hour of the window. How long it may be, an ask says for itself.
+    """
+    blocks.check_times(window.starts_at, window.ends_at, at=at)
+    terms = blocks.terms_of(window.offer)
+    blocks.check_horizon(window, terms, at=at)
+    return terms
 
 
 @transaction.atomic
@@ -77,9 +88,8 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     Each hour is filled from the cheapest asks and the offer itself, at the price that the maker named.
     """
     rentals.check_open(project)
-    blocks.check_times(window.starts_at, window.ends_at, at=at)
     reservations.lock_gate(window.offer.pk)
-    terms = blocks.terms_of(window.offer)
+    terms = _check(window, at=at)
     found = _match(project.organization, window, terms, limit_micros, at=at)
     chosen = {leg.source for leg in found.legs} - {OFFER}
     listings = {row.pk: row for row in Listing.objects.filter(pk__in=chosen).select_related("seller")}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from marketplace import trades
 from marketplace.models import Listing, Offer, Quote, Reservation, Trade, User
 from provisioning import calendar
 from provisioning.calendar import hour_of
@@ -140,3 +141,13 @@ def test_hours_are_listed_and_bought_by_somebody_else(program: Program, other: P
     problem_of(other.get(f"listings/{made['id']}"), 404, "not_found")
     assert program.ask("delete", f"listings/{made['id']}").json()["state"] == "withdrawn"
     assert Listing.objects.get().state == "withdrawn"
+
+
+def test_a_window_without_end_is_refused_before_anybody_looks_at_its_hours(
+    program: Program, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trades, "supply_of", None)
+    wanted = order(limit="9", ends_at="9999-12-31T00:00:00Z")
+    for path in ("trades?dry_run=true", "trades"):
+        problem_of(program.post(path, wanted, key="t"), 422, "invalid_request", names="/ends_at")
+    problem_of(program.post("quotes", order(ends_at="9999-12-31T00:00:00Z")), 422, "invalid_request", names="/ends_at")
