@@ -1,5 +1,6 @@
 """What becomes of a reservation by itself, on a clock that the test moves."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_what_runs_inside_costs_nothing_more_and_its_use_is_seen(
     assert span.ended_at is not None
     assert span.charged_micros == 0
     assert acme_buys.wallet().available_micros == funds
-    assert coverage.free_gpus(active, at=acme_buys.at(2.5)) == 8
+    assert coverage.free_gpus([active], at=acme_buys.at(2.5)) == {active.pk: 8}
     check_conserved(at=acme_buys.at(2.5))
 
 
@@ -97,6 +98,24 @@ def test_never_more_gpus_run_inside_than_it_has(acme_buys: Buyer, active: Reserv
         launch(acme_buys, 2.1, gpus=1, attach="strict")
     outside = launch(acme_buys, 2.1, gpus=1)
     assert (outside.market, outside.reservation_id) == ("on_demand", None)
+
+
+def test_what_covers_a_run_is_found_by_four_queries_however_many_blocks_there_are(
+    acme_buys: Buyer, active: Reservation, django_assert_num_queries: Callable[[int], Any]
+) -> None:
+    later = [acme_buys.buy(gpus, 3, 6, at=2) for gpus in (1, 2, 3)]
+    acme_buys.go_to(3)
+    launch(acme_buys, 3.1, gpus=7, reservation=active)
+    at = acme_buys.at(3.1)
+    words: dict[str, Any] = {"project": acme_buys.project, "offer": acme_buys.offer, "named": None, "at": at}
+    for gpus, attach, found in ((3, "auto", later[2]), (1, "auto", later[0]), (4, "auto", None)):
+        with django_assert_num_queries(4):
+            assert coverage.choose(gpus=gpus, attach=attach, **words) == found
+    with django_assert_num_queries(4), pytest.raises(NoCapacity, match="with the most has 3"):
+        coverage.choose(gpus=4, attach="strict", **words)
+    with django_assert_num_queries(4):
+        free = coverage.usable(project=acme_buys.project, offer=acme_buys.offer, at=at)
+    assert free == [(active, 1), *zip(later, (1, 2, 3), strict=True)]
 
 
 def test_who_forbids_it_stays_outside_and_a_named_one_is_taken(acme_buys: Buyer, active: Reservation) -> None:
