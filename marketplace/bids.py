@@ -118,6 +118,7 @@ def hold(
         micros_per_hour=per_hour,
         market=Instance.Market.SPOT,
         token_id=token.pk if token else None,
+        at=at,
     )
     if is_paid:
         return

@@ -17,6 +17,7 @@ from django.utils.translation import gettext
 from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
+from provisioning import quotas
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
@@ -44,6 +45,7 @@ def advance(*, at: datetime, limit: int) -> int:
         _earn_due,
         lending.share_due,
         quotes.forget,
+        _recount_quotas,
     )
     return sum(part(at=at, limit=limit) for part in parts)
 
@@ -243,6 +245,11 @@ def _earn_due(*, at: datetime, limit: int) -> int:
 
     begun = Reservation.objects.filter(state__in=[*UNDER_WAY, State.EXPIRED], earned_through__lt=F("ends_at"))
     return _each(begun.filter(earned_through__lt=hour_of(at)), act, limit=limit)
+
+
+def _recount_quotas(*, at: datetime, limit: int) -> int:
+    """Let quotas forget hours that are over, sold or given up."""
+    return quotas.recount(at=at, limit=limit)
 
 
 def _begun() -> QuerySet[Reservation]:

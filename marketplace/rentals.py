@@ -451,6 +451,7 @@ def _hold(
             gpus=gpus,
             micros_per_hour=hour_micros,
             token_id=token.pk if token else None,
+            at=at,
         )
     if is_paid:
         return

@@ -47,45 +47,31 @@ PAYMENT_LIFE = timedelta(hours=1)
 # A payment is taken right after its booking; what is older was interrupted between the two.
 SETTLE_AFTER = timedelta(seconds=10)
 
-# Which strips a quota counts.
-COUNTED = """quota.organization_id = %(organization)s::bigint AND quota.unit = 'gpus'
-    AND (quota.project_id IS NULL OR quota.project_id = %(project)s::bigint AND strips.project_id = quota.project_id)
-    AND quota.gpu_model IN ('', strips.gpu_model)"""
-# The first quota that a window would pass, with the most GPUs that are reserved in any of its hours: a running sum over
-# where strips begin and end, for each limit on GPUs that applies. And whether there is any policy to look at.
+# The first quota that a window would pass, with what it has taken in the fullest of its hours: what is held now has no
+# end, so it counts in all of them. Where none is passed, each keeps in mind what is reserved then. Whether the strips
+# are older than the locked rows: then somebody else booked meanwhile. And whether there is any policy to look at.
 PASSED = f"""
-WITH strips AS (
-    SELECT project.id AS project_id, offer.gpu_model, greatest(strip.starts_at, %(start)s::timestamptz) AS starts_at,
-        strip.ends_at, strip.gpus
-    FROM marketplace_project project
-    JOIN marketplace_reservation held ON held.project_id = project.id
-        AND held.state <> ALL (ARRAY['payment_failed', 'expired', 'cancelled', 'sold'])
-    JOIN marketplace_offer offer ON offer.id = held.offer_id
-    JOIN marketplace_reservationstrip strip ON strip.reservation_id = held.id
-        AND strip.starts_at < %(end)s::timestamptz AND strip.ends_at > %(start)s::timestamptz
-    WHERE project.organization_id = %(organization)s::bigint
-), edge AS (
-    SELECT quota.id, strips.starts_at AS at, strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
-    UNION ALL SELECT quota.id, strips.ends_at, -strips.gpus FROM provisioning_quota quota, strips WHERE {COUNTED}
-), most AS (
-    SELECT id, max(running) AS held FROM (
-        SELECT id, sum(gpus) OVER (PARTITION BY id ORDER BY at, gpus) AS running FROM edge
-    ) summed GROUP BY id
+WITH rules AS MATERIALIZED (
+    SELECT id, xmin AS version, organization_id, project_id, gpu_model, market, unit, "limit", held
+    FROM provisioning_quota
+    WHERE organization_id = %(organization)s::bigint AND unit = 'gpus' AND market IN ('', 'reserved')
+        AND (project_id IS NULL OR project_id = %(project)s::bigint) AND gpu_model IN ('', %(gpu_model)s::text)
+    ORDER BY id FOR NO KEY UPDATE
+), {quotas.RESERVED}, sums AS (
+    SELECT id, coalesce(most.gpus, 0) AS reserved, held + coalesce(most.gpus, 0) AS taken, "limit"
+    FROM rules LEFT JOIN most USING (id)
+), passed AS (
+    SELECT id, taken FROM sums WHERE taken + %(gpus)s::bigint > "limit" ORDER BY id LIMIT 1
+), kept AS (
+    UPDATE provisioning_quota quota SET reserved = greatest(quota.reserved, sums.reserved + %(gpus)s::bigint)
+    FROM sums WHERE quota.id = sums.id AND NOT EXISTS (SELECT FROM passed)
 )
-SELECT firsts.found, passed.id, passed.held, EXISTS (
-    SELECT FROM provisioning_policy WHERE project_id = %(project)s OR organization_id = %(organization)s
-) FROM (
-    SELECT count(*) AS found FROM provisioning_quota
-    WHERE organization_id = %(organization)s AND (project_id IS NULL OR project_id = %(project)s)
-        AND gpu_model = '' AND market = '' AND unit = 'gpus'
-) firsts LEFT JOIN LATERAL (
-    SELECT quota.id, coalesce(most.held, 0) AS held FROM provisioning_quota quota LEFT JOIN most USING (id)
-    WHERE quota.organization_id = %(organization)s AND quota.unit = 'gpus'
-        AND (quota.project_id IS NULL OR quota.project_id = %(project)s)
-        AND quota.gpu_model IN ('', %(gpu_model)s::text) AND quota.market IN ('', 'reserved')
-        AND coalesce(most.held, 0) + %(gpus)s::bigint > quota."limit"
-    ORDER BY quota.id LIMIT 1
-) passed ON true
+SELECT (SELECT count(*) FROM rules WHERE gpu_model = '' AND market = ''),
+    EXISTS (SELECT FROM rules JOIN provisioning_quota there USING (id) WHERE there.xmin <> rules.version),
+    (SELECT id FROM passed), (SELECT taken FROM passed), EXISTS (
+        SELECT FROM provisioning_policy
+        WHERE project_id = %(project)s::bigint OR organization_id = %(organization)s::bigint
+    )
 """  # noqa: S608  nothing in it comes from outside
 
 
@@ -122,7 +108,9 @@ def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
     if quote.starts_at < at:
         raise BadOrder("quote", gettext("The block that was quoted has begun meanwhile. Ask for a later one."))
     reservation_id = new_public_id("rsv")
+    window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
     check_budget(actor, quote.project, quote.total_micros, pays_for=[reservation_id], at=at)
+    check_use(quote.project, window, at=at)
     holds.place(
         key=f"block:{reservation_id}",
         organization=quote.project.organization,
@@ -131,8 +119,6 @@ def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
         resource_id=reservation_id,
         expires_at=at + PAYMENT_LIFE,
     )
-    window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
-    check_use(quote.project, window, at=at)
     reservation = make(
         public_id=reservation_id,
         project=quote.project,
@@ -187,28 +173,29 @@ def check_budget(actor: Actor, project: Project, total_micros: int, *, pays_for:
 
 
 def check_use(project: Project, window: Window, *, at: datetime) -> None:
-    """Raise QuotaExceeded where more GPUs would be reserved in some hour than a quota allows, or PolicyExcludes.
+    """Raise QuotaExceeded where more GPUs would be taken in some hour than a quota allows, or PolicyExcludes.
 
     A quota counts what is reserved in the hours themselves, so blocks that follow
-    each other do not add up. Callers hold the organization's accounts, so that
-    two at once follow each other.
+    each other do not add up, and what is held now in every hour to come. It locks
+    these quotas, and no account is locked before them: bookings and launches of
+    one organization follow each other here.
     """
-    firsts, quota_id, held, has_policy = _passed(project, window)
-    if firsts < 2:
+    firsts, is_stale, quota_id, taken, has_policy = _passed(project, window)
+    if firsts < 2 or is_stale:
         quotas.open_for(project_id=project.pk)
-        firsts, quota_id, held, has_policy = _passed(project, window)
+        _, _, quota_id, taken, has_policy = _passed(project, window)
     if has_policy:
         quotes.check_policies(project, window, at=at)
     if quota_id is not None:
         quota = Quota.objects.get(pk=quota_id)
         raise QuotaExceeded(
-            wanted=window.gpus, held=int(held), limit=quota.limit, is_organization=quota.project_id is None,
+            wanted=window.gpus, held=int(taken), limit=quota.limit, is_organization=quota.project_id is None,
             gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
         )  # fmt: skip
 
 
-def _passed(project: Project, window: Window) -> tuple[int, int | None, int, bool]:
-    ((firsts, quota_id, held, has_policy),) = ask(
+def _passed(project: Project, window: Window) -> tuple[int, bool, int | None, int, bool]:
+    (found,) = ask(
         PASSED,
         {
             "organization": project.organization_id,
@@ -219,7 +206,8 @@ def _passed(project: Project, window: Window) -> tuple[int, int | None, int, boo
             "end": window.ends_at,
         },
     )
-    return firsts, quota_id, held, has_policy
+    firsts, is_stale, quota_id, taken, has_policy = found
+    return firsts, is_stale, quota_id, taken, has_policy
 
 
 @transaction.atomic(savepoint=False)
@@ -270,6 +258,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
         raise Conflict(gettext("The reservation's end has changed since this was quoted. Ask for a new quote."))
     running = endings.locked(endings.inside(reservation))
     check_budget(actor, reservation.project, quote.total_micros, pays_for=[quote.public_id], at=at)
+    check_use(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at), at=at)
     holds.place(
         key=f"block:{quote.public_id}",
         organization=reservation.project.organization,
@@ -293,7 +282,6 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
         reason=f"Extension of {reservation.public_id}",
         at=at,
     )
-    check_use(reservation.project, Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at), at=at)
     holdings.add(reservation, [_strip_of(quote)])
     holdings.refit(reservation)
     _add_payment(reservation, paid)

@@ -96,11 +96,11 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     sellers = {pk: reservations.lock(pk) for pk in sorted({row.reservation_id for row in listings.values()})}
     reservation_id, trade_id = new_public_id("rsv"), new_public_id("trd")
     reservations.check_budget(actor, project, found.total_micros, pays_for=[trade_id, reservation_id], at=at)
+    reservations.check_use(project, window, at=at)
     parties = {project.organization.pk: project.organization} | {row.seller_id: row.seller for row in listings.values()}
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
     paid = _pay(project, found, listings, terms, trade_id=trade_id, reservation_id=reservation_id, at=at)
-    reservations.check_use(project, window, at=at)
     strips, given_up = [], defaultdict[int, list[Taken]](list)
     for leg in found.legs:
         taken = _hours_of(leg, listings, sellers, at=at)

@@ -13,7 +13,8 @@ from marketplace import delivery, holdings, quotes, resale, reservations, trades
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.models import OVER, BlockTerms, Listing, Offer, Project, Quote, Reservation, ReservationStrip, Trade
-from provisioning import calendar, interruptions
+from provisioning import calendar, interruptions, quotas
+from provisioning.models import Quota
 
 HOUR = timedelta(hours=1)
 PRICE = 2_000_000
@@ -103,6 +104,7 @@ def check_conserved(*, at: datetime) -> None:
     committed = {(offer, hour): gpus for offer, hours in by_offer.items() for hour, gpus in hours.items()}
     running = {hour: gpus for hour, gpus in held.items() if hour[1] >= calendar.hour_of(at)}
     assert {hour: gpus for hour, gpus in committed.items() if hour[1] >= calendar.hour_of(at)} == running
+    check_quotas(at=at)
     assert deferred_micros() == owed
     assert books.check(at=at) == []
 
@@ -111,3 +113,16 @@ def worth_to_come(reservation: Reservation, strips: list[ReservationStrip]) -> i
     worth = holdings.worth_micros(strips, reservation.earned_through, reservation.ends_at)
     short = reservation.shortfalls.filter(hour__gte=reservation.earned_through)
     return worth - sum(short.values_list("worth_micros", flat=True))
+
+
+def check_quotas(*, at: datetime) -> None:
+    """Assert that no quota has less in mind than is reserved in an hour to come."""
+    booked: dict[int, dict[datetime, int]] = {}
+    for reservation in Reservation.objects.exclude(state__in=OVER):
+        hours = booked.setdefault(reservation.project_id, {})
+        for step in holdings.steps(list(reservation.strips.all())):
+            for number in range((step.ends_at - step.starts_at) // HOUR):
+                hour = step.starts_at + number * HOUR
+                hours[hour] = hours.get(hour, 0) + step.gpus * (hour + HOUR > at)
+    for quota in Quota.objects.filter(project__isnull=False, **quotas.FIRST):
+        assert quota.reserved >= max(booked.get(quota.project_id or 0, {}).values(), default=0)

@@ -59,6 +59,7 @@ class QuotaAnswer(_QuotaWords):
     project = NamedRef(allow_null=True, help_text="null: all projects of the organization together")
     held = QuotaAmount(help_text="from the request until the confirmed release")
     used = QuotaAmount(help_text="what of `held` runs now")
+    reserved = QuotaAmount(help_text="GPUs of reservations in the fullest hour to come, whether used or not")
     free = QuotaAmount()
 
 

@@ -53,7 +53,7 @@ def _words(row: Quota | QuotaRequest) -> Answer:
 
 def _quota(found: Limit) -> Answer:
     row = found.quota
-    numbers = {"held": row.held, "used": found.used, "free": row.free}
+    numbers = {"held": row.held, "used": found.used, "reserved": row.reserved, "free": row.free}
     return _words(row) | {name: decimal_string(number) if row.is_spend else number for name, number in numbers.items()}
 
 

@@ -24,7 +24,7 @@ GpuModel = Annotated[
 
 @app.callback(invoke_without_command=True)
 def quota(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False) -> None:
-    """Show what the organization and its projects may hold, hold, use, and have free."""
+    """Show what the organization and its projects may hold, hold, use, have reserved, and have free."""
     if ctx.invoked_subcommand:
         return
     with open_session(as_json=as_json, explain=explain) as session:
@@ -33,15 +33,18 @@ def quota(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False)
             session.terminal.document({"data": rows, "next_cursor": None})
             return
         session.terminal.table(
-            ["OF", "COUNTS", ">LIMIT", ">HELD", ">USED", ">FREE"], [cells(row) for row in reversed(rows)]
+            ["OF", "COUNTS", ">LIMIT", ">HELD", ">USED", ">RESERVED", ">FREE"], [cells(row) for row in reversed(rows)]
         )
         session.terminal.say("Held counts from the request until the GPUs are given back; used is what of it runs.")
+        session.terminal.say(
+            "Reserved is what blocks have in the fullest hour to come; what runs inside holds nothing."
+        )
         session.terminal.say("More: gpumarket quota request LIMIT --reason WHY")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     owner = row["project"]["name"] if row["project"] else row["organization"]["name"]
-    return [owner, counts(row), *(figure(row, name) for name in ("limit", "held", "used", "free"))]
+    return [owner, counts(row), *(figure(row, name) for name in ("limit", "held", "used", "reserved", "free"))]
 
 
 def counts(row: dict[str, Any]) -> str:

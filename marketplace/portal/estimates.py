@@ -142,12 +142,12 @@ def _quota_check(project: Project, offer: Offer, gpus: int, market: Instance.Mar
     """Say how the tightest limit stands that this order is counted by. One query."""
     tightest = limits.tightest(project, gpu_model=offer.gpu_model, market=market)
     text = ngettext(
-        "Quota of %(project)s: %(held)s of %(limit)s GPU is held.",
-        "Quota of %(project)s: %(held)s of %(limit)s GPUs are held.",
+        "Quota of %(project)s: %(held)s of %(limit)s GPU is held or reserved.",
+        "Quota of %(project)s: %(held)s of %(limit)s GPUs are held or reserved.",
         tightest.limit,
     ) % {
         "project": tightest.project.name if tightest.project else project.organization.name,
-        "held": f"{tightest.held:,}",
+        "held": f"{tightest.taken:,}",
         "limit": f"{tightest.limit:,}",
     }
     if gpus <= tightest.free:

@@ -14,7 +14,8 @@ class Quota(models.Model):
     It counts every GPU whose model and market it names; an empty model or
     market stands for all of them together. `held` counts from the request
     until the confirmed release, and is the sum of the `QuotaHold`s that it
-    applies to. A limit below what is held stops nothing; it only refuses more.
+    applies to; `reserved` is the most GPUs of reservations in one hour to come.
+    A limit below what is taken stops nothing; it only refuses more.
     """
 
     class Unit(models.TextChoices):
@@ -31,6 +32,9 @@ class Quota(models.Model):
     unit = models.CharField(max_length=15, choices=Unit.choices, default=Unit.GPUS)
     limit = models.BigIntegerField(help_text="GPUs, or micros of the organization's currency for an hour of all of it")
     held = models.BigIntegerField(default=0)
+    reserved = models.PositiveBigIntegerField(
+        default=0, help_text="GPUs of reservations in the fullest hour to come: never too few, and soon not too many"
+    )
 
     class Meta:
         constraints = [
@@ -47,7 +51,12 @@ class Quota(models.Model):
 
     @property
     def free(self) -> int:
-        return max(0, self.limit - self.held)
+        return max(0, self.limit - self.taken)
+
+    @property
+    def taken(self) -> int:
+        """What is not free: held now, and reserved in the fullest hour to come."""
+        return self.held + self.reserved
 
     @property
     def is_spend(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.utils import timezone
 
 from marketplace import tenants
 from marketplace.access import Actor
@@ -24,7 +25,7 @@ def take(project: Project, gpus: int, *, holder: str = "", gpu_model: str = "H20
     holder = holder or f"ins_{QuotaHold.objects.count()}_{gpus}"
     quotas.take(
         holder=holder, project_id=project.pk, gpu_model=gpu_model, gpus=gpus, micros_per_hour=gpus * H200_MICROS,
-        **words,
+        at=timezone.now(), **words,
     )  # fmt: skip
     return holder
 

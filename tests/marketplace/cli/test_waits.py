@@ -15,11 +15,12 @@ QUOTA = {
     "limit": 16,
     "held": 5,
     "used": 4,
-    "free": 11,
+    "reserved": 2,
+    "free": 9,
 }
 SPEND = QUOTA | {
     "project": None, "gpu_model": None, "market": None, "unit": "per_hour", "currency": "USD", "limit": "100.000000",
-    "held": "12.450000", "used": "0.000000", "free": "87.550000",
+    "held": "12.450000", "used": "0.000000", "reserved": "0.000000", "free": "87.550000",
 }  # fmt: skip
 BUDGET = {
     "id": "prj_1", "kind": "project", "name": "research", "currency": "USD", "monthly": "500.000000", "hourly": None,
@@ -153,10 +154,25 @@ def test_quotas_are_a_table_of_limit_held_used_and_free(gpumarket, shop):
     said = gpumarket("quota")
     assert said.code == 0
     rows = [line.split() for line in said.out.splitlines()]
-    assert rows[0] == ["OF", "COUNTS", "LIMIT", "HELD", "USED", "FREE"]
-    assert ["research", "H200,", "spot", "16", "5", "4", "11"] in rows
-    assert ["Acme", "all,", "per", "hour", "100.00", "USD", "12.45", "USD", "0.00", "USD", "87.55", "USD"] in rows
-    assert gpumarket("quota", "--json").json["data"][0]["free"] == 11
+    assert rows[0] == ["OF", "COUNTS", "LIMIT", "HELD", "USED", "RESERVED", "FREE"]
+    assert ["research", "H200,", "spot", "16", "5", "4", "2", "9"] in rows
+    assert [
+        "Acme",
+        "all,",
+        "per",
+        "hour",
+        "100.00",
+        "USD",
+        "12.45",
+        "USD",
+        "0.00",
+        "USD",
+        "0.00",
+        "USD",
+        "87.55",
+        "USD",
+    ] in rows
+    assert gpumarket("quota", "--json").json["data"][0]["free"] == 9
 
 
 def test_more_is_asked_for_with_a_reason(gpumarket, shop):

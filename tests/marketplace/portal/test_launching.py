@@ -222,7 +222,7 @@ def test_the_button_is_kept_back_with_its_reason_while_a_check_is_red(owner: Cli
 
 def test_one_gpu_is_no_gpus(owner: Client, fleet: Fleet, project: Project) -> None:
     project.quotas.update(limit=1)
-    assert "0 of 1 GPU is held." in read(owner.get(reverse("launch"), {"offer": "h200-narvik"})).text
+    assert "0 of 1 GPU is held or reserved." in read(owner.get(reverse("launch"), {"offer": "h200-narvik"})).text
 
 
 def test_volumes_of_the_site_are_chosen_in_the_form_and_shown_in_the_command(

@@ -13,7 +13,7 @@ from billing.models import Account, UsageSpan
 from marketplace import coverage, delivery, quotes, rentals, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Reservation, Shortfall
-from provisioning import instances, placement, policies
+from provisioning import instances, placement, policies, quotas
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Capacity, Gpu, Instance, InstanceEvent, Interruption, Node, Quota, Workflow
 from tests.blocks import PRICE, USD, Buyer, check_conserved, deferred_micros
@@ -274,6 +274,7 @@ def test_a_late_beginning_of_ours_is_not_paid_for(acme_buys: Buyer) -> None:
 def test_on_demand_makes_room_for_nobody_but_never_took_what_is_reserved(
     acme_buys: Buyer, active: Reservation, rent: Rent
 ) -> None:
+    quotas.set_limit(project_id=acme_buys.project.pk, limit=100)
     with pytest.raises(NoCapacity):
         rent(gpus=5, replicas=2, attach="forbid")
     rent(gpus=8, attach="forbid")
