@@ -17,7 +17,7 @@ from django.utils.translation import gettext
 from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
-from provisioning import quotas
+from provisioning import quotas, room
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
@@ -101,6 +101,7 @@ def _look(*, at: datetime, limit: int) -> int:
         def act(reservation: Reservation, missing: dict[int, int] = missing) -> bool:
             return _look_after(reservation, missing.get(reservation.pk, 0), at=at)
 
+        changed += _give_back_stuck(offer_id, at=at)
         concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, gpus in missing.items() if gpus])
         changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=None)
     return changed
@@ -134,6 +135,33 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
         missing[one.pk] = max(0, min(idle[one.pk], short))
         short -= missing[one.pk]
     return missing
+
+
+def _give_back_stuck(offer_id: int, *, at: datetime) -> int:
+    """Give back this hour of GPUs for which a start has waited too long, since the free ones are no place for it.
+
+    They are there by count and so not missing; who asks for what no empty offer could place has not waited for us.
+    """
+    if at < hour_of(at) + GRACE:
+        return 0
+    late = [one for one in room.waiting(offer_id) if one.phase_since <= at - GRACE]
+    if not late:
+        return 0
+    spot = Instance.objects.filter(offer=offer_id, market=Instance.Market.SPOT, quota_held__gt=0)
+    found = room.make(offer_id=offer_id, wanted=late, candidates=list(spot.values_list("pk", flat=True)))
+    gpus: dict[int, int] = {}
+    for one in found.stuck:
+        if one.reservation_id is not None:
+            gpus[one.reservation_id] = gpus.get(one.reservation_id, 0) + one.gpus
+
+    def act(reservation: Reservation) -> bool:
+        if reservation.state not in UNDER_WAY or at >= reservation.ends_at:
+            return False
+        stuck = min(gpus[reservation.pk], holdings.held_at(reservation.strips.all(), at))
+        lost = max(stuck, reservation.missing_gpus)
+        return refunds.give_back_hour(reservation, lost, hour=hour_of(at), at=at) > 0
+
+    return _each(Reservation.objects.filter(pk__in=list(gpus)), act, limit=None)
 
 
 def _free(offer_id: int) -> Counter[int | None]:

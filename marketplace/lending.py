@@ -1,8 +1,8 @@
 """Lending: GPUs of reservations that stand idle may run spot work, which pays their holders a share.
 
 The holder's own use comes first. What they start counts as used at once, so
-that what spot may have shrinks and spot gives back what is over, within the
-offer's notice; until then the holder's instance waits in its queue. What spot
+that what spot may have shrinks, and spot gives back what it needs (`recalls`),
+within the offer's notice; until then the holder's instance waits in its queue. What spot
 was charged is shared by what ran when (`lending_record`), not by what is so now.
 """
 
@@ -65,17 +65,7 @@ def lent_gpus(*, offer_id: int, at: datetime) -> int:
 
 
 def in_use(*, offer_id: int, at: datetime) -> int:
-    """Return how many of the GPUs that spot holds are lent ones."""
-    return min(_beyond_free(offer_id, at), lent_gpus(offer_id=offer_id, at=at))
-
-
-def overdue_gpus(*, offer_id: int, at: datetime) -> int:
-    """Return how many GPUs spot holds beyond what is free and lent: it has to give them back."""
-    return max(0, _beyond_free(offer_id, at) - lent_gpus(offer_id=offer_id, at=at))
-
-
-def _beyond_free(offer_id: int, at: datetime) -> int:
-    """Return how many GPUs spot holds beyond those that are promised to nobody."""
+    """Return how many of the GPUs that spot holds are lent ones: those beyond what is promised to nobody."""
     held = calendar.spot_gpus(offer_id)
     capacity = Capacity.objects.filter(pk=offer_id).first()
     if not held or capacity is None:
@@ -83,7 +73,7 @@ def _beyond_free(offer_id: int, at: datetime) -> int:
     hour = calendar.hour_of(at)
     committed = calendar.peak_within(offer_id=offer_id, starts_at=hour, ends_at=hour + calendar.HOUR)
     free = capacity.gpus - capacity.open_ended - committed
-    return max(0, held - max(0, free))
+    return min(max(0, held - max(0, free)), lent_gpus(offer_id=offer_id, at=at))
 
 
 def share_due(*, at: datetime, limit: int) -> int:

@@ -30,7 +30,6 @@ from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError, Stal
 from provisioning.models import (
     AT_REST,
     CHARGED_PHASES,
-    OPEN_STATES,
     Instance,
     Interruption,
     Phase,
@@ -187,7 +186,7 @@ def change(
     """
     terms = bids.terms_of(bid.offer, currency=bid.project.organization.currency)
     bids.check_price(terms, max_price_micros, at=at)
-    _lock_offer(bid.offer_id, is_shared=True)
+    lock_offer(bid.offer_id, is_shared=True)
     (instance,) = instances.lock([bid.instance_id])
     bid.refresh_from_db(fields=["price_micros", "revision"])
     if instance.desired == Instance.Desired.TERMINATED:
@@ -253,7 +252,7 @@ def simulate_interruption(*, actor: Actor, instance: Instance, at: datetime) -> 
         raise IllegalMove(
             gettext("Only what runs can be interrupted; this is: %(phase)s.") % {"phase": locked.get_phase_display()}
         )
-    _plan([instance.pk], Interruption.Reason.SIMULATED, terms, since=at)
+    plan([instance.pk], Interruption.Reason.SIMULATED, terms, since=at)
     (told,) = Interruption.objects.filter(instance=instance, state=Interruption.State.PLANNED)
     interruptions.announce(told.pk, at=at)
     audit.record_of(instance, "instance.simulate_interruption", actor=actor)
@@ -287,7 +286,7 @@ def clear(*, offer_id: int, at: datetime) -> Auction:
 
 @transaction.atomic
 def _clear(*, offer_id: int, at: datetime) -> Auction:
-    _lock_offer(offer_id)
+    lock_offer(offer_id)
     # Locked, so that a manager who changes them at this moment changes what the next auction follows.
     terms = SpotTerms.objects.select_for_update(of=("self",), no_key=True).select_related("offer").get(pk=offer_id)
     tick_at = tick_of(terms, at)
@@ -319,7 +318,7 @@ def advise(*, offer_id: int, at: datetime) -> int:
 
     Its own transaction, since it locks nodes: where it is missed, the one after the next auction makes up for it.
     """
-    _lock_offer(offer_id)
+    lock_offer(offer_id)
     terms = SpotTerms.objects.get(pk=offer_id)
     at_risk = risk.near(offer_id, risk.last_of(offer_id))
     return advisories.stand(offer_id=offer_id, at_risk=at_risk, min_notice_s=terms.min_notice_s, at=at)
@@ -395,7 +394,7 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
         interruptions.call_off(interruption=told, at=at, message="It won the next auction.")
     if lost:
         reason = Interruption.Reason.OUTBID if let_in else Interruption.Reason.CAPACITY
-        _plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros)
+        plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros)
 
 
 def _payers(offer_id: int) -> list[int]:
@@ -404,7 +403,7 @@ def _payers(offer_id: int) -> list[int]:
     return list(paying.order_by().values_list("project__organization", flat=True).distinct())
 
 
-def _plan(
+def plan(
     instance_ids: Sequence[int],
     reason: Interruption.Reason,
     terms: SpotTerms,
@@ -431,38 +430,6 @@ def _plan(
         price_version=still,
         since=since,
     )
-
-
-@transaction.atomic
-def recall(*, offer_id: int, gpus: int, at: datetime) -> int:
-    """Take so many lent GPUs back for the holder of a reservation, from the lowest bids; return how many are coming.
-
-    It waits for no auction, so the holder never waits longer than the notice.
-    """
-    _lock_offer(offer_id)
-    terms = SpotTerms.objects.select_related("offer").filter(pk=offer_id).first()
-    if terms is None:
-        return 0
-    holding = [entry for entry in entries(offer_id=offer_id, at=at) if entry.holds_gpus]
-    told = Instance.objects.filter(
-        offer=offer_id,
-        interruptions__reason=Interruption.Reason.OWNER_RECALL,
-        interruptions__state__in=OPEN_STATES,
-    )
-    coming = sum(entry.bid.gpus for entry in holding if entry.told_id) + sum(one.gpus for one in told)
-    chosen = []
-    for entry in sorted(holding, key=lambda one: (one.bid.price_micros, -one.bid_id)):
-        if coming >= gpus:
-            break
-        if not entry.told_id:
-            chosen.append(entry.instance_id)
-            coming += entry.bid.gpus
-    if chosen:
-        _plan(chosen, Interruption.Reason.OWNER_RECALL, terms, since=at)
-    if gpus:
-        # So that what comes free goes to the holder, not to whoever won the last auction and waits.
-        calendar.limit_spot(offer_id=offer_id, gpus=max(0, calendar.spot_gpus(offer_id) - gpus))
-    return coming
 
 
 def resume(*, at: datetime, limit: int) -> int:
@@ -492,6 +459,7 @@ def _resume(instance_id: int, *, at: datetime) -> None:
     )
 
 
-def _lock_offer(offer_id: int, *, is_shared: bool = False) -> None:
+def lock_offer(offer_id: int, *, is_shared: bool = False) -> None:
+    """Let no auction of an offer be held until the caller's transaction ends; `is_shared` lets others do that too."""
     with connection.cursor() as cursor:
         cursor.execute(LOCK_SHARED if is_shared else LOCK, [f"spot:{offer_id}"])

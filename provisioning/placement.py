@@ -128,7 +128,7 @@ def claim(
     for attempt in range(1, ATTEMPTS_MAX + 1):
         with shards.current(instance.offer_id) as live:
             tenant = live.refresh(instance.project_id)
-            asked = _Asked(instance, at, tenant, _request(instance, tenant, home, spares))
+            asked = _Asked(instance, at, tenant, request_of(instance, tenant, home, spares))
             _check_policies(asked, live)
             choices, waits = _choices(live.shard, asked, lost, alternatives=ALTERNATIVES * attempt)
             if not choices and live.counts_claims:
@@ -153,7 +153,7 @@ def check_possible(*, instance: Instance, at: datetime, home: int | None = None)
     """Raise PolicyExcludes or NeverFits where every `claim` would, whatever is free; nothing is claimed."""
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
-        asked = _Asked(instance, at, tenant, _request(instance, tenant, home))
+        asked = _Asked(instance, at, tenant, request_of(instance, tenant, home))
         _check_policies(asked, live)
         if _never(asked, live):
             raise _refusal(asked, live)
@@ -163,7 +163,7 @@ def kept_for(*, instance: Instance, home: int | None = None) -> frozenset[int] |
     """Return the nodes to keep for what finds no place, as `keeping.kept_for` does."""
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
-        return keeping.kept_for(live.shard, _request(instance, tenant, home))
+        return keeping.kept_for(live.shard, request_of(instance, tenant, home))
 
 
 def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
@@ -178,7 +178,7 @@ def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
         before: dict[int, tuple[int, int]] = {}
         found = set()
         for instance, home in wanted:
-            request = _request(instance, tenants[instance.project_id], home)
+            request = request_of(instance, tenants[instance.project_id], home)
             choice = choose(live.shard, request)
             for node_id, mask in choice.places if choice is not None else ():
                 found.add(instance.pk)
@@ -199,7 +199,7 @@ def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> N
         wanted = Instance(project_id=project_id, offer_id=offer_id, replicas=1, gpus_per_replica=gpus)
         with shards.current(offer_id) as live:
             tenant = live.refresh(project_id)
-            _check_policies(_Asked(wanted, at, tenant, _request(wanted, tenant, None)), live)
+            _check_policies(_Asked(wanted, at, tenant, request_of(wanted, tenant, None)), live)
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -283,7 +283,8 @@ class _Asked:
         }
 
 
-def _request(instance: Instance, tenant: Tenant, home: int | None, spares: frozenset[int] = frozenset()) -> Request:
+def request_of(instance: Instance, tenant: Tenant, home: int | None, spares: frozenset[int] = frozenset()) -> Request:
+    """Return what an instance asks of placement, for a tenant as the offer's shard knows it."""
     wish = instance.placement
     return Request(
         replicas=instance.replicas,

@@ -7,7 +7,7 @@ looking at a handful of integers. Nothing here knows Django or the database.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -162,6 +162,21 @@ class Shard:
             for spot, status in back:
                 self._keep_status(spot, status)
                 self._keep_mask(spot, spot.mask)
+
+    @contextmanager
+    def as_if(self, masks: Mapping[int, int]) -> Iterator[None]:
+        """Let nodes have exactly these GPUs free for a moment; one that is empty then is kept for nobody."""
+        before = [(spot, spot.mask, spot.owner) for node_id in masks if (spot := self.spots.get(node_id))]
+        for spot, _, _ in before:
+            if masks[spot.id].bit_count() == spot.total:
+                self._keep_owner(spot, 0)
+            self._keep_mask(spot, masks[spot.id])
+        try:
+            yield
+        finally:
+            for spot, mask, owner in before:
+                self._keep_owner(spot, owner)
+                self._keep_mask(spot, mask)
 
     def _hide(self, node_ids: Iterable[int], status: str) -> list[Spot]:
         hidden = [spot for node_id in node_ids if (spot := self.spots.get(node_id)) and not spot.status]

@@ -13,7 +13,7 @@ from django.utils import timezone
 from billing import accounts, books, credits, floating
 from billing.errors import InsufficientFunds
 from billing.models import Hold, UsageSpan
-from marketplace import bids, blocks, rentals, spot, spot_book, spot_terms, tasks
+from marketplace import bids, blocks, recalls, rentals, spot, spot_book, spot_terms, tasks
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Auction, AuditEntry, Bid, Organization, Project, SpotTerms
@@ -225,13 +225,17 @@ def test_who_won_waits_for_the_gpus_of_who_lost_and_takes_none_of_an_idle_reserv
 
 
 def test_what_a_holder_recalls_goes_to_nobody_who_won_and_waits(
-    tick: Tick, place: Place, fleet: Fleet, run_until_idle: Run
+    tick: Tick, place: Place, fleet: Fleet, project: Project, run_until_idle: Run
 ) -> None:
     old = place(60 * CENT, gpus=8, replicas=2)
     tick()
     new = place(USD, gpus=8, replicas=2)
     tick()
-    assert spot.recall(offer_id=fleet.h200.pk, gpus=8, at=timezone.now()) == 16
+    waits = {"project": project, "offer": fleet.h200, "price_version": old.instance.price_version, "command": ["x"]}
+    Instance.objects.create(
+        **waits, name="theirs", replicas=1, gpus_per_replica=8, market="reserved", phase="queued", desired="running"
+    )
+    assert recalls.recall(offer_id=fleet.h200.pk, at=timezone.now()) == 16
     with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 6), tick=False):
         run_until_idle()
     with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 12), tick=False):

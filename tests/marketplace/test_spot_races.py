@@ -136,7 +136,7 @@ def test_an_auction_waits_for_a_promise_without_a_deadlock_and_for_terms_that_ar
     assert Auction.objects.get().capacity_gpus == 7
 
 
-@pytest.mark.parametrize("dies_in", ["_store", "_allocate", "_carry_out", "_plan"])
+@pytest.mark.parametrize("dies_in", ["_store", "_allocate", "_carry_out", "plan"])
 def test_a_worker_killed_within_an_auction_leaves_nothing_and_the_next_one_holds_it_whole(
     place: Callable[..., Bid], fleet: Fleet, run_until_idle: Run, monkeypatch: pytest.MonkeyPatch, dies_in: str
 ) -> None:

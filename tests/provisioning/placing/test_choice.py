@@ -152,6 +152,22 @@ def test_a_shard_that_was_kept_up_to_date_chooses_as_one_that_was_read_anew(
 
 
 @examples
+@given(fleet=fleets(), request=requests, masks=st.dictionaries(st.integers(1, 10), st.integers(0, 255)))
+def test_what_would_be_is_chosen_as_if_it_were_so_and_leaves_no_trace(
+    fleet: list[Row], request: Request, masks: dict[int, int]
+) -> None:
+    shard = Shard(fleet)
+    before = choose(shard, request)
+    emptied = {row.id for row in fleet if masks.get(row.id) == 255}
+    then = [
+        row._replace(mask=masks.get(row.id, row.mask), owner=0 if row.id in emptied else row.owner) for row in fleet
+    ]
+    with shard.as_if(masks):
+        assert choose(shard, request) == choose(Shard(then), request)
+    assert choose(shard, request) == before
+
+
+@examples
 @given(fleet=fleets(), request=requests)
 def test_the_same_request_is_answered_the_same_and_changes_nothing(fleet: list[Row], request: Request) -> None:
     shard = Shard(fleet)
