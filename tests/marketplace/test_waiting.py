@@ -426,6 +426,19 @@ def test_what_outgrew_a_fleet_that_changed_is_passed_and_keeps_its_place(
         strangers(gpus=8, replicas=2, wish={"level": "fabric", "required": True})
 
 
+def test_what_can_be_spread_no_more_as_it_wants_is_passed_too(
+    wait: Wait, strangers: Wait, fleet: Fleet, site: Site
+) -> None:
+    even = {"strategy": "spread", "level": "fabric", "required": True, "max_skew": 0}
+    gang = wait(replicas=3, wish=even)
+    other = Fabric.objects.create(site=site, name="fabric-2", kind="infiniband")
+    Node.objects.filter(name="h200-2").update(fabric=other)
+    small = strangers()
+    assert sweep() == 1
+    assert states(gang, small) == [("waiting", "refused"), ("started", "capacity")]
+    assert "could not be spread" in waiting.told(gang)
+
+
 def test_who_finds_no_place_by_its_shape_alone_holds_up_and_is_starved_by_nobody_behind_it(
     wait: Wait, strangers: Wait, project: Project, fleet: Fleet, actor: Actor, run_until_idle: Run
 ) -> None:
