@@ -4,10 +4,11 @@ The customer pays for results and the platform for the hours (`billing/outcomes/
 beyond its terms is refused here, with the term's name; while it runs, no attempt starts that could pass them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.db.models import Count
 from django.utils.translation import gettext as _
 
 from billing.outcomes import margins
@@ -98,14 +99,17 @@ def is_under_way(version: ContractVersion, organization: Organization) -> bool:
     return open_claims.exists() or jobs.exclude(running=0, verifying=0).exists()
 
 
-def attempts_of(job: Job) -> int | None:
-    """Return how often a task of a job may be tried by its contract, faults of ours aside; None without one."""
-    return int(_work(version_of(job))["attempts"]) if job.contract else None
+def tried_out(job: Job, tasks: Sequence[Task]) -> set[int]:
+    """Return which of these tasks of a job, by their keys, were tried as often as its contract allows.
 
-
-def is_tried_out(task: Task, most: int | None) -> bool:
-    """Return whether a task was tried as often as its contract allows."""
-    return most is not None and task.attempts - task.faults >= most
+    What a fault of ours ended counts nothing, nor what never had its GPUs: that cost nothing.
+    """
+    if not job.contract or not tasks:
+        return set()
+    tries = Attempt.objects.filter(task__in=tasks, began_at__isnull=False).exclude(state=Attempt.State.FAULTED)
+    counted = tries.order_by().values_list("task").annotate(count=Count("pk"))
+    most = int(_work(version_of(job))["attempts"])
+    return {task for task, count in counted if count >= most}
 
 
 def version_of(job: Job) -> ContractVersion:

@@ -196,9 +196,9 @@ def _end(job: Job, judged: Judged, *, at: datetime) -> int:
     for instance in lost:
         _give_back(job, instance, taken[instance.pk], at=at)
     spent = taken | dict.fromkeys((instance.pk for instance in lost), 0)
-    most = bounds.attempts_of(job)
     moves.attempts([_ending(attempt, verdict, spent[attempt.instance_id]) for attempt, verdict in judged])
-    moves.tasks(job, [_next(job, attempt, verdict, most, at) for attempt, verdict in judged], at=at)
+    out = bounds.tried_out(job, [attempt.task for attempt, _ in judged])
+    moves.tasks(job, [_next(job, attempt, verdict, out, at) for attempt, verdict in judged], at=at)
     if total := sum(spent.values()):
         Job.objects.filter(pk=job.pk).update(spent_micros=F("spent_micros") + total)
         job.spent_micros += total
@@ -230,7 +230,7 @@ def _ending(attempt: Attempt, verdict: Verdict, cost_micros: int) -> Ending:
     )
 
 
-def _next(job: Job, attempt: Attempt, verdict: Verdict, most: int | None, at: datetime) -> TaskMove:
+def _next(job: Job, attempt: Attempt, verdict: Verdict, out: set[int], at: datetime) -> TaskMove:
     """Return what becomes of a task after an attempt: it succeeded, is tried again, or has failed."""
     task = attempt.task
     move = TaskMove(
@@ -242,7 +242,7 @@ def _next(job: Job, attempt: Attempt, verdict: Verdict, most: int | None, at: da
         is_cancelled = job.reason == EndReason.CANCELLED
         return replace(move, new=TaskState.CANCELLED if is_cancelled else TaskState.FAILED, reason=job.reason)
     if verdict.state == AttemptState.FAILED:
-        times, is_last = task.failures + 1, task.failures >= job.retries or bounds.is_tried_out(task, most)
+        times, is_last = task.failures + 1, task.failures >= job.retries or task.pk in out
         move = replace(move, failures=1)
     elif verdict.state == AttemptState.FAULTED:
         times = task.faults + 1
@@ -250,7 +250,7 @@ def _next(job: Job, attempt: Attempt, verdict: Verdict, most: int | None, at: da
         move = replace(move, faults=1)
     else:
         # Its contract says how often it may be tried at no price, whatever ended it but a fault of ours.
-        return replace(move, new=TaskState.FAILED) if bounds.is_tried_out(task, most) else move
+        return replace(move, new=TaskState.FAILED) if task.pk in out else move
     return replace(move, new=TaskState.FAILED) if is_last else replace(move, not_before=at + _pause(times))
 
 

@@ -48,14 +48,14 @@ def _decide(job: Job, decided: Sequence[tuple[Task, Claim]], *, at: datetime) ->
         if claim.state not in REFUSED
     ]
     if refused:
-        most = bounds.attempts_of(job)
         _refuse(refused)
-        moved += [_move_of(job, task, claim, most) for task, claim in refused]
+        out = bounds.tried_out(job, [task for task, _ in refused])
+        moved += [_move_of(job, task, claim, out) for task, claim in refused]
     moves.tasks(job, moved, at=at)
 
 
-def _move_of(job: Job, task: Task, claim: Claim, most: int | None) -> TaskMove:
-    again = claims.may_retry(claim) and job.state == Job.State.ACTIVE and not bounds.is_tried_out(task, most)
+def _move_of(job: Job, task: Task, claim: Claim, out: set[int]) -> TaskMove:
+    again = claims.may_retry(claim) and job.state == Job.State.ACTIVE and task.pk not in out
     new = TaskState.PENDING if again else TaskState.FAILED
     return TaskMove(task.pk, TaskState.VERIFYING, new, reason=EndReason.NOT_VERIFIED, message=claim.message)
 

@@ -167,6 +167,20 @@ def test_a_task_is_tried_no_more_often_than_its_terms_say_whatever_ends_it(
     assert Escrow.objects.get(resource_id=job.public_id).state == "closed"
 
 
+def test_attempts_that_never_had_their_gpus_count_nothing(works: Works, clock: time_machine.Traveller) -> None:
+    job = under(bounded(works, attempts=2, differs={"retries": 1}), works)
+    for _ in range(3):
+        works.look()
+        (attempt,) = works.running(job)
+        instances.stop(
+            instance=Instance.objects.get(pk=attempt.instance_id), at=timezone.now(),
+            reason=instances.Reason.RESERVATION_END,
+        )  # fmt: skip
+        running.work_on(job.pk)
+    works.go()
+    assert [state for _, state, _ in tries(job)] == ["cancelled"] * 3 + ["running"]
+
+
 def test_a_most_cost_below_what_its_results_may_cost_is_refused_with_both(works: Works) -> None:
     deal = bounded(works)
     with pytest.raises(BadSpec) as refused, transaction.atomic():
