@@ -95,8 +95,10 @@ def test_a_charge_waits_while_nobody_knows_whether_the_one_before_is_cancelled(a
 
 def test_what_waits_for_its_customer_ends_when_a_bank_transfer_pays_the_invoice(asked, processor):
     acme, invoice, first = asked
-    approved(recorded(acme, 10 * USD, invoice=invoice), at=after(-6))
     processor.at = after(-6)
+    assert paying.look_due(at=after(-6)) == 1  # so that nobody would look again for an hour
+    assert paying.look_due(at=after(-6)) == 0
+    approved(recorded(acme, 10 * USD, invoice=invoice), at=after(-6))
     assert paying.look_due(at=after(-6)) == 1
     assert (states(), far_state(processor, first)) == (["cancelled"], "canceled")
     assert (state(), wallet(acme).cash_micros) == ("paid", 0)
