@@ -162,8 +162,9 @@ def kill_node(market: Market, job: str) -> str:
         ),
         "a task that runs",
     )[0][0]
-    # Stopped first: a node that loses its power has nobody left who notes that a command was killed.
-    for number in (signal.SIGSTOP, signal.SIGKILL):
+    # Stopped first: a node that loses its power has nobody left who notes that a command was killed. Twice, because
+    # what began while the first were stopped would note it.
+    for number in (signal.SIGSTOP, signal.SIGSTOP, signal.SIGKILL):
         for process in _processes_of(market, name):
             with suppress(psutil.Error):
                 process.send_signal(number)
