@@ -7,9 +7,10 @@ from django.utils import timezone
 
 from marketplace import quota_requests
 from marketplace.access import Actor
-from marketplace.models import Organization, Project, QuotaRequest, QuotaRule, WaitingOrder
+from marketplace.models import Organization, Project, QuotaRequest, QuotaRule, User, WaitingOrder
 from provisioning.models import Instance, Node, Quota
-from tests.conftest import Fleet, Rent
+from tests.conftest import Fleet, Rent, make_token
+from tests.marketplace.api.program import Program
 from tests.marketplace.portal.reading import Page, faults, read
 
 
@@ -31,6 +32,21 @@ def test_the_page_shows_what_is_held_and_what_is_free(owner: Client, rent: Rent,
     text = opened(owner, "quotas").text
     for words in ("What may be held", "All GPUs", "16", "11"):
         assert words in text, words
+
+
+def test_what_is_reserved_is_shown_and_not_free_at_every_door(
+    owner: Client, alice: User, acme: Organization, project: Project, fleet: Fleet, rent: Rent
+) -> None:
+    rent(gpus=2)
+    Quota.objects.filter(project=project).update(reserved=9)
+    text = opened(owner, "quotas").text
+    for words in ("Reserved", "9", "5"):
+        assert words in text, words
+    assert "2 of 16 held, 9 reserved" in opened(owner, "projects").text
+    form = {"offer": fleet.h200.slug, "gpus": "6", "replicas": "1"}
+    assert "11 of 16 GPUs are held or reserved" in read(owner.get(reverse("launch"), form)).text
+    rows = Program(make_token(alice, acme)).get("quotas").json()["data"]
+    assert [(row["held"], row["reserved"], row["free"]) for row in rows if row["project"]] == [(2, 9, 5)]
 
 
 def test_a_request_is_sent_shown_and_withdrawn(owner: Client, project: Project) -> None:
