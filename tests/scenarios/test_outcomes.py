@@ -41,7 +41,8 @@ def trace(index):
     return round(float(numpy.trace(matrix)), 6)
 """
 TASK = f"""{COMPUTE}
-import json
+import json, time
+time.sleep(4)  # So that a node that is killed while it runs has something to lose.
 index = int(os.environ["GPUMARKET_TASK"])
 found = trace(index) + (1 if index in {WRONG} else 0)
 json.dump({{"task": index, "trace": found}}, open("result.json", "w"))
@@ -95,7 +96,7 @@ merchant = person(User.objects.get(email="supplier@example.com"))
 owner = User.objects.get(email="owner@example.com")
 terms = demo_products.COMMON | demo_products.PRODUCTS["Checked tasks"]
 terms["acceptance"] = {{"window_s": 5, "on_silence": "accept"}}
-terms["disputes"] = terms["disputes"] | {{"window_s": 5}}
+terms["disputes"] = terms["disputes"] | {{"window_s": 40}}
 terms["retries"] = 0
 terms["verifier"] |= {verifier!r}
 seller = Organization.objects.get(memberships__user=merchant.user, is_supplier=True)
@@ -194,9 +195,14 @@ def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market:
 
     claims = f"/claims?job={job}"
     disputed = until(
-        lambda: [row for row in every(market, claims) if row["task"] == DISPUTED and row["state"] in CONTESTABLE],
+        lambda: [
+            row
+            for row in every(market, claims)
+            if row["task"] == DISPUTED and (row["state"] in CONTESTABLE or row["closed_at"])
+        ],
         "the claim that is disputed",
     )[0]
+    assert disputed["state"] in CONTESTABLE
     answer = market.post(f"/claims/{disputed['id']}/disputes", {"reason": "wrong_result", "text": "Not what I asked"})
     assert answer.status_code == 200, answer.text
     (dispute,) = answer.json()["disputes"]
@@ -207,6 +213,15 @@ def test_what_is_right_is_paid_and_what_is_wrong_lost_or_disputed_is_not(market:
     rows = until(
         lambda: (found := every(market, claims)) and all(row["closed_at"] for row in found) and found, "every claim"
     )
+    without_claim = market.query(
+        """
+        SELECT task.index, attempt.state, attempt.reason, attempt.message FROM marketplace_attempt attempt
+        JOIN marketplace_task task ON task.id = task_id JOIN marketplace_job job ON job.id = task.job_id
+        WHERE job.public_id = %s AND NOT EXISTS (SELECT FROM marketplace_claim claim WHERE claim.task_id = task.id)
+        """,
+        [job],
+    )
+    assert without_claim == []
     by_task = {row["task"]: row for row in rows}
     assert sorted(by_task) == list(range(TASKS))
     states = Counter(row["state"] for row in rows)
