@@ -88,21 +88,27 @@ def propose(
         proposed_by_id=by,
         proposed_at=at,
     )
+    _keep_prices(made, found, agreed, names or {})
+    return made
+
+
+def _keep_prices(
+    made: Commitment, found: Mapping[str, PriceVersion], agreed: Mapping[str, int], names: Mapping[str, str]
+) -> None:
     CommitmentPrice.objects.bulk_create(
         CommitmentPrice(
             commitment=made,
-            organization_id=organization.pk,
+            organization_id=made.organization_id,
             sku=sku,
-            name=price.name or (names or {}).get(sku, sku),
+            name=price.name or names.get(sku, sku),
             unit=price.unit,
             list_micros_per_unit_hour=price.micros_per_unit_hour,
             micros_per_unit_hour=agreed[sku],
-            starts_at=starts_at,
-            ends_at=ends_at,
+            starts_at=made.starts_at,
+            ends_at=made.ends_at,
         )
         for sku, price in found.items()
     )
-    return made
 
 
 @transaction.atomic

@@ -30,7 +30,7 @@ from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.files import read_json, write_json, write_whole
-from provisioning.agent.lease import LEASE_RAN_OUT, LeaseWatch
+from provisioning.agent.lease import LEASE_RAN_OUT, SUPERVISOR_KILLED, LeaseWatch
 from provisioning.agent.output import OutputFile
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.shim import lease_grace_s, lease_s, signal_name
@@ -230,7 +230,7 @@ class Guard:
         """Return what is written down about a container that has ended."""
         found = self._find_ended()
         if self.lost_its_monitor:
-            code, message = KILLED, "its monitor was killed; the exit code is assumed"
+            code, message = KILLED, SUPERVISOR_KILLED
         else:
             has_no_memory = (self.folder / "oom").exists()  # The monitor notes it where it was started.
             code, message = exit_of(found, has_no_memory=has_no_memory)

@@ -15,11 +15,12 @@ STICKY_S = 900.0  # The lease of what was assigned without saying which.
 LEASE_GRACE_S_MAX = 10.0  # The control plane waits a few seconds more than the lease, not a customer's own grace.
 LEASE_RAN_OUT = "the node heard nothing from its control plane for longer than its lease"
 MACHINE_RESTARTED = "the machine restarted while it ran"
+SUPERVISOR_KILLED = "its supervisor was killed while it ran"
 
 
 def is_lost(message: str) -> bool:
     """Return whether a workload that ended so was lost by its node: that is no exit of its own command."""
-    return LEASE_RAN_OUT in message or MACHINE_RESTARTED in message
+    return any(words in message for words in (LEASE_RAN_OUT, MACHINE_RESTARTED, SUPERVISOR_KILLED))
 
 
 class LeaseWatch:

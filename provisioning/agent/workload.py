@@ -24,7 +24,7 @@ from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.environment import command_environment
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
 from provisioning.agent.gpus import Gpu
-from provisioning.agent.lease import MACHINE_RESTARTED
+from provisioning.agent.lease import MACHINE_RESTARTED, SUPERVISOR_KILLED
 from provisioning.agent.limits import BEFORE
 from provisioning.agent.loneliness import why_not_alone
 from provisioning.agent.protocol import ID, Assignment
@@ -264,9 +264,7 @@ class ProcessWorkload:
         end = {
             "state": "exited",
             "exit_code": KILLED,
-            "message": "its supervisor was killed; the exit code is assumed"
-            if self._is_of_this_boot()
-            else MACHINE_RESTARTED,
+            "message": SUPERVISOR_KILLED if self._is_of_this_boot() else MACHINE_RESTARTED,
             "at": boottime(),
             "boot_id": "",  # Nobody saw when: the time compares with no clock.
         }

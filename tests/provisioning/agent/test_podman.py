@@ -153,13 +153,13 @@ def test_a_container_of_an_earlier_boot_is_lost_and_not_started_again(boxes, mon
     assert boxes.output("asg_a") == "began\n"
 
 
-def test_a_container_whose_monitor_is_killed_ends(boxes):
+def test_a_container_whose_monitor_is_killed_is_lost_by_its_node(boxes):
     boxes.run("asg_a", SLEEP)
     state = eventually(lambda: boxes.inspect("asg_a")["State"]["ConmonPid"] and boxes.inspect("asg_a")["State"])
     eventually(lambda: boxes.guard_pid("asg_a"))
     time.sleep(0.3)  # The guard holds on to both by now.
     os.kill(state["ConmonPid"], signal.SIGKILL)
-    assert boxes.until("asg_a", "exited").exit_code == 137
+    assert boxes.until("asg_a", "failed").exit_code == 137
     eventually(lambda: not is_running(state["Pid"]))
 
 

@@ -112,13 +112,13 @@ def test_a_removal_goes_on_after_the_agent_was_killed_in_the_middle(plane, home,
     eventually(lambda: plane.last["assignments"] == [])
 
 
-def test_a_killed_supervisor_takes_the_command_with_it_and_the_exit_is_137(node):
+def test_a_killed_supervisor_takes_the_command_with_it_and_it_is_lost_by_its_node(node):
     node.run("asg_a", "sleep 600 & (setsid sleep 600) & sleep 600")
     shim = psutil.Process(node.shim_pid("asg_a"))
     eventually(lambda: len(shim.children(recursive=True)) >= 4)
     left = [process.pid for process in shim.children(recursive=True)]
     shim.kill()
-    seen = node.until("asg_a", "exited")
+    seen = node.until("asg_a", "failed")
     assert seen.exit_code == 137
     assert "supervisor was killed" in seen.message
     assert seen.exited_at is None
