@@ -417,9 +417,8 @@ def _check_shares(terms: Terms) -> None:
 
 def _check_kind(terms: Terms) -> None:
     kind = terms.kind
-    wanted = {"guarantee": "guarantee", "revenue_share": "revenue"}
-    for name in ("guarantee", "revenue"):
-        if (terms[name] is not None) != (wanted.get(kind) == name):
+    for owner, name in (("guarantee", "guarantee"), ("revenue_share", "revenue")):
+        if (terms[name] is not None) != (kind == owner):
             _fail(name, _("This term belongs to contracts of another kind, or this kind needs it."))
     if (terms["measured"] is not None) != (kind == "per_unit"):
         _fail("measured", _("Contracts per unit say how units are measured, and no others."))
@@ -432,8 +431,7 @@ def _check_kind(terms: Terms) -> None:
     if terms.most_micros > RESULT_MICROS_MAX:
         _fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
     _check_covered(terms)
-    guarantee = terms["guarantee"]
-    if guarantee is not None:
+    if guarantee := terms["guarantee"]:
         if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):
             _fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
         _check_falling("guarantee/curve", [(one["below_bps"], one["credit_bps"]) for one in guarantee["curve"]])
@@ -481,8 +479,7 @@ def _check_windows(terms: Terms) -> None:
 
 
 def _check_deadline(terms: Terms) -> None:
-    steps = (terms["deadline"] or {"late": []})["late"]
-    for index, (before, after) in enumerate(pairwise(steps), start=1):
+    for index, (before, after) in enumerate(pairwise((terms["deadline"] or {"late": []})["late"]), start=1):
         if not (after["after_s"] > before["after_s"] and after["price_bps"] < before["price_bps"]):
             _fail(f"deadline/late/{index}", _("Each step is later than the one before it, and leaves less."))
     cap, floor = terms["cap"], terms["floor"]
