@@ -121,8 +121,11 @@ class Supervisor:
 
     def _fork(self, libc: Any) -> int:
         parent = os.getpid()
+        # Who is asked to end before the command is there ends once it is: until then our own handler would take it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
             return pid
         code = NOT_STARTED
         try:

@@ -298,7 +298,7 @@ def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_noth
 def _verify_offline(market: Market, folder: Path) -> None:
     """Download all receipts and verify them without the database; a changed byte is refused."""
     environ = plain_environment() | {"GPUMARKET_HOME": str(market.home)}
-    program = [sys.executable, "-m", "marketplace.cli.main"]
+    program = [str(Path(sys.executable).with_name("gpumarket"))]
     issued = "SELECT count(*) FROM marketplace_receipt"
     until(lambda: market.query(issued)[0][0] >= TASKS, "a receipt of each claim")
     subprocess.run(
@@ -308,6 +308,7 @@ def _verify_offline(market: Market, folder: Path) -> None:
     verify = [*program, "verify", str(folder), "--json"]
     done = subprocess.run(verify, env=alone, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(done.stdout)["documents"]) > TASKS, "each receipt, and the head of their chain"
     one = next(path for path in sorted(folder.iterdir()) if "30000" in path.read_text())
     one.write_text(one.read_text().replace("30000", "30001", 1))
     done = subprocess.run(verify, env=alone, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,7 +1,10 @@
 """What the process runtime does with one node's assignments, stepped by hand, with real processes."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -351,3 +354,24 @@ def test_one_workload_that_the_disk_refuses_does_not_hold_up_the_others(node, mo
     node.want("asg_b", "prepared")
     assert node.look("asg_b").state == "prepared"
     assert node.look("asg_a").state == "preparing"
+
+
+SLOW_TO_BEGIN = """
+import time
+from provisioning.agent import shim
+shim.leave_network = lambda: time.sleep(0.5)
+shim.main()
+"""
+
+
+def test_who_is_asked_to_end_before_its_command_is_there_ends_without_waiting_for_its_grace(tmp_path: Path) -> None:
+    folder = tmp_path / "workloads" / "asg_a"
+    (folder / "work").mkdir(parents=True)
+    order = {"command": ["sleep", "600"], "env": {"PATH": "/usr/bin:/bin"}, "output_limit_bytes": 1000}
+    (folder / "order.json").write_text(json.dumps(order | {"has_network": False}))
+    with subprocess.Popen([sys.executable, "-c", SLOW_TO_BEGIN, str(folder)]) as shim:
+        eventually((folder / "started").exists)
+        (folder / "stop.json").write_text(json.dumps({"grace_s": 600}))
+        shim.send_signal(signal.SIGTERM)
+        assert shim.wait(60) == 0
+    assert json.loads((folder / "end.json").read_bytes())["exit_code"] == 128 + signal.SIGTERM
