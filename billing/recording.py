@@ -12,19 +12,21 @@ from billing.errors import BadUsage
 from billing.models import UNITS
 from billing.public_ids import new_public_id
 
-# Prices have to be in the payer's currency, of the meter's unit, and in force; what overlaps is not written.
+# Prices have to be in the payer's currency, of the meter's unit, and in force; what overlaps is not written: of two
+# that overlap each other the later one.
 RECORD = """
 INSERT INTO billing_usagespan (public_id, organization_id, resource_id, resource_name, labels, meter, quantity,
     price_version_id, covered_by, started_at, ended_at, charged_micros, charged_through, invoiced_micros)
 SELECT new.public_id, organization.id, resource_id, resource_name, labels::jsonb, meter, quantity, price.id, '',
     started_at, ended_at, 0, started_at, 0
 FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[],
-            %s::bigint[], %s::timestamptz[], %s::timestamptz[])
+            %s::bigint[], %s::timestamptz[], %s::timestamptz[]) WITH ORDINALITY
     AS new (public_id, organization, resource_id, resource_name, labels, meter, unit, quantity, price, started_at,
-            ended_at)
+            ended_at, place)
 JOIN marketplace_organization organization ON organization.id = new.organization
 JOIN billing_priceversion price ON price.id = new.price AND price.currency = organization.currency
     AND price.unit = new.unit AND price.effective_from <= new.started_at
+ORDER BY place
 ON CONFLICT DO NOTHING
 """
 # Of those that were not written: the places of what is not here already, just as it was told.

@@ -94,7 +94,7 @@ class Claims(RuleBasedStateMachine):
                 "on_silence": "pass" if silence == "accept" else "fail",
             },
             "command": {"kind": "command", "gpus": 1, **RUNS, "on_silence": "pass" if silence == "accept" else "fail"},
-            "rerun": {"kind": "rerun", "rate_bps": 6000, **RUNS, "on_silence": "fail"},
+            "rerun": {"kind": "rerun", "rate_bps": 10_000, **RUNS, "on_silence": "fail"},
         }  # fmt: skip
         deal = make_deal(
             project.organization, verifier=kinds[verifier], acceptance={"on_silence": silence}, retries=retries,
@@ -294,7 +294,9 @@ class Claims(RuleBasedStateMachine):
     def what_waits_is_cancelled(self) -> None:
         job = cancelling.cancel(actor=self.actor, job=self.work.job, at=timezone.now())
         still = Claim.objects.filter(escrow_id=job.public_id, closed_at=None)
-        unclaimed = Task.objects.filter(job=job, state__in=["running", "verifying"], claim=None).count()
+        # A task whose claim was taken back is over at the job's next step, and gives its part back then.
+        unfinished = Task.objects.filter(job=job, state__in=["running", "verifying"])
+        unclaimed = unfinished.exclude(pk__in=still.filter(task__isnull=False).values("task")).count()
         needed = sum(claim.most_micros for claim in still) + unclaimed * PRICE
         escrow = Escrow.objects.get(resource_id=job.public_id)
         assert escrow.left_micros <= needed, "what nothing needs any more is not set aside"
