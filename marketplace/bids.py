@@ -1,12 +1,13 @@
 """What a bid must be and the money behind it. No hold, no bid: a bid without funds takes part in no auction."""
 
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.utils.translation import gettext
 
 from billing import floating, holds, prices, rating
 from billing.models import PriceVersion
-from marketplace import spend
+from marketplace import reserved_quotas, spend
 from marketplace.errors import BadOrder
 from marketplace.models import ApiToken, Bid, Offer, Project, SpotTerms
 from marketplace.money import shown
@@ -110,7 +111,8 @@ def hold(
     quotas.give_back(holder=resource_id)
     holds.void_for(resource_id=resource_id, at=at)
     spend.check(project=project, token=token, worst_case_micros=micros, hourly_micros=per_hour, at=at)
-    quotas.take(
+    hold = partial(
+        quotas.take,
         holder=resource_id,
         project_id=project.pk,
         gpu_model=terms.offer.gpu_model,
@@ -118,8 +120,8 @@ def hold(
         micros_per_hour=per_hour,
         market=Instance.Market.SPOT,
         token_id=token.pk if token else None,
-        at=at,
     )
+    reserved_quotas.take(hold, at=at)
     if is_paid:
         return
     holds.place(

@@ -14,10 +14,10 @@ from django.db import transaction
 from django.db.models import Count, Exists, F, Q, QuerySet
 from django.utils.translation import gettext
 
-from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations
+from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations, reserved_quotas
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
-from provisioning import quotas, room
+from provisioning import room
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
@@ -277,7 +277,7 @@ def _earn_due(*, at: datetime, limit: int) -> int:
 
 def _recount_quotas(*, at: datetime, limit: int) -> int:
     """Let quotas forget hours that are over, sold or given up."""
-    return quotas.recount(at=at, limit=limit)
+    return reserved_quotas.recount(at=at, limit=limit)
 
 
 def _begun() -> QuerySet[Reservation]:

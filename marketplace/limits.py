@@ -6,9 +6,10 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext
 
-from marketplace import audit
+from marketplace import audit, reserved_quotas
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Offer, Organization, Project
@@ -140,6 +141,9 @@ def change(
         market=market,
         unit=unit,
     )
+    if was is None:
+        reserved_quotas.recount(at=timezone.now(), quota_ids=[quota.pk])
+        quota.refresh_from_db(fields=["reserved"])
     _record(actor, quota, before={"limit": was.limit if was else None}, after={"limit": limit, "reason": reason})
     return quota
 

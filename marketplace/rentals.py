@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from billing import holds, prices, rating, standing
 from billing.collecting import Action
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, bids, coverage, runtimes, spend, work_orders
+from marketplace import audit, bids, coverage, reserved_quotas, runtimes, spend, work_orders
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
@@ -444,15 +445,16 @@ def _hold(
     hour_micros = 0 if is_paid else hourly_micros(price=price, gpus=gpus)
     spend.check(project=project, token=token, worst_case_micros=hour_micros, hourly_micros=hour_micros, at=at)
     if takes_quota:
-        quotas.take(
+        hold = partial(
+            quotas.take,
             holder=resource_id,
             project_id=project.pk,
             gpu_model=offer.gpu_model,
             gpus=gpus,
             micros_per_hour=hour_micros,
             token_id=token.pk if token else None,
-            at=at,
         )
+        reserved_quotas.take(hold, at=at)
     if is_paid:
         return
     holds.place(

@@ -15,12 +15,11 @@ from django.utils.translation import gettext
 from billing import holds, prepayments
 from billing.errors import HoldClosed
 from billing.models import PriceVersion
-from billing.prepared import ask
 from billing.prepayments import Paid
 from billing.public_ids import new_public_id
 from billing.rating import MILLISECOND
 from billing.suppliers import accruing
-from marketplace import audit, blocks, endings, holdings, paid_ahead, quotes, refunds, rentals, spend
+from marketplace import audit, blocks, endings, holdings, paid_ahead, quotes, refunds, rentals, reserved_quotas, spend
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -35,10 +34,9 @@ from marketplace.models import (
     ReservationStrip,
     TokenPurchase,
 )
-from provisioning import calendar, quotas
+from provisioning import calendar
 from provisioning.calendar import HOUR
-from provisioning.errors import IllegalMove, QuotaExceeded
-from provisioning.models import Quota
+from provisioning.errors import IllegalMove
 
 log = structlog.get_logger("marketplace.reservations")
 
@@ -46,33 +44,6 @@ State = ReservationState
 PAYMENT_LIFE = timedelta(hours=1)
 # A payment is taken right after its booking; what is older was interrupted between the two.
 SETTLE_AFTER = timedelta(seconds=10)
-
-# The first quota that a window would pass, with what it has taken in the fullest of its hours: what is held now has no
-# end, so it counts in all of them. Where none is passed, each keeps in mind what is reserved then. Whether the strips
-# are older than the locked rows: then somebody else booked meanwhile. And whether there is any policy to look at.
-PASSED = f"""
-WITH rules AS MATERIALIZED (
-    SELECT id, xmin AS version, organization_id, project_id, gpu_model, market, unit, "limit", held
-    FROM provisioning_quota
-    WHERE organization_id = %(organization)s::bigint AND unit = 'gpus' AND market IN ('', 'reserved')
-        AND (project_id IS NULL OR project_id = %(project)s::bigint) AND gpu_model IN ('', %(gpu_model)s::text)
-    ORDER BY id FOR NO KEY UPDATE
-), {quotas.RESERVED}, sums AS (
-    SELECT id, coalesce(most.gpus, 0) AS reserved, held + coalesce(most.gpus, 0) AS taken, "limit"
-    FROM rules LEFT JOIN most USING (id)
-), passed AS (
-    SELECT id, taken FROM sums WHERE taken + %(gpus)s::bigint > "limit" ORDER BY id LIMIT 1
-), kept AS (
-    UPDATE provisioning_quota quota SET reserved = greatest(quota.reserved, sums.reserved + %(gpus)s::bigint)
-    FROM sums WHERE quota.id = sums.id AND NOT EXISTS (SELECT FROM passed)
-)
-SELECT (SELECT count(*) FROM rules WHERE gpu_model = '' AND market = ''),
-    EXISTS (SELECT FROM rules JOIN provisioning_quota there USING (id) WHERE there.xmin <> rules.version),
-    (SELECT id FROM passed), (SELECT taken FROM passed), EXISTS (
-        SELECT FROM provisioning_policy
-        WHERE project_id = %(project)s::bigint OR organization_id = %(organization)s::bigint
-    )
-"""  # noqa: S608  nothing in it comes from outside
 
 
 def lock(reservation_id: int) -> Reservation:
@@ -173,41 +144,9 @@ def check_budget(actor: Actor, project: Project, total_micros: int, *, pays_for:
 
 
 def check_use(project: Project, window: Window, *, at: datetime) -> None:
-    """Raise QuotaExceeded where more GPUs would be taken in some hour than a quota allows, or PolicyExcludes.
-
-    A quota counts what is reserved in the hours themselves, so blocks that follow
-    each other do not add up, and what is held now in every hour to come. It locks
-    these quotas, and no account is locked before them: bookings and launches of
-    one organization follow each other here.
-    """
-    firsts, is_stale, quota_id, taken, has_policy = _passed(project, window)
-    if firsts < 2 or is_stale:
-        quotas.open_for(project_id=project.pk)
-        _, _, quota_id, taken, has_policy = _passed(project, window)
-    if has_policy:
+    """Raise QuotaExceeded as `reserved_quotas.reserve` does, or PolicyExcludes."""
+    if reserved_quotas.reserve(project, window):
         quotes.check_policies(project, window, at=at)
-    if quota_id is not None:
-        quota = Quota.objects.get(pk=quota_id)
-        raise QuotaExceeded(
-            wanted=window.gpus, held=int(taken), limit=quota.limit, is_organization=quota.project_id is None,
-            gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
-        )  # fmt: skip
-
-
-def _passed(project: Project, window: Window) -> tuple[int, bool, int | None, int, bool]:
-    (found,) = ask(
-        PASSED,
-        {
-            "organization": project.organization_id,
-            "project": project.pk,
-            "gpu_model": window.offer.gpu_model,
-            "gpus": window.gpus,
-            "start": window.starts_at,
-            "end": window.ends_at,
-        },
-    )
-    firsts, is_stale, quota_id, taken, has_policy = found
-    return firsts, is_stale, quota_id, taken, has_policy
 
 
 @transaction.atomic(savepoint=False)

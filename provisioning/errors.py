@@ -1,6 +1,6 @@
 """What the engine room refuses. Whoever faces the customer turns these into words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -57,6 +57,7 @@ class QuotaExceeded(ProvisioningError):
         gpu_model: str = "",
         market: str = "",
         unit: str = "gpus",
+        reserved_in: Sequence[int] = (),
     ) -> None:
         owner = "organization" if is_organization else "project"
         things = "GPUs" if unit == "gpus" else "micros an hour"
@@ -64,6 +65,8 @@ class QuotaExceeded(ProvisioningError):
         super().__init__(f"{wanted} more {things} would exceed the {owner}'s quota{of}: {held} of {limit} are held")
         self.wanted, self.held, self.limit = wanted, held, limit
         self.is_organization, self.gpu_model, self.market, self.unit = is_organization, gpu_model, market, unit
+        # Keys of the quotas that refuse and of which something is reserved.
+        self.reserved_in = tuple(reserved_in)
 
 
 class NoArtifact(ProvisioningError):

@@ -6,22 +6,18 @@ or none; one that counts spend per hour counts its price. All of them have
 room, or none is touched. What is held is written down by who holds it, so
 giving back takes the same amounts from the same quotas, once.
 
-Blocks of GPUs ahead of time hold nothing, but take room: a quota of GPUs keeps
-in `reserved` the most of them in one hour to come. What runs has no end, so it
-counts beside every such hour, as in the calendar; a launch looks at two numbers
-of the locked row. Who books raises the number first (`marketplace.reservations`),
-so it is never below what is reserved; hours that are over or given up are taken
-off it by a sweep, and by a launch before it is refused.
+GPUs that are promised for later hold nothing, but take room: whoever promises
+them keeps in `reserved` the most of them in one hour to come. What runs has no
+end, so it counts beside every such hour, as in the calendar; a launch looks at
+two numbers of the locked row.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Q, Sum
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from billing.prepared import Value, ask
 from provisioning.errors import QuotaExceeded
@@ -71,48 +67,6 @@ WITH gone AS (
 UPDATE provisioning_quota quota SET held = quota.held - rules.given FROM rules WHERE quota.id = rules.id
 """
 
-# For a CTE `rules` of quotas: the most GPUs in one hour of a window, without an end where it has none, by a running sum
-# over where strips of reservations begin and end.
-RESERVED = """
-strips AS (
-    SELECT rules.id, greatest(strip.starts_at, %(start)s::timestamptz) AS starts_at, strip.ends_at, strip.gpus
-    FROM rules JOIN marketplace_project project ON project.organization_id = rules.organization_id
-        AND (rules.project_id IS NULL OR rules.project_id = project.id)
-    JOIN marketplace_reservation booked ON booked.project_id = project.id
-        AND booked.state <> ALL (ARRAY['payment_failed', 'expired', 'cancelled', 'sold'])
-    JOIN marketplace_offer offer ON offer.id = booked.offer_id AND rules.gpu_model IN ('', offer.gpu_model)
-    JOIN marketplace_reservationstrip strip ON strip.reservation_id = booked.id
-        AND strip.ends_at > %(start)s::timestamptz
-        AND (%(end)s::timestamptz IS NULL OR strip.starts_at < %(end)s::timestamptz)
-    WHERE rules.unit = 'gpus' AND rules.market IN ('', 'reserved')
-), edge AS (
-    SELECT id, starts_at AS at, gpus FROM strips UNION ALL SELECT id, ends_at, -gpus FROM strips
-), most AS (
-    SELECT id, max(running) AS gpus FROM (
-        SELECT id, sum(gpus) OVER (PARTITION BY id ORDER BY at, gpus) AS running FROM edge
-    ) summed GROUP BY id
-)
-"""
-# A row that somebody changes between the look at the strips and the lock is left for the next time (`version`).
-RECOUNT = f"""
-WITH rules AS MATERIALIZED (
-    SELECT id, xmin AS version, organization_id, project_id, gpu_model, market, unit, reserved FROM provisioning_quota
-    WHERE CASE WHEN %(quotas)s::bigint[] IS NOT NULL THEN id = ANY (%(quotas)s::bigint[])
-        ELSE reserved > 0 OR organization_id IN (
-            SELECT project.organization_id FROM marketplace_reservation booked
-            JOIN marketplace_project project ON project.id = booked.project_id
-            WHERE booked.state <> ALL (ARRAY['payment_failed', 'expired', 'cancelled', 'sold'])
-        ) END
-), {RESERVED}, locked AS MATERIALIZED (
-    SELECT quota.id, quota.xmin AS version FROM provisioning_quota quota
-    WHERE quota.id IN (SELECT id FROM rules LEFT JOIN most USING (id) WHERE reserved <> coalesce(most.gpus, 0))
-    ORDER BY quota.id LIMIT %(limit)s::bigint FOR NO KEY UPDATE SKIP LOCKED
-)
-UPDATE provisioning_quota quota SET reserved = coalesce(most.gpus, 0)
-FROM rules JOIN locked USING (id, version) LEFT JOIN most USING (id) WHERE quota.id = rules.id
-RETURNING quota.id
-"""  # noqa: S608  nothing in it comes from outside
-
 USED = """
 SELECT quota.id, sum(CASE quota.unit WHEN 'gpus' THEN hold.gpus ELSE hold.micros_per_hour END)
 FROM provisioning_quota quota
@@ -156,7 +110,6 @@ def take(
     micros_per_hour: int,
     market: str = Instance.Market.ON_DEMAND,
     token_id: int | None = None,
-    at: datetime,
 ) -> None:
     """Hold GPUs and their price per hour of every quota that applies, or raise QuotaExceeded with nothing held.
 
@@ -173,14 +126,12 @@ def take(
     if sum(rule.is_first for rule in rules) < 2:
         open_for(project_id=project_id)
         rules = _take(wanted)
-    crowded = [rule.id for rule in rules if rule.refuses and rule.reserved]
-    if crowded and recount(at=at, quota_ids=crowded):
-        rules = _take(wanted)
     for rule in rules:
         if rule.refuses:
             raise QuotaExceeded(
                 wanted=rule.wanted, held=rule.held + rule.reserved, limit=rule.limit,
                 is_organization=rule.is_organization, gpu_model=rule.gpu_model, market=rule.market, unit=rule.unit,
+                reserved_in=[one.id for one in rules if one.refuses and one.reserved],
             )  # fmt: skip
 
 
@@ -192,15 +143,6 @@ def give_back(*, holder: str) -> None:
     """Let go of all that this holder holds; giving back twice changes nothing. One statement."""
     with connection.cursor() as cursor:
         cursor.execute(GIVE_BACK, {"holder": holder})
-
-
-def recount(*, at: datetime, quota_ids: Collection[int] | None = None, limit: int = 1000) -> int:
-    """Count what is reserved in the hours to come, of these quotas or of all; return how many had another number.
-
-    One statement. It waits for nobody: whose quota is in use this moment is counted the next time.
-    """
-    chosen = None if quota_ids is None else list(quota_ids)
-    return len(ask(RECOUNT, {"quotas": chosen, "start": at, "end": None, "limit": limit}))
 
 
 def open_for(*, project_id: int) -> None:
@@ -241,7 +183,7 @@ def set_limit(
 
 @transaction.atomic
 def _make(*, organization_id: int, project_id: int | None, limit: int, **words: str) -> Quota:
-    """Make a quota that counts from the start what is held and reserved already.
+    """Make a quota that counts from the start what is held already.
 
     The table's lock waits for whoever is taking or giving back, and they wait
     for it before they look: nobody holds something that a new quota does not
@@ -256,8 +198,6 @@ def _make(*, organization_id: int, project_id: int | None, limit: int, **words: 
         return there.get()
     quota.held = _held(quota)
     quota.save()
-    recount(at=timezone.now(), quota_ids=[quota.pk])
-    quota.refresh_from_db(fields=["reserved"])
     return quota
 
 

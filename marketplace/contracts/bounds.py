@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Count
+from django.db.models import Count, QuerySet
 from django.utils.translation import gettext as _
 
 from billing.outcomes import margins
@@ -75,8 +75,7 @@ def unpaid_left(version: ContractVersion, organization: Organization) -> int:
 
     All that it bought of the same seller counts, whatever the version. Hours that a fault of ours cost do not.
     """
-    sold = ContractVersion.objects.filter(contract__seller=version.contract.seller_id)
-    platform_bps = {row.public_id: written.of(row.terms).platform_bps for row in sold}
+    platform_bps = {row.public_id: written.of(row.terms).platform_bps for row in sold_with(version)}
     lost = Attempt.objects.filter(
         state=Attempt.State.FAULTED, job__project__organization=organization, job__contract__in=list(platform_bps)
     )
@@ -93,10 +92,14 @@ def is_under_way(version: ContractVersion, organization: Organization) -> bool:
     seller = version.contract.seller_id
     open_claims = Claim.objects.filter(organization=organization, contract__seller=seller, closed_at=None)
     jobs = Job.objects.filter(
-        project__organization=organization, contract__in=ContractVersion.objects.filter(
-            contract__seller=seller).values("public_id"),
+        project__organization=organization, contract__in=sold_with(version).values("public_id")
     )  # fmt: skip
     return open_claims.exists() or jobs.exclude(running=0, verifying=0).exists()
+
+
+def sold_with(version: ContractVersion) -> QuerySet[ContractVersion]:
+    """Return all versions that the seller of this one sells, this one among them: they are bounded together."""
+    return ContractVersion.objects.filter(contract__seller=version.contract.seller_id)
 
 
 def tried_out(job: Job, tasks: Sequence[Task]) -> set[int]:

@@ -26,7 +26,6 @@ Kind = Verdict.Verifier
 Result = Verdict.Result
 
 LOOK_AGAIN = timedelta(seconds=2)
-EVIDENCE_LOOK = timedelta(seconds=2)
 # For GPUs to become free, beside the time that the verifier itself may take; then the rule of silence holds.
 WAIT_MAX = timedelta(hours=6)
 # Verifiers that need GPUs themselves.
@@ -48,7 +47,7 @@ def look(*, claim: Claim, at: datetime) -> Claim:
     try:
         may_pass = holds(claim, at=at)
     except NotComplete:
-        _look_at(claim, at + EVIDENCE_LOOK)
+        _look_at(claim, at + LOOK_AGAIN)
         return claim
     if may_pass:
         STEPS[terms.verifier](claim, terms, at)

@@ -12,7 +12,7 @@ from marketplace.contracts import bounds
 from marketplace.contracts import terms as written
 from marketplace.jobs import orders
 from marketplace.jobs.pricing import Way
-from marketplace.models import Attempt, AttemptState, ContractVersion, EndReason, Job, Task, TaskState
+from marketplace.models import Attempt, AttemptState, EndReason, Job, Task, TaskState
 
 Why = Job.Why
 HOUR_S = 3600
@@ -84,7 +84,7 @@ def _by_terms(job: Job, each: int) -> Room:
     room = Room(0, job.time_limit_s)
     if work is None or each > work["attempt_micros"]:
         return replace(room, why=Why.PRICE, message=bounds.too_dear(version, each))
-    sold = ContractVersion.objects.filter(contract__seller=version.contract.seller_id).values("public_id")
+    sold = bounds.sold_with(version).values("public_id")
     mine = Attempt.objects.filter(job__project__organization=organization, job__contract__in=sold)
     left = bounds.unpaid_left(version, organization) - set_aside(mine.filter(instance__reservation=None))
     room = replace(room, attempts=max(0, left // each), message=bounds.used_up(version))

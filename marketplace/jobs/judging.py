@@ -35,8 +35,8 @@ SET_MAX = 100
 FAULTS_MAX = 10
 SENDING = ("checkpoint", "outputs")
 NEVER_READY_MAX = 3
-# After so many failures, or faults, of a task its next attempt waits so long.
 SECOND = Value(timedelta(seconds=1))
+# After so many failures, or faults, of a task its next attempt waits so long.
 BACK_OFF = tuple(timedelta(seconds=seconds) for seconds in (0, 2, 10, 30, 60))
 
 ENDED_FOR_GOOD = {Phase.TERMINATING, Phase.TERMINATED}

@@ -4,7 +4,6 @@ import secrets
 from typing import Any
 
 import pytest
-from django.utils import timezone
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -60,7 +59,7 @@ class QuotaMachine(RuleBasedStateMachine):
         self.count += 1
         order: dict[str, Any] = {"gpu_model": model, "market": market, "gpus": gpus, "micros_per_hour": gpus}
         try:
-            quotas.take(holder=self.holder(), project_id=project, at=timezone.now(), **order)
+            quotas.take(holder=self.holder(), project_id=project, **order)
         except QuotaExceeded as refusal:
             assert not fits
             named = (None if refusal.is_organization else project, refusal.gpu_model, refusal.market)

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 
 from marketplace import tenants
 from marketplace.access import Actor
@@ -25,7 +24,7 @@ def take(project: Project, gpus: int, *, holder: str = "", gpu_model: str = "H20
     holder = holder or f"ins_{QuotaHold.objects.count()}_{gpus}"
     quotas.take(
         holder=holder, project_id=project.pk, gpu_model=gpu_model, gpus=gpus, micros_per_hour=gpus * H200_MICROS,
-        at=timezone.now(), **words,
+        **words,
     )  # fmt: skip
     return holder
 

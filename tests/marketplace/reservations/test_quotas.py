@@ -6,7 +6,7 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from marketplace import quotes, rentals, reservations
+from marketplace import limits, quotes, rentals, reservations, reserved_quotas
 from marketplace.models import Reservation
 from provisioning import quotas
 from provisioning.errors import QuotaExceeded
@@ -25,6 +25,12 @@ def launch(buyer: Buyer, at: float = 0, **overrides: Any) -> Instance:
         )
         Workflow.objects.filter(instance=instance).update(due_at=timezone.now())
         return instance
+
+
+def limited(buyer: Buyer, limit: int, **words: str) -> Quota:
+    return limits.change(
+        actor=None, organization=buyer.project.organization, project=buyer.project, limit=limit, reason="test", **words
+    )  # fmt: skip
 
 
 def numbers(buyer: Buyer, **words: str) -> tuple[int, int, int]:
@@ -100,7 +106,7 @@ def test_hours_that_are_given_up_or_over_leave_their_room_at_once(acme_buys: Buy
 def test_limits_of_a_model_or_market_count_what_they_name(acme_buys: Buyer) -> None:
     acme_buys.buy(4, 10, 12)
     for words in ({"gpu_model": "H200"}, {"market": "reserved"}):
-        assert quotas.set_limit(project_id=acme_buys.project.pk, limit=5, **words).reserved == 4
+        assert limited(acme_buys, 5, **words).reserved == 4
         with pytest.raises(QuotaExceeded):
             acme_buys.buy(2, 11, 13)
         acme_buys.buy(5, 12, 13)
@@ -108,7 +114,7 @@ def test_limits_of_a_model_or_market_count_what_they_name(acme_buys: Buyer) -> N
         Quota.objects.filter(project=acme_buys.project, **words).delete()
         Reservation.objects.order_by("-pk")[:1].get().strips.all().delete()
     for words in ({"gpu_model": "L40S"}, {"market": "on_demand"}, {"unit": Quota.Unit.MICROS_PER_HOUR}):
-        assert quotas.set_limit(project_id=acme_buys.project.pk, limit=1, **words).reserved == 0
+        assert limited(acme_buys, 1, **words).reserved == 0
         acme_buys.buy(1, 11, 12)
 
 
@@ -116,8 +122,8 @@ def test_a_number_that_is_wrong_is_counted_again(acme_buys: Buyer) -> None:
     acme_buys.buy(4, 10, 12)
     for wrong in (9, 0):
         Quota.objects.filter(organization=acme_buys.project.organization).update(reserved=wrong)
-        assert quotas.recount(at=acme_buys.noon) == 2  # the project's and its organization's
-        assert quotas.recount(at=acme_buys.noon) == 0
+        assert reserved_quotas.recount(at=acme_buys.noon) == 2  # the project's and its organization's
+        assert reserved_quotas.recount(at=acme_buys.noon) == 0
         assert numbers(acme_buys) == (0, 4, 12)
 
 
