@@ -5,8 +5,8 @@ from uuid import UUID
 
 from django.db import IntegrityError, transaction
 
-from billing import accounts, collecting, decisions, invoice_payments, ledger, receivables, runway
-from billing.errors import BadBankTransfer, KeyReused
+from billing import accounts, collecting, decisions, invoice_payments, ledger, receivables, repeats, runway
+from billing.errors import BadBankTransfer
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, BankTransfer, Invoice
 
@@ -34,14 +34,11 @@ def record(
     line that was recorded before.
     """
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    first = BankTransfer.objects.filter(key=key).first()
+    first = repeats.find(
+        BankTransfer, key, organization_id=organization.pk, direction=direction, amount_micros=amount_micros,
+        bank_reference=bank_reference, value_on=value_on, invoice=invoice, note=note,
+    )  # fmt: skip
     if first is not None:
-        order: dict[str, object] = {
-            "organization_id": organization.pk, "direction": direction, "amount_micros": amount_micros,
-            "bank_reference": bank_reference, "value_on": value_on, "invoice": invoice, "note": note,
-        }  # fmt: skip
-        if any(getattr(first, name) != value for name, value in order.items()):
-            raise KeyReused(str(key))
         return first
     _check(organization, direction, amount_micros, invoice)
     if value_on > at.date():

@@ -7,8 +7,8 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet
 
-from billing import accounts, commitments
-from billing.errors import AlreadyDecided, AlreadyProposed, KeyReused
+from billing import accounts, commitments, repeats
+from billing.errors import AlreadyDecided, AlreadyProposed
 from billing.models import Commitment, CommitmentRequest
 from billing.moves import move
 
@@ -41,10 +41,8 @@ def ask(
     """
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     wanted = {"kind": kind, "skus": list(skus), "amount": amount, "starts_at": starts_at, "months": months}
-    first = CommitmentRequest.objects.filter(key=key).first()
+    first = repeats.find(CommitmentRequest, key, organization_id=organization.pk, **wanted)
     if first is not None:
-        if first.organization_id != organization.pk or any(getattr(first, name) != wanted[name] for name in wanted):
-            raise KeyReused(str(key))
         return first
     commitments.check(kind, skus, amount, organization.currency, starts_at=starts_at, months=months, at=at)
     commitments.listed(skus, currency=organization.currency, at=at)

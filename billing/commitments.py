@@ -7,7 +7,7 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, QuerySet
 
-from billing import accounts, decisions, notices, prices
+from billing import accounts, decisions, notices, prices, repeats
 from billing.errors import AlreadyCommitted, AlreadyDecided, BadCommitment, CurrencyMismatch, KeyReused
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Commitment, CommitmentPrice, Notice, PriceVersion
@@ -54,15 +54,13 @@ def propose(
     Raises BadCommitment, which names what cannot be.
     """
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    first = Commitment.objects.filter(key=key).first()
+    promised = {"committed_micros" if kind == Commitment.Kind.SPEND else "committed_unit_hours": amount}
+    first = repeats.find(
+        Commitment, key, organization_id=organization.pk, currency=currency, kind=kind, discount_bps=discount_bps,
+        starts_at=starts_at, ends_at=_end(starts_at, months), note=note, **promised,
+    )  # fmt: skip
     if first is not None:
-        order: dict[str, object] = {
-            "organization_id": organization.pk, "currency": currency, "kind": kind, "discount_bps": discount_bps,
-            "starts_at": starts_at, "ends_at": _end(starts_at, months), "note": note,
-            "committed_micros" if kind == Commitment.Kind.SPEND else "committed_unit_hours": amount,
-        }  # fmt: skip
-        same = all(getattr(first, name) == value for name, value in order.items())
-        if not same or set(first.prices.values_list("sku", flat=True)) != set(skus):
+        if set(first.prices.values_list("sku", flat=True)) != set(skus):
             raise KeyReused(str(key))
         return first
     if currency != organization.currency:

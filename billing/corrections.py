@@ -11,8 +11,8 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 
-from billing import accounts, adjusting, charging, decisions, rating, runway
-from billing.errors import AlreadyProposed, BadCorrection, KeyReused
+from billing import accounts, adjusting, charging, decisions, rating, repeats, runway
+from billing.errors import AlreadyProposed, BadCorrection
 from billing.models import Charge, UsageCorrection, UsageSpan
 from billing.months import month_of
 
@@ -27,10 +27,8 @@ def propose(*, span: UsageSpan, ended_at: datetime, reason: str, by: int, key: U
     """
     wanted = rating.whole_millisecond(ended_at)
     accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
-    first = UsageCorrection.objects.filter(key=key).first()
+    first = repeats.find(UsageCorrection, key, span_id=span.pk, ended_at=wanted, reason=reason)
     if first is not None:
-        if (first.span_id, first.ended_at, first.reason) != (span.pk, wanted, reason):
-            raise KeyReused(str(key))
         return first
     span.refresh_from_db()
     was_ended_at = _checked(span, wanted, at=at)

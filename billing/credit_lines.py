@@ -6,8 +6,8 @@ from uuid import UUID
 
 from django.db import transaction
 
-from billing import accounts, decisions, runway
-from billing.errors import AlreadyProposed, BadCredit, KeyReused
+from billing import accounts, decisions, repeats, runway
+from billing.errors import AlreadyProposed, BadCredit
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, CreditLine
 
@@ -28,10 +28,10 @@ def propose(
 ) -> CreditLine:
     """Propose a limit, once per key; nothing changes yet. A limit of nothing ends the paying afterwards."""
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    first = CreditLine.objects.filter(key=key).first()
+    first = repeats.find(
+        CreditLine, key, organization_id=organization.pk, limit_micros=limit_micros, net_days=net_days
+    )  # fmt: skip
     if first is not None:
-        if (first.organization_id, first.limit_micros, first.net_days) != (organization.pk, limit_micros, net_days):
-            raise KeyReused(str(key))
         return first
     if limit_micros < 0 or limit_micros % minor_unit_micros(organization.currency):
         raise BadCredit("a limit is a whole amount of the currency and not negative")

@@ -11,8 +11,8 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, collecting, moves, notices
-from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, DisputedTooLate, KeyReused, RejectedAlready
+from billing import accounts, collecting, moves, notices, repeats
+from billing.errors import AlreadyDecided, CreditTooLarge, DisputedAlready, DisputedTooLate, RejectedAlready
 from billing.invoicing import crediting
 from billing.invoicing.rounding import half_up, minor_unit_micros
 from billing.models import CreditProposal, Invoice, InvoiceDispute, InvoiceLine, Notice
@@ -46,11 +46,11 @@ def open_dispute(
     RejectedAlready for what was decided, DisputedTooLate for an invoice that is older than `DISPUTED_WITHIN`.
     """
     accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
-    first = InvoiceDispute.objects.filter(key=key).first()
+    first = repeats.find(
+        InvoiceDispute, key, invoice_id=invoice.pk, line_id=line.pk if line else None, asked_micros=net_micros,
+        reason=reason,
+    )  # fmt: skip
     if first is not None:
-        order = (invoice.pk, line.pk if line else None, net_micros, reason)
-        if (first.invoice_id, first.line_id, first.asked_micros, first.reason) != order:
-            raise KeyReused(str(key))
         return first
     if at > invoice.issued_at + DISPUTED_WITHIN:
         raise DisputedTooLate(days=DISPUTED_WITHIN.days)

@@ -8,8 +8,8 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, collecting, decisions, invoice_payments, ledger, runway
-from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused
+from billing import accounts, collecting, decisions, invoice_payments, ledger, repeats, runway
+from billing.errors import AlreadyDecided, CreditTooLarge
 from billing.invoicing import sellers
 from billing.invoicing.rounding import minor_unit_micros, part_of_tax
 from billing.invoicing.writing import given_to
@@ -56,10 +56,8 @@ def propose(*, invoice: Invoice, net_micros: int, reason: str, by: int, key: UUI
     Raises CreditTooLarge for more than what is left of it, or for what is no whole minor unit.
     """
     accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
-    first = CreditProposal.objects.filter(key=key).first()
+    first = repeats.find(CreditProposal, key, invoice_id=invoice.pk, net_micros=net_micros, reason=reason)
     if first is not None:
-        if (first.invoice_id, first.net_micros, first.reason) != (invoice.pk, net_micros, reason):
-            raise KeyReused(str(key))
         return first
     left = left_micros(invoice)
     if not 0 < net_micros <= left or net_micros % minor_unit_micros(invoice.currency):

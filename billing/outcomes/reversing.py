@@ -52,7 +52,7 @@ def reverse(*, key: str, of: Outcome, reason: str, at: datetime, amount_micros: 
         **{name: getattr(of, name) for name in COPIED},
     )  # fmt: skip
     made.save(force_insert=True)
-    settling.note(made)
+    settling.note([made])
     periods.uncount(made)
     daily.touch(since=at, through=at)
     for target, micros in ((payer.cash, cash), (payer.promo, promo)):

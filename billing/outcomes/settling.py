@@ -37,35 +37,15 @@ class Due(NamedTuple):
 
 
 @transaction.atomic
-def settle(
-    *,
-    organization: accounts.Organization,
-    resource_id: str,
-    key: str,
-    amount_micros: int,
-    shares: Sequence[Share],
-    item: Item,
-    at: datetime,
-    period: Period | None = None,
-) -> Outcome:
-    """Take the price of one accepted result from what is set aside for its resource; once per key.
-
-    `amount_micros` is no more than the item's own arithmetic says. In a period with a cap it may become less: the
-    outcome says how much was taken, and what was not stays set aside until somebody releases it. Raises EscrowClosed,
-    HoldClosed where less is left, BadOutcome for shares that are not the whole, KeyReused where the subject was paid by
-    another key.
-    """
-    (paid,) = settle_all(
-        organization=organization, resource_id=resource_id, due=[Due(key, amount_micros, shares, item, period)], at=at
-    )
-    return paid
-
-
-@transaction.atomic
 def settle_all(
     *, organization: accounts.Organization, resource_id: str, due: Sequence[Due], at: datetime
 ) -> list[Outcome]:
-    """Take the prices of results of one escrow in their order, each as `settle` does; one refused refuses all."""
+    """Take the prices of results of one escrow in their order, each once per key; one that is refused refuses all.
+
+    A price is no more than the item's own arithmetic says. In a period with a cap it may become less: the outcome says
+    how much was taken, and what was not stays set aside until somebody releases it. Raises EscrowClosed, HoldClosed
+    where less is left, BadOutcome for shares that are not the whole, KeyReused where a subject was paid by another key.
+    """
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     escrow = Escrow.objects.filter(resource_id=resource_id, organization=organization.pk, state=Escrow.State.OPEN)
     known, found = _known_all(due, organization), escrow.first()
@@ -125,13 +105,8 @@ def charge(
     return made
 
 
-def note(outcome: Outcome) -> None:
-    """Write down what an invoice will say of it, where its money moves. Of nothing it says nothing."""
-    note_all([outcome])
-
-
-def note_all(outcomes: Sequence[Outcome]) -> None:
-    """Write down what invoices will say of outcomes, as `note` does."""
+def note(outcomes: Sequence[Outcome]) -> None:
+    """Write down what invoices will say of outcomes, where their money moves. Of nothing they say nothing."""
     PrepaidItem.objects.bulk_create(_line(outcome) for outcome in outcomes if outcome.amount_micros)
 
 
@@ -240,7 +215,7 @@ def _take(outcomes: Sequence[Outcome], sources: Sequence[_Source]) -> None:
         outcome.promo_micros = sum(micros for _, source, micros in mine if source.account.kind == Account.Kind.PROMO)
         paid += mine
     Outcome.objects.bulk_create(outcomes)
-    note_all(outcomes)
+    note(outcomes)
     if not paid:
         return
     revenue = accounts.platform(Account.Kind.REVENUE, paid[0][0].currency)

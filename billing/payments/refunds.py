@@ -12,8 +12,8 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, decisions, ledger, moves, receivables, runway
-from billing.errors import InsufficientFunds, KeyReused, OutcomeUnknown, ProcessorRefused, RefundTooLarge, Stranger
+from billing import accounts, decisions, ledger, moves, receivables, repeats, runway
+from billing.errors import InsufficientFunds, OutcomeUnknown, ProcessorRefused, RefundTooLarge, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Dispute, Payment, Refund
 from billing.payments import gateway
@@ -51,10 +51,8 @@ def left_micros(payment: Payment) -> int:
 def propose(*, payment: Payment, amount_micros: int, reason: str, by: int, key: UUID, at: datetime) -> Refund:
     """Propose to give part of a payment back, once per key; nothing moves yet. `by` is a person's id."""
     accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
-    first = Refund.objects.filter(key=key).first()
+    first = repeats.find(Refund, key, payment_id=payment.pk, amount_micros=amount_micros, reason=reason)
     if first is not None:
-        if (first.payment_id, first.amount_micros, first.reason) != (payment.pk, amount_micros, reason):
-            raise KeyReused(str(key))
         return first
     payment.refresh_from_db()
     left = left_micros(payment)

@@ -7,9 +7,9 @@ from uuid import UUID
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 
-from billing import accounts, decisions
+from billing import accounts, decisions, repeats
 from billing.accounts import Organization
-from billing.errors import BadRateCard, KeyReused, RetroactivePrice
+from billing.errors import BadRateCard, RetroactivePrice
 from billing.models import RateCard
 from billing.models.suppliers import BPS
 
@@ -46,10 +46,8 @@ def propose(
     """
     terms.check()
     wanted = {name: getattr(terms, name) for name in Terms.__slots__}
-    first = RateCard.objects.filter(key=key).first()
+    first = repeats.find(RateCard, key, supplier_id=supplier.pk, **wanted)
     if first is not None:
-        if any(getattr(first, name) != value for name, value in wanted.items()) or first.supplier_id != supplier.pk:
-            raise KeyReused(str(key))
         return first
     if effective_from < at:
         raise RetroactivePrice(f"{effective_from:%Y-%m-%d %H:%M} is over")

@@ -21,11 +21,12 @@ def set_aside(organization, micros, *, resource_id=JOB, version=VERSION, at=NOON
 
 
 def settle(organization, sold, *, key=None, micros=None, shares=None, resource_id=JOB, at=NOON, period=None):
-    return settling.settle(
-        organization=organization, resource_id=resource_id, key=key or f"settle:{sold.subject}",
-        amount_micros=sold.asked_micros if micros is None else micros, shares=shares or [Share(None, 10_000)],
-        item=sold, at=at, period=period,
+    due = settling.Due(
+        key or f"settle:{sold.subject}", sold.asked_micros if micros is None else micros,
+        shares or [Share(None, 10_000)], sold, period,
     )  # fmt: skip
+    (paid,) = settling.settle_all(organization=organization, resource_id=resource_id, due=[due], at=at)
+    return paid
 
 
 def reverse(of, micros=None, *, key=None, at=NOON):

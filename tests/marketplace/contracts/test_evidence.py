@@ -56,7 +56,7 @@ def test_a_result_whose_node_signed_nothing_waits_for_it_and_then_fails(claimed:
     claim, _ = claimed(**SIGNED)
     at = claim.claimed_at
     sweeping.advance(at=at, limit=10)
-    assert (fresh(claim).state, fresh(claim).due_at) == ("claimed", at + verifying.EVIDENCE_LOOK)
+    assert (fresh(claim).state, fresh(claim).due_at) == ("claimed", at + verifying.LOOK_AGAIN)
     sweeping.advance(at=at + evidence.WAIT, limit=10)
     assert fresh(claim).state == "failed"
     assert "evidence that its terms name is missing: the node's signature" in claim.verdicts.get().detail
