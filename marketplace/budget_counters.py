@@ -48,9 +48,15 @@ Measured = Callable[[Sequence[Whose], datetime], list[Measure]]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A thing to count: how it is called, measured, written (for people, for programs, to be typed again), and read."""
+    """A thing to count: how it is called, measured, written (for people, for programs, to be typed again), and read.
+
+    `field` labels what an amount is typed into and may name the currency; `wrong` says what to type instead of what
+    `read` cannot read.
+    """
 
     label: Promise
+    field: Promise
+    wrong: Promise
     measure: Measured
     shown: Callable[[int, str], str]
     written: Callable[[int], str]
@@ -198,10 +204,24 @@ def _asked(statement: str, owners: Sequence[Whose], at: datetime) -> list[tuple[
 
 COUNTERS: Mapping[str, Counter] = {
     MONEY: Counter(
-        label=_("Money"), measure=measure_money, shown=shown, written=decimal_string, typed=plain, read=typed_micros
+        label=_("Money"),
+        field=_("For a calendar month, in %(currency)s"),
+        wrong=_("Type an amount such as 1000 or 2.50."),
+        measure=measure_money,
+        shown=shown,
+        written=decimal_string,
+        typed=plain,
+        read=typed_micros,
     ),
     OUTCOMES: Counter(
-        label=_("Results"), measure=measure_outcomes, shown=results_shown, written=str, typed=str, read=typed_count
+        label=_("Results"),
+        field=_("Results that are paid for in a calendar month"),
+        wrong=_("Type a whole number such as 1000."),
+        measure=measure_outcomes,
+        shown=results_shown,
+        written=str,
+        typed=str,
+        read=typed_count,
     ),
 }
 

@@ -42,6 +42,11 @@ class Standing:
         return COUNTERS[self.counts]
 
     @property
+    def field(self) -> str:
+        """The label of what its amount is typed into."""
+        return str(self.counter.field) % {"currency": self.organization.currency}
+
+    @property
     def used(self) -> str:
         return self.shown(self.measure.used)
 
@@ -138,10 +143,8 @@ def read(standing: Standing, text: str) -> int | None:
     if not text:
         return None
     amount = standing.counter.read(text)
-    if amount is None and standing.counts == MONEY:
-        raise BadOrder("monthly", gettext("Type an amount such as 1000 or 2.50, or nothing."))
     if amount is None:
-        raise BadOrder("monthly", gettext("Type a whole number such as 1000, or nothing."))
+        raise BadOrder("monthly", str(standing.counter.wrong))
     return amount
 
 

@@ -48,7 +48,7 @@ def change(visit: Visit, owner_id: str) -> HttpResponse:
     if counts not in COUNTERS:
         raise NotFound
     now = budgets.of(owner, organization, counts=counts, at=visit.at)
-    context = {"standing": now, "organization": organization, "actions": Budget.Action.choices}
+    context = {"standing": now, "organization": organization, "actions": Budget.Action.choices, "counters": COUNTERS}
     if visit.request.method != "POST":
         return visit.page("budgets/change.html", {**context, "typed": _as_typed(now)})
     typed = {name: visit.text(name) for name in FIELDS}

@@ -255,7 +255,8 @@ def test_something_else_to_count_joins_by_one_entry(
         return [Measure(7, 9) for _ in owners]
 
     widgets: Callable[[int, str], str] = lambda amount, currency: f"{amount} widgets"  # noqa: E731
-    counter = Counter(label="Widgets", measure=measured, shown=widgets, written=str, typed=str, read=int)  # type: ignore[arg-type]
+    words: Any = {"label": "Widgets", "field": "Widgets", "wrong": "Type some."}
+    counter = Counter(**words, measure=measured, shown=widgets, written=str, typed=str, read=int)
     monkeypatch.setitem(budget_counters.COUNTERS, "widgets", counter)  # type: ignore[arg-type]
     budgets.change(actor=actor, owner=project, organization=acme, amount=7, hourly_micros=None, counts="widgets")
     assert look() == 4  # 50, 80 and 100 % used, and the forecast

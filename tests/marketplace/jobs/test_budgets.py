@@ -97,5 +97,6 @@ def test_a_budget_of_results_is_told_of_and_blocks_like_one_of_money(
 
 @pytest.mark.parametrize("text", ["1.5", "-1", "many", "1e3", "９", "1" * 10])
 def test_a_number_of_results_is_whole(text: str, acme: Organization, project: Project) -> None:
-    with pytest.raises(BadOrder):
+    with pytest.raises(BadOrder) as refused:
         budgets.read(budgets.of(project, acme, counts=OUTCOMES, at=NOON), text)
+    assert str(refused.value) == "Type a whole number such as 1000."

@@ -72,7 +72,7 @@ def test_the_pages_tell_what_is_used_what_was_sent_and_what_is_stopped_when(
 
 def test_a_budget_of_results_stands_beside_the_one_of_money(owner: Client, project: Project) -> None:
     path = reverse("budget", args=[project.public_id])
-    assert "Count results instead of money" in read(owner.get(path)).text
+    assert read(owner.get(path)).all("a", href="?counts=outcomes")
     page = read(owner.get(f"{path}?counts=outcomes"))
     assert faults(page) == []
     assert "Results that are paid for in a calendar month" in page.text
