@@ -65,7 +65,7 @@ class ChangeBudget(Shape):
     counts = Text(max_length=16, required=False, help_text="default: money")
     monthly = Text(
         max_length=20, allow_null=True,
-        help_text="money as a decimal string, or a whole number of results as a string; null: no budget",
+        help_text="money as a decimal string, or a whole number of outcomes as a string; null: no budget",
     )  # fmt: skip
     hourly = Money(allow_null=True, help_text="null: no budget")
     action = serializers.ChoiceField(choices=Budget.Action.choices, required=False, help_text="default: as it is")

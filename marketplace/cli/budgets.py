@@ -57,7 +57,7 @@ def counted(row: dict[str, Any], amount: str | None) -> str:
     """Return an amount of what a budget counts as people read it."""
     if amount is None or row["counts"] == "money":
         return in_money(row, amount)
-    return f"{int(amount):,} {'result' if amount == '1' else 'results'}"
+    return words.count(int(amount), "outcome")
 
 
 def in_money(row: dict[str, Any], amount: str | None) -> str:
@@ -81,9 +81,9 @@ def set_budget(
     month: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="For a month, or none.", show_default=False)
     ] = None,
-    results: Annotated[
+    outcomes: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER", help="Results paid for in a month, or none.", show_default=False),
+        typer.Option(metavar="NUMBER", help="Outcomes paid for in a month, or none.", show_default=False),
     ] = None,
     hour: Annotated[
         str | None, typer.Option(metavar="AMOUNT", help="For an hour, or none.", show_default=False)
@@ -109,19 +109,20 @@ def set_budget(
 ) -> None:
     """Set a budget; what is not named stays. What would pass it is refused, unless it only tells.
 
-    With --results it counts results instead of money, beside the budget of money; the other settings are then its own.
+    With --outcomes it counts outcomes instead of money, beside the budget of money, and has the other settings for
+    itself.
     """
     changes = settings_of(then, grace, at, forecast)
-    if month is None and hour is None and results is None and not changes:
+    if month is None and hour is None and outcomes is None and not changes:
         raise usage("There is nothing to set.", suggestion="Name --month or --hour, such as --month 1000.")
-    if month is not None and results is not None:
-        raise usage("A budget counts money or results.", suggestion="Set one with --month, then one with --results.")
-    counts = {} if results is None else {"counts": "outcomes"}
+    if month is not None and outcomes is not None:
+        raise usage("A budget counts money or outcomes.", suggestion="Set one with --month, then one with --outcomes.")
+    counts = {} if outcomes is None else {"counts": "outcomes"}
     with open_session(as_json=as_json, explain=explain) as session:
         now = session.client.get(f"/budgets/{owner}", **counts)
         monthly = now["monthly"] if month is None else limit_of(month)
         body = changes | counts | {
-            "monthly": monthly if results is None else number_of(results),
+            "monthly": monthly if outcomes is None else number_of(outcomes),
             "hourly": now["hourly"] if hour is None else limit_of(hour),
         }  # fmt: skip
         row = session.client.put(f"/budgets/{owner}", body)
@@ -153,9 +154,9 @@ def shares_of(text: str | None) -> list[int] | None:
 
 
 def number_of(text: str) -> str | None:
-    """Return a number of results that was typed as the API reads it; None for "none"."""
+    """Return a number of outcomes that was typed as the API reads it; None for "none"."""
     if text != NONE and not (text.isascii() and text.isdecimal()):
-        raise usage(f"{text!r} is no whole number.", suggestion="Write --results 1000, or --results none.")
+        raise usage(f"{text!r} is no whole number.", suggestion="Write --outcomes 1000, or --outcomes none.")
     return None if text == NONE else text
 
 

@@ -61,8 +61,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 def price(row: dict[str, Any]) -> str:
     """Return what a unit costs, such as "$0.50 per task"."""
     unit = row["terms"]["unit"]
-    micros = unit["price_micros"]
-    amount = words.money(f"{micros // 1_000_000}.{micros % 1_000_000:06d}", row["terms"]["currency"])
+    amount = words.of_micros(unit["price_micros"], row["terms"]["currency"])
     return f"{amount} per {unit['name']}" if unit["per"] == 1 else f"{amount} per {unit['per']:,} {unit['name']}"
 
 
@@ -107,8 +106,7 @@ def said(row: dict[str, Any]) -> list[list[str]]:
         found.append(["deadline", f"{span(terms['deadline']['within_s'])}; later: {steps}"])
     for name in ("cap", "floor"):
         if terms[name]:
-            micros = terms[name]["micros"]
-            amount = words.money(f"{micros // 1_000_000}.{micros % 1_000_000:06d}", terms["currency"])
+            amount = words.of_micros(terms[name]["micros"], terms["currency"])
             found.append([name, f"{amount} a {terms[name]['period']}"])
     return found
 
@@ -118,10 +116,7 @@ def worked(terms: dict[str, Any]) -> list[list[str]]:
     work = terms.get("work")
     if work is None:
         return []
-    each, unpaid = (
-        words.money(f"{work[name] // 1_000_000}.{work[name] % 1_000_000:06d}", terms["currency"])
-        for name in ("attempt_micros", "unpaid_micros")
-    )
+    each, unpaid = (words.of_micros(work[name], terms["currency"]) for name in ("attempt_micros", "unpaid_micros"))
     return [
         ["runs on", ", ".join(work["offers"]) if work["offers"] else "any offer"],
         ["each task", f"at most {work['gpus']} GPUs, {span(work['seconds'])} an attempt, {work['attempts']} attempts"],

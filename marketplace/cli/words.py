@@ -37,9 +37,14 @@ def money(amount: str | Decimal, currency: str) -> str:
     return f"{exact:,.{places}f} {currency}"
 
 
+def of_micros(micros: int, currency: str) -> str:
+    """Return whole micros as `money` writes an amount."""
+    return money(Decimal(micros).scaleb(-6), currency)
+
+
 def count(number: int, thing: str) -> str:
-    """Return how many of a thing, such as `1 GPU` or `12 nodes`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+    """Return how many of a thing, such as `1 GPU` or `1,200 nodes`."""
+    return f"{number} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def spoken(code: str) -> str:

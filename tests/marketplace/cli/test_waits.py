@@ -211,15 +211,15 @@ def test_a_budget_is_set_and_what_is_not_named_stays(gpumarket, shop):
     assert {name: asked[name] for name in ("action", "grace_minutes", "used_shares", "forecast_shares")} == {
         "action": "stop", "grace_minutes": 30, "used_shares": [70, 90], "forecast_shares": [],
     }  # fmt: skip
-    wrongs = (["--then", "explode"], ["--alert", "half"], ["--results", "2.5"], ["--results", "5", "--month", "5"])
+    wrongs = (["--then", "explode"], ["--alert", "half"], ["--outcomes", "2.5"], ["--outcomes", "5", "--month", "5"])
     for wrong in wrongs:
         assert gpumarket("budget", "set", "prj_1", *wrong).code == 2
     assert gpumarket("budget", "set", "prj_1").code == 2
 
 
-def test_a_budget_of_results_is_set_beside_the_one_of_money(gpumarket, shop):
-    said = gpumarket("budget", "set", "prj_1", "--results", "1200")
-    assert "1,200 results a month" in said.err
+def test_a_budget_of_outcomes_is_set_beside_the_one_of_money(gpumarket, shop):
+    said = gpumarket("budget", "set", "prj_1", "--outcomes", "1200")
+    assert "1,200 outcomes a month" in said.err
     asked = shop.asked("PUT", "/api/v1/budgets/prj_1")[-1]["body"]
     assert asked == {"counts": "outcomes", "monthly": "1200", "hourly": None}
     assert gpumarket("budget", "set", "prj_1", "--month", "lots").code == 2
