@@ -88,11 +88,15 @@ def top_up() -> None:
 
 
 @shared_task
-def reconcile() -> None:
-    """Read the processor's statement and compare; a long one goes on by itself, at the latest the day after."""
+def reconcile() -> bool:
+    """Read the processor's statement and compare; return whether a long one goes on by itself, at the latest the day
+    after.
+    """
     reconciliation.run(at=timezone.now())
-    if reconciliation.is_reading():
+    is_reading = reconciliation.is_reading()
+    if is_reading:
         reconcile.delay()
+    return is_reading
 
 
 @shared_task

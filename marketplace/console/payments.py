@@ -133,15 +133,14 @@ def note_case(*, actor: Actor, case: ReconciliationCase, reason: str) -> None:
     )
 
 
-def reconcile(*, actor: Actor, at: datetime) -> int:
-    """Read the processor's statement now, and compare; a long one goes on by itself. Network."""
-    found = reconciliation.run(at=at)
-    if reconciliation.is_reading():
-        tasks.reconcile.delay()
+def reconcile(*, actor: Actor) -> bool:
+    """Read the processor's statement now, and compare; return whether a long one goes on by itself. Network."""
+    is_reading: bool = tasks.reconcile()
     audit.record(
-        actor=actor, organization=None, verb="reconciliation.run", subject_id="processor", after={"open_cases": found}
-    )
-    return found
+        actor=actor, organization=None, verb="reconciliation.run", subject_id="processor",
+        after={"open_cases": reconciliation.cases().count()},
+    )  # fmt: skip
+    return is_reading
 
 
 def why(error: RefundTooLarge) -> str:

@@ -124,8 +124,8 @@ def statement(visit: Visit) -> HttpResponse:
 def reconcile(visit: Visit) -> HttpResponse:
     """Read the statement now."""
     form = NoForm(sent(visit))
-    if carried_out(visit, form, payments.reconcile, at=visit.at):
-        if reconciliation.is_reading():
+    if carried_out(visit, form, payments.reconcile):
+        if form.made:
             messages.info(visit.request, _("The statement is long. It is read on, and then compared, by itself."))
         else:
             messages.success(visit.request, _("Both sides were compared."))

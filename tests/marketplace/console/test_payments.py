@@ -8,9 +8,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from billing import accounts
+from billing import accounts, tasks
 from billing.models import Payment, ReconciliationCase, Refund
-from billing.payments import paying, refunds
+from billing.payments import paying, reconciliation, refunds
 from billing.test_processor import disputes as far_disputes
 from marketplace.models import AuditEntry, Organization
 from tests.billing.makers import account, move
@@ -111,6 +111,17 @@ def test_the_reconciliation_shows_zero_and_then_what_explains_a_difference(
     assert send(desk, "console-case-note", case.public_id, reason="A test of ours").status_code == 302
     assert "A test of ours" in text_of(desk.get(reverse("console-reconciliation")))
     assert AuditEntry.objects.filter(verb__startswith="reconciliation.").count() == 2
+
+
+def test_a_long_statement_is_read_on_by_itself_and_the_page_says_so(
+    desk: Client, paid: Payment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nudged: list[str] = []
+    monkeypatch.setattr(reconciliation, "is_reading", lambda: True)
+    monkeypatch.setattr(tasks.reconcile, "delay", lambda: nudged.append("reconcile"))
+    assert send(desk, "console-reconcile").status_code == 302
+    assert nudged == ["reconcile"]
+    assert "It is read on, and then compared, by itself." in text_of(desk.get(reverse("console-reconciliation")))
 
 
 def test_without_keys_the_pages_say_so(desk: Client, acme: Organization, settings: Any) -> None:
