@@ -96,7 +96,6 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
         "has_keys": box.has_ssh and access.ssh_keys(instance.project).exists(),
         "bid": bid,
         "standing": standing,
-        "risk": standing.risk if standing is not None else None,
         "actions": instances.actions(instance),
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
         "is_at_rest": instance.phase in AT_REST,

@@ -12,6 +12,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from billing.errors import NoDetails, NoProcessor, PaymentError
+from billing.models import PayoutAccount
 from billing.payments import gateway
 from billing.suppliers import connecting, schedule, statements
 from marketplace import access, access_till
@@ -177,14 +178,12 @@ def csv_file(visit: Visit, statement_id: str) -> HttpResponse:
 def payouts(visit: Visit) -> HttpResponse:
     """List payouts, the newest first, and how far the account is that they go to."""
     supplier = _supplier(visit)
-    if visit.query("returned"):
-        _looked_at_account(visit, supplier)
     context = {
         "organization": supplier,
         "payouts": list(access_till.payouts(supplier).order_by("-pk")[:PAGE]),
         "balances": earnings.balances(supplier),
         "minimums": [(one.currency, schedule.minimum_micros(one.currency)) for one in earnings.balances(supplier)],
-        "account": connecting.of(supplier),
+        "account": _looked_at_account(visit, supplier) if visit.query("returned") else connecting.of(supplier),
         "payday": schedule.following(visit.at),
         "has_cards": gateway.is_there(),
         "may_change": access.may(visit.actor, supplier, "supplier.change"),
@@ -212,14 +211,17 @@ def connect(visit: Visit) -> HttpResponse:
     return redirect(address)
 
 
-def _looked_at_account(visit: Visit, supplier: Organization) -> None:
-    """Take over what the processor knows of a supplier who comes from there; if it does not answer, a sweep does it."""
+def _looked_at_account(visit: Visit, supplier: Organization) -> PayoutAccount | None:
+    """Return the account of a supplier who comes from the processor, with what that knows of it by now; if it does not
+    answer, a sweep does it.
+    """
     account = connecting.of(supplier)
     try:
         if account is not None:
             connecting.look(account=account, at=visit.at)
     except PaymentError as error:
         log.warning("an account was not looked at", organization=supplier.public_id, why=str(error))
+    return account
 
 
 def _supplier(visit: Visit) -> Organization:
