@@ -10,8 +10,9 @@ from django.utils.translation import gettext as _
 from marketplace import access, access_receipts
 from marketplace.contracts import answering, disputing, door, offering, reversing, settling, wording
 from marketplace.contracts import terms as written
+from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder
-from marketplace.models import Claim, ClaimDispute, ClaimState, ContractVersion, Receipt, Side
+from marketplace.models import Claim, ClaimDispute, ClaimState, Contract, ContractVersion, Receipt, Side
 from marketplace.portal.doors import Visit, page
 
 PAGE = 50
@@ -42,8 +43,14 @@ def _product(version: ContractVersion) -> dict[str, Any]:
         "price": wording.price(terms),
         "verifier": wording.verifier(terms),
         "is_own": version.contract.buyer_id is not None,
-        "pays_tasks": terms.pays_tasks,
+        "use": _use(terms),
     }
+
+
+def _use(terms: Terms) -> str:
+    """Return what agreeing to these terms is for: a `job`, `claims` of their seller, a `guarantee` or `revenue`."""
+    uses: dict[str, str] = {Contract.Kind.GUARANTEE: "guarantee", Contract.Kind.REVENUE_SHARE: "revenue"}
+    return "job" if terms.pays_tasks else uses.get(terms.kind, "claims")
 
 
 @page("GET", "HEAD", "POST")
