@@ -1,18 +1,18 @@
 """The part of `access` for jobs, their tasks and what was tried."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from django.db.models import F, QuerySet
 
+from marketplace import access_receipts
 from marketplace.access import Actor, _check, _memberships_for, _projects, memberships
 from marketplace.errors import NotFound
 from marketplace.models import Attempt, Claim, Job, JobEvent, Membership, Receipt, Task, Verdict
 
 
 @dataclass(frozen=True)
-class Proof:
+class Claimed:
     """What became of a task's result under a contract: its claim, what verifiers said of it, and its receipts."""
 
     claim: Claim
@@ -73,23 +73,20 @@ def last_attempts(found: list[Task]) -> dict[int, Attempt]:
     return {row.task_id: row for row in rows}
 
 
-def proofs(job: Job, found: Sequence[Task]) -> dict[int, Proof]:
+def claimed(job: Job, found: Sequence[Task]) -> dict[int, Claimed]:
     """Return what became of the results of these tasks, by the task's key; the caller came through `job_for`.
 
     Three queries under a contract, however many tasks; none without.
     """
     if not job.contract:
         return {}
-    made = {claim.pk: Proof(claim) for claim in Claim.objects.filter(task__in=found)}
+    made = {claim.pk: Claimed(claim) for claim in Claim.objects.filter(task__in=found)}
     for verdict in Verdict.objects.filter(claim__in=list(made)).order_by("pk"):
         made[verdict.claim_id].verdicts.append(verdict)
-    receipts = defaultdict[str, list[Receipt]](list)
-    ids = [proof.claim.public_id for proof in made.values()]
-    for receipt in Receipt.objects.filter(subject_id__in=ids).defer("text").order_by("pk"):
-        receipts[receipt.subject_id].append(receipt)
-    for proof in made.values():
-        proof.receipts.extend(receipts[proof.claim.public_id])
-    return {proof.claim.task_id: proof for proof in made.values() if proof.claim.task_id is not None}
+    by_id = {one.claim.public_id: one for one in made.values()}
+    for receipt in access_receipts.of_claims(one.claim for one in made.values()):
+        by_id[receipt.subject_id].receipts.append(receipt)
+    return {one.claim.task_id: one for one in made.values() if one.claim.task_id is not None}
 
 
 def results(job: Job) -> QuerySet[Attempt]:

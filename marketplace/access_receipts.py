@@ -3,6 +3,8 @@
 The chain is its customer's; whoever sold the outcome sees the receipt of it and no other.
 """
 
+from collections.abc import Iterable
+
 from django.db.models import QuerySet
 
 from marketplace import access
@@ -19,6 +21,14 @@ def receipts(actor: Actor, organization: Organization) -> QuerySet[Receipt]:
     found = Receipt.objects.filter(organization=organization).select_related("organization", "project")
     own = access.own_project(actor)
     return found if own is None else found.filter(project=own)
+
+
+def of_claims(claims: Iterable[Claim]) -> QuerySet[Receipt]:
+    """Return the receipts of these claims without their texts, the oldest first; the caller came through the claims'
+    door, whose both sides may read them.
+    """
+    subjects = [claim.public_id for claim in claims]
+    return Receipt.objects.filter(subject_id__in=subjects).defer("text").order_by("pk")
 
 
 def receipt_for(actor: Actor, receipt_id: str, *, verb: str) -> Receipt:

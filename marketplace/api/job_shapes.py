@@ -6,9 +6,10 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from marketplace.api.contract_shapes import ClaimVerdictAnswer
 from marketplace.api.shapes import ActionAnswer, NamedRef, Shape, Text
 from marketplace.jobs.schema import SHA256
-from marketplace.models import AttemptState, ClaimState, EndReason, Job, JobState, TaskState, Verdict
+from marketplace.models import AttemptState, ClaimState, EndReason, Job, JobState, TaskState
 from provisioning.models import Phase
 
 
@@ -151,20 +152,12 @@ class TaskAttemptAnswer(serializers.Serializer[Any]):
     ended_at = serializers.DateTimeField(allow_null=True)
 
 
-class TaskVerdictAnswer(serializers.Serializer[Any]):
-    verifier = serializers.ChoiceField(choices=Verdict.Verifier.choices)
-    result = serializers.ChoiceField(choices=Verdict.Result.choices)
-    detail = serializers.CharField()
-    run = serializers.IntegerField()
-    at = serializers.DateTimeField()
-
-
 class TaskClaimAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     state = serializers.ChoiceField(choices=ClaimState.choices)
     paid = serializers.CharField()
     returned = serializers.CharField(help_text="of what was paid")
-    verdicts = TaskVerdictAnswer(many=True, help_text="the first one first")
+    verdicts = ClaimVerdictAnswer(many=True, help_text="the first one first")
     receipts = serializers.ListField(child=serializers.CharField(), help_text="ids; read them at /receipts/{id}")
 
 
@@ -178,15 +171,14 @@ class TaskAnswer(serializers.Serializer[Any]):
     attempts = serializers.IntegerField()
     failures = serializers.IntegerField(help_text="that count against its retries")
     faults = serializers.IntegerField(help_text="of the platform, which count nothing")
+    claim = TaskClaimAnswer(allow_null=True, help_text="of its result, under a contract")
 
 
 class TaskListItem(TaskAnswer):
-    claim = TaskClaimAnswer(allow_null=True, help_text="of its result, under a contract")
     attempt = TaskAttemptAnswer(allow_null=True, help_text="the last one")
 
 
 class TaskDetailAnswer(TaskAnswer):
-    claim = TaskClaimAnswer(allow_null=True, help_text="of its result, under a contract")
     tries = TaskAttemptAnswer(many=True, help_text="the last one first")
 
 

@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from marketplace import access, access_jobs
-from marketplace.api import job_shapes, shapes
+from marketplace.api import contract_answers, job_shapes, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.errors import BadOrder
@@ -134,8 +134,8 @@ class JobTask(APIView):
         queried(request)
         task = _task_for(request, job_id, index)
         tries = access_jobs.attempts(task).order_by("-number")
-        proof = access_jobs.proofs(task.job, [task]).get(task.pk)
-        return Response(_task(task) | {"claim": _proof(proof), "tries": [_attempt(row) for row in tries]})
+        claimed = access_jobs.claimed(task.job, [task]).get(task.pk)
+        return Response(_task(task) | {"claim": _claim(claimed), "tries": [_attempt(row) for row in tries]})
 
 
 class JobTaskLogs(APIView):
@@ -235,28 +235,24 @@ def _rehearsed(job: Job) -> Answer:
 
 
 def _tasks(job: Job, found: Sequence[Task]) -> list[Answer]:
-    last, proofs = access_jobs.last_attempts(list(found)), access_jobs.proofs(job, found)
+    last, claimed = access_jobs.last_attempts(list(found)), access_jobs.claimed(job, found)
     return [
         _task(task)
-        | {"attempt": _attempt(last[task.pk]) if task.pk in last else None, "claim": _proof(proofs.get(task.pk))}
+        | {"attempt": _attempt(last[task.pk]) if task.pk in last else None, "claim": _claim(claimed.get(task.pk))}
         for task in found
     ]
 
 
-def _proof(proof: access_jobs.Proof | None) -> Answer | None:
-    if proof is None:
+def _claim(claimed: access_jobs.Claimed | None) -> Answer | None:
+    if claimed is None:
         return None
-    verdicts = [
-        {"verifier": row.verifier, "result": row.result, "detail": row.detail, "run": row.run, "at": row.at}
-        for row in proof.verdicts
-    ]
     return {
-        "id": proof.claim.public_id,
-        "state": proof.claim.state,
-        "paid": decimal_string(proof.claim.paid_micros),
-        "returned": decimal_string(proof.claim.reversed_micros),
-        "verdicts": verdicts,
-        "receipts": [row.public_id for row in proof.receipts],
+        "id": claimed.claim.public_id,
+        "state": claimed.claim.state,
+        "paid": decimal_string(claimed.claim.paid_micros),
+        "returned": decimal_string(claimed.claim.reversed_micros),
+        "verdicts": [contract_answers.verdict(row) for row in claimed.verdicts],
+        "receipts": [row.public_id for row in claimed.receipts],
     }
 
 

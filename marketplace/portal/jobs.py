@@ -73,7 +73,7 @@ def shown(visit: Visit, job_id: str) -> HttpResponse:
         tasks = tasks.filter(state=chosen)
     first = max(0, whole_number(visit.query("from") or "0"))
     rows = list(tasks.filter(index__gte=first)[: PAGE + 1])
-    last, proofs = access_jobs.last_attempts(rows), access_jobs.proofs(job, rows)
+    last, claimed = access_jobs.last_attempts(rows), access_jobs.claimed(job, rows)
     far = progress.of([job], at=visit.at)[job.pk]
     context = {
         "job": job,
@@ -83,7 +83,7 @@ def shown(visit: Visit, job_id: str) -> HttpResponse:
         "grid": grids.of(states),
         "counts": [(state, label, getattr(job, state)) for state, label in TaskState.choices if getattr(job, state)],
         "chosen": chosen,
-        "rows": [(row, last.get(row.pk), proofs.get(row.pk)) for row in rows[:PAGE]],
+        "rows": [(row, last.get(row.pk), claimed.get(row.pk)) for row in rows[:PAGE]],
         "version": door.versions(visit.actor).filter(public_id=job.contract).first() if job.contract else None,
         "more_from": rows[PAGE].index if len(rows) > PAGE else None,
         "needs": [row.needs for row in job.needs.select_related("needs").order_by("pk")],
@@ -104,7 +104,7 @@ def task(visit: Visit, job_id: str, index: int) -> HttpResponse:
         "task": found,
         "currency": job.project.organization.currency,
         "tries": list(access_jobs.attempts(found).order_by("-number")),
-        "proof": access_jobs.proofs(job, [found]).get(found.pk),
+        "claimed": access_jobs.claimed(job, [found]).get(found.pk),
     }
     return visit.live_page("jobs/task.html", "live", context)
 

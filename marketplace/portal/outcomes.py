@@ -12,7 +12,7 @@ from marketplace.contracts import answering, disputing, door, offering, reversin
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder
-from marketplace.models import Claim, ClaimDispute, ClaimState, Contract, ContractVersion, Receipt, Side
+from marketplace.models import Claim, ClaimDispute, ClaimState, Contract, ContractVersion, Side
 from marketplace.portal.doors import Visit, page
 
 PAGE = 50
@@ -140,7 +140,7 @@ def _claim(visit: Visit, claim: Claim, side: Side) -> dict[str, Any]:
         "currency": terms.currency,
         "proof": wording.proof(claim.evidence),
         "subject": settling.subject_of(claim),
-        "receipts": _receipts(visit, claim),
+        "receipts": list(access_receipts.of_claims([claim])),
         "events": list(door.events(claim)[:EVENTS_MOST]),
         "verdicts": list(door.verdicts(claim)),
         "disputes": disputes,
@@ -149,14 +149,6 @@ def _claim(visit: Visit, claim: Claim, side: Side) -> dict[str, Any]:
         "next": _next(claim),
         "actions": _actions(claim, side, visit) if access.may(visit.actor, party, verb) else {},
     }
-
-
-def _receipts(visit: Visit, claim: Claim) -> list[Receipt]:
-    """Return the signed evidence of how a claim ended, for whoever sees its customer's chain."""
-    if not access.may(visit.actor, claim.organization, "receipt.view"):
-        return []
-    rows = access_receipts.receipts(visit.actor, claim.organization)
-    return list(rows.filter(subject_id=claim.public_id).order_by("pk"))
 
 
 def _actions(claim: Claim, side: Side, visit: Visit) -> dict[str, bool]:
