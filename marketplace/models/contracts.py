@@ -266,6 +266,11 @@ class Claim(models.Model):
         """What is to be paid of its price: what being late and what a decision leave of it."""
         return self.price_bps * self.due_bps // BP
 
+    @property
+    def kept_micros(self) -> int:
+        """What was paid and did not go back."""
+        return self.paid_micros - self.reversed_micros
+
     def move_to(self, state: str, *, at: datetime, message: str = "", by: str = "", **changes: object) -> None:
         """Change state if the map allows it, and write down that it happened; call it within a transaction.
 

@@ -130,7 +130,7 @@ def price(claim: Claim) -> dict[str, Any]:
         "asked_micros": str(terms.amount_micros(units=claim.units, bps=claim.paid_bps)),
         "paid_micros": str(claim.paid_micros),
         "reversed_micros": str(claim.reversed_micros),
-        "amount_micros": str(claim.paid_micros - claim.reversed_micros),
+        "amount_micros": str(claim.kept_micros),
     }
 
 
@@ -139,7 +139,7 @@ def _entry(claim: Claim, found: Evidence) -> Entry:
         project=claim.project,
         subject_id=claim.public_id,
         event=claim.state,
-        amount_micros=claim.paid_micros - claim.reversed_micros,
+        amount_micros=claim.kept_micros,
         currency=str(claim.version.terms["currency"]),
         content=content(claim, found),
     )

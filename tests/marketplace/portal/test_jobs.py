@@ -71,6 +71,9 @@ def test_a_job_is_paid_by_a_contract_that_was_agreed_to_and_costs_what_its_resul
     task = read(owner.get(reverse("job-task", args=[work.job.public_id, 0])))
     assert faults(task) == []
     assert "$0.50 −$0.50" in task.text
+    claim = read(owner.get(reverse("claim", args=[paid.public_id])))
+    assert faults(claim) == []
+    assert "$0.00 paid $0.50 given back" in claim.text
     assert paid.public_id in read(owner.get(reverse("claims"), {"job": work.job.public_id})).text
     assert paid.public_id not in read(owner.get(reverse("claims"), {"job": "job_other"})).text
     overview = read(owner.get(reverse("balance")))
