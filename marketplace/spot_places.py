@@ -14,7 +14,6 @@ from django.db.models import QuerySet
 
 from marketplace.models import Bid, SpotTerms
 from provisioning import calendar, placement, volumes
-from provisioning.errors import NoCapacity
 from provisioning.models import Instance, Phase
 
 TICKS = 3
@@ -39,7 +38,9 @@ def look(*, offer_id: int, at: datetime) -> int:
     if not late.exists() and not out.exists():
         return 0
     first, others = _first(won), _first(out)
-    fitting = placement.fitting([(bid.instance, home) for bid in (*first, *others) for home in _homes(bid.instance)])
+    asked = [bid.instance for bid in (*first, *others)]
+    homes = volumes.homes_of(asked)
+    fitting = placement.fitting([(instance, homes[instance.pk]) for instance in asked if instance.pk in homes])
     left = calendar.spot_left(offer_id)
     # Where others still have their GPUs for their notice, its place may be among those.
     stuck = [bid for bid in first if bid.instance_id not in fitting and (left is None or bid.instance.gpus <= left)]
@@ -53,11 +54,3 @@ def look(*, offer_id: int, at: datetime) -> int:
 
 def _first(found: QuerySet[Bid]) -> list[Bid]:
     return list(found.select_related("instance")[:LOOKED_AT_MAX])
-
-
-def _homes(instance: Instance) -> list[int | None]:
-    """Return the node on which it has to run, None for any; nothing where its volumes lie on several."""
-    try:
-        return [volumes.home_of(volumes.of_instance(instance))]
-    except NoCapacity:
-        return []

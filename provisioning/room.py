@@ -7,13 +7,11 @@ workflow once the GPUs are free.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from django.db.models import Exists, OuterRef, Q
 
 from provisioning import placement, policies, shards, volumes
-from provisioning.errors import NoCapacity
 from provisioning.health.wipes import BETWEEN_TENANTS, LIVE_HOLD
 from provisioning.models import OPEN_STATES, Gpu, GpuHold, Instance, Interruption, Phase
 from provisioning.placing import boards
@@ -76,13 +74,8 @@ def make(*, offer_id: int, wanted: Sequence[Instance], candidates: Sequence[int]
 def _allowed(offer_id: int, wanted: Sequence[Instance]) -> list[tuple[Instance, int | None]]:
     """Return those that no policy and no volume keeps out of the offer, each with its home."""
     excluded = policies.exclusions((one.project_id, offer_id) for one in wanted)
-    found: list[tuple[Instance, int | None]] = []
-    for one in wanted:
-        with suppress(NoCapacity):
-            home = volumes.home_of(volumes.of_instance(one))
-            if (one.project_id, offer_id) not in excluded:
-                found.append((one, home))
-    return found
+    homes = volumes.homes_of(wanted)
+    return [(one, homes[one.pk]) for one in wanted if one.pk in homes and (one.project_id, offer_id) not in excluded]
 
 
 def _held(offer_id: int, candidates: Sequence[int]) -> tuple[dict[int, Masks], set[int]]:

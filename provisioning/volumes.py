@@ -6,6 +6,7 @@ account, node, assignment.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -275,6 +276,18 @@ def home_of(uses: Iterable[Volume]) -> int | None:
     if len(homes) > 1:
         raise NoCapacity(_("These volumes lie on different nodes, so no instance can use them together."))
     return homes.pop() if homes else None
+
+
+def homes_of(instances: Iterable[Instance]) -> dict[int, int | None]:
+    """Return by primary key the node on which each has to run, None for any, as `home_of` does. At most one query.
+
+    Those whose volumes lie on different nodes, which can run nowhere, are left out.
+    """
+    found: dict[int, int | None] = {}
+    for pk, mounts in mounts_of(instances).items():
+        with suppress(NoCapacity):
+            found[pk] = home_of(mount.volume for mount in mounts)
+    return found
 
 
 def of_instance(instance: Instance) -> list[Volume]:

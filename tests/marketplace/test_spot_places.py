@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from marketplace import access, rentals, spot, spot_book, spot_market, spot_places, spot_terms
@@ -164,6 +165,21 @@ def test_of_two_that_were_left_out_one_place_takes_back_the_higher_bid_alone(
     tick()
     assert [phase(one) for one in (high, low)] == [Phase.RUNNING, Phase.QUEUED]
     assert [standing(actor, one).state for one in (high, low)] == ["running", "left_out"]
+
+
+def test_looking_for_places_takes_as_many_questions_however_many_bids_there_are(place: Place, sold: Fleet) -> None:
+    def look() -> int:
+        Bid.objects.update(left_out_at=timezone.now())
+        with CaptureQueriesContext(connection) as asked:
+            assert spot_places.look(offer_id=sold.h200.pk, at=timezone.now()) == Bid.objects.count()
+        return len(asked)
+
+    place(60)
+    look()
+    one = look()
+    for _ in range(4):
+        place(60)
+    assert look() == one
 
 
 def test_looking_whether_places_are_free_takes_none_and_keeps_to_the_order(place: Place, sold: Fleet) -> None:

@@ -13,7 +13,7 @@ from marketplace import rentals
 from marketplace import volumes as shop
 from provisioning import nodes, upkeep, volumes
 from provisioning.errors import IllegalMove, NoCapacity, NoRoom
-from provisioning.models import GIB, Heartbeat, Node, Site, Volume, VolumeAttachment
+from provisioning.models import GIB, Heartbeat, Instance, Node, Site, Volume, VolumeAttachment
 from tests.conftest import make_offer
 from tests.nodes import announce, join
 
@@ -150,6 +150,19 @@ def test_volumes_on_different_nodes_cannot_be_used_together(storage, rent):
     one, other = storage.make("one"), storage.make("other")
     with pytest.raises(NoCapacity, match="lie on different nodes"):
         rent(uses=[use(one, "/one"), use(other, "/other")])
+
+
+def test_homes_of_many_are_one_question_and_who_has_volumes_on_two_nodes_has_none(
+    storage, rent, django_assert_num_queries
+):
+    one, other = storage.make("one"), storage.make("other")
+    chosen = [rent(uses=[use(one)]).pk, rent().pk]
+    rows = list(Instance.objects.filter(pk__in=chosen))
+    with django_assert_num_queries(1):
+        assert volumes.homes_of(rows) == {chosen[0]: one.node_id, chosen[1]: None}
+    assert one.node_id != other.node_id
+    VolumeAttachment.objects.create(volume=other, instance_id=chosen[0], path="/other", attached_at=timezone.now())
+    assert volumes.homes_of(Instance.objects.filter(pk__in=chosen)) == {chosen[1]: None}
 
 
 def test_a_start_again_goes_back_to_the_volume(storage, rent, run_until_idle, actor):

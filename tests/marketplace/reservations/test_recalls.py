@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import books
@@ -140,6 +141,24 @@ def test_what_is_free_on_a_node_spares_the_cheaper_ones_elsewhere(
     recall()
     # Its dearest one decides: the node with two low bids, not the one with a single high one.
     assert told() == {bid.instance_id for bid in cheap}
+
+
+def test_making_room_takes_as_many_questions_however_many_wait(scattered: list[Bid], other_buys: Buyer) -> None:
+    candidates = [bid.instance_id for bid in scattered]
+
+    def make() -> int:
+        wanted = room.waiting(other_buys.offer.pk)
+        with CaptureQueriesContext(connection) as asked:
+            found = room.make(offer_id=other_buys.offer.pk, wanted=wanted, candidates=candidates)
+        assert found.spot_gpus == 4 * len(wanted)
+        return len(asked)
+
+    start(other_buys, gpus=4)
+    make()
+    one = make()
+    for _ in range(3):
+        start(other_buys, gpus=4)
+    assert make() == one
 
 
 def test_two_who_wait_get_a_node_each(scattered: list[Bid], other_buys: Buyer, clock: Any, run_until_idle: Run) -> None:
