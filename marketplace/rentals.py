@@ -194,7 +194,15 @@ def _bytes(field: str, text: str) -> int:
     return size
 
 
-def rent(*, actor: Actor, project: Project, order: Order, at: datetime, **turn: Any) -> Instance:
+def rent(
+    *,
+    actor: Actor,
+    project: Project,
+    order: Order,
+    at: datetime,
+    from_queue: bool = False,
+    spares: frozenset[int] = frozenset(),
+) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
     Looks at the budgets, takes quota, holds the first hour's price, then claims
@@ -202,15 +210,17 @@ def rent(*, actor: Actor, project: Project, order: Order, at: datetime, **turn: 
     BadOrder, BudgetExceeded, QuotaExceeded, ProjectSuspended,
     InsufficientFunds, NoCapacity or Conflict (name in use).
     A caller's transaction ends with the refusal: nothing here has a savepoint.
-    `turn` is what whoever waited for it says beside: `from_queue`, and which nodes it `spares`.
+    What waited for its turn is `from_queue`, and leaves out the nodes that it `spares`.
     """
     check_open(project)
     check(order)
     with name_in_use(order.name), transaction.atomic(savepoint=False):
-        return _rent(actor, project, order, at, **turn)
+        return _rent(actor, project, order, at, from_queue=from_queue, spares=spares)
 
 
-def _rent(actor: Actor, project: Project, order: Order, at: datetime, **turn: Any) -> Instance:
+def _rent(
+    actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool, spares: frozenset[int]
+) -> Instance:
     gpus = order.gpus * order.replicas
     # What somebody else pays for does not by itself use up hours that its organization has paid ahead.
     attach = Instance.Attach.FORBID if order.work.paid_by and order.reservation is None else order.attach
@@ -231,7 +241,7 @@ def _rent(actor: Actor, project: Project, order: Order, at: datetime, **turn: An
     instance = make(
         order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
         attach=Instance.Attach.STRICT if order.reservation else attach,
-        reservation_id=inside.pk if inside else None, **turn,
+        reservation_id=inside.pk if inside else None, from_queue=from_queue, spares=spares,
     )  # fmt: skip
     instance.reservation = inside
     after = {"name": instance.name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
