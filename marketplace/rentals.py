@@ -141,7 +141,7 @@ def place_of(*, project: Project, order: Order) -> frozenset[int] | None:
 def _as_instance(project: Project, order: Order) -> Instance:
     return Instance(
         project_id=project.pk, offer=order.offer, replicas=order.replicas, gpus_per_replica=order.gpus,
-        placement=dict(order.wish or {}),
+        placement=dict(order.wish or {}), avoid_nodes=list(order.work.avoid_nodes),
     )  # fmt: skip
 
 

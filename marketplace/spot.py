@@ -25,7 +25,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
-from provisioning import advisories, calendar, engine, instances, interruptions, placement, volumes
+from provisioning import advisories, calendar, engine, instances, interruptions, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
@@ -124,12 +124,11 @@ def _bid(
         is_paid=bool(order.work.paid_by),
         at=at,
     )
+    rentals.check_possible(project=project, order=order, at=at)
     instance = rentals.make(
         order, actor=actor, project=project, public_id=instance_id, price_version=bids.series_of(terms, at=at), at=at,
         market=Instance.Market.SPOT, claims=False,
     )  # fmt: skip
-    home = volumes.home_of(use.volume for use in order.uses)
-    placement.check_possible(instance=instance, at=at, home=home)
     placed = Bid.objects.create(
         instance=instance, project=project, offer=order.offer, price_micros=max_price_micros, placed_at=at
     )
