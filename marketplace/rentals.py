@@ -133,7 +133,7 @@ def check_possible(*, project: Project, order: Order, at: datetime) -> None:
     placement.check_possible(instance=_as_instance(project, order), at=at, home=_home(order))
 
 
-def place_of(*, project: Project, order: Order) -> frozenset[int] | None:
+def kept_for(*, project: Project, order: Order) -> frozenset[int] | None:
     """Return the nodes to keep for an order that finds no place: all (None) where GPUs are too few, else its own."""
     return placement.kept_for(instance=_as_instance(project, order), home=_home(order))
 

@@ -241,14 +241,17 @@ def start_due(*, at: datetime, limit: int) -> int:
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
         kept = frozenset[int]()
         for pk in _turn(offer_id, limit=limit):
-            why = _try(pk, at=at, spares=kept)
+            why, message = _try(pk, at=at, spares=kept)
             started += why is None
             if why == Why.CAPACITY:
                 # Nobody passes the first that waits for GPUs, but on nodes that are not to be its place.
-                place = None if kept else _place_of(pk)
-                if place is None:
+                nodes = None if kept else _kept_for(pk)
+                if nodes is None:
                     break
-                kept = place
+                if not nodes:
+                    nowhere = gettext("It has no place in service now, even if all GPUs there were free.")
+                    _say(pk, Why.REFUSED, f"{message} {nowhere}", at=at)
+                kept = nodes
         _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
     return started
 
@@ -268,9 +271,8 @@ def _turn(offer_id: int, *, limit: int) -> list[int]:
 
 
 def _expire(*, at: datetime, limit: int) -> None:
-    for pk in list(
-        WaitingOrder.objects.filter(WAITING, until__lte=at).order_by("pk").values_list("pk", flat=True)[:limit]
-    ):
+    late = WaitingOrder.objects.filter(WAITING, until__lte=at).order_by("pk").values_list("pk", flat=True)
+    for pk in list(late[:limit]):
         with transaction.atomic():
             entry = _locked(pk)
             if entry is not None:
@@ -278,37 +280,37 @@ def _expire(*, at: datetime, limit: int) -> None:
                 _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
 
 
-def _place_of(pk: int) -> frozenset[int] | None:
-    """Return the nodes to keep for an order that waits, None for all; what has no place in service is passed over."""
+def _kept_for(pk: int) -> frozenset[int] | None:
+    """Return the nodes to keep for an order that waits: all (None), or none where it has no place in service."""
     entry = WaitingOrder.objects.select_related("project", "offer").filter(WAITING, pk=pk).first()
     try:
-        place = rentals.place_of(project=entry.project, order=_read(entry)) if entry is not None else frozenset()
+        return frozenset() if entry is None else rentals.kept_for(project=entry.project, order=_read(entry))
     except (MarketError, ProvisioningError):
-        return frozenset()  # A volume of it is gone meanwhile: the next try says so.
-    if place is not None and not place:
-        WaitingOrder.objects.filter(WAITING, pk=pk).update(why=Why.REFUSED)
-    return place
+        return None  # A volume of it is gone this moment: the next try says so, and lets the others pass.
 
 
-def _try(pk: int, *, at: datetime, spares: frozenset[int]) -> Why | None:
-    """Start one order, not on nodes that it `spares`; None if it started or somebody else has it, else why it waits."""
+def _try(pk: int, *, at: datetime, spares: frozenset[int]) -> tuple[Why | None, str]:
+    """Start an order, not on nodes that it `spares`; say why it waits: None if it started or somebody else has it."""
     is_strict = False
     try:
         with transaction.atomic():
             entry = _locked(pk)
             if entry is None:
-                return None
+                return None, ""
             is_strict = _is_strict(entry.order)
             hindrance = _hindrance(entry, at=at)
             if hindrance is None:
                 _start(entry, at=at, spares=spares)
-                return None
+                return None, ""
     except (BillingError, MarketError, ProvisioningError) as refusal:
         hindrance = _why(refusal, is_strict=is_strict), numbers.said(refusal)
-    why, message = hindrance
-    # What it waits for may have been cancelled meanwhile: then there is nothing to tell.
+    _say(pk, *hindrance, at=at)
+    return hindrance
+
+
+def _say(pk: int, why: Why, message: str, *, at: datetime) -> None:
+    """Write down why an order waits. It may have been cancelled meanwhile: then there is nothing to tell."""
     WaitingOrder.objects.filter(WAITING, pk=pk).update(why=why, message=message, tried_at=at)
-    return why
 
 
 def _start(entry: WaitingOrder, *, at: datetime, spares: frozenset[int]) -> None:
@@ -445,13 +447,8 @@ def _tell_capacity(offer: Offer, *, at: datetime) -> None:
 
 def _room(offer: Offer, gpus: int) -> int:
     """Return how many replicas of so many GPUs the offer's nodes could take now."""
-    nodes = Node.objects.filter(
-        offer=offer,
-        state=Node.State.AVAILABLE,
-        reachability=Node.Reachability.ONLINE,
-        is_held=False,
-        free_gpus__gte=gpus,
-    )
+    there = Node.objects.filter(offer=offer, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE)
+    nodes = there.filter(is_held=False, free_gpus__gte=gpus)
     room: int = nodes.aggregate(room=Coalesce(Sum(F("free_gpus") / gpus), 0))["room"]
     return room
 

@@ -26,8 +26,9 @@ from marketplace.models import (
 from provisioning import calendar, policies
 from provisioning.errors import NeverFits, NoCapacity
 from provisioning.models import Capacity, Fabric, Instance, Node, Quota, Site
+from provisioning.volumes import Use
 from tests.billing.makers import at_the_same_moment
-from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
+from tests.conftest import Fleet, Rent, Run, Storage, make_organization, make_person, order
 from tests.marketplace.api.tables import every_row
 from tests.marketplace.test_spend import budget
 
@@ -437,6 +438,19 @@ def test_what_can_be_spread_no_more_as_it_wants_is_passed_too(
     assert sweep() == 1
     assert states(gang, small) == [("waiting", "refused"), ("started", "capacity")]
     assert "could not be spread" in waiting.told(gang)
+
+
+def test_what_has_no_place_in_service_is_passed_and_says_so(wait: Wait, strangers: Wait, storage: Storage) -> None:
+    volume = storage.make()
+    bound = wait(uses=[Use(volume, "/data")])
+    Node.objects.filter(pk=volume.node_id).update(state="cordoned")
+    small = strangers()
+    assert sweep() == 1
+    assert states(bound, small) == [("waiting", "refused"), ("started", "capacity")]
+    assert "which takes no instances now. It has no place in service now" in waiting.told(bound)
+    Node.objects.filter(pk=volume.node_id).update(state="available")
+    assert sweep() == 1
+    assert states(bound) == [("started", "refused")]
 
 
 def test_who_finds_no_place_by_its_shape_alone_holds_up_and_is_starved_by_nobody_behind_it(
