@@ -82,9 +82,7 @@ def for_run(instance: Instance, *, at: datetime) -> Reservation | None:
 
 def used_gpus(reservations: Iterable[Reservation]) -> dict[int, int]:
     """Return how many GPUs instances hold in each of these reservations, by primary key. One query."""
-    chosen = [reservation.pk for reservation in reservations]
-    rows = Instance.objects.filter(reservation__in=chosen, quota_held__gt=0).order_by().values_list("reservation")
-    return dict.fromkeys(chosen, 0) | dict(rows.annotate(used=Sum("quota_held")))
+    return {pk: used for pk, (used, _) in _sums(reservations).items()}
 
 
 def delivered_gpus(reservations: Iterable[Reservation]) -> dict[int, int]:
@@ -109,7 +107,7 @@ def free_gpus(reservations: Sequence[Reservation], *, at: datetime) -> dict[int,
         return {}
     prefetch_related_objects(reservations, "strips")
     sums, there = _sums(reservations), delivered_gpus(reservations)
-    return {one.pk: _free(one, *sums.get(one.pk, (0, 0)), there=there[one.pk], at=at) for one in reservations}
+    return {one.pk: _free(one, *sums[one.pk], there=there[one.pk], at=at) for one in reservations}
 
 
 def _free(reservation: Reservation, used: int, waiting: int, *, there: int, at: datetime) -> int:
@@ -120,11 +118,13 @@ def _free(reservation: Reservation, used: int, waiting: int, *, there: int, at: 
 
 def _sums(reservations: Iterable[Reservation]) -> dict[int, tuple[int, int]]:
     """Return how many GPUs instances in each of these hold, and of those how many wait in a queue for a node."""
+    chosen = [reservation.pk for reservation in reservations]
     holding = GpuHold.objects.filter(released_at=None, assignment__instance=OuterRef("pk"))
     waits = Sum("quota_held", filter=Q(phase=Phase.QUEUED) & ~Exists(holding), default=0)
-    inside = Instance.objects.filter(reservation__in=[one.pk for one in reservations], quota_held__gt=0).order_by()
+    inside = Instance.objects.filter(reservation__in=chosen, quota_held__gt=0).order_by()
     rows = inside.values("reservation").annotate(used=Sum("quota_held"), waiting=waits)
-    return {pk: (used, waiting) for pk, used, waiting in rows.values_list("reservation", "used", "waiting")}
+    found = {pk: (used, waiting) for pk, used, waiting in rows.values_list("reservation", "used", "waiting")}
+    return dict.fromkeys(chosen, (0, 0)) | found
 
 
 def _check_named(named: Reservation, project: Project, offer: Offer) -> None:
