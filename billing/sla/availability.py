@@ -78,10 +78,11 @@ class Verdict:
 
 def judge(seen: Seen, terms: Terms) -> Verdict:
     """Return the verdict on a month. The same evidence and terms always give the same."""
-    up = joined(_within(seen, seen.measured))
-    missing = [*without(joined(_within(seen, seen.expected)), up), *without(joined(_within(seen, seen.down)), up)]
+    month = seen.begins, seen.ends
+    up = joined(within(seen.measured, *month))
+    missing = [*without(joined(within(seen.expected, *month)), up), *without(joined(within(seen.down, *month)), up)]
     incidents = tuple((a, b) for a, b in joined(missing) if b - a >= terms.min_incident)
-    notes = joined(_within(seen, [(at, at + terms.degraded_for) for at in seen.noted]))
+    notes = joined(within([(at, at + terms.degraded_for) for at in seen.noted], *month))
     degraded = total_ms(up) - total_ms(without(up, notes))
     up_ms, down_ms = total_ms(up), total_ms(incidents)
     ppm = _ppm(up_ms, down_ms, degraded, terms)
@@ -133,5 +134,7 @@ def total_ms(stretches: Iterable[Stretch]) -> int:
     return sum((end - begin) // MILLISECOND for begin, end in stretches)
 
 
-def _within(seen: Seen, stretches: Iterable[Stretch]) -> list[Stretch]:
-    return [(max(begin, seen.begins), min(end, seen.ends)) for begin, end in stretches]
+def within(stretches: Iterable[Stretch], begins: datetime, ends: datetime) -> list[Stretch]:
+    """Return what of stretches lies between two moments, empty ones left out."""
+    cut = ((max(begin, begins), min(end, ends)) for begin, end in stretches)
+    return [(begin, end) for begin, end in cut if begin < end]

@@ -74,8 +74,7 @@ def paid_micros(uses: Iterable[Use], lost: Lost, begins: datetime, ends: datetim
 
 def _cost(use: Use, part: Priced, missing: Mapping[tuple[int, datetime], int]) -> Fraction:
     """Its GPUs at what one costs then. It has none that were given back."""
-    stretches = [(max(begin, part.starts_at), min(end, part.ends_at)) for begin, end in use.within]
-    lasted = availability.total_ms((begin, end) for begin, end in stretches if begin < end)
+    lasted = availability.total_ms(availability.within(use.within, part.starts_at, part.ends_at))
     gpus = use.instance.gpus - missing.get((use.instance.pk, hour_of(part.starts_at)), 0)
     return min(gpus, part.gpus) * part.micros * lasted / HOUR_MS
 
@@ -122,8 +121,7 @@ def _turn(waited: tuple[int, Use]) -> tuple[int, int]:
 
 
 def _down_ms(use: Use, hour: datetime) -> int:
-    stretches = [(max(begin, hour), min(end, hour + HOUR)) for begin, end in use.down]
-    return availability.total_ms((begin, end) for begin, end in stretches if begin < end)
+    return availability.total_ms(availability.within(use.down, hour, hour + HOUR))
 
 
 def _strips(instances: Sequence[Instance], begins: datetime, ends: datetime) -> dict[int, list[ReservationStrip]]:
