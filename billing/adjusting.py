@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from fractions import Fraction
 
 from django.db import connection, transaction
 
 from billing import accounts, commitments, daily, ledger, rating, rebates, runway, tiers
 from billing.accounts import CustomerAccounts
 from billing.batches import in_parts
-from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, PriceVersion, Transfer
+from billing.models import Account, Adjustment, AdjustmentPosting, Commitment, PriceVersion, Transfer, UsageSpan
 from billing.months import month_of, next_month
 from billing.rating import MILLISECOND
 
@@ -115,6 +116,25 @@ def _leave(organization_id: int) -> None:
 def window_start(at: datetime) -> datetime:
     """Return from which month on use may still change: the one before that of `at`."""
     return month_of(month_of(at) - MILLISECOND)
+
+
+def parts_of_base(spans: Collection[UsageSpan], *, month: datetime) -> dict[tuple[int, int], Fraction]:
+    """Return which part of their base rates the use of these spans cost in a month, as far as it was posted. One query.
+
+    By organization and price version, where it is not all of it. What was
+    missing to a minimum is paid for no use, and left out.
+    """
+    rows = Adjustment.objects.filter(
+        organization__in={span.organization_id for span in spans},
+        price_version__in={span.price_version_id for span in spans},
+        month=month,
+        base_micros__gt=0,
+    ).values_list("organization_id", "price_version_id", "rated_micros", "minimum_micros", "base_micros")
+    return {
+        (organization_id, version_id): Fraction(max(0, rated - minimum), base)
+        for organization_id, version_id, rated, minimum, base in rows
+        if version_id is not None
+    }
 
 
 def bring_up_to_date(payers: Mapping[int, CustomerAccounts], *, since: datetime, at: datetime) -> int:

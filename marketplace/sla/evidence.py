@@ -9,8 +9,8 @@ from math import floor
 
 from django.db.models import Q, Sum
 
-from billing import floating
-from billing.models import Adjustment, UsageSpan
+from billing import adjusting, floating
+from billing.models import UsageSpan
 from billing.months import month_of, next_month
 from billing.outcomes import shortfalls
 from billing.sla import availability
@@ -91,31 +91,13 @@ def _paid(spans: Mapping[str, Sequence[UsageSpan]], begins: datetime, ends: date
     rows = [span for each in spans.values() for span in each]
     until = floating.amounts_micros([(span, min(ends, span.ended_at or ends)) for span in rows])
     before = floating.amounts_micros([(span, begins) for span in rows])
-    parts = _adjusted(rows, month_of(begins))
+    parts = adjusting.parts_of_base(rows, month=month_of(begins))
     exact: dict[str, Fraction] = defaultdict(Fraction)
     for span, whole, less in zip(rows, until, before, strict=True):
         exact[span.resource_id] += (whole - less) * parts.get(
             (span.organization_id, span.price_version_id), Fraction(1)
         )
     return {resource_id: floor(micros) for resource_id, micros in exact.items()}
-
-
-def _adjusted(spans: Sequence[UsageSpan], month: datetime) -> dict[tuple[int, int], Fraction]:
-    """Return which part of their base rates a month's use cost, by organization and price version, where not all.
-
-    What is missing to a minimum is paid for no use, and left out.
-    """
-    rows = Adjustment.objects.filter(
-        organization__in={span.organization_id for span in spans},
-        price_version__in={span.price_version_id for span in spans},
-        month=month,
-        base_micros__gt=0,
-    ).values_list("organization_id", "price_version_id", "rated_micros", "minimum_micros", "base_micros")
-    return {
-        (organization_id, version_id): Fraction(max(0, rated - minimum), base)
-        for organization_id, version_id, rated, minimum, base in rows
-        if version_id is not None
-    }
 
 
 def _use(instance: Instance, spans: Sequence[UsageSpan], told: Told, ends: datetime) -> reserved.Use:
