@@ -175,18 +175,14 @@ def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
         return set()
     with shards.current(wanted[0][0].offer_id) as live:
         tenants = {project: live.refresh(project) for project in {one.project_id for one, _ in wanted}}
-        before: dict[int, tuple[int, int]] = {}
         found = set()
-        for instance, home in wanted:
-            request = request_of(instance, tenants[instance.project_id], home)
-            choice = choose(live.shard, request)
-            for node_id, mask in choice.places if choice is not None else ():
-                found.add(instance.pk)
-                spot = live.shard.spots[node_id]
-                before.setdefault(node_id, (spot.mask, spot.owner))
-                live.shard.take(node_id, mask, request.owner if request.is_exclusive else 0)
-        for node_id, (mask, owner) in before.items():
-            live.shard.put_back(node_id, mask, owner)
+        with live.shard.trying() as take:
+            for instance, home in wanted:
+                request = request_of(instance, tenants[instance.project_id], home)
+                choice = choose(live.shard, request)
+                for node_id, mask in choice.places if choice is not None else ():
+                    found.add(instance.pk)
+                    take(node_id, mask, request.owner if request.is_exclusive else 0)
     return found
 
 

@@ -7,7 +7,7 @@ looking at a handful of integers. Nothing here knows Django or the database.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class Shard:
         if row.total > self.size:
             self._grow(row.total)
         spot.total, spot.groups = row.total, row.groups
-        self._keep_status(spot, row.status)
+        self._set_status(spot, row.status)
         self._keep_owner(spot, row.owner)
         spot.is_shared = row.is_shared
         self._keep_mask(spot, row.mask)
@@ -133,10 +133,20 @@ class Shard:
         spot.rack.members &= ~spot.bit
         del self.spots[node_id]
 
-    def put_back(self, node_id: int, mask: int, owner: int) -> None:
-        """Undo takes of a node that were only tried: how it was before the first of them."""
-        self._keep_owner(self.spots[node_id], owner)
-        self._keep_mask(self.spots[node_id], mask)
+    @contextmanager
+    def trying(self) -> Iterator[Callable[[int, int, int], None]]:
+        """Yield a `take` that is only tried: afterwards each node is as it was before."""
+        before = dict[Spot, tuple[int, int]]()
+
+        def take(node_id: int, mask: int, owner: int) -> None:
+            spot = self.spots[node_id]
+            before.setdefault(spot, (spot.mask, spot.owner))
+            self.take(node_id, mask, owner)
+
+        try:
+            yield take
+        finally:
+            self._put_back(before)
 
     @contextmanager
     def without(self, avoided: Iterable[int], barred: Iterable[int] = ()) -> Iterator[None]:
@@ -146,8 +156,7 @@ class Shard:
             yield
         finally:
             for spot in hidden:
-                self._keep_status(spot, OPEN)
-                self._keep_mask(spot, spot.mask)
+                self._set_status(spot, OPEN)
 
     @contextmanager
     def reopened(self, node_ids: Iterable[int]) -> Iterator[None]:
@@ -155,34 +164,35 @@ class Shard:
         back = [(spot, spot.status) for node_id in node_ids if (spot := self.spots.get(node_id)) and spot.status]
         try:
             for spot, _ in back:
-                self._keep_status(spot, OPEN)
-                self._keep_mask(spot, spot.mask)
+                self._set_status(spot, OPEN)
             yield
         finally:
             for spot, status in back:
-                self._keep_status(spot, status)
-                self._keep_mask(spot, spot.mask)
+                self._set_status(spot, status)
 
     @contextmanager
     def as_if(self, masks: Mapping[int, int]) -> Iterator[None]:
         """Let nodes have exactly these GPUs free for a moment; one that is empty then is kept for nobody."""
-        before = [(spot, spot.mask, spot.owner) for node_id in masks if (spot := self.spots.get(node_id))]
-        for spot, _, _ in before:
+        before = {spot: (spot.mask, spot.owner) for node_id in masks if (spot := self.spots.get(node_id))}
+        for spot in before:
             if masks[spot.id].bit_count() == spot.total:
                 self._keep_owner(spot, 0)
             self._keep_mask(spot, masks[spot.id])
         try:
             yield
         finally:
-            for spot, mask, owner in before:
-                self._keep_owner(spot, owner)
-                self._keep_mask(spot, mask)
+            self._put_back(before)
+
+    def _put_back(self, before: Mapping[Spot, tuple[int, int]]) -> None:
+        """Give nodes the masks and owners that they had."""
+        for spot, (mask, owner) in before.items():
+            self._keep_owner(spot, owner)
+            self._keep_mask(spot, mask)
 
     def _hide(self, node_ids: Iterable[int], status: str) -> list[Spot]:
         hidden = [spot for node_id in node_ids if (spot := self.spots.get(node_id)) and not spot.status]
         for spot in hidden:
-            self._keep_status(spot, status)
-            self._keep_mask(spot, spot.mask)
+            self._set_status(spot, status)
         return hidden
 
     def _add(self, row: Row) -> Spot:
@@ -205,11 +215,13 @@ class Shard:
         self.counts[0] += 1
         return spot
 
-    def _keep_status(self, spot: Spot, status: str) -> None:
+    def _set_status(self, spot: Spot, status: str) -> None:
+        """Let a node take part or keep it out, and move it to the class that follows from that."""
         if spot.status != status:
             self.statuses[spot.status] -= 1
             self.statuses[status] += 1
             spot.status = status
+            self._keep_mask(spot, spot.mask)
 
     def _keep_owner(self, spot: Spot, owner: int) -> None:
         if spot.owner != owner:

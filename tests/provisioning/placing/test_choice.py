@@ -1,6 +1,7 @@
 """The choice of nodes and GPUs, against an oracle that looks at every domain."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
@@ -165,6 +166,46 @@ def test_what_would_be_is_chosen_as_if_it_were_so_and_leaves_no_trace(
     with shard.as_if(masks):
         assert choose(shard, request) == choose(Shard(then), request)
     assert choose(shard, request) == before
+
+
+@examples
+@given(fleet=fleets(), asked=st.lists(requests, min_size=1, max_size=5))
+def test_takes_that_are_only_tried_count_for_the_next_and_leave_no_trace(
+    fleet: list[Row], asked: list[Request]
+) -> None:
+    shard, taken = Shard(fleet), Shard(fleet)
+    before, hints = list(shard.rows()), reasons.hints(shard)
+    with suppress(ZeroDivisionError), shard.trying() as take:
+        for request in asked:
+            choice = choose(taken, request)
+            assert choose(shard, request) == choice
+            owner = request.owner if request.is_exclusive else 0
+            for node_id, mask in choice.places if choice is not None else ():
+                take(node_id, mask, owner)
+                taken.take(node_id, mask, owner)
+            assert list(shard.rows()) == list(taken.rows())
+        raise ZeroDivisionError
+    assert list(shard.rows()) == before
+    assert reasons.hints(shard) == hints
+
+
+@examples
+@given(fleet=fleets(), request=requests, node_ids=st.frozensets(st.integers(1, 10)))
+def test_what_is_reopened_or_hidden_for_a_moment_is_chosen_from_as_if_it_were_so_and_leaves_no_trace(
+    fleet: list[Row], request: Request, node_ids: frozenset[int]
+) -> None:
+    shard = Shard(fleet)
+    before, hints = list(shard.rows()), reasons.hints(shard)
+    opened = Shard(row._replace(status="" if row.id in node_ids else row.status) for row in fleet)
+    with shard.reopened(node_ids):
+        assert choose(shard, request) == choose(opened, request)
+        assert reasons.rejected(shard, request) == reasons.rejected(opened, request)
+    hidden = Shard(row._replace(status=row.status or ("avoided" if row.id in node_ids else "")) for row in fleet)
+    with shard.without(node_ids):
+        assert choose(shard, request) == choose(hidden, request)
+        assert reasons.rejected(shard, request) == reasons.rejected(hidden, request)
+    assert list(shard.rows()) == before
+    assert reasons.hints(shard) == hints
 
 
 @examples
