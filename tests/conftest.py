@@ -19,7 +19,7 @@ from marketplace.access import Actor, person
 from marketplace.models import Membership, Offer, Organization, Project, Role, User
 from marketplace.money import MICROS
 from marketplace.permissions import SCOPES
-from provisioning import engine, nodes, upkeep
+from provisioning import engine, nodes, policies, upkeep
 from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
 from provisioning.volumes import shown
@@ -199,6 +199,11 @@ def fleet(operator: Organization, site: Site) -> Fleet:
 
 def order(offer: Offer, **overrides: Any) -> rentals.Order:
     return rentals.Order(**{"offer": offer, "command": ["sleep", "1000"]} | overrides)
+
+
+def shared_with_nobody(project: Project) -> None:
+    """Let a project run on hosts that it has alone."""
+    policies.replace(project_id=project.pk, document={"no_shared_host": True}, version=None, at=timezone.now())
 
 
 def sell_storage(site: Site, *, price_micros: int = 100) -> PriceVersion:

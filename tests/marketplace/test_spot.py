@@ -331,7 +331,7 @@ def test_terms_by_which_holders_of_reservations_would_wait_too_long_are_refused(
             min_notice_s=min_notice_s,
         )  # fmt: skip
 
-    with pytest.raises(BadOrder, match=r"1500|at most 1500 seconds"):
+    with pytest.raises(BadOrder, match=r"to 1500|at most 1500 seconds"):
         set_to(interval_s, min_notice_s)
     assert (SpotTerms.objects.get().interval_s, SpotTerms.objects.get().min_notice_s) == (INTERVAL_S, NOTICE_S)
     set_to(1200, 300)

@@ -23,12 +23,12 @@ from marketplace.models import (
     SpotTerms,
     WaitingOrder,
 )
-from provisioning import calendar, policies
+from provisioning import calendar
 from provisioning.errors import NeverFits, NoCapacity
 from provisioning.models import Capacity, Fabric, Instance, Node, Quota, Site
 from provisioning.volumes import Use
 from tests.billing.makers import at_the_same_moment
-from tests.conftest import Fleet, Rent, Run, Storage, make_organization, make_person, order
+from tests.conftest import Fleet, Rent, Run, Storage, make_organization, make_person, order, shared_with_nobody
 from tests.marketplace.api.tables import every_row
 from tests.marketplace.test_spend import budget
 
@@ -406,10 +406,6 @@ def test_a_crash_while_it_starts_leaves_it_waiting(wait: Wait, monkeypatch: pyte
             sweep()
     assert (states(entry)[0][0], Instance.objects.count()) == ("waiting", 0)
     assert sweep() == 1
-
-
-def shared_with_nobody(project: Project) -> None:
-    policies.replace(project_id=project.pk, document={"no_shared_host": True}, version=None, at=timezone.now())
 
 
 def test_what_outgrew_a_fleet_that_changed_is_passed_and_keeps_its_place(

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marketplace.models import Offer, Project
-from provisioning import calendar, instances, policies, quotas
+from provisioning import calendar, instances, quotas
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
 from tests.billing.makers import at_the_same_moment
-from tests.conftest import Fleet, Rent, Run
+from tests.conftest import Fleet, Rent, Run, shared_with_nobody
 
 pytestmark = pytest.mark.django_db
 
@@ -213,7 +213,7 @@ def test_a_day_refuses_less_than_nothing_and_another_number_of_hours(offer: Offe
 def test_what_is_free_on_a_node_that_a_tenant_has_alone_is_promised_to_nobody_else(
     rent: Rent, fleet: Fleet, project: Project
 ) -> None:
-    policies.replace(project_id=project.pk, document={"no_shared_host": True}, version=None, at=NOON)
+    shared_with_nobody(project)
     quotas.set_limit(project_id=project.pk, limit=100)
     rent()
     offer, at = fleet.h200, timezone.now()

@@ -140,12 +140,17 @@ def test_what_crossed_a_bank_transfer_after_all_is_the_customers_cash(asked, pro
 
 
 def test_a_written_off_invoice_can_still_be_paid_by_what_waits_for_its_customer(asked, processor):
-    acme, _, _ = asked
+    acme, invoice, _ = asked
     for day in days(-6, 70):
         sweep(processor, after(day))
     assert state() == "uncollectible"
-    last = Payment.objects.filter(state="needs_action").first()
-    assert last is None or invoice_payments.payable_micros(last.reference, acme) == 10 * USD
+    pay(acme, invoice, after(71))
+    sweep(processor, after(71.5))
+    last = Payment.objects.get(state="needs_action")
+    assert invoice_payments.payable_micros(last.reference, acme) == 10 * USD
+    confirm(processor, last)
+    processor.deliver()
+    assert (state(), books.check(at=after(72))) == ("paid", [])
 
 
 def take_back(processor, payment):

@@ -66,13 +66,13 @@ def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_s
     assert (fresh(claim).state, claim.verdicts.get().verifier) == ("failed", "silence")
 
 
-def test_where_the_first_host_is_full_or_not_sold_in_this_currency_the_next_one_is_asked(
+def test_where_hosts_are_full_or_sell_no_so_few_gpus_the_next_one_is_asked(
     on_a_node: Any, fleet: Fleet, site: Site, acme: Organization
 ) -> None:
     _, _, claim = on_a_node(BY_COMMAND)
     Node.objects.filter(offer__in=[fleet.h200, fleet.l40s]).update(state="cordoned")
-    unsold = another(fleet, site, "Unsold")
-    unsold.__class__.objects.filter(pk=unsold.pk).update(is_listed=True, min_gpus=8)
+    large = another(fleet, site, "Large")
+    Offer.objects.filter(pk=large.pk).update(min_gpus=8)
     last = another(fleet, site, "Last")
     assert starts(claim, fleet).offer == last
 

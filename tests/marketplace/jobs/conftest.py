@@ -10,7 +10,7 @@ from django.utils import timezone
 from marketplace.access import Actor
 from marketplace.jobs import running, spec, submitting
 from marketplace.models import OPEN_JOBS, Attempt, Job, Project, Task
-from provisioning import engine
+from provisioning import engine, instances
 from provisioning.models import Assignment, Instance
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Run
@@ -79,6 +79,11 @@ class Works:
     def phase(self, attempt: Attempt) -> str:
         """Where its instance stands now."""
         return Instance.objects.get(pk=attempt.instance_id).phase
+
+    def takes_back(self, attempt: Attempt) -> None:
+        """Let the platform take the GPUs of an attempt back."""
+        instance = Instance.objects.get(pk=attempt.instance_id)
+        instances.stop(instance=instance, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
 
     def lose(self, attempt: Attempt) -> None:
         """Let its node lose an attempt."""

@@ -19,8 +19,6 @@ from marketplace.contracts import terms as written
 from marketplace.jobs import cancelling, progress, running, verifying
 from marketplace.jobs.spec import BadSpec
 from marketplace.models import Claim, Job, Offer, Task
-from provisioning import instances
-from provisioning.models import Instance
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import BY_CUSTOMER, PRICE, TERMS, Deal, make_deal, make_work
 
@@ -74,7 +72,7 @@ def test_an_order_beyond_what_its_terms_allow_is_refused_with_the_name_of_the_te
     assert not Escrow.objects.exists()
 
 
-def test_a_month_of_free_gpus_is_no_longer_bought_for_three_cents(works: Works) -> None:
+def test_a_month_of_gpus_cannot_be_bought_for_three_cents(works: Works) -> None:
     deal = bounded(works, seconds=1800, attempt_micros=500 * CENT)
     with pytest.raises(BadSpec, match="work/seconds"), transaction.atomic():
         under(deal, works, command="sleep 2592000", time_limit="30d", gpus=8)
@@ -157,10 +155,7 @@ def test_a_task_is_tried_no_more_often_than_its_terms_say_whatever_ends_it(
     for _ in range(2):
         works.go()
         (attempt,) = works.running(job)
-        instances.stop(
-            instance=Instance.objects.get(pk=attempt.instance_id), at=timezone.now(),
-            reason=instances.Reason.RESERVATION_END,
-        )  # fmt: skip
+        works.takes_back(attempt)
     works.go()
     assert tries(job) == [(1, "cancelled", "interrupted"), (2, "cancelled", "interrupted")]
     assert (latest(job).state, latest(job).failed) == ("failed", 1)
@@ -172,10 +167,7 @@ def test_attempts_that_never_had_their_gpus_count_nothing(works: Works, clock: t
     for _ in range(3):
         works.look()
         (attempt,) = works.running(job)
-        instances.stop(
-            instance=Instance.objects.get(pk=attempt.instance_id), at=timezone.now(),
-            reason=instances.Reason.RESERVATION_END,
-        )  # fmt: skip
+        works.takes_back(attempt)
         running.work_on(job.pk)
     works.go()
     assert [state for _, state, _ in tries(job)] == ["cancelled"] * 3 + ["running"]
@@ -282,7 +274,7 @@ def test_claims_of_one_escrow_are_paid_together(works: Works, actor: Actor) -> N
         assert Escrow.objects.get(resource_id=work.job.public_id).posted_micros == size * PRICE
     each = (counts[1] - counts[0]) // 10
     assert each <= 4, "statements of one more claim in a set"
-    assert counts[0] >= each + 15, "which one alone cannot share"
+    assert counts[1] < 11 * counts[0] // 2, "which share what one alone cannot"
     assert books.check(at=at) == []
 
 

@@ -52,8 +52,7 @@ def happen_to(works: Works, attempt: Attempt, thing: str) -> None:
             instances.terminate(instance=Instance.objects.get(pk=attempt.instance_id), at=timezone.now())
     elif thing == "take back":
         with suppress(ProvisioningError):
-            taken = Instance.objects.get(pk=attempt.instance_id)
-            instances.stop(instance=taken, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
+            works.takes_back(attempt)
     elif thing != "lose":
         works.exits(attempt, 0 if thing == "succeed" else 7)
     elif works.phase(attempt) == Phase.RUNNING:

@@ -187,7 +187,7 @@ def test_gpus_that_are_taken_back_and_users_who_end_instances(works: Works, cloc
     interrupted, ended, unpaid = works.running(job)
     instances.terminate(instance=ended.instance, at=timezone.now())
     instances.stop(instance=unpaid.instance, at=timezone.now(), reason=instances.Reason.NO_FUNDS)
-    instances.stop(instance=interrupted.instance, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
+    works.takes_back(interrupted)
     works.go()
     assert tries(job, 0) == [(1, "cancelled", "interrupted"), (2, "running", "")]
     assert tries(job, 1) == [(1, "failed", "stopped")]
@@ -223,7 +223,7 @@ def test_what_is_interrupted_goes_on_for_the_time_that_is_still_paid(
     job = works.one(time_limit="1h", checkpoint="state")
     works.go()
     clock.shift(timedelta(minutes=20))
-    takes_back(works.running(job)[0])
+    works.takes_back(works.running(job)[0])
     works.go()
     assert tries(job) == [(1, "cancelled", "interrupted"), (2, "running", "")]
     assert works.running(job)[0].instance.time_limit_s == 2400
@@ -240,7 +240,7 @@ def test_what_is_interrupted_and_needs_more_than_is_paid_ends_at_the_most_to_the
     job = works.one(time_limit="1h", checkpoint="state")
     works.go()
     clock.shift(timedelta(minutes=20))
-    takes_back(works.running(job)[0])
+    works.takes_back(works.running(job)[0])
     works.go()
     clock.shift(timedelta(minutes=41))
     works.go()
@@ -256,18 +256,12 @@ def test_what_others_left_of_their_time_is_there_for_what_was_interrupted(
     works.go()
     first, second = works.running(job)
     clock.shift(timedelta(minutes=20))
-    takes_back(first)
+    works.takes_back(first)
     works.go()
     assert (states(job), latest(job).why) == (["pending", "running"], Job.Why.COST)
     works.exits(second)
     works.go()
     assert works.running(job)[0].instance.time_limit_s == 3600
-
-
-def takes_back(attempt: Attempt) -> None:
-    """Let the platform take the GPUs of an attempt back."""
-    instance = Instance.objects.get(pk=attempt.instance_id)
-    instances.stop(instance=instance, at=timezone.now(), reason=instances.Reason.RESERVATION_END)
 
 
 def test_cancelling_keeps_what_succeeded(works: Works, actor: Actor, clock: time_machine.Traveller) -> None:

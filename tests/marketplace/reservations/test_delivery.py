@@ -13,11 +13,11 @@ from billing.models import Account, UsageSpan
 from marketplace import coverage, delivery, quotes, rentals, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Reservation, Shortfall
-from provisioning import instances, placement, policies, quotas
+from provisioning import instances, placement, quotas
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Capacity, Gpu, Instance, InstanceEvent, Interruption, Node, Quota, Workflow
 from tests.blocks import PRICE, USD, Buyer, check_conserved, deferred_micros
-from tests.conftest import Rent, Run, order
+from tests.conftest import Rent, Run, order, shared_with_nobody
 
 pytestmark = pytest.mark.django_db
 
@@ -26,7 +26,7 @@ def moves_of(reservation: Reservation) -> list[str]:
     return [event.new_state for event in reservation.events.order_by("pk") if event.old_state != event.new_state]
 
 
-def launch(buyer: Buyer, at: float, **overrides: Any) -> Instance:
+def launch(buyer: Buyer, at: float = 0, **overrides: Any) -> Instance:
     with transaction.atomic():
         wanted = order(buyer.offer, **overrides)
         instance = rentals.rent(actor=buyer.actor, project=buyer.project, order=wanted, at=buyer.at(at))
@@ -382,8 +382,7 @@ def test_an_extension_calls_off_only_ends_that_it_covers(
 def test_gpus_on_a_node_that_another_tenant_has_alone_are_missing_and_given_back(
     acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
 ) -> None:
-    hosts = {"no_shared_host": True}
-    policies.replace(project_id=acme_buys.project.pk, document=hosts, version=None, at=timezone.now())
+    shared_with_nobody(acme_buys.project)
     mine = acme_buys.buy(1, 2, 4)
     theirs = other_buys.buy(15, 2, 4)
     for hours in (1, 2):
@@ -403,8 +402,7 @@ def test_gpus_on_a_node_that_another_tenant_has_alone_are_missing_and_given_back
 def test_what_is_free_on_its_own_nodes_is_there_for_the_tenant_that_has_them_alone(
     acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
 ) -> None:
-    hosts = {"no_shared_host": True}
-    policies.replace(project_id=acme_buys.project.pk, document=hosts, version=None, at=timezone.now())
+    shared_with_nobody(acme_buys.project)
     theirs = other_buys.buy(8, 2, 4)
     mine = acme_buys.buy(8, 2, 4)
     for hours in (1, 2):

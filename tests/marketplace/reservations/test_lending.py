@@ -1,50 +1,23 @@
 """Lending: idle reserved GPUs run spot work, their holder is paid a share, and never waits longer than the notice."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from django.db import transaction
 from django.utils import timezone
 
 from billing import books, charging
 from billing.models import Charge, LentUse, PriceVersion
-from marketplace import lending, lending_record, recalls, rentals, reservations, spot, spot_terms
+from marketplace import lending, lending_record, recalls, rentals, reservations, spot
 from marketplace.models import LendingShare, LendingSpell, Reservation
-from provisioning import interruptions, quotas
+from provisioning import interruptions
 from provisioning.models import Instance, Interruption
 from tests.blocks import USD, Buyer, check_conserved
 from tests.conftest import Run, order
+from tests.marketplace.reservations.conftest import CENT, INTERVAL_S, NOTICE_S
 
 pytestmark = pytest.mark.django_db
-
-CENT = 10_000
-INTERVAL_S, NOTICE_S = 60, 30
-
-
-@pytest.fixture
-def clock(acme_buys: Buyer) -> Iterator[Any]:
-    """The second hour after noon, and a hand that moves it."""
-    spot_terms.set_terms(
-        offer=acme_buys.offer, by="test", at=timezone.now(), reserve_micros=50 * CENT, grid_micros=CENT,
-        interval_s=INTERVAL_S, min_notice_s=NOTICE_S, hysteresis_bp=1000, rise_bp=10_000,
-    )  # fmt: skip
-    quotas.set_limit(project_id=acme_buys.project.pk, limit=1000)
-    with time_machine.travel(acme_buys.at(2), tick=False) as hand:
-        yield hand
-
-
-@pytest.fixture
-def lent(other_buys: Buyer, clock: Any) -> Reservation:
-    """All sixteen GPUs are Other's for four hours, stand idle, and are lent."""
-    reservation = other_buys.buy(16, 2, 6, at=1.5)
-    other_buys.go_to(2)
-    reservations.lend(actor=other_buys.actor, reservation=reservation, is_lent=True, at=timezone.now())
-    reservation.refresh_from_db()
-    assert reservation.state == "active"
-    return reservation
 
 
 @pytest.fixture

@@ -1,30 +1,19 @@
 """A limit of all GPUs together: what runs and what is reserved share it, whatever was first; every door shows both."""
 
-from typing import Any
-
 import pytest
-from django.db import transaction
 from django.utils import timezone
 
 from marketplace import limits, quotes, rentals, reservations, reserved_quotas
 from marketplace.models import Reservation
 from provisioning import quotas
 from provisioning.errors import QuotaExceeded
-from provisioning.models import Instance, Quota, Workflow
+from provisioning.models import Instance, Quota
 from tests.blocks import Buyer
 from tests.conftest import Run, order
+from tests.marketplace.reservations.test_delivery import launch
 from tests.marketplace.reservations.test_races import at_once
 
 pytestmark = pytest.mark.django_db
-
-
-def launch(buyer: Buyer, at: float = 0, **overrides: Any) -> Instance:
-    with transaction.atomic():
-        instance = rentals.rent(
-            actor=buyer.actor, project=buyer.project, order=order(buyer.offer, **overrides), at=buyer.at(at)
-        )
-        Workflow.objects.filter(instance=instance).update(due_at=timezone.now())
-        return instance
 
 
 def limited(buyer: Buyer, limit: int, **words: str) -> Quota:

@@ -1,47 +1,24 @@
 """Lent GPUs on scattered nodes: spot leaves the nodes that a holder needs, and what cannot be placed is given back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import time_machine
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import books
-from marketplace import delivery, recalls, rentals, reservations, spot, spot_terms
+from marketplace import delivery, recalls, rentals, spot
 from marketplace.models import Bid, Reservation, Shortfall
-from provisioning import interruptions, quotas, room
+from provisioning import interruptions, room
 from provisioning.models import GpuHold, Instance, Interruption
 from tests.blocks import PRICE, Buyer
 from tests.conftest import Run, order
+from tests.marketplace.reservations.conftest import CENT, INTERVAL_S, NOTICE_S
 
 pytestmark = pytest.mark.django_db
-
-CENT = 10_000
-INTERVAL_S, NOTICE_S = 60, 30
-
-
-@pytest.fixture
-def clock(acme_buys: Buyer) -> Iterator[Any]:
-    """The second hour after noon, and a hand that moves it."""
-    spot_terms.set_terms(
-        offer=acme_buys.offer, by="test", at=timezone.now(), reserve_micros=50 * CENT, grid_micros=CENT,
-        interval_s=INTERVAL_S, min_notice_s=NOTICE_S, hysteresis_bp=1000, rise_bp=10_000,
-    )  # fmt: skip
-    quotas.set_limit(project_id=acme_buys.project.pk, limit=1000)
-    with time_machine.travel(acme_buys.at(2), tick=False) as hand:
-        yield hand
-
-
-@pytest.fixture
-def lent(other_buys: Buyer, clock: Any) -> Reservation:
-    """All sixteen GPUs are Other's for four hours, stand idle, and are lent."""
-    reservation = other_buys.buy(16, 2, 6, at=1.5)
-    other_buys.go_to(2)
-    return reservations.lend(actor=other_buys.actor, reservation=reservation, is_lent=True, at=timezone.now())
 
 
 Place = Callable[..., Bid]
