@@ -85,12 +85,15 @@ class Supervisor:
     def wait_for(self, name: str, *, until: Callable[[], bool], within_s: float) -> None:
         """Return when the condition holds. While we wait for anything, nobody may die: a start is no time for luck."""
         deadline = time.monotonic() + within_s
-        while not until():
+        while True:
+            # Looked at before the condition: who ends well in between is no dead one.
+            dead = next((kept for kept in self._kept.values() if kept.process.poll() is not None), None)
+            if until():
+                return
             if self._is_stopping:
                 raise ToldToStop
-            for kept in self._kept.values():
-                if kept.process.poll() is not None:
-                    raise CannotStart(self._last_words(kept.program.name, _cause(kept.process.returncode)))
+            if dead is not None:
+                raise CannotStart(self._last_words(dead.program.name, _cause(dead.process.returncode)))
             if time.monotonic() > deadline:
                 raise CannotStart(self._last_words(name, f"is not ready after {within_s:g} s"))
             time.sleep(LOOK_AGAIN_S)

@@ -91,6 +91,23 @@ def test_a_death_while_others_start_is_told_and_not_waited_for(supervisor, folde
         supervisor.wait_for("another", until=lambda: False, within_s=10)
 
 
+def test_what_ends_well_between_two_looks_is_waited_for_and_not_called_dead(supervisor, folder):
+    last = "import pathlib, time\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)"
+    supervisor.start(make_program(folder, last), stage=1)
+    looks = []
+
+    def has_ended():
+        looks.append(1)
+        if len(looks) == 1:  # It ends right after it was seen to run.
+            (folder / "go").touch()
+            wait_until(lambda: not is_running(recorded_pid(folder)))
+            return False
+        return True
+
+    supervisor.wait_for("sleeper", until=has_ended, within_s=30)
+    assert len(looks) == 2
+
+
 def test_waiting_ends_when_somebody_wants_to_stop(supervisor, folder):
     supervisor.stop()
     with pytest.raises(ToldToStop):

@@ -72,7 +72,7 @@ def test_somebody_reads_what_was_spent_and_how_an_amount_was_computed(window: An
 def test_somebody_sets_a_budget_that_stops(window: Any, alice: User, used: None, project: Project) -> None:
     sign_in(window, alice)
     window.goto(reverse("budgets"))
-    window.click(f"a[href='{reverse('budget', args=[project.public_id])}']")
+    window.click(f"a[href^='{reverse('budget', args=[project.public_id])}?']")
     window.fill("#monthly", "250")
     window.check("#action-stop")
     window.fill("#grace_minutes", "15")
