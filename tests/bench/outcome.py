@@ -13,7 +13,7 @@ from marketplace.models import LendingShare, Reservation
 from provisioning import calendar, quotas
 from provisioning.models import Interruption
 from tests.bench import machine
-from tests.bench.trace import NOTICE
+from tests.bench.trace import NOTICE, Job
 from tests.blocks import check_conserved
 
 if TYPE_CHECKING:
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 
 # A notice, the end of what runs then, and the next look of whoever waits for the GPUs.
 RECALLED_WITHIN = NOTICE + timedelta(seconds=10)
+
+
+def at_the_end(replay: "Replay", job: Job) -> str:
+    """Return where a job stands that has not finished; each stands in one place."""
+    if job.runs_since is not None:
+        return "still running"
+    if job in replay.waiting.values():
+        return "still waiting"
+    if job.instance is None:
+        return "block still ahead" if job.block is not None else "never ordered"
+    return "bids without GPUs" if job.market == "spot" else "ended early"
 
 
 def figures(replay: "Replay", begin: datetime, end: datetime) -> dict[str, Any]:

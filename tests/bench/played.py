@@ -94,8 +94,7 @@ class Replay:
             self.clock.move_to(max(at, timezone.now()))
             getattr(self, f"_{kind}")(*([job] if job else []))
         self.clock.move_to(end)
-        self.ends["still running"] = sum(job.runs_since is not None for job in self.jobs)
-        self.ends["still waiting"] = len(self.waiting)
+        self.ends.update(outcome.at_the_end(self, job) for job in self.jobs if job.done < job.duration)
         self._charge(end)
         return outcome.figures(self, begin, end)
 

@@ -44,6 +44,9 @@ def test_the_replay_of_real_demand_leaves_nothing_wrong() -> None:
     assert figures["faults"] == []
     assert figures["outcomes"]["finished"] > 0
     assert figures["outcomes"]["waited"] > 0
+    ends = {"finished", "still running", "still waiting", "block still ahead", "bids without GPUs", "ended early",
+            "never ordered"}  # fmt: skip
+    assert sum(figures["outcomes"].get(end, 0) for end in ends) == figures["jobs"], "each job ends in one way"
     assert set(figures["markets"]) == {"on_demand", "spot", "reserved"}
     assert figures["outcomes"]["reserved"] == figures["markets"]["reserved"]["blocks"] > 0
     assert figures["markets"]["reserved"]["used_gpu_hours"] > 0
