@@ -1,6 +1,6 @@
 """What a replay gave: how full the fleet was, who waited how long, what each market earned, and what is wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 RECALLED_WITHIN = NOTICE + timedelta(seconds=10)
 
 
-def at_the_end(replay: "Replay", job: Job) -> str:
-    """Return where a job stands that has not finished; each stands in one place."""
+def at_the_end(job: Job, waits: Collection[int]) -> str:
+    """Return where a job stands that has not finished, given the numbers of those in the queue; each stands in one place."""
     if job.runs_since is not None:
         return "still running"
-    if job in replay.waiting.values():
+    if job.number in waits:
         return "still waiting"
     if job.instance is None:
         return "block still ahead" if job.block is not None else "never ordered"

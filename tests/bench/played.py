@@ -94,7 +94,8 @@ class Replay:
             self.clock.move_to(max(at, timezone.now()))
             getattr(self, f"_{kind}")(*([job] if job else []))
         self.clock.move_to(end)
-        self.ends.update(outcome.at_the_end(self, job) for job in self.jobs if job.done < job.duration)
+        waits = {job.number for job in self.waiting.values()}
+        self.ends.update(outcome.at_the_end(job, waits) for job in self.jobs if job.done < job.duration)
         self._charge(end)
         return outcome.figures(self, begin, end)
 
