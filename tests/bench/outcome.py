@@ -24,7 +24,7 @@ RECALLED_WITHIN = NOTICE + timedelta(seconds=10)
 
 
 def at_the_end(job: Job, waits: Collection[int]) -> str:
-    """Return where a job stands that has not finished, given the numbers of those in the queue; each stands in one place."""
+    """Return where a job stands that has not finished, given the numbers of those that wait; each in one place."""
     if job.runs_since is not None:
         return "still running"
     if job.number in waits:
