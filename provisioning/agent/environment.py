@@ -15,7 +15,8 @@ and may not replace, because they say what was rented and who is who:
     RANK and NODE_RANK (the replica), WORLD_SIZE and NNODES (the replicas), LOCAL_RANK (0), LOCAL_WORLD_SIZE (1):
     one process per replica, until a launcher such as torchrun starts more and sets its own,
     PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, PET_MASTER_PORT (the same for torchrun, as its options),
-    GPUMARKET_METADATA (a folder; see `notices` for the file that appears there when GPUs are taken back)
+    GPUMARKET_METADATA (a folder; see `notices` for the file that appears there when GPUs are taken back),
+    GPUMARKET_COUNTERS (where counters are read: the file for what they show when the command ends, see `readings`)
 
 In a container these differ:
 
@@ -39,6 +40,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORKSPACE = "/workspace"
 HOSTFILE = "/etc/gpumarket/hostfile"
 METADATA = "/etc/gpumarket/metadata"
+COUNTERS_FILE = "gpumarket-counters.prom"  # In the working folder.
 INTERFACE = "eth0"
 PORT_FIRST, PORT_COUNT = 20_000, 10_000  # Below the ports that Linux gives to outgoing connections.
 
@@ -60,7 +62,7 @@ def command_environment(
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpu_indices)),
         "GPUMARKET_PEERS": ",".join(assignment.peers),
         "GPUMARKET_MARK": mark,
-        **_fixed(assignment, given),
+        **_fixed(assignment, given, workdir=workdir),
     }
 
 
@@ -78,7 +80,7 @@ def container_environment(assignment: Assignment) -> dict[str, str]:
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(len(assignment.gpus)))),
             "GPUMARKET_PEERS": ",".join(names) or "localhost",
             "GPUMARKET_METADATA": METADATA,
-            **_fixed(assignment, given),
+            **_fixed(assignment, given, workdir=Path(WORKSPACE)),
         }
         | ({"GPUMARKET_HOSTFILE": HOSTFILE} if names else {})
     )
@@ -107,10 +109,11 @@ def _meeting(assignment: Assignment, *, at: str, gpus: int) -> dict[str, str]:
     }
 
 
-def _fixed(assignment: Assignment, given: Mapping[str, str]) -> dict[str, str]:
-    """Return what was rented and who is who."""
+def _fixed(assignment: Assignment, given: Mapping[str, str], *, workdir: Path) -> dict[str, str]:
+    """Return what was rented and who is who, and where counters are left."""
     replica, replicas = str(assignment.replica), str(assignment.replicas)
-    return {
+    counters = {"GPUMARKET_COUNTERS": str(workdir / COUNTERS_FILE)} if assignment.work.counters else {}
+    return counters | {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "NVIDIA_VISIBLE_DEVICES": ",".join(assignment.gpus),
         "GPUMARKET_INSTANCE_ID": assignment.instance,

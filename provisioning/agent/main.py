@@ -28,6 +28,7 @@ from provisioning.agent.monitor import GpuMonitor
 from provisioning.agent.operations import Operations
 from provisioning.agent.podman import Podman, PodmanError
 from provisioning.agent.protocol import Login
+from provisioning.agent.readings import Readings
 from provisioning.agent.runtime import Runtime
 from provisioning.agent.scraping import Scraper
 from provisioning.agent.signing import public_of
@@ -243,6 +244,7 @@ class Agent:
             changed=news.set,
             is_shared=options.volumes_are_shared,
         )
+        readings = Readings(record=self.journal.append)
         self.runtime = Runtime(
             home=self.home,
             lease=lease,
@@ -252,13 +254,14 @@ class Agent:
             wiper=self.wiper,
             volumes=self.volumes,
             witness=Witness(private=self.home.signing_key(), node=self._node, journal=self.journal),
+            readings=readings,
             store=Store(options.url, agent_version=version, who=self._who),
         )
         self._take_operations(options, source_name=source.name)
         self.scraper = Scraper(
             wanted=lambda: self.home.document().assignments,
             running=self.runtime.running,
-            record=self.journal.append,
+            readings=readings,
         )
         self.gateway = self._make_gateway(options)
         self.sync = SyncLoop(

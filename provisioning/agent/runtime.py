@@ -13,6 +13,7 @@ from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment, Notice
+from provisioning.agent.readings import Readings
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.store import Store
 from provisioning.agent.volumes import Volumes
@@ -64,10 +65,12 @@ class Runtime:
         wiper: Wiper,
         volumes: Volumes | None = None,
         witness: Witness | None = None,
+        readings: Readings | None = None,
         store: Store | None = None,
     ) -> None:
         self._volumes = volumes
         self._witness = witness
+        self._readings = readings
         self._store = store
         self._carriers: dict[str, Carrier] = {}
         self._home = home
@@ -169,6 +172,11 @@ class Runtime:
             seen = Seen(one.state, one.exit_code, one.exited_at, one.message, workload.image_digest(), one.outputs)
             self._witness.see(wanted, seen, folder=workload.metadata.parent)
 
+    def _read_last(self, wanted: Assignment, workload: Workload, look: Look) -> None:
+        """Read what has ended for the last time: before how it ended is stated, and before its folder goes."""
+        if self._readings is not None and look.has_ended:
+            self._readings.take_last(wanted, workload.folder)
+
     def _remove_orphans(self, wanted: set[str]) -> None:
         for name in self._wiper.pending():
             if name not in wanted and name not in self._workloads:
@@ -215,6 +223,7 @@ class Runtime:
             return self._step_towards_gone(wanted, workload)
         look, carrier = workload.look(), self._carrier(wanted, workload)
         notices.show(workload.metadata, wanted)
+        self._read_last(wanted, workload, look)
         if look.state == "running":
             carrier.keep()
             if wanted.notice:
@@ -310,6 +319,7 @@ class Runtime:
         if not workload.end(grace_s=origin.stop_grace_s, reason=""):
             return observe(workload, workload.look(), carrier)
         look = workload.look()
+        self._read_last(wanted, workload, look)
         seen = observe(workload, carrier.show(look, is_asked_to_end=True), carrier)
         self._bear_witness([seen])
         if look.state == "exited" and not carrier.take_last():
@@ -347,6 +357,8 @@ class Runtime:
         self._ended_at.pop(name, None)
         if self._witness is not None:
             self._witness.forget(name)
+        if self._readings is not None:
+            self._readings.forget(name)
         self._carriers.pop(name, None)
         return True
 

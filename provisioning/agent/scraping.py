@@ -1,22 +1,17 @@
 """Reads the counters of what runs here, as the workload shows them: Prometheus text format, on a port of its own.
 
-What a workload says is its own word: it is read within narrow limits, and only the counters that were asked for by
-name are told. What they mean, and whether they can be true, is the control plane's to say.
+What a workload says is its own word: it is read within narrow limits. What is done with it, see `readings`.
 """
 
 import logging
-import math
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import httpx
 
-from provisioning.agent.files import read_json, write_json
 from provisioning.agent.protocol import Assignment, Counters
+from provisioning.agent.readings import BYTES_MAX, Reading, Readings, parsed
 from provisioning.agent.workloads import Workload
 
 log = logging.getLogger("gpumarket.agent")
@@ -25,20 +20,13 @@ EVERY_S = 15.0
 TICK_S = 1.0
 TIMEOUT = httpx.Timeout(3.0)
 LONGEST_S = 5.0
-BYTES_MAX = 4 << 20
-BIGGEST = 2**53
-READINGS = "counters.json"
-# A name, its labels (of which a value may hold anything but a bare quote), a value, perhaps a time.
-SAMPLE = re.compile(
-    r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:[^"}]|"(?:[^"\\]|\\.)*")*\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*', re.ASCII
-)
 
 
 class Scraper:
     """Runs in a thread of its own: looks at everything that runs here and shows counters, every 15 s.
 
     What has just begun is read more often, after about 1, 2, 4 and 8 s: it may not run for long, and once it has
-    ended nobody can ask it any more.
+    ended nobody can ask it any more, only look at what it left.
     """
 
     def __init__(
@@ -46,11 +34,11 @@ class Scraper:
         *,
         wanted: Callable[[], Iterable[Assignment]],
         running: Callable[[str, int], Workload | None],
-        record: Callable[[str, dict[str, Any]], object],
+        readings: Readings,
     ) -> None:
         self._wanted = wanted
         self._running = running
-        self._record = record
+        self._readings = readings
         self._begun: dict[tuple[str, int], float] = {}
         self._read_at: dict[tuple[str, int], float] = {}
         self._client = httpx.Client(timeout=TIMEOUT, trust_env=False, follow_redirects=False)
@@ -68,7 +56,7 @@ class Scraper:
 
         With a time (seconds that only grow) only of those that are due then.
         """
-        samples, told, here = [], [], set()
+        found, here = list[Reading](), set[tuple[str, int]]()
         for one in self._wanted():
             workload = self._running(one.id, one.fence) if one.work.counters else None
             if workload is None or one.work.counters is None:
@@ -78,12 +66,8 @@ class Scraper:
                 continue
             values = self._read(workload.address(), one.work.counters)
             if values:
-                samples.append({"assignment": one.id, "fence": one.fence, "values": values})
-                told.append((workload.metadata.parent / READINGS, values))
-        if samples:
-            self._record("counters", {"samples": samples})
-        for path, values in told:
-            note(path, values)
+                found.append(Reading(one.id, one.fence, values, folder=workload.metadata.parent))
+        self._readings.tell(found)
         for gone in self._begun.keys() - here:
             del self._begun[gone]
             self._read_at.pop(gone, None)
@@ -112,33 +96,3 @@ class Scraper:
                 if len(found) > BYTES_MAX or time.monotonic() - began > LONGEST_S:
                     raise ValueError("it says too much or too slowly")
         return found.decode(errors="replace")
-
-
-def note(path: Path, values: Mapping[str, int]) -> None:
-    """Keep the first and the last reading of each counter beside its workload, for what the node signs of it."""
-    try:
-        kept = read_json(path) or {}
-        signable = {name: one for name, one in values.items() if one < BIGGEST}
-        new = {name: [kept.get(name, [one])[0], one] for name, one in signable.items()}
-        write_json(path, kept | new, durable=False)
-    except OSError as error:
-        log.warning("cannot write readings down", extra={"path": str(path), "error": str(error)})
-
-
-def parsed(text: str, names: Iterable[str]) -> dict[str, int]:
-    """Return the counters of these names, each the whole part of the sum over its labels; what is no number is none.
-
-    The text format of Prometheus, version 0.0.4: one sample a line, `#` begins a comment.
-    """
-    sums: dict[str, float] = {}
-    wanted = frozenset(names)
-    for line in text.split("\n"):
-        found = None if line.startswith("#") else SAMPLE.fullmatch(line.removesuffix("\r").lstrip(" \t"))
-        if found is None or found[1] not in wanted:
-            continue
-        try:
-            value = float(found[2])
-        except ValueError:
-            value = math.nan
-        sums[found[1]] = sums.get(found[1], 0.0) + value
-    return {name: int(value) for name, value in sums.items() if 0 <= value <= BIGGEST}

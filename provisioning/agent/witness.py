@@ -16,7 +16,7 @@ from provisioning.agent.clock import boottime
 from provisioning.agent.files import read_json, write_json
 from provisioning.agent.journal import Journal
 from provisioning.agent.protocol import Assignment
-from provisioning.agent.scraping import READINGS
+from provisioning.agent.readings import READINGS
 from provisioning.agent.signing import STATEMENT, digest, moment, signed
 
 log = logging.getLogger("gpumarket.agent")
@@ -74,6 +74,8 @@ class Witness:
     def _body(self, wanted: Assignment, seen: Seen, folder: Path) -> dict[str, Any]:
         running_at = (read_json(folder / "seen.json") or {}).get("running_at")
         ended_ms = None if seen.exited_at is None else _now_ms() - round((boottime() - seen.exited_at) * 1000)
+        if running_at is not None and ended_ms is not None:
+            running_at = min(running_at, ended_ms)  # It may end while we write down that it runs.
         return {
             "kind": STATEMENT,
             "node": self._node(),

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 
 from provisioning.agent.protocol import ProtocolError, parse_document
-from provisioning.agent.scraping import READINGS, Scraper, parsed
+from provisioning.agent.readings import READINGS, Reading, Readings, parsed
+from provisioning.agent.scraping import Scraper
 from tests.provisioning.agent.control_plane import make_assignment
 
 TEXT = """# HELP tokens_total What was written.
@@ -73,7 +74,7 @@ def test_what_begins_is_read_soon_and_what_goes_on_every_15_seconds(program, tmp
     scraper = Scraper(
         wanted=lambda: document.assignments,
         running=lambda name, fence: Running(tmp_path),
-        record=lambda kind, body: told.append(second),
+        readings=Readings(record=lambda kind, body: told.append(second)),
     )
     for second in range(200):
         handler.says = (200, {}, f"tokens_total {5 + second}".encode())
@@ -93,7 +94,7 @@ def test_what_runs_is_read_and_told_as_one_entry(program, tmp_path):
     scraper = Scraper(
         wanted=lambda: document.assignments,
         running=lambda name, fence: Running(tmp_path) if name != "asg_b" else None,
-        record=lambda kind, body: told.append((kind, body)),
+        readings=Readings(record=lambda kind, body: told.append((kind, body))),
     )
     scraper.look()
     sample = {"assignment": "asg_a", "fence": 1, "values": {"tokens_total": 5}}
@@ -124,3 +125,65 @@ def test_what_runs_is_read_and_told_as_one_entry(program, tmp_path):
 def test_a_document_that_leads_out_of_a_work_folder_is_refused(work):
     with pytest.raises(ProtocolError):
         parse_document(generation=1, desired={"assignments": [make_assignment("asg_a", work=work)]})
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A run that has ended, and whose port showed 50 before; its file of counters, and what is told of it."""
+
+    class Ended:
+        folder, told = tmp_path, []
+        readings = Readings(record=lambda kind, body: Ended.told.append(body["samples"][0]["values"]))
+        left = tmp_path / "work" / "gpumarket-counters.prom"
+        wanted = parse_document(
+            generation=1,
+            desired={
+                "assignments": [
+                    make_assignment(
+                        "asg_a", work={"counters": {"port": 9, "path": "/metrics", "names": ["tokens_total"]}}
+                    )
+                ]
+            },
+        ).assignments[0]
+
+        def show(self, value):
+            self.readings.tell([Reading("asg_a", 1, {"tokens_total": value}, tmp_path)])
+
+    Ended.left.parent.mkdir()
+    run = Ended()
+    run.show(50)
+    return run
+
+
+def test_what_a_command_left_in_its_file_is_its_last_reading(ended):
+    ended.left.write_text(TEXT)
+    ended.readings.take_last(ended.wanted, ended.folder)
+    ended.readings.take_last(ended.wanted, ended.folder)
+    assert ended.told == [{"tokens_total": 50}, {"tokens_total": 4527}]
+    assert json.loads((ended.folder / READINGS).read_text()) == {"tokens_total": [50, 4527]}
+
+
+def test_what_was_read_before_the_end_and_is_told_after_it_does_not_count_as_a_new_beginning(ended):
+    ended.left.write_text("tokens_total 90")
+    ended.readings.take_last(ended.wanted, ended.folder)
+    ended.show(60)
+    assert ended.told[1:] == [{"tokens_total": 90}]
+    ended.readings.tell([Reading("asg_a", 2, {"tokens_total": 3}, ended.folder)])
+    assert ended.told[-1] == {"tokens_total": 3}, "the next run counts for itself"
+
+
+@pytest.mark.parametrize("text", ["tokens_total 49", "tokens_total NaN", "other_total 90", "x" * (5 << 20), ""])
+def test_a_file_that_is_old_or_nonsense_is_no_reading(ended, text):
+    ended.left.write_text(text)
+    ended.readings.take_last(ended.wanted, ended.folder)
+    assert len(ended.told) == 1
+
+
+def test_a_file_that_is_a_link_or_not_there_is_no_reading(ended):
+    elsewhere = ended.folder / "secret"
+    elsewhere.write_text("tokens_total 90")
+    ended.readings.take_last(ended.wanted, ended.folder)
+    ended.readings.forget("asg_a")
+    ended.left.symlink_to(elsewhere)
+    ended.readings.take_last(ended.wanted, ended.folder)
+    assert len(ended.told) == 1

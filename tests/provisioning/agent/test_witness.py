@@ -1,14 +1,17 @@
 """What the agent signs of each run: once, what it saw, with a key that stays in its home."""
 
 import stat
+import time
 
 import pytest
 
-from provisioning.agent.scraping import READINGS, note
+from provisioning.agent.clock import boottime
+from provisioning.agent.protocol import parse_document
+from provisioning.agent.readings import READINGS, Readings, note
 from provisioning.agent.signing import digest, is_signed_by, public_of
-from provisioning.agent.witness import Witness
+from provisioning.agent.witness import Seen, Witness
 from tests.provisioning.agent.cast import eventually
-from tests.provisioning.agent.control_plane import NODE
+from tests.provisioning.agent.control_plane import NODE, make_assignment
 
 
 @pytest.fixture
@@ -40,6 +43,17 @@ def test_how_a_run_ended_is_stated_once_and_signed(stating):
     assert not is_signed_by(document, public_of(stating.home.signing_key()))
 
 
+def test_what_ended_while_it_was_noted_as_running_ran_no_longer_than_until_then(stating, tmp_path):
+    wanted = make_assignment("asg_a")
+    wanted = parse_document(generation=1, desired={"assignments": [wanted]}).assignments[0]
+    ended_at = boottime()
+    time.sleep(0.02)
+    stating.runtime._witness.see(wanted, Seen("running", None, None, "", None), folder=tmp_path)
+    stating.runtime._witness.see(wanted, Seen("exited", 0, ended_at, "", None), folder=tmp_path)
+    (document,) = stating.stated()
+    assert document["body"]["running_at"] == document["body"]["ended_at"]
+
+
 def test_the_first_and_last_readings_of_its_counters_are_signed_with_it(stating):
     stating.run("asg_a", "sleep 600")
     stating.until("asg_a", "running")
@@ -50,6 +64,29 @@ def test_the_first_and_last_readings_of_its_counters_are_signed_with_it(stating)
     stating.want("asg_a", "gone")
     stating.until("asg_a", "gone")
     assert stating.stated()[-1]["body"]["counters"] == {"tokens_total": [3, 90]}
+
+
+def test_what_it_counted_after_the_last_reading_is_told_and_signed_before_how_it_ended(stating):
+    stating.runtime._readings = Readings(record=stating.journal.append)
+    counters = {"port": 9, "path": "/metrics", "names": ["tokens_total"]}
+    stating.run("asg_a", 'echo "tokens_total 90" > "$GPUMARKET_COUNTERS"', work={"counters": counters})
+    stating.until("asg_a", "exited")
+    sample = {"assignment": "asg_a", "fence": 1, "values": {"tokens_total": 90}}
+    told = [one for one in stating.journal.waiting(100) if one["kind"] in {"counters", "statement"}]
+    assert [one["kind"] for one in told] == ["counters", "statement"]
+    assert told[0]["body"] == {"samples": [sample]}
+    assert told[1]["body"]["body"]["counters"] == {"tokens_total": [90, 90]}
+
+
+def test_what_is_told_to_end_is_read_for_the_last_time_before_its_folder_goes(stating):
+    stating.runtime._readings = Readings(record=stating.journal.append)
+    counters = {"port": 9, "path": "/metrics", "names": ["tokens_total"]}
+    leave = 'trap \'echo "tokens_total 7" > "$GPUMARKET_COUNTERS"; exit 0\' TERM; while :; do sleep 0.05; done'
+    stating.run("asg_a", leave, work={"counters": counters})
+    stating.until("asg_a", "running")
+    stating.want("asg_a", "gone")
+    stating.until("asg_a", "gone")
+    assert stating.stated()[-1]["body"]["counters"] == {"tokens_total": [7, 7]}
 
 
 def test_an_agent_that_starts_again_says_the_same_words(stating):
