@@ -33,7 +33,8 @@ MOVES: Mapping[State, tuple[State, ...]] = {
     State.OPEN: (State.PAST_DUE, State.PAID),
     State.PAST_DUE: (State.OPEN, State.PAID, State.UNCOLLECTIBLE),
     State.UNCOLLECTIBLE: (State.PAID,),
-    State.PAID: (State.OPEN,),  # its bank took the payment back
+    # Its bank took the payment back; of what was recovered, it is lost again.
+    State.PAID: (State.OPEN, State.UNCOLLECTIBLE),
 }
 UNPAID = (State.OPEN, State.PAST_DUE)
 # Disputes that are open, or upheld with a credit that waits for its second person.
@@ -47,8 +48,11 @@ SANCTIONS = (Action.RESTRICT, Action.STOP_SPOT, Action.STOP_ON_DEMAND)
 def open_for(invoices: Iterable[Invoice], *, at: datetime) -> None:
     """Open a collection for each of these new invoices that leaves something due. Two statements for any number."""
     owing = [invoice for invoice in invoices if invoice.due_micros]
-    if not owing:
-        return
+    if owing:
+        _open(owing, at=at)
+
+
+def _open(owing: Sequence[Invoice], *, at: datetime) -> None:
     days = credit_lines.net_days_of([invoice.organization_id for invoice in owing])
     Collection.objects.bulk_create(
         [
@@ -56,7 +60,7 @@ def open_for(invoices: Iterable[Invoice], *, at: datetime) -> None:
                 invoice=invoice,
                 organization_id=invoice.organization_id,
                 state_since=at,
-                due_at=invoice.issued_at + timedelta(days=days[invoice.organization_id]),
+                due_at=at + timedelta(days=days[invoice.organization_id]),
                 look_at=at,
             )
             for invoice in owing
@@ -121,9 +125,14 @@ def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice])
 
 
 def reopen(invoice: Invoice, *, at: datetime) -> None:
-    """Ask for an invoice again whose payment was taken back; its steps go on where they were. Behind the gate."""
-    row = Collection.objects.filter(invoice=invoice, state=State.PAID).first()
-    if row is not None:
+    """Ask for an invoice again whose payment was taken back; its steps go on where they were. Behind the gate.
+
+    One that was paid when it was issued, so that nothing was ever asked for, is due in the usual time from now.
+    """
+    row = Collection.objects.filter(invoice=invoice).first()
+    if row is None:
+        _open([invoice], at=at)
+    elif row.state == State.PAID:
         move(row, State.OPEN, at=at, look_at=at)
 
 

@@ -31,6 +31,25 @@ RULES: Mapping[str, str] = {
         ) moved ON moved.key = 'write-off:' || invoice.public_id
         WHERE written_off_micros <> coalesce(moved.total, 0)
     """,
+    "recovered_is_what_came_of_what_was_written_off": """
+        SELECT organization.public_id, format('recovered %%s, came %%s', total, coalesce(moved.micros, 0))
+        FROM (
+            SELECT organization_id, sum(recovered_micros) AS total FROM billing_collection GROUP BY organization_id
+        ) kept JOIN marketplace_organization organization ON organization.id = organization_id
+        LEFT JOIN (
+            SELECT organization_id, sum(micros) AS micros FROM (
+                SELECT payer.organization_id, amount_micros AS micros
+                FROM billing_transfer JOIN billing_account payer ON payer.id = source_id WHERE key LIKE 'recover:%%'
+                UNION ALL
+                SELECT payment.organization_id, -transfer.amount_micros
+                FROM billing_transfer transfer
+                JOIN billing_dispute dispute ON dispute.public_id = split_part(transfer.key, ':', 2)
+                JOIN billing_payment payment ON payment.id = dispute.payment_id
+                WHERE transfer.key LIKE 'dispute:%%:bad_debt'
+            ) each GROUP BY organization_id
+        ) moved ON moved.organization_id = kept.organization_id
+        WHERE total <> coalesce(moved.micros, 0)
+    """,
     "sanction_is_what_unpaid_invoices_brought": """
         SELECT account.public_id, format('sanction %%s, events %%s', sanction, coalesce(most.action, ''))
         FROM billing_account account LEFT JOIN LATERAL (

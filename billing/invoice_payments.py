@@ -75,27 +75,16 @@ def payable_micros(public_id: str, organization: Organization) -> int | None:
     return left_micros(invoice, invoice.organization)
 
 
-def pay_named(public_id: str, organization: Organization, most_micros: int, cause: str, at: datetime) -> None:
-    """Pay an invoice of an organization from the cash that has just come for it; where there is none, nothing."""
-    invoice = _named(public_id, organization)
-    if invoice is not None:
-        payer = accounts.lock(organization_id=organization.pk, currency=invoice.currency)
-        pay_from_cash(payer=payer, invoice=invoice, most_micros=most_micros, cause=cause, at=at)
+def pay_named(public_id: str, organization: Organization, most_micros: int, cause: str, at: datetime) -> int:
+    """Pay an invoice of an organization from the cash that has just come for it; return how much that was.
 
-
-def take_back(*, cause: str, transfer_key: str, most_micros: int, at: datetime) -> Invoice | None:
-    """Let what a payment paid of its invoice be owed for it again, up to an amount; return that invoice, if any.
-
-    `cause` is the key of the payment, `transfer_key` that of the transfer by which it is owed. Once for that transfer.
+    Where there is no such invoice, that is nothing.
     """
-    paid = InvoicePayment.objects.select_related("invoice__organization").filter(transfer_key=f"settle:{cause}:invoice")
-    named = paid.first()
-    if named is None:
-        return None
-    share = min(named.amount_micros, most_micros)
-    name(invoice=named.invoice, transfer_key=transfer_key, amount_micros=-share, at=at)
-    collecting.reopen(named.invoice, at=at)
-    return named.invoice
+    invoice = _named(public_id, organization)
+    if invoice is None:
+        return 0
+    payer = accounts.lock(organization_id=organization.pk, currency=invoice.currency)
+    return pay_from_cash(payer=payer, invoice=invoice, most_micros=most_micros, cause=cause, at=at)
 
 
 def _named(public_id: str, organization: Organization) -> Invoice | None:

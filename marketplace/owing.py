@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Min
 from django.utils.translation import gettext as _
 
-from billing import accounts, collecting, disputes, dunning
+from billing import accounts, collecting, disputes, dunning, invoice_payments
 from billing.errors import (
     AlreadyDecided,
     BadAmount,
@@ -136,14 +136,17 @@ def state_of(invoice: Invoice, left_micros: int, *, at: datetime) -> str:
 
 @transaction.atomic
 def pay(*, actor: Actor, invoice: Invoice, key: str, at: datetime) -> Payment:
-    """Charge the saved card for what is left of an invoice now, once per key. Of two at once the second is refused."""
+    """Charge the saved card for what is left of an invoice now, once per key. Of two at once the second is refused.
+
+    One that was given up can be paid after all.
+    """
     organization = invoice.organization
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
     key = f"invoice:{invoice.public_id}:{key}"
     ordered = Payment.objects.filter(key=key).first()
     if ordered is not None:
         return ordered
-    left, _asked = collecting.to_ask_for(organization, [invoice])[invoice.pk]
+    left = invoice_payments.payable_micros(invoice.public_id, organization)
     row = Collection.objects.filter(invoice=invoice).first()
     if not left or row is None:
         raise Conflict(_("%(number)s is paid already.") % _named(invoice))

@@ -1,10 +1,10 @@
 """What of issued invoices is still to be paid."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from billing.accounts import Organization
 from billing.models import Account, Invoice, InvoicePayment, Transfer
@@ -14,58 +14,71 @@ CHEAPER = Q(key__startswith="refund:") | Q(key__startswith="invoice:", key__ends
 
 
 def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) -> dict[int, int]:
-    """Return what is still owed of each of these, by id; four queries at most.
+    """Return what is still owed of each of these, by id; three queries at most.
 
     What was paid for an invoice by name counts for it. With all else the oldest
     debt is paid first: what came in since an invoice was issued paid what was
     owed then for earlier ones, then the invoice. What made use cheaper (a tier,
     a correction, a rounding) paid nothing, unless a credit note named it: the next invoice asks for less.
+    What a bank took back is owed from then on, and paid only by what comes later.
     """
     invoices = list(invoices)
-    owing = [invoice for invoice in invoices if invoice.due_micros]
     left = {invoice.pk: 0 for invoice in invoices}
-    if not owing:
-        return left
     debt = Account.objects.filter(
         organization=organization.pk, kind=Account.Kind.RECEIVABLE, currency=organization.currency, balance_micros__lt=0
     ).first()
-    if debt is None:
+    if debt is None or not invoices:
         return left
-    payments = Transfer.objects.filter(target=debt, effective_at__gte=min(one.issued_at for one in owing))
-    payments = payments.exclude(CHEAPER)
-    came = list(payments.values_list("effective_at").annotate(total=Sum("amount_micros")))
-    named = [
-        _Named(*row)
-        for row in InvoicePayment.objects.filter(invoice__organization=organization.pk).values_list(
-            "at", "invoice", "invoice__issued_at", "amount_micros", "transfer_key"
-        )
-    ]
-    for invoice in owing:
-        left[invoice.pk] = min(_left(invoice, came, named), -debt.balance_micros)
+    events = _events(debt, organization, since=min(one.issued_at for one in invoices))
+    for invoice in invoices:
+        left[invoice.pk] = min(_left(invoice, events), -debt.balance_micros)
     return left
 
 
-class _Named(NamedTuple):
-    """What paid an invoice by name, or is owed for it again (less than nothing).
-
-    Neither a correction nor a debt is money that came in, so nothing else was left of it.
-    """
+class _Event(NamedTuple):
+    """Money that came in, for the oldest debt; or what paid one invoice by name, less than nothing: owed again."""
 
     at: datetime
-    invoice_id: int
-    issued_at: datetime
     micros: int
-    key: str
-
-    @property
-    def came_in(self) -> int:
-        return 0 if self.key.startswith("refund:") else max(0, self.micros)
+    invoice_id: int | None = None
+    issued_at: datetime | None = None
 
 
-def _left(invoice: Invoice, came: Sequence[tuple[datetime, int]], named: Sequence[_Named]) -> int:
-    since = [row for row in named if row.at >= invoice.issued_at]
-    paid_by_name = sum(row.micros for row in since if row.invoice_id == invoice.pk)
-    older_by_name = sum(row.micros for row in since if row.issued_at < invoice.issued_at)
-    others = sum(total for at, total in came if at >= invoice.issued_at) - sum(row.came_in for row in since)
-    own = max(0, others - max(0, invoice.older_due_micros - older_by_name))
-    return max(0, invoice.due_micros - paid_by_name - own)
+def _events(debt: Account, organization: Organization, *, since: datetime) -> list[_Event]:
+    """Return what came in since a moment and what it was named for, in the order in which it moved. Two queries."""
+    rows = InvoicePayment.objects.filter(invoice__organization=organization.pk, at__gte=since)
+    named = {
+        key: (micros, invoice_id, issued_at)
+        for key, micros, invoice_id, issued_at in rows.values_list(
+            "transfer_key", "amount_micros", "invoice", "invoice__issued_at"
+        )
+    }
+    came = Q(target=debt, effective_at__gte=since) & ~CHEAPER
+    moved = Transfer.objects.filter(came | Q(key__in=list(named))).order_by("pk")
+    events: list[_Event] = []
+    for key, at, micros in moved.values_list("key", "effective_at", "amount_micros"):
+        by_name = named.get(key)
+        if by_name is None:
+            events.append(_Event(at, micros))
+            continue
+        events.append(_Event(at, *by_name))
+        # Neither a correction nor a debt is money that came in, so nothing else is left of it.
+        is_money = by_name[0] > 0 and not key.startswith("refund:")
+        events += [_Event(at, micros - by_name[0])] if is_money else []
+    return events
+
+
+def _left(invoice: Invoice, events: Iterable[_Event]) -> int:
+    older, own = invoice.older_due_micros, invoice.due_micros
+    for event in events:
+        if event.at < invoice.issued_at:
+            continue
+        if event.issued_at is None:
+            of_older = min(older, event.micros)
+            older, own = older - of_older, own - (event.micros - of_older)
+        elif event.invoice_id == invoice.pk:
+            own -= event.micros
+        elif event.issued_at < invoice.issued_at:
+            older -= event.micros
+        older, own = max(0, older), max(0, own)
+    return own

@@ -129,6 +129,17 @@ def _issue_batch(organization_ids: Collection[int], *, cutoff: datetime, at: dat
     return _issue_drafts(drafts, at=at) if drafts else []
 
 
+def not_invoiced_micros(*, payer: CustomerAccounts, at: datetime) -> int:
+    """Return what was taken from an organization's cash, or is owed, for what is on no invoice yet. Behind the gate."""
+    key = payer.cash.organization_id
+    assert key is not None
+    taken = sum(piece.charged_micros - piece.invoiced_micros for piece in pieces.uninvoiced([key], cutoff=at)[key])
+    taken += sum(each.amount_micros for each in adjusted.uninvoiced([key])[key])
+    taken += sum(item.amount_micros - item.promo_micros for item in prepaid.uninvoiced([key])[key])
+    _, promo_before = _invoiced_before([key]).get(key, (at, 0))
+    return max(0, taken - (pieces.promo_used([payer.promo.pk])[key] - promo_before))
+
+
 def take_back_due(*, at: datetime) -> int:
     """Issue the credit notes of what turned out to be less after its invoice; return how many. Safe to repeat."""
     issued, after = 0, 0

@@ -1,16 +1,17 @@
 """Disputes: a bank takes a payment back. The customer owes it again, and gets it back where we win.
 
-What paid an invoice by name is owed for that invoice again, which is asked for by its dunning; what we win pays it
-first. Until the customer pays, no card of which a bank took something back is charged by itself.
+What it had paid is owed for its invoices again (`taken_back`), which are asked for by their dunning; what we win pays
+them first. Until the customer pays, no card of which a bank took something back is charged by itself.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
 from django.db.models import Q
 
-from billing import accounts, collecting, invoice_payments, ledger, moves, notices, rating, receivables, runway
+from billing import accounts, collecting, ledger, moves, notices, rating, receivables, runway, taken_back
 from billing.errors import Stranger
 from billing.models import Account, Dispute, Notice, Payment, Transfer
 from billing.payments import automatic, gateway
@@ -87,31 +88,39 @@ def _has_moved(key: str) -> bool:
 def _take(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micros: int, *, at: datetime) -> None:
     """Take what the bank took from the customer's cash; the rest is owed. Promotional credit is no money of a bank."""
     (from_cash,), owed = rating.take_in_turn(micros, [max(0, payer.cash.free_micros)])
-    for source, share in ((payer.cash, from_cash), (payer.receivable, owed)):
-        if share:
-            ledger.transfer(
-                key=f"dispute:{row.public_id}:{source.kind}",
-                source=source,
-                target=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
-                amount_micros=share,
-                reason=f"Payment {payment.public_id} was disputed",
-                at=at,
-            )
-    invoice = None
-    if owed:
-        invoice = invoice_payments.take_back(
-            cause=payment.processor_key, transfer_key=f"dispute:{row.public_id}:{payer.receivable.kind}",
-            most_micros=owed, at=at,
-        )  # fmt: skip
+    if from_cash:
+        ledger.transfer(
+            key=f"dispute:{row.public_id}:{payer.cash.kind}",
+            source=payer.cash,
+            target=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
+            amount_micros=from_cash,
+            reason=f"Payment {payment.public_id} was disputed",
+            at=at,
+        )
+    again = taken_back.owe(dispute=row, payer=payer, micros=owed, at=at) if owed else []
     runway.refresh(organization=payment.organization, at=at)
     collecting.review(organization=payment.organization, at=at)
     automatic.pause_for_dispute(organization=payment.organization, at=at)
-    kind = Notice.Kind.INVOICE_OWED_AGAIN if invoice is not None else Notice.Kind.PAYMENT_TAKEN_BACK
-    facts = {
-        "left_micros": str(micros), "currency": payment.currency, "payment": payment.public_id,
-        "number": invoice.number if invoice is not None else "",
-    }  # fmt: skip
-    notices.tell([notices.News(payment.organization_id, kind, f"taken:{row.public_id}", facts)], at=at)
+    notices.tell(_news(row, payment, micros, again), at=at)
+
+
+def _news(row: Dispute, payment: Payment, micros: int, again: Sequence[taken_back.Again]) -> list[notices.News]:
+    """Return what the customer is told: each invoice that is owed again, and what else was taken."""
+    facts = {"currency": payment.currency, "payment": payment.public_id}
+    told = [
+        notices.News(
+            payment.organization_id, Notice.Kind.INVOICE_OWED_AGAIN, f"taken:{row.public_id}:{one.invoice.public_id}",
+            facts | {"left_micros": str(one.micros), "number": one.invoice.number},
+        )
+        for one in again
+    ]  # fmt: skip
+    rest = micros - sum(one.micros for one in again)
+    if rest:
+        said = facts | {"left_micros": str(rest), "number": ""}
+        told.append(
+            notices.News(payment.organization_id, Notice.Kind.PAYMENT_TAKEN_BACK, f"taken:{row.public_id}", said)
+        )
+    return told
 
 
 def _give_back(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micros: int, *, at: datetime) -> None:
@@ -124,8 +133,7 @@ def _give_back(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts,
         reason=f"The dispute of {payment.public_id} was won",
         at=at,
     )
-    if payment.purpose == Payment.Purpose.INVOICE:
-        invoice_payments.pay_named(payment.reference, payment.organization, micros, key, at)
+    taken_back.pay_again(dispute=row, micros=micros, cause=key, at=at)
     receivables.settle(freed=payer.cash, cause=key, at=at)
     runway.refresh(organization=payment.organization, at=at)
     collecting.review(organization=payment.organization, at=at)

@@ -118,7 +118,7 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "invoice_owed_again": (
             "{organization}: invoice {number} is owed again",
-            "Your bank took back {left} of the payment {payment} for invoice {number}, so the invoice is not paid.\n"
+            "Your bank took back the payment {payment}, so {left} of invoice {number} is not paid any more.\n"
             "Automatic top-up is paused, and this card is not charged for invoices by itself any more.\n"
             "What to do: pay it on its page, or by bank transfer with its number. If it is wrong, dispute it there.\n"
             "If you did not mean this, tell your bank; what comes back pays it.",
@@ -241,7 +241,7 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ),
         "invoice_owed_again": (
             "{organization}：請求書{number}は再び未払いです",
-            "請求書{number}のお支払い{payment}のうち{left}を銀行が取り消したため、請求書は未払いに戻りました。\n"
+            "お支払い{payment}を銀行が取り消したため、請求書{number}のうち{left}が未払いに戻りました。\n"
             "自動チャージを一時停止し、このカードへの請求書の自動請求も行いません。\n"
             "対応：請求書のページで支払うか、請求書番号を記して銀行振込でお支払いください。誤りがあれば同じページでお申し出ください。\n"
             "お心当たりがない場合は銀行にご連絡ください（戻った金額は請求書に充てます）。",

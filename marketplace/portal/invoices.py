@@ -7,6 +7,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
+from billing import invoice_payments
 from billing.invoicing import debts, proof
 from billing.models import BillingDetails
 from marketplace import access, access_till, owing
@@ -53,7 +54,7 @@ def shown(visit: Visit, invoice_id: str) -> HttpResponse:
     more, found = len(found) > PAGE, found[:PAGE]
     context = {
         "invoice": invoice,
-        "left": debts.left_due_micros(organization=invoice.organization, invoices=[invoice])[invoice.pk],
+        "left": invoice_payments.payable_micros(invoice.public_id, invoice.organization),
         "proofs": proof.of_lines(invoice, found),
         "totals": proof.of_totals(invoice),
         "credit_notes": access.invoices(invoice.organization).filter(credited=invoice).order_by("pk"),

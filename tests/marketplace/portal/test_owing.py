@@ -9,9 +9,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing.invoicing import issuing
-from billing.models import Card, Invoice, InvoiceDispute, Payment
+from billing.models import Card, Collection, Invoice, InvoiceDispute, Payment
 from billing.payments import gateway
 from marketplace.models import Organization
+from tests.billing.test_dunning import DAY, days, run
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
 
 __all__ = ["seller"]
@@ -48,6 +49,21 @@ def test_an_invoice_is_paid_now(
         answer = owner.post(reverse("invoice-pay", args=[owed.public_id]), {"key": "2"}, follow=True)
         assert "is being charged to visa 4242" in text_of(answer)
     assert Payment.objects.count() == 1
+
+
+def test_an_invoice_that_was_given_up_can_be_paid_after_all(
+    owner: Client, owed: Invoice, acme: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in days(-8, 70):
+        run(owed.issued_at + (7 + day) * DAY)
+    assert "given up" in text_of(owner.get(reverse("invoice", args=[owed.public_id])))
+    assert "Pay now" in text_of(owner.get(reverse("invoice", args=[owed.public_id])))
+    monkeypatch.setattr(gateway, "is_there", lambda: True)
+    Card.objects.create(
+        organization=acme, processor_id="pm_1", brand="visa", last4="4242", exp_month=1, exp_year=2030, is_default=True
+    )
+    owner.post(reverse("invoice-pay", args=[owed.public_id]), {"key": "1"})
+    assert Payment.objects.get().amount_micros == Collection.objects.get().written_off_micros
 
 
 def test_a_line_is_disputed_and_withdrawn(owner: Client, owed: Invoice) -> None:
