@@ -63,7 +63,11 @@ def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Li
     """Return the offers that are sold in this currency, with price and free GPUs. Two queries."""
     offers = list(offers)
     known = prices.current(skus=[offer.sku for offer in offers], currency=currency, at=at)
-    placeable = Q(nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE, nodes__is_held=False)
+    # What is free on a node that a tenant has alone is there for nobody else.
+    placeable = Q(
+        nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE, nodes__is_held=False,
+        nodes__exclusive_to=None,
+    )  # fmt: skip
     free = {
         row["pk"]: row
         for row in Offer.objects.filter(pk__in=[offer.pk for offer in offers])

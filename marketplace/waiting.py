@@ -1,4 +1,4 @@
-"""Waiting for GPUs: what fits instead, when some come free, and orders that start by themselves.
+"""Waiting for GPUs: orders that start by themselves. What fits instead, and when some come free, says `outlook`.
 
 The rules, which the customer can read (docs/quotas.md):
 
@@ -18,7 +18,7 @@ moment leaves it waiting or started, and it never starts twice.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,16 +29,14 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import get_language, gettext
 
 from billing.errors import BillingError, InsufficientFunds
-from billing.models import PriceVersion
-from marketplace import access, audit, held, numbers, offers, rentals
+from marketplace import access, audit, held, numbers, rentals
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
-from provisioning import calendar, policies
+from provisioning import calendar
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
-from provisioning.models import Instance, Node, Phase
-from provisioning.placing import policy
+from provisioning.models import Capacity, Instance
 from provisioning.volumes import Use
 from provisioning.work import Counters, Work
 
@@ -47,8 +45,6 @@ log = structlog.get_logger("marketplace.waiting")
 UNTIL_MAX = timedelta(days=30)
 WAITS_MAX = 20  # of one organization for one offer
 SHARE_MAX_PERCENT = 50
-ESTIMATED_FROM = timedelta(hours=24)
-NEAREST_MAX = 3
 ENGLISH = "en"
 
 State = WaitingOrder.State
@@ -75,55 +71,6 @@ WHERE offer_id = %(offer)s
 """
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """Something of the same GPU model that could start now."""
-
-    offer: Offer
-    price: PriceVersion
-    gpus: int
-    replicas: int
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """How it stands with an order of this size: now, instead, and later.
-
-    `next_window` is when reservations leave room, as far as they are known;
-    `estimate` is a guess from how fast GPUs came free in the last day. Both are
-    None where nothing can be said.
-    """
-
-    fits_now: bool
-    nearest: list[Nearest]
-    next_window: datetime | None
-    ahead: int
-    gpus_ahead: int
-    estimate: datetime | None
-    as_of: datetime
-
-
-def outlook(*, project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> Outlook:
-    """Return what can be said of an order for this offer now. Nothing is held and nothing promised."""
-    rentals.check_size(rentals.Order(offer=offer, command=[], gpus=gpus, replicas=replicas))
-    ahead = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY)
-    gpus_ahead = _sum_of_gpus(ahead)
-    wanted = gpus * replicas
-    next_window = calendar.next_open(offer_id=offer.pk, gpus=wanted, at=at)
-    return Outlook(
-        fits_now=not policies.exclusions([(project.pk, offer.pk)])
-        and not gpus_ahead
-        and _room(offer, gpus) >= replicas
-        and next_window == at,
-        nearest=_nearest(project, offer, gpus, replicas, at),
-        next_window=next_window,
-        ahead=ahead.count(),
-        gpus_ahead=gpus_ahead,
-        estimate=_guess(gpus_ahead + wanted, _came_free(offer, at), at),
-        as_of=at,
-    )
-
-
 @transaction.atomic
 def wait(
     *, actor: Actor, project: Project, order: rentals.Order, max_micros_per_gpu_hour: int, until: datetime, at: datetime
@@ -136,7 +83,6 @@ def wait(
     """
     rentals.check_open(project)
     rentals.check(order)
-    _check_capacity(order)
     rentals.check_possible(project=project, order=order, at=at)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:
@@ -196,7 +142,7 @@ def told(entry: WaitingOrder) -> str:
 
 def demand(offer: Offer, at: datetime) -> int:
     """Return how many GPUs of an offer are waited for by orders that were tried and lacked nothing else."""
-    return _sum_of_gpus(WaitingOrder.objects.filter(LACKING_GPUS, offer=offer, until__gt=at))
+    return gpus_of(WaitingOrder.objects.filter(LACKING_GPUS, offer=offer, until__gt=at))
 
 
 def positions(entries: Iterable[WaitingOrder]) -> dict[int, int]:
@@ -209,24 +155,6 @@ def positions(entries: Iterable[WaitingOrder]) -> dict[int, int]:
     return {entry.pk: queues[entry.offer_id].index(entry.pk) + 1 for entry in entries if entry.offer_id in queues}
 
 
-def estimates(entries: Iterable[WaitingOrder], *, at: datetime) -> dict[int, datetime]:
-    """Return by primary key a guess when each order starts, from how fast its offer's GPUs came free in the last day.
-
-    Those of which nothing can be guessed are left out. Two queries for each queue.
-    """
-    found: dict[int, datetime] = {}
-    waits = [entry for entry in entries if entry.state == State.WAITING and entry.why == Why.CAPACITY]
-    for offer in {entry.offer for entry in waits}:
-        queue = WaitingOrder.objects.filter(WAITING, offer=offer, why=Why.CAPACITY).order_by("pk")
-        guesses, before = {}, 0
-        pace = _came_free(offer, at)
-        for pk, gpus in queue.annotate(wanted=F("gpus") * F("replicas")).values_list("pk", "wanted"):
-            before += gpus
-            guesses[pk] = _guess(before, pace, at)
-        found |= {entry.pk: guess for entry in waits if entry.offer == offer and (guess := guesses.get(entry.pk))}
-    return found
-
-
 def start_due(*, at: datetime, limit: int) -> int:
     """Expire what waited too long and start what can start, each queue from its head; return how many started.
 
@@ -236,8 +164,9 @@ def start_due(*, at: datetime, limit: int) -> int:
     """
     _expire(at=at, limit=limit)
     started = 0
-    queues = WaitingOrder.objects.filter(WAITING).order_by("offer").values_list("offer", flat=True).distinct()
-    for offer_id in list(queues):
+    queues = WaitingOrder.objects.filter(WAITING).values_list("offer", flat=True)
+    # Also of those that are over: nobody waits there for what is left to them.
+    for offer_id in sorted({*queues, *Capacity.objects.filter(waiting__gt=0).values_list("pk", flat=True)}):
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
         kept = frozenset[int]()
         for pk in _turn(offer_id, limit=limit):
@@ -330,9 +259,6 @@ def _hindrance(entry: WaitingOrder, *, at: datetime) -> tuple[Why, str] | None:
     gone = entry.token is not None and (entry.token.revoked_at is not None or entry.token.expires_at <= at)
     if gone or not entry.user.is_active or not access.may(actor, organization, "wait.change"):
         return Why.REFUSED, gettext("Whoever ordered it may not rent here any more.")
-    there = calendar.gpus_of_offer(entry.offer_id)
-    if entry.all_gpus > there and entry.all_gpus > (there := calendar.gpus_in_service(entry.offer_id)):
-        return Why.REFUSED, _too_many(entry.offer, entry.all_gpus, there)
     price = rentals.price_of(entry.offer, currency=organization.currency, at=at)
     if price.micros_per_unit_hour > entry.max_micros_per_gpu_hour:
         return Why.PRICE, gettext("A GPU-hour costs %(price)s now; it may cost %(most)s.") % {
@@ -366,19 +292,6 @@ def _why(refusal: Exception, *, is_strict: bool) -> Why:
 
 def _is_strict(kept: Mapping[str, Any]) -> bool:
     return kept.get("attach") == Instance.Attach.STRICT or bool(kept.get("reservation"))
-
-
-def _check_capacity(order: rentals.Order) -> None:
-    """Raise BadOrder for more GPUs than the offer has in good order: at the head it would block all others."""
-    wanted, offer_id = order.gpus * order.replicas, order.offer.pk
-    if wanted > calendar.gpus_of_offer(offer_id) and wanted > (there := calendar.gpus_in_service(offer_id)):
-        raise BadOrder("gpus", _too_many(order.offer, wanted, there))
-
-
-def _too_many(offer: Offer, wanted: int, there: int) -> str:
-    return gettext("%(offer)s is sold from %(fewest)s to %(most)s GPUs; you asked for %(gpus)s.") % {
-        "offer": offer.name, "fewest": min(offer.min_gpus, there), "most": there, "gpus": wanted,
-    }  # fmt: skip
 
 
 def _locked(pk: int) -> WaitingOrder | None:
@@ -433,7 +346,8 @@ def _read(entry: WaitingOrder) -> rentals.Order:
     )  # fmt: skip
 
 
-def _sum_of_gpus(entries: Any) -> int:
+def gpus_of(entries: Any) -> int:
+    """Return how many GPUs orders ask for together."""
     wanted: int = entries.aggregate(gpus=Coalesce(Sum(F("gpus") * F("replicas")), 0))["gpus"]
     return wanted
 
@@ -443,54 +357,3 @@ def _tell_capacity(offer: Offer, *, at: datetime) -> None:
     with transaction.atomic(savepoint=False), connection.cursor() as cursor:
         calendar.lock(offer_id=offer.pk, at=at)
         cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
-
-
-def _room(offer: Offer, gpus: int) -> int:
-    """Return how many replicas of so many GPUs the offer's nodes could take now."""
-    there = Node.objects.filter(offer=offer, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE)
-    nodes = there.filter(is_held=False, free_gpus__gte=gpus)
-    room: int = nodes.aggregate(room=Coalesce(Sum(F("free_gpus") / gpus), 0))["room"]
-    return room
-
-
-def _nearest(project: Project, offer: Offer, gpus: int, replicas: int, at: datetime) -> list[Nearest]:
-    """Return what could start now: less of this offer, then as much of others of its model, the cheapest first."""
-    same = Offer.objects.filter(gpu_model=offer.gpu_model, is_listed=True).select_related("site")
-    listings = offers.listings(same, currency=project.organization.currency, at=at)
-    kept = [policies.of(project_id=project.pk), policies.of(organization_id=project.organization_id)]
-    documents = [row.document for row in kept if row is not None]
-    found = []
-    for listing in sorted(listings, key=lambda one: one.price.micros_per_unit_hour):
-        for fewer in _shapes(listing.offer, gpus, replicas, listing.largest_replica):
-            if (listing.offer != offer) != (fewer == (gpus, replicas)):
-                continue  # Less of this offer, or all of it from another.
-            if _is_sold(listing.offer, *fewer) and not policy.broken_by(documents, policies.facts_of(listing.offer.pk)):
-                found.append(Nearest(listing.offer, listing.price, *fewer))
-                break
-    return sorted(found, key=lambda one: one.offer != offer)[:NEAREST_MAX]
-
-
-def _shapes(offer: Offer, gpus: int, replicas: int, largest: int) -> list[tuple[int, int]]:
-    """Return what of a shape fits now, the largest first: fewer replicas, else fewer GPUs on one node."""
-    room = min(replicas, _room(offer, gpus))
-    return ([(gpus, room)] if room else []) + ([(largest, 1)] if 0 < largest < gpus else [])
-
-
-def _is_sold(offer: Offer, gpus: int, replicas: int) -> bool:
-    try:
-        rentals.check_size(rentals.Order(offer=offer, command=[], gpus=gpus, replicas=replicas))
-    except BadOrder:
-        return False
-    return True
-
-
-def _came_free(offer: Offer, at: datetime) -> int:
-    """Return how many GPUs instances of an offer gave back in the last day."""
-    ended = Instance.objects.filter(offer=offer, phase__in=[Phase.STOPPED, Phase.TERMINATED, Phase.FAILED])
-    freed = ended.filter(phase_since__gt=at - ESTIMATED_FROM, ready_at__isnull=False)
-    gpus: int = freed.aggregate(gpus=Coalesce(Sum(F("gpus_per_replica") * F("replicas")), 0))["gpus"]
-    return gpus
-
-
-def _guess(wanted: int, came_free: int, at: datetime) -> datetime | None:
-    return at + ESTIMATED_FROM * wanted / came_free if came_free else None

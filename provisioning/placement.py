@@ -186,6 +186,13 @@ def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
     return found
 
 
+def room(*, project_id: int, offer_id: int, gpus: int) -> reasons.Room:
+    """Return what of replicas of so many GPUs could start now for a project. Nothing is claimed."""
+    with shards.current(offer_id) as live:
+        one = Instance(project_id=project_id, offer_id=offer_id, replicas=1, gpus_per_replica=gpus)
+        return reasons.room(live.shard, request_of(one, live.refresh(project_id), None))
+
+
 def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> None:
     """Raise PolicyExcludes for hours that are ordered of an offer. One query where no policy applies.
 

@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from marketplace import access, limits, quota_requests, waiting
+from marketplace import access, limits, outlook, quota_requests, waiting
 from marketplace.api import answers, quota_shapes, shapes
 from marketplace.api.instances import order_of
 from marketplace.api.pages import PageQuery, checked, paged, queried
@@ -226,7 +226,7 @@ class Outlook(APIView):
             project = access.project_for(actor, query.get("project"), verb="project.view")
         with naming("offer"):
             offer = offer_for(query["offer"])
-        found = waiting.outlook(
+        found = outlook.look(
             project=project, offer=offer, gpus=query["gpus"], replicas=query["replicas"], at=timezone.now()
         )
         nearest = [
@@ -248,7 +248,7 @@ class Outlook(APIView):
 
 def _waits(entries: Sequence[WaitingOrder]) -> list[Answer]:
     places = waiting.positions(entries)
-    estimates = waiting.estimates(entries, at=timezone.now())
+    estimates = outlook.estimates(entries, at=timezone.now())
     return [_wait(entry, places.get(entry.pk), estimates.get(entry.pk)) for entry in entries]
 
 

@@ -26,6 +26,7 @@ from marketplace.jobs import bounding, moves, orders, pricing, spec
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, Task, TaskState
+from provisioning import placement
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Instance, Node
 
@@ -202,13 +203,9 @@ def _who_may_not(job: Job, at: datetime) -> str:
 
 
 def _free(job: Job) -> int:
-    """Return how many tasks the offer's nodes could take now."""
-    nodes = Node.objects.filter(
-        offer=job.offer_id, state=Node.State.AVAILABLE, reachability=Node.Reachability.ONLINE, is_held=False
-    )
-    each = F("free_gpus") / job.gpus
-    room: int = nodes.filter(free_gpus__gte=job.gpus).aggregate(room=Sum(each, default=0))["room"]
-    return room // job.replicas
+    """Return how many tasks the offer's nodes could take now, by what placement lets their project have."""
+    room = placement.room(project_id=job.project_id, offer_id=job.offer_id, gpus=job.gpus)
+    return room.apart if job.replicas == 1 else room.together // job.replicas
 
 
 def _share(job: Job) -> int:

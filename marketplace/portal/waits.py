@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, idempotency, rentals, waiting
+from marketplace import access, idempotency, outlook, rentals, waiting
 from marketplace.errors import BadOrder
 from marketplace.models import Project, WaitingOrder
 from marketplace.money import plain
@@ -27,7 +27,7 @@ def listed(visit: Visit) -> HttpResponse:
     organization = visit.organization(verb="wait.view")
     found = access.waiting_orders(visit.actor).filter(project__organization=organization)
     rows = list(found.order_by("-pk")[:PAGE])
-    places, estimates = waiting.positions(rows), waiting.estimates(rows, at=visit.at)
+    places, estimates = waiting.positions(rows), outlook.estimates(rows, at=visit.at)
     context = {
         "rows": [(row, places.get(row.pk), estimates.get(row.pk), waiting.told(row)) for row in rows],
         "organization": organization,
@@ -48,7 +48,7 @@ def cancel(visit: Visit, entry_id: str) -> HttpResponse:
 def offered(visit: Visit, project: Project, listing: Listing, typed: dict[str, str]) -> dict[str, Any]:
     """Return what the launch form shows where an order does not fit now; nothing where its size makes no sense."""
     try:
-        found = waiting.outlook(
+        found = outlook.look(
             project=project, offer=listing.offer, gpus=whole_number(typed["gpus"]),
             replicas=whole_number(typed["replicas"]), at=visit.at,
         )  # fmt: skip

@@ -36,7 +36,7 @@ def deal(shard: Shard, request: Request) -> Dealt | None:
     room_of = Counter(room for room, _ in domains)
     if sum(room * count for room, count in room_of.items()) < request.replicas:
         return None
-    water, rest = _level(room_of, request.replicas)
+    water, rest = level_of(room_of, request.replicas)
     skew = water + bool(rest) - min(water, domains[0][0])
     parts = list[Part]()
     for room, domain in domains:
@@ -49,7 +49,7 @@ def deal(shard: Shard, request: Request) -> Dealt | None:
     return Dealt(skew, parts)
 
 
-def _level(room_of: Counter[int], replicas: int) -> tuple[int, int]:
+def level_of(room_of: Counter[int], replicas: int) -> tuple[int, int]:
     """Return how high the water stands when all of it is poured, and how much is left above that level."""
     water, poured = 0, 0
     deeper = sum(room_of.values())

@@ -56,6 +56,36 @@ def most_replicas(shard: Shard, request: Request) -> dict[str, int]:
     return {"node": largest // request.gpus} | {level: count * per_node for level, count in room.most().items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What of a shape could start now, by placement's own rules; what is closed to whoever asks counts for nothing.
+
+    `together` is the most replicas of one instance, `apart` how many instances
+    of one replica, `largest` the most GPUs of a replica of any size.
+    """
+
+    together: int
+    apart: int
+    largest: int
+
+
+def room(shard: Shard, request: Request) -> Room:
+    """Return the room for replicas of so many GPUs; `request` has one, anywhere."""
+    with shard.without(request.avoid, request.barred):
+        open_to_all = most_replicas(shard, request)["site"]
+        own = _free_on_own(shard, request)
+        classes = enumerate(shard.counts)
+        frees = [shard.frees[klass] for klass, count in classes if count and klass]
+    largest = [free for free in frees if free == shard.size or not request.is_exclusive]
+    on_own = [free // request.gpus for free in own]
+    return Room(together=max([open_to_all, *on_own]), apart=open_to_all + sum(on_own), largest=max([0, *largest, *own]))
+
+
+def _free_on_own(shard: Shard, request: Request) -> list[int]:
+    """Return how many GPUs are free on each of the nodes that the tenant has alone."""
+    return [spot.mask.bit_count() for spot in shard.owned.get(request.owner, {}).values() if can_stay(spot, request)]
+
+
 Change = dict[str, str | int]
 
 
@@ -77,7 +107,8 @@ def _changes(shard: Shard, request: Request, most: dict[str, int]) -> Iterator[C
     if not packs and request.is_required and (dealt := deal(shard, request)) is not None:
         yield {"max_skew": dealt.skew}
     widest = request.level if packs and request.is_required else "site"
-    fewer = most.get(widest, most["node"])
+    # A gang is on one of the nodes that its tenant has alone, or on none of them.
+    fewer = max([most.get(widest, most["node"]), *(free // request.gpus for free in _free_on_own(shard, request))])
     if 0 < fewer < request.replicas:
         yield {"replicas": fewer}
     for gpus in range(request.gpus - 1, 0, -1) if request.replicas == 1 else ():

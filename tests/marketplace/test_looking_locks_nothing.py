@@ -9,7 +9,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from marketplace import spot, spot_terms, waiting
+from marketplace import outlook, spot, spot_terms, waiting
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Project
@@ -73,7 +73,7 @@ def test_a_bid_for_more_than_was_counted_looks_what_is_there(counted: Fleet, act
 
 def test_an_outlook_sees_what_is_there(counted: Fleet, project: Project) -> None:
     with touching_capacity() as statements:
-        found = waiting.outlook(project=project, offer=counted.h200, gpus=8, replicas=2, at=timezone.now())
+        found = outlook.look(project=project, offer=counted.h200, gpus=8, replicas=2, at=timezone.now())
         assert statements() == []
     assert found.fits_now
 

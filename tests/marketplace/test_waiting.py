@@ -11,7 +11,7 @@ from django.utils import timezone, translation
 
 from billing import prices
 from billing.models import Account
-from marketplace import rentals, spot_capacity, tokens, waiting
+from marketplace import offers, outlook, rentals, spot_capacity, tokens, waiting
 from marketplace.access import Actor, person
 from marketplace.errors import BadOrder, IllegalState, ProjectSuspended
 from marketplace.models import (
@@ -297,12 +297,40 @@ def test_the_outlook_names_what_fits_instead(
 ) -> None:
     rent(gpus=8)
     run_until_idle()
-    found = waiting.outlook(project=project, offer=fleet.h200, gpus=8, replicas=2, at=timezone.now())
+    found = outlook.look(project=project, offer=fleet.h200, gpus=8, replicas=2, at=timezone.now())
     assert not found.fits_now
     assert [(one.offer, one.gpus, one.replicas) for one in found.nearest] == [(fleet.h200, 8, 1)]
     assert (found.ahead, found.gpus_ahead, found.estimate) == (0, 0, None)
-    fits = waiting.outlook(project=project, offer=fleet.h200, gpus=8, replicas=1, at=timezone.now())
+    fits = outlook.look(project=project, offer=fleet.h200, gpus=8, replicas=1, at=timezone.now())
     assert fits.fits_now
+
+
+def test_what_is_free_where_a_tenant_is_alone_is_no_outlook_for_others(
+    wait: Wait, rent: Rent, strangers: Wait, project: Project, fleet: Fleet
+) -> None:
+    shared_with_nobody(project)
+    rent()
+    stranger = Project.objects.get(organization__name="Dora")
+    asked: dict[str, Any] = {"offer": fleet.h200, "replicas": 2, "at": timezone.now()}
+    found = outlook.look(project=stranger, gpus=8, **asked)
+    assert not found.fits_now
+    assert [(one.gpus, one.replicas) for one in found.nearest] == [(8, 1)]
+    # Their own seven are there for themselves.
+    assert outlook.look(project=project, gpus=3, **asked).fits_now
+    (listing,) = offers.listings([fleet.h200], currency="USD", at=timezone.now())
+    assert listing.available_gpus == 8
+
+
+def test_an_order_whose_time_is_over_leaves_its_gpus_to_new_ones(
+    clock: time_machine.Traveller, wait: Wait, full: list[Instance], rent: Rent, actor: Actor, run_until_idle: Run
+) -> None:
+    run_until_idle()
+    wait(gpus=8, replicas=2, hours=1)
+    sweep()
+    clock.shift(timedelta(hours=1))
+    sweep()
+    end(full[0], actor, run_until_idle)
+    assert rent().claimed
 
 
 def test_an_estimate_follows_what_came_free(
@@ -312,7 +340,7 @@ def test_an_estimate_follows_what_came_free(
     end(full[0], actor, run_until_idle)
     gang = wait(gpus=8, replicas=2)
     at = timezone.now()
-    assert waiting.estimates([gang], at=at)[gang.pk] == at + timedelta(hours=48)
+    assert outlook.estimates([gang], at=at)[gang.pk] == at + timedelta(hours=48)
 
 
 def test_demand_is_what_was_tried_and_lacks_nothing_but_gpus(wait: Wait, full: list[Instance], fleet: Fleet) -> None:
@@ -326,19 +354,24 @@ def test_demand_is_what_was_tried_and_lacks_nothing_but_gpus(wait: Wait, full: l
     assert spot_capacity.asked_on_demand(terms, at=timezone.now()) == 16
 
 
-def test_more_than_the_offer_has_is_refused_and_blocks_nobody_once_it_has_shrunk(
-    wait: Wait, strangers: Wait, fleet: Fleet
+@pytest.mark.parametrize("away", [{"reachability": "lost"}, {"state": "cordoned"}, {"is_held": True}])
+@pytest.mark.parametrize("wish", [{}, {"strategy": "spread", "level": "node"}])
+def test_what_is_out_of_service_comes_back_so_an_order_for_it_waits_and_blocks_nobody_meanwhile(
+    wait: Wait, strangers: Wait, rent: Rent, fleet: Fleet, away: dict[str, Any], wish: dict[str, Any]
 ) -> None:
-    large, small = wait(gpus=8, replicas=2), strangers()
-    Node.objects.filter(pk=Node.objects.filter(offer=fleet.h200).values("pk")[:1]).update(reachability="lost")
+    gang: dict[str, Any] = {"gpus": 8, "replicas": 2, "wish": wish}
+    Node.objects.filter(name="h200-1").update(**away)
     calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
-    with pytest.raises(BadOrder, match="to 8 GPUs; you asked for 16") as refusal:
-        wait(gpus=8, replicas=2)
-    assert refusal.value.field == "gpus"
+    # What a launch is told that it lacks now, the queue takes.
+    with pytest.raises(NoCapacity) as full:
+        rent(**gang)
+    assert not isinstance(full.value, NeverFits)
+    large, small = wait(**gang), strangers()
     assert sweep() == 1
     assert states(large, small) == [("waiting", "refused"), ("started", "capacity")]
+    assert "no place in service now" in waiting.told(large)
     assert waiting.demand(fleet.h200, timezone.now()) == 0
-    Node.objects.filter(offer=fleet.h200).update(reachability="online")
+    Node.objects.filter(offer=fleet.h200).update(reachability="online", state="available", is_held=False)
     sweep()
     assert states(large) == [("waiting", "capacity")]
 

@@ -18,7 +18,7 @@ from marketplace.errors import IllegalState
 from marketplace.jobs import cancelling, dispatching, judging, progress, running
 from marketplace.models import Attempt, AuditEntry, Bid, Job, JobEvent, Project, Task
 from provisioning import instances
-from provisioning.models import Assignment, GpuHold, Instance, Phase, Quota
+from provisioning.models import Assignment, GpuHold, Instance, Node, Phase, Quota
 from tests.conftest import Fleet, make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import make_deal
@@ -339,6 +339,16 @@ def test_an_organization_has_no_more_than_its_share_while_another_waits(works: W
     works.settle()
     works.look()
     assert (latest(mine).running, latest(job).running) == (8, 8)
+
+
+def test_what_is_free_where_a_tenant_is_alone_starts_no_task_of_others(works: Works) -> None:
+    alone = make_organization("Dora", make_person("dora@other.example"))
+    Node.objects.filter(name="h200-1").update(exclusive_to=alone)
+    job = works.one(array=20)
+    works.look()
+    found = latest(job)
+    # None was tried in vain: a refusal would have left its words.
+    assert (found.running, found.why, found.hindrance) == (8, Job.Why.CAPACITY, "")
 
 
 def test_no_more_run_at_once_than_a_job_allows(works: Works) -> None:

@@ -12,8 +12,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing.models import Hold
+from marketplace import outlook, quotes, reservations, trades, waiting
 from marketplace import policies as doors
-from marketplace import quotes, reservations, trades, waiting
 from marketplace.models import Organization, Project, Quote, Reservation, Trade, User, WaitingOrder
 from provisioning import calendar, decisions, quotas
 from provisioning.errors import PolicyExcludes
@@ -134,9 +134,9 @@ def test_an_order_that_a_policy_excludes_does_not_begin_to_wait(other_buys: Buye
         wait(other_buys)
     assert not WaitingOrder.objects.exists()
     asked: dict[str, Any] = {"project": other_buys.project, "offer": other_buys.offer, "gpus": 1, "replicas": 1}
-    assert not waiting.outlook(**asked, at=timezone.now()).fits_now
+    assert not outlook.look(**asked, at=timezone.now()).fits_now
     rule()
-    assert waiting.outlook(**asked, at=timezone.now()).fits_now
+    assert outlook.look(**asked, at=timezone.now()).fits_now
 
 
 def test_an_order_that_a_later_policy_excludes_waits_says_why_and_holds_up_nobody(

@@ -1,5 +1,7 @@
 """Which nodes are kept for what finds no place by its shape alone."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,10 +23,9 @@ def test_the_node_that_lacks_least_is_kept_for_whoever_needs_a_whole_one() -> No
     assert kept_for(shard_of(3, 6, 5), Request(1, 1, is_exclusive=True, owner=7)) == {2}
 
 
-def test_all_is_kept_where_it_fits_where_gpus_are_too_few_anyway_and_where_it_is_spread() -> None:
+def test_all_is_kept_where_it_fits_and_where_gpus_are_too_few_anyway() -> None:
     assert kept_for(shard_of(3, 8), Request(1, 8)) is None
     assert kept_for(shard_of(3, 4), Request(1, 8)) is None
-    assert kept_for(shard_of(8, 8), Request(3, 8, strategy="spread", level="node")) is None
 
 
 def test_nothing_is_kept_for_what_has_no_place_on_any_node_in_service() -> None:
@@ -48,6 +49,37 @@ def test_where_another_tenant_is_alone_all_of_the_node_is_to_come_free() -> None
     ]
     assert kept_for(Shard(rows), Request(1, 3, is_exclusive=True, owner=7)) == {2}
     assert kept_for(Shard(rows), Request(1, 3, is_exclusive=True, owner=7, barred=frozenset({2}))) == {1}
+
+
+EVEN: dict[str, Any] = {"strategy": "spread", "is_required": True}
+
+
+def test_what_is_to_be_spread_keeps_its_share_of_every_domain() -> None:
+    # Each rack is to have two whole nodes: the emptiest two of each.
+    shard = shard_of(7, 6, 3, 8, 7, 1, racks=2)
+    assert kept_for(shard, Request(4, 8, **EVEN, level="rack")) == {1, 2, 4, 5}
+    # One of three is to be anywhere: where the least is to come free.
+    assert kept_for(shard_of(7, 6, 5), Request(2, 8, **EVEN, level="node")) == {1, 2}
+    assert kept_for(shard_of(8, 8), Request(3, 8, **EVEN, level="node")) == frozenset()
+    assert kept_for(shard_of(4, 4, 4, racks=2), Request(3, 8, **EVEN, level="rack", max_skew=0)) == frozenset()
+
+
+@given(
+    free=st.lists(st.integers(0, GPUS), min_size=1, max_size=8), racks=st.integers(1, 3), replicas=st.integers(2, 6),
+    gpus=st.integers(1, GPUS), level=st.sampled_from(["node", "rack"]), max_skew=st.integers(0, 2), data=st.data(),
+)  # fmt: skip
+def test_what_is_kept_for_a_spread_is_a_place_once_it_is_empty_whatever_is_free_elsewhere(
+    free: list[int], racks: int, replicas: int, gpus: int, level: str, max_skew: int, data: st.DataObject
+) -> None:
+    request = Request(replicas, gpus, **EVEN, level=level, max_skew=max_skew)
+    kept = kept_for(shard_of(*free, racks=racks), request)
+    if kept is None:
+        return
+    assert bool(kept) == (choose(shard_of(*[GPUS] * len(free), racks=racks), request) is not None)
+    if kept:
+        others = data.draw(st.lists(st.integers(0, GPUS), min_size=len(free), max_size=len(free)))
+        emptied = [GPUS if number in kept else count for number, count in enumerate(others, 1)]
+        assert choose(shard_of(*emptied, racks=racks), request) is not None
 
 
 @given(
