@@ -311,12 +311,13 @@ def test_what_is_free_where_a_tenant_is_alone_is_no_outlook_for_others(
     shared_with_nobody(project)
     rent()
     stranger = Project.objects.get(organization__name="Dora")
-    asked: dict[str, Any] = {"offer": fleet.h200, "replicas": 2, "at": timezone.now()}
-    found = outlook.look(project=stranger, gpus=8, **asked)
+    asked: dict[str, Any] = {"offer": fleet.h200, "at": timezone.now()}
+    found = outlook.look(project=stranger, gpus=4, replicas=3, **asked)
     assert not found.fits_now
-    assert [(one.gpus, one.replicas) for one in found.nearest] == [(8, 1)]
+    assert [(one.gpus, one.replicas) for one in found.nearest] == [(4, 2)]
     # Their own seven are there for themselves.
-    assert outlook.look(project=project, gpus=3, **asked).fits_now
+    assert outlook.look(project=project, gpus=3, replicas=2, **asked).fits_now
+    assert outlook.look(project=project, gpus=7, replicas=1, **asked).fits_now
     (listing,) = offers.listings([fleet.h200], currency="USD", at=timezone.now())
     assert listing.available_gpus == 8
 
