@@ -44,6 +44,10 @@ class PriceAlreadyPublished(BillingError):
     """Another price begins at the same moment; prices are never changed."""
 
 
+class PriceAlreadyHolds(BillingError):
+    """A list is in force, or is in a moment: it is not withdrawn any more, another one takes its place."""
+
+
 class UnitMismatch(BillingError):
     """A meter counts one unit, and its price is for an hour of that unit."""
 

@@ -54,10 +54,16 @@ RULES: Mapping[str, str] = {
         SELECT price.public_id, format('list %%s %%s says otherwise', list.currency, list.number)
         FROM billing_priceversion price JOIN billing_pricelist list ON list.id = price.price_list_id
         LEFT JOIN billing_pricelistitem item ON item.price_list_id = list.id AND item.sku = price.sku
-        WHERE (price.currency, price.effective_from, price.model, price.micros_per_unit_hour, price.tiers,
+        WHERE price.withdrawn_at IS NULL
+          AND (price.currency, price.effective_from, price.model, price.micros_per_unit_hour, price.tiers,
                price.minimum_micros, price.unit)
             IS DISTINCT FROM (list.currency, list.effective_from, item.model, item.micros_per_unit_hour, item.tiers,
                item.minimum_micros, item.unit)
+    """,
+    "price_that_was_withdrawn_never_held": """
+        SELECT price.public_id, format('used by %%s', span.public_id)
+        FROM billing_priceversion price JOIN billing_usagespan span ON span.price_version_id = price.id
+        WHERE price.withdrawn_at IS NOT NULL
     """,
     "price_list_holds_from_its_moment_on": """
         SELECT format('list %%s %%s', list.currency, list.number),
@@ -67,7 +73,7 @@ RULES: Mapping[str, str] = {
         LEFT JOIN LATERAL (
             SELECT * FROM billing_priceversion version
             WHERE version.sku = item.sku AND version.currency = list.currency
-              AND version.effective_from <= list.effective_from
+              AND version.effective_from <= list.effective_from AND version.withdrawn_at IS NULL
             ORDER BY version.effective_from DESC LIMIT 1
         ) price ON true
         WHERE list.state = 'scheduled'

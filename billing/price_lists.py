@@ -15,6 +15,7 @@ from billing.errors import (
     BadPrice,
     BadTiers,
     KeyReused,
+    PriceAlreadyHolds,
     PriceAlreadyPublished,
     PriceListMoved,
     RetroactivePrice,
@@ -25,6 +26,8 @@ from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, S
 from billing.models.prices import terms_of
 
 SIMULATED_OVER = timedelta(days=30)
+# Until how long before its moment a list can be called off: who starts at that moment must not read it still.
+LAST_CALL = timedelta(minutes=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # the one month as which a simulation takes its days
 
 State = PriceList.State
@@ -32,7 +35,7 @@ MOVES: dict[State, tuple[State, ...]] = {
     State.DRAFT: (State.DRAFT, State.SIMULATED, State.WITHDRAWN),
     State.SIMULATED: (State.DRAFT, State.SIMULATED, State.APPROVED, State.WITHDRAWN),
     State.APPROVED: (State.SCHEDULED, State.WITHDRAWN),
-    State.SCHEDULED: (),
+    State.SCHEDULED: (State.WITHDRAWN,),  # by two people, before its moment: `price_withdrawals`
     State.WITHDRAWN: (),
 }
 # What each customer used in a stretch of time, by thing and version. What was paid ahead, floats or is committed to
@@ -223,9 +226,7 @@ def schedule(*, price_list: PriceList, effective_from: datetime, by: str, at: da
     if effective_from <= at:
         raise RetroactivePrice(f"{row}: {effective_from:%Y-%m-%d %H:%M:%S} is over")
     _take_turns(row.currency)  # what one list changes depends on all the others
-    later = PriceList.objects.filter(
-        currency=row.currency, state=State.SCHEDULED, effective_from__gt=effective_from
-    ).order_by("effective_from")
+    later = _scheduled_after(row, effective_from)
     try:
         with transaction.atomic():
             _move(row, State.SCHEDULED, scheduled_at=at, effective_from=effective_from)
@@ -240,8 +241,35 @@ def schedule(*, price_list: PriceList, effective_from: datetime, by: str, at: da
 @transaction.atomic
 def withdraw(*, price_list: PriceList) -> None:
     """Give up a list that was not scheduled."""
-    _move(_locked(price_list, State.WITHDRAWN), State.WITHDRAWN)
+    row = _locked(price_list, State.WITHDRAWN)
+    if row.state == State.SCHEDULED:
+        raise PriceListMoved(state=row.state, wanted=State.WITHDRAWN)
+    _move(row, State.WITHDRAWN)
     price_list.refresh_from_db()
+
+
+@transaction.atomic
+def call_off(*, price_list: PriceList, by: str, at: datetime) -> list[PriceVersion]:
+    """Let a scheduled list never come into force: none of its prices ever holds, and its moment is free again.
+
+    Lists that were scheduled for later still hold with all that they say: return what is published again for them.
+    Raises PriceListMoved for a list that is not scheduled, and PriceAlreadyHolds from a minute before its moment on.
+    """
+    row = _locked(price_list, State.WITHDRAWN)
+    if row.state != State.SCHEDULED or row.effective_from is None:
+        raise PriceListMoved(state=row.state, wanted=State.WITHDRAWN)
+    if row.effective_from <= at + LAST_CALL:
+        raise PriceAlreadyHolds(f"{row} holds from {row.effective_from:%Y-%m-%d %H:%M:%S} on")
+    _take_turns(row.currency)
+    later = list(_scheduled_after(row, row.effective_from))
+    PriceVersion.objects.filter(price_list=row, withdrawn_at=None).update(withdrawn_at=at)
+    _move(row, State.WITHDRAWN, effective_from=None)
+    published = []
+    for each in later:
+        _withdraw_idle(each, at=at)
+        published += _publish(each, by=by, at=at)
+    price_list.refresh_from_db()
+    return published
 
 
 def lists(*, currency: str = "") -> QuerySet[PriceList]:
@@ -306,6 +334,20 @@ def checked(item: Item, *, currency: str) -> PriceListItem:
         tiers=[] if item.model == PriceModel.FLAT else stored,
         minimum_micros=item.minimum_micros,
     )
+
+
+def _scheduled_after(row: PriceList, moment: datetime) -> QuerySet[PriceList]:
+    found = PriceList.objects.filter(currency=row.currency, state=State.SCHEDULED, effective_from__gt=moment)
+    return found.order_by("effective_from")
+
+
+def _withdraw_idle(price_list: PriceList, *, at: datetime) -> None:
+    """Withdraw what a list published that now holds already before it, so that no month's tiers begin anew for it."""
+    assert price_list.effective_from is not None
+    before = in_force(currency=price_list.currency, at=price_list.effective_from - timedelta(microseconds=1))
+    own = PriceVersion.objects.filter(price_list=price_list, withdrawn_at=None)
+    idle = [row.pk for row in own if row.sku in before and terms_of(row) == terms_of(before[row.sku])]
+    own.filter(pk__in=idle).update(withdrawn_at=at)
 
 
 def _publish(price_list: PriceList, *, by: str, at: datetime) -> list[PriceVersion]:

@@ -27,7 +27,7 @@ def publish(
 
     Publishing the same price for the same moment again changes nothing.
     """
-    same_moment = {"sku": sku, "currency": currency, "effective_from": effective_from}
+    same_moment = {"sku": sku, "currency": currency, "effective_from": effective_from, "withdrawn_at": None}
     price = PriceVersion.objects.filter(**same_moment).first()
     if price is None:
         if effective_from < at:
@@ -62,7 +62,9 @@ class _AnyOf(Lookup):  # type: ignore[type-arg]
 
 CURRENT = Prepared(
     lambda skus, currency, at: (
-        PriceVersion.objects.filter(_AnyOf(F("sku"), skus), currency=currency, effective_from__lte=at)
+        PriceVersion.objects.filter(
+            _AnyOf(F("sku"), skus), currency=currency, effective_from__lte=at, withdrawn_at=None
+        )
         .order_by("sku", "-effective_from")
         .distinct("sku")
     ),
@@ -78,5 +80,5 @@ def current(*, skus: Collection[str], currency: str, at: datetime) -> dict[str, 
 
 
 def history(*, sku: str) -> QuerySet[PriceVersion]:
-    """Return all versions, the newest first, those that are still to come included."""
-    return PriceVersion.objects.filter(sku=sku).order_by("-effective_from")
+    """Return all versions, the newest first, those that are still to come included; none that were withdrawn."""
+    return PriceVersion.objects.filter(sku=sku, withdrawn_at=None).order_by("-effective_from")

@@ -56,6 +56,7 @@ from billing.models.prices import (
     InvoiceAdjustment,
     PriceList,
     PriceListItem,
+    PriceWithdrawal,
     SimulatedBill,
     SimulatedWare,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "PriceModel",
     "PricePoint",
     "PriceVersion",
+    "PriceWithdrawal",
     "ProcessorCustomer",
     "ProcessorEvent",
     "Proposal",

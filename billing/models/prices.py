@@ -10,6 +10,7 @@ from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from billing.models.decisions import Proposal, second_person
 from billing.models.usage import PriceModel, PriceVersion, Unit
 from billing.public_ids import PublicIdField
 
@@ -73,6 +74,28 @@ class PriceList(models.Model):
 
     def __str__(self) -> str:
         return f"{self.currency} {self.number}"
+
+
+class PriceWithdrawal(Proposal):
+    """Somebody wants a scheduled list never to come into force; somebody else decides, in time or too late."""
+
+    public_id = PublicIdField(prefix="pwd")
+    price_list = models.ForeignKey(PriceList, models.PROTECT, related_name="withdrawals", db_index=False)
+    effective_from = models.DateTimeField(help_text="when the list would have begun")
+    reason = models.CharField(max_length=200)
+
+    class Meta:
+        constraints = [
+            second_person("price_withdrawal"),
+            models.CheckConstraint(condition=~Q(reason=""), name="price_withdrawal_says_why"),
+            models.UniqueConstraint(
+                fields=["price_list"], condition=Q(state="proposed"), name="price_withdrawal_one_waits_per_list"
+            ),
+        ]
+        indexes = [models.Index(fields=["price_list", "-id"], name="price_withdrawal_by_list")]
+
+    def __str__(self) -> str:
+        return f"{self.price_list} ({self.state})"
 
 
 class PriceListItem(models.Model):

@@ -61,6 +61,7 @@ class PriceModel(models.TextChoices):
 class PriceVersion(models.Model):
     """What an hour of one unit of a thing for sale costs from a moment on. Immutable: a new price is a new version.
 
+    One that was withdrawn with its list before its moment never holds, and is not in force at any.
     One that floats is what it says only at first; its points say what it is later. One with tiers (`[from unit-hours,
     micros]`, the first from 0) is charged at its base rate, the first tier's, and `adjusting` brings the difference.
     """
@@ -79,10 +80,20 @@ class PriceVersion(models.Model):
     effective_from = models.DateTimeField()
     published_at = models.DateTimeField()
     published_by = models.CharField(max_length=254)
+    withdrawn_at = models.DateTimeField(null=True, blank=True, help_text="with its list, before it ever held")
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["sku", "currency", "effective_from"], name="price_one_per_moment"),
+            models.UniqueConstraint(
+                fields=["sku", "currency", "effective_from"],
+                condition=Q(withdrawn_at=None),
+                name="price_one_per_moment",
+            ),
+            models.CheckConstraint(
+                condition=Q(withdrawn_at=None)
+                | Q(withdrawn_at__lt=F("effective_from"), price_list__isnull=False, is_floating=False),
+                name="price_is_withdrawn_before_it_holds_or_never",
+            ),
             models.CheckConstraint(condition=Q(micros_per_unit_hour__gt=0), name="price_is_positive"),
             models.CheckConstraint(
                 condition=Q(effective_from__gte=F("published_at")), name="price_is_never_published_for_the_past"

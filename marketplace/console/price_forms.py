@@ -16,6 +16,7 @@ from marketplace.console.forms import (
     PercentField,
     key_field,
     moment_field,
+    reason_field,
 )
 from marketplace.models import Offer
 
@@ -73,6 +74,13 @@ class ScheduleForm(ConsoleForm):
         label=_("In force from"),
         help_text=_("In your time zone, and still to come."),
     )
+
+
+class WithdrawalForm(ConsoleForm):
+    """Why a scheduled list is not to come into force."""
+
+    reason = reason_field(_("Why it is not to come into force."))
+    key = key_field()
 
 
 class CommitmentForm(ConsoleForm):

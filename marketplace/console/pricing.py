@@ -10,9 +10,17 @@ from uuid import UUID
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from billing import price_lists
-from billing.errors import BadPrice, PriceListMoved, SecondPersonNeeded
-from billing.models import PriceList, PriceListItem, PriceModel, PriceVersion, SimulatedBill, SimulatedWare
+from billing import price_lists, price_withdrawals
+from billing.errors import BadPrice, PriceAlreadyHolds, PriceListMoved, SecondPersonNeeded
+from billing.models import (
+    PriceList,
+    PriceListItem,
+    PriceModel,
+    PriceVersion,
+    PriceWithdrawal,
+    SimulatedBill,
+    SimulatedWare,
+)
 from billing.price_lists import Item, Phase
 from marketplace import audit, wares
 from marketplace.access import Actor
@@ -166,6 +174,46 @@ def withdraw(*, actor: Actor, price_list: PriceList) -> None:
     _record(actor, price_list, "price_list.withdraw")
 
 
+def withdrawal_for(withdrawal_id: str) -> PriceWithdrawal:
+    """Return any proposal to withdraw a scheduled list, or raise NotFound."""
+    found = price_withdrawals.listed().filter(public_id=withdrawal_id).first()
+    if found is None:
+        raise NotFound
+    return found
+
+
+@transaction.atomic
+def propose_withdrawal(*, actor: Actor, price_list: PriceList, reason: str, key: UUID, at: datetime) -> PriceWithdrawal:
+    """Propose that a scheduled list never comes into force; somebody else decides."""
+    with _said():
+        made = price_withdrawals.propose(price_list=price_list, reason=reason, by=actor.user.pk, key=key, at=at)
+    if not audit.is_recorded("price_withdrawal.propose", made.public_id):
+        _record_withdrawal(actor, made, "price_withdrawal.propose")
+    return made
+
+
+@transaction.atomic
+def approve_withdrawal(*, actor: Actor, withdrawal: PriceWithdrawal, at: datetime) -> None:
+    """Withdraw the list; not by whoever proposed it."""
+    if actor.user.pk == withdrawal.proposed_by_id:
+        raise Conflict(_("You proposed this; somebody else has to decide."))
+    with _said():
+        price_withdrawals.approve(withdrawal=withdrawal, by=actor.user.pk, name=actor.name, at=at)
+    _record_withdrawal(actor, withdrawal, "price_withdrawal.approve")
+
+
+@transaction.atomic
+def decline_withdrawal(*, actor: Actor, withdrawal: PriceWithdrawal, at: datetime) -> None:
+    """Let the list come into force as it is scheduled."""
+    price_withdrawals.decline(withdrawal=withdrawal, by=actor.user.pk, at=at)
+    _record_withdrawal(actor, withdrawal, "price_withdrawal.decline")
+
+
+def _record_withdrawal(actor: Actor, row: PriceWithdrawal, verb: str) -> None:
+    after = {"list": str(row.price_list), "effective_from": row.effective_from.isoformat(), "reason": row.reason}
+    audit.record(actor=actor, organization=None, verb=verb, subject_id=row.public_id, after=after)
+
+
 @contextmanager
 def _said() -> Iterator[None]:
     """Turn what the till refuses into the reader's language."""
@@ -176,6 +224,10 @@ def _said() -> Iterator[None]:
     except PriceListMoved as error:
         raise Conflict(
             _("The list is in another state now, and that does not allow this. Nothing was changed.")
+        ) from error
+    except PriceAlreadyHolds as error:
+        raise Conflict(
+            _("The list is in force, or will be within a minute. Schedule another one to take its place.")
         ) from error
     except BadPrice as error:
         raise Conflict(problem(error)) from error

@@ -136,6 +136,16 @@ urlpatterns = [
     path("price-lists/<slug:list_id>/approve", prices.approve, name="console-price-list-approve"),
     path("price-lists/<slug:list_id>/schedule", prices.schedule, name="console-price-list-schedule"),
     path("price-lists/<slug:list_id>/withdraw", prices.withdraw, name="console-price-list-withdraw"),
+    path(
+        "price-withdrawals/<slug:withdrawal_id>/approve",
+        prices.approve_withdrawal,
+        name="console-price-withdrawal-approve",
+    ),
+    path(
+        "price-withdrawals/<slug:withdrawal_id>/decline",
+        prices.decline_withdrawal,
+        name="console-price-withdrawal-decline",
+    ),
     path("price-lists/<slug:list_id>/restore", prices.restore, name="console-price-list-restore"),
     path("organizations/<slug:organization_id>/commitments", commitments.listed, name="console-commitments"),
     path("organizations/<slug:organization_id>/commitments/new", commitments.new, name="console-commitment-new"),

@@ -159,7 +159,7 @@ def test_what_was_scheduled_stays_so():
     made = approved(item())
     schedule(made)
     for move in (
-        lambda: price_lists.withdraw(price_list=made),
+        lambda: price_lists.withdraw(price_list=made),  # not by one person
         lambda: schedule(made, begins=NOON + DAY),
         lambda: price_lists.approve(price_list=made, by=person("cleo"), at=NOON),
     ):

@@ -8,13 +8,13 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from billing import commitments, price_lists
-from billing.models import PriceList, PriceModel
+from billing import commitments, price_lists, price_withdrawals
+from billing.models import PriceList, PriceModel, PriceWithdrawal
 from marketplace import money, wares
 from marketplace.console import price_editor, pricing
 from marketplace.console.door import REFUSALS, SAID, carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm
-from marketplace.console.price_forms import DraftForm, RestoreForm, ScheduleForm
+from marketplace.console.price_forms import DraftForm, RestoreForm, ScheduleForm, WithdrawalForm
 from marketplace.portal.doors import Visit
 
 PER_PAGE = 50
@@ -34,6 +34,7 @@ def listed(visit: Visit) -> HttpResponse:
         "currency": currency,
         "currencies": MONEY,
         "commitments": commitments.waiting(),
+        "withdrawals": price_withdrawals.waiting(),
     }
     return visit.page("console/price_lists.html", context)
 
@@ -71,6 +72,7 @@ def shown(visit: Visit, list_id: str) -> HttpResponse:
             "against": against,
             "others": others,
             "simulation": pricing.simulation(row),
+            "withdrawals": price_withdrawals.listed().filter(price_list=row),
             "is_mine": visit.actor.user.pk in (row.drafted_by_id, row.edited_by_id),
         },
     )
@@ -159,8 +161,10 @@ def schedule(visit: Visit, list_id: str) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def withdraw(visit: Visit, list_id: str) -> HttpResponse:
-    """Give up a list."""
+    """Give up a list; one that is scheduled by two people."""
     row = pricing.list_for(list_id)
+    if row.state == PriceList.State.SCHEDULED:
+        return _propose_withdrawal(visit, row)
     form = NoForm(sent(visit))
     if carried_out(visit, form, pricing.withdraw, price_list=row):
         messages.success(visit.request, _("The list is withdrawn."))
@@ -174,6 +178,64 @@ def withdraw(visit: Visit, list_id: str) -> HttpResponse:
         back=reverse("console-price-list", args=[list_id]),
         is_dangerous=True,
     )
+
+
+def _propose_withdrawal(visit: Visit, row: PriceList) -> HttpResponse:
+    form = WithdrawalForm(sent(visit))
+    if carried_out(visit, form, pricing.propose_withdrawal, price_list=row, at=visit.at):
+        messages.success(visit.request, _("The withdrawal is proposed. Another capacity manager has to approve it."))
+        return redirect("console-price-list", row.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Withdraw list %(list)s") % {"list": row},
+        text=_("It is scheduled. Somebody else has to approve this at least a minute before it begins; until then it"
+               " stays scheduled. Lists that are scheduled for later still hold with all that they say."),
+        send=_("Propose"),
+        back=reverse("console-price-list", args=[row.public_id]),
+        is_dangerous=True,
+    )  # fmt: skip
+
+
+@managers_only("GET", "HEAD", "POST")
+def approve_withdrawal(visit: Visit, withdrawal_id: str) -> HttpResponse:
+    """Withdraw a scheduled list that somebody else wants to be withdrawn."""
+    row = pricing.withdrawal_for(withdrawal_id)
+    form = NoForm(sent(visit))
+    if carried_out(visit, form, pricing.approve_withdrawal, withdrawal=row, at=visit.at):
+        messages.success(visit.request, _("The list is withdrawn."))
+        return redirect("console-price-list", row.price_list.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Withdraw list %(list)s") % {"list": row.price_list},
+        text=_about(row),
+        send=_("Withdraw"),
+        back=reverse("console-price-list", args=[row.price_list.public_id]),
+        is_dangerous=True,
+    )
+
+
+@managers_only("GET", "HEAD", "POST")
+def decline_withdrawal(visit: Visit, withdrawal_id: str) -> HttpResponse:
+    """Let a list come into force as it is scheduled."""
+    row = pricing.withdrawal_for(withdrawal_id)
+    form = NoForm(sent(visit))
+    if carried_out(visit, form, pricing.decline_withdrawal, withdrawal=row, at=visit.at):
+        messages.success(visit.request, _("The list stays scheduled."))
+        return redirect("console-price-list", row.price_list.public_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Leave list %(list)s scheduled") % {"list": row.price_list},
+        text=_about(row),
+        send=_("Decline"),
+        back=reverse("console-price-list", args=[row.price_list.public_id]),
+    )
+
+
+def _about(row: PriceWithdrawal) -> str:
+    return _("Proposed by %(person)s: %(reason)s") % {"person": row.proposed_by, "reason": row.reason}
 
 
 @managers_only("GET", "HEAD", "POST")

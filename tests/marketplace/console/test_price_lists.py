@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from billing import price_lists, prices
-from billing.models import Commitment, PriceList, PriceListItem, PriceVersion, SimulatedWare, UsageSpan
+from billing.models import Commitment, PriceList, PriceListItem, PriceVersion, PriceWithdrawal, SimulatedWare, UsageSpan
 from marketplace.models import AuditEntry, Offer, Organization, User
 from tests.conftest import Fleet, make_person
 from tests.marketplace.console.conftest import only_entry
@@ -141,6 +141,47 @@ def test_an_approved_list_is_not_edited_and_can_be_withdrawn(
     assert "The list is in another state now" in answer.content.decode()
     assert send(desk, "price-list-withdraw", draft.public_id).status_code == 302
     assert "withdrawn" in see(desk, "price-list", draft.public_id)
+
+
+def test_a_scheduled_list_is_withdrawn_by_two_people(
+    desk: Client, other_desk: Client, draft: PriceList, offer: Offer
+) -> None:
+    approved(desk, other_desk, draft)
+    begins = timezone.localtime() + timedelta(days=1)
+    send(desk, "price-list-schedule", draft.public_id, effective_from=f"{begins:%Y-%m-%dT%H:%M}")
+    assert "Somebody else has to approve this" in see(desk, "price-list-withdraw", draft.public_id)
+    assert send(desk, "price-list-withdraw", draft.public_id, reason="", key=str(uuid4())).status_code == 422
+    key = str(uuid4())
+    for _ in range(2):
+        assert send(desk, "price-list-withdraw", draft.public_id, reason="Wrong", key=key).status_code == 302
+    made = PriceWithdrawal.objects.get()
+    assert "Withdrawals that wait for a second person" in see(desk, "price-lists")
+    mine = send(desk, "price-withdrawal-approve", made.public_id)
+    assert (mine.status_code, "somebody else has to decide" in mine.content.decode()) == (422, True)
+    assert "Wrong" in see(other_desk, "price-withdrawal-approve", made.public_id)
+    assert send(other_desk, "price-withdrawal-approve", made.public_id).status_code == 302
+    assert "withdrawn" in see(desk, "price-list", draft.public_id)
+    assert prices.current(skus=[offer.sku], currency="USD", at=begins)[offer.sku].model == "flat"
+    for verb in ("propose", "approve"):
+        assert only_entry(f"price_withdrawal.{verb}").after["reason"] == "Wrong"  # type: ignore[index]
+
+
+def test_a_withdrawal_that_is_declined_or_too_late_leaves_the_list(
+    desk: Client, other_desk: Client, draft: PriceList, offer: Offer
+) -> None:
+    approved(desk, other_desk, draft)
+    begins = timezone.localtime() + timedelta(days=1)
+    send(desk, "price-list-schedule", draft.public_id, effective_from=f"{begins:%Y-%m-%dT%H:%M}")
+    send(desk, "price-list-withdraw", draft.public_id, reason="Wrong", key=str(uuid4()))
+    made = PriceWithdrawal.objects.get()
+    with time_machine.travel(begins + timedelta(hours=1)):
+        late = send(other_desk, "price-withdrawal-approve", made.public_id)
+        assert (late.status_code, "Schedule another one" in late.content.decode()) == (422, True)
+        assert send(other_desk, "price-withdrawal-decline", made.public_id).status_code == 302
+        again = send(desk, "price-list-withdraw", draft.public_id, reason="Wrong", key=str(uuid4()))
+        assert again.status_code == 422
+    assert prices.current(skus=[offer.sku], currency="USD", at=begins)[offer.sku].model == "graduated"
+    assert only_entry("price_withdrawal.decline").subject_id == made.public_id
 
 
 def test_going_back_opens_a_draft_with_the_earlier_content(desk: Client, draft: PriceList) -> None:
