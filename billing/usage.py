@@ -87,34 +87,51 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     return span
 
 
-@transaction.atomic
 def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, meter: str = UsageSpan.Meter.GPU) -> None:
     """Go on at another price from `at` on: the span ends and another begins there. What is held stays held.
 
     Without an open meter, or at the price that it has already, nothing changes.
     """
+    _go_on(resource_id, at, meter=meter, price_version=price_version)
+
+
+def pay_from(*, resource_id: str, covered_by: str, at: datetime) -> None:
+    """Let something else cover a resource's GPUs from `at` on, or with "" nothing: the span ends and another begins.
+
+    `at` may lie before now: what was covered until then and is not any more is charged from there.
+    Without an open meter, or where that covers it already, nothing changes.
+    """
+    _go_on(resource_id, at, covered_by=covered_by)
+
+
+@transaction.atomic
+def _go_on(resource_id: str, at: datetime, *, meter: str = UsageSpan.Meter.GPU, **changed: Any) -> None:
     running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
     running = running.select_related("organization", "price_version")
     span = running.first()
-    if span is None or span.price_version_id == price_version.pk:
+    if span is None or _is_so(span, changed):
         return
     accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
     span = running.first()  # again, now that nobody else can close it
-    if span is None or span.price_version_id == price_version.pk:
+    if span is None or _is_so(span, changed):
         return
     ended_at = max(span.started_at, rating.whole_millisecond(at))
     _end(span, ended_at)
+    before: dict[str, Any] = {"price_version": span.price_version, "covered_by": span.covered_by}
     start(
         organization=span.organization,
         resource_id=resource_id,
         resource_name=span.resource_name,
         labels=span.labels,
         quantity=span.quantity,
-        price_version=price_version,
         at=ended_at,
         meter=meter,
-        covered_by=span.covered_by,
+        **(before | changed),
     )
+
+
+def _is_so(span: UsageSpan, changed: dict[str, Any]) -> bool:
+    return all(getattr(span, name) == value for name, value in changed.items())
 
 
 def unit_milliseconds(*, span: UsageSpan, at: datetime) -> int:

@@ -67,8 +67,8 @@ def _cost(
     # Between its notice and its end it pays another price than its own.
     running = next((span.price_version for span in spans if span.is_open and not span.price_version.is_floating), price)
     micros_per_unit_hour = prices.get(running.pk, running.micros_per_unit_hour)
-    if instance.reservation_id is not None:
-        micros_per_unit_hour = 0  # Inside a reservation everything is paid ahead.
+    if instance.reservation_id is not None or instance.paid_by:
+        micros_per_unit_hour = 0  # Inside a reservation everything is paid ahead, and a contract pays by itself.
     second, hour, day = rates(micros_per_unit_hour=micros_per_unit_hour, quantity=instance.gpus)
     return Cost(
         billing=_billing(instance, spans),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -21,8 +21,9 @@ from marketplace import audit, bids, coverage, reserved_quotas, runtimes, spend,
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
-from marketplace.models import ApiToken, Offer, Project, Reservation
+from marketplace.models import Acceptance, ApiToken, Offer, Project, Reservation
 from marketplace.names import given_once
+from marketplace.revenue_share import covering
 from provisioning import calendar, instances, placement, quotas, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
@@ -49,8 +50,9 @@ class Order:
     images. `lease` says what the node does when it hears nothing from us,
     `on_failure` what we do when the node fails, `attach` whether it runs inside
     a reservation, and `reservation` in which one it has to. `work` is for what
-    runs to an end; doors of instances take its counters alone. What we run
-    ourselves to verify somebody's results takes none of their quota.
+    runs to an end; doors of instances take its counters alone. `under` is the
+    share of revenue that pays for its hours. What we run ourselves to verify
+    somebody's results takes none of their quota.
     """
 
     offer: Offer
@@ -69,6 +71,7 @@ class Order:
     wish: Mapping[str, Any] | None = None
     work: Work = NOTHING
     takes_quota: bool = True
+    under: Acceptance | None = None
 
 
 def price_of(offer: Offer, *, currency: str, at: datetime) -> PriceVersion:
@@ -222,6 +225,9 @@ def _rent(
     actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool, spares: frozenset[int]
 ) -> Instance:
     gpus = order.gpus * order.replicas
+    if order.under is not None:
+        covering.check(order.under, offer=order.offer, gpus=gpus, at=at)
+        order = replace(order, work=replace(order.work, paid_by=order.under.public_id))
     # What somebody else pays for does not by itself use up hours that its organization has paid ahead.
     attach = Instance.Attach.FORBID if order.work.paid_by and order.reservation is None else order.attach
     inside = coverage.choose(
@@ -247,6 +253,7 @@ def _rent(
     after = {"name": instance.name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}
     after |= {"image": instance.image} if instance.image else {}
     after |= {"reservation": inside.public_id} if inside else {}
+    after |= {"contract": order.under.version.public_id} if order.under else {}
     audit.record_of(instance, "instance.rent", actor=actor, after=after)
     return instance
 
@@ -289,7 +296,7 @@ def make(
 
 @dataclass(frozen=True)
 class Quote:
-    """What an order would cost: the price per GPU-hour, and micros per hour for all of it."""
+    """What an order would cost: the price per GPU-hour, and micros per hour for all of it; nothing where it is paid."""
 
     price: PriceVersion
     hourly_micros: int
@@ -306,7 +313,7 @@ def rehearse(*, actor: Actor, project: Project, order: Order, at: datetime) -> Q
         refusal.decision = None
         raise
     price = instance.price_version
-    return Quote(price=price, hourly_micros=hourly_micros(price=price, gpus=instance.gpus))
+    return Quote(price=price, hourly_micros=0 if instance.paid_by else hourly_micros(price=price, gpus=instance.gpus))
 
 
 @transaction.atomic
@@ -355,6 +362,7 @@ def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) ->
         placement.check_possible(instance=instance, at=at, home=home)
         bids.hold_for_run(instance, token=token, at=at)
         return
+    covering.check_run(instance, at=at)
     _hold(
         project=instance.project,
         offer=instance.offer,
@@ -403,16 +411,16 @@ def rename(*, actor: Actor, instance: Instance, name: str) -> None:
 def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     """Stop instances of organizations that may run nothing any more; return how many were asked to stop.
 
-    What runs inside a reservation is paid ahead: used-up funds leave it alone, a debt too long past due does not.
+    What runs inside a reservation is paid ahead, and what a share of revenue pays for is paid later: used-up funds
+    leave both alone, a debt too long past due does not.
     """
     broke, past_due = standing.used_up(at=at), standing.past_due(Action.STOP_ON_DEMAND, at=at)
     no_spot = standing.spot_stopped(at=at)
     unpaid = Instance.objects.filter(
-        Q(project__organization__in=broke, reservation=None)
-        | Q(project__organization__in=past_due)
-        | Q(project__organization__in=no_spot, market=Instance.Market.SPOT),
+        Q(project__organization__in=broke, reservation=None, paid_by="")
+        | Q(project__organization__in=past_due) & (Q(paid_by="") | Q(paid_by__startswith=covering.AGREEMENT))
+        | Q(project__organization__in=no_spot, market=Instance.Market.SPOT, paid_by=""),
         phase__in=CHARGED_PHASES,
-        paid_by="",
     ).select_related("project")
     stopped = 0
     for instance in unpaid.order_by("pk")[:limit]:

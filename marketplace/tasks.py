@@ -28,7 +28,7 @@ from marketplace.jobs import keeping, running
 from marketplace.notices import telling
 from marketplace.receipts import chain, writing
 from marketplace.revenue_share import closing as revenue_closing
-from marketplace.revenue_share import periods
+from marketplace.revenue_share import covering, periods
 from marketplace.sla import closing
 
 STOPS_MAX = 100
@@ -49,6 +49,7 @@ JOB_NUDGE_LIFE_S = 5
 FOLDERS_NUDGE_LIFE_S = 12 * 3600
 GUARANTEES_MAX = 200
 PERIODS_MAX = 200
+RELEASED_MAX = 500
 
 
 @shared_task
@@ -166,9 +167,10 @@ def judge_guarantees() -> None:
 
 @shared_task
 def close_revenue_periods() -> None:
-    """Open the periods of shared revenue that have begun, and charge those whose statements are due."""
+    """Open the periods of shared revenue that have begun, let go what none covers, and charge what is due."""
     at = timezone.now()
     periods.open_due(at=at, limit=PERIODS_MAX)
+    covering.release_due(at=at, limit=RELEASED_MAX)
     revenue_closing.close_due(at=at, limit=PERIODS_MAX)
 
 

@@ -10,7 +10,7 @@ from tests import outcomes
 
 REVENUE = {
     "share_bps": 1_500, "period": "month", "minimum_micros": 100_000_000, "cap_micros": None, "true_up": "none",
-    "statement_within_s": 5 * 86_400, "if_overdue": "last_statement",
+    "statement_within_s": 5 * 86_400, "if_overdue": "last_statement", "covers": None,
 }  # fmt: skip
 GUARANTEE = {
     "metric": "throughput", "counter": "tokens_total", "floor_milli": 2_500_000,

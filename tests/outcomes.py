@@ -38,7 +38,7 @@ PRICE = 50 * CENT
 
 # What an ordinary product says; tests name what differs.
 TERMS: Mapping[str, Any] = {
-    "schema": "gpumarket.terms/2",
+    "schema": "gpumarket.terms/3",
     "kind": "per_task",
     "currency": "USD",
     "counts": "A task counts once its command ended with exit code 0 and all its outputs are there.",

@@ -21,6 +21,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "outcome": "{name}: {quantity:,} {unit}, accepted results: {count:,}, {resource}",
         "share": "{name}: share of revenue, {subject}",
         "true_up": "{name}: up to the minimum, {subject}",
+        "true_up_metered_cost": "{name}: up to what its use costs by the list, {subject}",
+        "true_up_correction": "{name}: what the estimate was too low by, {subject}",
         "reversed": "Given back for {name}, results: {count:,}, {resource}",
         "hours": "{what}: {hours:,} GPU-hours, {begin} – {end} UTC, {name}",
         "unknown": "{what}: {name}",
@@ -35,6 +37,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "outcome": "{name}：{quantity:,} {unit}、検収済みの成果 {count:,} 件、{resource}",
         "share": "{name}：収益分配、{subject}",
         "true_up": "{name}：最低額との差額、{subject}",
+        "true_up_metered_cost": "{name}：ご利用の定価との差額、{subject}",
+        "true_up_correction": "{name}：見積額の不足分、{subject}",
         "reversed": "{name} の返金、成果 {count:,} 件、{resource}",
         "hours": "{what}：{hours:,} GPU時間、{begin}～{end}（UTC）、{name}",
         "unknown": "{what}：{name}",
@@ -91,7 +95,7 @@ def text(items: Sequence[PrepaidItem], language: str) -> str:
     said, item = WORDS.get(language, WORDS["en"]), items[0]
     if item.outcome is not None:
         quantity = sum(one.outcome.quantity for one in items if one.outcome)
-        return said[item.kind].format(
+        return said.get(f"{item.kind}_{item.outcome.unit}", said[item.kind]).format(
             name=item.name, quantity=quantity, unit=item.outcome.unit, count=len(items), resource=item.resource_id,
             subject=item.outcome.subject,
         )  # fmt: skip

@@ -5,6 +5,7 @@ revenue, as if the platform were its own customer, so that the owner of the GPUs
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
@@ -63,15 +64,31 @@ def book_cost(*, span: UsageSpan, version: str, at: datetime) -> OutcomeCost | N
     return row
 
 
-def covered_micros(*, resource_id: str, since: datetime, until: datetime) -> int:
-    """Return what the use that a resource covers would have cost between two moments, by the list."""
-    spans = UsageSpan.objects.filter(covered_by=resource_id, started_at__lt=until).select_related("price_version")
-    found = list(spans.filter(Q(ended_at=None) | Q(ended_at__gt=since)))
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """Use that something covered between two moments, and what it would have cost by the list.
+
+    Amounts of a span's parts add up to that of the whole: each is what it cost until then less what it cost before.
+    """
+
+    span: UsageSpan
+    since: datetime
+    until: datetime
+    amount_micros: int
+
+
+def metered(*, covered_by: str, since: datetime, until: datetime) -> list[Metered]:
+    """Return the use that something covered between two moments, the earliest first."""
+    spans = UsageSpan.objects.filter(covered_by=covered_by, started_at__lt=until).select_related("price_version")
+    found = list(spans.filter(Q(ended_at=None) | Q(ended_at__gt=since)).order_by("started_at", "pk"))
     bare = [_uncovered(span) for span in found]
     ends = [min(until, span.ended_at or until) for span in found]
     through = floating.amounts_micros(zip(bare, ends, strict=True))
     before = floating.amounts_micros((span, since) for span in bare)
-    return sum(through) - sum(before)
+    return [
+        Metered(span, max(since, span.started_at), end, whole - less)
+        for span, end, whole, less in zip(found, ends, through, before, strict=True)
+    ]
 
 
 def _due(at: datetime, limit: int) -> Iterator[tuple[UsageSpan, str]]:

@@ -166,6 +166,7 @@ def _instance(
         "market": row.market,
         "attach": row.attach,
         "reservation": row.reservation.public_id if row.reservation else None,
+        "paid_by": row.paid_by or None,
         "replicas": row.replicas,
         "gpus_per_replica": row.gpus_per_replica,
         "gpus": row.gpus,

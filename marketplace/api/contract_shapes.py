@@ -20,13 +20,13 @@ class ContractQuery(serializers.Serializer[Any]):
 
 class DraftContract(Shape):
     title = Text(max_length=100)
-    terms = serializers.JSONField(help_text="whole terms of the closed schema gpumarket.terms/2")
+    terms = serializers.JSONField(help_text="whole terms of the closed schema gpumarket.terms/3")
     buyer = Text(max_length=32, required=False, help_text="the one organization that it is for; default: the catalogue")
     organization = Text(max_length=32, required=False, help_text="which sells; default: your own")
 
 
 class DraftVersion(Shape):
-    terms = serializers.JSONField(help_text="whole terms of the closed schema gpumarket.terms/2")
+    terms = serializers.JSONField(help_text="whole terms of the closed schema gpumarket.terms/3")
 
 
 class AcceptContract(Shape):

@@ -25,6 +25,7 @@ from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered
 from marketplace.errors import Forbidden, NotFound
 from marketplace.models import Project
 from marketplace.offers import offer_for
+from marketplace.revenue_share import covering
 from provisioning import output
 from provisioning.models import Instance
 from provisioning.volumes import Use
@@ -65,13 +66,13 @@ class InstanceList(APIView):
     @extend_schema(
         operation_id="rent_instance",
         parameters=[shapes.DryRunQuery, KEY_REQUIRED],
-        request=order_shapes.RentInstance,
+        request=order_shapes.LaunchInstance,
         responses={202: shapes.InstanceAnswer, 200: shapes.DryRunAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request) -> Response:
         """Rent GPUs: all of them now, or a refusal with nothing made and nothing charged."""
         actor, at = actor_of(request), timezone.now()
-        query, asked = queried(request, shapes.DryRunQuery), checked(order_shapes.RentInstance, request.data)
+        query, asked = queried(request, shapes.DryRunQuery), checked(order_shapes.LaunchInstance, request.data)
         with naming("project"):
             project = access.project_for(actor, asked.get("project"), verb="instance.change")
         if query["dry_run"]:
@@ -118,6 +119,7 @@ def order_of(project: Project, asked: dict[str, Any]) -> rentals.Order:
         uses=uses,
         wish=asked.get("placement"),
         work=Work(counters=Counters.of(asked.get("counters"))),
+        under=covering.agreement(project.organization, asked["contract"]) if "contract" in asked else None,
     )
 
 

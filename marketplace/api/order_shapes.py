@@ -80,3 +80,11 @@ class RentInstance(Shape):
     placement = PlacementWish(required=False)
     volumes = serializers.ListField(child=VolumeUse(), required=False, max_length=16)
     counters = ReadCounters(required=False, help_text="what its node reads from it each 15 seconds")
+
+
+class LaunchInstance(RentInstance):
+    contract = Text(
+        max_length=32,
+        required=False,
+        help_text="a version that you agreed to, ctv_…, whose share of revenue pays for its hours",
+    )

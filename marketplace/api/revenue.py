@@ -45,13 +45,16 @@ class RevenuePeriodDetail(APIView):
         """Show a period with its terms, its statements, and what it would cost if it ended now."""
         queried(request)
         period = access_till.revenue_period_for(actor_of(request), period_id, verb="revenue.view")
-        due = closing.so_far(period, at=timezone.now()) if period.state == period.State.OPEN else None
+        found = closing.reckoned(period, at=timezone.now())
         said = period.statements.order_by("-number")[: revenue_shapes.STATEMENTS_MAX]
         return Response(
             _period(period)
             | {
                 "terms": written.of(period.version.terms)["revenue"],
-                "so_far": decimal_string(due.total_micros) if due else None,
+                "so_far": decimal_string(found.due.total_micros) if period.state == period.State.OPEN else None,
+                "arithmetic": [{"name": name, "amount": decimal_string(micros)} for name, micros in found.steps],
+                "metered": [_metered(line) for line in found.metered[: revenue_shapes.METERED_MAX]],
+                "metered_spans": len(found.metered),
                 "statements": [_statement(row) for row in said],
             }
         )
@@ -115,6 +118,12 @@ def _period(row: RevenuePeriod) -> Answer:
         "currency": row.currency,
         "closed_at": row.closed_at,
     }
+
+
+def _metered(line: Answer) -> Answer:
+    amounts = {"price": line["micros_per_gpu_hour"], "amount": line["micros"]}
+    named = {name: line[name] for name in ("usage", "resource", "name", "project", "gpus", "since", "until")}
+    return named | {name: decimal_string(micros) for name, micros in amounts.items()}
 
 
 def _statement(row: RevenueStatement) -> Answer:

@@ -10,6 +10,8 @@ from marketplace.revenue_share.statements import LABEL_MAX
 
 CSV_LENGTH_MAX = 2_000_000
 STATEMENTS_MAX = 100
+METERED_MAX = 1000
+STEPS = ["revenue", "share", "minimum", "metered_cost", "cap", "true_up", "total"]
 
 
 class ContractRef(serializers.Serializer[Any]):
@@ -57,9 +59,31 @@ class RevenueStatementAnswer(serializers.Serializer[Any]):
     at = serializers.DateTimeField()
 
 
+class ArithmeticStep(serializers.Serializer[Any]):
+    name = serializers.ChoiceField(choices=STEPS)
+    amount = serializers.CharField()
+
+
+class MeteredUse(serializers.Serializer[Any]):
+    """Use that the agreement covers, in the period: what it would have cost by the list."""
+
+    usage = serializers.CharField(help_text="of the meter's span")
+    resource = serializers.CharField()
+    name = serializers.CharField()
+    project = serializers.CharField()
+    gpus = serializers.IntegerField()
+    since = serializers.DateTimeField()
+    until = serializers.DateTimeField()
+    price = serializers.CharField(help_text="of a GPU-hour")
+    amount = serializers.CharField()
+
+
 class PeriodDetail(PeriodAnswer):
     terms = serializers.JSONField(help_text="the revenue terms of the contract's version")
     so_far = serializers.CharField(allow_null=True, help_text="what it would cost if it ended now")
+    arithmetic = ArithmeticStep(many=True, help_text="how it was charged, or would be if it ended now, line by line")
+    metered = MeteredUse(many=True, help_text="the lines of the metered cost, the earliest first, 1,000 at most")
+    metered_spans = serializers.IntegerField(help_text="how many lines there are")
     statements = RevenueStatementAnswer(many=True, help_text="the newest first")
 
 

@@ -306,6 +306,9 @@ class InstanceAnswer(NamedRef):
     market = serializers.ChoiceField(choices=Instance.Market.choices)
     attach = serializers.ChoiceField(choices=Instance.Attach.choices)
     reservation = serializers.CharField(allow_null=True, help_text="inside which it runs, paid ahead")
+    paid_by = serializers.CharField(
+        allow_null=True, help_text="what pays for its hours instead of you: a job, a claim or an agreement"
+    )
     replicas = serializers.IntegerField()
     gpus_per_replica = serializers.IntegerField()
     gpus = serializers.IntegerField()
@@ -389,7 +392,9 @@ class UsageAnswer(serializers.Serializer[Any]):
     unit_milliseconds = serializers.IntegerField(help_text="quantity x milliseconds")
     gpu_milliseconds = serializers.IntegerField(help_text="0 for what is no GPU")
     price = Price(help_text="of a price that floats: what it was at the end, or is now")
-    covered_by = serializers.CharField(allow_null=True, help_text="the reservation that paid for it ahead")
+    covered_by = serializers.CharField(
+        allow_null=True, help_text="what pays for it instead: a reservation, a job, an agreement"
+    )
     amount = Amount()
 
 

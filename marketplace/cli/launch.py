@@ -27,6 +27,7 @@ def launch(
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
     reservation: orders.ReservationName = None,
+    contract: orders.ContractName = None,
     within: orders.Within = None,
     spread: orders.Spread = None,
     project: Project = None,
@@ -57,7 +58,9 @@ def launch(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image, port, lease, restart_on_failure, orders.wish(within, spread), reservation),
+            running=orders.Running(
+                image, port, lease, restart_on_failure, orders.wish(within, spread), reservation, contract
+            ),
             volumes=volume or [],
         )
         order.say()

@@ -74,6 +74,15 @@ ReservationName = Annotated[
         show_default=False,
     ),
 ]
+ContractName = Annotated[
+    str | None,
+    typer.Option(
+        "--contract",
+        metavar="CTV",
+        help="Let the share of revenue of this contract, which you agreed to, pay for its hours.",
+        show_default=False,
+    ),
+]
 Volumes = Annotated[
     list[str] | None,
     typer.Option(
@@ -115,6 +124,7 @@ class Running:
     restarts: bool = False
     placement: dict[str, Any] | None = None
     reservation: str | None = None
+    contract: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Return the fields of an order that were given."""
@@ -123,6 +133,7 @@ class Running:
             "ports": list(self.ports or []),
             "lease": self.lease,
             "placement": self.placement,
+            "contract": self.contract,
         }
         given["attach" if self.reservation in ATTACH else "reservation"] = self.reservation
         body = {name: value for name, value in given.items() if value}

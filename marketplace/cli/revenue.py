@@ -9,6 +9,10 @@ from marketplace.cli import words
 from marketplace.cli.problems import usage
 from marketplace.cli.session import AsJson, Explain, open_session
 
+STEPS = {
+    "revenue": "revenue", "share": "share of it", "minimum": "minimum", "metered_cost": "metered cost by the list",
+    "cap": "never more than", "true_up": "true-up beside the share", "total": "total",
+}  # fmt: skip
 STATES = {"open": "open", "estimated": "estimated", "closed": "closed"}
 
 app = typer.Typer(help="Report revenue under contracts that share it, and see what that cost.", rich_markup_mode=None)
@@ -46,6 +50,17 @@ def show(
         session.terminal.table(["PERIOD", "ID", "CONTRACT", "STATE", "DUE", ">REVENUE", ">CHARGED"], [cells(found)])
         if found["so_far"] is not None:
             session.terminal.say(f"So far: {words.money(found['so_far'], found['currency'])}")
+        session.terminal.table(
+            ["HOW", ">AMOUNT"],
+            [[STEPS[one["name"]], words.money(one["amount"], found["currency"])] for one in found["arithmetic"]],
+        )
+        hours = [
+            [one["resource"], str(one["gpus"]), words.local_time(one["since"]), words.local_time(one["until"]),
+             words.money(one["price"], found["currency"]), words.money(one["amount"], found["currency"])]
+            for one in found["metered"]
+        ]  # fmt: skip
+        if hours:
+            session.terminal.table(["INSTANCE", ">GPUS", "FROM", "UNTIL", ">PER GPU-HOUR", ">AMOUNT"], hours)
         rows = [
             [str(row["number"]), words.local_time(row["at"]), row["source"], row["by"],
              words.money(row["revenue"], row["currency"])]

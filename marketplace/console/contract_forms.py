@@ -33,7 +33,7 @@ class TermsForm(ConsoleForm):
     """The terms of the next version."""
 
     terms = TermsField(
-        label=_("Terms"), help_text=_("The closed schema gpumarket.terms/2; write null where one does not apply.")
+        label=_("Terms"), help_text=_("The closed schema gpumarket.terms/3; write null where one does not apply.")
     )
 
     def add_error(self, field: Any, error: Any) -> None:

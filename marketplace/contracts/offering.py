@@ -198,17 +198,21 @@ def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) ->
         )
     if seller.public_id in named:
         raise BadOrder("shares", _("Write “seller” for the seller's own share."))
-    _check_offers((checked.work or {}).get("offers") or ())
+    _check_offers("work", (checked.work or {}).get("offers") or ())
+    _check_offers("revenue/covers", (checked.covers or {}).get("offers") or (), seller=seller)
     _check_operator(checked, seller)
     return checked
 
 
-def _check_offers(names: Sequence[str]) -> None:
+def _check_offers(place: str, names: Sequence[str], *, seller: Organization | None = None) -> None:
+    """Raise BadOrder for an offer that there is not, or that is not the seller's own where it has to be."""
     for index, name in enumerate(names):
         try:
-            offers.offer_for(name)
+            offer = offers.offer_for(name)
         except NotFound as error:
-            raise BadOrder(f"work/offers/{index}", _("There is no such offer.")) from error
+            raise BadOrder(f"{place}/offers/{index}", _("There is no such offer.")) from error
+        if seller is not None and offer.supplier_id != seller.pk:
+            raise BadOrder(f"{place}/offers/{index}", _("Its GPUs are not the seller's own."))
 
 
 def _write(actor: Actor, contract: Contract, terms: Terms, *, number: int, side: Side, at: datetime) -> ContractVersion:

@@ -6,7 +6,7 @@ them, so that both sides read all that counts. The text is canonical JSON (RFC
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -16,10 +16,10 @@ from typing import Any
 from django.utils.translation import gettext as _
 
 from billing.outcomes.words import price_micros
-from marketplace.errors import BadOrder
+from marketplace.contracts.shape import Check, by_kind, choice, fail, listed, made_of, maybe, number, shaped, text
 from provisioning.agent import signing
 
-SCHEMA = "gpumarket.terms/2"
+SCHEMA = "gpumarket.terms/3"
 # Versions of the first schema do not say what work may cost: what holds for them is written in `FIRST_WORK`.
 FIRST_SCHEMA = "gpumarket.terms/1"
 KINDS = ("per_task", "per_unit", "guarantee", "revenue_share")
@@ -51,8 +51,6 @@ FIRST_WORK: Mapping[str, Any] = {
     "unpaid_micros": 200_000_000,
 }  # fmt: skip
 
-Check = Callable[[Any, str], None]
-
 
 def canonical(value: Any) -> str:
     """Return the one text of a JSON value (RFC 8785). Raises ValueError for what that has no form for."""
@@ -64,109 +62,9 @@ def digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def _fail(place: str, detail: str) -> None:
-    raise BadOrder(place, detail)
-
-
-def text(least: int, most: int) -> Check:
-    """A text of so many characters."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, str) or not least <= len(value.strip()) or len(value) > most or "\x00" in value:
-            _fail(place, _("Write %(least)s to %(most)s characters.") % {"least": least, "most": most})
-
-    return check
-
-
-def number(least: int, most: int) -> Check:
-    """A whole number in a range; true and false are none."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            _fail(
-                place,
-                _("Use a whole number from %(least)s to %(most)s.") % {"least": f"{least:,}", "most": f"{most:,}"},
-            )
-
-    return check
-
-
-def choice(known: Collection[Any]) -> Check:
-    """One of these."""
-
-    def check(value: Any, place: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, str | int) or value not in known:
-            _fail(place, _("Choose one of %(known)s.") % {"known": ", ".join(map(str, known))})
-
-    return check
-
-
-def shaped(shape: re.Pattern[str], wanted: str) -> Check:
-    """A text of one form; `wanted` says which."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, str) or not shape.fullmatch(value):
-            _fail(place, _("This has to be %(wanted)s.") % {"wanted": wanted})
-
-    return check
-
-
-def listed(each: Check, *, most: int, least: int = 0) -> Check:
-    """A list of so many of them."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, list) or not least <= len(value) <= most:
-            _fail(place, _("List %(least)s to %(most)s of them.") % {"least": least, "most": most})
-        for index, one in enumerate(value):
-            each(one, f"{place}/{index}")
-
-    return check
-
-
-def maybe(inner: Check) -> Check:
-    """That, or null."""
-
-    def check(value: Any, place: str) -> None:
-        if value is not None:
-            inner(value, place)
-
-    return check
-
-
-def made_of(fields: Mapping[str, Check]) -> Check:
-    """An object of exactly these fields."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, dict):
-            _fail(place, _("This has to be an object with the fields %(fields)s.") % {"fields": ", ".join(fields)})
-        inside = f"{place}/" if place else ""
-        for name in value:
-            if name not in fields:
-                _fail(f"{inside}{name}", _("There is no such term. Terms that exist: %(fields)s.") % {
-                    "fields": ", ".join(fields)
-                })  # fmt: skip
-        for name, inner in fields.items():
-            if name not in value:
-                _fail(f"{inside}{name}", _("This term is missing; write null where it does not apply."))
-            inner(value[name], f"{inside}{name}")
-
-    return check
-
-
-def by_kind(kinds: Mapping[str, Mapping[str, Check]]) -> Check:
-    """An object whose field `kind` says which other fields it has."""
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, dict):
-            _fail(place, _("This has to be an object with the field “kind”."))
-        choice(tuple(kinds))(value.get("kind"), f"{place}/kind")
-        made_of({"kind": choice((value["kind"],)), **kinds[value["kind"]]})(value, place)
-
-    return check
-
-
 PUBLIC_KEY = shaped(KEY_SHAPE, "an Ed25519 public key of 64 hexadecimal digits")
 ORGANIZATION = shaped(ORGANIZATION_SHAPE, "the id of an organization")
+OFFERS = listed(text(1, 64), least=1, most=100)
 SECONDS = number(0, int(WINDOWS_MAX.total_seconds()))
 PARTY = made_of({"name": text(1, 100), "organization": maybe(ORGANIZATION), "public_key": PUBLIC_KEY})
 RUNS = {
@@ -224,7 +122,7 @@ FIELDS: dict[str, Check] = {
     "work": maybe(
         made_of(
             {
-                "offers": maybe(listed(text(1, 64), least=1, most=100)),
+                "offers": maybe(OFFERS),
                 "gpus": number(1, 100_000),
                 "seconds": number(1, 30 * DAY_S),
                 "attempts": number(1, 100),
@@ -271,6 +169,7 @@ FIELDS: dict[str, Check] = {
                 "true_up": choice(("none", METERED_COST)),
                 "statement_within_s": number(3600, 60 * DAY_S),
                 "if_overdue": choice(("last_statement", "minimum", METERED_COST)),
+                "covers": maybe(made_of({"offers": maybe(OFFERS), "gpus": number(1, 100_000)})),
             }
         )
     ),
@@ -359,6 +258,12 @@ class Terms:
         return found
 
     @property
+    def covers(self) -> Mapping[str, Any] | None:
+        """What can be rented under a share of revenue; None for nothing, as in schemas before the third."""
+        found: Mapping[str, Any] | None = (self.value["revenue"] or {}).get("covers")
+        return found
+
+    @property
     def platform_bps(self) -> int:
         """What part of the price is the platform's, which pays for the hours."""
         return sum(int(share["bps"]) for share in self.value["shares"] if share["to"] == PLATFORM)
@@ -399,41 +304,42 @@ def of(value: Mapping[str, Any]) -> Terms:
 
 def renewed(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return the terms of a version as the next one may say them: in the schema of today."""
-    work = Terms(value).work
-    return {**value, "schema": SCHEMA, "work": None if work is None else dict(work)}
+    old = Terms(value)
+    revenue = value["revenue"] and {**value["revenue"], "covers": old.covers}
+    return {**value, "schema": SCHEMA, "work": old.work and dict(old.work), "revenue": revenue}
 
 
 def _check_shares(terms: Terms) -> None:
     names = [share["to"] for share in terms["shares"]]
     for index, name in enumerate(names):
         if name not in (SELLER, PLATFORM) and not ORGANIZATION_SHAPE.fullmatch(name):
-            _fail(f"shares/{index}/to", _("Write “seller”, “platform” or the id of a supplier."))
+            fail(f"shares/{index}/to", _("Write “seller”, “platform” or the id of a supplier."))
         if name in names[:index]:
-            _fail(f"shares/{index}/to", _("This party has a share already."))
+            fail(f"shares/{index}/to", _("This party has a share already."))
     total = sum(share["bps"] for share in terms["shares"])
     if total != BP:
-        _fail("shares", _("Shares add up to 10,000 basis points; these add up to %(total)s.") % {"total": f"{total:,}"})
+        fail("shares", _("Shares add up to 10,000 basis points; these add up to %(total)s.") % {"total": f"{total:,}"})
 
 
 def _check_kind(terms: Terms) -> None:
     kind = terms.kind
     for owner, name in (("guarantee", "guarantee"), ("revenue_share", "revenue")):
         if (terms[name] is not None) != (kind == owner):
-            _fail(name, _("This term belongs to contracts of another kind, or this kind needs it."))
+            fail(name, _("This term belongs to contracts of another kind, or this kind needs it."))
     if (terms["measured"] is not None) != (kind == "per_unit"):
-        _fail("measured", _("Contracts per unit say how units are measured, and no others."))
+        fail("measured", _("Contracts per unit say how units are measured, and no others."))
     if kind == "per_task" and (terms["unit"]["per"], terms["unit"]["most"]) != (1, 1):
-        _fail("unit", _("A task is one unit: “per” and “most” are 1."))
+        fail("unit", _("A task is one unit: “per” and “most” are 1."))
     if kind in CLAIMED_KINDS and terms["unit"]["price_micros"] < 1:
-        _fail("unit/price_micros", _("Say what a unit costs."))
+        fail("unit/price_micros", _("Say what a unit costs."))
     if kind in CLAIMED_KINDS and terms.most_micros < 1:
-        _fail("unit/price_micros", _("All units of a result together cost less than can be booked; ask for more."))
+        fail("unit/price_micros", _("All units of a result together cost less than can be booked; ask for more."))
     if terms.most_micros > RESULT_MICROS_MAX:
-        _fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
+        fail("unit/most", _("So many units at this price are more than can be booked; lower one of them."))
     _check_covered(terms)
     if guarantee := terms["guarantee"]:
         if (guarantee["metric"] == "throughput") != (guarantee["counter"] is not None):
-            _fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
+            fail("guarantee/counter", _("A guaranteed throughput names the counter that measures it, and no other."))
         _check_falling("guarantee/curve", [(one["below_bps"], one["credit_bps"]) for one in guarantee["curve"]])
 
 
@@ -442,28 +348,33 @@ def _check_work(terms: Terms) -> None:
     work = terms.work
     if work is None:
         if terms.is_counted:
-            _fail("work", _("Its units are counted from jobs: say where they may run, and how much of it."))
+            fail("work", _("Its units are counted from jobs: say where they may run, and how much of it."))
         return
     if terms.kind not in CLAIMED_KINDS:
-        _fail("work", _("This term belongs to contracts of another kind, or this kind needs it."))
+        fail("work", _("This term belongs to contracts of another kind, or this kind needs it."))
     if work["attempts"] <= terms["retries"]:
-        _fail("work/attempts", _("Retries are attempts, too: say %(least)s or more.") % {"least": terms["retries"] + 1})
+        fail("work/attempts", _("Retries are attempts, too: say %(least)s or more.") % {"least": terms["retries"] + 1})
     if work["unpaid_micros"] < work["attempt_micros"]:
-        _fail("work/unpaid_micros", _("No attempt could start: say no less than “attempt_micros”."))
+        fail("work/unpaid_micros", _("No attempt could start: say no less than “attempt_micros”."))
 
 
 def _check_covered(terms: Terms) -> None:
-    """Nothing can be rented under a share of revenue: what its metered cost asks would always be nothing."""
+    """The metered cost is that of what is rented under a share of revenue: without any it would always be nothing."""
+    revenue = terms["revenue"]
+    if revenue is None:
+        return
     for name in ("true_up", "if_overdue"):
-        if terms["revenue"] is not None and terms["revenue"][name] == METERED_COST:
-            _fail(f"revenue/{name}", _("Nothing is rented under a share of revenue yet, so there is no metered cost."))
+        if revenue[name] == METERED_COST and terms.covers is None:
+            fail(f"revenue/{name}", _("Say under “covers” what is rented under it: else there is no metered cost."))
+    if revenue["cap_micros"] is not None and revenue["minimum_micros"] > revenue["cap_micros"]:
+        fail("revenue/minimum_micros", _("The minimum lies above the cap."))
 
 
 def _check_falling(place: str, curve: list[tuple[int, int]]) -> None:
     """A curve is written from the mildest shortfall to the worst: each step is lower and credits more."""
     for index, (before, after) in enumerate(pairwise(curve), start=1):
         if not (after[0] < before[0] and after[1] > before[1]):
-            _fail(f"{place}/{index}", _("Each step is below the one before it, and credits more."))
+            fail(f"{place}/{index}", _("Each step is below the one before it, and credits more."))
 
 
 def _check_windows(terms: Terms) -> None:
@@ -471,22 +382,22 @@ def _check_windows(terms: Terms) -> None:
     total = terms["acceptance"]["window_s"] + disputes["window_s"] + disputes["decide_within_s"]
     total += verifier.get("timeout_s", 0) * verifier.get("runs", 0) + verifier.get("answer_within_s", 0)
     if timedelta(seconds=total) > WINDOWS_MAX:
-        _fail("disputes", _("Verifying, accepting, disputing and deciding take 60 days at most; these take longer."))
+        fail("disputes", _("Verifying, accepting, disputing and deciding take 60 days at most; these take longer."))
     if terms.verifier == "customer" and not terms["acceptance"]["window_s"]:
-        _fail("acceptance/window_s", _("Give the customer time to look at it."))
+        fail("acceptance/window_s", _("Give the customer time to look at it."))
     if (disputes["decided_by"] == "third_party") != (disputes["arbiter"] is not None):
-        _fail("disputes/arbiter", _("Name the arbiter where a third party decides, and only there."))
+        fail("disputes/arbiter", _("Name the arbiter where a third party decides, and only there."))
 
 
 def _check_deadline(terms: Terms) -> None:
     for index, (before, after) in enumerate(pairwise((terms["deadline"] or {"late": []})["late"]), start=1):
         if not (after["after_s"] > before["after_s"] and after["price_bps"] < before["price_bps"]):
-            _fail(f"deadline/late/{index}", _("Each step is later than the one before it, and leaves less."))
+            fail(f"deadline/late/{index}", _("Each step is later than the one before it, and leaves less."))
     cap, floor = terms["cap"], terms["floor"]
     if cap and floor and cap["period"] != floor["period"]:
-        _fail("floor/period", _("Cap and floor are of the same period."))
+        fail("floor/period", _("Cap and floor are of the same period."))
     if cap and floor and floor["micros"] > cap["micros"]:
-        _fail("floor/micros", _("The floor lies above the cap."))
+        fail("floor/micros", _("The floor lies above the cap."))
 
 
 def _check_independent(terms: Terms, seller: str) -> None:
@@ -494,6 +405,6 @@ def _check_independent(terms: Terms, seller: str) -> None:
     party, arbiter = terms["verifier"].get("party"), terms["disputes"]["arbiter"]
     for place, one in (("verifier/party", party), ("disputes/arbiter", arbiter)):
         if one and one["organization"] in earning:
-            _fail(f"{place}/organization", _("Whoever earns by the contract does not verify or decide."))
+            fail(f"{place}/organization", _("Whoever earns by the contract does not verify or decide."))
     if party and arbiter and party["public_key"] == arbiter["public_key"]:
-        _fail("disputes/arbiter/public_key", _("Whoever gave the verdict does not decide about it."))
+        fail("disputes/arbiter/public_key", _("Whoever gave the verdict does not decide about it."))

@@ -9,7 +9,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from marketplace.contracts.terms import PLATFORM, SELLER, Terms
+from marketplace.contracts.terms import METERED_COST, PLATFORM, SELLER, Terms
 from marketplace.models import Organization
 from marketplace.money import shown
 
@@ -82,6 +82,7 @@ def sentences(terms: Terms) -> list[tuple[str, str]]:
         (_("Who gets it"), _shares(terms)),
         (_("Guarantee"), _guarantee(terms)),
         (_("Share of revenue"), _revenue(terms)),
+        (_("Rented under it"), _covers(terms)),
     ]
     return [(name, said) for name, said in found if said]
 
@@ -290,10 +291,36 @@ def _revenue(terms: Terms) -> str:
         "metered_cost": _("what the hours cost"),
     }  # fmt: skip
     return _(
-        "%(share)s of the revenue that you state %(period)s, at least %(minimum)s; a statement %(span)s late is "
+        "%(share)s of the revenue that you state %(period)s, %(least)s; a statement %(span)s late is "
         "estimated by %(overdue)s."
     ) % {
         "share": _percent(rules["share_bps"]), "period": PERIODS[rules["period"]],
-        "minimum": shown(rules["minimum_micros"], terms.currency), "span": span(rules["statement_within_s"]),
+        "least": _least(terms, rules), "span": span(rules["statement_within_s"]),
         "overdue": overdue[rules["if_overdue"]],
     }  # fmt: skip
+
+
+def _least(terms: Terms, rules: Any) -> str:
+    words = {"minimum": shown(rules["minimum_micros"], terms.currency)}
+    said = _("at least %(minimum)s") % words
+    if rules["true_up"] == METERED_COST:
+        said = _("at least %(minimum)s and what the hours rented under it cost by the list") % words
+    if rules["cap_micros"] is None:
+        return said
+    most = _("never more than %(most)s") % {"most": shown(rules["cap_micros"], terms.currency)}
+    return f"{said}, {most}"
+
+
+def _covers(terms: Terms) -> str:
+    covers = terms.covers
+    if covers is None:
+        return ""
+    said = (
+        _("Instances of up to %(gpus)s at once, on any of the seller's offers.")
+        if covers["offers"] is None
+        else _("Instances of up to %(gpus)s at once, on these offers: %(offers)s.")
+    )
+    return said % {
+        "gpus": ngettext("%(count)s GPU", "%(count)s GPUs", covers["gpus"]) % {"count": covers["gpus"]},
+        "offers": ", ".join(covers["offers"] or ()),
+    }

@@ -59,6 +59,7 @@ class RevenuePeriod(models.Model):
     basis = models.CharField(max_length=14, choices=Basis.choices, blank=True)
     revenue_micros = models.BigIntegerField(null=True, help_text="by which it was charged last")
     metered_micros = models.BigIntegerField(null=True, help_text="what its use would have cost by the list")
+    metered_lines = models.JSONField(default=list, help_text="of it, span by span, as it was charged")
     charged_micros = models.BigIntegerField(default=0)
     closed_at = models.DateTimeField(null=True)
 

@@ -37,6 +37,7 @@ def launch(
     mounts: Sequence[Mount] = (),
     max_price: str = "",
     reservation: str = "",
+    contract: str = "",
 ) -> tuple[str, str]:
     """Return an order as a command line and as a curl call; with a `max_price` it is a bid."""
     parts = ["gpumarket", "bid" if max_price else "launch", offer, "--gpus", str(gpus)]
@@ -51,6 +52,7 @@ def launch(
     parts += ["--lease", lease] if lease else []
     parts += ["--restart-on-failure"] if restarts else []
     parts += ["--reservation", reservation] if reservation else []
+    parts += ["--contract", contract] if contract else []
     for mount in mounts:
         parts += ["--volume", mount.written()]
     parts += ["--project", project] if project else []
@@ -63,6 +65,7 @@ def launch(
     body |= {"on_failure": "restart"} if restarts else {}
     if reservation:
         body["attach" if reservation in {"forbid", "strict"} else "reservation"] = reservation
+    body |= {"contract": contract} if contract else {}
     if mounts:
         body["volumes"] = [
             {"volume": one.volume, "path": one.path} | ({"read_only": True} if one.read_only else {}) for one in mounts

@@ -8,7 +8,7 @@ from django.utils.translation import ngettext
 from billing import accounts
 from marketplace import access, costs, limits, rentals
 from marketplace.errors import BadOrder
-from marketplace.models import Offer, Project, Reservation
+from marketplace.models import Acceptance, Offer, Project, Reservation
 from marketplace.money import shown
 from marketplace.offers import Listing
 from marketplace.portal import attaching, bidding
@@ -31,6 +31,7 @@ class Estimate:
     fits: bool
     checks: list[Check]
     reservation: Reservation | None = None
+    under: Acceptance | None = None
 
     @property
     def missing(self) -> list[Check]:
@@ -70,6 +71,22 @@ def inside(found: attaching.Attaching, project: Project, listing: Listing, gpus_
         checks=[
             _size_check(listing, gpus_each, replicas),
             found.room_check(gpus),
+            _quota_check(project, listing.offer, gpus, Instance.Market.ON_DEMAND),
+        ],
+    )  # fmt: skip
+
+
+def under_share(agreed: Acceptance, project: Project, listing: Listing, gpus_each: int, replicas: int) -> Estimate:
+    """See whether an order could run under a share of revenue, which pays for its hours. One query."""
+    gpus, price = gpus_each * replicas, listing.price
+    second, hour, day = costs.rates(micros_per_unit_hour=price.micros_per_unit_hour, quantity=gpus)
+    capacity = _capacity_check(listing, gpus_each, gpus)
+    return Estimate(
+        currency=price.currency, gpus=gpus, per_gpu_hour=price.micros_per_unit_hour, per_second=second, per_hour=hour,
+        per_day=day, fits=capacity.good, under=agreed,
+        checks=[
+            _size_check(listing, gpus_each, replicas),
+            capacity,
             _quota_check(project, listing.offer, gpus, Instance.Market.ON_DEMAND),
         ],
     )  # fmt: skip

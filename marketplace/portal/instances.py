@@ -12,6 +12,7 @@ from marketplace import access, budget_watch, costs, idle, offers, rentals, spot
 from marketplace.errors import BadOrder, Conflict
 from marketplace.portal import commands, connections, errors
 from marketplace.portal.doors import Visit, page
+from marketplace.revenue_share import covering
 from provisioning import instances, output, progress, volumes
 from provisioning.health import outlook
 from provisioning.models import AT_REST, CHARGED_PHASES, STARTING, Instance, Phase
@@ -86,6 +87,7 @@ def _shown(visit: Visit, instance: Instance) -> dict[str, Any]:
     return {
         "instance": instance,
         "cost": costs.of([instance], at=visit.at)[instance.pk],
+        "under_share": instance.paid_by.startswith(covering.AGREEMENT),
         "stages": stages,
         "stage_now": begun[-1] if begun else None,
         "events": list(access.events(instance).order_by("-pk")[:PAGE]),

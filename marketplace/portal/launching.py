@@ -14,12 +14,13 @@ from django.utils.translation import gettext as _
 
 from marketplace import access, idempotency, offers, rentals, spot
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.models import Offer, Project
+from marketplace.models import Acceptance, Offer, Project
 from marketplace.money import plain
 from marketplace.offers import Listing
 from marketplace.portal import attaching, bidding, commands, errors, estimates, excluding, mounting, waits
 from marketplace.portal.attaching import Check
 from marketplace.portal.doors import REFUSALS, Visit, page
+from marketplace.revenue_share import covering
 from provisioning.models import Instance
 from provisioning.volumes import Use
 
@@ -41,6 +42,7 @@ FIELDS = (
     "market",
     "bid_price",
     "attach",
+    "contract",
 )
 WHOLE_NUMBER = re.compile(r"^[0-9]{1,6}$")
 ROUTE = "portal/launch"
@@ -138,6 +140,16 @@ class Draft:
             self.errors["volumes"] = str(error)
             return []
 
+    def under(self, project: Project) -> Acceptance | None:
+        """Return the share of revenue that is to pay for its hours, or None with an error where it is nobody's."""
+        if not self.typed["contract"]:
+            return None
+        try:
+            return covering.agreement(project.organization, self.typed["contract"])
+        except BadOrder as error:
+            self.errors["contract"] = str(error)
+            return None
+
     def order(self, project: Project, listing: Listing) -> rentals.Order | None:
         """Return the order, or None with every error written beside its field."""
         order = rentals.Order(
@@ -150,6 +162,7 @@ class Draft:
             **self.running(listing.offer),
             on_failure=Instance.OnFailure.RESTART if self.restarts else Instance.OnFailure.STOP,
             uses=self.uses(project),
+            under=None if self.bids else self.under(project),
             **({} if self.bids else attaching.ordered(project, listing.offer, self.typed["attach"])),
         )
         if not self.errors:
@@ -172,7 +185,7 @@ def launch(visit: Visit) -> HttpResponse:
     order = draft.order(project, listing) if listing else None
     if order is None:
         return _form(visit, draft, status=422)
-    if visit.text("wait"):
+    if visit.text("wait") and order.under is None:
         return _wait(visit, project, order, draft)
     try:
         instance_id = _order_once(visit, project, order, draft, max_price_micros=max_price_micros)
@@ -267,6 +280,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     context |= {"volumes": found_volumes, "volumes_for": f"{listing.offer.slug} {project.public_id}"}
     kept = attaching.attaching(project, listing.offer, chosen=draft.typed["attach"], at=visit.at)
     context["attaching"] = kept
+    shares = context["shares"] = covering.choices(project.organization, listing.offer)
+    under = next((one for one in shares if one.version.public_id == draft.typed["contract"]), None)
     numbers = Draft(typed=draft.typed, key="")
     gpus, replicas = numbers.number("gpus"), numbers.number("replicas")
     bid = context["bidding"] = bidding.bidding(
@@ -288,6 +303,7 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         **_changed(numbers.running(listing.offer)),
         restarts=draft.restarts,
         reservation=draft.typed["attach"] if kept is not None and not draft.bids else "",
+        contract=draft.typed["contract"] if under is not None and not draft.bids else "",
         max_price=plain(bid.price_micros) if bid is not None and bid.is_chosen and bid.price_micros else "",
         mounts=[
             mounting.Mount(one.volume.name, one.path, one.read_only and context["takes_image"])
@@ -299,6 +315,8 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     if not numbers.errors.keys() & {"gpus", "replicas"}:
         if bid is not None and bid.is_chosen:
             found = estimates.of_bid(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
+        elif under is not None:
+            found = estimates.under_share(under, project, listing, gpus, replicas)
         elif kept is not None and kept.binds(gpus * replicas):
             found = estimates.inside(kept, project, listing, gpus, replicas)
         else:
@@ -307,7 +325,7 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
         found.checks.insert(0, Check(False, excluded[listing.offer.pk], _("Choose another offer.")))
     if found and context["takes_image"]:
         found.checks.append(estimates.image_check(project, draft.typed["image"]))
-    if found and not found.fits:
+    if found and not found.fits and under is None:
         context |= waits.offered(visit, project, listing, draft.typed)
     return {**context, "estimate": found, "cli": cli, "curl": curl}
 

@@ -1,11 +1,15 @@
 """Shares of revenue: what to report and by when, what was reported, and what was charged for it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.contrib import messages
 from django.http import HttpResponse
 from django.shortcuts import redirect
+from django.utils.dateparse import parse_datetime
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from marketplace import access, access_till
 from marketplace.contracts import terms as written
@@ -19,6 +23,15 @@ from marketplace.revenue_share import closing, statements
 PAGE = 50
 STATEMENTS_MAX = 50
 LINES_SHOWN = 200
+STEPS: Mapping[str, Promise] = {
+    "revenue": gettext_lazy("Revenue"),
+    "share": gettext_lazy("Share of it"),
+    "minimum": gettext_lazy("Minimum"),
+    "metered_cost": gettext_lazy("Metered cost: what its hours cost by the list"),
+    "cap": gettext_lazy("Never more than"),
+    "true_up": gettext_lazy("True-up: what is missing beside the share"),
+    "total": gettext_lazy("Total: the greatest of share, minimum and metered cost, up to the cap"),
+}
 
 
 @page()
@@ -71,14 +84,20 @@ def _state(visit: Visit, period: RevenuePeriod) -> RevenueStatement:
 
 
 def _show(visit: Visit, period: RevenuePeriod, *, refusal: Any = None, status: int = 200) -> HttpResponse:
-    is_open = period.state == RevenuePeriod.State.OPEN
+    is_open, found = period.state == RevenuePeriod.State.OPEN, closing.reckoned(period, at=visit.at)
     said = list(period.statements.order_by("-number")[:STATEMENTS_MAX])
     context = {
         "period": period,
         "terms": written.of(period.version.terms)["revenue"],
         "statements": said,
         "latest": said[0].lines[:LINES_SHOWN] if said else [],
-        "so_far": closing.so_far(period, at=visit.at) if is_open else None,
+        "so_far": found.due if is_open else None,
+        "steps": [(STEPS[step.name], step) for step in found.steps],
+        "metered": [
+            line | {"since": parse_datetime(line["since"]), "until": parse_datetime(line["until"])}
+            for line in found.metered[:LINES_SHOWN]
+        ],
+        "more_metered": max(0, len(found.metered) - LINES_SHOWN),
         "events": period.events.order_by("-pk"),
         "takes": period.state != RevenuePeriod.State.CLOSED
         and access.may(visit.actor, period.organization, "revenue.change"),

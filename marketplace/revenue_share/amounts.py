@@ -1,22 +1,27 @@
 """What a period of a share of revenue costs: a pure function of its terms, the revenue and the metered cost.
 
-share  = revenue x share_bps / 10,000, rounded half up, no more than the cap
-total  = the greatest of share, minimum and (where the terms say so) the metered cost, no more than the cap
+share   = revenue x share_bps / 10,000, rounded half up, no more than the cap
+total   = the greatest of share, minimum and (where the terms say so) the metered cost, no more than the cap
+true-up = total - share
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from billing.outcomes.words import price_micros
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is asked for a period: of it the share itself, and what is missing to the least that it costs."""
+    """What is asked for a period: of it the share itself, and what is missing to the least that it costs.
+
+    `is_metered` says that the metered cost is that least, and not the minimum.
+    """
 
     share_micros: int
     total_micros: int
+    is_metered: bool = False
 
     @property
     def missing_micros(self) -> int:
@@ -27,11 +32,32 @@ def due(revenue: Mapping[str, Any], *, revenue_micros: int, metered_micros: int)
     """Return what a period costs under the terms' `revenue`."""
     most = revenue["cap_micros"]
     share = price_micros(revenue_micros, 1, bps=revenue["share_bps"])
-    least = max(revenue["minimum_micros"], metered_micros if revenue["true_up"] == "metered_cost" else 0)
-    total = max(share, least)
+    floor = metered_micros if revenue["true_up"] == "metered_cost" else 0
+    total = max(share, revenue["minimum_micros"], floor)
     if most is not None:
         share, total = min(share, most), min(total, most)
-    return Due(share, total)
+    return Due(share, total, is_metered=floor > revenue["minimum_micros"])
+
+
+class Step(NamedTuple):
+    """One line of the arithmetic: `revenue`, `share`, `minimum`, `metered_cost`, `cap`, `true_up` or `total`."""
+
+    name: str
+    micros: int
+
+
+def steps(revenue: Mapping[str, Any], *, revenue_micros: int, metered_micros: int) -> Iterator[Step]:
+    """Yield what a period costs line by line, as it was reckoned."""
+    found = due(revenue, revenue_micros=revenue_micros, metered_micros=metered_micros)
+    yield Step("revenue", revenue_micros)
+    yield Step("share", price_micros(revenue_micros, 1, bps=revenue["share_bps"]))
+    yield Step("minimum", revenue["minimum_micros"])
+    if revenue["true_up"] == "metered_cost":
+        yield Step("metered_cost", metered_micros)
+    if revenue["cap_micros"] is not None:
+        yield Step("cap", revenue["cap_micros"])
+    yield Step("true_up", found.missing_micros)
+    yield Step("total", found.total_micros)
 
 
 def estimated_micros(revenue: Mapping[str, Any], *, last_micros: int | None, metered_micros: int) -> tuple[str, int]:

@@ -1,5 +1,7 @@
 """Periods that fall due: what was stated is charged, what was not is estimated, and an estimate is trued up once."""
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +15,7 @@ from billing.outcomes.words import Item, Share
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.models import Acceptance, Organization, RevenuePeriod, RevenueStatement
+from marketplace.money import plain
 from marketplace.revenue_share import amounts
 
 State = RevenuePeriod.State
@@ -49,22 +52,49 @@ def close(key: int, *, at: datetime) -> bool:
     return True
 
 
-def metered_micros(period: RevenuePeriod, *, until: datetime) -> int:
-    """Return what the use that this agreement covers would have cost by the list in a period, until a moment."""
+@dataclass(frozen=True, slots=True)
+class Reckoning:
+    """What a period costs and how that comes about: as it was charged, or as it would be now while it is open.
+
+    `metered` are the lines of the metered cost, as `_lines` writes them.
+    """
+
+    due: amounts.Due
+    steps: list[amounts.Step]
+    metered: list[dict[str, Any]]
+
+
+def reckoned(period: RevenuePeriod, *, at: datetime) -> Reckoning:
+    """Return the arithmetic of a period: by what was stated last if it were final and it ended now, or as charged."""
+    terms = _with_metered(written.of(period.version.terms)["revenue"], Basis(period.basis))
+    if period.state == State.OPEN:
+        said, lines = period.statements.order_by("-number").first(), _lines(period, until=at)
+        by = {"revenue_micros": said.revenue_micros if said else 0, "metered_micros": _sum(lines)}
+    else:
+        lines = period.metered_lines
+        by = {"revenue_micros": period.revenue_micros or 0, "metered_micros": period.metered_micros or 0}
+    return Reckoning(amounts.due(terms, **by), list(amounts.steps(terms, **by)), lines)
+
+
+def _lines(period: RevenuePeriod, *, until: datetime) -> list[dict[str, Any]]:
+    """Return what the use that this agreement covers would have cost by the list in a period, span by span."""
     agreed = Acceptance.objects.filter(version=period.version_id, organization=period.organization_id).first()
     if agreed is None:
-        return 0
-    return costs.covered_micros(resource_id=agreed.public_id, since=period.starts_at, until=min(until, period.ends_at))
+        return []
+    used = costs.metered(covered_by=agreed.public_id, since=period.starts_at, until=min(until, period.ends_at))
+    return [
+        {
+            "usage": one.span.public_id, "resource": one.span.resource_id, "name": one.span.resource_name,
+            "project": one.span.labels.get("project", ""), "gpus": one.span.quantity,
+            "since": one.since.isoformat(), "until": one.until.isoformat(),
+            "micros_per_gpu_hour": one.span.price_version.micros_per_unit_hour, "micros": one.amount_micros,
+        }
+        for one in used
+    ]  # fmt: skip
 
 
-def so_far(period: RevenuePeriod, *, at: datetime) -> amounts.Due:
-    """Return what a period would cost if what was stated last were final and it ended now."""
-    said = period.statements.order_by("-number").first()
-    return amounts.due(
-        written.of(period.version.terms)["revenue"],
-        revenue_micros=said.revenue_micros if said else 0,
-        metered_micros=metered_micros(period, until=at),
-    )
+def _sum(lines: Iterable[Mapping[str, Any]]) -> int:
+    return sum(int(line["micros"]) for line in lines)
 
 
 def shares_of(terms: Terms, seller: Organization) -> list[Share]:
@@ -77,20 +107,21 @@ def shares_of(terms: Terms, seller: Organization) -> list[Share]:
 
 def _charge_first(period: RevenuePeriod, said: RevenueStatement | None, *, at: datetime) -> None:
     terms = written.of(period.version.terms)["revenue"]
-    metered = metered_micros(period, until=period.ends_at)
+    lines = _lines(period, until=period.ends_at)
+    metered = _sum(lines)
     if said is not None:
-        basis, revenue, least = Basis.REPORTED, said.revenue_micros, metered
+        basis, revenue = Basis.REPORTED, said.revenue_micros
     else:
         rule, micros = amounts.estimated_micros(terms, last_micros=_last_micros(period), metered_micros=metered)
         basis = Basis(rule)
         revenue = micros if basis == Basis.LAST_STATEMENT else 0
-        least = metered
-    asked = amounts.due(_with_metered(terms, basis), revenue_micros=revenue, metered_micros=least)
+    asked = amounts.due(_with_metered(terms, basis), revenue_micros=revenue, metered_micros=metered)
     _take(period, asked, revenue_micros=revenue, suffix="" if said else " (estimate)", at=at)
     state = State.CLOSED if said else State.ESTIMATED
     period.move_to(
         state, at=at, message=f"Charged by {basis.label}"[:200], basis=basis, revenue_micros=revenue,
-        metered_micros=metered, charged_micros=asked.total_micros, closed_at=at if said else None,
+        metered_micros=metered, metered_lines=lines, charged_micros=asked.total_micros,
+        closed_at=at if said else None,
     )  # fmt: skip
 
 
@@ -115,20 +146,25 @@ def _true_up(period: RevenuePeriod, said: RevenueStatement | None, *, at: dateti
         period.move_to(State.CLOSED, at=at, message="No statement came: the estimate stands", closed_at=at)
         return
     terms = written.of(period.version.terms)["revenue"]
-    asked = amounts.due(terms, revenue_micros=said.revenue_micros, metered_micros=period.metered_micros or 0)
+    lines = _lines(period, until=period.ends_at)
+    metered = _sum(lines)
+    asked = amounts.due(terms, revenue_micros=said.revenue_micros, metered_micros=metered)
     change = asked.total_micros - period.charged_micros
     if change > 0:
-        _charge_missing(period, change, subject=f"{period.label} (correction)", key="correction", at=at)
+        words = f"{period.label} (correction): {_less(period, asked.total_micros, period.charged_micros)}"
+        _charge_missing(period, change, unit="correction", subject=words, at=at)
     elif change < 0:
         _give_back(period, -change, at=at)
     period.move_to(
         State.CLOSED, at=at, message="Corrected by the customer's statement", closed_at=at, basis=Basis.REPORTED,
-        revenue_micros=said.revenue_micros, charged_micros=asked.total_micros,
+        revenue_micros=said.revenue_micros, metered_micros=metered, metered_lines=lines,
+        charged_micros=asked.total_micros,
     )  # fmt: skip
 
 
 def _take(period: RevenuePeriod, asked: amounts.Due, *, revenue_micros: int, suffix: str, at: datetime) -> None:
     terms = written.of(period.version.terms)
+    bps = terms["revenue"]["share_bps"]
     if asked.share_micros:
         settling.charge(
             organization=period.organization,
@@ -136,29 +172,52 @@ def _take(period: RevenuePeriod, asked: amounts.Due, *, revenue_micros: int, suf
             key=f"revenue:{period.public_id}:share",
             amount_micros=asked.share_micros,
             shares=shares_of(terms, period.version.contract.seller),
-            item=_item(period, f"{period.label}{suffix}", revenue_micros, 1, bps=terms["revenue"]["share_bps"]),
+            item=_item(
+                period,
+                f"{period.label}{suffix}: {plain(bps * 10_000)} % x {plain(revenue_micros)} {period.currency}",
+                revenue_micros,
+                1,
+                unit="revenue",
+                bps=bps,
+            ),
             at=at,
         )
     if asked.missing_micros:
-        _charge_missing(period, asked.missing_micros, subject=f"{period.label}{suffix}", key="least", at=at)
+        words = f"{period.label}{suffix}: {_less(period, asked.total_micros, asked.share_micros)}"
+        unit = "metered_cost" if asked.is_metered else "minimum"
+        _charge_missing(period, asked.missing_micros, unit=unit, subject=words, at=at)
 
 
-def _charge_missing(period: RevenuePeriod, micros: int, *, subject: str, key: str, at: datetime) -> None:
+def _less(period: RevenuePeriod, micros: int, less: int) -> str:
+    """Return a difference as a line of an invoice says it, such as `400 - 150 USD`."""
+    return f"{plain(micros)} - {plain(less)} {period.currency}"
+
+
+def _charge_missing(period: RevenuePeriod, micros: int, *, unit: str, subject: str, at: datetime) -> None:
+    """Charge what is missing to a `minimum` or a `metered_cost`, or by a `correction`."""
     settling.charge(
         organization=period.organization,
         resource_id=period.public_id,
-        key=f"revenue:{period.public_id}:{key}",
+        key=f"revenue:{period.public_id}:{'correction' if unit == 'correction' else 'least'}",
         amount_micros=micros,
         shares=shares_of(written.of(period.version.terms), period.version.contract.seller),
-        item=_item(period, subject, 1, micros),
+        item=_item(period, subject, 1, micros, unit=unit),
         kind=Outcome.Kind.TRUE_UP,
         at=at,
     )
 
 
-def _item(period: RevenuePeriod, subject: str, quantity: int, micros_per_unit: int, *, bps: int = 10_000) -> Item:
+def _item(
+    period: RevenuePeriod,
+    subject: str,
+    quantity: int,
+    micros_per_unit: int,
+    *,
+    bps: int = 10_000,
+    unit: str = "revenue",
+) -> Item:
     return Item(
-        name=period.version.contract.title, project="", quantity=quantity, unit="revenue",
+        name=period.version.contract.title, project="", quantity=quantity, unit=unit,
         micros_per_unit=micros_per_unit, bps=bps, version=period.version.public_id, subject=subject,
     )  # fmt: skip
 

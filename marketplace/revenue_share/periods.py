@@ -21,11 +21,34 @@ def open_due(*, at: datetime, limit: int) -> int:
     # Earlier versions first: where they end a later one begins.
     agreed = agreed.select_related("version", "organization").order_by("version__contract", "version__number", "pk")
     for one in agreed:
-        missing = list(islice(_missing(one, at), limit - opened))
-        opened += len(RevenuePeriod.objects.bulk_create(missing, ignore_conflicts=True))
+        opened += _open(one, at=at, limit=limit - opened)
         if opened >= limit:
             break
     return opened
+
+
+def current(agreed: Acceptance, *, at: datetime) -> RevenuePeriod | None:
+    """Return the period of an agreement's own version in which a moment lies, opened if it has begun; None where none.
+
+    `agreed` has its version and organization.
+    """
+    _open(agreed, at=at, limit=None)
+    own = RevenuePeriod.objects.filter(version=agreed.version_id, organization=agreed.organization_id)
+    return own.filter(starts_at__lte=at, ends_at__gt=at).first()
+
+
+def ended_at(agreed: Acceptance, *, at: datetime) -> datetime | None:
+    """Return when the last period of an agreement's version ended; None while one runs or is to come."""
+    if current(agreed, at=at) is not None:
+        return None
+    own = RevenuePeriod.objects.filter(version=agreed.version_id, organization=agreed.organization_id)
+    last: datetime | None = own.aggregate(last=Max("ends_at"))["last"]
+    return last
+
+
+def _open(agreed: Acceptance, *, at: datetime, limit: int | None) -> int:
+    missing = list(islice(_missing(agreed, at), limit))
+    return len(RevenuePeriod.objects.bulk_create(missing, ignore_conflicts=True)) if missing else 0
 
 
 def bounds(kind: str, at: datetime) -> tuple[datetime, datetime]:

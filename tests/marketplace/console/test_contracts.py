@@ -23,7 +23,7 @@ def typed(seller: Organization, **differs: Any) -> dict[str, str]:
 def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client) -> None:
     seller, _ = make_seller()
     page = desk.get(reverse("console-contract-new")).content.decode()
-    assert "gpumarket.terms/2" in page
+    assert "gpumarket.terms/3" in page
     answer = desk.post(reverse("console-contract-new"), typed(seller))
     version = ContractVersion.objects.get()
     assert (answer.status_code, version.state, version.contract.seller) == (302, "draft", seller)

@@ -15,6 +15,9 @@ PARTY = {"name": "Checkers", "organization": None, "public_key": "0" * 64}
 DEADLINE = {"within_s": 3600, "late": [{"after_s": 0, "price_bps": 8000}, {"after_s": 600, "price_bps": 0}]}
 
 
+COVERS = {"offers": None, "gpus": 1}
+
+
 def judged_by(organization: str | None, key: str = "0" * 64) -> dict[str, Any]:
     return {
         "kind": "third_party", "party": {"name": "x", "organization": organization, "public_key": key},
@@ -89,6 +92,15 @@ def decided_by(organization: str | None) -> dict[str, Any]:
         ),
         ({"kind": "revenue_share", "revenue": REVENUE | {"true_up": "metered_cost"}}, "revenue/true_up"),
         ({"kind": "revenue_share", "revenue": REVENUE | {"if_overdue": "metered_cost"}}, "revenue/if_overdue"),
+        (
+            {"kind": "revenue_share", "revenue": REVENUE | {"covers": COVERS | {"offers": []}}},
+            "revenue/covers/offers",
+        ),
+        (
+            {"kind": "revenue_share", "revenue": REVENUE | {"covers": COVERS | {"gpus": 0}}},
+            "revenue/covers/gpus",
+        ),
+        ({"kind": "revenue_share", "revenue": REVENUE | {"cap_micros": 1}}, "revenue/minimum_micros"),
         ({"kind": "guarantee", "guarantee": GUARANTEE | {"counter": "c" * 101}}, "guarantee/counter"),
         ({"shares": [{"to": "seller", "bps": 8000}, {"to": "platform", "bps": 1999}]}, "shares"),
         ({"shares": [{"to": "seller", "bps": 5000}, {"to": "seller", "bps": 5000}]}, "shares/1/to"),
@@ -124,14 +136,16 @@ def test_each_kind_has_terms_that_are_good() -> None:
     }  # fmt: skip
     revenue = {
         "share_bps": 500, "period": "month", "minimum_micros": 0, "cap_micros": None, "true_up": "none",
-        "statement_within_s": 86_400, "if_overdue": "minimum",
+        "statement_within_s": 86_400, "if_overdue": "minimum", "covers": None,
     }  # fmt: skip
+    covering = {"true_up": "metered_cost", "if_overdue": "metered_cost", "covers": {"offers": None, "gpus": 8}}
     for differs in (
         {},
         {"verifier": judged_by(OTHER), "deadline": DEADLINE},
         {"kind": "per_unit", "unit": unit, "measured": {"kind": "output", "path": "units.json"}},
         {"kind": "guarantee", "guarantee": guarantee},
         {"kind": "revenue_share", "revenue": revenue},
+        {"kind": "revenue_share", "revenue": revenue | covering},
     ):
         assert written.checked(terms(**differs), seller=SELLER).text
 
