@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 import structlog
 from django.db import transaction
 from django.db.models import Count, Exists, F, Q, QuerySet
-from django.utils.translation import gettext
 
 from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations, reserved_quotas
+from marketplace import reservation_texts as texts
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
 from provisioning import room
@@ -197,11 +197,10 @@ def _stand(reservation: Reservation, missing: int, *, at: datetime) -> None:
     """Bring the state in line with how many GPUs are missing."""
     held = holdings.held_at(reservation.strips.all(), at)
     if not missing:
-        state, message = State.ACTIVE, gettext("All of its GPUs are there.") if reservation.missing_gpus else ""
+        state, message = State.ACTIVE, texts.ALL_THERE() if reservation.missing_gpus else ""
     else:
         state = State.DELAYED if missing >= held else State.PARTIALLY_FULFILLED
-        text = gettext("%(missing)s of its %(held)s GPUs cannot be had now. You pay nothing for them, and may cancel.")
-        message = text % {"missing": missing, "held": held}
+        message = texts.MISSING(missing=missing, held=held)
     if reservation.state != state:
         reservation.move_to(state, at=at, message=message, missing_gpus=missing)
     elif reservation.missing_gpus != missing:
@@ -229,9 +228,8 @@ def _announce_due(*, at: datetime, limit: int) -> int:
             return False
         told = endings.announce(reservation, at=at)
         if reservation.ends_at <= hour_of(at) + HOUR and reservation.state != State.ENDING:
-            text = gettext("It ends at %(end)s UTC; instances in it are asked to stop at %(drain)s UTC.")
-            shown = {"end": f"{reservation.ends_at:%H:%M}", "drain": f"{reservation.ends_at - DRAIN:%H:%M}"}
-            reservation.move_to(State.ENDING, at=at, message=text % shown)
+            message = texts.ENDS(end=f"{reservation.ends_at:%H:%M}", drain=f"{reservation.ends_at - DRAIN:%H:%M}")
+            reservation.move_to(State.ENDING, at=at, message=message)
             return True
         return told > 0
 

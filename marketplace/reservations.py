@@ -20,6 +20,7 @@ from billing.public_ids import new_public_id
 from billing.rating import MILLISECOND
 from billing.suppliers import accruing
 from marketplace import audit, blocks, endings, holdings, paid_ahead, quotes, refunds, rentals, reserved_quotas, spend
+from marketplace import reservation_texts as texts
 from marketplace.access import Actor
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -163,9 +164,7 @@ def take_payment(reservation: Reservation, *, strips: Sequence[ReservationStrip]
             organization=organization, resource_id=reservation.public_id, block=block, reason=reason, at=at
         )
     except HoldClosed:
-        reservation.move_to(
-            State.PAYMENT_FAILED, at=at, message=gettext("The money held for it was given back before it was taken.")
-        )
+        reservation.move_to(State.PAYMENT_FAILED, at=at, message=texts.PAYMENT_GONE())
         release_hours(reservation, since=reservation.starts_at, at=at)
         return
     reservation.move_to(State.SCHEDULED, at=at, promo_micros=paid.promo_micros, cash_micros=paid.cash_micros)
@@ -224,7 +223,7 @@ def extend(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
     holdings.add(reservation, [_strip_of(quote)])
     holdings.refit(reservation)
     _add_payment(reservation, paid)
-    news = gettext("Extended until %(until)s UTC.") % {"until": f"{quote.ends_at:%Y-%m-%d %H:%M}"}
+    news = texts.EXTENDED(until=f"{quote.ends_at:%Y-%m-%d %H:%M}")
     if reservation.state == State.ENDING:
         reservation.move_to(State.ACTIVE, at=at, message=news)
     else:
@@ -246,7 +245,7 @@ def cancel(*, actor: Actor, reservation: Reservation, quote: Quote, at: datetime
     has_begun = reservation.state in BEGUN
     refund = _leave(reservation, at=at) if has_begun else _give_up(reservation, quote, at=at)
     endings.withdraw_listings(reservation, at=at)
-    news = gettext("Cancelled by %(who)s.") % {"who": actor.name}
+    news = texts.CANCELLED(who=actor.name)
     since = calendar.hour_of(at) if has_begun else reservation.starts_at
     reservation.move_to(State.CANCELLED, at=at, message=news, is_lent=False)
     audit.record_of(reservation, "reservation.cancel", actor=actor, after={"refund_micros": refund})
@@ -345,7 +344,7 @@ def lend(*, actor: Actor, reservation: Reservation, is_lent: bool, at: datetime)
     if reservation.is_lent != is_lent:
         reservation.set_lent(is_lent, at=at)
         verb = "reservation.lend" if is_lent else "reservation.recall"
-        reservation.note(gettext("Idle GPUs are lent.") if is_lent else gettext("Nothing is lent any more."), at=at)
+        reservation.note(texts.LENT() if is_lent else texts.NOT_LENT(), at=at)
         audit.record_of(reservation, verb, actor=actor)
     return reservation
 

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims, judging, verifying
+from marketplace.contracts import claims, judging, timeline, verifying
 from marketplace.contracts import terms as written
 from marketplace.errors import IllegalState
 from marketplace.models import TO_SETTLE, Claim, ClaimState, Verdict
@@ -60,11 +60,9 @@ def by_silence(claim: Claim, *, at: datetime) -> None:
     terms = written.of(claim.version.terms)
     dispute_until = at + terms.seconds("disputes", "window_s")
     if terms["acceptance"]["on_silence"] == "accept":
-        message = _("The customer said nothing in time, which accepts it by the terms.")
-        claim.move_to(State.AUTO_ACCEPTED, at=at, message=message, due_at=dispute_until)
+        claim.move_to(State.AUTO_ACCEPTED, at=at, message=timeline.SILENCE_ACCEPTS(), due_at=dispute_until)
     else:
-        message = _("The customer said nothing in time, which rejects it by the terms.")
-        claim.move_to(State.REJECTED, at=at, message=message, due_at=dispute_until)
+        claim.move_to(State.REJECTED, at=at, message=timeline.SILENCE_REJECTS(), due_at=dispute_until)
 
 
 def _customer_verifies(claim: Claim) -> bool:

@@ -10,13 +10,26 @@ from typing import Any
 
 from django.db.models import Count, QuerySet
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from billing.outcomes import margins
+from marketplace import told
 from marketplace.contracts import terms as written
 from marketplace.contracts.wording import span
 from marketplace.errors import BadOrder
 from marketplace.models import Attempt, Claim, ContractVersion, Job, Offer, Organization, Task
 from marketplace.money import shown
+from marketplace.told import Told
+
+TOO_DEAR = Told(
+    gettext_lazy("An attempt may cost %(cost)s by the list; its contract (work/attempt_micros) allows %(most)s.")
+)
+USED_UP = Told(
+    gettext_lazy(
+        "Work that was not paid for has cost as much as its contract (work/unpaid_micros) allows: %(most)s. Nothing "
+        "was charged for it; accept results that wait for you, or ask the seller."
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -46,28 +59,24 @@ def check(version: ContractVersion, asked: Asked, *, organization: Organization)
         text = _("By its contract (work/seconds) an attempt takes %(span)s at most.")
         raise BadOrder("time_limit", text % {"span": span(work["seconds"])})
     if asked.attempt_micros > work["attempt_micros"]:
-        raise BadOrder("time_limit", too_dear(version, asked.attempt_micros))
+        raise BadOrder("time_limit", told.shown(too_dear(version, asked.attempt_micros)))
     if asked.attempt_micros > unpaid_left(version, organization):
-        raise BadOrder("contract", used_up(version))
+        raise BadOrder("contract", told.shown(used_up(version)))
 
 
 def too_dear(version: ContractVersion, attempt_micros: int) -> str:
-    """Return in words that an attempt may cost the platform more than the terms of its contract allow."""
+    """Return as it is written down that an attempt may cost the platform more than the terms of its contract allow."""
     terms = written.of(version.terms)
-    said = _("An attempt may cost %(cost)s by the list; its contract (work/attempt_micros) allows %(most)s.")
     cost, most = (
         shown(micros, terms.currency, exact=True) for micros in (attempt_micros, _work(version)["attempt_micros"])
     )
-    return said % {"cost": cost, "most": most}
+    return TOO_DEAR(cost=cost, most=most)
 
 
 def used_up(version: ContractVersion) -> str:
-    """Return in words that work which was not paid for has cost the platform as much as the terms allow."""
+    """Return as it is written down that unpaid work has cost the platform as much as the terms allow."""
     terms = written.of(version.terms)
-    return _(
-        "Work that was not paid for has cost as much as its contract (work/unpaid_micros) allows: %(most)s. Nothing "
-        "was charged for it; accept results that wait for you, or ask the seller."
-    ) % {"most": shown(_work(version)["unpaid_micros"], terms.currency)}
+    return USED_UP(most=shown(_work(version)["unpaid_micros"], terms.currency))
 
 
 def unpaid_left(version: ContractVersion, organization: Organization) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
-from marketplace.contracts import offering
+from marketplace.contracts import offering, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder, IllegalState
@@ -207,7 +207,7 @@ def _again(claim: Claim, task: Task, attempt: Attempt, *, at: datetime) -> Claim
         written.of(claim.version.terms), since=task.job.created_at, until=attempt.ended_at or at
     )
     facts |= {"evidence": proof, "evidence_sha256": written.digest(written.canonical(proof))}
-    message = _("Tried again: attempt %(number)s.") % {"number": attempt.number}
+    message = timeline.TRIED_AGAIN(number=attempt.number)
     claim.move_to(State.CLAIMED, at=at, message=message, run=claim.run + 1, due_at=at, **facts)
     return claim
 

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from billing import moves
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims, judging, offering, reversing, settling, signed
+from marketplace.contracts import claims, judging, offering, reversing, settling, signed, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import said
 from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState, NotFound
@@ -66,7 +66,7 @@ def withdraw(*, actor: Actor, dispute: ClaimDispute, side: Side, at: datetime) -
     if found.opened_by != side:
         raise Forbidden(_("Only the side that opened a dispute withdraws it."))
     due_bps = written.BP if side == Side.BUYER else 0
-    _decide(claim, found, due_bps, by=actor.name, note=_("Withdrawn."), at=at, state=ClaimDispute.State.WITHDRAWN)
+    _decide(claim, found, due_bps, by=actor.name, note=timeline.WITHDRAWN(), at=at, state=ClaimDispute.State.WITHDRAWN)
     audit.record_of(claim, "claim.dispute_withdraw", actor=actor, after={"dispute": found.public_id})
     return found
 
@@ -143,9 +143,7 @@ def _decide_by_rule(dispute: ClaimDispute, *, at: datetime) -> None:
         return
     rule = written.of(claim.version.terms)["disputes"]["if_undecided"]
     due_bps = written.BP if rule == "pay" else 0
-    _decide(
-        claim, found, due_bps, by="gpumarket", note=_("Nobody decided in time; the terms say what holds then."), at=at
-    )
+    _decide(claim, found, due_bps, by="gpumarket", note=timeline.NOBODY_DECIDED(), at=at)
 
 
 def why_not(claim: Claim, side: Side, *, at: datetime) -> str:

@@ -16,16 +16,16 @@ from provisioning.models import Assignment
 WAIT = timedelta(minutes=10)
 
 
-def missing(claim: Claim, terms: Terms) -> str:
-    """Return in words what a task's result lacks of the evidence that its terms name; empty where nothing.
+def missing(claim: Claim, terms: Terms) -> list[str]:
+    """Return what a task's result lacks of the evidence that its terms name, by its names there.
 
     Its exit code, inputs, outputs and log are the control plane's own record, and looked at elsewhere.
     """
     wanted = [name for name in terms["evidence"] if name in LACKS]
     if not wanted:
-        return ""
+        return []
     attempt = runs.attempt_of(claim)
-    return ", ".join(str(wording.EVIDENCE[name]) for name in wanted if LACKS[name](attempt, terms))
+    return [name for name in wanted if LACKS[name](attempt, terms)]
 
 
 def not_filed(filed: Mapping[str, Any], terms: Terms) -> str:

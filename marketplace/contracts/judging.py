@@ -6,7 +6,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
-from marketplace.contracts import claims
+from marketplace.contracts import claims, timeline
 from marketplace.contracts import terms as written
 from marketplace.errors import IllegalState
 from marketplace.models import Claim, ClaimDispute, ClaimState, Side, Verdict
@@ -49,7 +49,7 @@ def record(
         inputs=inputs or {"evidence": claim.evidence_sha256}, by_name=by, signature=signature, at=at,
     )  # fmt: skip
     terms = written.of(claim.version.terms)
-    message = f"{made.get_verifier_display()}: {detail}" if detail else str(made.get_verifier_display())
+    message = timeline.said(verifier, detail)
     if result == Result.PASS:
         claim.move_to(
             State.VERIFIED, at=at, message=message, by=by, due_at=at + terms.seconds("acceptance", "window_s")
@@ -63,16 +63,16 @@ def by_silence(claim: Claim, *, result: str, at: datetime) -> None:
     """Let the written rule of silence judge where no verifier answered."""
     record(
         claim, verifier=Verdict.Verifier.SILENCE, verifier_version=claim.version.sha256, result=result, at=at,
-        detail=_("no verdict came in time, and the terms say what holds then"),
+        detail=timeline.NO_VERDICT(),
     )  # fmt: skip
 
 
 def _contradicted(claim: Claim, known: Verdict, result: str, *, at: datetime) -> None:
     """Believe neither of two opposite verdicts: somebody looks at it, if it is not paid, over, or tried again."""
-    message = _("%(verifier)s answered both ways: first “%(first)s”, then “%(second)s”.") % {
-        "verifier": known.get_verifier_display(), "first": known.get_result_display(),
-        "second": Verdict.Result(result).label,
-    }  # fmt: skip
+    message = timeline.BOTH_WAYS(
+        verifier=timeline.VERIFIERS[known.verifier](), first=timeline.RESULTS[known.result](),
+        second=timeline.RESULTS[result](),
+    )  # fmt: skip
     is_tried_again = claims.may_retry(claim) and claims.is_tried_on(claim)
     stands = claim.state in (State.VERIFIED, State.AUTO_ACCEPTED, State.FAILED) and claim.is_open
     if known.run != claim.run or is_tried_again or not stands:
@@ -97,7 +97,7 @@ def open_dispute(claim: Claim, *, side: Side, by: str, reason: str, text: str, a
             raise
         return claim.disputes.get(state=ClaimDispute.State.OPEN)
     if claim.state == State.SETTLED:
-        claim.note(_("Disputed after it was paid: %(text)s") % {"text": text}, at=at, by=by)
+        claim.note(timeline.DISPUTED_AFTERWARDS(text=text), at=at, by=by)
     else:
         claim.move_to(State.DISPUTED, at=at, message=text, by=by, due_at=decide_by)
     return made

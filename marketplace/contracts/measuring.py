@@ -4,9 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from django.utils.translation import gettext as _
-
-from marketplace.contracts import runs
+from marketplace.contracts import runs, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.models import Claim
@@ -34,7 +32,7 @@ def measure(claim: Claim, terms: Terms) -> str:
     else:
         units, seen = _by_counter(claim, measured)
     if units is None:
-        return _("its units could not be counted")
+        return timeline.NOT_COUNTED()
     units = min(units, UNITS_MAX)
     proof = {**claim.evidence, **seen, "units": units}
     counted = min(units, int(terms["unit"]["most"]))

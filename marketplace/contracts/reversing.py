@@ -9,7 +9,7 @@ from billing.models import Outcome
 from billing.outcomes import reversing
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims
+from marketplace.contracts import claims, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import said
 from marketplace.contracts.settling import key_of
@@ -47,7 +47,7 @@ def down_to(claim: Claim, *, due_bps: int, reason: str, by: str, at: datetime) -
     back = claim.paid_micros - min(due, claim.paid_micros)
     if not back:
         if due_bps < written.BP and not claim.paid_micros:
-            claim.note(_("Nothing was paid for it, so nothing goes back."), at=at, by=by)
+            claim.note(timeline.NOTHING_PAID(), at=at, by=by)
         return
     paid = Outcome.objects.get(key=key_of(claim))
     reversing.reverse(key=f"reverse:{claim.public_id}", of=paid, amount_micros=back, reason=reason, at=at)

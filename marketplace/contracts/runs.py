@@ -10,12 +10,12 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.utils.translation import gettext as _
 
 from billing.errors import BillingError
 from marketplace import offers, rentals
 from marketplace.access import Actor
 from marketplace.contracts import terms as written
+from marketplace.contracts import timeline
 from marketplace.errors import MarketError
 from marketplace.models import Acceptance, Attempt, Claim, ContractVersion, Offer, VerifierRun
 from marketplace.rentals import Order
@@ -113,20 +113,18 @@ def hosts(version: ContractVersion, own: Offer) -> list[Offer]:
 def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
     """Start one try at the first host that takes it; return whether one did: else it is tried again later."""
     if VerifierRun.objects.filter(result=Result.RUNNING, claim__organization=claim.organization).count() >= AT_ONCE_MAX:
-        _say(claim, _("It waits: many verifiers run for this customer."), at=at)
+        _say(claim, timeline.MANY_VERIFIERS(), at=at)
         return False
     apart = hosts(claim.version, order.offer)
     if not apart:
-        _say(
-            claim, _("It waits: every host that could verify it belongs to somebody who earns by its contract."), at=at
-        )
+        _say(claim, timeline.ALL_HOSTS_EARN(), at=at)
         return False
     sold = offers.listings(apart, currency=claim.organization.currency, at=at)
     with_room = [one.offer for one in sold if one.largest_replica >= order.gpus]
     for offer in with_room[:OFFERS_TRIED_MAX]:
         if _starts(claim, replace(order, offer=offer), number=number, at=at):
             return True
-    _say(claim, _("It waits: no host that may verify it has GPUs free."), at=at)
+    _say(claim, timeline.NO_HOST_FREE(), at=at)
     return False
 
 
@@ -141,7 +139,7 @@ def _starts(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
         log.warning("no verifier", claim=claim.public_id, offer=order.offer.slug, why=str(refusal))
         return False
     VerifierRun.objects.create(claim=claim, run=claim.run, number=number, instance=instance, started_at=at)
-    claim.note(_("Verifier started on another host, try %(number)s.") % {"number": number}, at=at)
+    claim.note(timeline.VERIFIER_STARTED(number=number), at=at)
     return True
 
 
@@ -161,9 +159,8 @@ def observe(tried: VerifierRun, claim: Claim, *, limit: timedelta, at: datetime)
         result = Result.PASS if tried.instance.outputs_sha256 == claim.evidence["outputs"] else Result.FAIL
     VerifierRun.objects.filter(pk=tried.pk, result=Result.RUNNING).update(result=result, ended_at=at)
     tried.result, tried.ended_at = result, at
-    claim.note(_("Verifier, try %(number)s: %(result)s.") % {
-        "number": tried.number, "result": tried.get_result_display()
-    }, at=at)  # fmt: skip
+    ended = timeline.VERIFIER_ENDED(number=tried.number, result=timeline.RESULTS[tried.result]())
+    claim.note(ended, at=at)
     try:
         instances.terminate(instance=tried.instance, at=at, message=f"It verified {claim.public_id}.")
     except ProvisioningError:
@@ -175,10 +172,8 @@ def said(tried: VerifierRun, claim: Claim) -> str:
     """Return in words what a try found, for the verdict."""
     if _is_rerun(claim):
         same = tried.result == Result.PASS
-        return _("a second run on another host left the same bytes") if same else _(
-            "a second run on another host left other bytes"
-        )  # fmt: skip
-    return _("its command ended with code %(code)s") % {"code": tried.instance.exit_code}
+        return timeline.SAME_BYTES() if same else timeline.OTHER_BYTES()
+    return timeline.COMMAND_ENDED(code=tried.instance.exit_code)
 
 
 def end_left_over(*, at: datetime, limit: int) -> int:

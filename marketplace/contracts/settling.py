@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.db import transaction
-from django.utils.translation import gettext as _
 
 from billing.models import Escrow
 from billing.outcomes import escrows, settling
@@ -14,7 +13,7 @@ from billing.outcomes.words import Item, Share
 from billing.prepared import ask
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims
+from marketplace.contracts import claims, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.models import TO_SETTLE, Claim, ClaimState, ContractVersion, Job, Organization
@@ -81,7 +80,7 @@ def close(claim: Claim, *, at: datetime) -> None:
     closed = Claim.objects.filter(pk=claim.pk, state=claim.state, closed_at=None).update(closed_at=at, due_at=None)
     assert closed, "its row is locked"
     claim.closed_at, claim.due_at = at, None
-    claim.note(_("Not paid: what was set aside for it went back."), at=at)
+    claim.note(timeline.NOT_PAID(), at=at)
     release_spare(escrow_id=claim.escrow_id, cause=claim.public_id, at=at)
 
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from marketplace.contracts import claims, evidence, judging, measuring, runs, signed
+from marketplace.contracts import claims, evidence, judging, measuring, runs, signed, timeline, wording
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import IllegalState, NotFound
@@ -124,9 +124,7 @@ def _judge(claim: Claim, kind: str, version: str, result: str, detail: str, *, a
 
 
 def _by_outputs(claim: Claim, terms: Terms, at: datetime) -> None:
-    _judge(
-        claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.PASS, _("exit code 0, and all declared outputs are there"), at=at
-    )
+    _judge(claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.PASS, timeline.ALL_THERE(), at=at)
 
 
 def _by_customer(claim: Claim, terms: Terms, at: datetime) -> None:
@@ -152,9 +150,7 @@ def _by_rerun(claim: Claim, terms: Terms, at: datetime) -> None:
     if is_sampled(claim, terms["verifier"]["rate_bps"]):
         _run(claim, terms, runs.order_of_rerun(claim), kind=Kind.RERUN, version=RERUN_VERSION, at=at)
     else:
-        detail = _("exit code 0 and outputs; not drawn for a second run, of which %(rate)s of 10,000 are") % {
-            "rate": terms["verifier"]["rate_bps"]
-        }
+        detail = timeline.NOT_DRAWN(rate=terms["verifier"]["rate_bps"])
         _judge(claim, Kind.OUTPUTS, OUTPUTS_VERSION, Result.PASS, detail, at=at)
 
 
@@ -209,8 +205,9 @@ def _problem_of_evidence(claim: Claim, terms: Terms, *, at: datetime) -> str:
         text = _(
             "Its evidence is not complete yet (%(lacking)s); try again in a minute. Nothing is charged before that."
         )
-        raise NotComplete(text % {"lacking": lacking})
-    return f"{_('evidence that its terms name is missing')}: {lacking}" if lacking else ""
+        raise NotComplete(text % {"lacking": ", ".join(str(wording.EVIDENCE[name]) for name in lacking)})
+    names = ", ".join(timeline.EVIDENCE[name]() for name in lacking)
+    return timeline.EVIDENCE_MISSING(lacking=names) if lacking else ""
 
 
 def _problem_of_outputs(claim: Claim) -> str:
@@ -218,7 +215,7 @@ def _problem_of_outputs(claim: Claim) -> str:
     assert claim.task is not None
     proof = claim.evidence
     if proof.get("exit_code") != 0:
-        return _("its exit code was %(code)s") % {"code": proof.get("exit_code")}
+        return timeline.EXIT_CODE(code=proof.get("exit_code"))
     declared = runs.attempt_of(claim).instance.outputs
     lacking = artifacts.lacking(project_id=claim.project_id, sha256=proof.get("outputs") or "", patterns=declared)
-    return f"{_('its declared outputs are missing')}: {', '.join(lacking)}" if lacking else ""
+    return timeline.OUTPUTS_MISSING(names=", ".join(lacking)) if lacking else ""

@@ -9,7 +9,7 @@ from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import settling
 from marketplace.errors import IllegalState
-from marketplace.jobs import moves, nudges
+from marketplace.jobs import moves, nudges, timeline
 from marketplace.models import EndReason, Job, JobState, TaskState
 
 
@@ -25,7 +25,7 @@ def cancel(*, actor: Actor, job: Job, at: datetime) -> Job:
     if refusal := why_not_cancelled(locked):
         raise IllegalState(refusal)
     before = {"state": locked.state}
-    begin_to_end(locked, EndReason.CANCELLED, f"Cancelled by {actor.name}.", at=at)
+    begin_to_end(locked, EndReason.CANCELLED, timeline.CANCELLED(who=actor.name), at=at)
     give_back_spare(locked, at=at)
     audit.record_of(locked, "job.cancel", actor=actor, before=before)
     nudges.work_on([locked.pk])

@@ -22,7 +22,7 @@ from billing.errors import BillingError, InsufficientFunds
 from marketplace import access, numbers, rentals, spot
 from marketplace.access import Actor
 from marketplace.errors import BudgetExceeded, MarketError
-from marketplace.jobs import bounding, moves, orders, pricing, spec
+from marketplace.jobs import bounding, moves, orders, pricing, spec, timeline
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, Task, TaskState
@@ -138,7 +138,7 @@ def _start_set(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
         return None, 0
     hindrance, started = _start_some(job, at=at)
     if hindrance.is_over and not job.running and not job.verifying:
-        message = hindrance.message or "What is left of the most that it may cost does not pay for another attempt."
+        message = hindrance.message or timeline.SPENT()
         begin_to_end(job, EndReason.COST, message, at=at)
         give_back_spare(job, at=at)
         return None, started

@@ -25,7 +25,7 @@ from django.db.models import (
 from billing import credits
 from marketplace import costs
 from marketplace.contracts import bounds
-from marketplace.jobs import moves
+from marketplace.jobs import moves, timeline
 from marketplace.jobs.moves import Ending, TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, TaskState
 from provisioning import artifacts, instances
@@ -136,7 +136,7 @@ def _exited(instance: Instance, told: str) -> Verdict:
         project_id=instance.project_id, sha256=instance.outputs_sha256, patterns=instance.outputs
     )
     if lacking:
-        why = told or f"It left nothing that is named {', '.join(lacking)}."
+        why = told or timeline.NO_OUTPUT(names=", ".join(lacking))
         return Verdict(AttemptState.FAILED, EndReason.OUTPUTS, why)
     return Verdict(AttemptState.SUCCEEDED)
 
@@ -149,9 +149,9 @@ def _late(instance: Instance, job: Job, at: datetime) -> Verdict | None:
         return None
     # What is charged ends with the limit, however late we look.
     if instance.time_limit_s < job.time_limit_s:
-        message = f"What was left of the most that the job may cost paid for {instance.time_limit_s} s."
+        message = timeline.REST_PAID(seconds=instance.time_limit_s)
         return Verdict(AttemptState.CANCELLED, EndReason.COST, message, at=until)
-    message = f"It took longer than its time limit of {job.time_limit_s} s."
+    message = timeline.TIME_LIMIT(seconds=job.time_limit_s)
     return Verdict(AttemptState.FAILED, EndReason.TIME_LIMIT, message, at=until)
 
 

@@ -14,7 +14,7 @@ from django.db.models import Min
 from django.utils import timezone
 
 from marketplace.contracts import sweeping
-from marketplace.jobs import dispatching, judging, nudges, pricing, verifying
+from marketplace.jobs import dispatching, judging, nudges, pricing, timeline, verifying
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.models import (
     OPEN_JOBS,
@@ -90,7 +90,7 @@ def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     if job.state == JobState.WAITING:
         steps += _look_at_needs(job, at)
     if job.state != JobState.ENDING and job.deadline is not None and at >= job.deadline:
-        begin_to_end(job, EndReason.DEADLINE, "Its deadline passed before all of its tasks were done.", at=at)
+        begin_to_end(job, EndReason.DEADLINE, timeline.DEADLINE(), at=at)
     # Claims before instances and accounts: whoever pays for a claim locks them in that order.
     if job.verifying:
         steps += verifying.look(job, at=at)
@@ -98,7 +98,7 @@ def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     if job.state == JobState.ENDING:
         steps += judging.end_all(job, at=at)
     elif job.market == Job.Market.CHEAPEST and job.running and pricing.is_urgent(job, at=at):
-        steps += judging.end_unplaced(job, "No cheap hour came in time; it goes on on demand.", at=at)
+        steps += judging.end_unplaced(job, timeline.NO_CHEAP_HOUR(), at=at)
     if not (job.pending or job.running or job.verifying):
         _finish(job, at=at)
     else:
@@ -117,7 +117,7 @@ def _look_at_needs(job: Job, at: datetime) -> int:
     states = dict(JobDependency.objects.filter(job=job).values_list("needs__public_id", "needs__state"))
     lost = [name for name, state in states.items() if state in {JobState.FAILED, JobState.CANCELLED}]
     if lost:
-        begin_to_end(job, EndReason.DEPENDENCY, f"The job {lost[0]}, which it needs, did not succeed.", at=at)
+        begin_to_end(job, EndReason.DEPENDENCY, timeline.NEED_LOST(job=lost[0]), at=at)
         return 1
     if all(state == JobState.SUCCEEDED for state in states.values()):
         job.move_to(JobState.ACTIVE, at=at)
@@ -134,7 +134,7 @@ def _finish(job: Job, *, at: datetime) -> None:
     elif job.state == JobState.ENDING:
         job.move_to(JobState.FAILED, at=at, reason=job.reason, message=job.message)
     else:
-        message = f"{job.failed} of {job.size} tasks failed."
+        message = timeline.TASKS_FAILED(failed=job.failed, size=job.size)
         job.move_to(JobState.FAILED, at=at, reason=EndReason.TASKS, message=message)
     waiting = Job.objects.filter(needs__needs=job, state=JobState.WAITING)
     after = list(waiting.values_list("pk", flat=True))

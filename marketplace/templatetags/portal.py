@@ -17,6 +17,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import AutomaticTopUp, Payment, Payout
 from marketplace import declines, money, restarts
+from marketplace import told as event_texts
 from marketplace.models import (
     Attempt,
     AttemptState,
@@ -275,6 +276,12 @@ def bytes_in_words(count: int | None) -> str:
 def told(row: Instance | InstanceEvent) -> str:
     """Write the message of an instance or of an event in the reader's language, where we have it as a code."""
     return restarts.told(row)
+
+
+@register.filter
+def in_words(message: str) -> str:
+    """Write what an event says in the reader's language, where it is a text of ours."""
+    return event_texts.shown(message)
 
 
 @register.filter

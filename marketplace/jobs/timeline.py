@@ -1,0 +1,15 @@
+"""What is told of jobs, their tasks and attempts: why they ended, or did not begin."""
+
+from django.utils.translation import gettext_lazy as _
+
+from marketplace.told import Told
+
+CANCELLED = Told(_("Cancelled by %(who)s."))
+DEADLINE = Told(_("Its deadline passed before all of its tasks were done."))
+NEED_LOST = Told(_("The job %(job)s, which it needs, did not succeed."))
+TASKS_FAILED = Told(_("%(failed)s of %(size)s tasks failed."))
+SPENT = Told(_("What is left of the most that it may cost does not pay for another attempt."))
+NO_CHEAP_HOUR = Told(_("No cheap hour came in time; it goes on on demand."))
+NO_OUTPUT = Told(_("It left nothing that is named %(names)s."))
+REST_PAID = Told(_("What was left of the most that the job may cost paid for %(seconds)s s."))
+TIME_LIMIT = Told(_("It took longer than its time limit of %(seconds)s s."))
