@@ -11,7 +11,7 @@ from billing.models import PriceVersion
 from marketplace import offers, rentals, waiting
 from marketplace.errors import BadOrder
 from marketplace.models import Offer, Project, WaitingOrder
-from provisioning import calendar, placement, policies
+from provisioning import calendar, policies, prospects
 from provisioning.models import Instance, Phase
 from provisioning.placing import policy
 
@@ -60,7 +60,7 @@ def look(*, project: Project, offer: Offer, gpus: int, replicas: int, at: dateti
     return Outlook(
         fits_now=not policies.exclusions([(project.pk, offer.pk)])
         and not gpus_ahead
-        and placement.room(project_id=project.pk, offer_id=offer.pk, gpus=gpus).together >= replicas
+        and prospects.room(project_id=project.pk, offer_id=offer.pk, gpus=gpus).together >= replicas
         and next_window == at,
         nearest=_nearest(project, offer, gpus, replicas, at),
         next_window=next_window,
@@ -110,7 +110,7 @@ def _nearest(project: Project, offer: Offer, gpus: int, replicas: int, at: datet
 
 def _shapes(project: Project, offer: Offer, gpus: int, replicas: int) -> list[tuple[int, int]]:
     """Return what of a shape fits now, the largest first: fewer replicas, else fewer GPUs on one node."""
-    room = placement.room(project_id=project.pk, offer_id=offer.pk, gpus=gpus)
+    room = prospects.room(project_id=project.pk, offer_id=offer.pk, gpus=gpus)
     fewer = min(replicas, room.together)
     return ([(gpus, fewer)] if fewer else []) + ([(room.largest, 1)] if 0 < room.largest < gpus else [])
 

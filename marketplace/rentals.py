@@ -24,7 +24,7 @@ from marketplace.errors import BadOrder, ProjectSuspended
 from marketplace.models import Acceptance, ApiToken, Offer, Project, Reservation
 from marketplace.names import given_once
 from marketplace.revenue_share import covering
-from provisioning import calendar, instances, placement, quotas, volumes
+from provisioning import calendar, instances, placement, prospects, quotas, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError
 from provisioning.models import CHARGED_PHASES, Instance, Reason
 from provisioning.placing.asking import LEVELS, SPREAD_OVER
@@ -136,9 +136,9 @@ def check_possible(*, project: Project, order: Order, at: datetime) -> None:
     placement.check_possible(instance=_as_instance(project, order), at=at, home=_home(order))
 
 
-def kept_for(*, project: Project, order: Order) -> frozenset[int] | None:
+def kept_for(*, project: Project, order: Order, spares: frozenset[int]) -> frozenset[int] | None:
     """Return the nodes to keep for an order that finds no place: all (None) where GPUs are too few, else its own."""
-    return placement.kept_for(instance=_as_instance(project, order), home=_home(order))
+    return prospects.kept_for(instance=_as_instance(project, order), home=_home(order), spares=spares)
 
 
 def _as_instance(project: Project, order: Order) -> Instance:
@@ -203,8 +203,7 @@ def rent(
     project: Project,
     order: Order,
     at: datetime,
-    from_queue: bool = False,
-    spares: frozenset[int] = frozenset(),
+    spares: frozenset[int] | None = None,
 ) -> Instance:
     """Rent GPUs for a project: all of them now, or a refusal with nothing made and nothing charged.
 
@@ -213,17 +212,15 @@ def rent(
     BadOrder, BudgetExceeded, QuotaExceeded, ProjectSuspended,
     InsufficientFunds, NoCapacity or Conflict (name in use).
     A caller's transaction ends with the refusal: nothing here has a savepoint.
-    What waited for its turn is `from_queue`, and leaves out the nodes that it `spares`.
+    What waited for its turn says which nodes it `spares`; what did not leaves to the queue what that waits for.
     """
     check_open(project)
     check(order)
     with name_in_use(order.name), transaction.atomic(savepoint=False):
-        return _rent(actor, project, order, at, from_queue=from_queue, spares=spares)
+        return _rent(actor, project, order, at, spares=spares)
 
 
-def _rent(
-    actor: Actor, project: Project, order: Order, at: datetime, *, from_queue: bool, spares: frozenset[int]
-) -> Instance:
+def _rent(actor: Actor, project: Project, order: Order, at: datetime, *, spares: frozenset[int] | None) -> Instance:
     gpus = order.gpus * order.replicas
     if order.under is not None:
         covering.check(order.under, offer=order.offer, gpus=gpus, at=at)
@@ -247,7 +244,7 @@ def _rent(
     instance = make(
         order, actor=actor, project=project, public_id=instance_id, price_version=price, at=at,
         attach=Instance.Attach.STRICT if order.reservation else attach,
-        reservation_id=inside.pk if inside else None, from_queue=from_queue, spares=spares,
+        reservation_id=inside.pk if inside else None, spares=spares,
     )  # fmt: skip
     instance.reservation = inside
     after = {"name": instance.name, "offer": order.offer.slug, "replicas": order.replicas, "gpus": order.gpus}

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from marketplace.models import Bid, SpotTerms
-from provisioning import calendar, placement, volumes
+from provisioning import calendar, prospects, volumes
 from provisioning.models import Instance, Phase
 
 TICKS = 3
@@ -40,7 +40,7 @@ def look(*, offer_id: int, at: datetime) -> int:
     first, others = _first(won), _first(out)
     asked = [bid.instance for bid in (*first, *others)]
     homes = volumes.homes_of(asked)
-    fitting = placement.fitting([(instance, homes[instance.pk]) for instance in asked if instance.pk in homes])
+    fitting = prospects.fitting([(instance, homes[instance.pk]) for instance in asked if instance.pk in homes])
     left = calendar.spot_left(offer_id)
     # Where others still have their GPUs for their notice, its place may be among those.
     stuck = [bid for bid in first if bid.instance_id not in fitting and (left is None or bid.instance.gpus <= left)]

@@ -4,9 +4,9 @@ The rules, which the customer can read (docs/quotas.md):
 
 * One queue for each offer, first come, first served. While the first order
   waits for GPUs, nothing behind it starts, however small: a gang is not starved.
-* Where GPUs enough are free and the first one finds no place by its shape alone,
-  the nodes that lack least to be its place are kept for it, and those behind
-  start on others. What would not fit into an empty fleet is refused.
+* Where GPUs enough are free and one finds no place by its shape alone, the nodes
+  that lack least to be its place are kept for it, and those behind start on
+  others, whichever door they come through. What would not fit into an empty fleet is refused.
 * What is held up by something of its own (its price, funds, quota, a budget) is
   passed over and keeps its place; so is what outgrew a fleet that has shrunk.
 * While others wait, an organization that has `SHARE_MAX_PERCENT` of the offer's
@@ -34,7 +34,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
-from provisioning import calendar
+from provisioning import calendar, kept_nodes
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Capacity, Instance
 from provisioning.volumes import Use
@@ -43,6 +43,8 @@ from provisioning.work import Counters, Work
 log = structlog.get_logger("marketplace.waiting")
 
 UNTIL_MAX = timedelta(days=30)
+# For how many of a queue nodes are kept at once: each costs a look at all of them.
+PLACES_MAX = 10
 WAITS_MAX = 20  # of one organization for one offer
 SHARE_MAX_PERCENT = 50
 ENGLISH = "en"
@@ -64,10 +66,11 @@ WHYS: tuple[tuple[type[Exception], Why], ...] = (
 
 # The capacity's row is locked by a statement before this one: who began to wait meanwhile is then seen.
 TELL_CAPACITY = """
-UPDATE provisioning_capacity capacity SET waiting = coalesce((
-    SELECT sum(gpus * replicas) FROM marketplace_waitingorder WHERE offer_id = capacity.offer_id
-        AND state = 'waiting' AND why = 'capacity' AND tried_at IS NOT NULL), 0)
-WHERE offer_id = %(offer)s
+UPDATE provisioning_capacity capacity SET waiting = queue.gpus, lets_pass = coalesce(%(lets_pass)s, lets_pass)
+FROM (
+    SELECT coalesce(sum(gpus * replicas), 0) AS gpus FROM marketplace_waitingorder
+    WHERE offer_id = %(offer)s AND state = 'waiting' AND why = 'capacity' AND tried_at IS NOT NULL
+) queue WHERE capacity.offer_id = %(offer)s
 """
 
 
@@ -110,7 +113,7 @@ def wait(
     )
     after = {"offer": order.offer.slug, "gpus": order.gpus, "replicas": order.replicas, "until": until.isoformat()}
     audit.record_of(entry, "wait.begin", actor=actor, after=after)
-    _tell_capacity(order.offer, at=at)
+    _tell_capacity(order.offer.pk, at=at)
     return entry
 
 
@@ -123,7 +126,7 @@ def cancel(*, actor: Actor, entry: WaitingOrder, at: datetime) -> None:
     _move(locked, State.CANCELLED, at=at)
     entry.state, entry.closed_at = locked.state, locked.closed_at
     audit.record_of(entry, "wait.cancel", actor=actor)
-    _tell_capacity(entry.offer, at=at)
+    _tell_capacity(entry.offer_id, at=at)
 
 
 def told(entry: WaitingOrder) -> str:
@@ -166,23 +169,36 @@ def start_due(*, at: datetime, limit: int) -> int:
     started = 0
     queues = WaitingOrder.objects.filter(WAITING).values_list("offer", flat=True)
     # Also of those that are over: nobody waits there for what is left to them.
-    for offer_id in sorted({*queues, *Capacity.objects.filter(waiting__gt=0).values_list("pk", flat=True)}):
+    over = Capacity.objects.filter(waiting__gt=0).values_list("pk", flat=True)
+    for offer_id in sorted({*queues, *over, *kept_nodes.offers_with_a_queue()}):
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
-        kept = frozenset[int]()
-        for pk in _turn(offer_id, limit=limit):
-            why, message = _try(pk, at=at, spares=kept)
-            started += why is None
-            if why == Why.CAPACITY:
-                # Nobody passes the first that waits for GPUs, but on nodes that are not to be its place.
-                nodes = None if kept else _kept_for(pk)
-                if nodes is None:
-                    break
-                if not nodes:
-                    nowhere = gettext("It has no place in service now, even if all GPUs there were free.")
-                    _say(pk, Why.REFUSED, f"{message} {nowhere}", at=at)
-                kept = nodes
-        _tell_capacity(Offer.objects.get(pk=offer_id), at=at)
+        count, kept, lets_pass = _start_some(offer_id, at=at, limit=limit)
+        started += count
+        kept_nodes.for_queue(offer_id=offer_id, node_ids=kept)
+        _tell_capacity(offer_id, at=at, lets_pass=lets_pass)
     return started
+
+
+def _start_some(offer_id: int, *, at: datetime, limit: int) -> tuple[int, frozenset[int], bool]:
+    """Start what can start of one queue; return how many, the nodes that are to be the places of others, and whether
+    those behind may have the rest.
+
+    Nobody passes who waits for GPUs, but on nodes that are not to be their places.
+    """
+    started, places, kept = 0, 0, frozenset[int]()
+    for pk in _turn(offer_id, limit=limit):
+        why, message = _try(pk, at=at, spares=kept)
+        started += why is None
+        if why != Why.CAPACITY:
+            continue
+        nodes = _kept_for(pk, spares=kept) if places < PLACES_MAX else None
+        if nodes is None:
+            return started, kept, False
+        if not nodes:
+            nowhere = gettext("It has no place in service now, even if all GPUs there were free.")
+            _say(pk, Why.REFUSED, f"{message} {nowhere}", at=at)
+        places, kept = places + bool(nodes), kept | nodes
+    return started, kept, True
 
 
 def _turn(offer_id: int, *, limit: int) -> list[int]:
@@ -209,11 +225,13 @@ def _expire(*, at: datetime, limit: int) -> None:
                 _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
 
 
-def _kept_for(pk: int) -> frozenset[int] | None:
+def _kept_for(pk: int, *, spares: frozenset[int]) -> frozenset[int] | None:
     """Return the nodes to keep for an order that waits: all (None), or none where it has no place in service."""
     entry = WaitingOrder.objects.select_related("project", "offer").filter(WAITING, pk=pk).first()
     try:
-        return frozenset() if entry is None else rentals.kept_for(project=entry.project, order=_read(entry))
+        if entry is None:
+            return frozenset()
+        return rentals.kept_for(project=entry.project, order=_read(entry), spares=spares)
     except (MarketError, ProvisioningError):
         return None  # A volume of it is gone this moment: the next try says so, and lets the others pass.
 
@@ -245,7 +263,7 @@ def _say(pk: int, why: Why, message: str, *, at: datetime) -> None:
 def _start(entry: WaitingOrder, *, at: datetime, spares: frozenset[int]) -> None:
     instance = rentals.rent(
         actor=Actor(user=entry.user, token=entry.token), project=entry.project, order=_read(entry), at=at,
-        from_queue=True, spares=spares,
+        spares=spares,
     )  # fmt: skip
     _move(entry, State.STARTED, at=at, instance=instance)
     _record_own(entry, "wait.start", {"instance": instance.public_id})
@@ -352,8 +370,8 @@ def gpus_of(entries: Any) -> int:
     return wanted
 
 
-def _tell_capacity(offer: Offer, *, at: datetime) -> None:
-    """Let new orders leave to the queue what it waits for. The last lock of a transaction."""
+def _tell_capacity(offer_id: int, *, at: datetime, lets_pass: bool | None = None) -> None:
+    """Let new orders leave to the queue what it waits for, or all that is free. The last lock of a transaction."""
     with transaction.atomic(savepoint=False), connection.cursor() as cursor:
-        calendar.lock(offer_id=offer.pk, at=at)
-        cursor.execute(TELL_CAPACITY, {"offer": offer.pk})
+        calendar.lock(offer_id=offer_id, at=at)
+        cursor.execute(TELL_CAPACITY, {"offer": offer_id, "lets_pass": lets_pass})

@@ -39,8 +39,8 @@ INSERT INTO provisioning_capacity AS capacity (offer_id, gpus, open_ended, peak,
 VALUES (%(offer)s, 0, %(gpus)s::bigint, 0, 0, %(at)s)
 ON CONFLICT (offer_id) DO UPDATE SET open_ended = capacity.open_ended + %(gpus)s::bigint
     WHERE (capacity.peak = 0 OR capacity.open_ended + %(gpus)s::bigint + capacity.peak <= capacity.gpus)
-        AND (capacity.waiting = 0 OR %(is_first)s::boolean
-            OR capacity.open_ended + %(gpus)s::bigint + capacity.peak + capacity.waiting <= capacity.gpus)
+        AND (capacity.waiting = 0 OR %(is_first)s::boolean OR capacity.lets_pass
+            AND capacity.open_ended + %(gpus)s::bigint + capacity.peak + capacity.waiting <= capacity.gpus)
 RETURNING offer_id
 """
 

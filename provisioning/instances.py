@@ -58,8 +58,7 @@ def create(
     uses: Sequence[volumes.Use] = (),
     market: str = Instance.Market.ON_DEMAND,
     claims: bool = True,
-    from_queue: bool = False,
-    spares: frozenset[int] = frozenset(),
+    spares: frozenset[int] | None = None,
     token_id: int | None = None,
     work: Work | None = None,
 ) -> Instance:
@@ -68,8 +67,8 @@ def create(
     Inside a reservation its GPUs are committed already: those that are lent or
     still being cleaned come back within the notice, so there it queues for
     them. Otherwise the caller holds quota and funds for it under `public_id`
-    already, and rolls everything back on a refusal; one that is not `from_queue` leaves their GPUs to those who wait,
-    and each leaves out the nodes that it `spares`.
+    already, and rolls everything back on a refusal. A new order leaves to those who wait their GPUs and nodes; what
+    waited for its turn says which nodes it `spares`.
     Without `claims` it only queues, and whoever lets it in wakes its workflow.
     """
     instance = Instance(
@@ -101,18 +100,18 @@ def create(
     if not claims:
         return instance
     home = volumes.home_of(use.volume for use in uses)
-    _claim(instance, at=at, home=home, from_queue=from_queue, spares=spares)
+    _claim(instance, at=at, home=home, spares=spares)
     engine.nudge(instance.pk)
     return instance
 
 
-def _claim(instance: Instance, *, at: datetime, home: int | None, from_queue: bool, spares: frozenset[int]) -> None:
+def _claim(instance: Instance, *, at: datetime, home: int | None, spares: frozenset[int] | None) -> None:
     if instance.reservation_id is None:
         instance.claimed = placement.claim(instance=instance, at=at, home=home, spares=spares)
-        calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at, is_first=from_queue)
+        calendar.open_ended(offer_id=instance.offer_id, gpus=instance.gpus, at=at, is_first=spares is not None)
         return
     try:
-        instance.claimed = placement.claim(instance=instance, at=at, home=home)
+        instance.claimed = placement.claim(instance=instance, at=at, home=home, is_owed=True)
     except NeverFits:
         raise
     except NoCapacity:

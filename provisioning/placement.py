@@ -27,7 +27,7 @@ from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
 from provisioning.models.placement import LEVELS
-from provisioning.placing import keeping, policy, reasons
+from provisioning.placing import policy, reasons
 from provisioning.placing.asking import Choice, Refusal, Request
 from provisioning.placing.choice import choose
 from provisioning.placing.shard import Shard
@@ -44,6 +44,7 @@ FITS = """
     AND node.free_mask & wanted.mask = wanted.mask
     AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s::bigint)
     AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s::bigint OR node.free_gpus = node.gpu_count)
+    AND (NOT %(is_new)s::boolean OR node.kept_for = '')
     AND (%(alone)s::bigint IS NOT NULL OR NOT EXISTS (
         SELECT FROM provisioning_policy policy WHERE policy.document @> '{"no_shared_host": true}'
             AND (policy.project_id = %(project)s::bigint OR policy.organization_id = %(owner)s::bigint)
@@ -110,7 +111,12 @@ FROM (
 
 
 def claim(
-    *, instance: Instance, at: datetime, home: int | None = None, spares: frozenset[int] = frozenset()
+    *,
+    instance: Instance,
+    at: datetime,
+    home: int | None = None,
+    spares: frozenset[int] | None = None,
+    is_owed: bool = False,
 ) -> list[Assignment]:
     """Claim GPUs for every replica of this run, or raise NoCapacity with nothing claimed.
 
@@ -118,8 +124,9 @@ def claim(
     has room, unless the instance asks for something else. Policies of the
     project and its organization are read here, whoever calls, and never
     relaxed: PolicyExcludes. Nor are the nodes that its order avoids ever taken, or
-    that it `spares` for somebody else;
-    the one that failed the last run is where there is no other. What would not fit
+    those that are kept for who waits: what had its turn says which of them it
+    `spares`, and what is no new order, but `is_owed` its GPUs, takes them where there is no other.
+    So is the one that failed the last run. What would not fit
     into an empty fleet either is NeverFits. With a `home`, where a local volume of theirs lies,
     all of them run there or nowhere. The decision is recorded: with the claim,
     or by whoever rolls back a refusal (`decisions.keep`).
@@ -128,7 +135,9 @@ def claim(
     for attempt in range(1, ATTEMPTS_MAX + 1):
         with shards.current(instance.offer_id) as live:
             tenant = live.refresh(instance.project_id)
-            asked = _Asked(instance, at, tenant, request_of(instance, tenant, home, spares))
+            kept = frozenset[int]() if is_owed else live.kept if spares is None else spares
+            request = request_of(instance, tenant, home, kept)
+            asked = _Asked(instance, at, tenant, request, yields=live.kept if is_owed else frozenset())
             _check_policies(asked, live)
             choices, waits = _choices(live.shard, asked, lost, alternatives=ALTERNATIVES * attempt)
             if not choices and live.counts_claims:
@@ -139,7 +148,8 @@ def claim(
                 raise _refusal(asked, live)
             able, rejected = reasons.rejected(live.shard, asked.request)
             live.take(choices[0].places, asked.alone or 0)
-        told = {"candidates": able, "rejected": json.dumps(rejected)}
+        is_new = spares is None and not is_owed
+        told = {"candidates": able, "rejected": json.dumps(rejected), "is_new": is_new}
         claimed = _commit(asked, choices, told, waits=waits)
         _look_again(asked, choices, claimed)
         if claimed:
@@ -157,40 +167,6 @@ def check_possible(*, instance: Instance, at: datetime, home: int | None = None)
         _check_policies(asked, live)
         if _never(asked, live):
             raise _refusal(asked, live)
-
-
-def kept_for(*, instance: Instance, home: int | None = None) -> frozenset[int] | None:
-    """Return the nodes to keep for what finds no place, as `keeping.kept_for` does."""
-    with shards.current(instance.offer_id) as live:
-        tenant = live.refresh(instance.project_id)
-        return keeping.kept_for(live.shard, request_of(instance, tenant, home))
-
-
-def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
-    """Return by primary key which of these instances, each with its home, would find a place now, in this order.
-
-    All are of one offer; each leaves to those after it what it does not take. Nothing is claimed.
-    """
-    if not wanted:
-        return set()
-    with shards.current(wanted[0][0].offer_id) as live:
-        tenants = {project: live.refresh(project) for project in {one.project_id for one, _ in wanted}}
-        found = set()
-        with live.shard.trying() as take:
-            for instance, home in wanted:
-                request = request_of(instance, tenants[instance.project_id], home)
-                choice = choose(live.shard, request)
-                for node_id, mask in choice.places if choice is not None else ():
-                    found.add(instance.pk)
-                    take(node_id, mask, request.owner if request.is_exclusive else 0)
-    return found
-
-
-def room(*, project_id: int, offer_id: int, gpus: int) -> reasons.Room:
-    """Return what of replicas of so many GPUs could start now for a project. Nothing is claimed."""
-    with shards.current(offer_id) as live:
-        one = Instance(project_id=project_id, offer_id=offer_id, replicas=1, gpus_per_replica=gpus)
-        return reasons.room(live.shard, request_of(one, live.refresh(project_id), None))
 
 
 def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> None:
@@ -251,13 +227,6 @@ def recount(node_ids: Iterable[int]) -> None:
         cursor.execute(RECOUNT, {"nodes": list(node_ids)})
 
 
-def hints(offer_id: int) -> reasons.Hints:
-    """Return the largest gangs of an offer that could start now, and what keeps larger ones from it."""
-    with shards.current(offer_id) as live:
-        live.refresh()
-        return reasons.hints(live.shard)
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """Who asks for what."""
@@ -266,6 +235,8 @@ class _Asked:
     at: datetime
     tenant: Tenant
     request: Request
+    # Nodes that it takes where there is no other.
+    yields: frozenset[int] = frozenset()
 
     @property
     def alone(self) -> int | None:
@@ -286,8 +257,8 @@ class _Asked:
         }
 
 
-def request_of(instance: Instance, tenant: Tenant, home: int | None, spares: frozenset[int] = frozenset()) -> Request:
-    """Return what an instance asks of placement, for a tenant as the offer's shard knows it."""
+def request_of(instance: Instance, tenant: Tenant, home: int | None, kept: frozenset[int] = frozenset()) -> Request:
+    """Return what an instance asks of placement, for a tenant as the offer's shard knows it, beside what is kept."""
     wish = instance.placement
     return Request(
         replicas=instance.replicas,
@@ -299,7 +270,8 @@ def request_of(instance: Instance, tenant: Tenant, home: int | None, spares: fro
         owner=tenant.organization_id,
         is_exclusive=policy.wants_whole_hosts(tenant.policies),
         home=home or 0,
-        barred=_barred(instance) | spares,
+        barred=_barred(instance),
+        kept=kept,
         tie=crc32(f"{instance.public_id} {instance.run}".encode()),
     )
 
@@ -314,7 +286,7 @@ def _choices(shard: Shard, asked: _Asked, lost: frozenset[int], *, alternatives:
     """Return where it may go, the best first, and whether to wait for it: only where there is nothing else."""
     request, failed_on = asked.request, asked.instance.failed_on_id
     avoided = frozenset({failed_on} if failed_on and not request.home else ())
-    for avoid in dict.fromkeys((avoided | lost, lost, frozenset[int]())):
+    for avoid in dict.fromkeys((avoided | lost | asked.yields, avoided | lost, lost, frozenset[int]())):
         # Among equals the first; who was overtaken there looks elsewhere than the others who were.
         first = choose(shard, replace(request, avoid=avoid, tie=request.tie if lost else 0))
         if first is None:
@@ -411,7 +383,7 @@ def _never(asked: _Asked, live: LiveShard) -> str:
 
     Nodes that are cordoned or draining come back; new and retired ones do not count.
     """
-    request = replace(asked.request, avoid=frozenset(), barred=frozenset())
+    request = replace(asked.request, avoid=frozenset(), barred=frozenset(), kept=frozenset())
     if request.home:
         spot = live.shard.spots.get(request.home)
         has_room = spot is not None and spot.total >= request.replicas * request.gpus
@@ -429,6 +401,8 @@ def _refusal(asked: _Asked, live: LiveShard) -> NoCapacity:
     found = reasons.why_not(shard, request)
     never = _never(asked, live)
     now = _why_not_home(asked.instance, request.home) if request.home else _why(asked.instance, shard)
+    if found.rejected.get("kept"):
+        now = f"{now} {gettext('Some of its nodes are kept for orders that wait, which come first.')}"
     kind = NeverFits if never else NoCapacity
     decision = decisions.refused(request, found, **asked.about)
     return kind(" ".join(filter(None, [never or now, decisions.advice(found.relaxation)])), decision=decision)

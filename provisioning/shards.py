@@ -56,7 +56,7 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, tenant.organizatio
         WHERE assignment.node_id = news.id AND assignment.observed <> 'gone'
             AND project.organization_id <> news.exclusive_to_id
     ),
-    news.nvlink_groups
+    news.kept_for, news.nvlink_groups
 FROM (SELECT) AS always LEFT JOIN tenant ON true LEFT JOIN news ON true
 """
 
@@ -76,6 +76,8 @@ class LiveShard:
         self.offer_id = offer_id
         self.lock = threading.Lock()
         self.shard = Shard()
+        # Nodes that are to be the place of somebody who waits.
+        self.kept = frozenset[int]()
         self._empty: Shard | None = None
         self._since = 0
         self._unsure: set[int] = set()
@@ -88,7 +90,9 @@ class LiveShard:
         unsure = self._unsure.union(claimed)
         wanted = {"offer": self.offer_id, "project": project_id, "since": self._since, "ever": EVER}
         rows = ask(REFRESH, wanted | {"unsure": sorted(unsure)})
-        found = sorted((_row(*row[4:]), row[3]) for row in rows if row[4] is not None)
+        news = [row for row in rows if row[4] is not None]
+        self.kept = self.kept.difference(row[4] for row in news).union(row[4] for row in news if row[-2])
+        found = sorted((_row(*row[4:]), row[3]) for row in news)
         for row, _ in found:
             self.shard.put(row._replace(mask=row.mask & ~claimed[row.id]) if row.id in claimed else row)
             if self._empty is not None:
@@ -97,6 +101,7 @@ class LiveShard:
             self.shard.drop(node_id)
             if self._empty is not None:
                 self._empty.drop(node_id)
+            self.kept -= {node_id}
         self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}.union(claimed)
         return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
 
@@ -143,7 +148,7 @@ class LiveShard:
 
 
 def _row(*columns: Any) -> Row:
-    return Row._make([*columns[:-1], tuple(json.loads(columns[-1]))])
+    return Row._make([*columns[:-2], tuple(json.loads(columns[-1]))])
 
 
 def _emptied(row: Row) -> Row:

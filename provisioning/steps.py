@@ -82,7 +82,9 @@ def claim_gpus(instance: Instance) -> None:
         _check_room_for_spot(instance)
         try:
             home = volumes.home_of(volumes.of_instance(instance))
-            placement.claim(instance=instance, at=at, home=home)
+            # Who starts again or has paid ahead is no new order; who won an auction is.
+            is_owed = instance.market != Instance.Market.SPOT
+            placement.claim(instance=instance, at=at, home=home, is_owed=is_owed)
         except NoCapacity as refusal:
             raise NotYet(seconds=QUEUE_LOOK_S, afterwards=partial(decisions.keep, refusal)) from refusal
     instance.move_to(Phase.PLACING, at=at)

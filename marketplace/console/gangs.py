@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marketplace.models import Offer
-from provisioning import decisions, placement
+from provisioning import decisions, prospects
 from provisioning.models import Node
 from provisioning.placing.reasons import Hints
 
@@ -27,7 +27,7 @@ class Room:
 def rooms() -> list[Room]:
     """Return the room of every offer, by site. Three queries, and one for each offer."""
     offers = Offer.objects.select_related("site", "supplier").order_by("site__name", "name")
-    found = [(offer, placement.hints(offer.pk)) for offer in offers]
+    found = [(offer, prospects.hints(offer.pk)) for offer in offers]
     nodes = Node.objects.in_bulk([node_id for _, hints in found for node_id, _ in hints.easiest])
     return [
         Room(

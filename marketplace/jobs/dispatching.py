@@ -26,7 +26,7 @@ from marketplace.jobs import bounding, moves, orders, pricing, spec, timeline
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, Task, TaskState
-from provisioning import placement
+from provisioning import prospects
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Instance, Node
 
@@ -204,7 +204,7 @@ def _who_may_not(job: Job, at: datetime) -> str:
 
 def _free(job: Job) -> int:
     """Return how many tasks the offer's nodes could take now, by what placement lets their project have."""
-    room = placement.room(project_id=job.project_id, offer_id=job.offer_id, gpus=job.gpus)
+    room = prospects.room(project_id=job.project_id, offer_id=job.offer_id, gpus=job.gpus)
     return room.apart if job.replicas == 1 else room.together // job.replicas
 
 

@@ -20,6 +20,9 @@ class Capacity(models.Model):
     open_ended = models.PositiveIntegerField(default=0, help_text="held on demand, by what has no end")
     peak = models.PositiveIntegerField(default=0, help_text="the most that any hour from now on has committed")
     waiting = models.PositiveIntegerField(default=0, help_text="wanted by orders that wait, before any new order")
+    lets_pass = models.BooleanField(
+        default=True, db_default=True, help_text="new orders may have what those that wait leave over"
+    )
     for_spot = models.PositiveIntegerField(
         null=True, help_text="the most that spot may hold until the next auction; none: there was no auction yet"
     )

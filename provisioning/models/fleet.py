@@ -99,6 +99,10 @@ class Node(models.Model):
         UNREACHABLE = "unreachable", _("Unreachable")
         LOST = "lost", _("Lost")
 
+    class Kept(models.TextChoices):
+        FOR_ALL = "", _("For everybody")
+        QUEUE = "queue", _("For an order that waits")
+
     public_id = PublicIdField(prefix="nod")
     name = models.SlugField(max_length=63, unique=True)
     fabric = models.ForeignKey(Fabric, models.PROTECT, related_name="nodes")
@@ -123,6 +127,9 @@ class Node(models.Model):
         "marketplace.Organization", models.PROTECT, null=True, related_name="+",
         help_text="the tenant whose policy lets nobody else in while anything of theirs is here",
     )  # fmt: skip
+    kept_for = models.CharField(
+        max_length=6, choices=Kept.choices, blank=True, default="", db_default="", help_text="whose place it is to be"
+    )
     changed = models.BigIntegerField(default=0, editable=False)
     created_at = models.DateTimeField(default=timezone.now)
     joined_at = models.DateTimeField(null=True, blank=True)
@@ -133,7 +140,10 @@ class Node(models.Model):
                 condition=Q(free_gpus__lte=F("gpu_count")), name="node_never_has_more_free_than_it_has"
             ),
         ]
-        indexes = [models.Index(fields=["offer", "changed"], name="node_changed")]
+        indexes = [
+            models.Index(fields=["offer", "changed"], name="node_changed"),
+            models.Index(fields=["offer"], condition=~Q(kept_for=""), name="node_kept"),
+        ]
 
     def __str__(self) -> str:
         return self.name

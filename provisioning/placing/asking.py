@@ -9,7 +9,7 @@ WIDTH = {level: width for width, level in enumerate(LEVELS)}
 SPREAD_OVER = ("node", "rack", "fabric")
 
 # Why a node cannot take part, in the order in which it is asked; a node counts for the first that holds.
-RULES = ("state", "unreachable", "held", "barred", "another_tenant", "avoided", "not_whole", "full", "too_few")
+RULES = ("state", "unreachable", "held", "barred", "kept", "another_tenant", "avoided", "not_whole", "full", "too_few")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Request:
     domains of `level`; where that `is_required`, their counts differ by at most
     `max_skew`. `is_exclusive` wants nodes with nobody else's instances on them;
     `owner` is whose. `home` is the one node that will do. Nodes to `avoid` are
-    left out of this choice, those that are `barred` out of every choice. `tie`
+    left out of this choice, those that are `barred` out of every choice, and
+    those `kept` for others out of it until their turn is over. `tie`
     settles what is equal otherwise: the same for the same request, another for
     another.
     """
@@ -37,6 +38,7 @@ class Request:
     home: int = 0
     avoid: frozenset[int] = frozenset()
     barred: frozenset[int] = frozenset()
+    kept: frozenset[int] = frozenset()
     tie: int = 0
 
 

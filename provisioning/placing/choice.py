@@ -10,9 +10,9 @@ from provisioning.placing.shard import Rack, Shard, Spot
 
 def choose(shard: Shard, request: Request) -> Choice | None:
     """Return where a request goes, or None where it does not fit."""
-    if not request.avoid and not request.barred:
+    if not request.avoid and not request.barred and not request.kept:
         return _choose(shard, request)
-    with shard.without(request.avoid, request.barred):
+    with shard.without(request.avoid, request.barred, request.kept):
         return _choose(shard, request)
 
 

@@ -16,17 +16,24 @@ from provisioning.placing.shard import Shard, Spot
 def kept_for(shard: Shard, request: Request) -> frozenset[int] | None:
     """Return the nodes that have the fewest GPUs to come free until a request fits there; none where none could.
 
-    None, which is all nodes, where it fits now, and where GPUs enough are not free anyway.
+    None, which is all nodes, where it fits now, where GPUs enough are not free anyway, and where every place is kept
+    for others already.
     """
     if choose(shard, request) is not None:
         return None
     able = [spot for spot in shard.spots.values() if _is_able(spot, request)]
-    best = _spread(able, request) if request.strategy == "spread" and request.replicas > 1 else _packed(able, request)
-    if not best:
+    if not _best(able, request):
         return frozenset()
-    if sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts)) < request.replicas * request.gpus:
+    kept = sum(spot.free for number in request.kept if (spot := shard.spots.get(number)))
+    free = sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts)) - kept
+    best = _best([spot for spot in able if spot.id not in request.kept], request)
+    if not best or free < request.replicas * request.gpus:
         return None
     return frozenset(spot.id for spot in best)
+
+
+def _best(able: Iterable[Spot], request: Request) -> list[Spot]:
+    return _spread(able, request) if request.strategy == "spread" and request.replicas > 1 else _packed(able, request)
 
 
 def _is_able(spot: Spot, request: Request) -> bool:

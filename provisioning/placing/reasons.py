@@ -13,7 +13,7 @@ EASIEST_MAX = 5
 
 def rejected(shard: Shard, request: Request) -> tuple[int, dict[str, int]]:
     """Return how many nodes could take a replica, and how many each rule kept out. O(classes), not O(nodes)."""
-    with shard.without((), request.barred):
+    with shard.without((), request.barred, request.kept):
         return _rejected(shard, request)
 
 
@@ -40,7 +40,7 @@ def _rejected(shard: Shard, request: Request) -> tuple[int, dict[str, int]]:
 
 def why_not(shard: Shard, request: Request) -> Refusal:
     """Say why `choose` found nothing, with the cheapest relaxation."""
-    with shard.without(request.avoid, request.barred):
+    with shard.without(request.avoid, request.barred, request.kept):
         candidates, found = _rejected(shard, request)
         most = most_replicas(shard, request)
     return Refusal(candidates=candidates, rejected=found, most=most, relaxation=_cheapest(shard, request, most))
@@ -71,7 +71,7 @@ class Room:
 
 def room(shard: Shard, request: Request) -> Room:
     """Return the room for replicas of so many GPUs; `request` has one, anywhere."""
-    with shard.without(request.avoid, request.barred):
+    with shard.without(request.avoid, request.barred, request.kept):
         open_to_all = most_replicas(shard, request)["site"]
         own = _free_on_own(shard, request)
         classes = enumerate(shard.counts)

@@ -149,9 +149,9 @@ class Shard:
             self._put_back(before)
 
     @contextmanager
-    def without(self, avoided: Iterable[int], barred: Iterable[int] = ()) -> Iterator[None]:
+    def without(self, avoided: Iterable[int], barred: Iterable[int] = (), kept: Iterable[int] = ()) -> Iterator[None]:
         """Hide some nodes from choices for a moment."""
-        hidden = self._hide(barred, "barred") + self._hide(avoided, "avoided")
+        hidden = self._hide(barred, "barred") + self._hide(kept, "kept") + self._hide(avoided, "avoided")
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from marketplace import access, rentals, spot, spot_book, spot_market, spot_places, spot_terms
 from marketplace.access import Actor
 from marketplace.models import Auction, Bid, Project
-from provisioning import interruptions, placement
+from provisioning import interruptions, prospects
 from provisioning.errors import NeverFits
 from provisioning.models import GpuHold, Instance, Node, Phase, Quota
 from tests.conftest import Fleet, Run, order
@@ -185,8 +185,8 @@ def test_looking_for_places_takes_as_many_questions_however_many_bids_there_are(
 def test_looking_whether_places_are_free_takes_none_and_keeps_to_the_order(place: Place, sold: Fleet) -> None:
     bids = [place(60, gpus=gpus) for gpus in (8, 5, 4, 3)]
     before = every_row()
-    found = placement.fitting([(Instance.objects.get(pk=bid.instance_id), None) for bid in bids])
+    found = prospects.fitting([(Instance.objects.get(pk=bid.instance_id), None) for bid in bids])
     assert found == {bids[0].instance_id, bids[1].instance_id, bids[3].instance_id}
-    assert placement.fitting([(Instance.objects.get(pk=bids[2].instance_id), None)]) == {bids[2].instance_id}
+    assert prospects.fitting([(Instance.objects.get(pk=bids[2].instance_id), None)]) == {bids[2].instance_id}
     assert every_row() == before
     assert list(Node.objects.filter(offer=sold.h200).values_list("free_gpus", flat=True)) == [8, 8]

@@ -285,6 +285,15 @@ def test_what_changed_comes_from_an_index(offer: Offer) -> None:
     assert "Seq Scan on provisioning_node" not in plan
 
 
+def test_a_node_that_is_kept_for_somebody_has_changed_for_every_process(db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'provisioning_node_notes_its_change'"
+        )
+        (noted,) = cursor.fetchone()
+    assert "new.kept_for" in noted
+
+
 def test_a_replica_s_gpus_are_those_with_the_lowest_numbers(rent: Rent) -> None:
     first, second = (rent(gpus=2).assignments.get() for _ in range(2))
     assert [uuid[-1] for uuid in first.gpu_uuids + second.gpu_uuids] == ["0", "1", "2", "3"]

@@ -43,6 +43,15 @@ def test_a_refused_launch_names_the_decision_that_outlives_it(program: Program) 
     assert (decision["relaxation"], decision["advice"]) == ({"replicas": 1}, "1 replicas would fit now.")
 
 
+def test_a_launch_leaves_alone_what_is_kept_for_who_waits(program: Program) -> None:
+    Node.objects.filter(name="h200-1").update(kept_for="queue")
+    answer = launched(program, replicas=2, gpus=8)
+    assert (answer.status_code, answer.json()["code"]) == (409, "no_capacity")
+    assert "Some of its nodes are kept for orders that wait" in answer.json()["detail"]
+    decision = program.get(f"placements/{answer.json()['placement']}").json()
+    assert decision["rejected"] == [{"rule": "kept", "nodes": 1, "reason": "kept for orders that wait"}]
+
+
 def test_a_decision_names_no_other_tenant(program: Program, fleet: Fleet) -> None:
     user = make_person("other@secret.example")
     theirs = Project.objects.select_related("organization").get(organization=make_organization("Secret", user))
