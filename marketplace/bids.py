@@ -135,10 +135,7 @@ def hold(
 
 
 def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) -> None:
-    """Hold what the bid of an instance needs whose price was set or that was just queued for a new run.
-
-    It takes part in auctions again if it had found no place.
-    """
+    """Hold what the bid of an instance needs whose price was set or that was just queued for a new run."""
     bid = Bid.objects.get(instance=instance)
     hold(
         project=instance.project,
@@ -151,5 +148,3 @@ def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) ->
         is_paid=bool(instance.paid_by),
         at=at,
     )
-    if bid.left_out_at is not None:
-        Bid.objects.filter(pk=bid.pk).update(left_out_at=None)

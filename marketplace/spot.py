@@ -25,7 +25,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
-from provisioning import advisories, calendar, engine, instances, interruptions, volumes
+from provisioning import advisories, calendar, engine, instances, interruptions, room, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
@@ -132,6 +132,8 @@ def _bid(
     placed = Bid.objects.create(
         instance=instance, project=project, offer=order.offer, price_micros=max_price_micros, placed_at=at
     )
+    if spot_places.was_left_out(placed):
+        _try_again(placed, terms, at=at)
     after = {"name": instance.name, "offer": order.offer.slug, "gpus": instance.gpus, "max_price": max_price_micros}
     audit.record_of(placed, "bid.place", actor=actor, after=after)
     return placed
@@ -180,14 +182,15 @@ def change(
     Where its instance was told of an interruption and the new price would win
     now, and is not below what GPUs cost until the next auction, that is called
     off, exactly once; with an `interruption_id` it is that one or a Conflict,
-    with nothing changed. What is charged now keeps its bid at or above what it
+    with nothing changed. What is left out of the book takes part again only
+    where it would win now and find a place (`_try_again`). What is charged now keeps its bid at or above what it
     pays, or BadOrder.
     """
     terms = bids.terms_of(bid.offer, currency=bid.project.organization.currency)
     bids.check_price(terms, max_price_micros, at=at)
     lock_offer(bid.offer_id, is_shared=True)
     (instance,) = instances.lock([bid.instance_id])
-    bid.refresh_from_db(fields=["price_micros", "revision"])
+    bid.refresh_from_db(fields=["price_micros", "revision", "left_out_at"])
     if instance.desired == Instance.Desired.TERMINATED:
         raise IllegalMove(f"{instance.name} has ended, and its bid with it.")
     before = bid.price_micros
@@ -201,12 +204,29 @@ def change(
     bid.save(update_fields=["price_micros", "revision"])
     if instance.phase not in AT_REST:
         bids.hold_for_run(instance, token=actor.token, at=at)
+        if bid.left_out_at is not None:
+            _try_again(bid, terms, at=at)
     audit.record_of(bid, "bid.change", actor=actor, before={"max_price": before}, after={"max_price": max_price_micros})
     if not risk.is_near(max_price_micros, risk.last_of(bid.offer_id)):
         advisories.call_off(instance=instance, at=at)
     if told is not None:
         _call_off_if_it_wins(bid, told, terms, must=bool(interruption_id), at=at)
     return bid
+
+
+def _try_again(bid: Bid, terms: SpotTerms, *, at: datetime) -> None:
+    """Let a bid that found no place take part if it would win now, and have a place once those are gone who would lose.
+
+    Else it stays left out: so nobody is driven out again for GPUs that it could not use, however often it tries.
+    """
+    Bid.objects.filter(pk=bid.pk).update(left_out_at=None)
+    standing = entries(offer_id=bid.offer_id, at=at)
+    rules = _rules(terms, tick_at=at, last_charged_micros=None, at=at)
+    winners = set(auction.clear(rules, [entry.bid for entry in standing]).winners)
+    losers = [entry.instance_id for entry in standing if entry.holds_gpus and entry.bid.id not in winners]
+    is_left_out = bid.public_id not in winners or not room.has_place(bid.instance, candidates=losers)
+    bid.left_out_at = (bid.left_out_at or at) if is_left_out else None
+    Bid.objects.filter(pk=bid.pk).update(left_out_at=bid.left_out_at)
 
 
 def _call_off_if_it_wins(bid: Bid, told: Interruption, terms: SpotTerms, *, must: bool, at: datetime) -> None:

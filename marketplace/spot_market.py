@@ -179,7 +179,8 @@ def _why_left_out(bid: Bid) -> str:
         return ""
     why = _(
         "It takes part in no auction since %(moment)s UTC: it had won, and no place was found for its GPUs together. "
-        "It bids again once one is free, or once you set its price again; fewer GPUs or a wider level find one sooner."
+        "It bids again once one is free, or at a price that would win one now; fewer GPUs or a wider level find one "
+        "sooner."
     )
     return why % {"moment": f"{bid.left_out_at:%Y-%m-%d %H:%M}"}
 

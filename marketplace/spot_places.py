@@ -3,8 +3,10 @@
 An auction counts GPUs, placement needs them in one place. A bid may win eight
 of sixteen and have four on each of two nodes. Whoever won, and for `TICKS`
 auctions and one notice found no place although GPUs enough are free, takes part
-in no auction from then on, until its price is set again or a place for it is
-free. A book holds those who take part, so it can be held again as it is.
+in no auction from then on, until a place for it is free. Setting its price again, or bidding anew for the same, lets
+it in at once only where it would win and find a place among the GPUs of those who would lose
+(`spot._try_again`): nobody is driven out twice for nothing. A book holds those who take part, so it can be
+held again as it is.
 """
 
 from datetime import datetime, timedelta
@@ -17,6 +19,8 @@ from provisioning import calendar, prospects, volumes
 from provisioning.models import Instance, Phase
 
 TICKS = 3
+# How long bids for the same are one try.
+REMEMBERED = timedelta(days=1)
 # Of one offer and auction; the others have their turn at the next.
 LOOKED_AT_MAX = 500
 
@@ -50,6 +54,16 @@ def look(*, offer_id: int, at: datetime) -> int:
         Bid.objects.filter(pk__in=back).update(left_out_at=None)
         + Bid.objects.filter(pk__in=kept_out.order_by()).update(left_out_at=at)
     )  # fmt: skip
+
+
+def was_left_out(placed: Bid) -> bool:
+    """Return whether its organization bid for the same before, and no place was found for that."""
+    same = Bid.objects.filter(
+        offer=placed.offer, project__organization=placed.project.organization_id,
+        left_out_at__gt=placed.placed_at - REMEMBERED, instance__replicas=placed.instance.replicas,
+        instance__gpus_per_replica=placed.instance.gpus_per_replica,
+    )  # fmt: skip
+    return same.exists()
 
 
 def _first(found: QuerySet[Bid]) -> list[Bid]:

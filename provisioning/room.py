@@ -71,6 +71,16 @@ def make(*, offer_id: int, wanted: Sequence[Instance], candidates: Sequence[int]
     return Room(taken_back, sum(stage.gpus_of(one) for one in stage.gone & of_spot), stuck)
 
 
+def has_place(instance: Instance, *, candidates: Sequence[int]) -> bool:
+    """Return whether a new order would find a place if these instances gave their GPUs back; nothing is given."""
+    asked = _allowed(instance.offer_id, [instance])
+    held, _ = _held(instance.offer_id, candidates)
+    with shards.current(instance.offer_id) as live:
+        tenant = live.refresh(instance.project_id)
+        stage = _Stage(live.shard, held, back=set(held), more=_dirty(instance.offer_id))
+        return any(stage.has_place(placement.request_of(one, tenant, home, live.kept)) for one, home in asked)
+
+
 def _allowed(offer_id: int, wanted: Sequence[Instance]) -> list[tuple[Instance, int | None]]:
     """Return those that no policy and no volume keeps out of the offer, each with its home."""
     excluded = policies.exclusions((one.project_id, offer_id) for one in wanted)
@@ -137,6 +147,10 @@ class _Stage:
             _add(self.given, {node_id: mask})
         self.gone.update(needed, (one for one in self.back if self._is_on(one, choice)))
         return needed
+
+    def has_place(self, request: Request) -> bool:
+        """Return whether a request fits where all of it is free that is on its way back."""
+        return self._choice(request, ()) is not None
 
     def _choice(self, request: Request, gone: Iterable[int]) -> Choice | None:
         masks = dict(self.more)

@@ -128,15 +128,63 @@ def test_who_won_and_finds_no_place_leaves_the_book_and_others_have_its_gpus_aga
     assert all(spot_book.check(one).is_right for one in Auction.objects.all())
 
 
-def test_its_price_set_again_lets_it_take_part_again(tick: Tick, place: Place, actor: Actor) -> None:
+def set_price(actor: Actor, bid: Bid, cents: int) -> str:
+    spot.change(actor=actor, bid=Bid.objects.get(pk=bid.pk), max_price_micros=cents * CENT, at=timezone.now())
+    return standing(actor, bid).state
+
+
+def test_however_often_its_price_is_set_it_drives_nobody_out_again_for_gpus_that_are_no_place_for_it(
+    tick: Tick, place: Place, actor: Actor
+) -> None:
     place(200, **HALVES)
+    small = [place(60, gpus=4), place(60, gpus=4)]
     tick()
     large = place(100, gpus=8)
     tick(spot_places.TICKS + 2)
-    assert standing(actor, large).state == "left_out"
-    spot.change(actor=actor, bid=Bid.objects.get(pk=large.pk), max_price_micros=110 * CENT, at=timezone.now())
-    assert standing(actor, large).state == "waiting"
-    assert spot_market.published(tick())["winners"] == 2
+    tick()
+    since = Bid.objects.get(pk=large.pk).left_out_at
+    for cents in (110, 120, 130):
+        assert set_price(actor, large, cents) == "left_out"
+        tick()
+        assert [phase(one) for one in small] == [Phase.RUNNING, Phase.RUNNING]
+    assert Bid.objects.get(pk=large.pk).left_out_at == since
+    # Nor does bidding anew for the same, or starting again.
+    with transaction.atomic():
+        spot.withdraw(actor=actor, bid=Bid.objects.select_related("instance").get(pk=large.pk), at=timezone.now())
+    anew = place(140, gpus=8)
+    assert standing(actor, anew).state == "left_out"
+    tick()
+    assert [phase(one) for one in small] == [Phase.RUNNING, Phase.RUNNING]
+    assert standing(actor, place(140, gpus=2)).state == "waiting"
+
+
+def test_a_price_that_would_win_a_place_lets_it_take_part_again_and_it_has_that_place(
+    tick: Tick, place: Place, actor: Actor, run_until_idle: Run
+) -> None:
+    halves = place(200, **HALVES)
+    small = [place(60, gpus=4), place(60, gpus=4)]
+    tick()
+    large = place(100, gpus=8)
+    tick(spot_places.TICKS + 2)
+    end(halves, actor, run_until_idle)
+    Bid.objects.filter(pk=large.pk).update(price_micros=50 * CENT)  # Until the others have what came free.
+    others = [place(60, gpus=4), place(60, gpus=4)]
+    Bid.objects.filter(pk=large.pk).update(left_out_at=None)
+    tick()
+    Bid.objects.filter(pk=large.pk).update(left_out_at=timezone.now())
+    assert [phase(one) for one in (*small, *others)] == [Phase.RUNNING] * 4
+    # The two that would lose are on one node each: no place. Once both of one node are the lowest, there is one.
+    assert set_price(actor, large, 100) == "left_out"
+    nodes = {one.pk: Node.objects.get(assignments__instance=one.instance_id, assignments__observed="running").pk
+             for one in (*small, *others)}  # fmt: skip
+    for one in (*small, *others):
+        if nodes[one.pk] != nodes[small[0].pk]:
+            set_price(actor, one, 90)
+    assert set_price(actor, large, 101) == "waiting"
+    tick()
+    tick()
+    assert phase(large) == Phase.RUNNING
+    assert sum(phase(one) == Phase.RUNNING for one in (*small, *others)) == 2
 
 
 def test_who_waits_for_gpus_that_are_still_to_be_given_back_is_not_left_out(
