@@ -14,7 +14,7 @@ from billing.models import UsageSpan
 from billing.months import month_of, next_month
 from billing.outcomes import shortfalls
 from billing.sla import availability
-from billing.sla.availability import Seen
+from billing.sla.availability import Seen, Stretch
 from billing.sla.terms import Terms
 from marketplace.sla import history, reserved
 from marketplace.sla.history import Move, Told
@@ -32,23 +32,32 @@ class Case:
 
 
 def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Eleven queries at most."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Thirteen queries at most."""
     return between(resource_ids, month, min(next_month(month), max(month, at)), terms=terms)
 
 
 def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
-    """Return what was seen of these instances from one moment of a month to another. Eleven queries at most."""
+    """Return what was seen of these instances from one moment of a month to another. Thirteen queries at most."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
-    lost = reserved.lost(rows, begins, ends)
-    everybody = [*rows, *reserved.beside(rows, lost)]
-    spans = _spans([row.public_id for row in everybody], begins, ends)
+    spans, covers = _spans(resource_ids, begins, ends), _covers(resource_ids, begins)
+    paid = _paid(spans, begins, ends)
+    lost = reserved.lost(_covered_by(spans, covers), begins, ends)
+    others = reserved.beside(rows, lost, begins, ends)
+    if others:
+        keys = [row.public_id for row in others]
+        spans |= _spans(keys, begins, ends)
+        covers |= _covers(keys, begins)
+    everybody = [*rows, *others]
     moves, notes = _events([row.pk for row in everybody], before=ends)
     told = {
         row.pk: history.told(moves[row.pk], until=ends, failed_counts_for=terms.failed_counts_for) for row in everybody
     }
-    uses = [_use(row, spans[row.public_id], told[row.pk], ends) for row in everybody]
-    paid = _paid(spans, begins, ends)
+    uses = [
+        use
+        for row in everybody
+        for use in _uses(row, spans[row.public_id], told[row.pk], covers.get(row.public_id, ""), (begins, ends))
+    ]
     ahead = reserved.paid_micros(uses, lost, begins, ends)
     returned = _returned([row.pk for row in rows], begins, ends)
     fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
@@ -83,6 +92,20 @@ def _spans(resource_ids: Collection[str], month: datetime, ends: datetime) -> di
     return found
 
 
+def _covers(resource_ids: Collection[str], begins: datetime) -> dict[str, str]:
+    """Return what covered the last use of each before a moment, as it may be down since then. One query."""
+    before = UsageSpan.objects.filter(
+        resource_id__in=resource_ids, meter=UsageSpan.Meter.GPU, started_at__lt=begins,
+        ended_at__gt=begins - reserved.LOOKED_BACK,
+    )  # fmt: skip
+    rows = before.order_by("resource_id", "-started_at").distinct("resource_id")
+    return dict(rows.values_list("resource_id", "covered_by"))
+
+
+def _covered_by(spans: Mapping[str, Sequence[UsageSpan]], covers: Mapping[str, str]) -> set[str]:
+    return {span.covered_by for each in spans.values() for span in each} | set(covers.values()) - {""}
+
+
 def _paid(spans: Mapping[str, Sequence[UsageSpan]], begins: datetime, ends: datetime) -> dict[str, int]:
     """What each cost between two moments of a month: at base rates as charges have it, by what the month made of them.
 
@@ -100,15 +123,35 @@ def _paid(spans: Mapping[str, Sequence[UsageSpan]], begins: datetime, ends: date
     return {resource_id: floor(micros) for resource_id, micros in exact.items()}
 
 
-def _use(instance: Instance, spans: Sequence[UsageSpan], told: Told, ends: datetime) -> reserved.Use:
-    """Return when an instance ran in its reservation or should have; never, if it did not run there in that time."""
-    covered = [(span.started_at, span.ended_at or EVER) for span in spans if span.covered_by]
-    if not covered:
-        return reserved.Use(instance, (), ())
+def _uses(
+    instance: Instance, spans: Sequence[UsageSpan], told: Told, before: str, month: Stretch
+) -> list[reserved.Use]:
+    """Return when an instance ran in each of its reservations, or should have.
+
+    While it is down it is where it ran last (`before`, at first), until it runs elsewhere.
+    """
+    begins, ends = month
     up = availability.joined((span.started_at, span.ended_at or ends) for span in spans)
-    within = availability.joined([*covered, *told.expected, *told.down])
-    down = availability.without(availability.joined([*told.expected, *told.down]), up)
-    return reserved.Use(instance, tuple(within), tuple(down))
+    should = availability.joined([*told.expected, *told.down])
+    down = availability.without(should, up)
+    stays: dict[str, list[Stretch]] = defaultdict(list)
+    edges = [*((span.started_at, span.covered_by) for span in spans), (EVER, "")]
+    since, where = begins, before or (spans[0].covered_by if spans else "")
+    for moment, covered_by in edges:
+        stays[where].append((since, moment))
+        since, where = max(begins, moment), covered_by
+    ran = [(span.started_at, span.ended_at or EVER) for span in spans]
+    there = availability.joined([*ran, *should])
+    return [
+        reserved.Use(
+            instance,
+            name,
+            tuple(part for stay in stayed for part in availability.within(there, *stay)),
+            tuple(part for stay in stayed for part in availability.within(down, *stay)),
+        )
+        for name, stayed in stays.items()
+        if name
+    ]
 
 
 def _events(keys: Sequence[int], *, before: datetime) -> tuple[dict[int, list[Move]], dict[int, list[datetime]]]:

@@ -10,14 +10,15 @@ from django.db import transaction
 from billing import accounts, adjusting, books, charging, price_lists
 from billing.models import SlaVerdict, SupplierAdjustment, UsageSpan
 from billing.months import month_of, next_month
+from billing.sla import terms
 from billing.suppliers import accruing, cards
 from billing.suppliers.cards import Terms
 from marketplace import quotes, rentals, reservations
 from marketplace.models import Reservation, ReservationStrip, Shortfall
-from marketplace.sla import closing
+from marketplace.sla import closing, evidence
 from provisioning import placement, quotas
 from provisioning.health import faults
-from provisioning.models import Gpu, GpuHold, Node
+from provisioning.models import Gpu, GpuHold, Instance, Node
 from tests.billing.pricing import approved, committed, item
 from tests.blocks import USD, Buyer, sell_blocks
 from tests.conftest import make_person, order
@@ -142,6 +143,50 @@ def test_reserved_hours_are_paid_back_from_what_was_paid_for_them(clock, buyer, 
     each = Reservation.objects.get().strips.get().paid_micros
     assert verdict.paid_micros == verdict.credit_micros == 24 * each
     assert (books.check(at=APRIL + 9 * HOUR), books.recompute()) == ([], [])
+
+
+def test_reserved_hours_count_though_it_was_started_again_outside_of_its_reservation(clock, buyer, run_until_idle):
+    instance = launch(buyer, run_until_idle)
+    break_at(clock, instance, LATE + 2 * HOUR, run_until_idle)
+    each_hour(clock, buyer)
+    instance.refresh_from_db()
+    with transaction.atomic():
+        rentals.start(actor=buyer.actor, instance=instance, at=buyer.at(27))
+    clock.move_to(buyer.at(27))
+    run_until_idle()
+    instance.refresh_from_db()
+    assert (instance.reservation, instance.phase) == (None, "running")
+    with transaction.atomic():
+        rentals.stop(actor=buyer.actor, instance=instance, at=buyer.at(29))
+    clock.move_to(buyer.at(29))
+    run_until_idle()
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 1
+    verdict = SlaVerdict.objects.get()
+    each = Reservation.objects.get().strips.get().paid_micros
+    on_demand = sum(span.charged_micros for span in UsageSpan.objects.filter(covered_by=""))
+    assert on_demand > 0
+    assert verdict.paid_micros == verdict.credit_micros == 24 * each + on_demand
+    assert books.recompute() == []
+
+
+def test_reserved_hours_in_which_it_is_down_over_the_end_of_a_month_count(clock, buyer, run_until_idle):
+    """It runs again outside of the reservation only in the new month, most of whose hours it was down inside."""
+    instance = launch(buyer, run_until_idle)
+    clock.move_to(buyer.at(1.5))
+    faults.fail(instance=instance, happened="A GPU broke.", fault_at=buyer.at(1.5), at=buyer.at(1.5))
+    run_until_idle()
+    Instance.objects.filter(pk=instance.pk).update(attach=Instance.Attach.FORBID)
+    instance.refresh_from_db()
+    clock.move_to(buyer.at(20))
+    with transaction.atomic():
+        rentals.start(actor=buyer.actor, instance=instance, at=buyer.at(20))
+    run_until_idle()
+    each = Reservation.objects.get().strips.get().paid_micros
+    (seen,) = evidence.between([instance.public_id], buyer.at(10), buyer.at(24), terms=terms.in_force(LATE))
+    on_demand = 4 * 2_490_000
+    assert seen.seen.paid_micros == 10 * each + on_demand
+    (alone,) = evidence.between([instance.public_id], buyer.at(10), buyer.at(11), terms=terms.in_force(LATE))
+    assert alone.seen.paid_micros == each  # an hour that it was down whole
 
 
 def test_a_reserved_hour_that_was_lost_is_paid_back_once(clock, buyer, run_until_idle, acme):
