@@ -19,7 +19,7 @@ class Margin:
     currency: str
     outcomes: int = 0
     paid_micros: int = 0
-    returned_micros: int = 0
+    given_back_micros: int = 0
     shared_micros: int = 0
     cost_micros: int = 0
     unit_milliseconds: int = 0
@@ -27,7 +27,7 @@ class Margin:
     @property
     def net_micros(self) -> int:
         """What buyers paid and did not get back."""
-        return self.paid_micros - self.returned_micros
+        return self.paid_micros - self.given_back_micros
 
     @property
     def margin_micros(self) -> int:
@@ -44,7 +44,7 @@ def margins(*, version: str | None = None, since: datetime | None = None) -> lis
     for row in sold.annotate(
         outcomes=Count("pk", filter=~back),
         paid_micros=Sum("amount_micros", filter=~back, default=0),
-        returned_micros=Sum("amount_micros", filter=back, default=0),
+        given_back_micros=Sum("amount_micros", filter=back, default=0),
     ):
         found[row["version"], row["currency"]] = Margin(**row)
     _add(found, OutcomeCost.objects.filter(one & begun, ~Q(version="")), cost_micros="amount_micros",

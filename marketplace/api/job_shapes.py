@@ -156,7 +156,7 @@ class TaskClaimAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     state = serializers.ChoiceField(choices=ClaimState.choices)
     paid = serializers.CharField()
-    returned = serializers.CharField(help_text="of what was paid")
+    given_back = serializers.CharField(help_text="of what was paid")
     verdicts = ClaimVerdictAnswer(many=True, help_text="the first one first")
     receipts = serializers.ListField(child=serializers.CharField(), help_text="ids; read them at /receipts/{id}")
 

@@ -250,7 +250,7 @@ def _claim(claimed: access_jobs.Claimed | None) -> Answer | None:
         "id": claimed.claim.public_id,
         "state": claimed.claim.state,
         "paid": decimal_string(claimed.claim.paid_micros),
-        "returned": decimal_string(claimed.claim.reversed_micros),
+        "given_back": decimal_string(claimed.claim.reversed_micros),
         "verdicts": [contract_answers.verdict(row) for row in claimed.verdicts],
         "receipts": [row.public_id for row in claimed.receipts],
     }

@@ -38,7 +38,7 @@ class Progress:
     """Of one job: tasks an hour (of late), the seconds that the rest takes at that pace, and micros spent so far.
 
     Pace and rest are None where nothing ended of late. Under a contract `spent_micros` is what was paid for results,
-    less `returned_micros`, which went back.
+    less `given_back_micros`, which went back.
     """
 
     done: int
@@ -46,7 +46,7 @@ class Progress:
     per_hour: int | None
     left_s: int | None
     spent_micros: int
-    returned_micros: int = 0
+    given_back_micros: int = 0
 
     @property
     def percent(self) -> int:
@@ -75,7 +75,7 @@ def _of(job: Job, spent: tuple[int, int], recent: int, at: datetime) -> Progress
         left_s = left * window // (recent * 1000)
     return Progress(
         done=job.size - left, left=left, per_hour=per_hour, left_s=left_s, spent_micros=spent[0],
-        returned_micros=spent[1],
+        given_back_micros=spent[1],
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def _paid(jobs: list[int]) -> dict[int, tuple[int, int]]:
     """Return what the results of jobs cost in the end and what of them went back, by the job."""
     with connection.cursor() as cursor:
         cursor.execute(RESULTS, [jobs])
-        return {pk: (posted - int(returned), int(returned)) for pk, posted, returned in cursor.fetchall()}
+        return {pk: (posted - int(back), int(back)) for pk, posted, back in cursor.fetchall()}
 
 
 def _pairs(statement: str, values: Sequence[Any]) -> dict[int, int]:

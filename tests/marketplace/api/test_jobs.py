@@ -63,6 +63,9 @@ def test_a_task_tells_what_became_of_its_result(program: Program, works: Works) 
     assert program.get(f"jobs/{job.public_id}/tasks/0").json()["claim"] == whole["claim"]
     cost = program.get(f"jobs/{job.public_id}").json()["cost"]
     assert (cost["spent"], cost["most"], whole["claim"]["paid"]) == ("0.500000", "1.000000", "0.500000")
+    alone = program.get(f"claims/{claim.public_id}").json()
+    assert whole["claim"]["given_back"] == alone["given_back"]["amount"] == "0.000000"
+    assert whole["claim"].keys() - {"receipts"} <= alone.keys(), "one word for a thing, wherever a claim is shown"
 
 
 def test_a_dry_run_tells_the_most_and_the_folders(program: Program, works: Works) -> None:
