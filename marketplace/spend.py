@@ -142,6 +142,16 @@ BESIDE = """
     LEFT JOIN marketplace_job job ON job.public_id = outcome.resource_id
     WHERE outcome.organization_id = ANY (%(organizations)s) AND outcome.at >= %(since)s
 """
+# All that stretches cost: use, and what stands beside it, as the overview of costs adds it up.
+COST = f"""
+WITH beside AS MATERIALIZED ({BESIDE})
+SELECT used.number, (used.micros + coalesce((
+    SELECT sum(beside.micros) FROM beside WHERE beside.effective_at >= (%(began)s::timestamptz[])[used.number]
+        AND beside.effective_at < (%(till)s::timestamptz[])[used.number]
+), 0))::bigint, used.burn
+FROM ({SPENT}) used (number, micros, burn) ORDER BY used.number
+"""  # noqa: S608  nothing in it comes from outside
+
 # What comes back of another month makes no room in this one; what tiers and commitments make of this one does.
 IN_ALL = """
     greatest(0, coalesce(sum(micros) FILTER (WHERE kind = 'reserved'), 0))
@@ -227,18 +237,34 @@ def spent(
     at: datetime,
     owner: Owner | None = None,
 ) -> list[tuple[int, int]]:
-    """Return for each stretch what it cost until `at`, and what burns per hour of what is still open in it."""
+    """Return for each stretch what use cost in it until `at`, and what burns per hour of what is still open in it."""
+    return _of_stretches(SPENT, organization, stretches, at=at, owner=owner or organization)
+
+
+def cost(
+    organization: Organization, stretches: Sequence[tuple[datetime, datetime]], *, at: datetime
+) -> list[tuple[int, int]]:
+    """Return the same with all that stands beside use: hours paid ahead, results, tiers and commitments. One query."""
+    return _of_stretches(COST, organization, stretches, at=at, owner=organization)
+
+
+def _of_stretches(
+    statement: str,
+    organization: Organization,
+    stretches: Sequence[tuple[datetime, datetime]],
+    *,
+    at: datetime,
+    owner: Owner,
+) -> list[tuple[int, int]]:
+    began, till = [begin for begin, _ in stretches], [end for _, end in stretches]
+    given: dict[str, Any] = {
+        "organization": organization.pk,
+        "organizations": [organization.pk],
+        "now": at,
+        "began": began,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(
-            SPENT,
-            {
-                "organization": organization.pk,
-                "now": at,
-                "began": [began for began, _ in stretches],
-                "till": [till for _, till in stretches],
-                **_words(owner or organization),
-            },
-        )
+        cursor.execute(statement, given | {"till": till, "since": min(began), **_words(owner)})
         return [(micros, burn) for _, micros, burn in cursor.fetchall()]
 
 

@@ -14,7 +14,7 @@ from marketplace.models import Organization
 from marketplace.portal import cost_filters, spending, stacks
 from marketplace.portal.cost_filters import GROUPS, LENGTHS, Filters
 from marketplace.portal.doors import Visit, page
-from marketplace.portal.spending import midnight
+from marketplace.portal.spending import midnight, month_after
 from marketplace.portal.words import MARKETS
 
 ESCROWS_MAX = 20
@@ -47,7 +47,7 @@ def costs_file(visit: Visit, form: str) -> HttpResponse:
 def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     now = spending.of(organization, at=visit.at)
     month = midnight(visit.at).replace(day=1)
-    month_end = cost_filters.month_after(month)
+    month_end = month_after(month)
     this_month = breakdown.of(organization, [month, month_end], at=visit.at)
     ahead = sum(cost.micros for cost in this_month if cost.market == breakdown.RESERVED)
     adjusted = sum(cost.micros for cost in this_month if cost.market == breakdown.ADJUSTMENT)
@@ -63,10 +63,11 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         "ahead_micros": ahead,
         "adjusted_micros": adjusted,
         "results_micros": results,
+        "used_micros": now.month_micros - ahead - adjusted - results,
         "ordered_micros": ordered,
         "month_end": month_end,
         "forecast_micros": forecast.month_end_micros(
-            used_micros=now.month_micros + ahead + adjusted + results, burn_micros_per_hour=now.per_hour_micros,
+            used_micros=now.month_micros, burn_micros_per_hour=now.per_hour_micros,
             ordered_micros=ordered, at=visit.at, until=month_end,
         ),
         "escrows": list(access_till.escrows(visit.actor, organization).order_by("-pk")[:ESCROWS_MAX]),

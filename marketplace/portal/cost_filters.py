@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from marketplace import breakdown
 from marketplace.breakdown import Cost
 from marketplace.portal.doors import Visit
-from marketplace.portal.spending import midnight
+from marketplace.portal.spending import midnight, month_after
 
 GROUPS: dict[str, Promise] = {"project": _("Project"), "model": _("GPU model"), "market": _("Market")}
 LENGTHS = {"7d": 7, "30d": 30, "90d": 90}
@@ -81,9 +81,3 @@ def months(at: datetime) -> list[str]:
     local = timezone.localtime(at)
     numbers = (local.year * 12 + local.month - 1 - back for back in range(MONTHS_SHOWN))
     return [f"{number // 12:04}-{number % 12 + 1:02}" for number in numbers]
-
-
-def month_after(first: datetime) -> datetime:
-    """Return the midnight that begins the month after this one."""
-    year, month = divmod(first.year * 12 + first.month, 12)
-    return first.replace(year=year, month=month + 1)

@@ -25,9 +25,9 @@ def page(visit: Visit) -> HttpResponse:
     filters = cost_filters.read(visit, groups=GROUPS)
     month = spending.midnight(visit.at).replace(day=1)
     since, until = filters.edges[0], filters.edges[-1]
-    everything = revenue.sold(min(since, month), max(until, cost_filters.month_after(month)))
+    everything = revenue.sold(min(since, month), max(until, spending.month_after(month)))
     found = everything.between(since, until)
-    this_month = everything.between(month, cost_filters.month_after(month))
+    this_month = everything.between(month, spending.month_after(month))
     asked = visit.query("currency")
     currencies = sorted({*found.currencies, *this_month.currencies})
     currency = asked if asked in currencies else (found.currencies or ["USD"])[0]

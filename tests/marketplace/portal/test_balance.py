@@ -13,12 +13,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing import prices, usage
-from billing.models import Runway, UsageSpan
-from marketplace import spend
-from marketplace.models import Organization
+from billing.models import PriceVersion, Runway, UsageSpan
+from marketplace import breakdown, cost_files, spend
+from marketplace.access import Actor
+from marketplace.contracts import answering, reversing, settling
+from marketplace.models import Organization, Project
+from marketplace.money import decimal_string
 from marketplace.portal import charts, spending
+from marketplace.portal.spending import midnight, month_after
+from provisioning.calendar import hour_of
 from provisioning.models import Instance
+from tests.blocks import PRICE as BLOCK_PRICE
+from tests.blocks import Buyer, sell_blocks
+from tests.conftest import Fleet
 from tests.marketplace.portal.reading import faults, read
+from tests.outcomes import BY_CUSTOMER, make_deal
+from tests.outcomes import PRICE as OUTCOME_PRICE
 
 NOON = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -59,6 +69,32 @@ def test_an_organization_that_never_spent_has_spent_nothing(acme: Organization) 
 def test_another_organizations_use_is_not_counted(acme: Organization, price: Any, charlie: Any) -> None:
     used(charlie.memberships.get().organization, price, name="theirs", start=NOON - HOUR, end=None)
     assert spending.of(acme, at=NOON).per_hour_micros == 0
+
+
+def test_the_chip_says_what_the_overview_and_the_command_line_say_of_the_month(
+    acme: Organization, project: Project, actor: Actor, fleet: Fleet, django_assert_num_queries: Any
+) -> None:
+    """Use, results that were paid, what of them was given back, and hours that were paid ahead."""
+    buyer = Buyer(actor, project, fleet.h200, hour_of(timezone.now()) + HOUR)
+    at, price = buyer.at(0), PriceVersion.objects.get(sku=fleet.h200.sku)
+    used(acme, price, name="open", start=at - timedelta(seconds=30), end=None)
+    deal = make_deal(acme, **BY_CUSTOMER)
+    for subject in ("kept", "given back"):
+        claim = deal.claim(project, subject, at=at)
+        answering.accept(actor=actor, claim=claim, at=at)
+        claim = settling.settle(claim=claim, at=at)
+    reversing.reverse(actor=deal.merchant, claim=claim, reason="It is wrong.", at=at)
+    sell_blocks(fleet.h200)
+    buyer.buy(2, 48, 58)
+    with django_assert_num_queries(1):
+        chip = spending.of(acme, at=at)
+    month = midnight(at).replace(day=1)
+    costs = breakdown.of(acme, [month, month_after(month)], at=at)
+    assert {cost.market: cost.micros for cost in costs if cost.market in {"outcome", "reserved"}} == {
+        "outcome": OUTCOME_PRICE, "reserved": 2 * 10 * BLOCK_PRICE
+    }  # fmt: skip
+    assert sum(cost.micros for cost in costs) == chip.month_micros > OUTCOME_PRICE + 20 * BLOCK_PRICE
+    assert cost_files.document(acme, costs, ["day"], {})["total"] == decimal_string(chip.month_micros)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
