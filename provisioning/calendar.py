@@ -8,8 +8,8 @@ it begins: the intervals on a line form a perfect graph, so where no hour
 exceeds the capacity, first-fit in order of starts gives everyone whole nodes.
 
 GPUs that are free on a node which a tenant has alone (no_shared_host) are not
-among the offer's: only that tenant can have them, and what it takes is counted
-again where it would not fit.
+among the offer's: only that tenant can have them. They are counted in the
+transaction that closes a node or leaves more of it free, so no sale misses them.
 
 Each promise locks the offer's `Capacity` row, so callers make it last in
 their transaction: after accounts, nodes and assignments.
@@ -70,8 +70,11 @@ SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s
 PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
 LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
 
-# What is free on a node that a tenant has alone can be promised to nobody else.
-CLOSED = "CASE WHEN exclusive_to_id IS NULL THEN 0 ELSE free_gpus END"
+# What nobody holds on a node that a tenant has alone, clean or not, can be promised to nobody else.
+CLOSED = """CASE WHEN exclusive_to_id IS NULL THEN 0 ELSE (
+    SELECT count(*) FROM provisioning_gpu gpu WHERE gpu.node_id = provisioning_node.id AND gpu.healthy
+        AND NOT EXISTS (SELECT FROM provisioning_gpuhold hold WHERE hold.gpu_id = gpu.id AND hold.released_at IS NULL)
+) END"""
 # The GPUs of one offer as `COUNT` has them, for whoever only looks; and those that only its nodes' tenants may have.
 THERE = f"""
 SELECT coalesce(sum(gpu_count - {CLOSED}), 0) - (
@@ -173,6 +176,17 @@ def count(*, at: datetime, offer_id: int | None = None) -> None:
     with connection.cursor() as cursor:
         for statement in (ADD, LOCK, COUNT):
             cursor.execute(statement, words)
+
+
+def check_closed(*, offer_id: int, at: datetime) -> None:
+    """Count what a claim has just closed, or raise NoCapacity where that is promised to others. Locks as `count`."""
+    count(at=at, offer_id=offer_id)
+    capacity = Capacity.objects.get(pk=offer_id)
+    if capacity.peak and capacity.open_ended + capacity.peak > capacity.gpus:
+        raise NoCapacity(
+            gettext("A node that nobody shares would close GPUs that are reserved: up to %(peak)s in one hour.")
+            % {"peak": capacity.peak}
+        )
 
 
 def forget(*, at: datetime, limit: int) -> int:

@@ -11,6 +11,7 @@ the last word.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -22,7 +23,7 @@ from django.utils.translation import gettext, ngettext
 
 from billing.prepared import ask
 from billing.public_ids import new_public_id
-from provisioning import decisions, policies, shards
+from provisioning import calendar, decisions, policies, shards
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
@@ -106,7 +107,7 @@ FROM (
     FROM provisioning_gpu gpu
     LEFT JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
     WHERE gpu.node_id = ANY (%(nodes)s::bigint[]) GROUP BY gpu.node_id
-) counted WHERE node.id = counted.node_id
+) counted WHERE node.id = counted.node_id RETURNING node.exclusive_to_id IS NOT NULL
 """
 
 
@@ -150,7 +151,11 @@ def claim(
             live.take(choices[0].places, asked.alone or 0)
         is_new = spares is None and not is_owed
         told = {"candidates": able, "rejected": json.dumps(rejected), "is_new": is_new}
-        claimed = _commit(asked, choices, told, waits=waits)
+        # What closes nodes counts them at once, and takes nothing where they are promised to others.
+        with transaction.atomic() if asked.request.is_exclusive else nullcontext():
+            claimed = _commit(asked, choices, told, waits=waits)
+            if claimed and asked.request.is_exclusive:
+                _count_closed(asked)
         _look_again(asked, choices, claimed)
         if claimed:
             transaction.on_commit(live.end_claim)
@@ -184,14 +189,16 @@ def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> N
 def release(*, instance: Instance, at: datetime) -> None:
     """Give back every GPU of this instance. Only for what is confirmed gone; releasing twice changes nothing.
 
-    It fails closed: a GPU without a good record of its wipe stays out of placement.
+    It fails closed: a GPU without a good record of its wipe stays out of placement. The last locks of a transaction,
+    since what is left free on a node that a tenant has alone is counted.
     """
     held = GpuHold.objects.filter(assignment__instance=instance, released_at=None)
     node_ids = sorted(set(held.values_list("gpu__node_id", flat=True)))
     lock(node_ids)
     wipes.settle_released(held.select_related("assignment__node"))
     held.update(released_at=at)
-    recount(node_ids)
+    if recount(node_ids):
+        calendar.count(at=at, offer_id=instance.offer_id)
 
 
 def places(instances: Iterable[Instance]) -> list[Assignment]:
@@ -218,13 +225,14 @@ def lock(node_ids: Iterable[int]) -> list[Node]:
     return list(Node.objects.select_for_update(no_key=True).filter(pk__in=list(node_ids)).order_by("pk"))
 
 
-def recount(node_ids: Iterable[int]) -> None:
+def recount(node_ids: Iterable[int]) -> bool:
     """Set which GPUs are free from the GPUs themselves. The caller holds the locks of these nodes.
 
-    A node that nobody uses any more is kept for nobody.
+    A node that nobody uses any more is kept for nobody. Returns whether a tenant still has one alone.
     """
     with connection.cursor() as cursor:
         cursor.execute(RECOUNT, {"nodes": list(node_ids)})
+        return any(is_closed for (is_closed,) in cursor.fetchall())
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +359,13 @@ def _take(statement: str, asked: _Asked, choices: Sequence[Choice], told: dict[s
     held = sum(len(assignment.gpu_uuids) for assignment in claimed)
     assert held in {0, instance.gpus}, f"nodes {sorted(set(nodes))} do not have the free GPUs that they count"
     return claimed
+
+
+def _count_closed(asked: _Asked) -> None:
+    if asked.instance.market == Instance.Market.RESERVED:
+        calendar.count(at=asked.at, offer_id=asked.instance.offer_id)
+    else:
+        calendar.check_closed(at=asked.at, offer_id=asked.instance.offer_id)
 
 
 def _look_again(asked: _Asked, choices: Sequence[Choice], claimed: Sequence[Assignment]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
+from provisioning import calendar
 from provisioning.errors import StaleVersion
 from provisioning.models import Policy
 from provisioning.placing.policy import Facts, broken_by, checked
@@ -45,6 +46,7 @@ FROM (
     WHERE policy.document @> '{"no_shared_host": true}'
     GROUP BY node.id ORDER BY node.id LIMIT %(limit)s
 ) mine WHERE provisioning_node.id = mine.id AND provisioning_node.exclusive_to_id IS NULL
+RETURNING provisioning_node.offer_id
 """
 CLOSED_AT_ONCE = 1000
 # Claims hold it shared from their look at the policies to their end (`shards.REFRESH`).
@@ -86,27 +88,32 @@ def replace(
     row.document, row.version, row.updated_at = wanted, row.version + 1, at
     row.save(update_fields=["document", "version", "updated_at"])
     if wanted.get("no_shared_host"):
-        close_hosts()
-        transaction.on_commit(partial(_close_after_claims, organization_id=organization_id, project_id=project_id))
+        close_hosts(at=at)
+        later = partial(_close_after_claims, organization_id=organization_id, project_id=project_id, at=at)
+        transaction.on_commit(later)
     return before, row
 
 
 @transaction.atomic
-def _close_after_claims(*, organization_id: int | None, project_id: int | None) -> None:
+def _close_after_claims(*, organization_id: int | None, project_id: int | None, at: datetime) -> None:
     """Close also the hosts of claims that were under way and may not have known of the policy; waits for them."""
     with connection.cursor() as cursor:
         cursor.execute(LOCK, {"organization": organization_id, "project": project_id})
-    close_hosts()
+    close_hosts(at=at)
 
 
-def close_hosts(*, limit: int = CLOSED_AT_ONCE) -> int:
+@transaction.atomic
+def close_hosts(*, at: datetime, limit: int = CLOSED_AT_ONCE) -> int:
     """Keep others off the nodes of tenants that share with nobody; return how many nodes were closed.
 
-    A claim closes its nodes itself. This is for what was there before the policy.
+    A claim closes its nodes itself. This is for what was there before the policy. What is closed is counted at once.
     """
     with connection.cursor() as cursor:
         cursor.execute(CLOSE, {"limit": limit})
-        return int(cursor.rowcount)
+        offers = [offer_id for (offer_id,) in cursor.fetchall()]
+    for offer_id in sorted(set(offers)):
+        calendar.count(at=at, offer_id=offer_id)
+    return len(offers)
 
 
 def exclusions(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[str]]:

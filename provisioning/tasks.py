@@ -149,7 +149,7 @@ def interrupt() -> None:
 @shared_task
 def close_hosts() -> None:
     """Keep others off the nodes of tenants whose policy shares no host."""
-    policies.close_hosts()
+    policies.close_hosts(at=timezone.now())
 
 
 @shared_task

@@ -13,6 +13,8 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from marketplace import rentals
+from marketplace.access import Actor
 from marketplace.models import Offer, Project
 from provisioning import calendar, instances, quotas
 from provisioning.errors import NoCapacity
@@ -231,3 +233,75 @@ def test_what_is_free_on_a_node_that_a_tenant_has_alone_is_promised_to_nobody_el
     # The tenant itself goes on as before: what it takes there is counted again.
     rent(gpus=7)
     assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk)) == (16, 16)
+
+
+@pytest.fixture
+def alone(rent: Rent, fleet: Fleet, project: Project) -> Rent:
+    """Rent as somebody whose policy shares no host, of an offer that was counted before."""
+    quotas.set_limit(project_id=project.pk, limit=100)
+    calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
+    shared_with_nobody(project)
+    return rent
+
+
+def book(offer: Offer, gpus: int) -> None:
+    at = timezone.now()
+    start = calendar.hour_of(at) + HOUR
+    with transaction.atomic():
+        calendar.commit(offer_id=offer.pk, gpus=gpus, starts_at=start, ends_at=start + HOUR, at=at)
+
+
+def test_a_sale_sees_a_node_that_was_closed_since_the_last_sweep(alone: Rent, fleet: Fleet) -> None:
+    alone()
+    with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
+        book(fleet.h200, 9)
+    book(fleet.h200, 8)
+
+
+def test_a_sale_sees_what_came_free_on_a_node_that_stays_closed(alone: Rent, fleet: Fleet, run_until_idle: Run) -> None:
+    first, second = alone(gpus=4), alone(gpus=4)
+    run_until_idle()
+    calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
+    first.refresh_from_db()
+    instances.terminate(instance=first, at=timezone.now())
+    run_until_idle()
+    assert Node.objects.get(exclusive_to__isnull=False).free_gpus == 4
+    with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
+        book(fleet.h200, 9)
+    assert second.gpus == 4
+
+
+def test_a_launch_that_would_close_what_is_reserved_is_refused_and_closes_nothing(alone: Rent, fleet: Fleet) -> None:
+    book(fleet.h200, 9)
+    with pytest.raises(NoCapacity, match="do not fit beside what is reserved: of 9 GPUs"):
+        alone()
+    assert not Node.objects.filter(exclusive_to__isnull=False).exists()
+    assert not Instance.objects.exists()
+    calendar.release(offer_id=fleet.h200.pk, gpus=1, starts_at=calendar.hour_of(timezone.now()) + HOUR,
+                     ends_at=calendar.hour_of(timezone.now()) + 2 * HOUR, at=timezone.now())  # fmt: skip
+    alone()
+
+
+def test_a_start_from_the_queue_that_would_close_what_is_reserved_waits(
+    alone: Rent, fleet: Fleet, run_until_idle: Run, actor: Actor
+) -> None:
+    instance = alone()
+    run_until_idle()
+    instance.refresh_from_db()
+    rentals.stop(actor=actor, instance=instance, at=timezone.now())
+    run_until_idle()
+    book(fleet.h200, 15)
+    instance.refresh_from_db()
+    rentals.start(actor=actor, instance=instance, at=timezone.now())
+    run_until_idle()
+    instance.refresh_from_db()
+    assert instance.phase == "queued"
+    assert not Node.objects.filter(exclusive_to__isnull=False).exists()
+
+
+def test_setting_the_policy_closes_for_sale_at_once_what_it_closes(rent: Rent, fleet: Fleet, project: Project) -> None:
+    rent()
+    calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
+    shared_with_nobody(project)
+    with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
+        book(fleet.h200, 9)
