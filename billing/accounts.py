@@ -8,14 +8,14 @@ from django.db.models import F, QuerySet, Sum
 
 from billing.models import Account
 from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
-from billing.prepared import Value, ask
+from billing.prepared import Rows, Value, ask
 
 COLUMNS = (
     "id", "public_id", "organization_id", "kind", "currency", "balance_micros", "held_micros", "credit_limit_micros",
     "sanction", "created_at",
 )  # fmt: skip
 OF_CUSTOMER = f"""
-SELECT {", ".join(COLUMNS)} FROM billing_account
+SELECT {", ".join(COLUMNS)}, xmin AS version FROM billing_account
 WHERE organization_id = %(organization)s AND currency = %(currency)s AND kind IN ('promo', 'cash', 'receivable')
 ORDER BY id
 """  # noqa: S608  nothing in it comes from outside
@@ -139,7 +139,12 @@ def _customer(organization_id: int, currency: str, *, lock: bool) -> CustomerAcc
     if len(rows) < len(CUSTOMER_KINDS):
         _open(organization_id, currency, CUSTOMER_KINDS)
         rows = ask(statement, owner)
-    found = [Account.from_db(None, COLUMNS, row) for row in rows]
+    return customer_of(rows)
+
+
+def customer_of(rows: Rows) -> CustomerAccounts:
+    """Return the accounts of rows that begin with `COLUMNS`."""
+    found = [Account.from_db(None, COLUMNS, row[: len(COLUMNS)]) for row in rows]
     return CustomerAccounts(**{account.kind: account for account in found})
 
 

@@ -96,8 +96,10 @@ def review_locked(
     return {row.invoice_id: (row, left[row.invoice_id][1]) for row in rows if row.state in UNPAID}
 
 
-def refusal(payer: CustomerAccounts, organization: accounts.Organization) -> PaymentsPastDue | None:
+@transaction.atomic
+def refusal(organization: accounts.Organization) -> PaymentsPastDue | None:
     """Return why nothing new may start, for somebody who may not; None where everything was paid meanwhile."""
+    payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
     review_locked(payer, organization, at=timezone.now())
     if not payer.receivable.sanction:
         return None

@@ -1,5 +1,6 @@
 """Money set aside before it is spent."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
@@ -8,28 +9,55 @@ from django.db.models import F, QuerySet
 from billing import accounts, collecting, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
-from billing.prepared import ask
+from billing.models.ledger import CUSTOMER_KINDS
+from billing.prepared import Asked, Asking, Rows, Steps
+from billing.public_ids import new_public_id
 
 GIVEN_BACK = (Hold.State.VOIDED, Hold.State.EXPIRED)
-SET_ASIDE = """
-WITH wanted (public_id, key, account_id, amount_micros) AS (
-    SELECT * FROM unnest(%(public_ids)s::text[], %(keys)s::text[], %(account_ids)s::bigint[], %(amounts)s::bigint[])
+# Locks who pays, and sets aside in the order of paying what is free on each account: all of it or nothing. Nothing too
+# where a key is taken, where unpaid invoices forbid it, or where the accounts are newer than this statement's look at
+# the holds: a hold of these keys may be as well.
+PLACE = f"""
+WITH payer AS MATERIALIZED ({accounts.LOCKED}), worth AS (
+    SELECT id, kind, sanction, held_micros, CASE kind WHEN 'receivable'
+        THEN credit_limit_micros - greatest(0, -balance_micros) ELSE balance_micros END AS micros
+    FROM payer
+), stale AS MATERIALIZED (
+    SELECT FROM payer JOIN billing_account there USING (id) WHERE there.xmin <> payer.version
+), fits AS MATERIALIZED (
+    SELECT sum(micros - held_micros) >= %(amount)s::bigint AND %(amount)s::bigint > 0 AND count(*) = 3
+        AND bool_and(sanction = '') AND NOT EXISTS (SELECT FROM stale) AND NOT EXISTS (
+            SELECT FROM billing_hold WHERE key IN (SELECT %(key)s::text || '/' || kind FROM worth)
+        ) AS all
+    FROM worth
+), share AS (
+    SELECT id, kind, least(free, greatest(0, %(amount)s::bigint - coalesce(sum(free) OVER (
+        ORDER BY array_position(ARRAY['promo', 'cash', 'receivable'], kind::text)
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    ), 0)))::bigint AS micros
+    FROM (
+        SELECT id, kind, greatest(0, CASE kind WHEN 'receivable' THEN greatest(0, micros) ELSE micros END - held_micros)
+            AS free FROM worth
+    ) each
 ), placed AS (
     INSERT INTO billing_hold
         (public_id, key, account_id, amount_micros, posted_micros, state, purpose, resource_id, expires_at)
-    SELECT public_id, key, account_id, amount_micros, 0, 'pending', %(purpose)s::text, %(resource_id)s::text,
+    SELECT CASE kind WHEN 'promo' THEN %(promo_id)s::text WHEN 'cash' THEN %(cash_id)s::text ELSE %(owed_id)s::text END,
+        %(key)s::text || '/' || kind, id, micros, 0, 'pending', %(purpose)s::text, %(resource_id)s::text,
         %(expires_at)s::timestamptz
-    FROM wanted
-    WHERE NOT EXISTS (SELECT FROM billing_hold WHERE key = ANY (%(all_keys)s::text[]))
-    RETURNING id, key, account_id, amount_micros
+    FROM share WHERE micros > 0 AND (SELECT fits.all FROM fits)
+    RETURNING id, public_id, key, account_id, amount_micros
 ), kept AS (
     UPDATE billing_account SET held_micros = held_micros + placed.amount_micros
     FROM placed WHERE billing_account.id = placed.account_id
 )
-SELECT key, id FROM placed
-"""
+SELECT {", ".join(f"payer.{name}" for name in accounts.COLUMNS)}, EXISTS (SELECT FROM stale),
+    placed.id, placed.public_id, placed.key, placed.amount_micros
+FROM payer LEFT JOIN placed ON placed.account_id = payer.id ORDER BY payer.id
+"""  # noqa: S608  nothing in it comes from outside
 
 
+@Asking
 def place(
     *,
     key: str,
@@ -38,7 +66,7 @@ def place(
     purpose: str,
     resource_id: str,
     expires_at: datetime | None,
-) -> list[Hold]:
+) -> Steps[list[Hold]]:
     """Set money aside for a resource: promotional credit, cash, what may be owed; one hold for each.
 
     Without `expires_at` until somebody gives it back, which is for an escrow alone.
@@ -47,65 +75,82 @@ def place(
     or `PaymentsPastDue` where an invoice was left unpaid for too long.
     Repeating the call changes nothing; the same key for another amount or
     organization is `KeyReused`, and `HoldClosed` once what was set aside was
-    given back. Two statements, since every launch waits here.
+    given back. One statement, since every launch waits here.
     """
-    # Without a savepoint: refusals are raised outside, so that the caller's transaction stays usable.
-    with transaction.atomic(savepoint=False):
-        payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-        sources = payer.sources
-        keys = [f"{key}/{source.kind}" for source in sources]
-        available_micros = payer.wallet.available_micros
-        holds: list[Hold] = []
-        past_due = collecting.refusal(payer, organization) if payer.receivable.sanction else None
-        if 0 < amount_micros <= available_micros and past_due is None:
-            shares, _ = rating.take_in_turn(amount_micros, [source.free_micros for source in sources])
-            wanted = [
-                Hold(key=key, account=source, amount_micros=share, purpose=purpose, resource_id=resource_id)
-                for key, source, share in zip(keys, sources, shares, strict=True)
-                if share
-            ]
-            holds = _set_aside(wanted, keys=keys, expires_at=expires_at)
-        if not holds:
-            holds = list(Hold.objects.filter(key__in=keys).select_related("account"))
-    if not holds and amount_micros > 0:
+    asked: Asked = (
+        PLACE,
+        {
+            "organization": organization.pk,
+            "currency": organization.currency,
+            "key": key,
+            "amount": amount_micros,
+            "promo_id": new_public_id("hld"),
+            "cash_id": new_public_id("hld"),
+            "owed_id": new_public_id("hld"),
+            "purpose": purpose,
+            "resource_id": resource_id,
+            "expires_at": expires_at,
+        },
+    )
+    rows = yield asked
+    if len(rows) < len(CUSTOMER_KINDS):
+        accounts.open_for(organization=organization)
+        rows = yield asked
+    if _is_stale(rows):
+        rows = yield asked
+    holds = _placed(rows, purpose, resource_id, expires_at) or _placed_before(key)
+    if not holds and accounts.customer_of(rows).receivable.sanction:
+        past_due = collecting.refusal(organization)
         if past_due is not None:
             raise past_due
-        raise InsufficientFunds(
-            needed_micros=amount_micros,
-            available_micros=available_micros,
-            currency=organization.currency,
-            credit_limit_micros=payer.receivable.credit_limit_micros,
-        )
+        rows = yield asked
+        holds = _placed(rows, purpose, resource_id, expires_at)
+    if not holds and amount_micros > 0:
+        raise _refusal(rows, amount_micros)
+    _check_same(holds, key, organization, amount_micros)
+    return holds
+
+
+def _is_stale(rows: Rows) -> bool:
+    return bool(rows[0][len(accounts.COLUMNS)])
+
+
+def _placed(rows: Rows, purpose: str, resource_id: str, expires_at: datetime | None) -> list[Hold]:
+    placed = []
+    for *account, _, pk, public_id, key, micros in rows:
+        if pk is not None:
+            hold = Hold(
+                pk=pk, public_id=public_id, key=key, account=Account.from_db(None, accounts.COLUMNS, account),
+                amount_micros=micros, purpose=purpose, resource_id=resource_id, expires_at=expires_at,
+            )  # fmt: skip
+            hold._state.adding = False
+            placed.append(hold)
+    return placed
+
+
+def _placed_before(key: str) -> list[Hold]:
+    keys = [f"{key}/{kind}" for kind in CUSTOMER_KINDS]
+    return list(Hold.objects.filter(key__in=keys).select_related("account"))
+
+
+def _refusal(rows: Rows, amount_micros: int) -> InsufficientFunds:
+    payer = accounts.customer_of(rows)
+    return InsufficientFunds(
+        needed_micros=amount_micros,
+        available_micros=payer.wallet.available_micros,
+        currency=payer.cash.currency,
+        credit_limit_micros=payer.receivable.credit_limit_micros,
+    )
+
+
+def _check_same(holds: Sequence[Hold], key: str, organization: accounts.Organization, amount_micros: int) -> None:
+    """Raise KeyReused where these were placed for another order, or HoldClosed where they were given back."""
     if sum(hold.amount_micros for hold in holds) != amount_micros or any(
         hold.account.organization_id != organization.pk for hold in holds
     ):
         raise KeyReused(key)
     if any(hold.state in GIVEN_BACK for hold in holds):
         raise HoldClosed(key=key, needed_micros=amount_micros, left_micros=sum(hold.left_micros for hold in holds))
-    return holds
-
-
-def _set_aside(holds: list[Hold], *, keys: list[str], expires_at: datetime | None) -> list[Hold]:
-    """Write the holds and what their accounts keep, in one statement; nothing if one of the keys is taken."""
-    placed = ask(
-        SET_ASIDE,
-        {
-            "public_ids": [hold.public_id for hold in holds],
-            "keys": [hold.key for hold in holds],
-            "account_ids": [hold.account_id for hold in holds],
-            "amounts": [hold.amount_micros for hold in holds],
-            "purpose": holds[0].purpose,
-            "resource_id": holds[0].resource_id,
-            "expires_at": expires_at,
-            "all_keys": keys,
-        },
-    )
-    ids = {str(key): int(pk) for key, pk in placed}
-    for hold in holds:
-        hold.pk = ids.get(hold.key)
-        hold.expires_at = expires_at
-        hold._state.adding = False
-    return [hold for hold in holds if hold.pk]
 
 
 @transaction.atomic

@@ -142,7 +142,7 @@ def pay(
     and this one, in the order of their keys.
     """
     payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    if payer.receivable.sanction and (past_due := collecting.refusal(payer, organization)):
+    if payer.receivable.sanction and (past_due := collecting.refusal(organization)):
         raise past_due
     total = sum(part.amount_micros for part in parts)
     if total > payer.wallet.available_micros:

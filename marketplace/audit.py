@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from billing.prepared import ask, insertion, values_of
+from billing.prepared import Asking, Steps, ask, insertion, values_of
 from marketplace.access import Actor
 from marketplace.models import AuditEntry, Organization
 
@@ -10,6 +10,7 @@ SYSTEM = "gpumarket"
 WRITE = insertion(AuditEntry)
 
 
+@Asking
 def record(
     *,
     actor: Actor,
@@ -18,7 +19,7 @@ def record(
     subject_id: str,
     before: dict[str, Any] | None = None,
     after: dict[str, Any] | None = None,
-) -> None:
+) -> Steps[None]:
     """Write one entry. `before` and `after` never hold a secret."""
     entry = AuditEntry(
         organization=organization,
@@ -31,7 +32,7 @@ def record(
         after=after,
         request_id=actor.request_id,
     )
-    ask(WRITE, values_of(entry))
+    yield WRITE, values_of(entry)
 
 
 def is_recorded(verb: str, subject_id: str) -> bool:

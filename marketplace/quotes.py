@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils.translation import gettext
 
-from billing.prepared import ask
+from billing.prepared import Asking, Steps
 from marketplace import blocks, holdings, refunds
 from marketplace.blocks import Window
 from marketplace.errors import BadOrder, Conflict
@@ -135,9 +135,10 @@ def why_not_cancelled(reservation: Reservation, *, at: datetime) -> str:
     return ""
 
 
-def use(quote: Quote, *, kind: Quote.Kind, at: datetime) -> None:
+@Asking
+def use(quote: Quote, *, kind: Quote.Kind, at: datetime) -> Steps[None]:
     """Use a quote up, once, or raise QuoteUsed or QuoteExpired. The caller's transaction undoes it on a refusal."""
-    if ask(USE, {"quote": quote.pk, "kind": kind, "at": at}):
+    if (yield USE, {"quote": quote.pk, "kind": kind, "at": at}):
         return
     quote.refresh_from_db(fields=["used_at"])
     if quote.kind != kind:

@@ -15,6 +15,7 @@ from django.utils.translation import gettext
 from billing import holds, prepayments
 from billing.errors import HoldClosed
 from billing.models import PriceVersion
+from billing.prepared import Asking, Steps, together
 from billing.prepayments import Paid
 from billing.public_ids import new_public_id
 from billing.rating import MILLISECOND
@@ -76,35 +77,48 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
 
 
 def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
-    quotes.use(quote, kind=Quote.Kind.PURCHASE, at=at)
+    """Book in two round trips: what may refuse before an account is locked, then all the rest."""
+    project, organization = quote.project, quote.project.organization
+    window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
+    reservation_id = new_public_id("rsv")
+    check_budget(actor, project, quote.total_micros, pays_for=[reservation_id], at=at)
+    together(quotes.use.steps(quote, kind=Quote.Kind.PURCHASE, at=at), check_use.steps(project, window, at=at))
     if quote.starts_at < at:
         raise BadOrder("quote", gettext("The block that was quoted has begun meanwhile. Ask for a later one."))
-    reservation_id = new_public_id("rsv")
-    window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
-    check_budget(actor, quote.project, quote.total_micros, pays_for=[reservation_id], at=at)
-    check_use(quote.project, window, at=at)
-    holds.place(
-        key=f"block:{reservation_id}",
-        organization=quote.project.organization,
-        amount_micros=quote.total_micros,
-        purpose="reservation",
-        resource_id=reservation_id,
-        expires_at=at + PAYMENT_LIFE,
+    reservation: Reservation
+    _, reservation, _, _ = together(
+        holds.place.steps(
+            key=f"block:{reservation_id}",
+            organization=organization,
+            amount_micros=quote.total_micros,
+            purpose="reservation",
+            resource_id=reservation_id,
+            expires_at=at + PAYMENT_LIFE,
+        ),
+        make.steps(
+            public_id=reservation_id,
+            project=project,
+            window=window,
+            price_version=quote.price_version,
+            terms=quote.terms,
+            strips=[_strip_of(quote)],
+            at=at,
+        ),
+        audit.record.steps(
+            actor=actor,
+            organization=organization,
+            verb="reservation.buy",
+            subject_id=reservation_id,
+            after=_shown(quote),
+        ),
+        calendar.commit.steps(
+            offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at
+        ),
     )
-    reservation = make(
-        public_id=reservation_id,
-        project=quote.project,
-        window=window,
-        price_version=quote.price_version,
-        terms=quote.terms,
-        strips=[_strip_of(quote)],
-        at=at,
-    )
-    audit.record_of(reservation, "reservation.buy", actor=actor, after=_shown(quote))
-    calendar.commit(offer_id=quote.offer_id, gpus=quote.gpus, starts_at=quote.starts_at, ends_at=quote.ends_at, at=at)
     return reservation
 
 
+@Asking
 def make(
     *,
     public_id: str,
@@ -114,7 +128,7 @@ def make(
     terms: dict[str, Any],
     strips: list[ReservationStrip],
     at: datetime,
-) -> Reservation:
+) -> Steps[Reservation]:
     """Write a new reservation whose payment is pending, with its strips and first event. One statement."""
     reservation = Reservation(
         public_id=public_id,
@@ -130,7 +144,7 @@ def make(
         earned_through=window.starts_at,
         created_at=at,
     )
-    reservation.book(strips)
+    yield from reservation.book(strips)
     return reservation
 
 
@@ -144,9 +158,10 @@ def check_budget(actor: Actor, project: Project, total_micros: int, *, pays_for:
         TokenPurchase.objects.bulk_create(TokenPurchase(resource_id=one, token=actor.token) for one in pays_for)
 
 
-def check_use(project: Project, window: Window, *, at: datetime) -> None:
+@Asking
+def check_use(project: Project, window: Window, *, at: datetime) -> Steps[None]:
     """Raise QuotaExceeded as `reserved_quotas.reserve` does, or PolicyExcludes."""
-    if reserved_quotas.reserve(project, window):
+    if (yield from reserved_quotas.reserve.steps(project, window)):
         quotes.check_policies(project, window, at=at)
 
 

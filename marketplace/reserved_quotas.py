@@ -8,7 +8,7 @@ launch before it is refused.
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from billing.prepared import ask
+from billing.prepared import Asked, Asking, Steps, ask
 from marketplace.blocks import Window
 from marketplace.models import OVER, Project
 from provisioning import quotas
@@ -26,10 +26,12 @@ strips AS (
         AND (rules.project_id IS NULL OR rules.project_id = project.id)
     JOIN marketplace_reservation booked ON booked.project_id = project.id
         AND booked.state <> ALL (ARRAY[{GONE}])
+        AND booked.ends_at > %(start)s::timestamptz
+        AND booked.starts_at < coalesce(%(end)s::timestamptz, 'infinity')
     JOIN marketplace_offer offer ON offer.id = booked.offer_id AND rules.gpu_model IN ('', offer.gpu_model)
     JOIN marketplace_reservationstrip strip ON strip.reservation_id = booked.id
         AND strip.ends_at > %(start)s::timestamptz
-        AND (%(end)s::timestamptz IS NULL OR strip.starts_at < %(end)s::timestamptz)
+        AND strip.starts_at < coalesce(%(end)s::timestamptz, 'infinity')
     WHERE rules.unit = 'gpus' AND rules.market IN ('', 'reserved')
 ), edge AS (
     SELECT id, starts_at AS at, gpus FROM strips UNION ALL SELECT id, ends_at, -gpus FROM strips
@@ -86,40 +88,37 @@ SELECT (SELECT count(*) FROM rules WHERE gpu_model = '' AND market = ''),
 """  # noqa: S608  nothing in it comes from outside
 
 
-def reserve(project: Project, window: Window) -> bool:
+@Asking
+def reserve(project: Project, window: Window) -> Steps[bool]:
     """Raise QuotaExceeded where more GPUs would be taken in some hour than a quota allows; keep in mind what then is.
 
     A quota counts what is reserved in the hours themselves, so blocks that follow each other do not add up, and what is
     held now in every hour to come. It locks these quotas, and no account is locked before them: bookings and launches
     of one organization follow each other here. Returns whether there are policies to look at.
     """
-    firsts, is_stale, quota_id, taken, has_policy = _passed(project, window)
+    asked = _passed(project, window)
+    ((firsts, is_stale, quota_id, taken, has_policy),) = yield asked
     if firsts < 2 or is_stale:
         quotas.open_for(project_id=project.pk)
-        _, _, quota_id, taken, has_policy = _passed(project, window)
+        ((_, _, quota_id, taken, has_policy),) = yield asked
     if quota_id is not None:
         quota = Quota.objects.get(pk=quota_id)
         raise QuotaExceeded(
             wanted=window.gpus, held=int(taken), limit=quota.limit, is_organization=quota.project_id is None,
             gpu_model=quota.gpu_model, market=quota.market, unit=quota.unit,
         )  # fmt: skip
-    return has_policy
+    return bool(has_policy)
 
 
-def _passed(project: Project, window: Window) -> tuple[int, bool, int | None, int, bool]:
-    (found,) = ask(
-        PASSED,
-        {
-            "organization": project.organization_id,
-            "project": project.pk,
-            "gpu_model": window.offer.gpu_model,
-            "gpus": window.gpus,
-            "start": window.starts_at,
-            "end": window.ends_at,
-        },
-    )
-    firsts, is_stale, quota_id, taken, has_policy = found
-    return firsts, is_stale, quota_id, taken, has_policy
+def _passed(project: Project, window: Window) -> Asked:
+    return PASSED, {
+        "organization": project.organization_id,
+        "project": project.pk,
+        "gpu_model": window.offer.gpu_model,
+        "gpus": window.gpus,
+        "start": window.starts_at,
+        "end": window.ends_at,
+    }
 
 
 def recount(*, at: datetime, quota_ids: Collection[int] | None = None, limit: int = 1000) -> int:

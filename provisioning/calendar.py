@@ -23,11 +23,12 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.utils.translation import gettext
 
-from billing.prepared import ask
+from billing.prepared import Asked, Asking, Steps, Value, ask
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, GpuHold, Instance
 
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 SPOT = Instance.Market.SPOT
 # How long hours that are over are kept, and how many of one offer are forgotten at a time.
 KEPT = timedelta(days=1)
@@ -123,21 +124,26 @@ LOCK_ONE = f"""
 SELECT {", ".join(field.column for field in Capacity._meta.concrete_fields)} FROM provisioning_capacity
 WHERE offer_id = %(offer)s FOR NO KEY UPDATE
 """  # noqa: S608  nothing in it comes from outside
-# Where one hour has no room, nothing is written at all. The capacity's row is locked by a statement before this one.
+# Where one hour has no room, nothing is written at all. Whoever commits or releases hours changes the capacity's row
+# too: where it is newer than this statement's look at the days, they may be as well, and nothing is written either.
 COMMIT = """
-WITH wanted AS MATERIALIZED (
-    SELECT day, array_agg(CASE WHEN day + number * interval '1 hour' >= %(start)s
-        AND day + number * interval '1 hour' < %(end)s THEN %(gpus)s::int ELSE 0 END ORDER BY number) AS gpus
-    FROM generate_series(date_trunc('day', %(start)s::timestamptz, 'UTC'),
-        %(end)s::timestamptz - interval '1 hour', interval '24 hours') AS day, generate_series(0, 23) AS number
-    GROUP BY day
+WITH locked AS MATERIALIZED (
+    SELECT offer_id, xmin AS version FROM provisioning_capacity WHERE offer_id = %(offer)s FOR NO KEY UPDATE
+), stale AS MATERIALIZED (
+    SELECT FROM locked JOIN provisioning_capacity there USING (offer_id) WHERE there.xmin <> locked.version
+), wanted AS MATERIALIZED (
+    SELECT day, array_fill(0, ARRAY[first]) || array_fill(%(gpus)s::int, ARRAY[until - first])
+        || array_fill(0, ARRAY[24 - until]) AS gpus
+    FROM unnest(%(days)s::timestamptz[], %(firsts)s::int[], %(untils)s::int[]) AS wanted (day, first, until)
 ), fullest AS (
     SELECT coalesce(max(hour.gpus), 0) + %(gpus)s::bigint AS gpus
     FROM wanted JOIN provisioning_committedday there ON there.offer_id = %(offer)s AND there.day = wanted.day,
         unnest(there.gpus, wanted.gpus) AS hour (gpus, added) WHERE hour.added > 0
 ), fits AS (
-    UPDATE provisioning_capacity AS capacity SET peak = greatest(peak, fullest.gpus) FROM fullest
-    WHERE offer_id = %(offer)s AND open_ended + fullest.gpus <= capacity.gpus RETURNING offer_id
+    UPDATE provisioning_capacity AS capacity SET peak = greatest(peak, fullest.gpus) FROM fullest, locked
+    WHERE capacity.offer_id = locked.offer_id AND open_ended + fullest.gpus <= capacity.gpus
+        AND NOT EXISTS (SELECT FROM stale)
+    RETURNING capacity.offer_id
 ), committed AS (
     INSERT INTO provisioning_committedday AS committed (offer_id, day, gpus)
     SELECT offer_id, day, wanted.gpus FROM fits, wanted
@@ -146,7 +152,7 @@ WITH wanted AS MATERIALIZED (
         FROM unnest(committed.gpus, excluded.gpus) WITH ORDINALITY AS hour (before, added, number)
     )
 )
-SELECT offer_id FROM fits
+SELECT EXISTS (SELECT FROM fits), EXISTS (SELECT FROM stale)
 """
 RELEASE = """
 UPDATE provisioning_committedday there SET gpus = (
@@ -297,20 +303,22 @@ def close(*, offer_id: int, gpus: int) -> None:
     Capacity.objects.filter(pk=offer_id).update(open_ended=F("open_ended") - gpus)
 
 
-def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> None:
+@Asking
+def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, at: datetime) -> Steps[None]:
     """Commit GPUs in each hour of a window of whole hours, or raise NoCapacity with nothing committed.
 
-    Two statements and a row for each day.
+    In the caller's transaction: one statement and a row for each day, once more where somebody was faster.
     """
+    assert connection.in_atomic_block
     assert gpus > 0
     assert hour_of(starts_at) == starts_at < ends_at == hour_of(ends_at), "a window is whole hours"
-    # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
-    with transaction.atomic(savepoint=False):
-        lock(offer_id=offer_id, at=at)
-        fits = _commit(offer_id, gpus, starts_at, ends_at)
-        if not fits:
-            count(at=at, offer_id=offer_id)  # It may have grown since.
-            fits = _commit(offer_id, gpus, starts_at, ends_at)
+    asked: Asked = COMMIT, {"offer": offer_id, "gpus": gpus, **_days(starts_at, ends_at)}
+    ((fits, is_stale),) = yield asked
+    if is_stale:
+        ((fits, _),) = yield asked
+    if not fits:
+        count(at=at, offer_id=offer_id)  # It may have grown since, or was never counted.
+        ((fits, _),) = yield asked
     if not fits:
         raise NoCapacity(
             gettext("%(gpus)s GPUs are not free in every hour of that window; at its fullest, %(free)s are.")
@@ -318,8 +326,13 @@ def commit(*, offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime, 
         )
 
 
-def _commit(offer_id: int, gpus: int, starts_at: datetime, ends_at: datetime) -> bool:
-    return bool(ask(COMMIT, {"offer": offer_id, "gpus": gpus, "start": starts_at, "end": ends_at}))
+def _days(starts_at: datetime, ends_at: datetime) -> dict[str, Value]:
+    """Return the days of a window, with the first of its hours in each and the first that is not."""
+    begins = starts_at.replace(hour=0)
+    days = [begins + number * DAY for number in range(-((begins - ends_at) // DAY))]
+    firsts = [starts_at.hour] + [0] * (len(days) - 1)
+    untils = [24] * (len(days) - 1) + [(ends_at - days[-1]) // HOUR]
+    return {"days": days, "firsts": firsts, "untils": untils}
 
 
 @transaction.atomic

@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from billing.prepared import Value, ask, insertion, values_of
+from billing.prepared import Steps, Value, ask, insertion, values_of
 from billing.public_ids import PublicIdField
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models.calendar import to_the
@@ -221,14 +221,14 @@ class Reservation(models.Model):
     def _end_lending(self, at: datetime) -> None:
         self.lending_spells.filter(ends_at=None).update(ends_at=at)
 
-    def book(self, strips: Sequence["ReservationStrip"]) -> None:
+    def book(self, strips: Sequence["ReservationStrip"]) -> Steps[None]:
         """Write this new reservation, whose payment is pending, with its strips and first event. One statement."""
         assert self.state == ReservationState.PAYMENT_PENDING
         columns = zip(*((s.starts_at, s.ends_at, s.gpus, s.paid_micros, s.worth_micros) for s in strips), strict=True)
         words: dict[str, Value] = dict(
             zip(("begins", "ends", "counts", "paid", "worth"), map(list, columns), strict=True)
         )
-        ((self.pk,),) = ask(BOOK, {**values_of(self), **words})
+        ((self.pk,),) = yield BOOK, {**values_of(self), **words}
         self._state.adding = False
         for strip in strips:
             strip.reservation = self

@@ -1,15 +1,21 @@
 """Plain makers for the till: each states only what is ordinary."""
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 from django.apps import apps
-from django.db import connections
+from django.db import connection, connections, transaction
+from django.db.models import QuerySet
 
 from billing import accounts, credits, holds, ledger, prices, usage
+from billing.models import Account
+from billing.models.ledger import CUSTOMER_KINDS
 from billing.prepayments import Block
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -130,6 +136,37 @@ def at_the_same_moment(*calls: Callable[[], object]) -> list[str]:
     for thread in threads:
         thread.join(timeout=30)
     return sorted(outcomes)
+
+
+def gate(organization, *, kinds=CUSTOMER_KINDS) -> QuerySet[Account]:
+    return Account.objects.filter(organization_id=organization.pk, kind__in=kinds)
+
+
+def behind(rows: QuerySet[Any], *calls: Callable[[], object]) -> list[str]:
+    """Lock rows until all calls wait behind them, queued in this order; return the sorted names of what came out."""
+
+    def run(call):
+        try:
+            call()
+        except Exception as error:
+            return type(error).__name__
+        finally:
+            connections.close_all()
+        return "done"
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        with transaction.atomic(), connection.cursor() as cursor:
+            list(rows.select_for_update())
+            came = []
+            for call in calls:
+                came.append(pool.submit(run, call))
+                deadline = time.monotonic() + 20
+                while time.monotonic() < deadline:
+                    cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                    if cursor.fetchone()[0] >= len(came):
+                        break
+                    time.sleep(0.01)
+        return sorted(one.result(timeout=30) for one in came)
 
 
 def meeting(*, patience_s: float) -> Callable[[], None]:

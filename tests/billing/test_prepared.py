@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from billing.models import Account, PriceVersion
 from billing.models.usage import PriceModel
-from billing.prepared import Prepared, ask, insertion, values_of
+from billing.prepared import Asking, Prepared, Steps, ask, insertion, together, values_of
 from tests.billing.makers import make_organization, make_price
 
 pytestmark = pytest.mark.django_db
@@ -81,6 +81,49 @@ def test_a_refusal_of_the_database_has_djangos_name_and_ends_the_transaction() -
     with pytest.raises(IntegrityError, match="account_one_per_kind"), transaction.atomic():
         ask(insertion(Account), values_of(Account(organization=organization, kind=account.kind, currency="USD")))
     assert OF_CURRENCY("USD", 0), "the next statement is prepared anew"
+
+
+@Asking
+def doubled(number: int, *, times: int = 1, limit: int = 100) -> Steps[int]:
+    """Double a number so often, each time by asking."""
+    for _ in range(times):
+        ((number,),) = yield "SELECT 2 * %(number)s::bigint", {"number": number}
+        if number > limit:
+            raise ValueError(number)
+    return number
+
+
+def test_verbs_run_together_in_one_round_trip_as_they_do_alone(django_assert_num_queries: Any) -> None:
+    account = Account.objects.create(kind=Account.Kind.FEES, currency="CHF")
+    assert doubled(3, times=3) == 24
+    with transaction.atomic(), django_assert_num_queries(5):
+        assert together(doubled.steps(1), doubled.steps(2, times=3), doubled.steps(5)) == [2, 16, 10]
+    with transaction.atomic():
+        assert together(renamed.steps(account, "JPY"), doubled.steps(4)) == [None, 8]
+    account.refresh_from_db()
+    assert account.currency == "JPY"
+
+
+@Asking
+def renamed(account: Account, currency: str) -> Steps[None]:
+    yield (
+        "UPDATE billing_account SET currency = %(currency)s::text WHERE id = %(id)s",
+        {
+            "currency": currency,
+            "id": account.pk,
+        },
+    )
+
+
+def test_of_verbs_that_run_together_the_first_that_refuses_speaks_and_its_transaction_undoes_the_others() -> None:
+    account = Account.objects.create(kind=Account.Kind.FEES, currency="CHF")
+    with pytest.raises(ValueError, match=r"^14$"), transaction.atomic():
+        together(doubled.steps(7, limit=10), doubled.steps(9, limit=10), renamed.steps(account, "JPY"))
+    account.refresh_from_db()
+    assert account.currency == "CHF"
+    with pytest.raises(IntegrityError, match="account_currency_is_an_iso_code"), transaction.atomic():
+        together(doubled.steps(7), renamed.steps(account, "yen"), doubled.steps(7))
+    assert doubled(1) == 2, "the connection is as before"
 
 
 def test_what_was_prepared_is_used_again_in_the_next_transaction() -> None:

@@ -14,6 +14,8 @@ from tests.billing.makers import (
     USD,
     account,
     at_the_same_moment,
+    behind,
+    gate,
     grant,
     hold_money,
     make_organization,
@@ -50,6 +52,11 @@ def without_row_locks(monkeypatch):
     monkeypatch.setattr(accounts, "LOCKED", accounts.OF_CUSTOMER)
 
 
+def change_how_money_is_placed(monkeypatch, old, new):
+    assert old in holds.PLACE
+    monkeypatch.setattr(holds, "PLACE", holds.PLACE.replace(old, new))
+
+
 def move_both_ways_at_the_same_moment(monkeypatch, meet):
     ours, theirs = (account(make_organization(cash=10 * USD), "cash") for _ in range(2))
     wait_after(monkeypatch, QuerySet, "update", meet)
@@ -65,42 +72,49 @@ def test_two_opposite_transfers_do_not_deadlock(monkeypatch, meet):
     assert move_both_ways_at_the_same_moment(monkeypatch, meet) == ["done", "done"]
 
 
-def hold_the_last_credit_twice_at_the_same_moment(monkeypatch, meet):
+def hold_the_last_credit_twice():
     acme = make_organization(promo=USD)
-    wait_after(monkeypatch, accounts, "lock", meet)
-    outcomes = at_the_same_moment(
-        lambda: hold_money(acme, USD, resource_id="ins_1"), lambda: hold_money(acme, USD, resource_id="ins_2")
+    outcomes = behind(
+        gate(acme),
+        lambda: hold_money(acme, USD, resource_id="ins_1"),
+        lambda: hold_money(acme, USD, resource_id="ins_2"),
     )
     assert Hold.objects.count() == 1
     return outcomes
 
 
-def test_without_the_lock_both_pass_and_only_the_database_stops_the_second(monkeypatch, meet):
-    without_row_locks(monkeypatch)
-    assert hold_the_last_credit_twice_at_the_same_moment(monkeypatch, meet) == ["IntegrityError", "done"]
+def test_without_the_lock_both_pass_and_only_the_database_stops_the_second(monkeypatch):
+    change_how_money_is_placed(monkeypatch, "FOR NO KEY UPDATE", "")
+    assert hold_the_last_credit_twice() == ["IntegrityError", "done"]
 
 
-def test_the_last_micro_unit_of_credit_is_held_once(monkeypatch, meet):
-    assert hold_the_last_credit_twice_at_the_same_moment(monkeypatch, meet) == ["InsufficientFunds", "done"]
+def test_the_last_micro_unit_of_credit_is_held_once():
+    assert hold_the_last_credit_twice() == ["InsufficientFunds", "done"]
 
 
-def spend_and_hold_at_the_same_moment(monkeypatch, meet):
+@pytest.mark.parametrize("is_spent_first", [True, False])
+def test_money_is_either_held_or_spent(is_spent_first):
     acme = make_organization(cash=USD)
-    wait_after(monkeypatch, accounts, "lock", meet)
     cash = account(acme, "cash")
-    return at_the_same_moment(lambda: hold_money(acme, USD), lambda: move(cash, "revenue", USD))
+    calls = [lambda: hold_money(acme, USD), lambda: move(cash, "revenue", USD)]
+    assert behind(gate(acme), *(reversed(calls) if is_spent_first else calls)) == ["InsufficientFunds", "done"]
 
 
-def test_money_is_either_held_or_spent(monkeypatch, meet):
-    assert spend_and_hold_at_the_same_moment(monkeypatch, meet) == ["InsufficientFunds", "done"]
-
-
-def test_the_same_hold_asked_for_twice_at_the_same_moment_is_placed_once(monkeypatch, meet):
+def hold_the_same_twice():
     acme = make_organization(promo=10 * USD)
-    wait_after(monkeypatch, accounts, "lock", meet)
     again = [lambda: hold_money(acme, USD, key="first-hour:ins_1:1")] * 2
-    assert at_the_same_moment(*again) == ["done", "done"]
+    outcomes = behind(gate(acme), *again)
     assert wallet(acme).held_micros == USD
+    return outcomes
+
+
+def test_the_same_hold_asked_for_twice_at_the_same_moment_is_placed_once():
+    assert hold_the_same_twice() == ["done", "done"]
+
+
+def test_without_a_second_look_behind_the_lock_only_its_key_keeps_a_hold_from_being_placed_twice(monkeypatch):
+    change_how_money_is_placed(monkeypatch, "there.xmin <> payer.version", "false")
+    assert hold_the_same_twice() == ["IntegrityError", "done"]
 
 
 def test_the_same_transfer_asked_for_by_many_at_the_same_moment_moves_once():
@@ -218,33 +232,24 @@ def test_without_the_lock_a_hold_is_given_back_twice_and_only_the_database_notic
 
 
 def a_cash_hold_to_close_and_one_to_place():
-    """Two calls for one organization; the first needs its cash account alone, the second both."""
+    """An account, and two calls that come by it; the first needs the cash account alone, the second both."""
     acme = make_organization(cash=10 * USD)
     hold_money(acme, 4 * USD)
     grant(acme, 10 * USD)
-    return lambda: holds.void_for(resource_id="ins_1", at=NOON), lambda: hold_money(acme, 12 * USD, resource_id="ins_2")
+    calls = (
+        lambda: holds.void_for(resource_id="ins_1", at=NOON),
+        lambda: hold_money(acme, 12 * USD, resource_id="ins_2"),
+    )
+    return gate(acme, kinds=["promo"]), *calls
 
 
-def test_without_one_order_for_all_closing_a_hold_and_placing_one_deadlock(monkeypatch, meet):
-    close, place = a_cash_hold_to_close_and_one_to_place()
-    gate = accounts.lock
-    firsts = iter(["cash", "promo"])
-
-    def lock_one_account_first(*, organization_id, currency):
-        first = next(firsts, None)  # whoever survives the deadlock comes here once more
-        list(Account.objects.select_for_update().filter(kind=first, organization_id=organization_id))
-        meet()
-        return gate(organization_id=organization_id, currency=currency)
-
-    monkeypatch.setattr(accounts, "lock", lock_one_account_first)
-    assert at_the_same_moment(close, place) == ["OperationalError", "done"]
+def test_without_one_order_for_all_closing_a_hold_and_placing_one_deadlock(monkeypatch):
+    change_how_money_is_placed(monkeypatch, "ORDER BY id\nFOR", "ORDER BY id DESC\nFOR")
+    assert behind(*a_cash_hold_to_close_and_one_to_place()) == ["OperationalError", "done"]
 
 
-def test_closing_a_hold_and_placing_one_do_not_deadlock(monkeypatch, meet):
-    close, place = a_cash_hold_to_close_and_one_to_place()
-    wait_after(monkeypatch, ledger, "lock", meet)
-    wait_after(monkeypatch, accounts, "lock", meet)
-    assert at_the_same_moment(close, place) == ["done", "done"]
+def test_closing_a_hold_and_placing_one_do_not_deadlock():
+    assert behind(*a_cash_hold_to_close_and_one_to_place()) == ["done", "done"]
 
 
 def test_one_customer_s_payment_does_not_wait_for_another_s():

@@ -19,7 +19,7 @@ from marketplace.models import Offer, Project
 from provisioning import calendar, instances, quotas
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
-from tests.billing.makers import at_the_same_moment
+from tests.billing.makers import at_the_same_moment, behind
 from tests.conftest import Fleet, Rent, Run, shared_with_nobody
 
 pytestmark = pytest.mark.django_db
@@ -39,7 +39,10 @@ def offer(fleet: Fleet) -> Offer:
 
 def commit(offer: Offer, gpus: int, first: int, last: int) -> None:
     """Commit from the first hour after noon until the last."""
-    calendar.commit(offer_id=offer.pk, gpus=gpus, starts_at=NOON + first * HOUR, ends_at=NOON + last * HOUR, at=NOON)
+    with transaction.atomic():
+        calendar.commit(
+            offer_id=offer.pk, gpus=gpus, starts_at=NOON + first * HOUR, ends_at=NOON + last * HOUR, at=NOON
+        )
 
 
 def release(offer: Offer, gpus: int, first: int, last: int) -> None:
@@ -151,6 +154,28 @@ def _try(verb: Callable[[], None], fits: bool) -> None:
     else:
         with pytest.raises(NoCapacity), transaction.atomic():
             verb()
+
+
+def book_more_than_half_twice(offer: Offer) -> tuple[list[str], int]:
+    """Return what came of two bookings of the same hour at once, and how many GPUs are then committed."""
+    calendar.lock(offer_id=offer.pk, at=NOON)
+    came = behind(Capacity.objects.all(), *[partial(commit, offer, GPUS // 2 + 1, 0, 1)] * 2)
+    (day,) = CommittedDay.objects.all()
+    return came, max(day.gpus)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_more_than_half_is_committed_once(offer: Offer) -> None:
+    assert book_more_than_half_twice(offer) == (["NoCapacity", "done"], GPUS // 2 + 1)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_without_a_second_look_behind_the_lock_it_is_committed_twice(
+    offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "there.xmin <> locked.version" in calendar.COMMIT
+    monkeypatch.setattr(calendar, "COMMIT", calendar.COMMIT.replace("there.xmin <> locked.version", "false"))
+    assert book_more_than_half_twice(offer) == (["done", "done"], GPUS + 2)
 
 
 @pytest.mark.django_db(transaction=True)

@@ -11,7 +11,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from billing import accounts, books
+from billing import books, holds
 from marketplace import rentals, tenants
 from marketplace.access import person
 from marketplace.models import Organization, Project, User
@@ -19,7 +19,7 @@ from provisioning import engine, placement, quotas, shards
 from provisioning.errors import NoCapacity, QuotaExceeded
 from provisioning.models import Assignment, GpuHold, Instance, InstanceEvent, Node, Quota, Workflow
 from provisioning.steps import PLAN, STEPS
-from tests.billing.makers import at_the_same_moment, meeting
+from tests.billing.makers import at_the_same_moment, behind, gate, meeting
 from tests.conftest import Fleet, Rent, Run, make_organization, make_person, order
 from tests.nodes import wiped
 
@@ -330,35 +330,32 @@ def test_without_the_guarded_update_two_launches_share_the_last_unit_of_quota(
     assert Instance.objects.count() == 2
 
 
-def two_launches_with_funds_for_one(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> list[str]:
+def two_launches_with_funds_for_one(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> list[str]:
     user = make_person("poor@example.com")
     organization = make_organization("Poor", user, credit_micros=HOUR_OF_H200)
     # Without quotas, whose locks come first: the organization's would make one wait for the other.
     monkeypatch.setattr(quotas, "take", lambda **_: None)
     projects = [organization.projects.get(), second_project(user, organization)]
-    meet_after(monkeypatch, accounts, "lock", meet)
 
     def launch(project: Project) -> Callable[[], object]:
         return lambda: rentals.rent(actor=person(user), project=project, order=order(fleet.h200), at=timezone.now())
 
-    return at_the_same_moment(*(launch(project) for project in projects))
+    return behind(gate(organization), *(launch(project) for project in projects))
 
 
 def second_project(user: User, organization: Organization) -> Project:
     return tenants.create_project(actor=person(user), organization=organization, name="second")
 
 
-def test_funds_for_one_first_hour_start_one_of_two_launches(
-    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
-) -> None:
-    assert two_launches_with_funds_for_one(monkeypatch, meet, fleet) == ["InsufficientFunds", "done"]
+def test_funds_for_one_first_hour_start_one_of_two_launches(monkeypatch: pytest.MonkeyPatch, fleet: Fleet) -> None:
+    assert two_launches_with_funds_for_one(monkeypatch, fleet) == ["InsufficientFunds", "done"]
 
 
 def test_without_the_lock_both_launches_see_the_funds_and_only_the_account_refuses_the_second(
-    monkeypatch: pytest.MonkeyPatch, meet_surely: Meet, fleet: Fleet
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
-    monkeypatch.setattr(accounts, "LOCKED", accounts.OF_CUSTOMER)
-    assert two_launches_with_funds_for_one(monkeypatch, meet_surely, fleet) == ["IntegrityError", "done"]
+    monkeypatch.setattr(holds, "PLACE", holds.PLACE.replace("FOR NO KEY UPDATE", ""))
+    assert two_launches_with_funds_for_one(monkeypatch, fleet) == ["IntegrityError", "done"]
 
 
 def stop_while_a_worker_verifies(

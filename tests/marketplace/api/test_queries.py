@@ -10,7 +10,7 @@ from tests.marketplace.api.program import Program
 from tests.nodes import PlayedNode
 
 # With begin and commit. Each one more costs every customer; see the list that a failure prints.
-LAUNCH = 17
+LAUNCH = 16
 
 
 def statements(captured: CaptureQueriesContext) -> str:

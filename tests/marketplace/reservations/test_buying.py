@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import transaction
 
-from billing import holds
+from billing import holds, prepared
 from billing.errors import InsufficientFunds
 from billing.models import Hold
 from marketplace import quotes, reservations
@@ -55,11 +55,16 @@ def test_a_block_is_paid_ahead_and_its_hours_are_committed(acme_buys: Buyer) -> 
     check_conserved(at=acme_buys.noon)
 
 
-def test_a_booking_is_ten_statements(acme_buys: Buyer, django_assert_num_queries: Queries) -> None:
+def test_a_booking_is_eight_statements_in_four_round_trips(
+    acme_buys: Buyer, django_assert_num_queries: Queries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     acme_buys.buy(8, 24, 34)
     quote = acme_buys.quote(8, 48, 78)
-    with django_assert_num_queries(10):  # and of the surrounding transaction, its beginning and its end
+    trips = []
+    monkeypatch.setattr(prepared, "_database", lambda real=prepared._database: trips.append(1) or real())
+    with django_assert_num_queries(8):  # and of the surrounding transaction, its beginning and its end
         reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.noon)
+    assert len(trips) == 4
     check_conserved(at=acme_buys.noon)
 
 
