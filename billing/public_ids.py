@@ -28,6 +28,10 @@ class PublicIdField(TextField):
         self.prefix = prefix
         super().__init__(*args, **(kwargs | {"max_length": 32, "unique": True, "editable": False}))
 
+    def db_type(self, connection: Any) -> str:
+        """Return what Django calls varchar, by the name for which it makes no second index: ids are sought whole."""
+        return f"character varying({self.max_length})"
+
     def get_default(self) -> str:
         return new_public_id(self.prefix)
 

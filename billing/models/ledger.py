@@ -137,7 +137,7 @@ class Hold(models.Model):
 
     public_id = PublicIdField(prefix="hld")
     key = models.CharField(max_length=200, unique=True)
-    account = models.ForeignKey(Account, models.PROTECT, related_name="holds")
+    account = models.ForeignKey(Account, models.PROTECT, related_name="holds", db_index=False)
     amount_micros = models.BigIntegerField()
     posted_micros = models.BigIntegerField(default=0)
     state = models.CharField(max_length=8, choices=State.choices, default=State.PENDING)
@@ -191,7 +191,7 @@ class Transfer(models.Model):
     target = models.ForeignKey(Account, models.PROTECT, related_name="incoming")
     amount_micros = models.BigIntegerField()
     reason = models.CharField(max_length=200)
-    hold = models.ForeignKey(Hold, models.PROTECT, null=True, blank=True, related_name="posts")
+    hold = models.ForeignKey(Hold, models.PROTECT, null=True, blank=True, related_name="posts", db_index=False)
     effective_at = models.DateTimeField()
     created_at = models.DateTimeField(db_default=Now())
 

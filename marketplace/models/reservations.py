@@ -69,10 +69,13 @@ class Quote(models.Model):
 
     public_id = PublicIdField(prefix="qte")
     kind = models.CharField(max_length=12, choices=Kind.choices, default=Kind.PURCHASE)
-    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="quotes")
-    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="+")
-    reservation = models.ForeignKey("marketplace.Reservation", models.PROTECT, null=True, related_name="quotes")
-    price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+")
+    # Quotes are found by their own id alone: an index of each of these would be written twice, when made and when used.
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="quotes", db_index=False)
+    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="+", db_index=False)
+    reservation = models.ForeignKey(
+        "marketplace.Reservation", models.PROTECT, null=True, related_name="quotes", db_index=False
+    )
+    price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+", db_index=False)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
     gpus = models.PositiveIntegerField()
@@ -157,9 +160,9 @@ class Reservation(models.Model):
     State = ReservationState
 
     public_id = PublicIdField(prefix="rsv")
-    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="reservations")
-    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="reservations")
-    price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+")
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="reservations", db_index=False)
+    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="reservations", db_index=False)
+    price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+", db_index=False)
     # What its strips span, and the most that they hold in an hour: kept beside them for lists and sweeps.
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
@@ -185,6 +188,7 @@ class Reservation(models.Model):
         ]
         indexes = [
             models.Index(fields=["project", "-id"], name="reservation_newest_first"),
+            models.Index(fields=["project", "ends_at", "starts_at"], name="reservation_in_time"),
             models.Index(
                 fields=["locks_at"],
                 name="reservation_to_begin",

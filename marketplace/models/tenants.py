@@ -218,8 +218,12 @@ class AuditEntry(models.Model):
     """Who changed what: append-only, written in the transaction of the change itself."""
 
     public_id = PublicIdField(prefix="aud")
-    organization = models.ForeignKey(Organization, models.PROTECT, null=True, related_name="audit_entries")
-    actor = models.ForeignKey(User, models.PROTECT, null=True, related_name="+", help_text="null: the system itself")
+    organization = models.ForeignKey(
+        Organization, models.PROTECT, null=True, related_name="audit_entries", db_index=False
+    )
+    actor = models.ForeignKey(
+        User, models.PROTECT, null=True, related_name="+", db_index=False, help_text="null: the system itself"
+    )
     actor_name = models.CharField(max_length=254)
     token_id_used = models.CharField(max_length=32, blank=True)
     verb = models.CharField(max_length=40)

@@ -39,7 +39,7 @@ class CommittedDay(models.Model):
     row for each hour was most of what a booking cost the database.
     """
 
-    offer = models.ForeignKey("marketplace.Offer", models.CASCADE, related_name="committed_days")
+    offer = models.ForeignKey("marketplace.Offer", models.CASCADE, related_name="committed_days", db_index=False)
     day = models.DateTimeField(help_text="when it begins")
     gpus = ArrayField(models.IntegerField(), size=24, help_text="hour by hour")
 

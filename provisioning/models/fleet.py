@@ -106,7 +106,7 @@ class Node(models.Model):
     public_id = PublicIdField(prefix="nod")
     name = models.SlugField(max_length=63, unique=True)
     fabric = models.ForeignKey(Fabric, models.PROTECT, related_name="nodes")
-    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="nodes")
+    offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="nodes", db_index=False)
     rack = models.CharField(max_length=40)
     gpu_model = models.CharField(max_length=80)
     gpu_count = models.PositiveSmallIntegerField()

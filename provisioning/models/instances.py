@@ -137,7 +137,7 @@ class Instance(models.Model):
     attached: Sequence["VolumeAttachment"] | None = None
 
     public_id = PublicIdField(prefix="ins")
-    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="instances")
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="instances", db_index=False)
     offer = models.ForeignKey("marketplace.Offer", models.PROTECT, related_name="instances")
     price_version = models.ForeignKey("billing.PriceVersion", models.PROTECT, related_name="+")
     name = models.CharField(max_length=63)
@@ -385,7 +385,7 @@ class Assignment(models.Model):
         GONE = "gone"
 
     public_id = PublicIdField(prefix="asg")
-    instance = models.ForeignKey(Instance, models.PROTECT, related_name="assignments")
+    instance = models.ForeignKey(Instance, models.PROTECT, related_name="assignments", db_index=False)
     node = models.ForeignKey("provisioning.Node", models.PROTECT, related_name="assignments")
     replica = models.PositiveIntegerField()
     fence = models.PositiveIntegerField()

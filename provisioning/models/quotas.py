@@ -72,7 +72,7 @@ class QuotaHold(models.Model):
     """What one thing holds of every quota that applies to it: a run of an instance, a bid, a reservation."""
 
     holder = models.CharField(max_length=32, unique=True, help_text="the public id of what holds it")
-    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="+")
+    project = models.ForeignKey("marketplace.Project", models.PROTECT, related_name="+", db_index=False)
     token = models.ForeignKey("marketplace.ApiToken", models.SET_NULL, null=True, related_name="+")
     gpu_model = models.CharField(max_length=80)
     market = models.CharField(max_length=10, choices=Instance.Market.choices)
