@@ -77,7 +77,7 @@ def buy(*, actor: Actor, quote: Quote, at: datetime) -> Reservation:
 
 
 def _book(actor: Actor, quote: Quote, at: datetime) -> Reservation:
-    """Book in two round trips: what may refuse before an account is locked, then all the rest."""
+    """Book in two round trips: what is locked before accounts, then all the rest."""
     project, organization = quote.project, quote.project.organization
     window = Window(quote.offer, quote.gpus, quote.starts_at, quote.ends_at)
     reservation_id = new_public_id("rsv")

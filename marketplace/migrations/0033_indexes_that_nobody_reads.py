@@ -23,6 +23,7 @@ class Migration(migrations.Migration):
     dependencies = [
         ("billing", "0030_indexes_that_nobody_reads"),
         ("marketplace", "0032_metered_lines_of_revenue"),
+        ("provisioning", "0035_nodes_kept_for_the_queue"),
     ]
 
     operations = [
