@@ -9,7 +9,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from marketplace.contracts.terms import METERED_COST, PLATFORM, SELLER, Terms
+from marketplace.contracts.terms import BP, METERED_COST, PLATFORM, SELLER, Terms
 from marketplace.models import Organization
 from marketplace.money import shown
 
@@ -61,8 +61,14 @@ def _written(name: str, value: Any) -> Any:
 
 
 def sentences(terms: Terms) -> list[tuple[str, str]]:
-    """Return name and sentence of each term that applies."""
-    found = [
+    """Return name and sentence of each term that applies to contracts of this kind."""
+    kinds = {"guarantee": _of_guarantee, "revenue_share": _of_revenue}
+    found = kinds.get(terms.kind, _of_results)(terms)
+    return [(name, said) for name, said in found if said]
+
+
+def _of_results(terms: Terms) -> list[tuple[str, str]]:
+    return [
         (_("Price"), _price(terms)),
         (_("At most"), _most(terms)),
         (_("Verified by"), _verifier(terms)),
@@ -80,15 +86,42 @@ def sentences(terms: Terms) -> list[tuple[str, str]]:
         ),
         (_("Claw-back"), _clawback(terms)),
         (_("Who gets it"), _shares(terms)),
+    ]
+
+
+def _of_guarantee(terms: Terms) -> list[tuple[str, str]]:
+    rules = terms["guarantee"]
+    return [
+        (_("Price"), _("None of its own: you pay for the hours of the instance as always.")),
         (_("Guarantee"), _guarantee(terms)),
+        (
+            _("Credit at most"),
+            _("%(part)s of what the hour cost, as credit within the hour after it; nobody has to ask for it.")
+            % {"part": _percent(rules["cap_bps"])},
+        ),
+        (_("Measured by"), _measured(rules)),
+        (
+            _("Who bears it"),
+            _("the seller %(seller)s, the platform %(platform)s")
+            % {"seller": _percent(rules["seller_bps"]), "platform": _percent(BP - rules["seller_bps"])},
+        ),
+    ]
+
+
+def _of_revenue(terms: Terms) -> list[tuple[str, str]]:
+    return [
         (_("Share of revenue"), _revenue(terms)),
         (_("Rented under it"), _covers(terms)),
+        (_("Who gets it"), _shares(terms)),
     ]
-    return [(name, said) for name, said in found if said]
 
 
 def price(terms: Terms) -> str:
-    """Return what a unit costs, such as `$0.50 per task`."""
+    """Return what it costs, such as `$0.50 per task`."""
+    if terms["guarantee"] is not None:
+        return _("no price of its own")
+    if terms["revenue"] is not None:
+        return _("%(share)s of revenue") % {"share": _percent(terms["revenue"]["share_bps"])}
     unit = terms["unit"]
     words = {
         "amount": shown(unit["price_micros"], terms.currency, exact=True), "per": f"{unit['per']:,}",
@@ -109,7 +142,11 @@ def span(seconds: int) -> str:
 
 
 def verifier(terms: Terms) -> str:
-    """Return in a few words who verifies."""
+    """Return in a few words who verifies, measures or states."""
+    if terms["guarantee"] is not None:
+        return _("the platform, hour by hour")
+    if terms["revenue"] is not None:
+        return _("your own signed statements")
     names: dict[str, Callable[[], str]] = {
         "outputs": lambda: _("exit code and outputs"),
         "command": lambda: _("your own command, on another host"),
@@ -267,8 +304,6 @@ def _shares(terms: Terms) -> str:
 
 def _guarantee(terms: Terms) -> str:
     rules: Any = terms["guarantee"]
-    if rules is None:
-        return ""
     names = {
         "throughput": _("throughput (%(counter)s)") % {"counter": rules["counter"]},
         "availability": _("availability"), "gpu_health": _("GPU health"),
@@ -282,10 +317,15 @@ def _guarantee(terms: Terms) -> str:
     }  # fmt: skip
 
 
+def _measured(rules: Mapping[str, Any]) -> str:
+    if rules["metric"] == "throughput":
+        said = _("The node of the instance, which reads the counter %(counter)s each 15 seconds.")
+        return said % {"counter": rules["counter"]}
+    return _("The platform's own record of the instance, as for its service level.")
+
+
 def _revenue(terms: Terms) -> str:
     rules: Any = terms["revenue"]
-    if rules is None:
-        return ""
     overdue = {
         "last_statement": _("the statement before it"), "minimum": _("the minimum"),
         "metered_cost": _("what the hours cost"),
