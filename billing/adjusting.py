@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from functools import partial
 
 from django.db import connection, transaction
 
@@ -62,6 +63,13 @@ WHERE span.organization_id = ANY(%(organizations)s) AND NOT price.is_floating AN
   ))
 GROUP BY 1, 2, 3
 """  # noqa: S608  our own text
+# Months that are over and were never worked out to their end, such as while nothing swept: the oldest of each customer.
+UNFINISHED = """
+SELECT organization_id, min(month) FROM billing_adjustment
+WHERE price_version_id IS NOT NULL AND month < %(until)s
+  AND through < (month AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC'
+GROUP BY organization_id ORDER BY min(month), organization_id LIMIT %(limit)s
+"""
 UPDATE = """
 UPDATE billing_adjustment SET (
     commitment_id, through, unit_milliseconds, covered_unit_milliseconds, base_micros, committed_micros,
@@ -93,7 +101,7 @@ def post_due(*, at: datetime, seconds: int = 40) -> int:
     """Bring the bills of everybody up to date who does not pay base rates alone; return how many amounts moved.
 
     Safe to repeat, to run twice at once and to be killed: a batch is posted whole or not at all. With whom it fails is
-    left, so that the others have theirs.
+    left, so that the others have theirs. A month that was not worked out to its end in time is, however old it is.
     """
     deadline = time.monotonic() + seconds
     posted, after = 0, 0
@@ -101,7 +109,17 @@ def post_due(*, at: datetime, seconds: int = 40) -> int:
     while time.monotonic() < deadline and (organization_ids := _due(since=since, after=after)):
         posted += sum(in_parts(organization_ids, lambda part: _post(part, since=since, at=at), leave=_leave))
         after = organization_ids[-1]
+    for key, month in unfinished(until=since, limit=BATCH):
+        if time.monotonic() < deadline:
+            posted += sum(in_parts([key], partial(_post, since=month, at=at), leave=_leave))
     return posted
+
+
+def unfinished(*, until: datetime, limit: int) -> list[tuple[int, datetime]]:
+    """Return whose bills of a month before `until` wait for what tiers or commitments make of it, and since when."""
+    with connection.cursor() as cursor:
+        cursor.execute(UNFINISHED, {"until": until, "limit": limit})
+        return [(key, month) for key, month in cursor.fetchall()]
 
 
 @transaction.atomic

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -20,23 +21,43 @@ log = structlog.get_logger("marketplace.sla")
 # How long after the end of a month its last reports are waited for.
 GRACE = timedelta(hours=2)
 MONTHS_BACK = 3
+# How long a month waits for what tiers or a commitment make of its price; then it counts as far as that was posted.
+WAITS_FOR_PRICES = timedelta(days=14)
 BATCH = 200
 
 # What ran and was not judged yet. While tiers or a commitment were not worked out to the month's end nobody knows what
-# it cost, and it waits.
-DUE = """
-SELECT DISTINCT resource_id FROM billing_usagespan span
-WHERE meter = 'gpu' AND started_at < %(end)s AND (ended_at IS NULL OR ended_at > %(month)s) AND resource_id > %(after)s
+# it cost, and it waits, for a time.
+NOT_JUDGED = """
+FROM billing_usagespan span
+WHERE meter = 'gpu' AND started_at < %(end)s AND (ended_at IS NULL OR ended_at > %(month)s)
   AND NOT EXISTS (
       SELECT FROM billing_slaverdict verdict WHERE verdict.resource_id = span.resource_id AND month = %(month)s
   )
-  AND NOT EXISTS (
-      SELECT FROM billing_adjustment adjustment
-      WHERE adjustment.organization_id = span.organization_id AND adjustment.price_version_id = span.price_version_id
-        AND adjustment.month = %(month)s AND adjustment.through < %(end)s
-  )
+"""
+WAITS = """EXISTS (
+    SELECT FROM billing_adjustment adjustment
+    WHERE adjustment.organization_id = span.organization_id AND adjustment.price_version_id = span.price_version_id
+      AND adjustment.month = %(month)s AND adjustment.through < %(end)s
+)"""
+DUE = f"""
+SELECT DISTINCT resource_id {NOT_JUDGED} AND resource_id > %(after)s AND (%(is_late)s OR NOT {WAITS})
 ORDER BY resource_id LIMIT %(limit)s
 """
+WAITING = f"""
+SELECT organization_id, count(DISTINCT resource_id), bool_or({WAITS}) {NOT_JUDGED}
+GROUP BY organization_id ORDER BY organization_id LIMIT %(limit)s
+"""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Instances of an organization whose month is over and was not judged; `until` is when that ends by itself."""
+
+    organization_id: int
+    month: datetime
+    instances: int
+    waits_for_prices: bool
+    until: datetime | None
 
 
 def close_due(*, at: datetime, seconds: int = 40) -> int:
@@ -46,10 +67,10 @@ def close_due(*, at: datetime, seconds: int = 40) -> int:
     """
     deadline = time.monotonic() + seconds
     judged = 0
-    for month in _months_over(at):
+    for month in months_over(at):
         found = terms.in_force(month)
         after = ""
-        while found is not None and (batch := _due(month, after)):
+        while found is not None and (batch := _due(month, after, at=at)):
             for case in evidence.cases(batch, month=month, terms=found, at=at):
                 judged += _post(case, found, at=at)
             after = batch[-1]
@@ -58,8 +79,8 @@ def close_due(*, at: datetime, seconds: int = 40) -> int:
     return judged
 
 
-def _months_over(at: datetime) -> list[datetime]:
-    """The last months that ended a grace ago, oldest first."""
+def months_over(at: datetime) -> list[datetime]:
+    """Return the last months that ended a grace ago and are still judged, oldest first."""
     month = month_of(at - GRACE)
     found = []
     for _ in range(MONTHS_BACK):
@@ -68,10 +89,35 @@ def _months_over(at: datetime) -> list[datetime]:
     return found[::-1]
 
 
-def _due(month: datetime, after: str) -> list[str]:
+def _due(month: datetime, after: str, *, at: datetime) -> list[str]:
+    end = next_month(month)
+    is_late = at >= end + WAITS_FOR_PRICES
+    asked: dict[str, str | int | datetime] = {
+        "month": month, "end": end, "after": after, "limit": BATCH, "is_late": is_late
+    }  # fmt: skip
     with connection.cursor() as cursor:
-        cursor.execute(DUE, {"month": month, "end": next_month(month), "after": after, "limit": BATCH})
+        cursor.execute(DUE, asked)
         return [resource_id for (resource_id,) in cursor.fetchall()]
+
+
+def waiting(*, at: datetime, since: timedelta, months: int, limit: int) -> list[Waiting]:
+    """Return what was not judged though its month ended longer ago than `since`, the oldest month first.
+
+    What waits for prices is judged without them at `until`. All else could not be judged: that is tried again until
+    three months are over, and then nobody does by themselves.
+    """
+    found: list[Waiting] = []
+    month = month_of(at - since)
+    for _ in range(months):
+        month = month_of(month - timedelta(days=1))
+        end = next_month(month)
+        with connection.cursor() as cursor:
+            cursor.execute(WAITING, {"month": month, "end": end, "limit": limit})
+            rows = cursor.fetchall()
+        found = [
+            Waiting(key, month, count, waits, end + WAITS_FOR_PRICES if waits else None) for key, count, waits in rows
+        ] + found
+    return found[:limit]
 
 
 def _post(case: Case, found: Terms, *, at: datetime) -> bool:

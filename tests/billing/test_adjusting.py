@@ -58,6 +58,17 @@ def rich(db):
     return make_organization(cash=RICH)
 
 
+def test_a_month_that_nobody_swept_to_its_end_is_finished_however_late(rich):
+    price = tiered(begins=MARCH)
+    start(rich, price_version=price, at=MARCH + HOUR, quantity=1)
+    usage.stop(resource_id="ins_1", at=MARCH + 201 * HOUR)
+    adjusting.post_due(at=MARCH + 300 * HOUR)
+    late = MAY + 30 * 24 * HOUR
+    assert adjusting.unfinished(until=MAY, limit=9) == [(rich.pk, MARCH)]
+    adjusting.post_due(at=late)
+    assert (adjusting.unfinished(until=MAY, limit=9), adjusted().through) == ([], APRIL)
+
+
 def spent(organization):
     found = wallet(organization)
     return RICH - found.cash_micros - found.promo_micros + found.owed_micros

@@ -3,7 +3,7 @@
 from django.http import HttpResponse
 
 from billing import books
-from marketplace.console import catalogue, fleet, gangs, maps, troubles
+from marketplace.console import catalogue, closings, fleet, gangs, maps, troubles
 from marketplace.console.door import managers_only
 from marketplace.portal.doors import Visit
 
@@ -37,12 +37,13 @@ def placement_page(visit: Visit) -> HttpResponse:
 
 @managers_only()
 def books_page(visit: Visit) -> HttpResponse:
-    """Audit the books when asked to, and show the verdict."""
+    """Show what of past months is not closed; audit the books when asked to, and show the verdict."""
     is_asked = "check" in visit.request.GET
     context = {
         "is_asked": is_asked,
         "findings": books.check(at=visit.at) if is_asked else [],
         "counts": books.counts() if is_asked else {},
         "rules": len(books.EVERY_RULE),
+        "late": closings.late(at=visit.at),
     }
     return visit.page("console/books.html", context)

@@ -10,10 +10,11 @@ from django.db import transaction
 from billing import accounts, adjusting, books, charging, price_lists
 from billing.models import SlaVerdict, SupplierAdjustment, UsageSpan
 from billing.months import month_of, next_month
-from billing.sla import terms
+from billing.sla import posting, terms
 from billing.suppliers import accruing, cards
 from billing.suppliers.cards import Terms
 from marketplace import quotes, rentals, reservations
+from marketplace.console import closings
 from marketplace.models import Reservation, ReservationStrip, Shortfall
 from marketplace.sla import closing, evidence
 from provisioning import placement, quotas
@@ -287,6 +288,39 @@ def test_a_month_is_not_judged_before_it_is_known_what_it_cost(clock, rent, run_
     assert closing.close_due(at=MAY + 3 * HOUR) == 0
     adjusting.post_due(at=MAY + 3 * HOUR)
     assert closing.close_due(at=MAY + 3 * HOUR) == 1
+
+
+def test_a_month_whose_prices_never_come_is_judged_after_two_weeks_and_shown_until_then(
+    clock, rent, run_until_idle, fleet, acme
+):
+    """Of ten hours two were worked out, at 40 per cent less; the rest counts as these."""
+    committed(acme, skus=(fleet.h200.sku,), discount_bps=4_000, starts_at=APRIL, at=LATE)
+    clock.move_to(APRIL + HOUR)
+    instance = rent()
+    run_until_idle()
+    instance.refresh_from_db()
+    adjusting.post_due(at=APRIL + 3 * HOUR)
+    clock.move_to(APRIL + 11 * HOUR)
+    faults.fail(instance=instance, happened="A GPU broke.", fault_at=APRIL + 11 * HOUR, at=APRIL + 11 * HOUR)
+    assert closings.late(at=MAY + 23 * HOUR) == []
+    two_weeks = MAY + 14 * 24 * HOUR
+    assert closing.close_due(at=two_weeks - HOUR) == 0
+    shown = [one for one in closings.late(at=two_weeks - HOUR) if one.until]
+    assert [(one.organization, one.month, one.until) for one in shown] == [(acme, APRIL, two_weeks)]
+    assert closing.close_due(at=two_weeks) == 1
+    assert SlaVerdict.objects.get().paid_micros == 14_940_000
+    assert [one for one in closings.late(at=two_weeks) if "instances" in one.what] == []
+
+
+def test_what_cannot_be_judged_is_shown_and_after_three_months_left_to_a_person(broken, acme, monkeypatch):
+    def fail(**_facts):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(posting, "post", fail)
+    assert closing.close_due(at=APRIL + 3 * HOUR) == 0
+    (tried,) = [one for one in closings.late(at=APRIL + 30 * HOUR) if "instances" in one.what]
+    (left,) = [one for one in closings.late(at=APRIL + 120 * 24 * HOUR) if "instances" in one.what]
+    assert (tried.organization, "Tried again" in tried.then, "Not tried any more" in left.then) == (acme, True, True)
 
 
 def ran_for_ten_hours(clock, rent, run_until_idle, *, since):
