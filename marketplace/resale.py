@@ -22,8 +22,9 @@ from marketplace.models import (
     Reservation,
     TradeLeg,
 )
+from provisioning import policies
 from provisioning.calendar import HOUR
-from provisioning.errors import IllegalMove
+from provisioning.errors import IllegalMove, PolicyExcludes
 
 log = structlog.get_logger("marketplace.resale")
 
@@ -45,13 +46,19 @@ class Ask:
 
 @transaction.atomic
 def put_up(*, actor: Actor, reservation: Reservation, ask: Ask, at: datetime) -> Listing:
-    """List unstarted hours of a reservation; they stay its holder's until sold. Raises BadOrder or Conflict."""
+    """List unstarted hours of a reservation; they stay its holder's until sold.
+
+    Raises BadOrder, Conflict, or PolicyExcludes for what is delivered as whole nodes.
+    """
     terms = reservations.lock_gate(reservation.offer_id)
     reservation = reservations.lock(reservation.pk)
     if terms is None or not terms.is_sold:
         raise BadOrder("reservation", gettext("Hours of this offer cannot be sold on now."))
     if refusal := endings.why_not_resold(reservation, at=at):
         raise IllegalMove(refusal)
+    if policies.is_alone(reservation.project_id):
+        why = gettext("A policy lets nobody share its hosts, so this block is whole nodes and is not sold in parts.")
+        raise PolicyExcludes(why)
     _check_ask(ask, terms, reservation, at=at)
     _check_held(ask, reservation)
     listing = Listing.objects.create(

@@ -71,11 +71,29 @@ SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s
 PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
 LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
 
-# What nobody holds on a node that a tenant has alone, clean or not, can be promised to nobody else.
-CLOSED = """CASE WHEN exclusive_to_id IS NULL THEN 0 ELSE (
+# What nobody holds on a node that a tenant has alone, clean or not, can be promised to nobody else. Where only blocks
+# of its run, their hours cover the whole node already (`_check_covered`).
+HELD_BY = """
+    EXISTS (SELECT FROM provisioning_gpu gpu
+        JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
+        JOIN provisioning_assignment assignment ON assignment.id = hold.assignment_id
+        JOIN provisioning_instance instance ON instance.id = assignment.instance_id
+        WHERE gpu.node_id = provisioning_node.id AND {whom})
+"""
+IN_BLOCKS = HELD_BY.format(whom="instance.market = 'reserved'")
+ELSE = HELD_BY.format(whom="instance.market <> 'reserved'")
+CLOSED = f"""CASE WHEN exclusive_to_id IS NULL OR {IN_BLOCKS} AND NOT {ELSE} THEN 0 ELSE (
     SELECT count(*) FROM provisioning_gpu gpu WHERE gpu.node_id = provisioning_node.id AND gpu.healthy
         AND NOT EXISTS (SELECT FROM provisioning_gpuhold hold WHERE hold.gpu_id = gpu.id AND hold.released_at IS NULL)
-) END"""
+) END"""  # noqa: S608  nothing in it comes from outside
+# The GPUs of the nodes that one block alone has taken for its tenant, and how many GPUs the block has now.
+COVERED = f"""
+SELECT coalesce(sum(gpu_count), 0), (
+    SELECT coalesce(sum(gpus), 0) FROM marketplace_reservationstrip
+    WHERE reservation_id = %(reservation)s AND starts_at <= %(at)s AND ends_at > %(at)s
+) FROM provisioning_node WHERE offer_id = %(offer)s AND exclusive_to_id IS NOT NULL
+    AND {HELD_BY.format(whom="instance.reservation_id = %(reservation)s")} AND NOT {ELSE}
+"""  # noqa: S608  nothing in it comes from outside
 # The GPUs of one offer as `COUNT` has them, for whoever only looks; and those that only its nodes' tenants may have.
 THERE = f"""
 SELECT coalesce(sum(gpu_count - {CLOSED}), 0) - (
@@ -184,14 +202,36 @@ def count(*, at: datetime, offer_id: int | None = None) -> None:
             cursor.execute(statement, words)
 
 
-def check_closed(*, offer_id: int, at: datetime) -> None:
-    """Count what a claim has just closed, or raise NoCapacity where that is promised to others. Locks as `count`."""
-    count(at=at, offer_id=offer_id)
+def count_closed(*, instance: Instance, at: datetime) -> None:
+    """Count what the claim of an instance has just closed, or raise NoCapacity where that is promised to others.
+
+    Locks as `count`.
+    """
+    count(at=at, offer_id=instance.offer_id)
+    if instance.reservation_id is None:
+        _check_left(instance.offer_id)
+    else:
+        _check_covered(instance.offer_id, instance.reservation_id, at=at)
+
+
+def _check_left(offer_id: int) -> None:
     capacity = Capacity.objects.get(pk=offer_id)
     if capacity.peak and capacity.open_ended + capacity.peak > capacity.gpus:
         raise NoCapacity(
             gettext("A node that nobody shares would close GPUs that are reserved: up to %(peak)s in one hour.")
             % {"peak": capacity.peak}
+        )
+
+
+def _check_covered(offer_id: int, reservation_id: int, *, at: datetime) -> None:
+    """Raise NoCapacity where the nodes of a block are more than the block: the rest of them is sold to others."""
+    with connection.cursor() as cursor:
+        cursor.execute(COVERED, {"offer": offer_id, "reservation": reservation_id, "at": at})
+        taken, covered = cursor.fetchone()
+    if taken > covered:
+        raise NoCapacity(
+            gettext("Its hosts are shared with nobody and have %(taken)s GPUs; the reservation has %(covered)s.")
+            % {"taken": taken, "covered": covered}
         )
 
 

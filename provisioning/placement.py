@@ -155,7 +155,7 @@ def claim(
         with transaction.atomic() if asked.request.is_exclusive else nullcontext():
             claimed = _commit(asked, choices, told, waits=waits)
             if claimed and asked.request.is_exclusive:
-                _count_closed(asked)
+                calendar.count_closed(instance=instance, at=at)
         _look_again(asked, choices, claimed)
         if claimed:
             transaction.on_commit(live.end_claim)
@@ -177,13 +177,16 @@ def check_possible(*, instance: Instance, at: datetime, home: int | None = None)
 def check_order(*, project_id: int, offer_id: int, gpus: int, at: datetime) -> None:
     """Raise PolicyExcludes for hours that are ordered of an offer. One query where no policy applies.
 
-    That is what `claim` would say later: nobody is sold hours that they may not use.
+    That is what `claim` would say later: nobody is sold hours that they may not use. Who shares with nobody is sold
+    whole nodes, since nobody else could have the rest of them.
     """
-    if policies.exclusions([(project_id, offer_id)]):
+    if policies.may_exclude(project_id=project_id, offer_id=offer_id):
         wanted = Instance(project_id=project_id, offer_id=offer_id, replicas=1, gpus_per_replica=gpus)
         with shards.current(offer_id) as live:
             tenant = live.refresh(project_id)
-            _check_policies(_Asked(wanted, at, tenant, request_of(wanted, tenant, None)), live)
+            asked = _Asked(wanted, at, tenant, request_of(wanted, tenant, None))
+            _check_policies(asked, live)
+            _check_whole_nodes(asked, live.shard.size)
 
 
 def release(*, instance: Instance, at: datetime) -> None:
@@ -361,13 +364,6 @@ def _take(statement: str, asked: _Asked, choices: Sequence[Choice], told: dict[s
     return claimed
 
 
-def _count_closed(asked: _Asked) -> None:
-    if asked.instance.market == Instance.Market.RESERVED:
-        calendar.count(at=asked.at, offer_id=asked.instance.offer_id)
-    else:
-        calendar.check_closed(at=asked.at, offer_id=asked.instance.offer_id)
-
-
 def _look_again(asked: _Asked, choices: Sequence[Choice], claimed: Sequence[Assignment]) -> None:
     """Let the next refresh read what turned out otherwise than it was counted."""
     if {assignment.node_id for assignment in claimed} == {node_id for node_id, _ in choices[0].places}:
@@ -391,6 +387,16 @@ def _check_policies(asked: _Asked, live: LiveShard) -> None:
         why % {"offer": asked.instance.offer, "rules": decisions.said(rules)},
         decision=decisions.refused(asked.request, found, **asked.about),
     )
+
+
+def _check_whole_nodes(asked: _Asked, size: int) -> None:
+    gpus = asked.instance.gpus_per_replica
+    if asked.request.is_exclusive and size and gpus % size:
+        why = gettext(
+            "A policy lets nobody share its hosts, so its blocks are whole nodes of %(size)s GPUs; %(gpus)s are not. "
+            "Ask for %(more)s."
+        )
+        raise PolicyExcludes(why % {"size": size, "gpus": gpus, "more": gpus + size - gpus % size})
 
 
 def _never(asked: _Asked, live: LiveShard) -> str:

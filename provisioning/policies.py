@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from provisioning import calendar
 from provisioning.errors import StaleVersion
 from provisioning.models import Policy
-from provisioning.placing.policy import Facts, broken_by, checked
+from provisioning.placing.policy import Facts, broken_by, checked, wants_whole_hosts
 
 FACTS = """
 SELECT offer.id, site.country, site.jurisdiction, site.latitude, site.longitude, site.power_source, site.certifications,
@@ -127,6 +127,20 @@ def exclusions(pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[s
     facts = _facts({offer for _project, offer in applies})
     broken = {pair: broken_by(documents[pair[0]], facts[pair[1]]) for pair in applies}
     return {pair: rules for pair, rules in broken.items() if rules}
+
+
+def may_exclude(*, project_id: int, offer_id: int) -> bool:
+    """Return whether a policy keeps a project out of an offer, or lets it have whole nodes alone there.
+
+    Two queries; one where no policy applies.
+    """
+    documents = _documents([project_id]).get(project_id, [])
+    return wants_whole_hosts(documents) or bool(documents and broken_by(documents, facts_of(offer_id)))
+
+
+def is_alone(project_id: int) -> bool:
+    """Return whether a policy lets nobody share a project's hosts. One query."""
+    return wants_whole_hosts(_documents([project_id]).get(project_id, []))
 
 
 def _documents(project_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:

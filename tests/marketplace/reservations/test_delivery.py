@@ -379,26 +379,6 @@ def test_an_extension_calls_off_only_ends_that_it_covers(
     check_conserved(at=acme_buys.at(3.4))
 
 
-def test_gpus_on_a_node_that_another_tenant_has_alone_are_missing_and_given_back(
-    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
-) -> None:
-    shared_with_nobody(acme_buys.project)
-    mine = acme_buys.buy(1, 2, 4)
-    theirs = other_buys.buy(15, 2, 4)
-    for hours in (1, 2):
-        acme_buys.go_to(hours)
-    launch(acme_buys, 2.01, gpus=1)
-    run_until_idle()
-    acme_buys.go_to(2.05)
-    theirs.refresh_from_db()
-    mine.refresh_from_db()
-    assert (mine.state, mine.missing_gpus) == ("active", 0)
-    assert (theirs.state, theirs.missing_gpus) == ("partially_fulfilled", 7)
-    acme_buys.go_to(2.2)
-    assert Shortfall.objects.get(reservation=theirs).gpus == 7
-    check_conserved(at=acme_buys.at(2.2))
-
-
 def test_what_is_free_on_its_own_nodes_is_there_for_the_tenant_that_has_them_alone(
     acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
 ) -> None:

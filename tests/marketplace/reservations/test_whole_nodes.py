@@ -1,0 +1,117 @@
+"""Blocks of tenants who share no host: sold in whole nodes, and they never take more nodes than were sold."""
+
+from typing import Any
+
+import pytest
+from django.db import transaction
+
+from marketplace import delivery, quotes, rentals, reservations, trades
+from marketplace.models import Listing, Quote, Reservation, Shortfall
+from provisioning import calendar
+from provisioning.errors import NoCapacity, PolicyExcludes
+from provisioning.models import Capacity, GpuHold, Instance, Node
+from tests.blocks import Buyer, check_conserved
+from tests.conftest import Run, order, shared_with_nobody
+from tests.marketplace.api.tables import every_row
+
+pytestmark = pytest.mark.django_db
+
+EACH = {"strategy": "spread", "level": "node"}
+
+
+def launch(buyer: Buyer, hours: float, **what: Any) -> Instance:
+    with transaction.atomic():
+        return rentals.rent(
+            actor=buyer.actor, project=buyer.project, order=order(buyer.offer, **what), at=buyer.at(hours)
+        )  # fmt: skip
+
+
+def begin(buyer: Buyer) -> None:
+    for hours in (1, 2):
+        buyer.go_to(hours)
+
+
+def nodes() -> int:
+    return Node.objects.filter(exclusive_to__isnull=False).count()
+
+
+def test_part_of_a_node_is_refused_with_the_next_size_at_every_door_and_nothing_is_held(acme_buys: Buyer) -> None:
+    quoted = acme_buys.quote(4, 2, 4)
+    held = acme_buys.buy(4, 2, 3)
+    shared_with_nobody(acme_buys.project)
+    before = every_row()
+    doors = (
+        lambda: acme_buys.quote(4, 2, 4),
+        lambda: acme_buys.trade(12, 2, 4, 5_000_000),
+        lambda: trades.look(
+            project=acme_buys.project, window=acme_buys.window(9, 2, 4), limit_micros=None, at=acme_buys.at(0)
+        ),
+        lambda: quotes.for_extension(reservation=held, ends_at=acme_buys.at(4), at=acme_buys.at(0)),
+    )
+    for door in doors:
+        with pytest.raises(PolicyExcludes, match=r"whole nodes of 8 GPUs.* Ask for (8|16)"), transaction.atomic():
+            door()
+    with pytest.raises(PolicyExcludes, match="Ask for 8"), transaction.atomic():
+        reservations.buy(actor=acme_buys.actor, quote=Quote.objects.get(pk=quoted.pk), at=acme_buys.at(0))
+    assert every_row() == before
+    assert acme_buys.buy(8, 2, 4).gpus == 8
+
+
+def test_two_tenants_are_sold_the_nodes_that_there_are_and_both_have_theirs(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    mine, theirs = acme_buys.buy(8, 2, 4), other_buys.buy(8, 2, 4)
+    with pytest.raises(NoCapacity):
+        other_buys.buy(1, 2, 4)
+    begin(acme_buys)
+    launch(acme_buys, 2.01, gpus=1)
+    run_until_idle()
+    # What the block covers is not taken off what may be sold a second time.
+    calendar.count(at=acme_buys.at(2.02))
+    assert Capacity.objects.get(pk=acme_buys.offer.pk).gpus == 16
+    assert other_buys.buy(8, 4, 5, at=2.02).gpus == 8
+    launch(other_buys, 2.03, gpus=8)
+    run_until_idle()
+    assert delivery.missing_gpus(acme_buys.offer.pk, at=acme_buys.at(2.1)) == {mine.pk: 0, theirs.pk: 0}
+    check_conserved(at=acme_buys.at(2.1))
+
+
+def test_a_start_inside_takes_no_more_nodes_than_the_block_has(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    acme_buys.buy(8, 2, 4)
+    theirs = other_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    spread = launch(acme_buys, 2.01, gpus=1, replicas=2, wish=EACH)
+    assert not GpuHold.objects.filter(assignment__instance=spread).exists()
+    assert nodes() == 0
+    assert GpuHold.objects.filter(assignment__instance=launch(acme_buys, 2.02, gpus=1)).count() == 1
+    assert launch(other_buys, 2.03, gpus=8).claimed
+    acme_buys.go_to(2.2)
+    assert not Shortfall.objects.filter(reservation=theirs).exists()
+
+
+def test_a_block_from_before_the_policy_closes_nothing_that_others_bought(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    acme_buys.buy(1, 2, 4)
+    theirs = other_buys.buy(15, 2, 4)
+    shared_with_nobody(acme_buys.project)
+    begin(acme_buys)
+    waits = launch(acme_buys, 2.01, gpus=1)
+    run_until_idle()
+    assert not GpuHold.objects.filter(assignment__instance=waits).exists()
+    acme_buys.go_to(2.2)
+    theirs.refresh_from_db()
+    assert (theirs.state, theirs.missing_gpus) == ("active", 0)
+    check_conserved(at=acme_buys.at(2.2))
+
+
+def test_what_is_delivered_as_whole_nodes_is_not_sold_on_in_parts(acme_buys: Buyer) -> None:
+    held: Reservation = acme_buys.buy(8, 2, 4)
+    shared_with_nobody(acme_buys.project)
+    with pytest.raises(PolicyExcludes, match="not sold in parts"):
+        acme_buys.put_up(held, 4, 2, 4, 1_000_000)
+    assert not Listing.objects.exists()
