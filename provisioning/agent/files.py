@@ -1,5 +1,7 @@
 """Files that are whole or absent, whatever happens to the machine while they are written."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -7,6 +9,8 @@ import stat
 import tempfile
 from pathlib import Path
 from typing import Any
+
+ROOM_BYTES = 4096
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -41,6 +45,28 @@ def write_over(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_whole` for JSON."""
     write_whole(path, json.dumps(value).encode(), durable=durable)
+
+
+def keep_room(path: Path) -> None:
+    """Hold room for a small file that has to be written later, also where the disk is full by then."""
+    with contextlib.suppress(OSError):
+        write_whole(_room_of(path), b" " * ROOM_BYTES, durable=False)
+
+
+def write_json_in_room(path: Path, value: Any) -> None:
+    """`write_json`, in the room that was kept for it where the disk has no other."""
+    try:
+        write_json(path, value)
+    except OSError as error:
+        room = _room_of(path)
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT} or not room.exists():
+            raise
+        write_over(room, json.dumps(value).encode().ljust(ROOM_BYTES))
+        os.replace(room, path)
+
+
+def _room_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}-room")
 
 
 def read_json(path: Path) -> Any:

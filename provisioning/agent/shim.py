@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
-from provisioning.agent.files import read_json, write_json
+from provisioning.agent.files import keep_room, read_json, write_json_in_room
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, STICKY_S, LeaseWatch
 from provisioning.agent.loneliness import leave_network
 from provisioning.agent.output import OutputFile
@@ -97,6 +97,7 @@ class Supervisor:
         libc = load_libc()
         if libc is not None:
             libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        keep_room(self.folder / "end.json")  # A command may fill the disk, and has ended all the same.
         (self.folder / "started").touch()
         self.command_pid = self._fork(libc)
         os.close(self.pipe_in)
@@ -110,7 +111,7 @@ class Supervisor:
                     looker.unregister(key.fd)
         while self._drain(self.pipe, is_last=True):
             pass
-        write_json(self.folder / "end.json", self._whole_end())
+        write_json_in_room(self.folder / "end.json", self._whole_end())
 
     def _whole_end(self) -> dict[str, Any]:
         """Return the end, with the lease as its reason where nobody has written that into stop.json."""

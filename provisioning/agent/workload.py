@@ -22,7 +22,7 @@ import psutil
 
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.environment import command_environment
-from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
+from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json, write_json_in_room
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import MACHINE_RESTARTED, SUPERVISOR_KILLED
 from provisioning.agent.limits import BEFORE
@@ -268,7 +268,7 @@ class ProcessWorkload:
             "at": boottime(),
             "boot_id": "",  # Nobody saw when: the time compares with no clock.
         }
-        write_json(self.folder / "end.json", end)
+        write_json_in_room(self.folder / "end.json", end)
         return end
 
     def _is_of_this_boot(self) -> bool:

@@ -6,6 +6,7 @@ Rows that other files hold are named in ROWS; the numbers are those of the matri
 import json
 import random
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -192,6 +193,39 @@ def test_a_full_disk_refuses_what_is_new_and_keeps_the_journal(small_disk: Path,
         for name in ("asg_old", "asg_new", "asg_next"):
             plane.want(name, "gone")
         eventually(lambda: all(plane.view(name)["state"] == "gone" for name in ("asg_old", "asg_next")))
+    finally:
+        agent.kill()
+
+
+# As a verifier runs: without network, on another host, its outputs as its folder.
+FILLS_ITS_DISK = """
+import errno, sys
+try:
+    with open("filler", "wb", buffering=0) as file:
+        while file.write(b"x" * 65536):
+            pass
+except OSError as error:
+    sys.exit(28 if error.errno == errno.ENOSPC else 0)
+"""
+
+
+@needs("ip")
+def test_a_verifier_that_fills_the_disk_has_given_no_answer_and_harms_nobody(
+    small_disk: Path, plane: ControlPlane
+) -> None:
+    agent = AgentRun(small_disk / "home", plane.url)
+    try:
+        plane.want("asg_other", "running", command=["sleep", "600"])
+        eventually(lambda: plane.view("asg_other")["state"] == "running")
+        fills = [sys.executable, "-c", FILLS_ITS_DISK]
+        plane.want("asg_check", "running", command=fills, work={"has_network": False})
+        eventually(lambda: plane.view("asg_check")["state"] == "exited", seconds=60)
+        assert plane.view("asg_check")["exit_code"] == 28, "neither 0, which passes, nor 1, which does not"
+        assert plane.view("asg_other")["state"] == "running"
+        plane.want("asg_check", "gone")
+        eventually(lambda: plane.view("asg_check")["state"] == "gone", seconds=60)
+        plane.want("asg_next", "running", command=["true"])
+        eventually(lambda: plane.view("asg_next")["state"] == "exited", seconds=60)
     finally:
         agent.kill()
 
