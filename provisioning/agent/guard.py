@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.agent.clock import boot_id, boottime
-from provisioning.agent.files import read_json, write_json, write_whole
+from provisioning.agent.files import keep_room, read_json, write_json_in_room, write_whole
 from provisioning.agent.lease import LEASE_RAN_OUT, SUPERVISOR_KILLED, LeaseWatch
 from provisioning.agent.output import OutputFile
 from provisioning.agent.podman import Podman, PodmanError
@@ -97,12 +97,13 @@ class Guard:
 
     def run(self) -> None:
         """Return when the container has ended and its end is written down."""
+        keep_room(self.folder / "end.json")  # A command may fill the disk, and has ended all the same.
         failure = self._take_over() if (self.folder / "started").exists() else self._start()
         if not failure:
             self._stay()
             self._hold_on()
         self._drain(self.output.write)
-        write_json(self.folder / "end.json", self._failed(failure) if failure else self._end())
+        write_json_in_room(self.folder / "end.json", self._failed(failure) if failure else self._end())
 
     def _start(self) -> str:
         """Start the container for the only time; return why that failed, or nothing."""
