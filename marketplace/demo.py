@@ -152,7 +152,8 @@ def seed(*, at: datetime, new_token: bool = False) -> dict[str, Any]:
     _sell_by_auction(Offer.objects.get(slug=AUCTIONED), at)
     _fill_the_till(customer, supplier, sites["narvik"], at)
     merchant = person(User.objects.get(email="supplier@example.com"))
-    demo_products.offer_all(actor=merchant, seller=supplier, at=at)
+    manager = person(User.objects.get(email=MANAGERS[0]))
+    demo_products.offer_all(actor=merchant, manager=manager, seller=supplier, at=at)
     return {"people": people, "token": _token(customer, at, new_token), "nodes": made}
 
 

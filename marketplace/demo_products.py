@@ -58,9 +58,10 @@ PRODUCTS: dict[str, dict[str, Any]] = {
 }
 
 
-def offer_all(*, actor: Actor, seller: Organization, at: datetime) -> None:
-    """Put each product into the catalogue, once."""
+def offer_all(*, actor: Actor, manager: Actor, seller: Organization, at: datetime) -> None:
+    """Put each product into the catalogue, once, as a capacity manager approves it."""
     for title, terms in PRODUCTS.items():
         if not Contract.objects.filter(seller=seller, buyer=None, title=title).exists():
             version = offering.draft(actor=actor, seller=seller, title=title, terms=COMMON | terms, at=at)
             offering.offer(actor=actor, version=version, at=at)
+            offering.approve(actor=manager, version=version, at=at)

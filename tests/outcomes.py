@@ -113,12 +113,18 @@ def make_seller(name: str = "Results AS") -> tuple[Organization, Actor]:
     return seller, person(owner, "req_seller")
 
 
+def put_up(version: ContractVersion, merchant: Actor, *, at: datetime) -> None:
+    """Let a seller offer a version, and a capacity manager approve it."""
+    offering.offer(actor=merchant, version=version, at=at)
+    offering.approve(actor=merchant, version=version, at=at)
+
+
 def make_deal(customer: Organization, *, title: str = "Rendered frames", command: Any = (), **differs: Any) -> Deal:
     """Sell something in the catalogue, and let a customer accept it."""
     seller, merchant = make_seller(f"Seller {Organization.objects.count()}")
     at = timezone.now()
     version = offering.draft(actor=merchant, seller=seller, title=title, terms=terms(**differs), at=at)
-    offering.offer(actor=merchant, version=version, at=at)
+    put_up(version, merchant, at=at)
     accept(customer, version, command=command)
     return Deal(seller, merchant, version)
 

@@ -4,9 +4,10 @@ The customer pays for results, so such time is covered and not charged. Its pric
 revenue, as if the platform were its own customer, so that the owner of the GPUs is paid by its rate card as always.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import Q
@@ -89,6 +90,15 @@ def metered(*, covered_by: str, since: datetime, until: datetime) -> list[Metere
         Metered(span, max(since, span.started_at), end, whole - less)
         for span, end, whole, less in zip(found, ends, through, before, strict=True)
     ]
+
+
+def unbooked_micros(*, versions: Sequence[str], currency: str, without: Any, at: datetime) -> int:
+    """Return what work under these versions took that is not booked yet, but for these resources (ids, or a query)."""
+    escrows = Escrow.objects.filter(version__in=versions, currency=currency)
+    waiting = escrows.filter(Q(state=Escrow.State.OPEN) | Q(closed_at__gt=at - LATE)).values("resource_id")
+    spans = UsageSpan.objects.filter(covered_by__in=waiting, outcome_cost=None).exclude(resource_id__in=without)
+    found = spans.select_related("price_version")
+    return sum(floating.amounts_micros((_uncovered(span), min(at, span.ended_at or at)) for span in found))
 
 
 def _due(at: datetime, limit: int) -> Iterator[tuple[UsageSpan, str]]:

@@ -10,6 +10,8 @@ from marketplace.cli import words
 from marketplace.cli.problems import usage
 from marketplace.cli.session import AsJson, Explain, open_session
 
+SUBMITTED = "It waits for a capacity manager, who approves it before anybody can agree to it."
+
 app = typer.Typer(
     help="Pay by outcome: see what is sold by its result, and agree to it.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -216,7 +218,7 @@ def amend(
 
 @app.command()
 def offer(version: VersionId, as_json: AsJson = False, explain: Explain = False) -> None:
-    """Offer a draft that you sell; its terms stay as they are for ever."""
+    """Offer a draft that you sell; its terms stay as they are for ever. What everybody may buy is approved first."""
     _moved(version, "offer", "It is offered.", as_json=as_json, explain=explain)
 
 
@@ -232,7 +234,7 @@ def _moved(version: str, verb: str, done: str, *, as_json: bool, explain: bool) 
         if as_json:
             session.terminal.document(row)
         else:
-            session.terminal.say(done)
+            session.terminal.say(SUBMITTED if row["state"] == "submitted" else done)
 
 
 def read(path: Path) -> Any:

@@ -29,6 +29,12 @@ def with_margins() -> list[tuple[ContractVersion, Margin]]:
     return [(row, found.get(row.public_id) or _nothing(row)) for row in rows]
 
 
+def submitted() -> list[ContractVersion]:
+    """Return what waits for approval, the oldest first."""
+    waiting = ContractVersion.objects.filter(state=ContractVersion.State.SUBMITTED)
+    return list(waiting.select_related("contract__seller", "contract__buyer").order_by("pk")[:SHOWN])
+
+
 def margin_of(version: ContractVersion) -> Margin:
     """Return what a version leaves the platform."""
     return next(iter(margins.margins(version=version.public_id)), None) or _nothing(version)

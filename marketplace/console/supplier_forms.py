@@ -58,6 +58,16 @@ class HoldForm(ReasonForm):
     is_held = forms.BooleanField(required=False, widget=forms.HiddenInput)
 
 
+class UnpaidLimitForm(ReasonForm):
+    """What work under a seller's contracts may cost the platform unpaid."""
+
+    currency = forms.ChoiceField(label=_("Currency"), choices=CURRENCIES)
+    unpaid_micros = MoneyField(
+        label=_("At most, by the list"), required=False, help_text=_("0: nothing more starts. Empty: 1,000.")
+    )
+    field_order = ("currency", "unpaid_micros", "reason")
+
+
 class AdjustmentForm(ConsoleForm):
     """What moves beside the share of use."""
 

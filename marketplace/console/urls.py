@@ -86,6 +86,7 @@ urlpatterns = [
     path("suppliers/<slug:organization_id>", suppliers.shown, name="console-supplier"),
     path("suppliers/<slug:organization_id>/rate-card", suppliers.card, name="console-rate-card"),
     path("suppliers/<slug:organization_id>/adjust", suppliers.adjust, name="console-supplier-adjust"),
+    path("suppliers/<slug:organization_id>/unpaid-limit", suppliers.unpaid_limit, name="console-unpaid-limit"),
     path("suppliers/<slug:organization_id>/hold", suppliers.hold, name="console-payouts-hold"),
     path("supplier-applications/<slug:application_id>/approve", suppliers.approve, name="console-supplier-approve"),
     path("supplier-applications/<slug:application_id>/decline", suppliers.decline, name="console-supplier-decline"),

@@ -126,7 +126,7 @@ def tried_out(job: Job, tasks: Sequence[Task]) -> set[int]:
 
 def version_of(job: Job) -> ContractVersion:
     """Return the version by whose terms a job is paid."""
-    return ContractVersion.objects.select_related("contract").get(public_id=job.contract)
+    return ContractVersion.objects.select_related("contract__seller").get(public_id=job.contract)
 
 
 def _work(version: ContractVersion) -> Mapping[str, Any]:

@@ -72,7 +72,32 @@ def amend(*, actor: Actor, contract: Contract, terms: Any, side: Side, at: datet
 
 @transaction.atomic
 def offer(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
-    """Put a draft up for acceptance, which is the seller's own. Offering again changes nothing."""
+    """Put a draft up for acceptance, which is the seller's own. Offering again changes nothing.
+
+    What the platform would pay for when it does not turn out well waits for a capacity manager, who approves it.
+    """
+    if not needs_approval(version):
+        approve(actor=actor, version=version, at=at)
+    elif version.state not in (State.SUBMITTED, State.OFFERED):
+        _move(version, State.SUBMITTED)
+        _agree(actor, version, version.contract.seller, Side.SELLER, at=at)
+        _record(actor, version, "contract.submit")
+
+
+def needs_approval(version: ContractVersion) -> bool:
+    """Return whether a capacity manager has to approve a version before anybody can agree to it.
+
+    So it is with what a supplier sells to everybody, and with a guarantee whose credits are not all the seller's to
+    bear. Work for one customer, whose terms both sides wrote, is bounded by the limit of its seller alone.
+    """
+    contract, guarantee = version.contract, version.terms["guarantee"]
+    shares_credits = guarantee is not None and guarantee["seller_bps"] < written.BP
+    return (contract.buyer_id is None or shares_credits) and not is_operators(contract.seller)
+
+
+@transaction.atomic
+def approve(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
+    """Let a version be agreed to: one that a supplier submitted, or a draft. Approving again changes nothing."""
     if version.state == State.OFFERED:
         return
     _move(version, State.OFFERED, offered_at=at)

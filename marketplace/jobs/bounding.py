@@ -4,15 +4,25 @@ What runs counts with all the time that it may take, so that the bound holds how
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from django.db.models import Count, F, QuerySet
+from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from marketplace.contracts import bounds
+from marketplace.contracts import bounds, sellers
 from marketplace.contracts import terms as written
 from marketplace.jobs import orders
 from marketplace.jobs.pricing import Way
-from marketplace.models import Attempt, AttemptState, EndReason, Job, Task, TaskState
+from marketplace.models import (
+    OPEN_JOBS,
+    Attempt,
+    AttemptState,
+    ContractVersion,
+    EndReason,
+    Job,
+    Task,
+    TaskState,
+)
 
 Why = Job.Why
 HOUR_S = 3600
@@ -33,7 +43,7 @@ class Room:
     is_rest: bool = False
 
 
-def of(job: Job, way: Way) -> Room:
+def of(job: Job, way: Way, *, at: datetime) -> Room:
     """Return for how many attempts at a job there is room, if all that run take all their time."""
     if job.time_limit_s is None:
         return Room(job.pending, None)
@@ -41,7 +51,7 @@ def of(job: Job, way: Way) -> Room:
     if not each:
         return Room(job.pending, job.time_limit_s)
     if job.contract:
-        return _by_terms(job, each)
+        return _by_terms(job, each, at=at)
     if job.most_micros is None:
         return Room(job.pending, job.time_limit_s)
     left = job.most_micros - job.spent_micros - set_aside(Attempt.objects.filter(job=job))
@@ -77,7 +87,7 @@ def _with_what_is_left(job: Job, way: Way, left: int) -> Room:
     return Room(1, seconds, is_rest=True) if seconds else over
 
 
-def _by_terms(job: Job, each: int) -> Room:
+def _by_terms(job: Job, each: int, *, at: datetime) -> Room:
     """Return for how many attempts there is room by the terms of its contract."""
     version, organization = bounds.version_of(job), job.project.organization
     work = written.of(version.terms).work
@@ -88,4 +98,31 @@ def _by_terms(job: Job, each: int) -> Room:
     mine = Attempt.objects.filter(job__project__organization=organization, job__contract__in=sold)
     left = bounds.unpaid_left(version, organization) - set_aside(mine.filter(instance__reservation=None))
     room = replace(room, attempts=max(0, left // each), message=bounds.used_up(version))
-    return room if room.attempts else replace(room, is_over=not bounds.is_under_way(version, organization))
+    if not room.attempts:
+        return replace(room, is_over=not bounds.is_under_way(version, organization))
+    of_all = of_seller(version, at=at)
+    if of_all is None or of_all // each >= room.attempts:
+        return room
+    room = replace(room, attempts=max(0, of_all // each), message=sellers.used_up(version))
+    return room if room.attempts else replace(room, is_over=not sellers.is_under_way(version))
+
+
+def of_seller(version: ContractVersion, *, at: datetime) -> int | None:
+    """Return what more attempts under all contracts of a version's seller may cost by the list; None: no bound.
+
+    What runs counts with all its time. Nobody else starts any until this transaction ends.
+    """
+    if not sellers.lock(version):
+        return None
+    seller, currency = version.contract.seller, written.of(version.terms).currency
+    tries = Attempt.objects.filter(job__contract__in=sellers.sold_by(seller).values("public_id"))
+    mine = tries.filter(job__project__organization__currency=currency, instance__reservation=None)
+    return sellers.limit_micros(seller, currency) - sellers.unpaid_micros(seller, currency, at=at) - set_aside(mine)
+
+
+def promised(version: ContractVersion) -> int:
+    """Return what the next attempts cost of jobs under contracts of a version's seller of which nothing runs yet."""
+    sold = sellers.sold_by(version.contract.seller).values("public_id")
+    waiting = Job.objects.filter(contract__in=sold, state__in=OPEN_JOBS, running=0, pending__gt=0)
+    mine = waiting.filter(project__organization__currency=written.of(version.terms).currency)
+    return int(mine.aggregate(total=Sum("attempt_micros", default=0))["total"])

@@ -160,7 +160,7 @@ def _start_some(job: Job, *, at: datetime) -> tuple[Hindrance, int]:
     way, refused = pricing.way_now(job, at=at)
     if way is None:
         return Hindrance(*refused), 0
-    bound = bounding.of(job, way)
+    bound = bounding.of(job, way, at=at)
     room, hindrance = _room(job, way, bound, at)
     if room <= 0:
         return hindrance, 0

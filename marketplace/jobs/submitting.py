@@ -16,11 +16,12 @@ from billing.outcomes import escrows
 from billing.prepared import ask
 from marketplace import audit, rentals
 from marketplace.access import Actor
-from marketplace.contracts import bounds, claims, evidence, runs
+from marketplace.contracts import bounds, claims, evidence, runs, sellers
+from marketplace.contracts import terms as written
 from marketplace.contracts.claims import Bound
 from marketplace.contracts.verifying import ON_NODES
 from marketplace.errors import BadOrder, Conflict, NotFound
-from marketplace.jobs import nudges, orders
+from marketplace.jobs import bounding, nudges, orders
 from marketplace.jobs.schema import SHA256
 from marketplace.jobs.spec import BadSpec, Spec
 from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState, Offer, Project
@@ -66,6 +67,7 @@ def submit(
     _check_order(wanted, needs)
     with transaction.atomic(savepoint=False):
         _check_room(project, sum(one.job.size for one in wanted))
+        _check_sellers(wanted, at)
         return _write(actor, wanted, needs, at)
 
 
@@ -114,6 +116,8 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         most = _most_micros(spec, rate) if bound is None else bound.most_micros
         job = _job(spec, actor, project, offer, rate=rate, at=at)
         job.most_micros = most
+        if bound is not None:
+            job.attempt_micros = _attempt_micros(spec, rate)
         return _Wanted(spec, offer, job, bound)
 
 
@@ -142,13 +146,40 @@ def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | Non
     _check_counted(spec, bound)
     if spec.market == Job.Market.RESERVED and not spec.reservation:
         raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it runs."))
-    gpus = spec.gpus * spec.replicas
-    each = orders.attempt_micros(gpus=gpus, rate=rate, time_limit_s=spec.time_limit_s)
-    asked = bounds.Asked(offer, gpus, seconds=spec.time_limit_s, attempt_micros=each)
+    asked = bounds.Asked(
+        offer, spec.gpus * spec.replicas, seconds=spec.time_limit_s, attempt_micros=_attempt_micros(spec, rate)
+    )
     bounds.check(bound.version, asked, organization=project.organization)
     _check_most(spec, bound)
     _check_verifiable(spec, bound, offer)
     return bound
+
+
+def _attempt_micros(spec: Spec, rate: int) -> int:
+    """Return what an attempt costs by the list at most; of what is inside a reservation nothing more."""
+    assert spec.time_limit_s is not None, "work that is paid by its result has one"
+    return orders.attempt_micros(gpus=spec.gpus * spec.replicas, rate=rate, time_limit_s=spec.time_limit_s)
+
+
+def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
+    """Raise BadSpec where an attempt at a job would pass what its seller's work may cost the platform unpaid.
+
+    The first attempt of each job that waits counts, so jobs that are submitted at once are not promised the same.
+    """
+    left: dict[tuple[int, str], int | None] = {}
+    bound = [(one, one.bound.version) for one in wanted if one.bound is not None]
+    for one, version in sorted(bound, key=lambda each: each[1].contract.seller_id):
+        key = (version.contract.seller_id, written.of(version.terms).currency)
+        if key not in left:
+            room = bounding.of_seller(version, at=at)
+            left[key] = None if room is None else room - bounding.promised(version)
+        room = left[key]
+        if room is None:
+            continue
+        left[key] = room = room - one.job.attempt_micros
+        if room < 0:
+            with _placed(one.spec):
+                raise BadOrder("contract", sellers.used_up(version))
 
 
 def _check_most(spec: Spec, bound: Bound) -> None:

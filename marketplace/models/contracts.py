@@ -67,11 +67,13 @@ class ContractVersion(models.Model):
 
     class State(models.TextChoices):
         DRAFT = "draft", _("Draft")
+        SUBMITTED = "submitted", _("Waiting for approval")
         OFFERED = "offered", _("Offered")
         WITHDRAWN = "withdrawn", _("Withdrawn")
 
     MOVES: dict[str, tuple[str, ...]] = {
-        State.DRAFT: (State.OFFERED, State.WITHDRAWN),
+        State.DRAFT: (State.SUBMITTED, State.OFFERED, State.WITHDRAWN),
+        State.SUBMITTED: (State.OFFERED, State.WITHDRAWN),
         State.OFFERED: (State.WITHDRAWN,),
         State.WITHDRAWN: (),
     }
@@ -93,7 +95,8 @@ class ContractVersion(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["contract", "number"], name="contract_version_numbers_are_given_once"),
             models.CheckConstraint(
-                condition=Q(state__in=["draft", "offered", "withdrawn"]), name="contract_version_state_is_known"
+                condition=Q(state__in=["draft", "submitted", "offered", "withdrawn"]),
+                name="contract_version_state_is_known",
             ),
         ]
         indexes = [models.Index(fields=["-id"], name="contract_version_offered", condition=Q(state="offered"))]
@@ -128,6 +131,29 @@ class Acceptance(models.Model):
 
     def __str__(self) -> str:
         return f"{self.organization} accepted {self.version}"
+
+
+class SellerLimit(models.Model):
+    """What work under all contracts of a seller may cost the platform unpaid, in a currency; null: what is ordinary.
+
+    Whoever starts such work locks it.
+    """
+
+    seller = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="seller_limits")
+    currency = models.CharField(max_length=3)
+    unpaid_micros = models.BigIntegerField(null=True)
+    changed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["seller", "currency"], name="seller_limit_once_per_currency"),
+            models.CheckConstraint(
+                condition=Q(unpaid_micros=None) | Q(unpaid_micros__gte=0), name="seller_limit_is_not_negative"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.seller}: {self.unpaid_micros} {self.currency}"
 
 
 class FloorLook(models.Model):

@@ -151,6 +151,9 @@ class Job(models.Model):
     deadline = models.DateTimeField(null=True)
     max_price_micros = models.BigIntegerField(null=True, help_text="the most that a GPU-hour may cost")
     most_micros = models.BigIntegerField(null=True, help_text="the most that it can cost; null: nobody has set a limit")
+    attempt_micros = models.BigIntegerField(
+        default=0, help_text="what an attempt costs the platform by the list at most, where a contract pays for results"
+    )
     spent_micros = models.BigIntegerField(default=0, help_text="by attempts that have ended")
 
     size = models.PositiveIntegerField(help_text="how many tasks it has")

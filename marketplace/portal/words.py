@@ -146,6 +146,8 @@ AUDITED: dict[str, Promise] = {
     "listing.open": _("Offered reserved hours for sale"),
     "listing.withdraw": _("Took reserved hours off the market"),
     "revenue.state": _("Reported revenue"),
+    "contract.submit": _("Submitted a contract for approval"),
+    "seller_limit.change": _("Changed what unpaid work of a supplier may cost"),
     "instance.uncover": _("Charged by the hour again, since its contract covers it no more"),
     "guarantee.begin": _("Put an instance under a guarantee"),
     "guarantee.end": _("Ended the guarantee of an instance"),

@@ -102,6 +102,7 @@ terms["verifier"] |= {verifier!r}
 seller = Organization.objects.get(memberships__user=merchant.user, is_supplier=True)
 version = offering.draft(actor=merchant, seller=seller, title="Traces", terms=terms, at=at)
 offering.offer(actor=merchant, version=version, at=at)
+offering.approve(actor=person(User.objects.get(email="manager@example.com")), version=version, at=at)
 offering.accept(
     actor=person(owner), version=version, organization=owner.memberships.get().organization, sha256=version.sha256,
     at=at, check_command={[sys.executable, "-c", check]!r},

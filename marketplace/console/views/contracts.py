@@ -22,7 +22,12 @@ from marketplace.portal.doors import Visit
 def listed(visit: Visit) -> HttpResponse:
     """List every version with what it brought, gave back, shared and cost: its margin."""
     return visit.page(
-        "console/contracts.html", {"rows": contracts.with_margins(), "waiting": disputing.open_ones().count()}
+        "console/contracts.html",
+        {
+            "rows": contracts.with_margins(),
+            "submitted": contracts.submitted(),
+            "waiting": disputing.open_ones().count(),
+        },
     )
 
 
@@ -74,10 +79,10 @@ def amend(visit: Visit, version_id: str) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def offer(visit: Visit, version_id: str) -> HttpResponse:
-    """Offer a draft."""
+    """Offer a draft, or approve what a supplier submitted."""
     version = offering.version_for_all(version_id)
     form = NoForm(sent(visit))
-    if carried_out(visit, form, offering.offer, version=version, at=visit.at):
+    if carried_out(visit, form, offering.approve, version=version, at=visit.at):
         messages.success(visit.request, _("It is offered."))
         return redirect("console-contract", version_id)
     return form_page(

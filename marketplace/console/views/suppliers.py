@@ -16,7 +16,8 @@ from marketplace import access_till, money
 from marketplace.console import suppliers
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm, ReasonForm
-from marketplace.console.supplier_forms import AdjustmentForm, HoldForm, RateCardForm
+from marketplace.console.supplier_forms import AdjustmentForm, HoldForm, RateCardForm, UnpaidLimitForm
+from marketplace.contracts import sellers
 from marketplace.portal.doors import Visit
 from marketplace.suppliers import applying, earnings
 from marketplace.templatetags.portal import percent
@@ -52,6 +53,7 @@ def shown(visit: Visit, organization_id: str) -> HttpResponse:
         "statements": list(access_till.statements(supplier).order_by("-pk")[:SHOWN]),
         "payouts": list(suppliers.payouts_of(supplier)[:SHOWN]),
         "account": connecting.of(supplier),
+        "unpaid": sellers.unpaid_of(supplier, at=visit.at),
     }
     return visit.page("console/supplier.html", context)
 
@@ -160,6 +162,25 @@ def adjustment_decline(visit: Visit, adjustment_id: str) -> HttpResponse:
     said = {"title": _("Decline the adjustment for %(supplier)s"), "send": _("Decline"), "done": _("It is declined.")}
     text = _adjustment(found)
     return _decide(visit, found, suppliers.decline_adjustment, "adjustment", text=text, is_dangerous=True, **said)
+
+
+@managers_only("GET", "HEAD", "POST")
+def unpaid_limit(visit: Visit, organization_id: str) -> HttpResponse:
+    """Say what work under a supplier's contracts may cost the platform beyond what results brought it."""
+    supplier = suppliers.supplier_for(organization_id)
+    form = UnpaidLimitForm(sent(visit), initial={"currency": supplier.currency})
+    if carried_out(visit, form, sellers.set_limit, seller=supplier, at=visit.at):
+        messages.success(visit.request, _("It is noted. What runs goes on."))
+        return redirect("console-supplier", organization_id)
+    return form_page(
+        visit,
+        form,
+        title=_("Unpaid work of %(supplier)s") % {"supplier": supplier},
+        text=_("Failed attempts and verification cost customers nothing and are the platform's to pay. At this limit "
+               "no more work under contracts of this supplier starts, for any customer."),
+        send=_("Set"),
+        back=reverse("console-supplier", args=[organization_id]),
+    )  # fmt: skip
 
 
 @managers_only("GET", "HEAD", "POST")

@@ -9,8 +9,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import answering, disputing, offering, sweeping
-from marketplace.models import Claim, ContractVersion, Membership, Organization, Project, Side, User
+from marketplace.contracts import answering, disputing, offering, sellers, sweeping
+from marketplace.models import AuditEntry, Claim, ContractVersion, Membership, Organization, Project, Side, User
 from tests.outcomes import BY_CUSTOMER, PRICE, make_deal, make_seller, terms
 
 pytestmark = pytest.mark.django_db
@@ -55,6 +55,32 @@ def test_what_is_wrong_is_said_beside_what_was_typed(desk: Client, differs: dict
     assert answer.status_code == 422
     assert said in answer.content.decode()
     assert not ContractVersion.objects.exists()
+
+
+def test_a_capacity_manager_approves_what_a_supplier_submitted(desk: Client) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), at=at)
+    offering.offer(actor=merchant, version=version, at=at)
+    assert "Waiting for approval" in desk.get(reverse("console-contracts")).content.decode()
+    assert "Approve" in desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
+    assert desk.post(reverse("console-contract-offer", args=[version.public_id])).status_code == 302
+    assert list(offering.catalogue()) == [version]
+
+
+def test_a_capacity_manager_says_what_unpaid_work_of_a_supplier_may_cost(desk: Client) -> None:
+    seller, _ = make_seller()
+    page = reverse("console-supplier", args=[seller.public_id])
+    assert "$0.00 of $1,000.00" in desk.get(page).content.decode()
+    path = reverse("console-unpaid-limit", args=[seller.public_id])
+    asked = {"currency": "USD", "unpaid_micros": "25.50", "reason": "New here"}
+    assert desk.post(path, asked | {"unpaid_micros": "-1"}).status_code == 422
+    assert desk.post(path, asked).status_code == 302
+    assert sellers.limit_micros(seller, "USD") == 25_500_000
+    assert AuditEntry.objects.get(verb="seller_limit.change").after["reason"] == "New here"
+    assert "$0.00 of $25.50" in desk.get(page).content.decode()
+    desk.post(path, asked | {"unpaid_micros": ""})
+    assert sellers.limit_micros(seller, "USD") == sellers.DEFAULT_MICROS
 
 
 def test_a_dispute_is_decided_once_by_somebody_apart(

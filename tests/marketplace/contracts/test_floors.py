@@ -12,7 +12,7 @@ from billing.outcomes import floors as till
 from marketplace.access import Actor
 from marketplace.contracts import answering, floors, offering, sweeping
 from marketplace.models import Organization, Project, Side
-from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, terms
+from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, put_up, terms
 
 pytestmark = pytest.mark.django_db
 AGREED = datetime.fromisoformat("2027-03-10T12:00:00+00:00")
@@ -51,7 +51,7 @@ def test_the_floor_of_an_amended_contract_is_charged_once_a_period(acme: Organiz
             actor=deal.merchant, contract=deal.version.contract, side=Side.SELLER, at=amended,
             terms=terms(floor={"period": "day", "micros": 4 * PRICE}),
         )  # fmt: skip
-        offering.offer(actor=deal.merchant, version=second, at=amended)
+        put_up(second, deal.merchant, at=amended)
         accept(acme, second)
     assert floors.true_up(at=AGREED + timedelta(days=3), limit=10) == 2
     charged = Outcome.objects.filter(kind="true_up").order_by("period").values_list("period__day", "amount_micros")

@@ -20,8 +20,9 @@ from marketplace.models import (
     Side,
     User,
 )
+from tests.agreed import GUARANTEE
 from tests.conftest import make_person
-from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, make_seller, terms
+from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, make_seller, put_up, terms
 
 pytestmark = pytest.mark.django_db
 
@@ -46,7 +47,7 @@ def test_who_agrees_names_the_text_and_is_written_down(acme: Organization, actor
     agree = {"actor": actor, "version": version, "organization": acme, "at": at}
     with pytest.raises(IllegalState):
         offering.accept(sha256=version.sha256, **agree)
-    offering.offer(actor=merchant, version=version, at=at)
+    put_up(version, merchant, at=at)
     with pytest.raises(BadOrder, match="read it again"):
         offering.accept(sha256="0" * 64, **agree)
     made = offering.accept(sha256=version.sha256, **agree)
@@ -56,6 +57,44 @@ def test_who_agrees_names_the_text_and_is_written_down(acme: Organization, actor
     assert AuditEntry.objects.filter(verb="contract.accept", organization=acme, subject_id=version.public_id).exists()
     with pytest.raises(Conflict, match="does not buy from itself"):
         offering.accept(actor=merchant, version=version, organization=seller, sha256=version.sha256, at=at)
+
+
+def test_what_a_supplier_sells_to_everybody_is_in_the_catalogue_once_a_capacity_manager_approved_it(
+    acme: Organization, actor: Actor, carol: User
+) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), at=at)
+    for _ in range(2):
+        offering.offer(actor=merchant, version=version, at=at)
+        version.refresh_from_db()
+        assert (version.state, version.offered_at) == ("submitted", None)
+    assert list(offering.catalogue()) == list(offering.visible_to([acme.pk])) == []
+    with pytest.raises(IllegalState, match="Waiting for approval"):
+        offering.accept(actor=actor, version=version, organization=acme, sha256=version.sha256, at=at)
+    offering.approve(actor=person(make_person("m@operator.example", is_staff=True)), version=version, at=at)
+    assert list(offering.catalogue()) == [version]
+    offering.accept(actor=actor, version=version, organization=acme, sha256=version.sha256, at=at)
+    # Its next terms are looked at again; what the operator itself sells is its own word.
+    second = offering.amend(actor=merchant, contract=version.contract, terms=terms(retries=0), side=Side.SELLER, at=at)
+    offering.offer(actor=merchant, version=second, at=at)
+    assert second.state == "submitted"
+    Membership.objects.create(organization=seller, user=carol, role="admin")
+    offering.offer(actor=merchant, version=second, at=at)
+    assert second.state == "offered"
+
+
+@pytest.mark.parametrize(("seller_bps", "state"), [(10_000, "offered"), (9_999, "submitted")])
+def test_a_guarantee_for_one_customer_is_approved_where_the_platform_bears_a_part_of_its_credits(
+    acme: Organization, seller_bps: int, state: str
+) -> None:
+    seller, merchant = make_seller()
+    said = terms(kind="guarantee", guarantee=GUARANTEE | {"seller_bps": seller_bps})
+    version = offering.draft(
+        actor=merchant, seller=seller, title="Steady", terms=said, buyer=acme, at=timezone.now()
+    )  # fmt: skip
+    offering.offer(actor=merchant, version=version, at=timezone.now())
+    assert version.state == state
 
 
 def test_only_suppliers_sell_and_a_supplier_who_earns_exists(acme: Organization, actor: Actor) -> None:
@@ -173,7 +212,7 @@ def test_a_third_party_has_a_say_only_where_the_customer_names_its_key(acme: Org
     seller, merchant = make_seller()
     at = timezone.now()
     version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(verifier=BY_PARTY), at=at)
-    offering.offer(actor=merchant, version=version, at=at)
+    put_up(version, merchant, at=at)
     agree: dict[str, Any] = {
         "actor": actor,
         "version": version,

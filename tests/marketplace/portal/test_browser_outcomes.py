@@ -15,7 +15,7 @@ from tests.conftest import Fleet
 from tests.marketplace.jobs.conftest import Works, works
 from tests.marketplace.portal.looking import look, tour
 from tests.marketplace.portal.test_browser import browser, pytestmark, sign_in, window
-from tests.outcomes import LEFT, PRICE, Deal, make_seller, terms
+from tests.outcomes import LEFT, PRICE, Deal, make_seller, put_up, terms
 
 __all__ = ["browser", "pytestmark", "window", "works"]
 
@@ -27,7 +27,7 @@ def deal(db: None) -> Deal:
     version = offering.draft(
         actor=merchant, seller=seller, title="Rendered frames", at=timezone.now(), terms=terms(unit={"name": "frame"})
     )
-    offering.offer(actor=merchant, version=version, at=timezone.now())
+    put_up(version, merchant, at=timezone.now())
     return Deal(seller, merchant, version)
 
 

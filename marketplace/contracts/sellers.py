@@ -1,0 +1,114 @@
+"""What work under all contracts of one seller may cost the platform beyond what their results brought it.
+
+The terms of a contract bound the work for each customer (`bounds.py`); here is the bound for all of its customers
+together, so that no product costs more for being agreed to by many. What the operator itself sells has none.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q, QuerySet, Sum
+from django.utils.translation import gettext as _
+
+from billing.models import Outcome, OutcomeCost
+from billing.outcomes import costs
+from marketplace import audit
+from marketplace.access import Actor
+from marketplace.contracts import offering
+from marketplace.contracts import terms as written
+from marketplace.models import Attempt, AttemptState, Claim, ContractVersion, Job, Organization, SellerLimit
+
+# In each currency, for whom no capacity manager has said another.
+DEFAULT_MICROS = 1_000_000_000
+
+
+def lock(version: ContractVersion) -> bool:
+    """Keep all others from looking at the limit of a version's seller until this transaction ends; False: it has none.
+
+    Whoever locks several takes them in the order of their sellers' keys.
+    """
+    seller, currency = version.contract.seller, written.of(version.terms).currency
+    if offering.is_operators(seller):
+        return False
+    row, _made = SellerLimit.objects.get_or_create(seller=seller, currency=currency)
+    SellerLimit.objects.select_for_update(no_key=True).get(pk=row.pk)
+    return True
+
+
+def limit_micros(seller: Organization, currency: str) -> int:
+    """Return what work under a seller's contracts may cost the platform unpaid, in a currency."""
+    row = SellerLimit.objects.filter(seller=seller, currency=currency).first()
+    return DEFAULT_MICROS if row is None or row.unpaid_micros is None else row.unpaid_micros
+
+
+def unpaid_micros(seller: Organization, currency: str, *, at: datetime) -> int:
+    """Return what work under a seller's contracts has cost by the list beyond what results brought the platform.
+
+    What runs counts as far as it has run, but for attempts of jobs: what these may cost is set aside whole elsewhere.
+    Hours that a fault of ours cost do not count.
+    """
+    bps = {row.public_id: written.of(row.terms).platform_bps for row in sold_by(seller)}
+    tries = Attempt.objects.filter(job__contract__in=list(bps))
+    faulted = tries.filter(state=AttemptState.FAULTED).values("instance__public_id")
+    apart = tries.filter(state__in=[AttemptState.FAULTED, AttemptState.RUNNING]).values("instance__public_id")
+    booked = OutcomeCost.objects.filter(version__in=list(bps), currency=currency)
+    cost = booked.exclude(span__resource_id__in=faulted).aggregate(total=Sum("amount_micros", default=0))["total"]
+    cost += costs.unbooked_micros(versions=list(bps), currency=currency, without=apart, at=at)
+    return int(cost) - sum(net * bps[name] // written.BP for name, net in _net(bps, currency).items())
+
+
+def unpaid_of(seller: Organization, *, at: datetime) -> list[tuple[str, int, int]]:
+    """Return currency, what a seller's work has cost unpaid and its limit; none where the operator itself sells."""
+    if offering.is_operators(seller):
+        return []
+    found = set(SellerLimit.objects.filter(seller=seller).values_list("currency", flat=True)) | {seller.currency}
+    return [(name, unpaid_micros(seller, name, at=at), limit_micros(seller, name)) for name in sorted(found)]
+
+
+def used_up(version: ContractVersion) -> str:
+    """Return in words that a seller's work has cost the platform as much as it may; not how much, which is theirs."""
+    return _(
+        "Work under contracts of %(seller)s that was not paid for has cost the platform as much as it allows this "
+        "seller. Nothing was started or charged; try again when results of it are paid, or ask the operator."
+    ) % {"seller": version.contract.seller.name}
+
+
+def is_under_way(version: ContractVersion) -> bool:
+    """Return whether results of anybody may still bring the platform something of this seller's work."""
+    sold = sold_by(version.contract.seller).values("public_id")
+    claims = Claim.objects.filter(contract__seller=version.contract.seller_id, closed_at=None)
+    return claims.exists() or Job.objects.filter(contract__in=sold).exclude(running=0, verifying=0).exists()
+
+
+def sold_by(seller: Organization) -> QuerySet[ContractVersion]:
+    """Return all versions that a seller sells."""
+    return ContractVersion.objects.filter(contract__seller=seller)
+
+
+@transaction.atomic
+def set_limit(
+    *, actor: Actor, seller: Organization, currency: str, unpaid_micros: int | None, reason: str, at: datetime
+) -> SellerLimit:
+    """Say what a seller's work may cost the platform unpaid; None: the ordinary limit. What runs goes on."""
+    row, _made = SellerLimit.objects.get_or_create(seller=seller, currency=currency)
+    row = SellerLimit.objects.select_for_update(no_key=True).get(pk=row.pk)
+    before, row.unpaid_micros, row.changed_at = row.unpaid_micros, unpaid_micros, at
+    row.save(update_fields=["unpaid_micros", "changed_at"])
+    said: Mapping[str, Any] = {"currency": currency, "unpaid_micros": unpaid_micros, "reason": reason}
+    audit.record(
+        actor=actor, organization=seller, verb="seller_limit.change", subject_id=seller.public_id,
+        before={"unpaid_micros": before}, after=dict(said),
+    )  # fmt: skip
+    return row
+
+
+def _net(versions: Mapping[str, int], currency: str) -> dict[str, int]:
+    """Return what all customers paid under each of these versions and did not get back."""
+    back = Q(kind=Outcome.Kind.REVERSED)
+    rows = Outcome.objects.filter(version__in=list(versions), currency=currency).order_by().values_list("version")
+    summed = rows.annotate(
+        paid=Sum("amount_micros", filter=~back, default=0), returned=Sum("amount_micros", filter=back, default=0)
+    )
+    return {name: paid - returned for name, paid, returned in summed}

@@ -1,0 +1,163 @@
+"""What work of one seller costs the platform unpaid is bounded over all of its customers together."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from threading import Barrier, Thread
+from time import sleep
+from typing import Any
+
+import pytest
+import time_machine
+from django.db import connection, transaction
+from django.utils import timezone
+
+from billing import books
+from billing.models import Escrow, OutcomeCost
+from billing.outcomes import costs
+from marketplace.access import person
+from marketplace.contracts import offering, sellers, sweeping
+from marketplace.jobs import bounding
+from marketplace.jobs.spec import BadSpec
+from marketplace.models import Job, Membership, Project, SellerLimit, User
+from tests.conftest import make_organization, make_person
+from tests.marketplace.jobs.conftest import Works, latest
+from tests.outcomes import Deal, make_deal
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+HOUR_MICROS = 2_490_000  # an attempt of an hour on one H200
+SAID = "has cost the platform as much as it allows this seller"
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def clock() -> Iterator[time_machine.Traveller]:
+    with time_machine.travel(NOON, tick=False) as traveller:
+        yield traveller
+
+
+@pytest.fixture
+def other(works: Works) -> Works:
+    """Another customer with jobs of its own on the same fleet."""
+    olga = make_person("olga@other.example")
+    organization = make_organization("Other", olga)
+    project = Project.objects.select_related("organization").get(organization=organization)
+    return replace(works, actor=person(olga, "req_other"), project=project)
+
+
+@pytest.fixture
+def deal(works: Works, other: Works) -> Deal:
+    """A product to which both customers agreed, and whose results bring the platform three hours' price each."""
+    made = make_deal(
+        works.project.organization, shares=[{"to": "platform", "bps": 10_000}],
+        unit={"price_micros": 3 * HOUR_MICROS}, acceptance={"window_s": 0}, disputes={"window_s": 0}, retries=0,
+    )  # fmt: skip
+    offering.accept(
+        actor=other.actor, version=made.version, organization=other.project.organization, sha256=made.version.sha256,
+        at=timezone.now(),
+    )  # fmt: skip
+    return made
+
+
+def allow(deal: Deal, micros: int) -> None:
+    sellers.set_limit(
+        actor=deal.merchant, seller=deal.seller, currency="USD", unpaid_micros=micros, reason="x", at=timezone.now()
+    )  # fmt: skip
+
+
+def under(deal: Deal, works: Works, **fields: Any) -> Job:
+    return works.one(contract=deal.version.public_id, **fields)
+
+
+def test_who_would_pass_what_a_sellers_customers_together_may_cost_is_refused_and_nothing_is_held(
+    works: Works, other: Works, deal: Deal, clock: time_machine.Traveller
+) -> None:
+    allow(deal, 2 * HOUR_MICROS - 1)
+    first = under(deal, works)
+    for _ in range(2):
+        with pytest.raises(BadSpec, match=SAID), transaction.atomic():
+            under(deal, other)
+        works.go()  # it runs now, and counts as much
+    assert latest(first).running == 1
+    assert (Job.objects.count(), Escrow.objects.count()) == (1, 1)
+    # Its result is paid, so the seller's work has cost nothing unpaid, and others may have theirs.
+    clock.shift(timedelta(minutes=30))
+    works.exit_all(first)
+    works.go()
+    costs.book_costs(at=timezone.now())
+    for _ in range(3):
+        sweeping.advance(at=timezone.now(), limit=10)
+    assert sellers.unpaid_micros(deal.seller, "USD", at=timezone.now()) == HOUR_MICROS // 2 - 3 * HOUR_MICROS
+    assert under(deal, other).attempt_micros == HOUR_MICROS
+    assert books.check(at=timezone.now()) == []
+
+
+def test_no_attempt_starts_that_could_pass_the_limit_whoevers_it_is(
+    works: Works, other: Works, deal: Deal, clock: time_machine.Traveller
+) -> None:
+    most = 3 * HOUR_MICROS + 1
+    allow(deal, most)
+    jobs = [under(deal, works, array=5), under(deal, other, array=5)]
+    works.go()
+    assert sum(latest(job).running for job in jobs) == 3
+    assert any(SAID in latest(job).hindrance for job in jobs)
+    clock.shift(timedelta(hours=1))
+    for job in jobs:
+        works.exit_all(job, 1)
+    works.settle()
+    # What ended and is not booked yet counts, too.
+    assert sellers.unpaid_micros(deal.seller, "USD", at=timezone.now()) == 3 * HOUR_MICROS
+    works.go()
+    costs.book_costs(at=timezone.now())
+    for _ in range(3):
+        clock.shift(timedelta(seconds=40))
+        works.go()
+        sweeping.advance(at=timezone.now(), limit=100)
+    assert sum(OutcomeCost.objects.values_list("amount_micros", flat=True)) == 3 * HOUR_MICROS <= most
+    assert {(latest(job).state, latest(job).reason) for job in jobs} == {("failed", "cost")}
+    assert set(Escrow.objects.values_list("state", flat=True)) == {"closed"}
+    with pytest.raises(BadSpec, match=SAID), transaction.atomic():
+        under(deal, works)
+    allow(deal, 10 * HOUR_MICROS)
+    assert under(deal, works).pk
+
+
+def test_what_the_operator_itself_sells_has_no_limit(works: Works, deal: Deal, carol: User) -> None:
+    allow(deal, 0)
+    with pytest.raises(BadSpec, match=SAID), transaction.atomic():
+        under(deal, works)
+    Membership.objects.create(organization=deal.seller, user=carol, role="admin")
+    assert under(deal, works).pk
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_customers_who_submit_at_once_are_not_promised_the_same_room(
+    works: Works, other: Works, deal: Deal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(deal, 2 * HOUR_MICROS - 1)
+    gate, ends, promised = Barrier(2), [], bounding.promised
+
+    def slowly(version: Any) -> int:
+        found = promised(version)
+        sleep(0.3)
+        return found
+
+    def submit(customer: Works) -> None:
+        try:
+            gate.wait()
+            under(deal, customer)
+            ends.append("submitted")
+        except BadSpec as refusal:
+            ends.append("refused" if SAID in str(refusal) else str(refusal))
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(bounding, "promised", slowly)
+    pair = [Thread(target=submit, args=[customer]) for customer in (works, other)]
+    for thread in pair:
+        thread.start()
+    for thread in pair:
+        thread.join()
+    assert sorted(ends) == ["refused", "submitted"]
+    assert SellerLimit.objects.count() == 1
