@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Sum
+from django.db.models import Exists, OuterRef, Q, Sum
 
-from billing.models import Outcome, OutcomeShare, OutcomeSharing
+from billing.models import Account, Outcome, OutcomeShare, OutcomeSharing
 from billing.suppliers import accruing, adjusting, purses
 from billing.suppliers.shares import largest_remainder
 
 BATCH = 5_000
+# A share of revenue and what is missing to a minimum are asked for when a period is over, whatever there is to pay it.
+ON_CREDIT = (Outcome.Kind.SHARE, Outcome.Kind.TRUE_UP)
 Whose = tuple[int, str, str]  # supplier, version, currency
 
 
@@ -23,11 +25,18 @@ Whose = tuple[int, str, str]  # supplier, version, currency
 def share_out(*, at: datetime, limit: int = BATCH) -> int:
     """Give suppliers their parts of outcomes that were not shared out yet, the oldest first; return how many.
 
+    What was taken without anything set aside for it waits while its payer owes something: it may never be paid.
+
     The parts of what an outcome costs after all reversals are those of a largest remainder: a full reversal takes back
     exactly what was given.
     """
     accruing.wait_for_turn()
-    found = list(Outcome.objects.filter(sharing=None).select_related("of").order_by("pk")[:limit])
+    owing = Account.objects.filter(
+        kind=Account.Kind.RECEIVABLE, balance_micros__lt=0, organization=OuterRef("organization")
+    )
+    unsure = Q(kind__in=ON_CREDIT) | Q(of__kind__in=ON_CREDIT)
+    new = Outcome.objects.filter(sharing=None)
+    found = list(new.exclude(unsure, Exists(owing)).select_related("of").order_by("pk")[:limit])
     if not found:
         return 0
     sharing = OutcomeSharing.objects.create(at=at)

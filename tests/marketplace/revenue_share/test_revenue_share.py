@@ -10,7 +10,7 @@ from django.urls import reverse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing import accounts, books, daily, usage
+from billing import accounts, books, credits, daily, usage
 from billing.models import Outcome
 from billing.outcomes import sharing
 from billing.suppliers import purses
@@ -103,6 +103,21 @@ def test_what_was_stated_last_is_charged_when_it_is_due_and_the_period_closes(ag
         state(actor, USD)
     with pytest.raises(IllegalMove):
         found.move_to("open", at=DUE, message="again")
+
+
+def test_a_seller_has_no_part_of_what_its_customer_only_said_until_that_is_paid(agree, actor, acme, seller):
+    agree()
+    state(actor, 10_000 * USD)
+    closing.close_due(at=DUE, limit=10)
+    assert accounts.wallet(organization=acme).owed_micros == 500 * USD
+    assert sharing.share_out(at=DUE) == 0
+    assert "USD" not in purses.of(seller.pk)
+    credits.grant(organization=acme, amount_micros=499 * USD, key="a", reason="paid", by="test", at=DUE)
+    assert sharing.share_out(at=DUE) == 0
+    credits.grant(organization=acme, amount_micros=USD, key="b", reason="paid", by="test", at=DUE)
+    assert accounts.wallet(organization=acme).owed_micros == 0
+    assert sharing.share_out(at=DUE) == 1
+    assert purses.of(seller.pk)["USD"].payable.balance_micros == 1_200 * USD
 
 
 def test_less_than_the_minimum_is_brought_up_to_it_and_more_than_the_cap_is_not_asked(agree, actor):
