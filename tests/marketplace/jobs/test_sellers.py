@@ -106,9 +106,10 @@ def test_no_attempt_starts_that_could_pass_the_limit_whoevers_it_is(
     for job in jobs:
         works.exit_all(job, 1)
     works.settle()
-    # What ended and is not booked yet counts, too.
-    assert sellers.unpaid_micros(deal.seller, "USD", at=timezone.now()) == 3 * HOUR_MICROS
     works.go()
+    # What has ended and is not booked yet counts, too.
+    assert not OutcomeCost.objects.exists()
+    assert sellers.unpaid_micros(deal.seller, "USD", at=timezone.now()) == 3 * HOUR_MICROS
     costs.book_costs(at=timezone.now())
     for _ in range(3):
         clock.shift(timedelta(seconds=40))
