@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("marketplace", "0032_metered_lines_of_revenue"),
+        ("marketplace", "0033_indexes_that_nobody_reads"),
     ]
 
     operations = [
