@@ -145,7 +145,7 @@ def _receipts(rows: Collection[int]) -> Iterable[Event]:
 
 SOURCES: dict[str, Source] = {
     "job": Source("job.view", (*(f"job.{state}" for state in JobState.values), PROGRESS), _jobs),
-    "contract": Source("contract.view", ("contract.offered", "contract.withdrawn"), _versions),
+    "contract": Source("contract.view", ("contract.submitted", "contract.offered", "contract.withdrawn"), _versions),
     "acceptance": Source("contract.view", ("contract.accepted",), _acceptances),
     "claim": Source("claim.view", tuple(f"claim.{state}" for state in ClaimState.values), _claims),
     "claim_dispute": Source(
