@@ -313,21 +313,28 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     )
     found = None
     if not numbers.errors.keys() & {"gpus", "replicas"}:
-        if bid is not None and bid.is_chosen:
-            found = estimates.of_bid(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
-        elif under is not None:
-            found = estimates.under_share(under, project, listing, gpus, replicas)
-        elif kept is not None and kept.binds(gpus * replicas):
-            found = estimates.inside(kept, project, listing, gpus, replicas)
-        else:
-            found = estimates.on_demand(project, listing, gpus, replicas)
-    if found and listing.offer.pk in excluded:
-        found.checks.insert(0, Check(False, excluded[listing.offer.pk], _("Choose another offer.")))
-    if found and context["takes_image"]:
-        found.checks.append(estimates.image_check(project, draft.typed["image"]))
+        found = _estimate(visit, context, under, gpus, replicas)
     if found and not found.fits and under is None:
         context |= waits.offered(visit, project, listing, draft.typed)
     return {**context, "estimate": found, "cli": cli, "curl": curl}
+
+
+def _estimate(visit: Visit, context: dict[str, Any], under: Acceptance | None, gpus: int, replicas: int) -> estimates.Estimate:
+    """Return what it costs by whichever way it is paid, with what else speaks against a launch."""
+    project, listing, bid, kept = (context[name] for name in ("project", "listing", "bidding", "attaching"))
+    if bid is not None and bid.is_chosen:
+        found = estimates.of_bid(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
+    elif under is not None:
+        found = estimates.under_share(under, project, listing, gpus, replicas)
+    elif kept is not None and kept.binds(gpus * replicas):
+        found = estimates.inside(kept, project, listing, gpus, replicas)
+    else:
+        found = estimates.on_demand(project, listing, gpus, replicas)
+    if listing.offer.pk in context["excluded"]:
+        found.checks.insert(0, Check(False, context["excluded"][listing.offer.pk], _("Choose another offer.")))
+    if context["takes_image"]:
+        found.checks.append(estimates.image_check(project, context["typed"]["image"]))
+    return found
 
 
 def _changed(running: dict[str, Any]) -> dict[str, Any]:

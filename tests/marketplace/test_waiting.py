@@ -14,15 +14,7 @@ from billing.models import Account
 from marketplace import offers, outlook, rentals, spot_capacity, tokens, waiting
 from marketplace.access import Actor, person
 from marketplace.errors import BadOrder, IllegalState, ProjectSuspended
-from marketplace.models import (
-    AuditEntry,
-    Membership,
-    Offer,
-    Organization,
-    Project,
-    SpotTerms,
-    WaitingOrder,
-)
+from marketplace.models import AuditEntry, Membership, Offer, Organization, Project, SpotTerms, WaitingOrder
 from provisioning import calendar
 from provisioning.errors import NeverFits, NoCapacity
 from provisioning.models import Capacity, Fabric, Instance, Node, Quota, Site
