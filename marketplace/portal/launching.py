@@ -319,7 +319,9 @@ def _context(visit: Visit, draft: Draft) -> dict[str, Any]:
     return {**context, "estimate": found, "cli": cli, "curl": curl}
 
 
-def _estimate(visit: Visit, context: dict[str, Any], under: Acceptance | None, gpus: int, replicas: int) -> estimates.Estimate:
+def _estimate(
+    visit: Visit, context: dict[str, Any], under: Acceptance | None, gpus: int, replicas: int
+) -> estimates.Estimate:
     """Return what it costs by whichever way it is paid, with what else speaks against a launch."""
     project, listing, bid, kept = (context[name] for name in ("project", "listing", "bidding", "attaching"))
     if bid is not None and bid.is_chosen:
