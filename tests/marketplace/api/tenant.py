@@ -36,6 +36,7 @@ from marketplace import (
 )
 from marketplace.access import Actor, person
 from marketplace.contracts import disputing, filing, judging, offering
+from marketplace.contracts import sellers as seller_limits
 from marketplace.events import endpoints, feed
 from marketplace.guarantees import guarding
 from marketplace.jobs import running, spec, submitting
@@ -176,6 +177,9 @@ def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifi
     at, merchant = timezone.now(), person(operator.memberships.get(role=Role.OWNER).user)
     organization.is_supplier = operator.is_supplier = True  # in memory: nobody becomes one by that
     own = offering.draft(actor=actor, seller=organization, title=f"{organization} sells", terms=terms(), at=at)
+    seller_limits.set_limit(
+        actor=merchant, seller=organization, currency="USD", unpaid_micros=10**9, reason="tests", at=at
+    )
     deals = {}
     for word in ("negotiated", "agreed"):
         deals[word] = offering.draft(
