@@ -48,9 +48,9 @@ def _events(debt: Account, organization: Organization, *, since: datetime) -> li
     """Return what came in since a moment and what it was named for, in the order in which it moved. Two queries."""
     rows = InvoicePayment.objects.filter(invoice__organization=organization.pk, at__gte=since)
     named = {
-        key: (micros, invoice_id, issued_at)
-        for key, micros, invoice_id, issued_at in rows.values_list(
-            "transfer_key", "amount_micros", "invoice", "invoice__issued_at"
+        key: _Event(at, micros, invoice_id, issued_at)
+        for key, at, micros, invoice_id, issued_at in rows.values_list(
+            "transfer_key", "at", "amount_micros", "invoice", "invoice__issued_at"
         )
     }
     came = Q(target=debt, effective_at__gte=since) & ~CHEAPER
@@ -61,10 +61,11 @@ def _events(debt: Account, organization: Organization, *, since: datetime) -> li
         if by_name is None:
             events.append(_Event(at, micros))
             continue
-        events.append(_Event(at, *by_name))
+        # A correction counts from when a note named it: its transfer stands where the use became less.
+        events.append(by_name)
         # Neither a correction nor a debt is money that came in, so nothing else is left of it.
-        is_money = by_name[0] > 0 and not key.startswith("refund:")
-        events += [_Event(at, micros - by_name[0])] if is_money else []
+        is_money = by_name.micros > 0 and not key.startswith("refund:")
+        events += [_Event(at, micros - by_name.micros)] if is_money else []
     return events
 
 

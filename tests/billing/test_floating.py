@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from billing import books, charging, floating, prices, usage
 from billing.errors import RetroactivePrice
 from billing.models import Charge, Hold, PricePoint, PriceVersion, Runway, UsageSpan
+from marketplace import spend
 from marketplace.portal import spending
 from tests.billing.makers import (
     HOUR,
@@ -79,7 +80,7 @@ def test_the_difference_of_two_sums_is_what_millisecond_after_millisecond_would_
         assert span.charged_micros == usage.amount_micros(span=span, at=NOON + timedelta(days=1))
         assert span.charged_micros == (2 * exact + 3_600_000) // 7_200_000
         day = [(NOON - HOUR, NOON + HOUR), (NOON + HOUR, NOON + 30 * HOUR)]
-        assert sum(micros for micros, _ in spending.spent(acme, day, at=NOON + 24 * HOUR)) == span.charged_micros
+        assert sum(micros for micros, _ in spend.spent(acme, day, at=NOON + 24 * HOUR)) == span.charged_micros
         transaction.set_rollback(True)
 
 
