@@ -106,7 +106,7 @@ def refusal(organization: accounts.Organization) -> PaymentsPastDue | None:
     states = [State.PAST_DUE, State.UNCOLLECTIBLE]
     rows = Collection.objects.filter(organization=organization.pk, state__in=states).select_related("invoice")
     invoices = [row.invoice for row in rows.order_by("due_at", "pk")]
-    lost = sum(row.written_off_micros - row.recovered_micros for row in rows)
+    lost = sum(row.lost_micros for row in rows)
     owed = sum(debts.left_due_micros(organization=organization, invoices=invoices).values()) + lost
     return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=invoices[0].number)
 

@@ -464,7 +464,8 @@ def invoices(organization: Organization) -> QuerySet[Invoice]:
 
 def invoice_for(actor: Actor, invoice_id: str, *, verb: str) -> Invoice:
     """Return an invoice or credit note of one of the actor's organizations."""
-    found = Invoice.objects.filter(public_id=invoice_id).select_related("organization", "credited").first()
+    related = Invoice.objects.select_related("organization", "credited", "collection")
+    found = related.filter(public_id=invoice_id).first()
     if found is None:
         raise NotFound
     _check(actor, found.organization_id, verb)

@@ -6,7 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Min
+from django.db.models import Min, Sum
 from django.utils.translation import gettext as _
 
 from billing import accounts, collecting, disputes, dunning, invoice_payments
@@ -78,6 +78,13 @@ def unpaid(organization: Organization) -> list[Unpaid]:
 def past_due_micros(found: Sequence[Unpaid], *, at: datetime) -> int:
     """Return how much of these is past due."""
     return sum(one.asked_micros for one in found if one.is_past_due(at))
+
+
+def written_off_micros(organization: Organization) -> int:
+    """Return what was given up of invoices and is owed no more: paying it opens the account again. One query."""
+    lost = Collection.objects.filter(organization=organization, state=Collection.State.UNCOLLECTIBLE)
+    sums = lost.aggregate(written_off=Sum("written_off_micros"), recovered=Sum("recovered_micros"))
+    return (sums["written_off"] or 0) - (sums["recovered"] or 0)
 
 
 def coming(organization: Organization, found: Sequence[Unpaid], *, row: Runway | None, at: datetime) -> list[Coming]:

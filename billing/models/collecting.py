@@ -55,6 +55,11 @@ class Collection(models.Model):
     def __str__(self) -> str:
         return f"{self.invoice}: {self.state}"
 
+    @property
+    def lost_micros(self) -> int:
+        """What was written off and has not come after all."""
+        return self.written_off_micros - self.recovered_micros
+
 
 class InvoicePayment(models.Model):
     """A transfer, or part of one, that paid one invoice by name. Others pay the oldest debt first; see `debts`.

@@ -380,6 +380,7 @@ def balance(
             for one in credit
         ],
         "past_due": decimal_string(owing.past_due_micros(unpaid, at=at)),
+        "written_off": decimal_string(owing.written_off_micros(organization)),
         "coming": [{"at": one.at, "code": one.code, "text": one.text, "invoice": one.number or None} for one in coming],
         "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),
         "exhausts_at": runway.exhausts_at if runway else None,

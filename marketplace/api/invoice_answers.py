@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from billing.invoicing import debts
+from billing import invoice_payments
 from billing.invoicing.proof import LineProof, SpanProof, TotalsProof
 from billing.invoicing.proof_of_outcomes import OutcomeProof
 from billing.invoicing.proof_of_prepaid import PrepaidProof
@@ -30,11 +30,12 @@ def details(row: BillingDetails | None) -> dict[str, Any]:
 
 
 def invoices(organization: Organization, rows: Sequence[Invoice]) -> list[dict[str, Any]]:
-    left = debts.left_due_micros(organization=organization, invoices=rows)
-    return [_invoice(row, left[row.pk]) for row in rows]
+    payable = invoice_payments.payable_micros_of(rows, organization)
+    return [_invoice(row, payable[row.pk]) for row in rows]
 
 
 def _invoice(row: Invoice, due_micros: int) -> dict[str, Any]:
+    collection = getattr(row, "collection", None)
     return {
         "id": row.public_id,
         "number": row.number,
@@ -65,7 +66,9 @@ def _invoice(row: Invoice, due_micros: int) -> dict[str, Any]:
         "due_at_issue": decimal_string(row.due_micros),
         "due": decimal_string(due_micros),
         "state": owing.state_of(row, due_micros, at=timezone.now()),
-        "due_at": row.collection.due_at if hasattr(row, "collection") else None,
+        "due_at": collection.due_at if collection else None,
+        "written_off": decimal_string(collection.written_off_micros if collection else 0),
+        "recovered": decimal_string(collection.recovered_micros if collection else 0),
     }
 
 

@@ -74,9 +74,15 @@ class InvoiceAnswer(serializers.Serializer[Any]):
     total = serializers.CharField()
     paid_at_issue = serializers.CharField(help_text="was paid from the balance already")
     due_at_issue = serializers.CharField()
-    due = serializers.CharField(help_text="what is still owed of it now")
-    state = serializers.ChoiceField(choices=Collection.State.values, help_text="as payments say now")
+    due = serializers.CharField(
+        help_text="what is still to be paid of it; of one that is uncollectible, written off less recovered"
+    )
+    state = serializers.ChoiceField(
+        choices=Collection.State.values, help_text="as payments say now; uncollectible: given up, and payable after all"
+    )
     due_at = serializers.DateTimeField(allow_null=True, help_text="when it has to be paid; null where nothing was due")
+    written_off = serializers.CharField(help_text="what was given up of it and is owed no more: the balance leaves it out")
+    recovered = serializers.CharField(help_text="what was paid of that after all, and no bank has taken back")
 
 
 class InvoiceLineAnswer(serializers.Serializer[Any]):

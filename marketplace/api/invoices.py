@@ -39,7 +39,7 @@ class InvoiceList(APIView):
         responses={200: shapes.page_of(invoice_shapes.InvoiceAnswer), shapes.REFUSED: shapes.Problem},
     )
     def get(self, request: Request) -> Response:
-        """List invoices and credit notes, newest first, and what is still owed of each."""
+        """List invoices and credit notes, newest first, and what is still to be paid of each."""
         query = queried(request, shapes.OrganizationQuery, PageQuery)
         with naming("organization"):
             organization = access.organization_for(actor_of(request), query.get("organization"), verb="invoice.view")

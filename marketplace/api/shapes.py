@@ -424,6 +424,9 @@ class BalanceAnswer(serializers.Serializer[Any]):
     credit_limit = serializers.CharField(help_text="how much may be owed; 0 for whoever pays ahead")
     credits = CreditAnswer(many=True)
     past_due = serializers.CharField(help_text="what of unpaid invoices is past due and not disputed")
+    written_off = serializers.CharField(
+        help_text="what was given up of invoices and is owed no more; nothing new starts until it is paid"
+    )
     coming = ComingAnswer(many=True, help_text="what happens next if nobody pays, the soonest first")
     burn_per_hour = serializers.CharField()
     exhausts_at = serializers.DateTimeField(allow_null=True)

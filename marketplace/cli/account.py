@@ -117,6 +117,9 @@ def balance(as_json: AsJson = False, explain: Explain = False) -> None:
         session.terminal.say(words.runway(found))
         if found["past_due"].strip("0."):
             session.terminal.say(f"{words.money(found['past_due'], found['currency'])} of your invoices is past due.")
+        if found["written_off"].strip("0."):
+            amount = words.money(found["written_off"], found["currency"])
+            session.terminal.say(f"{amount} of your invoices was given up; nothing new starts until it is paid.")
         for one in found["coming"]:
             session.terminal.say(f"{words.local_time(one['at'])}: {one['text']}")
 

@@ -26,7 +26,7 @@ def listed(as_json: AsJson = False, explain: Explain = False) -> None:
             session.terminal.document({"data": rows, "next_cursor": None})
         elif rows:
             session.terminal.table(
-                ["NUMBER", "ISSUED", "PERIOD (UTC)", ">NET", ">TAX", ">TOTAL", ">DUE", "ID"],
+                ["NUMBER", "ISSUED", "PERIOD (UTC)", ">NET", ">TAX", ">TOTAL", ">DUE", "STATE", "ID"],
                 [cells(row) for row in rows],
             )
         else:
@@ -39,7 +39,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     sign = "-" if row["kind"] == "credit_note" else ""
     figures = [f"{sign}{words.money(figure, row['currency'])}" for figure in (row["net"], tax(row), row["total"])]
     due = words.money(row["due"], row["currency"])
-    return [row["number"], row["issued_at"][:10], period(row), *figures, due, row["id"]]
+    state = "" if row["kind"] == "credit_note" else words.spoken(row["state"])
+    return [row["number"], row["issued_at"][:10], period(row), *figures, due, state, row["id"]]
 
 
 @app.command()
@@ -82,7 +83,10 @@ def totals(row: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("Sum", row["subtotal"]), ("Promotional credit", f"-{row['promo']}"), ("Net", row["net"])]
     rows += [(f"{one['name'] or one['treatment']} {one['rate_bps'] / 100:g} %", one["tax"]) for one in row["taxes"]]
     rows.append(("Given back" if row["kind"] == "credit_note" else "Total", row["total"]))
-    return [*rows, ("Still due", row["due"])]
+    if row["state"] != "uncollectible":
+        return [*rows, ("Still due", row["due"])]
+    lost = [("Given up", row["written_off"]), ("Paid after all", row["recovered"])]
+    return [*rows, *lost, ("Can still be paid", row["due"])]
 
 
 @app.command()

@@ -72,7 +72,7 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "{organization}: invoice {number} is given up",
             "{left} of invoice {number} was due on {due_at} and was never paid.\n"
             "We have written it off, and nothing starts.\n"
-            "What to do: a bank transfer with the number of the invoice opens your account again.",
+            "What to do: pay it by card on its page, or by bank transfer with its number; that opens your account again.",
         ),
         "charge_failed": (
             "{organization}: the charge for invoice {number} failed",
@@ -195,7 +195,7 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "due_written_off": (
             "{organization}：請求書{number}を貸倒れとしました",
             "請求書{number}の{left}（期限{due_at}）は支払われませんでした。貸倒れとし、新しく開始できません。\n"
-            "対応：請求書番号を記した銀行振込で、再びご利用いただけます。",
+            "対応：請求書のページでカードで支払うか、請求書番号を記して銀行振込でお支払いいただくと、再びご利用いただけます。",
         ),
         "charge_failed": (
             "{organization}：請求書{number}のカード決済に失敗しました",

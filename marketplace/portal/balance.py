@@ -83,6 +83,7 @@ def _owed(
 ) -> dict[str, Any]:
     return {
         "past_due": owing.past_due_micros(unpaid, at=visit.at),
+        "written_off": owing.written_off_micros(organization),
         "coming": owing.coming(organization, unpaid, row=row, at=visit.at),
         "currency": organization.currency,
         "lasts": runway.level_of(row, at=visit.at),

@@ -8,7 +8,7 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
 from billing import invoice_payments
-from billing.invoicing import debts, proof
+from billing.invoicing import proof
 from billing.models import BillingDetails
 from marketplace import access, access_till, owing
 from marketplace.errors import BadOrder, Conflict
@@ -31,7 +31,7 @@ def listed(visit: Visit) -> HttpResponse:
         rows = rows.filter(pk__lt=access.invoices(organization).filter(public_id=before).values("pk"))
     found = list(rows[: PAGE + 1])
     more, found = len(found) > PAGE, found[:PAGE]
-    left = debts.left_due_micros(organization=organization, invoices=found)
+    left = invoice_payments.payable_micros_of(found, organization)
     context = {
         "organization": organization,
         "invoices": [(row, left[row.pk]) for row in found],
@@ -54,7 +54,7 @@ def shown(visit: Visit, invoice_id: str) -> HttpResponse:
     more, found = len(found) > PAGE, found[:PAGE]
     context = {
         "invoice": invoice,
-        "left": invoice_payments.payable_micros(invoice.public_id, invoice.organization),
+        "left": invoice_payments.payable_micros_of([invoice], invoice.organization)[invoice.pk],
         "proofs": proof.of_lines(invoice, found),
         "totals": proof.of_totals(invoice),
         "credit_notes": access.invoices(invoice.organization).filter(credited=invoice).order_by("pk"),

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from billing import books
+from billing import books, invoice_payments
 from billing.invoicing import crediting, debts
 from billing.models import Collection, DunningEvent, Invoice, Notice, Payment
 from billing.payments import paying
@@ -169,9 +169,10 @@ def test_what_a_card_had_recovered_of_a_written_off_invoice_is_lost_again(proces
     processor.at = after(71)
     ordered = order(acme, 10 * USD, key="late", at=after(71), reference=invoice.public_id)
     payment = paying.send(payment_id=ordered.pk, at=after(71))
-    assert (state(), sanction(acme)) == ("paid", "")
+    assert (state(), sanction(acme), invoice_payments.payable_micros(invoice.public_id, acme)) == ("paid", "", 0)
     opened = take_back(processor, payment, at=after(72))
     row = Collection.objects.get()
+    assert invoice_payments.payable_micros(invoice.public_id, acme) == row.lost_micros == 10 * USD
     assert (row.state, row.recovered_micros, row.written_off_micros) == ("uncollectible", 0, 10 * USD)
     assert (sanction(acme), wallet(acme).owed_micros) == ("stop_on_demand", 0)
     assert Notice.objects.filter(kind="invoice_owed_again").get().facts["number"] == invoice.number

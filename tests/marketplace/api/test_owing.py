@@ -9,6 +9,10 @@ from billing.invoicing import issuing
 from billing.models import Card, Invoice, InvoiceDispute, Payment
 from billing.payments import gateway
 from marketplace.models import Organization
+from marketplace.money import decimal_string
+from tests.billing.makers import USD
+from tests.billing.test_bank import approved, recorded
+from tests.billing.test_dunning import DAY, days, run
 from tests.marketplace.api.program import Program
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
 
@@ -45,6 +49,34 @@ def test_an_invoice_says_when_it_is_due_and_its_state(program: Program, owed: In
     found = program.get(f"invoices/{owed.public_id}").json()
     assert found["state"] == "open"
     assert found["due_at"] is not None
+
+
+def test_an_invoice_that_was_given_up_says_how_much_and_what_can_still_be_paid(
+    program: Program, owed: Invoice, acme: Organization
+) -> None:
+    def amounts() -> tuple[str, ...]:
+        (listed,) = program.get("invoices").json()["data"]
+        shown = program.get(f"invoices/{owed.public_id}").json()
+        assert listed == shown
+        return tuple(shown[name] for name in ("state", "due", "written_off", "recovered"))
+
+    def balance() -> tuple[str, ...]:
+        found = program.get("balance").json()
+        return found["owed"], found["written_off"]
+
+    due = program.get(f"invoices/{owed.public_id}").json()["due"]
+    for day in days(-8, 70):
+        run(owed.issued_at + (7 + day) * DAY)
+    assert amounts() == ("uncollectible", due, due, "0.000000")
+    assert balance() == ("0.000000", due)
+    at = owed.issued_at + 80 * DAY
+    rest = owed.due_micros - 100 * USD
+    approved(recorded(acme, 100 * USD, invoice=owed), at=at)
+    assert amounts() == ("uncollectible", decimal_string(rest), due, "100.000000")
+    assert balance() == ("0.000000", decimal_string(rest))
+    approved(recorded(acme, rest, invoice=owed), at=at + DAY)
+    assert amounts() == ("paid", "0.000000", due, due)
+    assert balance() == ("0.000000", "0.000000")
 
 
 def test_without_cards_paying_now_says_what_to_do_instead(program: Program, owed: Invoice) -> None:

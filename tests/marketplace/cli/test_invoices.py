@@ -9,7 +9,7 @@ INVOICE = {
     "period": {"start": "2026-03-01T00:00:00Z", "end": "2026-04-01T00:00:00Z"}, "currency": "USD",
     "customer": {"name": "Acme"}, "subtotal": "17.400000", "promo": "0.000000", "net": "17.400000",
     "taxes": [{"name": "MWST", "treatment": "domestic", "rate_bps": 810, "tax": "1.410000"}], "total": "18.810000",
-    "due": "0.000000",
+    "due": "0.000000", "state": "paid", "written_off": "0.000000", "recovered": "0.000000",
 }  # fmt: skip
 LINE = {
     "name": "trainer", "resource": "ins_1", "market": "spot", "late": False, "unit": "gpu",
@@ -65,6 +65,18 @@ def test_one_invoice_has_its_lines_and_totals(gpumarket):
     assert "17.399999 USD" in said.out
     assert "21,600,000 GPU-ms" in said.out
     assert "MWST 8.1 %: 1.41 USD" in said.err
+
+
+def test_one_that_was_given_up_says_how_much_and_what_can_still_be_paid(gpumarket, monkeypatch):
+    lost = {"state": "uncollectible", "due": "6.810000", "written_off": "18.810000", "recovered": "12.000000"}
+    monkeypatch.setattr("tests.marketplace.cli.test_invoices.INVOICE", INVOICE | lost)
+    listed = gpumarket("invoices", "list").out
+    assert "6.81 USD" in listed
+    assert "uncollectible" in listed
+    said = gpumarket("invoices", "show", "INV-000007").err
+    for text in ("Given up: 18.81 USD", "Paid after all: 12.00 USD", "Can still be paid: 6.81 USD"):
+        assert text in said
+    assert "Still due" not in said
 
 
 def test_json_is_one_document_with_the_lines(gpumarket):

@@ -12,6 +12,7 @@ from billing.invoicing import issuing
 from billing.models import Card, Collection, Invoice, InvoiceDispute, Payment
 from billing.payments import gateway
 from marketplace.models import Organization
+from marketplace.money import shown
 from tests.billing.test_dunning import DAY, days, run
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
 
@@ -56,7 +57,14 @@ def test_an_invoice_that_was_given_up_can_be_paid_after_all(
 ) -> None:
     for day in days(-8, 70):
         run(owed.issued_at + (7 + day) * DAY)
-    assert "given up" in text_of(owner.get(reverse("invoice", args=[owed.public_id])))
+    lost = shown(owed.due_micros, "USD")
+    assert f"{lost} given up" in text_of(owner.get(reverse("invoices")))
+    page = text_of(owner.get(reverse("invoice", args=[owed.public_id])))
+    assert f"{lost} given up" in page
+    assert f"<dt>Can still be paid</dt><dd>{lost}</dd>" in page
+    assert f"{lost} of your invoices was given up; nothing new starts until it is paid." in text_of(
+        owner.get(reverse("balance"))
+    )
     assert "Pay now" in text_of(owner.get(reverse("invoice", args=[owed.public_id])))
     monkeypatch.setattr(gateway, "is_there", lambda: True)
     Card.objects.create(
