@@ -81,7 +81,9 @@ class InvoiceAnswer(serializers.Serializer[Any]):
         choices=Collection.State.values, help_text="as payments say now; uncollectible: given up, and payable after all"
     )
     due_at = serializers.DateTimeField(allow_null=True, help_text="when it has to be paid; null where nothing was due")
-    written_off = serializers.CharField(help_text="what was given up of it and is owed no more: the balance leaves it out")
+    written_off = serializers.CharField(
+        help_text="what was given up of it and is owed no more: the balance leaves it out"
+    )
     recovered = serializers.CharField(help_text="what was paid of that after all, and no bank has taken back")
 
 
