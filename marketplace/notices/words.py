@@ -72,7 +72,8 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "{organization}: invoice {number} is given up",
             "{left} of invoice {number} was due on {due_at} and was never paid.\n"
             "We have written it off, and nothing starts.\n"
-            "What to do: pay it by card on its page, or by bank transfer with its number; that opens your account again.",
+            "What to do: pay it by card on its page, or by bank transfer with its number.\n"
+            "That opens your account again.",
         ),
         "charge_failed": (
             "{organization}: the charge for invoice {number} failed",
