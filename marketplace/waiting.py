@@ -29,7 +29,7 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import get_language, gettext
 
 from billing.errors import BillingError, InsufficientFunds
-from marketplace import access, audit, held, numbers, rentals
+from marketplace import access, audit, held, hindrances, numbers, rentals
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
@@ -132,14 +132,15 @@ def cancel(*, actor: Actor, entry: WaitingOrder, at: datetime) -> None:
 def told(entry: WaitingOrder) -> str:
     """Say why an order still waits, in the reader's language.
 
-    The sweep writes its numbers in English; readers of another language get the
-    words for the kind of hindrance, and those of a refusal behind them.
+    The sweep writes it in English; where it is no text of ours, readers of another
+    language get the words for the kind of hindrance, and those of a refusal behind them.
     """
     if entry.tried_at is None:
         return gettext("It is new: whether it can start is found out within seconds.")
     label = entry.get_why_display()
-    if (get_language() or ENGLISH).startswith(ENGLISH):
-        return entry.message or label
+    said = hindrances.said(entry.message)
+    if said != entry.message or (get_language() or ENGLISH).startswith(ENGLISH):
+        return said or label
     return f"{label} ({entry.message})" if entry.why == Why.REFUSED and entry.message else label
 
 

@@ -199,7 +199,7 @@ def _who_may_not(job: Job, at: datetime) -> str:
     token = job.token
     gone = token is not None and (token.revoked_at is not None or token.expires_at <= at)
     may = access.may(Actor(user=job.user, token=token), job.project.organization, "job.change")
-    return "" if not gone and job.user.is_active and may else "Whoever submitted it may not rent here any more."
+    return "" if not gone and job.user.is_active and may else timeline.MAY_NOT()
 
 
 def _free(job: Job) -> int:

@@ -12,4 +12,5 @@ SPENT = Told(_("What is left of the most that it may cost does not pay for anoth
 NO_CHEAP_HOUR = Told(_("No cheap hour came in time; it goes on on demand."))
 NO_OUTPUT = Told(_("It left nothing that is named %(names)s."))
 REST_PAID = Told(_("What was left of the most that the job may cost paid for %(seconds)s s."))
+MAY_NOT = Told(_("Whoever ordered it may not rent here any more."))
 TIME_LIMIT = Told(_("It took longer than its time limit of %(seconds)s s."))
