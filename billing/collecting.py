@@ -25,6 +25,7 @@ from billing.models import (
     Invoice,
     InvoiceDispute,
     Payment,
+    TakenDebt,
 )
 
 State = Collection.State
@@ -92,6 +93,10 @@ def review_locked(
             move(row, State.PAST_DUE, at=at)
         elif row.state == State.PAST_DUE:
             move(row, State.OPEN, at=at)
+    taken = open_taken(organization)
+    for debt, micros in left_taken(organization, taken, left).items():
+        if not micros:
+            TakenDebt.objects.filter(pk=debt, look_at__isnull=False).update(look_at=None)
     _sanction(payer, organization)
     return {row.invoice_id: (row, left[row.invoice_id][1]) for row in rows if row.state in UNPAID}
 
@@ -103,12 +108,14 @@ def refusal(organization: accounts.Organization) -> PaymentsPastDue | None:
     review_locked(payer, organization, at=timezone.now())
     if not payer.receivable.sanction:
         return None
+    taken = sum(micros for _, micros in taken_back(organization))
     states = [State.PAST_DUE, State.UNCOLLECTIBLE]
     rows = Collection.objects.filter(organization=organization.pk, state__in=states).select_related("invoice")
     invoices = [row.invoice for row in rows.order_by("due_at", "pk")]
     lost = sum(row.lost_micros for row in rows)
-    owed = sum(debts.left_due_micros(organization=organization, invoices=invoices).values()) + lost
-    return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=invoices[0].number)
+    owed = sum(debts.left_due_micros(organization=organization, invoices=invoices).values()) + lost + taken
+    number = invoices[0].number if invoices else ""
+    return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=number)
 
 
 def charges(row: Collection) -> QuerySet[Payment]:
@@ -124,6 +131,30 @@ def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice])
     unsettled = InvoiceDispute.objects.filter(UNSETTLED, invoice__in=left).order_by()
     disputed = dict(unsettled.values_list("invoice").annotate(total=Sum("gross_micros")))
     return {key: (micros, max(0, micros - disputed.get(key, 0))) for key, micros in left.items()}
+
+
+def open_taken(organization: accounts.Organization) -> list[TakenDebt]:
+    """Return what banks took back that no invoice asks for and that was not paid when somebody last looked."""
+    rows = TakenDebt.objects.filter(organization=organization.pk, look_at__isnull=False)
+    return list(rows.select_related("dispute__payment").order_by("due_at", "pk"))
+
+
+def left_taken(
+    organization: accounts.Organization, taken: Sequence[TakenDebt], left: Mapping[int, tuple[int, int]]
+) -> dict[int, int]:
+    """Return what is left of each of these, by id, where `left` is what is left of all unpaid invoices."""
+    invoices_micros = sum(micros for micros, _ in left.values())
+    return debts.left_taken_micros(organization=organization, taken=taken, invoices_micros=invoices_micros)
+
+
+def taken_back(organization: accounts.Organization) -> list[tuple[TakenDebt, int]]:
+    """Return what banks took back that no invoice asks for, and what is left of each; one query where that is none."""
+    taken = open_taken(organization)
+    if not taken:
+        return []
+    unpaid = Invoice.objects.filter(collection__organization=organization.pk, collection__state__in=UNPAID)
+    left = left_taken(organization, taken, to_ask_for(organization, list(unpaid)))
+    return [(row, left[row.pk]) for row in taken if left[row.pk]]
 
 
 def reopen(invoice: Invoice, *, at: datetime) -> None:
@@ -154,13 +185,15 @@ def move(row: Collection, state: State, *, at: datetime, **facts: object) -> boo
 
 
 def _sanction(payer: CustomerAccounts, organization: accounts.Organization) -> None:
-    """Write beside what is owed what may not be done because of it: the most of what unpaid invoices have brought."""
+    """Write beside what is owed what may not be done because of it: the most of what it has brought."""
     events = DunningEvent.objects.filter(
         invoice__collection__organization=organization.pk,
         invoice__collection__state__in=[State.PAST_DUE, State.UNCOLLECTIBLE],
         step__action__in=SANCTIONS,
     )
-    found = {Action(action) for action in events.values_list("step__action", flat=True)}
+    taken = TakenDebt.objects.filter(organization=organization.pk, look_at__isnull=False).exclude(sanction="")
+    brought = [*events.values_list("step__action", flat=True), *taken.values_list("sanction", flat=True)]
+    found = {Action(action) for action in brought}
     sanction = max(found, key=SANCTIONS.index, default="")
     if payer.receivable.sanction != sanction:
         Account.objects.filter(pk=payer.receivable.pk).update(sanction=sanction)

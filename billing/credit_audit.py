@@ -53,16 +53,26 @@ RULES: Mapping[str, str] = {
     "sanction_is_what_unpaid_invoices_brought": """
         SELECT account.public_id, format('sanction %%s, events %%s', sanction, coalesce(most.action, ''))
         FROM billing_account account LEFT JOIN LATERAL (
-            SELECT step.action FROM billing_dunningevent event
+            SELECT action FROM (
+            SELECT step.action, collection.organization_id FROM billing_dunningevent event
             JOIN billing_dunningstep step ON step.id = event.step_id
             JOIN billing_collection collection ON collection.invoice_id = event.invoice_id
-            WHERE collection.organization_id = account.organization_id
-              AND collection.state IN ('past_due', 'uncollectible')
+            WHERE collection.state IN ('past_due', 'uncollectible')
               AND step.action IN ('restrict', 'stop_spot', 'stop_on_demand')
-            ORDER BY array_position(ARRAY['stop_on_demand', 'stop_spot', 'restrict'], step.action::text) LIMIT 1
+            UNION ALL
+            SELECT sanction, organization_id FROM billing_takendebt WHERE look_at IS NOT NULL AND sanction <> ''
+            ) brought WHERE brought.organization_id = account.organization_id
+            ORDER BY array_position(ARRAY['stop_on_demand', 'stop_spot', 'restrict'], action::text) LIMIT 1
         ) most ON true
         WHERE account.kind = 'receivable' AND sanction <> coalesce(most.action, '')
           AND account.currency = (SELECT currency FROM marketplace_organization WHERE id = account.organization_id)
+    """,
+    "taken_debt_is_of_what_a_bank_took": """
+        SELECT dispute.public_id, format('owed for nothing %%s, transferred %%s', debt.due_micros,
+                                         coalesce(transfer.amount_micros, 0))
+        FROM billing_takendebt debt JOIN billing_dispute dispute ON dispute.id = debt.dispute_id
+        LEFT JOIN billing_transfer transfer ON transfer.key = format('dispute:%%s:receivable', dispute.public_id)
+        WHERE debt.due_micros > coalesce(transfer.amount_micros, 0)
     """,
     "credit_limit_was_approved": """
         SELECT account.public_id, format('limit %%s, approved %%s', credit_limit_micros, coalesce(line.limit_micros, 0))

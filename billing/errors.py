@@ -212,7 +212,10 @@ class BadCredit(BillingError):
 
 
 class PaymentsPastDue(InsufficientFunds):
-    """Nothing new starts: an invoice was left unpaid for too long. `number` is that of the oldest."""
+    """Nothing new starts: an invoice was left unpaid for too long, or what a bank took back.
+
+    `number` is that of the oldest invoice, empty where there is none.
+    """
 
     def __init__(self, *, owed_micros: int, currency: str, number: str) -> None:
         super().__init__(needed_micros=owed_micros, available_micros=0, currency=currency)

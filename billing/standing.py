@@ -7,7 +7,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 
 from billing import collecting, watch
 from billing.collecting import SANCTIONS, UNPAID, Action
-from billing.models import Account, Collection, Transfer
+from billing.models import Account, Collection, TakenDebt, Transfer
 
 # Dunning looked at an unpaid invoice no longer than 15 minutes before it is to look again (`dunning.LOOK_AGAIN`). The
 # rest is for money that counts from a moment before it was written down.
@@ -48,9 +48,10 @@ def spot_stopped(*, at: datetime) -> Sequence[int]:
 
 
 def _may_have_paid(found: QuerySet[Account]) -> QuerySet[Account]:
-    """Return those with an unpaid invoice into whose debt money came since it was last looked at."""
+    """Return those into whose debt money came since somebody looked at an unpaid invoice, or at what a bank took."""
     came = Transfer.objects.filter(
         target=OuterRef(OuterRef("pk")), effective_at__gt=OuterRef("look_at") - LOOKED_AT_WITHIN
     )
     unpaid = Collection.objects.filter(Exists(came), organization=OuterRef("organization"), state__in=UNPAID)
-    return found.filter(Exists(unpaid)).order_by("pk")
+    taken = TakenDebt.objects.filter(Exists(came), organization=OuterRef("organization"), look_at__isnull=False)
+    return found.filter(Exists(unpaid) | Exists(taken)).order_by("pk")

@@ -2,19 +2,30 @@
 
 The oldest debt is paid first, so what is owed is the newest: what the payment paid by name is owed for that again; the
 rest is of use that is on no invoice yet, then of the newest invoice that cash had paid, then of the one before it.
+What is more than all of that, because the customer's other money went elsewhere (back to a card, to its bank), is owed
+for nothing: a debt of its own (`TakenDebt`), which forbids by the table of dunning what an unpaid invoice does.
 """
 
-from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from django.db.models import F, Sum
 
-from billing import accounts, collecting, invoice_payments, ledger
+from billing import accounts, collecting, credit_lines, invoice_payments, ledger
 from billing.accounts import CustomerAccounts
 from billing.invoicing import debts, issuing
 from billing.invoicing.rounding import minor_unit_micros
-from billing.models import Account, Collection, Dispute, Invoice, InvoicePayment, InvoiceSeries, Payment, Transfer
+from billing.models import (
+    Account,
+    Collection,
+    Dispute,
+    Invoice,
+    InvoicePayment,
+    InvoiceSeries,
+    Payment,
+    TakenDebt,
+    Transfer,
+)
 
 
 class Again(NamedTuple):
@@ -24,14 +35,24 @@ class Again(NamedTuple):
     micros: int
 
 
+class Spread(NamedTuple):
+    """For what an amount is owed again: invoices, and nothing at all, with what was owed before for older things."""
+
+    invoices: list[Again]
+    nothing_micros: int
+    older_micros: int
+
+
 def owe(*, dispute: Dispute, payer: CustomerAccounts, micros: int, at: datetime) -> list[Again]:
     """Let a customer owe what a bank took and cash did not cover, once for a dispute; return for which invoices.
 
-    Behind the gate, with the accounts as they are before it. What is owed for no invoice comes with the next one.
-    What a payment had recovered is a loss again, and owed to nobody.
+    Behind the gate, with the accounts as they are before it. What is owed for use that is on no invoice comes with the
+    next one, and what is owed for nothing is due in the usual time. What a payment had recovered is a loss again, and
+    owed to nobody.
     """
     lost = _lost_again(dispute, micros, at=at)
-    again = list(_invoices(dispute, payer, micros - sum(one.micros for one in lost), at=at))
+    spread = _spread(dispute, payer, micros - sum(one.micros for one in lost), at=at)
+    again = spread.invoices
     for one in again:
         key = f"dispute:{dispute.public_id}:{one.invoice.public_id}"
         _move(key, dispute, payer.receivable, one.micros, at=at)
@@ -40,6 +61,8 @@ def owe(*, dispute: Dispute, payer: CustomerAccounts, micros: int, at: datetime)
     rest = micros - sum(one.micros for one in [*lost, *again])
     if rest:
         _move(f"dispute:{dispute.public_id}:{payer.receivable.kind}", dispute, payer.receivable, rest, at=at)
+    if spread.nothing_micros:
+        _owe_for_nothing(dispute, spread, at=at)
     return [*lost, *again]
 
 
@@ -53,6 +76,20 @@ def pay_again(*, dispute: Dispute, micros: int, cause: str, at: datetime) -> Non
         micros -= invoice_payments.pay_named(
             number, dispute.payment.organization, micros, f"{cause}:{number}", at
         )  # fmt: skip
+
+
+def _owe_for_nothing(dispute: Dispute, spread: Spread, *, at: datetime) -> None:
+    organization_id = dispute.payment.organization_id
+    days = credit_lines.net_days_of([organization_id])[organization_id]
+    TakenDebt.objects.create(
+        dispute=dispute,
+        organization_id=organization_id,
+        due_micros=spread.nothing_micros,
+        older_due_micros=spread.older_micros,
+        issued_at=at,
+        due_at=at + timedelta(days=days),
+        look_at=at,
+    )
 
 
 def _move(key: str, dispute: Dispute, source: Account, micros: int, *, at: datetime) -> None:
@@ -86,8 +123,8 @@ def _lost_again(dispute: Dispute, most_micros: int, *, at: datetime) -> list[Aga
     return [Again(row.invoice, share)]
 
 
-def _invoices(dispute: Dispute, payer: CustomerAccounts, micros: int, *, at: datetime) -> Iterator[Again]:
-    """Return for which invoices an amount is owed again, each in whole minor units: they are asked for by card."""
+def _spread(dispute: Dispute, payer: CustomerAccounts, micros: int, *, at: datetime) -> Spread:
+    """Return for what an amount is owed again, each in whole minor units: they are asked for by card."""
     unit = minor_unit_micros(dispute.payment.currency)
     invoices = list(
         Invoice.objects.select_related("organization")
@@ -101,12 +138,14 @@ def _invoices(dispute: Dispute, payer: CustomerAccounts, micros: int, *, at: dat
     not_invoiced = issuing.not_invoiced_micros(payer=payer, at=at)
     owed_already = payer.owed_micros - sum(left.values()) - not_invoiced
     rest = min(micros - by_name, micros - by_name + owed_already)
+    again: list[Again] = []
     for invoice in invoices:
         share = by_name if named and invoice.pk == named.invoice_id else 0
         more = max(0, min(rest, paid[invoice.pk] - share)) // unit * unit
         rest -= more
         if share + more:
-            yield Again(invoice, share + more)
+            again.append(Again(invoice, share + more))
+    return Spread(again, max(0, rest) // unit * unit, sum(left.values()) + max(0, owed_already))
 
 
 def _paid(invoices: list[Invoice], left: dict[int, int]) -> dict[int, int]:

@@ -10,7 +10,7 @@ min, `accrue`, `post_adjustments` and `state_suppliers` every hour, `pay_supplie
 from celery import shared_task
 from django.utils import timezone
 
-from billing import adjusting, charging, daily, dunning, holds, promotions, watch
+from billing import adjusting, charging, daily, dunning, holds, promotions, taken_debts, watch
 from billing.invoicing import issuing
 from billing.outcomes import costs, sharing
 from billing.payments import automatic, events, gateway, paying, reconciliation, refunds
@@ -130,3 +130,4 @@ def watch_runways() -> None:
 @shared_task
 def collect() -> None:
     dunning.run_due(at=timezone.now())
+    taken_debts.run_due(at=timezone.now())

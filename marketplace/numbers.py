@@ -28,6 +28,10 @@ def _funds(error: InsufficientFunds) -> str:
 
 
 def _past_due(error: PaymentsPastDue) -> str:
+    if not error.number:
+        return _("%(owed)s that your bank took back is past due; nothing new starts until it is paid. Add credit.") % {
+            "owed": shown(error.owed_micros, error.currency)
+        }
     return _("%(owed)s is past due, since invoice %(number)s; nothing new starts until it is paid.") % {
         "owed": shown(error.owed_micros, error.currency),
         "number": error.number,

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Min, Sum
 from django.utils.translation import gettext as _
 
-from billing import accounts, collecting, disputes, dunning, invoice_payments
+from billing import accounts, collecting, disputes, dunning, invoice_payments, taken_debts
 from billing.errors import (
     AlreadyDecided,
     BadAmount,
@@ -29,6 +29,7 @@ from billing.models import (
     Payment,
     Runway,
     RunwayWatch,
+    TakenDebt,
 )
 from billing.payments import paying
 from marketplace import audit, money, volumes
@@ -64,6 +65,22 @@ class Unpaid:
         return self.row.due_at <= at and self.asked_micros > 0
 
 
+@dataclass(frozen=True)
+class TakenBack:
+    """What a bank took back of a payment and no invoice asks for; whatever comes in pays it, after what is older."""
+
+    row: TakenDebt
+    left_micros: int
+
+    def is_past_due(self, at: datetime) -> bool:
+        return self.row.due_at <= at
+
+
+def taken_back(organization: Organization) -> list[TakenBack]:
+    """Return what banks took back that no invoice asks for, the first to be due first."""
+    return [TakenBack(row, micros) for row, micros in collecting.taken_back(organization)]
+
+
 def unpaid(organization: Organization) -> list[Unpaid]:
     """Return the invoices that are not paid whole, the first to be due first."""
     rows = list(
@@ -75,9 +92,10 @@ def unpaid(organization: Organization) -> list[Unpaid]:
     return [Unpaid(row, *left[row.invoice_id]) for row in rows if left[row.invoice_id][0]]
 
 
-def past_due_micros(found: Sequence[Unpaid], *, at: datetime) -> int:
+def past_due_micros(found: Sequence[Unpaid], taken: Sequence[TakenBack], *, at: datetime) -> int:
     """Return how much of these is past due."""
-    return sum(one.asked_micros for one in found if one.is_past_due(at))
+    late = sum(one.asked_micros for one in found if one.is_past_due(at))
+    return late + sum(one.left_micros for one in taken if one.is_past_due(at))
 
 
 def written_off_micros(organization: Organization) -> int:
@@ -87,12 +105,24 @@ def written_off_micros(organization: Organization) -> int:
     return (sums["written_off"] or 0) - (sums["recovered"] or 0)
 
 
-def coming(organization: Organization, found: Sequence[Unpaid], *, row: Runway | None, at: datetime) -> list[Coming]:
+def coming(
+    organization: Organization,
+    found: Sequence[Unpaid],
+    taken: Sequence[TakenBack],
+    *,
+    row: Runway | None,
+    at: datetime,
+) -> list[Coming]:
     """Return what happens next if nobody pays, the soonest first; `row` is the organization's runway."""
     rows = [*_of_runway(organization, row, at), *_of_volumes(organization, at)]
     for one in found:
         if one.asked_micros:
             rows += [_of_step(one.invoice, plan) for plan in dunning.planned(one.row, at=at)]
+    for debt in taken:
+        rows += [
+            Coming(plan.at, str(plan.step.action), said_of_taken(plan.step))
+            for plan in taken_debts.planned(debt.row, at=at)
+        ]
     return sorted(rows, key=lambda row: row.at)
 
 
@@ -127,6 +157,15 @@ def said_of(step: DunningStep) -> str:
         DunningStep.Action.STOP_SPOT: _("What runs on spot is stopped because of %(number)s."),
         DunningStep.Action.STOP_ON_DEMAND: _("What runs is stopped because of %(number)s."),
         DunningStep.Action.WRITE_OFF: _("We give %(number)s up; your account stays closed."),
+    }[DunningStep.Action(step.action)]
+
+
+def said_of_taken(step: DunningStep) -> str:
+    """Return what a step does because of what a bank took back."""
+    return {
+        DunningStep.Action.RESTRICT: _("Nothing new starts until what your bank took back is paid."),
+        DunningStep.Action.STOP_SPOT: _("What runs on spot is stopped because of what your bank took back."),
+        DunningStep.Action.STOP_ON_DEMAND: _("What runs is stopped because of what your bank took back."),
     }[DunningStep.Action(step.action)]
 
 

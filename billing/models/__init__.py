@@ -1,5 +1,5 @@
 from billing.models.bank import BankTransfer, InvoiceDispute
-from billing.models.collecting import Collection, DunningEvent, DunningStep, DunningTable, InvoicePayment
+from billing.models.collecting import Collection, DunningEvent, DunningStep, DunningTable, InvoicePayment, TakenDebt
 from billing.models.corrections import UsageCorrection
 from billing.models.credit import CreditGrant, CreditLine
 from billing.models.daily import DailyRevenue, RevenueToSum
@@ -139,6 +139,7 @@ __all__ = [
     "StatementSeries",
     "SupplierAdjustment",
     "SupplierStatement",
+    "TakenDebt",
     "Transfer",
     "Unit",
     "UsageCorrection",

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.models.decisions import Proposal, second_person
 from billing.models.invoices import Invoice
-from billing.models.payments import Payment
+from billing.models.payments import Dispute, Payment
 from billing.public_ids import PublicIdField
 
 
@@ -160,3 +160,42 @@ class DunningEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.invoice} {self.step}: {self.outcome}"
+
+
+class TakenDebt(models.Model):
+    """What a bank took back of a payment and no invoice asks for, nor will: all that was used was paid otherwise.
+
+    What is left of it is derived from payments, as of an invoice (`debts`). `look_at` is when it has to be looked at
+    next, null once it is paid; `sanction` is the last that it brought, by the table of dunning steps.
+    """
+
+    dispute = models.OneToOneField(Dispute, models.PROTECT, related_name="debt")
+    organization = models.ForeignKey("marketplace.Organization", models.PROTECT, related_name="taken_debts")
+    due_micros = models.BigIntegerField()
+    older_due_micros = models.BigIntegerField(help_text="what was owed before it, and is paid before it")
+    issued_at = models.DateTimeField(help_text="when the bank took it")
+    due_at = models.DateTimeField()
+    look_at = models.DateTimeField(null=True)
+    sanction = models.CharField(max_length=16, choices=DunningStep.Action.choices, blank=True, default="")
+    sanction_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(due_micros__gt=0, older_due_micros__gte=0), name="taken_debt_is_of_something"
+            ),
+            models.CheckConstraint(
+                condition=Q(sanction="", sanction_at=None)
+                | Q(sanction__in=["restrict", "stop_spot", "stop_on_demand"], sanction_at__gt=F("due_at")),
+                name="taken_debt_is_harmless_until_it_is_past_due",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["look_at"], condition=Q(look_at__isnull=False), name="taken_debt_to_look_at"),
+            models.Index(
+                fields=["organization"], condition=Q(look_at__isnull=False), name="taken_debt_by_organization"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.due_micros} micros of {self.dispute}"

@@ -34,6 +34,7 @@ class Notice(models.Model):
         CREDIT_EXPIRES = "credit_expires", _("Promotional credit expires")
         PAYMENT_TAKEN_BACK = "payment_taken_back", _("Payment taken back")
         INVOICE_OWED_AGAIN = "invoice_owed_again", _("Invoice owed again")
+        TAKEN_BACK_DUE = "taken_back_due", _("Payment taken back is past due")
         COMMITMENT_OFFERED = "commitment_offered", _("Commitment offered")
 
     public_id = PublicIdField(prefix="ntc")

@@ -356,6 +356,7 @@ def balance(
     *,
     credit: Sequence[promotions.Left],
     unpaid: Sequence[owing.Unpaid],
+    taken: Sequence[owing.TakenBack],
     coming: Sequence[owing.Coming],
     level: str,
     at: datetime,
@@ -379,7 +380,8 @@ def balance(
             }
             for one in credit
         ],
-        "past_due": decimal_string(owing.past_due_micros(unpaid, at=at)),
+        "past_due": decimal_string(owing.past_due_micros(unpaid, taken, at=at)),
+        "taken_back": decimal_string(sum(one.left_micros for one in taken)),
         "written_off": decimal_string(owing.written_off_micros(organization)),
         "coming": [{"at": one.at, "code": one.code, "text": one.text, "invoice": one.number or None} for one in coming],
         "burn_per_hour": decimal_string(runway.burn_micros_per_hour if runway else 0),

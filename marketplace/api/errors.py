@@ -133,7 +133,8 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     PaymentsPastDue: Kind(
         402, "payments_past_due", "An invoice is past due", "new_request",
-        "Pay it (POST /api/v1/invoices/{id}/pay, or gpumarket invoices pay), or by bank transfer with its number.",
+        "Pay it (POST /api/v1/invoices/{id}/pay, or gpumarket invoices pay), or by bank transfer with its number. What "
+        "a bank took back is paid by adding credit.",
     ),
     NoCapacity: Kind(
         409, "no_capacity", "Not enough free GPUs", "after",

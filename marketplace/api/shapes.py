@@ -423,7 +423,12 @@ class BalanceAnswer(serializers.Serializer[Any]):
     owed = serializers.CharField()
     credit_limit = serializers.CharField(help_text="how much may be owed; 0 for whoever pays ahead")
     credits = CreditAnswer(many=True)
-    past_due = serializers.CharField(help_text="what of unpaid invoices is past due and not disputed")
+    past_due = serializers.CharField(
+        help_text="what of unpaid invoices, and of what a bank took back, is past due and not disputed"
+    )
+    taken_back = serializers.CharField(
+        help_text="what a bank took back of your payments and no invoice asks for; whatever you add pays it"
+    )
     written_off = serializers.CharField(
         help_text="what was given up of invoices and is owed no more; nothing new starts until it is paid"
     )

@@ -30,9 +30,12 @@ class Balance(APIView):
         credit, row = promotions.left(organization=organization), access.runway_of(organization)
         level = runway.level_of(row, at=at)
         unpaid = owing.unpaid(organization) if wallet.owed_micros else []
-        coming = owing.coming(organization, unpaid, row=row, at=at)
+        taken = owing.taken_back(organization) if wallet.owed_micros else []
+        coming = owing.coming(organization, unpaid, taken, row=row, at=at)
         return Response(
-            answers.balance(organization, wallet, row, credit=credit, unpaid=unpaid, coming=coming, level=level, at=at)
+            answers.balance(
+                organization, wallet, row, credit=credit, unpaid=unpaid, taken=taken, coming=coming, level=level, at=at
+            )
         )
 
 

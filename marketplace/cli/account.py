@@ -116,7 +116,10 @@ def balance(as_json: AsJson = False, explain: Explain = False) -> None:
             session.terminal.say(f"{words.money(one['left'], found['currency'])} of “{one['reason']}” {until}.")
         session.terminal.say(words.runway(found))
         if found["past_due"].strip("0."):
-            session.terminal.say(f"{words.money(found['past_due'], found['currency'])} of your invoices is past due.")
+            session.terminal.say(f"{words.money(found['past_due'], found['currency'])} is past due.")
+        if found["taken_back"].strip("0."):
+            amount = words.money(found["taken_back"], found["currency"])
+            session.terminal.say(f"{amount} that your bank took back is on no invoice; add credit to pay it.")
         if found["written_off"].strip("0."):
             amount = words.money(found["written_off"], found["currency"])
             session.terminal.say(f"{amount} of your invoices was given up; nothing new starts until it is paid.")

@@ -26,7 +26,7 @@ def debtors() -> QuerySet[Account]:
 
 @dataclass(frozen=True)
 class Aged:
-    """What a customer owes, by how long it is past due. `not_due` is of invoices, `uninvoiced` of none yet."""
+    """What a customer owes, by how long it is past due. `not_due` is of invoices and of what banks took back."""
 
     account: Account
     uninvoiced: int
@@ -47,7 +47,8 @@ def aged(account: Account, *, at: datetime) -> Aged:
     """Return what an organization owes by its age."""
     assert account.organization is not None
     ages = [0] * 5
-    for one in owing.unpaid(account.organization):
+    owed: list[owing.Unpaid | owing.TakenBack] = [*owing.unpaid(account.organization)]
+    for one in [*owed, *owing.taken_back(account.organization)]:
         late = (at - one.row.due_at).days
         place = 0 if not one.is_past_due(at) else next((n for n, most in ((1, 30), (2, 60), (3, 90)) if late < most), 4)
         ages[place] += one.left_micros

@@ -10,7 +10,7 @@ from billing.models import Notice
 from marketplace import declines, outbox
 from marketplace.invoices.words import minute
 from marketplace.money import shown
-from marketplace.notices.words import HELLO, ONLINE, THEN, WORDS
+from marketplace.notices.words import DID, HELLO, ONLINE, THEN, WORDS
 
 # Facts that are moments, and those that are amounts in the notice's currency.
 MOMENTS = ("until", "stops_at", "due_at", "next_at")
@@ -29,6 +29,7 @@ def written(notice: Notice) -> EmailMessage:
     subject, body = WORDS[language][notice.kind]
     facts = _said(notice, language)
     facts["then"] = THEN[language].get(facts.get("next", ""), "").format(**facts)
+    facts["did"] = DID[language].get(facts.get("did", ""), "")
     online = ONLINE[language].format(url=settings.PUBLIC_URL + reverse("balance"))
     return EmailMessage(
         subject=subject.format(**facts),

@@ -124,6 +124,11 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "What to do: pay it on its page, or by bank transfer with its number. If it is wrong, dispute it there.\n"
             "If you did not mean this, tell your bank; what comes back pays it.",
         ),
+        "taken_back_due": (
+            "{organization}: {left} that your bank took back is past due",
+            "Your bank took back the payment {payment}; {left} of it was due on {due_at} and was not paid.{did}{then}\n"
+            "What to do: add credit, by card or bank transfer; everything is as before at once.",
+        ),
         "commitment_offered": (
             "{organization}: a commitment is offered to you",
             "We offer a commitment of {left} to you, at prices of its own. Nothing is promised until you accept it.\n"
@@ -247,6 +252,11 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
             "対応：請求書のページで支払うか、請求書番号を記して銀行振込でお支払いください。誤りがあれば同じページでお申し出ください。\n"
             "お心当たりがない場合は銀行にご連絡ください（戻った金額は請求書に充てます）。",
         ),
+        "taken_back_due": (
+            "{organization}：銀行が取り消した{left}の支払期限が過ぎました",
+            "お支払い{payment}を銀行が取り消しました。そのうち{left}（期限{due_at}）のお支払いを確認できません。{did}{then}\n"
+            "対応：カードまたは銀行振込でクレジットを追加してください。すぐに元どおりになります。",
+        ),
         "commitment_offered": (
             "{organization}：利用契約のご提案",
             "{left}の利用契約を個別の単価でご提案します。承諾いただくまで契約は成立しません。\n"
@@ -269,5 +279,18 @@ THEN: Mapping[str, Mapping[str, str]] = {
         "stop_spot": "お支払いがない場合、{next_at}にスポットで実行中のものを停止します。",
         "stop_on_demand": "お支払いがない場合、{next_at}に実行中のものを停止します。",
         "write_off": "お支払いがない場合、{next_at}に貸倒れとします。",
+    },
+}
+# What happens now because of something that was not paid, as a sentence; by the step's action.
+DID: Mapping[str, Mapping[str, str]] = {
+    "en": {
+        "restrict": " Nothing new starts from now on; what runs goes on.",
+        "stop_spot": " What runs on spot is being stopped, not deleted.",
+        "stop_on_demand": " What runs is being stopped, not deleted. Volumes are kept for 14 days and then deleted.",
+    },
+    "ja": {
+        "restrict": "そのため、新しく開始できません。実行中のものは続きます。",
+        "stop_spot": "そのため、スポットで実行中のものを停止します（削除はしません）。",
+        "stop_on_demand": "そのため、実行中のものを停止します（削除はしません）。ボリュームは14日間の保管後に削除。",
     },
 }

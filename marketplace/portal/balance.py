@@ -74,17 +74,17 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         "returned": list(access_till.returned(visit.actor, organization).order_by("-pk")[:RETURNED_MAX]),
         "credit": promotions.left(organization=organization),
         "has_cards": gateway.is_there(),
-        **_owed(visit, organization, row, owing.unpaid(organization) if wallet.owed_micros else []),
+        **_owed(visit, organization, row, is_owing=wallet.owed_micros > 0),
     }  # fmt: skip
 
 
-def _owed(
-    visit: Visit, organization: Organization, row: Runway | None, unpaid: Sequence[owing.Unpaid]
-) -> dict[str, Any]:
+def _owed(visit: Visit, organization: Organization, row: Runway | None, *, is_owing: bool) -> dict[str, Any]:
+    unpaid, taken = (owing.unpaid(organization), owing.taken_back(organization)) if is_owing else ([], [])
     return {
-        "past_due": owing.past_due_micros(unpaid, at=visit.at),
+        "past_due": owing.past_due_micros(unpaid, taken, at=visit.at),
+        "taken": taken,
         "written_off": owing.written_off_micros(organization),
-        "coming": owing.coming(organization, unpaid, row=row, at=visit.at),
+        "coming": owing.coming(organization, unpaid, taken, row=row, at=visit.at),
         "currency": organization.currency,
         "lasts": runway.level_of(row, at=visit.at),
     }

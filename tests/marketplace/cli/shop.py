@@ -356,6 +356,7 @@ BALANCE = {
     "credit_limit": "0.000000",
     "credits": [],
     "past_due": "0.000000",
+    "taken_back": "0.000000",
     "written_off": "0.000000",
     "coming": [],
     "burn_per_hour": "0.000000",

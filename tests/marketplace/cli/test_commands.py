@@ -265,7 +265,7 @@ def test_balance_says_what_comes_if_nobody_pays(gpumarket, monkeypatch):
     coming = {"at": "2026-12-24T12:00:00Z", "code": "restrict", "text": "Nothing new starts.", "invoice": "INV-000007"}
     monkeypatch.setattr("tests.marketplace.cli.shop.BALANCE", BALANCE | {"past_due": "12.5", "coming": [coming]})
     said = gpumarket("balance")
-    assert "12.50 USD of your invoices is past due." in said.err
+    assert "12.50 USD is past due." in said.err
     assert "Nothing new starts." in said.err
 
 

@@ -4,16 +4,24 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from django.db import transaction
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from billing import accounts, taken_back, taken_debts
+from billing.errors import PaymentsPastDue
 from billing.invoicing import issuing
-from billing.models import Card, Collection, Invoice, InvoiceDispute, Payment
+from billing.models import Card, Collection, Dispute, Invoice, InvoiceDispute, Notice, Payment, TakenDebt
 from billing.payments import gateway
-from marketplace.models import Organization
+from marketplace import numbers
+from marketplace.models import Organization, User
 from marketplace.money import shown
+from marketplace.notices.telling import written
+from tests.billing.makers import hold_money
 from tests.billing.test_dunning import DAY, days, run
+from tests.conftest import make_token
+from tests.marketplace.api.program import Program
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
 
 __all__ = ["seller"]
@@ -34,6 +42,45 @@ def test_the_balance_says_what_happens_next_and_when(owner: Client, owed: Invoic
     page = text_of(owner.get(reverse("balance")))
     assert "What happens next if nobody pays" in page
     assert "Nothing new starts until INV-000001 is paid." in page
+
+
+def owe_for_nothing(organization: Organization) -> Dispute:
+    """Let a bank take forty dollars back that paid for nothing."""
+    payment = Payment.objects.create(
+        organization=organization, purpose=Payment.Purpose.TOP_UP, amount_micros=40_000_000, currency="USD",
+        key="top-up", state=Payment.State.SUCCEEDED, processor_id="pi_1", charge_id="ch_1", created_at=timezone.now(),
+        finished_at=timezone.now(), sent_at=timezone.now(),
+    )  # fmt: skip
+    dispute = Dispute.objects.create(
+        payment=payment, processor_id="dp_1", amount_micros=payment.amount_micros, state=Dispute.State.TAKEN,
+        opened_at=timezone.now(), changed_at=timezone.now(),
+    )  # fmt: skip
+    with transaction.atomic():
+        payer = accounts.lock(organization_id=organization.pk, currency="USD")
+        taken_back.owe(dispute=dispute, payer=payer, micros=payment.amount_micros, at=timezone.now())
+    return dispute
+
+
+def test_what_a_bank_took_beyond_every_invoice_is_shown_with_what_follows(
+    owner: Client, alice: User, acme: Organization
+) -> None:
+    dispute, program = owe_for_nothing(acme), Program(make_token(alice, acme))
+    page, amount = text_of(owner.get(reverse("balance"))), shown(40_000_000, "USD")
+    assert f"{amount} that your bank took back of the payment {dispute.payment.public_id} is on no invoice." in page
+    assert "Nothing new starts until what your bank took back is paid." in page
+    found = program.get("balance").json()
+    assert (found["owed"], found["taken_back"], found["past_due"]) == ("40.000000", "40.000000", "0.000000")
+    assert [one["code"] for one in found["coming"]] == ["restrict", "stop_spot", "stop_on_demand"]
+    due = TakenDebt.objects.get().due_at
+    TakenDebt.objects.update(issued_at=due - 30 * DAY, due_at=due - 20 * DAY)
+    taken_debts.run_due(at=timezone.now())
+    assert program.get("balance").json()["past_due"] == "40.000000"
+    assert f"{amount} is past due." in text_of(owner.get(reverse("balance")))
+    said = written(Notice.objects.get(kind="taken_back_due"))
+    assert "Nothing new starts from now on; what runs goes on. If it stays unpaid" in said.body
+    with pytest.raises(PaymentsPastDue) as refused:
+        hold_money(acme, 1_000_000)
+    assert numbers.said(refused.value).startswith(f"{amount} that your bank took back is past due;")
 
 
 def test_an_invoice_is_paid_now(
