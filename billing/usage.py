@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Sum
+from django.db.models import Count, QuerySet, Sum
 
 from billing import accounts, charging, floating, holds, rating, runway
 from billing.errors import CurrencyMismatch, UnitMismatch
@@ -71,8 +71,7 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     it is given back. It counts as the start if it lies before even that: an
     empty span, which costs nothing.
     """
-    running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
-    running = running.select_related("organization", "price_version")
+    running = _running(resource_id, meter)
     span = running.first()
     if span is not None:
         accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
@@ -92,22 +91,26 @@ def reprice(*, resource_id: str, price_version: PriceVersion, at: datetime, mete
 
     Without an open meter, or at the price that it has already, nothing changes.
     """
-    _go_on(resource_id, at, meter=meter, price_version=price_version)
+    _go_on(_running(resource_id, meter), at, price_version=price_version)
 
 
-def pay_from(*, resource_id: str, covered_by: str, at: datetime) -> None:
+def pay_from(*, resource_id: str, covered_by: str, instead_of: str, at: datetime) -> None:
     """Let something else cover a resource's GPUs from `at` on, or with "" nothing: the span ends and another begins.
 
     `at` may lie before now: what was covered until then and is not any more is charged from there.
-    Without an open meter, or where that covers it already, nothing changes.
+    Without an open meter, or where `instead_of` does not cover it, nothing changes.
     """
-    _go_on(resource_id, at, covered_by=covered_by)
+    running = _running(resource_id, UsageSpan.Meter.GPU)
+    _go_on(running.filter(covered_by=instead_of), at, covered_by=covered_by)
+
+
+def _running(resource_id: str, meter: str) -> QuerySet[UsageSpan]:
+    running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
+    return running.select_related("organization", "price_version")
 
 
 @transaction.atomic
-def _go_on(resource_id: str, at: datetime, *, meter: str = UsageSpan.Meter.GPU, **changed: Any) -> None:
-    running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
-    running = running.select_related("organization", "price_version")
+def _go_on(running: QuerySet[UsageSpan], at: datetime, **changed: Any) -> None:
     span = running.first()
     if span is None or _is_so(span, changed):
         return
@@ -120,12 +123,12 @@ def _go_on(resource_id: str, at: datetime, *, meter: str = UsageSpan.Meter.GPU, 
     before: dict[str, Any] = {"price_version": span.price_version, "covered_by": span.covered_by}
     start(
         organization=span.organization,
-        resource_id=resource_id,
+        resource_id=span.resource_id,
         resource_name=span.resource_name,
         labels=span.labels,
         quantity=span.quantity,
         at=ended_at,
-        meter=meter,
+        meter=span.meter,
         **(before | changed),
     )
 

@@ -99,6 +99,7 @@ def check(order: Order) -> None:
     _check_choice("lease", order.lease, Instance.Lease.values)
     _check_choice("on_failure", order.on_failure, Instance.OnFailure.values)
     _check_choice("attach", order.attach, Instance.Attach.values)
+    _check_paid_once(order)
     _check_wish(order.wish or {})
     _check_command(order.command)
     _check_env(order.env or {})
@@ -161,6 +162,15 @@ def _check_name(name: str) -> None:
 def _check_choice(field: str, given: str, known: Sequence[str]) -> None:
     if given not in known:
         raise BadOrder(field, gettext("Choose one of %(known)s.") % {"known": ", ".join(known)})
+
+
+def _check_paid_once(order: Order) -> None:
+    """Hours inside a reservation are paid for already: a share of revenue would count them again."""
+    if order.under is not None and (order.reservation is not None or order.attach == Instance.Attach.STRICT):
+        raise BadOrder(
+            "contract",
+            gettext("Hours inside a reservation are paid for already: name a contract or a reservation, not both."),
+        )
 
 
 def _check_wish(wish: Mapping[str, Any]) -> None:

@@ -328,6 +328,9 @@ def _estimate(
         found = estimates.of_bid(visit, project, listing, bid, gpus_each=gpus, replicas=replicas)
     elif under is not None:
         found = estimates.under_share(under, project, listing, gpus, replicas)
+        if context["typed"]["attach"] not in {"", attaching.FORBID}:
+            paid = _("Hours inside a reservation are paid for already.")
+            found.checks.insert(0, Check(False, paid, _("Choose the contract or the reservation.")))
     elif kept is not None and kept.binds(gpus * replicas):
         found = estimates.inside(kept, project, listing, gpus, replicas)
     else:

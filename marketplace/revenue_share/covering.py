@@ -106,7 +106,9 @@ def _release(key: int, agreed: Acceptance, *, ended_at: datetime, at: datetime) 
     follows = next((one for one in found if _covers(one, instance.offer) and periods.current(one, at=at)), None)
     instance.paid_by = follows.public_id if follows else ""
     instance.save(update_fields=["paid_by"])
-    usage.pay_from(resource_id=instance.public_id, covered_by=instance.paid_by, at=ended_at)
+    usage.pay_from(
+        resource_id=instance.public_id, covered_by=instance.paid_by, instead_of=agreed.public_id, at=ended_at
+    )
     if follows is None:
         audit.record_own(
             organization=agreed.organization, verb="instance.uncover", subject_id=instance.public_id,

@@ -28,6 +28,7 @@ from provisioning.models import Instance
 from tests.agreed import REVENUE, share_revenue
 from tests.billing.makers import make_price
 from tests.billing.makers import start as start_meter
+from tests.blocks import Buyer, sell_blocks
 from tests.conftest import make_person, make_token, order
 
 NOON = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
@@ -213,6 +214,36 @@ def test_what_an_agreement_does_not_cover_is_refused_with_the_term(agree, rent, 
     assert Instance.objects.count() == 0
 
 
+@pytest.mark.parametrize("inside", [{"attach": "strict"}, {"attach": "strict", "reservation": "the block"}])
+def test_an_order_that_names_a_contract_and_a_reservation_is_refused_and_nothing_is_made(
+    agree, rent, actor, project, fleet, clock, inside
+):
+    sell_blocks(fleet.h200)
+    buyer = Buyer(actor, project, fleet.h200, NOON)
+    block = buyer.buy(2, 0, 6)
+    buyer.go_to(0)
+    chosen = inside | ({"reservation": block} if "reservation" in inside else {})
+    with pytest.raises(BadOrder, match="inside a reservation") as refused:
+        rent(under=agree(), **chosen)
+    assert refused.value.field == "contract"
+    assert Instance.objects.count() == 0
+
+
+def test_hours_that_a_reservation_covers_stay_so_when_the_agreement_of_their_instance_ends(
+    clock, agree, rent, run_until_idle, actor
+):
+    agreed = agree()
+    instance = rent(under=agreed)
+    run_until_idle()
+    offering.withdraw(actor=actor, version=agreed.version, at=NOON + HOUR)
+    UsageSpan.objects.update(covered_by="rsv_of_the_same")  # as an order of both was metered before it was refused
+    clock.move_to(APRIL + HOUR)
+    assert covering.release_due(at=APRIL + HOUR, limit=10) == 1
+    (span,) = UsageSpan.objects.all()
+    assert (span.covered_by, span.ended_at) == ("rsv_of_the_same", None)
+    assert Instance.objects.get(pk=instance.pk).paid_by == ""
+
+
 def test_gpus_of_somebody_else_than_the_seller_are_not_covered(agree, rent, charlie, actor, seller, fleet):
     agreed = agree(covers={"offers": None, "gpus": 8})
     fleet.h200.supplier = other = Organization.objects.exclude(pk=seller.pk).first()
@@ -381,6 +412,11 @@ def test_the_portal_rents_under_a_contract_and_shows_the_hours_of_the_metered_co
     }  # fmt: skip
     assert "By the list it costs $2.49 an hour" in client.post(reverse("launch-estimate"), form).content.decode()
     assert client.post(reverse("launch"), form | {"contract": "ctv_x", "key": "j"}).status_code == 422
+    both = form | {"attach": "strict"}
+    assert "Choose the contract or the reservation." in client.post(reverse("launch-estimate"), both).content.decode()
+    refused = client.post(reverse("launch"), both)
+    assert refused.status_code == 422
+    assert "name a contract or a reservation, not both" in refused.content.decode()
     assert client.post(reverse("launch"), form).status_code == 302
     run_until_idle()
     clock.shift(2 * HOUR)
