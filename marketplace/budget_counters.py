@@ -19,6 +19,7 @@ from marketplace import forecast
 from marketplace.models import ApiToken, Organization, Project
 from marketplace.models.budgets import MONEY, OUTCOMES
 from marketplace.money import decimal_string, plain, shown, typed_micros
+from marketplace.revenue_share import expecting
 from marketplace.spend import BESIDE, IN_ALL, UP_TO
 
 Owner = Organization | Project | ApiToken
@@ -33,6 +34,11 @@ class Whose:
     organization_id: int
     project_id: int | None = None
     token_id: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the whole organization, which alone has shares of revenue."""
+        return self.project_id is None and self.token_id is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +137,21 @@ ORDER BY wanted.number
 
 
 def measure_money(owners: Sequence[Whose], at: datetime) -> list[Measure]:
-    """Return what each has used and the forecast, as `spend` and `forecast` define them. One query for all."""
+    """Return what each has used and the forecast, as `spend` and `forecast` define them. One query for all, and those
+    for what shares of revenue will ask of whole organizations."""
+    whole = {one.organization_id for one in owners if one.is_whole}
+    shares = expecting.in_month(whole, at=at) if whole else {}
     return [
         Measure(
             used,
             forecast.month_end_micros(
-                used_micros=used, burn_micros_per_hour=burn, ordered_micros=ordered, at=at, until=next_month(at)
+                used_micros=used, burn_micros_per_hour=burn, ordered_micros=ordered,
+                shares_micros=shares.get(owner.organization_id, 0) if owner.is_whole else 0,
+                at=at, until=next_month(at),
             ),
         )
-        for used, burn, ordered in _asked(MONEY_USED, owners, at)
-    ]
+        for owner, (used, burn, ordered) in zip(owners, _asked(MONEY_USED, owners, at), strict=True)
+    ]  # fmt: skip
 
 
 # A result that was accepted in the month and paid for, unless all of it was given back since.

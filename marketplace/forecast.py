@@ -3,6 +3,7 @@
     forecast = what was used since the month began, with what was paid ahead in it
              + the price per hour of all that is charged now x the hours that are left of the month
              + reserved hours that are ordered and not paid yet
+             + what shares of revenue will ask that fall due in the month (`revenue_share/expecting.py`)
 
 What runs inside a reservation costs nothing more: its hours were paid ahead.
 Prices that float go on as they are now. Rounded half up to a micro, once.
@@ -16,12 +17,12 @@ from billing import rating
 from marketplace.models import Organization
 
 
-def month_end_micros(*, used_micros: int, burn_micros_per_hour: int, ordered_micros: int, at: datetime,
-                     until: datetime) -> int:  # fmt: skip
+def month_end_micros(*, used_micros: int, burn_micros_per_hour: int, ordered_micros: int, shares_micros: int,
+                     at: datetime, until: datetime) -> int:  # fmt: skip
     """Return the forecast for `until`, the end of the month, as of `at`."""
     left_ms = rating.unit_milliseconds(quantity=1, start=at, end=until)
     to_come = rating.amount_micros(micros_per_unit_hour=burn_micros_per_hour, unit_milliseconds=left_ms)
-    return used_micros + to_come + ordered_micros
+    return used_micros + to_come + ordered_micros + shares_micros
 
 
 ORDERED = """

@@ -5,6 +5,7 @@ month (UTC) and one for an hour. The worst case of a month is
 
     what was used since the month began, charged or not, and what was paid ahead since then
   + what is set aside and not used yet: first hours, bids, reservations that wait for their payment
+  + what shares of revenue will ask that fall due in the month (of the organization: a share is nobody else's)
   + the least that the new order commits to:
       on demand     the first hour, which is held before the start
       spot          price x GPUs x (interval + notice): what a bid cannot take back once it has won
@@ -31,6 +32,7 @@ from marketplace.errors import BudgetExceeded
 from marketplace.models import ApiToken, Budget, Organization, Project
 from marketplace.models.budgets import MONEY
 from marketplace.money import shown
+from marketplace.revenue_share import expecting
 
 # What a span costs up to a moment, as `floating.amounts_micros` has it: whole milliseconds, rounded half up, once. A
 # stretch costs the difference of its two ends, so that stretches which touch add up to the bill.
@@ -170,17 +172,19 @@ Owner = Organization | Project | ApiToken
 
 @dataclass(frozen=True)
 class Committed:
-    """What an owner has used since its month began, has set aside beside that, and burns in an hour at worst."""
+    """What an owner has used since its month began, has set aside beside that, what shares of revenue that fall due in
+    the month will ask, and what it burns in an hour at worst."""
 
     currency: str
     since: datetime
     spent_micros: int
     aside_micros: int
+    shares_micros: int
     hourly_micros: int
 
     @property
     def month_micros(self) -> int:
-        return self.spent_micros + self.aside_micros
+        return self.spent_micros + self.aside_micros + self.shares_micros
 
 
 def check(
@@ -211,14 +215,19 @@ def lock(*, project: Project, token: ApiToken | None) -> None:
 
 
 def committed(owner: Owner, organization: Organization, *, at: datetime) -> Committed:
-    """Return what an owner of this organization is committed to, in the terms of its budgets. Three queries."""
+    """Return what an owner of this organization is committed to, in the terms of its budgets.
+
+    Three queries, and of an organization those for its shares of revenue.
+    """
     since = month_of(at)
     ((spent_micros, _),) = spent(organization, [(since, at)], at=at, owner=owner)
     spent_micros += _paid_ahead(owner, organization, since=since)
     with connection.cursor() as cursor:
         cursor.execute(COMMITTED, {"organization": organization.pk, "now": at, **_words(owner)})
         aside_micros, hourly_micros = cursor.fetchone()
-    return Committed(organization.currency, since, spent_micros, aside_micros, hourly_micros)
+    shares = expecting.in_month([organization.pk], at=at) if isinstance(owner, Organization) else {}
+    shares_micros = shares.get(organization.pk, 0)
+    return Committed(organization.currency, since, spent_micros, aside_micros, shares_micros, hourly_micros)
 
 
 def _paid_ahead(owner: Owner, organization: Organization, *, since: datetime) -> int:
@@ -312,17 +321,7 @@ def _check(owner: Owner, organization: Organization, *, month: int, hour: int, a
         if budget.counts != MONEY and budget.passed_at is not None:
             raise BudgetExceeded(gettext("A monthly budget of %(owner)s is used up.") % words)
         if budget.counts == MONEY and now.month_micros + month > budget.amount:
-            sums = {
-                "spent": now.spent_micros, "aside": now.aside_micros, "wanted": month,
-                "total": now.month_micros + month, "budget": budget.amount,
-            }  # fmt: skip
-            raise BudgetExceeded(
-                gettext(
-                    "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s "
-                    "set aside + %(wanted)s for this = %(total)s of %(budget)s."
-                )
-                % (words | _shown(sums, now.currency))
-            )
+            raise BudgetExceeded(_month_passed(now, month, budget, words))
     if owner.hourly_budget_micros is not None and now.hourly_micros + hour > owner.hourly_budget_micros:
         sums = {
             "running": now.hourly_micros, "wanted": hour, "total": now.hourly_micros + hour,
@@ -335,6 +334,25 @@ def _check(owner: Owner, organization: Organization, *, month: int, hour: int, a
             )
             % (words | _shown(sums, now.currency))
         )
+
+
+def _month_passed(now: Committed, month: int, budget: Budget, words: dict[str, str]) -> str:
+    """Return the arithmetic of a month's budget that an order would pass."""
+    text = gettext(
+        "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s "
+        "set aside + %(wanted)s for this = %(total)s of %(budget)s."
+    )
+    if now.shares_micros:
+        text = gettext(
+            "It would pass the monthly budget of %(owner)s: %(spent)s used since %(since)s (UTC) + %(aside)s "
+            "set aside + %(shares)s for shares of revenue that fall due this month + %(wanted)s for this = "
+            "%(total)s of %(budget)s."
+        )
+    sums = {
+        "spent": now.spent_micros, "aside": now.aside_micros, "shares": now.shares_micros, "wanted": month,
+        "total": now.month_micros + month, "budget": budget.amount,
+    }  # fmt: skip
+    return text % (words | _shown(sums, now.currency))
 
 
 def _name(owner: Owner) -> str:

@@ -38,6 +38,7 @@ class BudgetAnswer(serializers.Serializer[Any]):
     forecast = serializers.CharField(help_text="used at the month's end, if all goes on as now")
     spent = serializers.CharField(help_text="money used since the month began, charged or not")
     set_aside = serializers.CharField(help_text="for what is ordered, and not used yet")
+    shares_due = serializers.CharField(help_text="what shares of revenue will ask that fall due in this month")
     per_hour = serializers.CharField(help_text="what all that is held costs for an hour")
     action = serializers.ChoiceField(
         choices=Budget.Action.choices, help_text="what follows once it is used up: alert, block starts, or stop too"

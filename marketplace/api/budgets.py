@@ -79,7 +79,8 @@ def _budget(found: Standing, *, at: Any) -> Answer:
     owner, budget = found.owner, found.budget
     now, written = spend.committed(owner, found.organization, at=at), found.counter.written
     settings = budgets.settings_of(budget)
-    counted = {"spent": now.spent_micros, "set_aside": now.aside_micros, "per_hour": now.hourly_micros}
+    counted = {"spent": now.spent_micros, "set_aside": now.aside_micros,
+               "shares_due": now.shares_micros, "per_hour": now.hourly_micros}  # fmt: skip
     hourly = owner.hourly_budget_micros
     return {
         "id": owner.public_id,

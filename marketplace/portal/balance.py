@@ -16,6 +16,7 @@ from marketplace.portal.cost_filters import GROUPS, LENGTHS, Filters
 from marketplace.portal.doors import Visit, page
 from marketplace.portal.spending import midnight, month_after
 from marketplace.portal.words import MARKETS
+from marketplace.revenue_share import expecting
 
 ESCROWS_MAX = 20
 RETURNED_MAX = 5
@@ -54,6 +55,7 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
     results = sum(cost.micros for cost in this_month if cost.market == breakdown.OUTCOME)
     wallet = accounts.wallet(organization=organization)
     ordered, row = forecast.ordered_micros(organization), access.runway_of(organization)
+    shares = expecting.in_month([organization.pk], at=visit.at).get(organization.pk, 0)
     return {
         "wallet": wallet,
         "runway": row,
@@ -65,10 +67,11 @@ def _money(visit: Visit, organization: Organization) -> dict[str, Any]:
         "results_micros": results,
         "used_micros": now.month_micros - ahead - adjusted - results,
         "ordered_micros": ordered,
+        "shares_micros": shares,
         "month_end": month_end,
         "forecast_micros": forecast.month_end_micros(
             used_micros=now.month_micros, burn_micros_per_hour=now.per_hour_micros,
-            ordered_micros=ordered, at=visit.at, until=month_end,
+            ordered_micros=ordered, shares_micros=shares, at=visit.at, until=month_end,
         ),
         "escrows": list(access_till.escrows(visit.actor, organization).order_by("-pk")[:ESCROWS_MAX]),
         "returned": list(access_till.returned(visit.actor, organization).order_by("-pk")[:RETURNED_MAX]),

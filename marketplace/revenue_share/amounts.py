@@ -60,6 +60,31 @@ def steps(revenue: Mapping[str, Any], *, revenue_micros: int, metered_micros: in
     yield Step("total", found.total_micros)
 
 
+class First(NamedTuple):
+    """What a period asks when it is due: `rule` is empty where it goes by a statement."""
+
+    rule: str
+    revenue_micros: int
+    due: Due
+
+
+def first(
+    revenue: Mapping[str, Any], *, said_micros: int | None, last_micros: int | None, metered_micros: int
+) -> First:
+    """Return what a period asks when it is due: by what was stated of it, else by its terms' rule for overdue ones."""
+    rule, micros = "", said_micros or 0
+    if said_micros is None:
+        rule, micros = estimated_micros(revenue, last_micros=last_micros, metered_micros=metered_micros)
+        micros = micros if rule == "last_statement" else 0
+    terms = by_rule(revenue, rule)
+    return First(rule, micros, due(terms, revenue_micros=micros, metered_micros=metered_micros))
+
+
+def by_rule(revenue: Mapping[str, Any], rule: str) -> Mapping[str, Any]:
+    """An estimate by the metered cost asks at least that, whatever the terms say of statements."""
+    return {**revenue, "true_up": "metered_cost"} if rule == "metered_cost" else revenue
+
+
 def estimated_micros(revenue: Mapping[str, Any], *, last_micros: int | None, metered_micros: int) -> tuple[str, int]:
     """Return by which rule an overdue period is estimated, and the revenue or least cost that it stands for.
 

@@ -66,7 +66,7 @@ class Reckoning:
 
 def reckoned(period: RevenuePeriod, *, at: datetime) -> Reckoning:
     """Return the arithmetic of a period: by what was stated last if it were final and it ended now, or as charged."""
-    terms = _with_metered(written.of(period.version.terms)["revenue"], Basis(period.basis))
+    terms = amounts.by_rule(written.of(period.version.terms)["revenue"], period.basis)
     if period.state == State.OPEN:
         said, lines = period.statements.order_by("-number").first(), _lines(period, until=at)
         by = {"revenue_micros": said.revenue_micros if said else 0, "metered_micros": _sum(lines)}
@@ -93,6 +93,11 @@ def _lines(period: RevenuePeriod, *, until: datetime) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def metered_micros(period: RevenuePeriod, *, until: datetime) -> int:
+    """Return what the use that this agreement covers would have cost by the list in a period, until a moment."""
+    return _sum(_lines(period, until=until))
+
+
 def _sum(lines: Iterable[Mapping[str, Any]]) -> int:
     return sum(int(line["micros"]) for line in lines)
 
@@ -109,25 +114,18 @@ def _charge_first(period: RevenuePeriod, said: RevenueStatement | None, *, at: d
     terms = written.of(period.version.terms)["revenue"]
     lines = _lines(period, until=period.ends_at)
     metered = _sum(lines)
-    if said is not None:
-        basis, revenue = Basis.REPORTED, said.revenue_micros
-    else:
-        rule, micros = amounts.estimated_micros(terms, last_micros=_last_micros(period), metered_micros=metered)
-        basis = Basis(rule)
-        revenue = micros if basis == Basis.LAST_STATEMENT else 0
-    asked = amounts.due(_with_metered(terms, basis), revenue_micros=revenue, metered_micros=metered)
-    _take(period, asked, revenue_micros=revenue, suffix="" if said else " (estimate)", at=at)
+    first = amounts.first(
+        terms, said_micros=said.revenue_micros if said else None, last_micros=_last_micros(period),
+        metered_micros=metered,
+    )  # fmt: skip
+    basis = Basis(first.rule) if said is None else Basis.REPORTED
+    _take(period, first.due, revenue_micros=first.revenue_micros, suffix="" if said else " (estimate)", at=at)
     state = State.CLOSED if said else State.ESTIMATED
     period.move_to(
-        state, at=at, message=f"Charged by {basis.label}"[:200], basis=basis, revenue_micros=revenue,
-        metered_micros=metered, metered_lines=lines, charged_micros=asked.total_micros,
-        closed_at=at if said else None,
+        state, at=at, message=f"Charged by {basis.label}"[:200], basis=basis,
+        revenue_micros=first.revenue_micros, metered_micros=metered, metered_lines=lines,
+        charged_micros=first.due.total_micros, closed_at=at if said else None,
     )  # fmt: skip
-
-
-def _with_metered(terms: dict[str, Any], basis: RevenuePeriod.Basis) -> dict[str, Any]:
-    """An estimate by the metered cost asks at least that, whatever the terms say of statements."""
-    return {**terms, "true_up": "metered_cost"} if basis == Basis.METERED_COST else terms
 
 
 def _last_micros(period: RevenuePeriod) -> int | None:
