@@ -49,8 +49,8 @@ WHERE budget.id = found.id AND (passed_at IS NULL) = (found.used > 0 AND found.u
 def look(*, at: datetime) -> int:
     """Measure all budgets, write the alerts that are due and note which budgets are used up; return how many alerts.
 
-    One statement, four for any number of budgets of a counter, and those for what shares of revenue will ask; any number
-    of sweeps at once write each alert once.
+    One statement, four for any number of budgets of a counter, and those for what shares of revenue will ask. Any
+    number of sweeps at once write each alert once.
     """
     written = 0
     every = list(Budget.objects.order_by("pk").values_list("counts", "pk", "organization", "project", "token"))
