@@ -34,6 +34,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
+from marketplace.revenue_share import covering
 from provisioning import calendar, kept_nodes
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Capacity, Instance
@@ -48,6 +49,8 @@ PLACES_MAX = 10
 WAITS_MAX = 20  # of one organization for one offer
 SHARE_MAX_PERCENT = 50
 ENGLISH = "en"
+# What of a kept order names rows, which are looked up again when it starts.
+APART = ("volumes", "reservation", "counters", "contract")
 
 State = WaitingOrder.State
 Why = WaitingOrder.Why
@@ -81,12 +84,14 @@ def wait(
     """Put an order into the queue of its offer. Nothing is held or charged until it starts.
 
     Raises BadOrder or NeverFits for what could never start, PolicyExcludes for what a policy
-    keeps from starting, ProjectSuspended where nothing may. A policy that is set later, or a fleet that
-    shrinks, lets it wait, and it says so (`told`).
+    keeps from starting, ProjectSuspended where nothing may. A policy that is set later, a fleet that
+    shrinks or a share of revenue that pays for no more hours lets it wait, and it says so (`told`).
     """
     rentals.check_open(project)
     rentals.check(order)
     rentals.check_possible(project=project, order=order, at=at)
+    if order.under is not None:
+        covering.check_terms(order.under, offer=order.offer, gpus=order.gpus * order.replicas)
     rentals.price_of(order.offer, currency=project.organization.currency, at=at)
     if max_micros_per_gpu_hour <= 0:
         raise BadOrder("max_price", gettext("Say the most that a GPU-hour may cost, such as 2.50."))
@@ -348,6 +353,7 @@ def _written(order: rentals.Order) -> dict[str, Any]:
             {"volume": use.volume.public_id, "path": use.path, "read_only": use.read_only} for use in order.uses
         ],
         "counters": asdict(order.work.counters) if order.work.counters else None,
+        "contract": order.under.version.public_id if order.under else "",
     }  # fmt: skip
 
 
@@ -356,11 +362,12 @@ def _read(entry: WaitingOrder) -> rentals.Order:
     uses = [
         Use(access.volume_of(entry.project, one["volume"]), one["path"], one["read_only"]) for one in kept["volumes"]
     ]
-    named = kept.get("reservation")
+    named, contract = kept.get("reservation"), kept.get("contract")
     inside = held.reservation_of(entry.project, named) if named else None
-    fields = {name: value for name, value in kept.items() if name not in ("volumes", "reservation", "counters")}
+    under = covering.agreement(entry.project.organization, contract) if contract else None
+    fields = {name: value for name, value in kept.items() if name not in APART}
     return rentals.Order(
-        offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, reservation=inside,
+        offer=entry.offer, gpus=entry.gpus, replicas=entry.replicas, uses=uses, reservation=inside, under=under,
         work=Work(counters=Counters.of(kept.get("counters"))), **fields,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from marketplace import waiting
-from marketplace.api.order_shapes import RentInstance
+from marketplace.api.order_shapes import LaunchInstance
 from marketplace.api.price_shapes import Amount, Price
 from marketplace.api.shapes import NamedRef, Shape, Text
 from marketplace.models import QuotaRequest, WaitingOrder
@@ -90,7 +90,7 @@ class QuotaRequestQuery(serializers.Serializer[Any]):
     state = serializers.ChoiceField(choices=QuotaRequest.State.choices, required=False)
 
 
-class CreateWait(RentInstance):
+class CreateWait(LaunchInstance):
     max_price = Money(help_text="the most that a GPU-hour may cost")
     until = serializers.DateTimeField(help_text=f"{waiting.UNTIL_MAX.days} days at most")
 

@@ -46,6 +46,7 @@ def run(
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
     reservation: orders.ReservationName = None,
+    contract: orders.ContractName = None,
     project: Project = None,
     volume: orders.Volumes = None,
     timeout_s: Annotated[
@@ -78,7 +79,7 @@ def run(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image, port, lease, restart_on_failure, reservation=reservation),
+            running=orders.Running(image, port, lease, restart_on_failure, reservation=reservation, contract=contract),
             volumes=volume or [],
         )
         order.say()

@@ -40,6 +40,7 @@ def wait(
     port: orders.Port = None,
     lease: orders.Lease = None,
     restart_on_failure: orders.RestartOnFailure = False,
+    contract: orders.ContractName = None,
     project: Project = None,
     volume: orders.Volumes = None,
     key: orders.Key = None,
@@ -60,7 +61,9 @@ def wait(
             project=project,
             key=key,
             command=ctx.meta[orders.COMMAND],
-            running=orders.Running(image=image, ports=port, lease=lease, restarts=restart_on_failure),
+            running=orders.Running(
+                image=image, ports=port, lease=lease, restarts=restart_on_failure, contract=contract
+            ),
             volumes=volume or [],
         )
         row = order.wait(max_price=max_price, until=moment(until))

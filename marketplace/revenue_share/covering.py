@@ -52,6 +52,12 @@ def check(agreed: Acceptance, *, offer: Offer, gpus: int, at: datetime) -> None:
 
     `agreed` has its version with its contract, and its organization.
     """
+    check_terms(agreed, offer=offer, gpus=gpus)
+    _check_room(agreed, gpus=gpus, at=at)
+
+
+def check_terms(agreed: Acceptance, *, offer: Offer, gpus: int) -> None:
+    """Raise BadOrder where an order can never run under an agreement, whatever else runs under it and when."""
     if agreed.version.contract.kind != "revenue_share" or written.of(agreed.version.terms).covers is None:
         raise BadOrder("contract", _("No hours are covered by this contract."))
     if agreed.version.state != ContractVersion.State.OFFERED:
@@ -59,7 +65,7 @@ def check(agreed: Acceptance, *, offer: Offer, gpus: int, at: datetime) -> None:
     if not _covers(agreed, offer):
         text = _("This contract does not cover %(offer)s (revenue/covers).")
         raise BadOrder("contract", text % {"offer": offer.name})
-    _check_room(agreed, gpus=gpus, at=at)
+    _check_gpus(agreed, gpus=gpus, used=0)
 
 
 def check_run(instance: Instance, *, at: datetime) -> None:
@@ -130,13 +136,17 @@ def _check_room(agreed: Acceptance, *, gpus: int, at: datetime, besides: Instanc
     Acceptance.objects.select_for_update(no_key=True).get(pk=agreed.pk)
     if offering.in_force_at(agreed) is None or periods.current(agreed, at=at) is None:
         raise BadOrder("contract", _("It has no period now that counts what you use: look which version is in force."))
-    covers = written.of(agreed.version.terms).covers
-    assert covers is not None, "nothing runs under others"
     held = Instance.objects.filter(
         project__organization=agreed.organization_id, paid_by=agreed.public_id, quota_held__gt=0
     )
     others = held.exclude(pk=besides.pk) if besides is not None else held
     used = others.aggregate(gpus=Sum("quota_held", default=0))["gpus"]
+    _check_gpus(agreed, gpus=gpus, used=used)
+
+
+def _check_gpus(agreed: Acceptance, *, gpus: int, used: int) -> None:
+    covers = written.of(agreed.version.terms).covers
+    assert covers is not None, "nothing runs under others"
     if used + gpus > covers["gpus"]:
         text = _("This contract covers %(most)s GPUs at once (revenue/covers/gpus), and %(used)s are in use.")
         raise BadOrder("contract", text % {"most": covers["gpus"], "used": used})

@@ -21,17 +21,17 @@ def in_month(organization_ids: Collection[int], *, at: datetime) -> dict[int, in
     than its minimum, with the hours that it covers until now. One query, and one for each agreement that is metered.
     """
     found: dict[int, int] = {}
-    for period in _due(organization_ids, until=next_month(at)):
+    for period, said, last in _due(organization_ids, until=next_month(at)):
         terms = written.of(period.version.terms)["revenue"]
         asks_hours = "metered_cost" in (terms["true_up"], terms["if_overdue"])
         metered = closing.metered_micros(period, until=at) if asks_hours else 0
-        asked = amounts.first(terms, said_micros=period.said, last_micros=period.last, metered_micros=metered).due
+        asked = amounts.first(terms, said_micros=said, last_micros=last, metered_micros=metered).due
         found[period.organization_id] = found.get(period.organization_id, 0) + asked.total_micros
     return found
 
 
-def _due(organization_ids: Collection[int], *, until: datetime) -> list[RevenuePeriod]:
-    """Return the open periods that are due before a moment, with what was `said` of each and `last` before it."""
+def _due(organization_ids: Collection[int], *, until: datetime) -> list[tuple[RevenuePeriod, int | None, int | None]]:
+    """Return the open periods that are due before a moment, with what was stated last of each and of one before it."""
     newest = RevenueStatement.objects.filter(period=OuterRef("pk")).order_by("-number")
     earlier = RevenueStatement.objects.filter(
         period__version=OuterRef("version"), period__organization=OuterRef("organization"),
@@ -40,8 +40,7 @@ def _due(organization_ids: Collection[int], *, until: datetime) -> list[RevenueP
     rows = RevenuePeriod.objects.filter(
         organization__in=organization_ids, state=RevenuePeriod.State.OPEN, due_at__lt=until
     )
-    return list(
-        rows.select_related("version").annotate(
-            said=Subquery(newest.values("revenue_micros")[:1]), last=Subquery(earlier.values("revenue_micros")[:1])
-        )
+    annotated = rows.select_related("version").annotate(
+        said=Subquery(newest.values("revenue_micros")[:1]), last=Subquery(earlier.values("revenue_micros")[:1])
     )
+    return [(row, row.said, row.last) for row in annotated]

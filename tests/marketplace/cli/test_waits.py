@@ -132,6 +132,12 @@ def test_a_run_waits_and_then_runs(gpumarket, shop):
     assert "Place 2 in the queue" in said.err
 
 
+def test_an_order_keeps_its_contract_while_it_waits(gpumarket, shop):
+    assert gpumarket("run", "h200-narvik", "--wait", "--contract", "ctv_1", "--", "true").code == 0
+    assert gpumarket("wait", "h200-narvik", "--contract", "ctv_1", "--", "true").code == 0
+    assert [one["body"]["contract"] for one in shop.asked("POST", "/api/v1/waits")] == ["ctv_1", "ctv_1"]
+
+
 def test_a_run_that_waited_in_vain_exits_like_one_without_capacity(gpumarket, shop):
     shop.ends_as = "expired"
     said = gpumarket("run", "h200-narvik", "--wait", "--", "true")

@@ -14,15 +14,25 @@ from hypothesis import strategies as st
 
 from billing import accounts, books, charging, daily, usage
 from billing.invoicing import prepaid
-from billing.models import Charge, Outcome, OutcomeCost, PrepaidItem, UsageSpan
+from billing.models import Charge, Hold, Outcome, OutcomeCost, PrepaidItem, UsageSpan
 from billing.outcomes import sharing
 from billing.suppliers import purses
-from marketplace import rentals
+from marketplace import rentals, waiting
 from marketplace.access import person
 from marketplace.contracts import offering, wording
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
-from marketplace.models import Acceptance, AuditEntry, Membership, Organization, RevenuePeriod, RevenueStatement, Side
+from marketplace.models import (
+    Acceptance,
+    AuditEntry,
+    ContractVersion,
+    Membership,
+    Organization,
+    RevenuePeriod,
+    RevenueStatement,
+    Side,
+    WaitingOrder,
+)
 from marketplace.revenue_share import closing, covering, periods, statements
 from provisioning.models import Instance
 from tests.agreed import REVENUE, share_revenue
@@ -425,3 +435,62 @@ def test_the_portal_rents_under_a_contract_and_shows_the_hours_of_the_metered_co
     page = client.get(reverse("revenue-period", args=[period().public_id])).content.decode()
     assert instance.public_id in page
     assert "$4.98" in page
+
+
+def waits_for(actor, project, fleet, agreed, **what):
+    return waiting.wait(
+        actor=actor, project=project, order=order(fleet.h200, under=agreed, **what), max_micros_per_gpu_hour=PRICE,
+        until=NOON + 9 * HOUR, at=NOON,
+    )  # fmt: skip
+
+
+def test_an_order_that_waits_starts_under_its_contract_and_never_by_the_hour(agree, rent, actor, project, fleet):
+    agreed = agree(covers=COVERS | {"gpus": 2})
+    entry = waits_for(actor, project, fleet, agreed, gpus=2)
+    rent(under=agreed)
+    assert waiting.start_due(at=NOON, limit=9) == 0
+    entry.refresh_from_db()
+    assert (entry.state, entry.why) == ("waiting", "refused")
+    assert "covers 2 GPUs at once" in entry.message
+    rentals.terminate(actor=actor, instance=Instance.objects.get(), at=NOON)
+    Instance.objects.update(paid_by="")  # Its GPUs count no more.
+    assert waiting.start_due(at=NOON, limit=9) == 1
+    entry.refresh_from_db()
+    assert entry.instance.paid_by == agreed.public_id
+    assert not Hold.objects.filter(resource_id=entry.instance.public_id).exists()
+
+
+def test_what_a_contract_never_covers_does_not_wait_for_it(agree, actor, project, fleet):
+    for agreed, field, what in [
+        (agree(covers=COVERS | {"gpus": 2}), "revenue/covers/gpus", {"gpus": 4}),
+        (agree(covers=None), "No hours are covered", {}),
+    ]:
+        with pytest.raises(BadOrder, match=field):
+            waits_for(actor, project, fleet, agreed, **what)
+    assert not WaitingOrder.objects.exists()
+
+
+def test_a_version_that_is_withdrawn_meanwhile_starts_nothing(agree, actor, project, fleet):
+    agreed = agree()
+    entry = waits_for(actor, project, fleet, agreed)
+    ContractVersion.objects.filter(pk=agreed.version_id).update(state="withdrawn", withdrawn_at=NOON)
+    assert waiting.start_due(at=NOON, limit=9) == 0
+    entry.refresh_from_db()
+    assert (entry.state, "is withdrawn" in entry.message) == ("waiting", True)
+    assert not Instance.objects.exists()
+
+
+def test_the_api_lets_an_order_wait_with_its_contract(clock, agree, alice, acme, fleet):
+    contract = agree().version.public_id
+    client = Client(headers={"Authorization": f"Bearer {make_token(alice, acme)}", "Idempotency-Key": "w"})
+    body = {
+        "offer": "h200-narvik", "command": ["sleep", "9"], "contract": contract, "max_price": "2.49",
+        "until": (NOON + HOUR).isoformat(),
+    }  # fmt: skip
+    assert client.post("/api/v1/waits", body, content_type="application/json").status_code == 202
+    assert WaitingOrder.objects.get().order["contract"] == contract
+    refused = client.post(
+        "/api/v1/waits", body | {"contract": "ctv_none"}, content_type="application/json",
+        headers={"Idempotency-Key": "x"},
+    )  # fmt: skip
+    assert (refused.status_code, "has not agreed" in refused.content.decode()) == (422, True)
