@@ -14,7 +14,10 @@ from billing.sla.availability import Verdict
 from billing.sla.terms import Terms
 from marketplace.sla import evidence
 from marketplace.sla.evidence import Case
-from provisioning.models import Instance
+from marketplace.sla.history import EXPECTED
+from marketplace.sla.reserved import LOOKED_BACK
+from provisioning.models import STARTING, Instance
+from provisioning.models.instances import INFRASTRUCTURE
 
 log = structlog.get_logger("marketplace.sla")
 
@@ -39,10 +42,38 @@ WAITS = """EXISTS (
     WHERE adjustment.organization_id = span.organization_id AND adjustment.price_version_id = span.price_version_id
       AND adjustment.month = %(month)s AND adjustment.through < %(end)s
 )"""
-DUE = f"""
-SELECT DISTINCT resource_id {NOT_JUDGED} AND resource_id > %(after)s AND (%(is_late)s OR NOT {WAITS})
-ORDER BY resource_id LIMIT %(limit)s
+# What lay down in a month without running in it: it ran before, and no move has ended what a fault of ours began. What
+# it cost is known: of use nothing, and reserved hours were paid ahead.
+LAY_DOWN = """
+SELECT instance.public_id
+FROM provisioning_instanceevent failure JOIN provisioning_instance instance ON instance.id = failure.instance_id
+LEFT JOIN LATERAL (
+    SELECT new_phase, at FROM provisioning_instanceevent move
+    WHERE move.instance_id = instance.id AND move.kind = 'phase' AND move.at < %(month)s
+    ORDER BY move.at DESC, move.id DESC LIMIT 1
+) was ON true
+WHERE failure.new_phase = 'failed' AND failure.reason = ANY(%(ours)s)
+  AND failure.at >= %(looked_back)s AND failure.at < %(end)s
+  AND (was.new_phase = ANY(%(under_way)s) OR (was.new_phase = 'failed' AND was.at > %(failed_since)s))
+  AND EXISTS (
+      SELECT FROM billing_usagespan span
+      WHERE span.resource_id = instance.public_id AND meter = 'gpu' AND ended_at <= %(month)s
+  )
+  AND NOT EXISTS (
+      SELECT FROM billing_usagespan span
+      WHERE span.resource_id = instance.public_id AND meter = 'gpu' AND started_at < %(end)s
+        AND (ended_at IS NULL OR ended_at > %(month)s)
+  )
+  AND NOT EXISTS (
+      SELECT FROM billing_slaverdict verdict WHERE verdict.resource_id = instance.public_id AND month = %(month)s
+  )
 """
+DUE = f"""
+SELECT resource_id FROM (
+    SELECT resource_id {NOT_JUDGED} AND (%(is_late)s OR NOT {WAITS}) UNION {LAY_DOWN}
+) due WHERE resource_id > %(after)s
+ORDER BY resource_id LIMIT %(limit)s
+"""  # noqa: S608  nothing in it comes from outside
 WAITING = f"""
 SELECT organization_id, count(DISTINCT resource_id), bool_or({WAITS}) {NOT_JUDGED}
 GROUP BY organization_id ORDER BY organization_id LIMIT %(limit)s
@@ -61,7 +92,7 @@ class Waiting:
 
 
 def close_due(*, at: datetime, seconds: int = 40) -> int:
-    """Judge what ran in each of the last months that are over and was not judged yet; return how many that were.
+    """Judge what ran, or lay down, in each of the last months that are over and was not judged; return how many.
 
     Stops after some time and goes on with the next call; each instance is judged in a transaction of its own, once.
     """
@@ -70,7 +101,7 @@ def close_due(*, at: datetime, seconds: int = 40) -> int:
     for month in months_over(at):
         found = terms.in_force(month)
         after = ""
-        while found is not None and (batch := _due(month, after, at=at)):
+        while found is not None and (batch := _due(month, after, terms=found, at=at)):
             for case in evidence.cases(batch, month=month, terms=found, at=at):
                 judged += _post(case, found, at=at)
             after = batch[-1]
@@ -89,11 +120,12 @@ def months_over(at: datetime) -> list[datetime]:
     return found[::-1]
 
 
-def _due(month: datetime, after: str, *, at: datetime) -> list[str]:
+def _due(month: datetime, after: str, *, terms: Terms, at: datetime) -> list[str]:
     end = next_month(month)
-    is_late = at >= end + WAITS_FOR_PRICES
-    asked: dict[str, str | int | datetime] = {
-        "month": month, "end": end, "after": after, "limit": BATCH, "is_late": is_late
+    asked: dict[str, str | int | datetime | list[str]] = {
+        "month": month, "end": end, "after": after, "limit": BATCH, "is_late": at >= end + WAITS_FOR_PRICES,
+        "looked_back": month - LOOKED_BACK, "failed_since": month - terms.failed_counts_for,
+        "ours": sorted(INFRASTRUCTURE), "under_way": sorted(STARTING | EXPECTED),
     }  # fmt: skip
     with connection.cursor() as cursor:
         cursor.execute(DUE, asked)
@@ -121,6 +153,8 @@ def waiting(*, at: datetime, since: timedelta, months: int, limit: int) -> list[
 
 
 def _post(case: Case, found: Terms, *, at: datetime) -> bool:
+    if not case.seen.measured and not availability.judge(case.seen, found).down_ms:
+        return False  # Its customer had stopped it, or the fault ended before the month: nothing is to be judged.
     instance = case.instance
     subject = posting.Subject(
         organization=instance.project.organization,

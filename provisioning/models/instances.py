@@ -328,7 +328,10 @@ class InstanceEvent(models.Model):
     milliseconds = models.BigIntegerField(default=0)
 
     class Meta:
-        indexes = [models.Index(fields=["old_phase", "-id"], name="event_recent_by_phase")]
+        indexes = [
+            models.Index(fields=["old_phase", "-id"], name="event_recent_by_phase"),
+            models.Index(fields=["at"], condition=Q(new_phase="failed"), name="event_failed_at"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.instance}: {self.old_phase} -> {self.new_phase}"

@@ -36,14 +36,19 @@ def clock():
         yield clock
 
 
-@pytest.fixture
-def broken(clock, running, operator):
-    """An instance that ran for an hour, broke, and lay there for the rest of the month; its supplier has a card."""
+def give_card(operator):
+    """Let the operator as a supplier earn four fifths."""
     by, decided_by = make_person("dan@operator.example").pk, make_person("eve@operator.example").pk
     card = cards.propose(
         supplier=operator, terms=Terms(share_bps=8_000), effective_from=LATE, by=by, key=uuid4(), at=LATE
     )
     cards.approve(card=card, by=decided_by, at=LATE)
+
+
+@pytest.fixture
+def broken(clock, running, operator):
+    """An instance that ran for an hour, broke, and lay there for the rest of the month; its supplier has a card."""
+    give_card(operator)
     clock.move_to(LATE + HOUR)
     faults.fail(instance=running, happened="A GPU broke.", fault_at=LATE + HOUR, at=LATE + HOUR)
     running.refresh_from_db()
