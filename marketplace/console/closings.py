@@ -51,7 +51,7 @@ def _tried() -> str:
 def _not_judged(one: closing.Waiting, names: dict[int, Organization], at: datetime) -> Late:
     what = _("Service level of instances: %(count)s") % {"count": one.instances}
     then = _tried()
-    if one.waits_for_prices:
+    if one.until is not None and at < one.until:
         then = _("Waits for what tiers or a commitment make of the price; without that it is judged as far as posted.")
     elif one.month not in closing.months_over(at):
         then = _("Not tried any more. Settle it with the customer by a service credit.")

@@ -88,8 +88,12 @@ def test_reserved_hours_of_a_month_in_which_it_never_ran_are_given_back_and_its_
     assert (books.check(at=MAY + 9 * HOUR), books.recompute()) == ([], [])
 
 
-def test_what_waits_to_start_again_over_the_months_end_is_down_until_its_customer_stops_it(clock, running, actor):
+def test_what_waits_to_start_again_over_the_months_end_is_down_until_its_customer_stops_it(
+    clock, running, actor, run_until_idle
+):
     fail(clock, running, at=APRIL - 6 * HOUR)
+    run_until_idle()
+    running.refresh_from_db()
     clock.move_to(APRIL - HOUR)
     with transaction.atomic():
         rentals.start(actor=actor, instance=running, at=APRIL - HOUR)
