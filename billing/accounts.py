@@ -8,7 +8,8 @@ from django.db.models import F, QuerySet, Sum
 
 from billing.models import Account
 from billing.models.ledger import CUSTOMER_KINDS, SUPPLIER_KINDS
-from billing.prepared import Rows, Value, ask
+from billing.prepared import ask
+from billing.wire import Rows, Value
 
 COLUMNS = (
     "id", "public_id", "organization_id", "kind", "currency", "balance_micros", "held_micros", "credit_limit_micros",

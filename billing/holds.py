@@ -10,8 +10,9 @@ from billing import accounts, collecting, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
 from billing.models.ledger import CUSTOMER_KINDS
-from billing.prepared import Asked, Asking, Rows, Steps
+from billing.prepared import Asking, Steps
 from billing.public_ids import new_public_id
+from billing.wire import Asked, Rows
 
 GIVEN_BACK = (Hold.State.VOIDED, Hold.State.EXPIRED)
 # Locks who pays, and sets aside in the order of paying what is free on each account: all of it or nothing. Nothing too

@@ -18,25 +18,15 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import Field, JSONField, Model, QuerySet
 from django.db.models.query import get_related_populators  # type: ignore[attr-defined]
-from psycopg import Cursor
 
-NEVER_BY_ITSELF = 2**31
+from billing import wire
+from billing.wire import Asked, Rows, Value
 
-Value = int | str | datetime | None | Sequence[int] | Sequence[str] | Sequence[datetime]
 Row = TypeVar("Row", bound=Model)
 P = ParamSpec("P")
 T = TypeVar("T")
-Asked = tuple[str, Mapping[str, Value]]
-Rows = list[tuple[Any, ...]]
 # What a verb asks, one after the other; it is sent the rows of each, and ends with what it returns.
 Steps = Generator[Asked, Rows, T]
-
-
-class _Prepared(Cursor[Any]):
-    """A cursor that prepares what it is given."""
-
-    def execute(self, query: Any, params: Any = None, **_: Any) -> "_Prepared":
-        return super().execute(query, params, prepare=True)
 
 
 def ask(statement: str, wanted: Mapping[str, Value]) -> Rows:
@@ -47,7 +37,7 @@ def ask(statement: str, wanted: Mapping[str, Value]) -> Rows:
     number's size does not make another statement of it. Texts in lists are ids
     and words of ours.
     """
-    return _rows_of(_send(_database(), statement, wanted))
+    return _run([(statement, wanted)])[0]
 
 
 def together(*verbs: Steps[Any]) -> list[Any]:
@@ -57,10 +47,8 @@ def together(*verbs: Steps[Any]) -> list[Any]:
     on one after the other. The first to raise ends them all, when what the
     others asked is done already: a refusal has to end the caller's transaction.
     """
-    database = _database()
-    with database.wrap_database_errors, database.connection.pipeline():
-        sent = [_send(database, *next(verb)) for verb in verbs]
-    return [_go_on(verb, _rows_of(cursor)) for verb, cursor in zip(verbs, sent, strict=True)]
+    answers = _run([next(verb) for verb in verbs])
+    return [_go_on(verb, rows) for verb, rows in zip(verbs, answers, strict=True)]
 
 
 class Asking(Generic[P, T]):
@@ -84,33 +72,23 @@ def _go_on(verb: Steps[T], rows: Rows) -> T:
         return found
 
 
+def _run(asked: Sequence[Asked]) -> list[Rows]:
+    database = _database()
+    for statement, wanted in asked:
+        if database.queries_logged:
+            database.queries_log.append({"sql": statement, "time": "0"})
+        for wrapper in database.execute_wrappers:  # They see it before anything of this round trip is sent.
+            wrapper(lambda *_: None, statement, wanted, False, {"connection": database})
+    with database.wrap_database_errors:
+        return wire.run(database.connection, asked)
+
+
 def _database() -> Any:
     database = connections[DEFAULT_DB_ALIAS]
+    database.validate_no_broken_transaction()
     database.close_if_health_check_failed()
     database.ensure_connection()
-    # Django forbids it as a whole (None); this way nothing is prepared but what asks for it.
-    database.connection.prepare_threshold = NEVER_BY_ITSELF
     return database
-
-
-def _send(database: Any, statement: str, wanted: Mapping[str, Value]) -> Any:
-    if database.queries_logged:
-        database.queries_log.append({"sql": statement, "time": "0"})
-    cursor = database.make_cursor(_Prepared(database.connection))  # Which names errors as Django's own cursors do.
-    cursor.execute(statement, {name: _text(value) for name, value in wanted.items()})
-    return cursor
-
-
-def _rows_of(cursor: Any) -> Rows:
-    with cursor:
-        rows: Rows = cursor.fetchall() if cursor.pgresult.nfields else []
-        return rows
-
-
-def _text(value: Value) -> str | datetime | None:
-    if value is None or isinstance(value, datetime):
-        return value
-    return str(value) if isinstance(value, int | str) else f"{{{','.join(map(str, value))}}}"
 
 
 def insertion(model: type[Model]) -> str:

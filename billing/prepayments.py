@@ -16,8 +16,9 @@ from django.db import transaction
 from billing import accounts, collecting, daily, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
 from billing.models import Account, PrepaidItem
-from billing.prepared import Value, ask
+from billing.prepared import ask
 from billing.public_ids import new_public_id
+from billing.wire import Value
 
 # Everything that is set aside for one resource, taken at once and whole. The accounts are locked first; a hold that was
 # given back meanwhile is not pending any more in its newest row, which is the one that is changed.

@@ -8,7 +8,8 @@ launch before it is refused.
 from collections.abc import Callable, Collection
 from datetime import datetime
 
-from billing.prepared import Asked, Asking, Steps, ask
+from billing.prepared import Asking, Steps, ask
+from billing.wire import Asked
 from marketplace.blocks import Window
 from marketplace.models import OVER, Project
 from provisioning import quotas

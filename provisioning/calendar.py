@@ -23,7 +23,8 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.utils.translation import gettext
 
-from billing.prepared import Asked, Asking, Steps, Value, ask
+from billing.prepared import Asking, Steps, ask
+from billing.wire import Asked, Value
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, GpuHold, Instance
 

@@ -19,7 +19,8 @@ from django.db import connection, transaction
 from django.db.models import Q, Sum
 from django.db.models.functions import Coalesce
 
-from billing.prepared import Value, ask
+from billing.prepared import ask
+from billing.wire import Value
 from provisioning.errors import QuotaExceeded
 from provisioning.models import CHARGED_PHASES, Instance, Quota, QuotaHold
 

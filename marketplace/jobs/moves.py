@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from billing.prepared import Value, ask
+from billing.prepared import ask
+from billing.wire import Value
 from marketplace.models import ATTEMPT_MOVES, TASK_MOVES, AttemptState, Job, TaskState
 from provisioning.errors import IllegalMove, StaleInstance
 

@@ -8,8 +8,9 @@ from django.db import models
 from django.db.models import F, Q
 from django.utils.translation import gettext_lazy as _
 
-from billing.prepared import Steps, Value, ask, insertion, values_of
+from billing.prepared import Steps, ask, insertion, values_of
 from billing.public_ids import PublicIdField
+from billing.wire import Value
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models.calendar import to_the
 

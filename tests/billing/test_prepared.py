@@ -4,7 +4,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import (
+    DataError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    transaction,
+)
+from django.db.transaction import TransactionManagementError
 from django.utils import timezone
 
 from billing.models import Account, PriceVersion
@@ -80,7 +89,7 @@ def test_a_refusal_of_the_database_has_djangos_name_and_ends_the_transaction() -
     account = Account.objects.filter(organization=organization)[0]
     with pytest.raises(IntegrityError, match="account_one_per_kind"), transaction.atomic():
         ask(insertion(Account), values_of(Account(organization=organization, kind=account.kind, currency="USD")))
-    assert OF_CURRENCY("USD", 0), "the next statement is prepared anew"
+    assert OF_CURRENCY("USD", 0)
 
 
 @Asking
@@ -131,5 +140,67 @@ def test_what_was_prepared_is_used_again_in_the_next_transaction() -> None:
     with transaction.atomic():
         assert ask("SELECT %(at)s::timestamptz", {"at": at}) == [(at,)]
     assert ask("SELECT %(at)s::timestamptz", {"at": at + timedelta(1)}) == [(at + timedelta(1),)]
-    assert len([statement for statement in prepared() if statement == "SELECT $1::timestamptz"]) == 1
-    assert connection.connection.prepare_threshold
+    with pytest.raises(DataError), transaction.atomic():
+        ask("SELECT %(at)s::timestamptz", {"at": "yesterday, or so"})
+    assert ask("SELECT %(at)s::timestamptz", {"at": at}) == [(at,)], "after a rollback too"
+    assert len([name for name, text in prepared_with_names() if text == "SELECT $1::timestamptz"]) == 2, "by type"
+
+
+def prepared_with_names() -> list[tuple[str, str]]:
+    return [(name, text) for name, text in ask("SELECT name, statement FROM pg_prepared_statements", {})]
+
+
+def test_what_somebody_else_discarded_is_prepared_anew_after_one_failure() -> None:
+    assert doubled(4) == 8
+    with connection.cursor() as cursor:
+        cursor.execute("DEALLOCATE ALL")
+    with pytest.raises(ProgrammingError, match="does not exist"), transaction.atomic():
+        doubled(4)
+    assert doubled(4) == 8
+
+
+def test_a_table_that_has_another_column_since_is_read_anew_after_one_failure() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TEMPORARY TABLE thing AS SELECT 1 AS one")
+        assert ask("SELECT * FROM thing", {}) == [(1,)]
+        cursor.execute("ALTER TABLE thing ADD COLUMN two int")
+    with pytest.raises(NotSupportedError, match="cached plan"), transaction.atomic():
+        ask("SELECT * FROM thing", {})
+    assert ask("SELECT * FROM thing", {}) == [(1, None)]
+
+
+def test_a_text_with_a_zero_byte_is_refused_whole() -> None:
+    with pytest.raises(DataError, match="NUL"):
+        ask("SELECT %(text)s::text", {"text": "rm\0 -rf"})
+    assert ask("SELECT %(text)s::text", {"text": "rm"}) == [("rm",)]
+
+
+def test_in_a_transaction_that_is_broken_nothing_is_asked() -> None:
+    with transaction.atomic():
+        transaction.set_rollback(True)
+        with pytest.raises(TransactionManagementError):
+            doubled(4)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_asked_first_begins_the_transaction_and_its_refusal_undoes_all() -> None:
+    account = Account.objects.create(kind=Account.Kind.FEES, currency="CHF")
+    with transaction.atomic():
+        together(renamed.steps(account, "JPY"), doubled.steps(1))
+        transaction.set_rollback(True)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        together(renamed.steps(account, "JPY"), renamed.steps(account, "yen"))
+    account.refresh_from_db()
+    assert account.currency == "CHF"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_cut_is_a_failure_and_the_next_one_prepares_its_own() -> None:
+    assert doubled(4) == 8
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.connection.info.backend_pid])
+    other.close()
+    with pytest.raises(OperationalError), transaction.atomic():
+        doubled(4)
+    assert doubled(4) == 8
