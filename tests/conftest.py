@@ -24,7 +24,7 @@ from provisioning.models import Fabric, Instance, Site, Volume
 from provisioning.steps import PLAN
 from provisioning.volumes import shown
 from tests.database import django_db_modify_db_settings, django_db_setup
-from tests.nodes import PlayedNode, announce, join
+from tests.nodes import PlayedNode, announce, join, sync_all
 from tests.nvml.library import fake_nvml, nvml_library, own_nvml
 from tests.order import pytest_collection_finish, pytest_collection_modifyitems
 from tests.slurm.stage import slurm, slurm_cluster
@@ -143,8 +143,7 @@ class Fleet:
     nodes: dict[str, PlayedNode] = field(default_factory=dict)
 
     def sync(self) -> None:
-        for node in self.nodes.values():
-            node.sync()
+        sync_all(self.nodes.values())
 
 
 def make_offer(operator: Organization, site: Site, *, slug: str, gpu_model: str, price_micros: int) -> Offer:

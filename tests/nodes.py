@@ -1,5 +1,6 @@
 """Nodes that a test plays: they speak the agent protocol from memory, without processes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -49,12 +50,13 @@ class PlayedNode:
 
     def sync(self, at: datetime | None = None) -> dict[str, Any]:
         """Report, hear what is wanted, and do it; the next report says so."""
-        at = at or timezone.now()
-        if self.is_silent:
-            return {}
+        return {} if self.is_silent else sync_all([self], at=at)[0]
+
+    def report(self) -> Report:
+        """Return what it says of itself now; what is printed while that is on its way goes with the next."""
         self.seq += 1
-        sent, self.output = self.output, []  # What is printed while the report is on its way goes with the next.
-        report = Report(
+        sent, self.output = self.output, []
+        return Report(
             node=self.node.public_id,
             key=self.key,
             boot_id=self.boot_id,
@@ -78,7 +80,9 @@ class PlayedNode:
             logs=[LogPiece(assignment=name, offset=offset, data=data) for name, offset, data in sent],
             events=self.journal[-500:],
         )
-        [answer] = reports.take_all([report], at=at)
+
+    def hear(self, answer: dict[str, Any]) -> None:
+        """Do at once what is wanted."""
         assert answer["status"] != "error"
         self.journal = [event for event in self.journal if event.n > answer.get("events_seen", 0)]
         if "desired" in answer:
@@ -90,7 +94,6 @@ class PlayedNode:
                 self._operate(operation)
         for assignment_id, entry in self.desired.items():
             self.states[assignment_id] = self._do(entry, self.states.get(assignment_id))
-        return answer
 
     def _say_volume(self, entry: dict[str, Any]) -> VolumeSaid:
         name = entry["id"]
@@ -159,6 +162,15 @@ class PlayedNode:
         """Ship output with the next report."""
         name = assignment or next(iter(self.desired))
         self.output.append((name, offset, text.encode()))
+
+
+def sync_all(played: Iterable[PlayedNode], at: datetime | None = None) -> list[dict[str, Any]]:
+    """Let nodes report in one batch, as a gateway takes them, and do what they hear; return their answers."""
+    speaking = [node for node in played if not node.is_silent]
+    answers = reports.take_all([node.report() for node in speaking], at=at or timezone.now())
+    for node, answer in zip(speaking, answers, strict=True):
+        node.hear(answer)
+    return answers
 
 
 def keep_folder(project_id: int, files: dict[str, bytes]) -> str:
