@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,12 @@ from tests.nodes import PlayedNode, announce, join, sync_all
 from tests.nvml.library import fake_nvml, nvml_library, own_nvml
 from tests.order import pytest_collection_finish, pytest_collection_modifyitems
 from tests.slurm.stage import slurm, slurm_cluster
+from tests.standing import _django_db_helper, _standing_world, pytest_runtest_setup, standing
 
 # Fixtures of the database, the pretended NVML and a Slurm cluster, for every test; how tests are shared out.
 __all__ = [
+    "_django_db_helper",
+    "_standing_world",
     "django_db_modify_db_settings",
     "django_db_setup",
     "fake_nvml",
@@ -38,6 +42,7 @@ __all__ = [
     "own_nvml",
     "pytest_collection_finish",
     "pytest_collection_modifyitems",
+    "pytest_runtest_setup",
     "slurm",
     "slurm_cluster",
 ]
@@ -92,21 +97,25 @@ def make_token(user: AbstractUser, organization: Organization, *, scopes: tuple[
     return secret
 
 
-@pytest.fixture
+@standing
 def alice(db: None) -> User:
     """Owns Acme."""
     return make_person("alice@acme.example")
 
 
-@pytest.fixture
+@standing
 def acme(alice: User) -> Organization:
     """A customer with a thousand dollars of credit."""
     return make_organization("Acme", alice)
 
 
+def project_of(organization: Organization) -> Project:
+    return Project.objects.select_related("organization").get(organization=organization)
+
+
 @pytest.fixture
 def project(acme: Organization) -> Project:
-    return Project.objects.select_related("organization").get(organization=acme)
+    return project_of(acme)
 
 
 @pytest.fixture
@@ -121,7 +130,7 @@ def carol(db: None) -> User:
     return make_person("carol@operator.example", is_staff=True)
 
 
-@pytest.fixture
+@standing
 def charlie(db: None) -> User:
     """A stranger with an organization of his own."""
     user = make_person("charlie@other.example")
@@ -165,12 +174,12 @@ def make_offer(operator: Organization, site: Site, *, slug: str, gpu_model: str,
     return offer
 
 
-@pytest.fixture
+@standing
 def operator(db: None) -> Organization:
     return make_organization("Operator", make_person("operator@operator.example"), credit_micros=0)
 
 
-@pytest.fixture
+@standing
 def site(db: None) -> Site:
     return Site.objects.create(
         slug="narvik",
@@ -186,7 +195,7 @@ def site(db: None) -> Site:
     )
 
 
-@pytest.fixture
+@standing
 def fleet(operator: Organization, site: Site) -> Fleet:
     fabric = Fabric.objects.create(site=site, name="fabric-1", kind="infiniband")
     h200 = make_offer(operator, site, slug="h200-narvik", gpu_model="H200", price_micros=2_490_000)
@@ -251,41 +260,41 @@ def storage(actor: Actor, project: Project, fleet: Fleet, site: Site) -> Storage
 Rent = Callable[..., Instance]
 
 
+def rent_with(actor: Actor, project: Project, fleet: Fleet, **overrides: Any) -> Instance:
+    offer = overrides.pop("offer", fleet.h200)
+    with transaction.atomic():
+        return rentals.rent(actor=actor, project=project, order=order(offer, **overrides), at=timezone.now())
+
+
 @pytest.fixture
 def rent(actor: Actor, project: Project, fleet: Fleet) -> Rent:
     """Rent as Alice; what differs from one H200 is named."""
-
-    def rented(**overrides: Any) -> Instance:
-        offer = overrides.pop("offer", fleet.h200)
-        with transaction.atomic():
-            return rentals.rent(actor=actor, project=project, order=order(offer, **overrides), at=timezone.now())
-
-    return rented
+    return partial(rent_with, actor, project, fleet)
 
 
 Run = Callable[[], None]
 
 
+def run_fleet(fleet: Fleet) -> None:
+    """Run every workflow that is due and let every node report, until nothing moves any more."""
+    for _ in range(TURNS_MAX):
+        moved = [engine.run_one(workflow_id, PLAN) for workflow_id in engine.due(limit=1000)]
+        fleet.sync()
+        if not moved and not engine.due(limit=1):
+            return
+    raise AssertionError(f"still moving after {TURNS_MAX} turns")
+
+
 @pytest.fixture
 def run_until_idle(fleet: Fleet) -> Run:
-    """Run every workflow that is due and let every node report, until nothing moves any more."""
-
-    def run() -> None:
-        for _ in range(TURNS_MAX):
-            moved = [engine.run_one(workflow_id, PLAN) for workflow_id in engine.due(limit=1000)]
-            fleet.sync()
-            if not moved and not engine.due(limit=1):
-                return
-        raise AssertionError(f"still moving after {TURNS_MAX} turns")
-
-    return run
+    return partial(run_fleet, fleet)
 
 
-@pytest.fixture
-def running(rent: Rent, run_until_idle: Run) -> Instance:
+@standing
+def running(alice: User, acme: Organization, fleet: Fleet) -> Instance:
     """An instance of one H200 that runs."""
-    instance = rent()
-    run_until_idle()
+    instance = rent_with(person(alice, "req_test"), project_of(acme), fleet)
+    run_fleet(fleet)
     instance.refresh_from_db()
     assert instance.phase == "running"
     return instance

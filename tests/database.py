@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from django.db import connection, transaction
 from django.test import TransactionTestCase
 
 from tests import schema
+from tests.standing import WORLD
 
 TEMPLATE = "migrated"
 # What migrating fills; no test changes it, and making it again would cost more than all the rest.
@@ -45,7 +47,7 @@ def _make_template(home: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """Have tests that commit leave their tables empty, also those whose rows may never be deleted elsewhere."""
     with django_db_blocker.unblock(), connection.cursor() as cursor:
         cursor.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
@@ -54,6 +56,9 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
             cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_is_never_emptied")
     if is_superuser:  # Who is not may not switch triggers off; there Django's own way, which takes half a second, does.
         TransactionTestCase._fixture_teardown = lambda self: empty_what_was_filled()
+    yield
+    with django_db_blocker.unblock():
+        WORLD.begin([])
 
 
 def empty_what_was_filled() -> None:
