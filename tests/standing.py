@@ -105,6 +105,12 @@ def standing(make: Callable[..., Any]) -> Any:
     return pytest.fixture(shared)
 
 
+def _moves_the_clock(maker: Callable[..., Any]) -> bool:
+    """Return whether a fixture holds the clock, or puts another in place of Django's."""
+    names = set(maker.__code__.co_names) if hasattr(maker, "__code__") else set()
+    return "time_machine" in names or {"setattr", "timezone"} <= names
+
+
 def planned(item: pytest.Item) -> list[Stage]:
     """Return the stages that a test begins with; none where it cannot share them."""
     marker, info = item.get_closest_marker("django_db"), getattr(item, "_fixtureinfo", None)
@@ -112,7 +118,7 @@ def planned(item: pytest.Item) -> list[Stage]:
     if info is None or (marker and marker.kwargs) or "transactional_db" in names or "live_server" in names:
         return []
     makers = {name: defs[-1].func for name, defs in info.name2fixturedefs.items()}
-    if any("time_machine" in maker.__code__.co_names for maker in makers.values() if hasattr(maker, "__code__")):
+    if any(_moves_the_clock(maker) for maker in makers.values()):
         return []
     stages = {maker.stage.name: maker.stage for maker in makers.values() if hasattr(maker, "stage")}
     plan: list[Stage] = []
