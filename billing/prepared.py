@@ -16,8 +16,10 @@ from functools import cached_property, update_wrapper
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
-from django.db.models import Field, JSONField, Model, QuerySet
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Field, JSONField, Lookup, Model, QuerySet
 from django.db.models.query import get_related_populators  # type: ignore[attr-defined]
+from django.db.models.sql.compiler import SQLCompiler
 
 from billing import wire
 from billing.wire import Asked, Rows, Value
@@ -109,6 +111,25 @@ def values_of(row: Model) -> dict[str, Value]:
 
 def _written(model: type[Model]) -> list["Field[Any, Any]"]:
     return [field for field in model._meta.concrete_fields if not (field.primary_key or field.generated)]
+
+
+class AnyOf(Lookup):  # type: ignore[type-arg]
+    """One of the texts of a list, however many those are, in one parameter."""
+
+    lookup_name = "any_of"
+    prepare_rhs = False
+    kind = "text"
+
+    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
+        left, of_left = self.process_lhs(compiler, connection)
+        right, of_right = self.process_rhs(compiler, connection)
+        return f"{left} = ANY ({right}::{self.kind}[])", [*of_left, *of_right]
+
+
+class AnyNumberOf(AnyOf):
+    """One of the numbers of a list."""
+
+    kind = "bigint"
 
 
 class _Plan(NamedTuple):

@@ -2,15 +2,12 @@
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
 
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import F, Lookup, QuerySet
-from django.db.models.sql.compiler import SQLCompiler
+from django.db.models import F, QuerySet
 
 from billing.errors import PriceAlreadyPublished, RetroactivePrice
 from billing.models import PriceVersion, Unit
-from billing.prepared import Prepared
+from billing.prepared import AnyOf, Prepared
 
 
 def publish(
@@ -48,23 +45,9 @@ def publish(
     return price
 
 
-class _AnyOf(Lookup):  # type: ignore[type-arg]
-    """One of the texts of a list, however many those are, in one parameter."""
-
-    lookup_name = "any_of"
-    prepare_rhs = False
-
-    def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> tuple[str, list[Any]]:
-        left, of_left = self.process_lhs(compiler, connection)
-        right, of_right = self.process_rhs(compiler, connection)
-        return f"{left} = ANY ({right}::text[])", [*of_left, *of_right]
-
-
 CURRENT = Prepared(
     lambda skus, currency, at: (
-        PriceVersion.objects.filter(
-            _AnyOf(F("sku"), skus), currency=currency, effective_from__lte=at, withdrawn_at=None
-        )
+        PriceVersion.objects.filter(AnyOf(F("sku"), skus), currency=currency, effective_from__lte=at, withdrawn_at=None)
         .order_by("sku", "-effective_from")
         .distinct("sku")
     ),

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
+from billing.prepared import Prepared
 from provisioning.models import Instance, Reason, Workflow
 
 log = structlog.get_logger("provisioning.engine")
@@ -90,6 +91,15 @@ class Plan:
     fail: Callable[[Instance, Failed], None]
 
 
+# A workflow with all that its step reads.
+_WHOLE = Prepared(
+    lambda pk: Workflow.objects.filter(pk=pk).select_related(
+        "instance__offer", "instance__project__organization", "instance__price_version"
+    ),
+    int,
+)
+
+
 def run_one(workflow_id: int, plan: Plan) -> bool:
     """Run one step of a workflow that is due. Return whether another turn may follow at once."""
     now = timezone.now()
@@ -97,11 +107,8 @@ def run_one(workflow_id: int, plan: Plan) -> bool:
     due = Workflow.objects.filter(Q(lease_until=None) | Q(lease_until__lt=now), pk=workflow_id, due_at__lte=now)
     if not due.update(lease_token=token, lease_until=now + LEASE):
         return False
-    rows = Workflow.objects.select_related(
-        "instance__offer", "instance__project__organization", "instance__price_version"
-    )
-    workflow = rows.filter(pk=workflow_id, lease_token=token).first()
-    if workflow is None:  # we slept for longer than the lease, and somebody else has it
+    workflow = next(iter(_WHOLE(workflow_id)), None)
+    if workflow is None or workflow.lease_token != token:  # we slept for longer than the lease; somebody else has it
         return False
     began = monotonic()
     with structlog.contextvars.bound_contextvars(instance=workflow.instance.public_id, step=workflow.step):

@@ -20,8 +20,9 @@ import msgspec
 import structlog
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q
 
+from billing.prepared import AnyNumberOf, Prepared
 from provisioning import (
     advisories,
     counters,
@@ -81,6 +82,16 @@ WHERE heartbeat.node_id = said.node_id
 RETURNING heartbeat.node_id, locked.boot_id, locked.last_seen, heartbeat.events_seen
 """
 
+# What is not gone yet on some nodes.
+_LIVE = Prepared(
+    lambda nodes: (
+        Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), AnyNumberOf(F("node"), nodes))
+        .select_related("instance")
+        .order_by("pk")
+    ),
+    str,
+)
+
 
 def take_all(said: Sequence[Report], *, at: datetime) -> list[dict[str, Any]]:
     """Take the reports of many nodes and return an answer for each, in the same order.
@@ -136,8 +147,7 @@ def _can_wait(report: Report) -> bool:
 def _live_by_node(node_ids: Sequence[int]) -> dict[int, list[Assignment]]:
     """Return what is not gone yet, by node."""
     found: dict[int, list[Assignment]] = {}
-    rows = Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node__in=node_ids)
-    for row in rows.select_related("instance").order_by("pk"):
+    for row in _LIVE(list(node_ids)):
         found.setdefault(row.node_id, []).append(row)
     return found
 
@@ -259,13 +269,13 @@ def _take_news(node: Node, report: Report, *, events_seen: int, at: datetime) ->
         _take_inventory(node, report.inventory, at)
     if report.volumes:
         upkeep.observe(node=node, said=report.volumes, at=at)
-    live = list(_live(node)) if report.assignments or report.logs else None
+    live = _live(node) if report.assignments or report.logs else None
     _take_states(live or (), report.assignments, at)
     take_logs(live or (), report.logs)
     seen = {"events_seen": _take_events(node, report.events, events_seen, at)} if report.events else {}
     node.refresh_from_db(fields=["desired_generation"])
     if live is None or node.desired_generation != report.desired_seen:
-        live = list(_live(node))  # As it is now that the generation is known, or the document could be older than it.
+        live = _live(node)  # As it is now that the generation is known, or the document could be older than it.
     return _answer(node, report, live, at=at) | seen
 
 
@@ -274,9 +284,8 @@ def _stale(report: Report) -> dict[str, Any]:
     return {"node": report.node, "status": "stale", "poll_after_ms": settings.NODE_POLL_MS["moving"]}
 
 
-def _live(node: Node) -> QuerySet[Assignment]:
-    rows = Assignment.objects.filter(~Q(observed=Assignment.Observed.GONE), node=node)
-    return rows.select_related("instance").order_by("pk")
+def _live(node: Node) -> list[Assignment]:
+    return _LIVE([node.pk])
 
 
 def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:

@@ -16,6 +16,7 @@ from django.db import connection
 from django.utils import timezone
 
 from billing import usage
+from billing.prepared import Prepared
 from provisioning import calendar, decisions, interruptions, placement, quotas, volumes
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
@@ -317,10 +318,18 @@ def _broken(instance: Instance, seen: list[Observation], reason: Reason, otherwi
     raise AssertionError("no replica is broken")
 
 
+_OF_RUN = Prepared(
+    lambda instance, run: (
+        Assignment.objects.filter(instance=instance, fence=run).select_related("node").order_by("replica")
+    ),
+    int,
+    int,
+)
+
+
 def _assignments(instance: Instance) -> list[Assignment]:
     """Return this run's assignments; those of earlier runs are confirmed gone."""
-    rows = Assignment.objects.filter(instance=instance, fence=instance.run).select_related("node")
-    return list(rows.order_by("replica"))
+    return _OF_RUN(instance.pk, instance.run)
 
 
 def _look(instance: Instance) -> list[Observation]:
