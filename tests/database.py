@@ -11,7 +11,7 @@ from django.db import connection, transaction
 from django.test import TransactionTestCase
 
 from tests import schema
-from tests.standing import WORLD
+from tests.standing import WORLD, Plan
 
 TEMPLATE = "migrated"
 # What migrating fills; no test changes it, and making it again would cost more than all the rest.
@@ -58,7 +58,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
         TransactionTestCase._fixture_teardown = lambda self: empty_what_was_filled()
     yield
     with django_db_blocker.unblock():
-        WORLD.begin([])
+        WORLD.begin(Plan())
 
 
 def empty_what_was_filled() -> None:

@@ -1,6 +1,6 @@
 """What becomes of budgets: each alert once, the forecast, the end of what runs, and e-mails."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from provisioning.models import Instance
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, order
 from tests.marketplace.test_spend import H200_HOUR, budget
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 
@@ -30,11 +31,7 @@ HOUR = timedelta(hours=1)
 LEFT = datetime(2026, 12, 1, tzinfo=UTC) - NOON
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    """Noon, before there is anything: a test that asks for it names it first."""
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 def told() -> list[tuple[str, int]]:

@@ -1,6 +1,5 @@
 """What a fault of ours ended runs again elsewhere: at its old price, a few times, and with every refusal told."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -20,16 +19,14 @@ from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, QuotaExce
 from provisioning.models import Assignment, Instance, InstanceEvent, Node, Phase, Quota, Reason
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 @pytest.fixture

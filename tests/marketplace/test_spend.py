@@ -1,6 +1,6 @@
 """The worst case of an order against budgets: the arithmetic, whose budgets count, and two orders at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,7 @@ from provisioning.models import Instance
 from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, order
 from tests.marketplace.api.tables import every_row
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 
@@ -49,11 +50,7 @@ def organization_of(owner: Organization | Project | ApiToken) -> Organization:
     return owner.organization if isinstance(owner, Project) else owner
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    """Noon, before there is anything: a test that asks for it names it first."""
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from io import BytesIO
 from uuid import uuid4
 
 import pytest
-import time_machine
 from django.test import Client
 from django.urls import reverse
 from pypdf import PdfReader
@@ -22,6 +21,7 @@ from marketplace.portal.preferences import ZONE_COOKIE
 from tests.billing.payments.stage import Processor
 from tests.conftest import make_member, make_organization, make_person, make_token
 from tests.marketplace.portal.reading import read
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 MAY = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
@@ -43,10 +43,7 @@ def asked(token, path):
     return Client().get(f"/api/v1/{path}", headers={"Authorization": f"Bearer {token}"})
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(MAY, tick=False) as clock:
-        yield clock
+clock = frozen(MAY)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Orders that wait: who comes first, what holds one up, and that each starts exactly once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from tests.billing.makers import at_the_same_moment
 from tests.conftest import Fleet, Rent, Run, Storage, make_organization, make_person, order, shared_with_nobody
 from tests.marketplace.api.tables import every_row
 from tests.marketplace.test_spend import budget
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 
@@ -30,11 +31,7 @@ H200_HOUR = 2_490_000
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    """Noon, before there is anything: a test that asks for it names it first."""
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 Wait = Callable[..., WaitingOrder]

@@ -1,6 +1,5 @@
 """Silent nodes: what is given up and when, on which proof, and what a late report of it still counts."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,6 +16,7 @@ from provisioning.reports import take
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -24,10 +24,7 @@ MILLISECOND = timedelta(milliseconds=1)
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Nodes: which GPUs are sold, who is placed where, and what silence costs whom."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,6 +22,7 @@ from provisioning.protocol import GpuFact, Inventory
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode, facts, join, wiped
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
@@ -34,10 +35,7 @@ def node(fleet: Fleet) -> Node:
     return Node.objects.get(name="h200-1")
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 def free(node: Node) -> int:

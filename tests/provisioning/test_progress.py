@@ -1,6 +1,6 @@
 """The steps of a start as people see them: done, under way, failed, and how long each usually takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,16 +15,14 @@ from provisioning import engine, progress
 from provisioning.models import Instance, InstanceEvent
 from provisioning.steps import PLAN
 from tests.conftest import Fleet, Rent, Run
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 def stages(instance: Instance) -> dict[str, progress.Stage]:

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import time_machine
 from django.db import IntegrityError, transaction
 from django.test import Client
 from django.urls import reverse
@@ -19,6 +18,7 @@ from provisioning.health import faults
 from provisioning.models import CounterSample
 from tests.agreed import guarantee
 from tests.conftest import make_organization, make_token
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 NOON = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
@@ -27,10 +27,7 @@ READ = timedelta(seconds=15)
 PRICE = 2_490_000  # an hour of one H200
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 @pytest.fixture

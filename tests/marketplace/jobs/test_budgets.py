@@ -1,6 +1,5 @@
 """Budgets that count results: those that were accepted and paid for, of whoever submitted the job."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -18,16 +17,14 @@ from tests.billing.makers import USD, make_organization, pay_in
 from tests.billing.results import item, reverse, set_aside, settle
 from tests.marketplace import test_budget_watch
 from tests.marketplace.jobs.conftest import Works
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Jobs under a contract: what their terms let them cost the platform, what stays set aside, and what is shown of it."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +20,7 @@ from marketplace.jobs.spec import BadSpec
 from marketplace.models import Claim, Job, Offer, Task
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import BY_CUSTOMER, PRICE, TERMS, Deal, make_deal, make_work
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR_MICROS = 2_490_000
@@ -29,10 +29,7 @@ CENT = 10_000
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 def bounded(works: Works, *, differs: dict[str, Any] | None = None, **work: Any) -> Deal:

@@ -1,6 +1,5 @@
 """What a job does: start tasks where there is room, judge each attempt by its end, try again, and end itself."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -22,16 +21,14 @@ from provisioning.models import Assignment, GpuHold, Instance, Node, Phase, Quot
 from tests.conftest import Fleet, make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import make_deal
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 def test_a_job_runs_each_task_once_and_leaves_nothing_behind(works: Works, clock: time_machine.Traveller) -> None:

@@ -1,6 +1,5 @@
 """What work of one seller costs the platform unpaid is bounded over all of its customers together."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier, Thread
@@ -23,6 +22,7 @@ from marketplace.models import Job, Membership, Project, SellerLimit, User
 from tests.conftest import make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest
 from tests.outcomes import Deal, make_deal
+from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR_MICROS = 2_490_000  # an attempt of an hour on one H200
@@ -31,10 +31,7 @@ SAID = "has cost the platform as much as it allows this seller"
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock() -> Iterator[time_machine.Traveller]:
-    with time_machine.travel(NOON, tick=False) as traveller:
-        yield traveller
+clock = frozen(NOON)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from threading import Barrier, Thread
 from time import sleep
 
 import pytest
-import time_machine
 from django.db import connection, transaction
 from django.test import Client
 from django.urls import reverse
@@ -40,6 +39,7 @@ from tests.billing.makers import make_price
 from tests.billing.makers import start as start_meter
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import make_person, make_token, order
+from tests.standing import frozen
 
 NOON = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -54,10 +54,7 @@ METERED = {"true_up": "metered_cost", "minimum_micros": 0, "covers": COVERS, "sh
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(NOON, tick=False) as clock:
-        yield clock
+clock = frozen(NOON)
 
 
 @pytest.fixture

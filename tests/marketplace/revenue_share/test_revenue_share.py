@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import time_machine
 from django.db import DatabaseError, transaction
 from django.test import Client
 from django.urls import reverse
@@ -25,6 +24,7 @@ from tests.agreed import REVENUE, share_revenue
 from tests.billing.makers import make_price
 from tests.billing.makers import start as start_meter
 from tests.conftest import make_organization, make_person, make_token
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 MARCH = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
@@ -35,10 +35,7 @@ MONTH = timedelta(days=31)
 USD = 1_000_000
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(MARCH, tick=False) as clock:
-        yield clock
+clock = frozen(MARCH)
 
 
 @pytest.fixture

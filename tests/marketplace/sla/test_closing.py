@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-import time_machine
 from django.db import transaction
 
 from billing import accounts, adjusting, books, charging, price_lists
@@ -23,6 +22,7 @@ from provisioning.models import Gpu, GpuHold, Instance, Node
 from tests.billing.pricing import approved, committed, item
 from tests.blocks import USD, Buyer, sell_blocks
 from tests.conftest import make_person, order
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 LATE = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
@@ -30,10 +30,7 @@ APRIL, MAY = datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 5, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(LATE, tick=False) as clock:
-        yield clock
+clock = frozen(LATE)
 
 
 def give_card(operator):

@@ -3,7 +3,6 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import time_machine
 from django.test import Client
 from django.urls import reverse
 
@@ -13,6 +12,7 @@ from billing.sla.terms import VERSIONS
 from marketplace.sla import closing
 from provisioning.health import faults
 from tests.conftest import make_organization, make_person, make_token
+from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 LATE = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
@@ -20,10 +20,7 @@ CLOSE = datetime(2026, 4, 1, 3, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def clock():
-    with time_machine.travel(LATE, tick=False) as clock:
-        yield clock
+clock = frozen(LATE)
 
 
 @pytest.fixture

@@ -1,21 +1,17 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
-import time_machine
 
 from provisioning import tasks
 from provisioning.models import (
     Instance,
 )
 from tests.provisioning.health.cast import START, Heal
+from tests.standing import frozen
 
-
-@pytest.fixture
-def clock() -> Iterator[Any]:
-    with time_machine.travel(START, tick=False) as traveller:
-        yield traveller
+clock = frozen(START)
 
 
 @pytest.fixture
