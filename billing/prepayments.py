@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import transaction
+from django.db import connection, transaction
 
 from billing import accounts, collecting, daily, ledger, rating, receivables, runway
 from billing.errors import HoldClosed, InsufficientFunds
 from billing.models import Account, PrepaidItem
-from billing.prepared import ask
+from billing.prepared import Asking, Steps
 from billing.public_ids import new_public_id
-from billing.wire import Value
+from billing.wire import Asked
 
 # Everything that is set aside for one resource, taken at once and whole. The accounts are locked first; a hold that was
 # given back meanwhile is not pending any more in its newest row, which is the one that is changed.
@@ -40,7 +40,7 @@ WITH payer AS MATERIALIZED (
     INSERT INTO billing_transfer
         (public_id, key, source_id, target_id, amount_micros, reason, hold_id, effective_at)
     SELECT CASE kind WHEN 'promo' THEN %(promo_id)s::text WHEN 'cash' THEN %(cash_id)s::text ELSE %(owed_id)s::text END,
-        'prepay:' || %(resource_id)s::text || ':' || public_id,
+        %(key)s::text || ':' || public_id,
         account_id, target_id, amount_micros, %(reason)s::text, id, %(at)s::timestamptz
     FROM posted
 ), paid AS (
@@ -50,7 +50,7 @@ WITH payer AS MATERIALIZED (
 ), noted AS (
     INSERT INTO billing_prepaiditem (key, kind, organization_id, currency, resource_id, name, project, starts_at,
         ends_at, hours, kept_micros, amount_micros, promo_micros, at)
-    SELECT 'prepay:' || %(resource_id)s::text, %(item_kind)s::text, %(organization)s::bigint, %(currency)s::text,
+    SELECT %(key)s::text, %(item_kind)s::text, %(organization)s::bigint, %(currency)s::text,
         %(block)s::text, %(name)s::text, %(project)s::text, %(starts_at)s::timestamptz, %(ends_at)s::timestamptz,
         %(hours)s::jsonb, 0, sum(amount_micros), coalesce(sum(amount_micros) FILTER (WHERE kind = 'promo'), 0),
         %(at)s::timestamptz
@@ -91,14 +91,22 @@ class Block:
     kept_micros: int = 0
 
 
-def collect(*, organization: accounts.Organization, resource_id: str, block: Block, reason: str, at: datetime) -> Paid:
-    """Take all that is set aside for a resource, or raise HoldClosed where that is nothing any more."""
-    # Without a savepoint: the refusal is raised outside, so that the caller's transaction stays usable.
-    with transaction.atomic(savepoint=False):
-        wanted: dict[str, Value] = {
+@Asking
+def collect(
+    *, organization: accounts.Organization, resource_id: str, block: Block, reason: str, at: datetime
+) -> Steps[Paid]:
+    """Take all that is set aside for a resource, or raise HoldClosed where that is nothing any more.
+
+    In the caller's transaction, which stays usable after the refusal. What was paid is written down as `payment_key`.
+    """
+    assert connection.in_atomic_block
+    asked: Asked = (
+        COLLECT,
+        {
             "organization": organization.pk,
             "currency": organization.currency,
             "resource_id": resource_id,
+            "key": payment_key(resource_id),
             "promo_id": new_public_id("tra"),
             "cash_id": new_public_id("tra"),
             "owed_id": new_public_id("tra"),
@@ -111,17 +119,23 @@ def collect(*, organization: accounts.Organization, resource_id: str, block: Blo
             "starts_at": block.starts_at,
             "ends_at": block.ends_at,
             "hours": json.dumps(block.hours),
-        }
-        rows = ask(COLLECT, wanted)
-        if not rows:
-            accounts.platform(Account.Kind.DEFERRED, organization.currency)  # Opens it for the first payment.
-            rows = ask(COLLECT, wanted)
-        if any(burns for _, _, burns in rows):
-            runway.refresh(organization=organization, at=at)
+        },
+    )
+    rows = yield asked
+    if not rows:
+        accounts.platform(Account.Kind.DEFERRED, organization.currency)  # Opens it for the first payment.
+        rows = yield asked
+    if any(burns for _, _, burns in rows):
+        runway.refresh(organization=organization, at=at)
     if not rows:
         raise HoldClosed(key=resource_id, needed_micros=0, left_micros=0)
     taken = {kind: micros for kind, micros, _ in rows}
     return Paid(promo_micros=taken.get("promo", 0), cash_micros=taken.get("cash", 0) + taken.get("receivable", 0))
+
+
+def payment_key(resource_id: str) -> str:
+    """Return the key under which `collect` writes down what was paid for a resource."""
+    return f"prepay:{resource_id}"
 
 
 @dataclass(frozen=True, slots=True)

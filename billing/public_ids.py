@@ -8,6 +8,7 @@ from django.db import models
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # base32 (RFC 4648) in lower case: no 0/o or 1/l to confuse
 LENGTH = 20  # 100 bits
+OF_BYTE = bytes(ord(ALPHABET[byte % 32]) for byte in range(256))
 
 # django-stubs' fields take type parameters that Django's own classes do not know at run time.
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ else:
 
 def new_public_id(prefix: str) -> str:
     """Return a fresh id such as `ins_k3v...`: the prefix, an underscore and 20 random base32 characters."""
-    return f"{prefix}_" + "".join(ALPHABET[byte % 32] for byte in secrets.token_bytes(LENGTH))
+    return f"{prefix}_" + secrets.token_bytes(LENGTH).translate(OF_BYTE).decode()
 
 
 class PublicIdField(TextField):

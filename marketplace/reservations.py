@@ -174,15 +174,17 @@ def take_payment(reservation: Reservation, *, strips: Sequence[ReservationStrip]
         paid_ahead.Kind.RESERVATION, reservation.public_id, reservation.offer, reservation.project,
         starts_at=reservation.starts_at, ends_at=reservation.ends_at, rows=paid_ahead.rows_of(strips),
     )  # fmt: skip
+    resource_id = reservation.public_id
     try:
-        paid = prepayments.collect(
-            organization=organization, resource_id=reservation.public_id, block=block, reason=reason, at=at
+        together(
+            prepayments.collect.steps(
+                organization=organization, resource_id=resource_id, block=block, reason=reason, at=at
+            ),
+            reservation.schedule(payment=prepayments.payment_key(resource_id), at=at),
         )
     except HoldClosed:
         reservation.move_to(State.PAYMENT_FAILED, at=at, message=texts.PAYMENT_GONE())
         release_hours(reservation, since=reservation.starts_at, at=at)
-        return
-    reservation.move_to(State.SCHEDULED, at=at, promo_micros=paid.promo_micros, cash_micros=paid.cash_micros)
 
 
 def settle_payments(*, at: datetime, limit: int) -> int:

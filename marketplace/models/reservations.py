@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from billing.prepared import Steps, ask, insertion, values_of
 from billing.public_ids import PublicIdField
-from billing.wire import Value
+from billing.wire import Asked, Value
 from provisioning.errors import IllegalMove, StaleInstance
 from provisioning.models.calendar import to_the
 
@@ -154,6 +154,21 @@ INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_sta
 SELECT id, %(at)s, %(old)s::text, %(new)s::text, %(message)s::text FROM moved RETURNING id
 """
 
+# Only what the till wrote down as paid makes it scheduled, with just these amounts.
+SCHEDULE = """
+WITH moved AS (
+    UPDATE marketplace_reservation booked SET state = 'scheduled', state_since = %(at)s, message = '',
+        promo_micros = paid.promo_micros, cash_micros = paid.amount_micros - paid.promo_micros
+    FROM billing_prepaiditem paid
+    WHERE booked.id = %(reservation)s AND booked.state = 'payment_pending' AND paid.key = %(payment)s::text
+    RETURNING booked.id, booked.promo_micros, booked.cash_micros
+), event AS (
+    INSERT INTO marketplace_reservationevent (reservation_id, at, old_state, new_state, message)
+    SELECT id, %(at)s, 'payment_pending', 'scheduled', '' FROM moved
+)
+SELECT promo_micros, cash_micros FROM moved
+"""
+
 
 class Reservation(models.Model):
     """GPUs of an offer for a project in hours to come, paid ahead. Which hours it holds is in its strips."""
@@ -238,6 +253,18 @@ class Reservation(models.Model):
         for strip in strips:
             strip.reservation = self
 
+    def schedule(self, *, payment: str, at: datetime) -> Steps[None]:
+        """Move it to scheduled with what was paid for it under this key; asked beside the payment, or after it.
+
+        Raises StaleInstance when somebody else moved first, or where nothing was paid.
+        """
+        asked: Asked = SCHEDULE, {"reservation": self.pk, "payment": payment, "at": at}
+        rows = (yield asked) or (yield asked)  # Once more, where the payment had to be asked twice.
+        if not rows:
+            raise StaleInstance(f"{self.public_id} is no longer {ReservationState.PAYMENT_PENDING}")
+        ((self.promo_micros, self.cash_micros),) = rows
+        self._moved(ReservationState.SCHEDULED, at=at)
+
     def move_to(self, state: ReservationState, *, at: datetime, message: str = "", **changes: int) -> None:
         """Change state if the map allows it, and write down that it happened.
 
@@ -251,8 +278,12 @@ class Reservation(models.Model):
             raise StaleInstance(f"{self.public_id} is no longer {old}")
         if self.is_lent and not changes.get("is_lent", True):
             self._end_lending(at)
-        for name, value in {**changes, "state": state, "state_since": at, "message": message}.items():
+        for name, value in changes.items():
             setattr(self, name, value)
+        self._moved(state, at=at, message=message)
+
+    def _moved(self, state: ReservationState, *, at: datetime, message: str = "") -> None:
+        old, self.state, self.state_since, self.message = self.state, state, at, message
         log.info("moved", reservation=self.public_id, old=old, new=state)
 
     def note(self, message: str, *, at: datetime) -> None:

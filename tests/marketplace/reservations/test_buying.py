@@ -10,11 +10,12 @@ from django.db import transaction
 from billing import holds, prepared
 from billing.errors import InsufficientFunds
 from billing.models import Hold
+from billing.prepayments import payment_key
 from marketplace import quotes, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import AuditEntry, BlockTerms, Quote, Reservation
 from provisioning import calendar, quotas
-from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded
+from provisioning.errors import IllegalMove, NoCapacity, QuotaExceeded, StaleInstance
 from provisioning.models import CommittedDay
 from tests.blocks import HOUR, PRICE, USD, Buyer, check_conserved, deferred_micros
 
@@ -55,7 +56,7 @@ def test_a_block_is_paid_ahead_and_its_hours_are_committed(acme_buys: Buyer) -> 
     check_conserved(at=acme_buys.noon)
 
 
-def test_a_booking_is_eight_statements_in_four_round_trips(
+def test_a_booking_is_eight_statements_in_three_round_trips(
     acme_buys: Buyer, django_assert_num_queries: Queries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acme_buys.buy(8, 24, 34)
@@ -64,7 +65,7 @@ def test_a_booking_is_eight_statements_in_four_round_trips(
     monkeypatch.setattr(prepared, "_database", lambda real=prepared._database: trips.append(1) or real())
     with django_assert_num_queries(8):  # and of the surrounding transaction, its beginning and its end
         reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.noon)
-    assert len(trips) == 4
+    assert len(trips) == 3
     check_conserved(at=acme_buys.noon)
 
 
@@ -249,6 +250,19 @@ def test_a_booking_whose_money_is_gone_gives_its_hours_back(acme_buys: Buyer, mo
     assert not CommittedDay.objects.exists()
     assert acme_buys.wallet().available_micros == 1000 * USD
     check_conserved(at=acme_buys.at(2))
+
+
+def test_what_was_not_paid_is_never_scheduled(acme_buys: Buyer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as crash:
+        crash.setattr(reservations, "take_payment", lambda *args, **kwargs: None)
+        reservation = acme_buys.buy(4, 24, 26)
+    paid = acme_buys.buy(4, 24, 26)
+    with pytest.raises(StaleInstance), transaction.atomic():
+        prepared.together(reservation.schedule(payment=payment_key(reservation.public_id), at=acme_buys.noon))
+    with pytest.raises(StaleInstance), transaction.atomic():
+        prepared.together(paid.schedule(payment=payment_key(paid.public_id), at=acme_buys.noon))
+    assert Reservation.objects.get(pk=reservation.pk).state == "payment_pending"
+    assert reservation.state == "payment_pending"
 
 
 def test_a_reservation_that_changed_since_its_cancellation_was_quoted_is_quoted_anew(acme_buys: Buyer) -> None:
