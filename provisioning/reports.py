@@ -469,6 +469,7 @@ def _work(instance: Instance) -> dict[str, Any]:
         "checkpoint_sha256": instance.checkpoint_sha256,
         "has_network": instance.has_network,
         "counters": instance.counters,
+        "disk_bytes": instance.disk_bytes,
     }
 
 

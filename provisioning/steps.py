@@ -18,6 +18,7 @@ from django.utils import timezone
 from billing import usage
 from billing.prepared import Prepared
 from provisioning import calendar, decisions, interruptions, placement, quotas, volumes
+from provisioning.agent.disk import FILLED
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
@@ -217,7 +218,9 @@ def watch(instance: Instance) -> Outcome:
     if bad or len(ended) == len(seen):
         exit_code = bad[0].exit_code if bad else 0
         at = max(look.exited_at or instance.phase_since for look in ended)
-        return Next("tear_down", commit=partial(stop_after_exit, exit_code=exit_code, at=at))
+        full = next(filter(None, (FILLED.search(look.message) for look in bad)), None)
+        why = full[0] if full else ""
+        return Next("tear_down", commit=partial(stop_after_exit, exit_code=exit_code, why=why, at=at))
     if notice is None:
         return Wait(None)
     left_s = (interruptions.ends_at(notice) - timezone.now()).total_seconds()
@@ -239,14 +242,14 @@ def drain(instance: Instance) -> None:
         raise NotYet(seconds=0) from overtaken  # Called off at the last moment: look again at what is true now.
 
 
-def stop_after_exit(instance: Instance, *, exit_code: int | None, at: datetime) -> None:
-    """Stop an instance whose command ended; what is charged ends when the command did."""
+def stop_after_exit(instance: Instance, *, exit_code: int | None, why: str = "", at: datetime) -> None:
+    """Stop an instance whose command ended; what is charged ends when the command did. `why`: its node ended it."""
     at = max(at, instance.phase_since)
     instance.move_to(
         Phase.STOPPING,
         at=at,
         reason=Reason.EXITED,
-        message=f"Its command ended with exit code {exit_code}.",
+        message=f"Its command ended with exit code {exit_code}{': ' if why else ''}{why}.",
         desired=Instance.Desired.STOPPED,
         exit_code=exit_code,
     )

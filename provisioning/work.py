@@ -36,7 +36,8 @@ class Work:
     `paid_by` is the public id of what pays for its hours instead of its
     organization: nothing is held for them and nothing charged. What runs longer
     than `time_limit_s` is charged for no more than that; ending it is for whoever
-    set the limit. `counters` are read while it runs, see `counters.py`.
+    set the limit. What keeps more than `disk_bytes` in its work folder, inputs
+    among it, is ended by its node, as a failure of its own. `counters` are read while it runs, see `counters.py`.
     """
 
     inputs: str = ""
@@ -47,6 +48,7 @@ class Work:
     avoid_nodes: tuple[str, ...] = ()
     paid_by: str = ""
     time_limit_s: int | None = None
+    disk_bytes: int | None = None
     counters: Counters | None = None
 
 

@@ -29,6 +29,7 @@ class PlayedNode:
     output: list[tuple[str, int, bytes]] = field(default_factory=list)
     # The command of an instance "runs" until a test gives it an exit code here.
     exit_codes: dict[str, int] = field(default_factory=dict)
+    exit_messages: dict[str, str] = field(default_factory=dict)
     fails_to_prepare: str = ""
     fails_to_start: str = ""
     never_starts: bool = False
@@ -121,7 +122,8 @@ class PlayedNode:
             return {"fence": fence, "state": "prepared"}
         if entry["instance"] in self.exit_codes:
             left = {"outputs": self._send(entry)} if entry["work"]["outputs"] else {}
-            return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]]} | left
+            said = {"message": self.exit_messages.get(entry["instance"], "")}
+            return {"fence": fence, "state": "exited", "exit_code": self.exit_codes[entry["instance"]], **said} | left
         return {"fence": fence, "state": "running"}
 
     def _send(self, entry: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Verifiers that run on a node: an instance on another host, with the outputs as its inputs and no network.
 
 Its host belongs to nobody who earns by the contract; where no such host has GPUs it waits, and the claim says so.
-Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or disk. Its
-hours are paid by the job's contract, and its GPUs are none of the customer's quota.
+Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or disk, of
+which it has the share that the task had. Its hours are paid by the job's contract, and its GPUs are none of the
+customer's quota.
 """
 
 from dataclasses import replace
@@ -55,6 +56,7 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             has_network=False,
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
+            disk_bytes=attempt.instance.disk_bytes,
         ),
         takes_quota=False,
     )
@@ -80,6 +82,7 @@ def order_of_rerun(claim: Claim) -> Order:
             has_network=first.has_network,
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
+            disk_bytes=first.disk_bytes,
         ),
         takes_quota=False,
     )

@@ -29,6 +29,7 @@ from marketplace.jobs import moves, timeline
 from marketplace.jobs.moves import Ending, TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, TaskState
 from provisioning import artifacts, instances
+from provisioning.agent.disk import FILLED
 from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Phase, Reason
 
 SET_MAX = 100
@@ -130,6 +131,9 @@ def verdict_of(instance: Instance, job: Job, told: str = "", *, at: datetime) ->
 
 
 def _exited(instance: Instance, told: str) -> Verdict:
+    if full := FILLED.search(instance.message):
+        message = timeline.DISK_FILLED(used=full[1], most=full[2])
+        return Verdict(AttemptState.FAILED, EndReason.EXIT_CODE, message)
     if instance.exit_code != 0:
         return Verdict(AttemptState.FAILED, EndReason.EXIT_CODE, instance.message)
     lacking = artifacts.lacking(

@@ -48,6 +48,7 @@ def of_spec(spec: Spec, *, project: Project, offer: Offer, paid_by: str = "") ->
             paid_by=paid_by,
             counters=spec.counters,
             time_limit_s=spec.time_limit_s,
+            disk_bytes=spec.disk_bytes,
         ),
     )
 

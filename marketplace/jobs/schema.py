@@ -14,6 +14,8 @@ GLOBS_MAX = 100
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 DURATION = r"^[1-9][0-9]{0,6}(s|m|h|d)$"
+SIZE = r"^[1-9][0-9]{0,5}(M|G|T)$"
+DISK_DEFAULT = "20G"
 MONEY = r"^[0-9]{1,9}(\.[0-9]{1,6})?$"
 SHA256 = r"^[0-9a-f]{64}$"
 COUNTER = f"^{COUNTER_SHAPE.pattern}$"
@@ -124,6 +126,13 @@ JOB: dict[str, Any] = {
             "type": "string",
             "pattern": DURATION,
             "description": "of one attempt, such as 90s, 15m, 2h, 1d",
+        },
+        "disk": {
+            "type": "string",
+            "pattern": SIZE,
+            "default": DISK_DEFAULT,
+            "description": "what an attempt may keep in its work folder, inputs among it: 500M, 20G or 1T (MiB, GiB, "
+            "TiB); what keeps more is ended, which is a failure of its own",
         },
         "market": {"enum": Job.Market.values, "default": "on_demand"},
         "max_price": {**_money, "description": "the most that a GPU-hour may cost; cheapest: what is cheap enough"},

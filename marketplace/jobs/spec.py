@@ -28,6 +28,7 @@ from provisioning.work import Counters
 
 FAULTS_MAX = 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+SHIFTS = {"M": 20, "G": 30, "T": 40}
 DEADLINE_MAX = timedelta(days=90)
 TIME_LIMIT_MAX_S = 30 * 86_400
 KINDS = ("array", "parameters", "matrix")
@@ -65,6 +66,7 @@ class Spec:
     parallel: int | None
     retries: int
     time_limit_s: int | None
+    disk_bytes: int
     market: str
     max_price_micros: int | None
     reservation: str
@@ -219,6 +221,7 @@ def _shape(pattern: Any) -> str:
             "A variable's name has letters, digits and underscores and does not begin with a digit."
         ),
         schema.DURATION: gettext("Write a whole number with s, m, h or d, such as 90s, 15m, 2h or 1d."),
+        schema.SIZE: gettext("Write a whole number with M, G or T (MiB, GiB, TiB), such as 500M, 20G or 1T."),
         schema.MONEY: gettext("Write an amount such as 2.50."),
         schema.RELATIVE: gettext("Name a path inside the work folder: neither from the root nor with “..”."),
     }
@@ -311,6 +314,7 @@ def _spec(job: Mapping[str, Any], deadline: datetime | None) -> Spec:
         parallel=job.get("parallel"),
         retries=job.get("retries", 0),
         time_limit_s=_seconds(job["time_limit"]) if "time_limit" in job else None,
+        disk_bytes=_bytes(job.get("disk", schema.DISK_DEFAULT)),
         market=job.get("market", "on_demand"),
         max_price_micros=_micros(job["max_price"]) if "max_price" in job else None,
         reservation=job.get("reservation", ""),
@@ -359,6 +363,10 @@ def _micros(value: Any) -> int | None:
 
 def _seconds(text: str) -> int:
     return int(text[:-1]) * UNITS[text[-1]]
+
+
+def _bytes(text: str) -> int:
+    return int(text[:-1]) << SHIFTS[text[-1]]
 
 
 def _moment(text: str, at: datetime) -> datetime:

@@ -96,9 +96,11 @@ def _with_inputs(spec: Spec, project: Project, folders: Mapping[str, str]) -> Sp
         raise BadSpec([spec.fault("inputs", detail % {"folder": spec.inputs})])
     if manifest:
         try:
-            artifacts.check_folder(project_id=project.pk, sha256=manifest)
+            entries = artifacts.check_folder(project_id=project.pk, sha256=manifest)
         except BadFolder as error:
             raise BadSpec([spec.fault("inputs", str(error))]) from error
+        if sum(entry.size for entry in entries) > spec.disk_bytes:
+            raise BadSpec([spec.fault("disk", gettext("Its inputs alone are more than that; give it a larger disk."))])
     return replace(spec, inputs=manifest, document={**spec.document, "inputs": manifest})
 
 

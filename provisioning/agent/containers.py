@@ -28,6 +28,7 @@ from typing import Any
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.environment import WORKSPACE
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json
+from provisioning.agent.folders import room_of
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.guard import take_claim
 from provisioning.agent.images import NAME
@@ -340,6 +341,11 @@ class ContainerWorkload:
         if not pid:
             raise PodmanError("the container has ended")
         return Files(Path(WORKSPACE), pid=pid)
+
+    def kept_bytes(self) -> int:
+        """Return what its work folder takes, and what it wrote over its image."""
+        (found,) = self._kind.podman.ask("container", "inspect", "--size", self._name)
+        return room_of(self.folder / "work") + int(found.get("SizeRw") or 0)
 
     def address(self) -> str:
         ready = read_json(self.folder / "prepared.json") or {}

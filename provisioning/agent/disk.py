@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 RESERVE_BYTES = 4 << 20
 NEEDED_BYTES = 16 << 20  # Below this the node takes nothing new: logs, files and records of what runs come first.
+MIB, GIB = 1 << 20, 1 << 30
+FILLED = re.compile(r"the workload filled its disk share: ([0-9.]+) of ([0-9.]+ [MG]iB)")
 
 
 class Reserve:
@@ -47,3 +50,14 @@ class Reserve:
         """Return whether the disk has no room for anything new."""
         space = os.statvfs(self._home)
         return space.f_bavail * space.f_frsize < NEEDED_BYTES or not self.take()
+
+
+def has_filled(message: str) -> bool:
+    """Return whether a workload was ended because it passed its share of the disk: that is a failure of its own."""
+    return FILLED.search(message) is not None
+
+
+def filled(used_bytes: int, limit_bytes: int) -> str:
+    """Return why a workload is ended that keeps so much."""
+    size, unit = (GIB, "GiB") if limit_bytes >= GIB else (MIB, "MiB")
+    return f"the workload filled its disk share: {used_bytes / size:.1f} of {limit_bytes / size:.1f} {unit}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from provisioning.agent.manifest import ENTRIES_MAX, Entry, why_no_path
 
 READ_BYTES = 1 << 20
+BLOCK_BYTES = 512  # Of st_blocks, whatever the file system has.
 READING = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 WILD = re.compile(r"[*?]")
 
@@ -50,6 +51,28 @@ def walk(root: Path, *, below: str = "") -> Iterator[Found]:
                     yield _found(path, kept)
     finally:
         os.close(top)
+
+
+def room_of(root: Path) -> int:
+    """Return how many bytes of the disk a folder takes, with all that is in it; what has several names counts once.
+
+    No link is followed, so what lies elsewhere is not in it. Raises OSError where there is no such folder.
+    """
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for _folder, names, files, handle in os.fwalk(root, follow_symlinks=False):
+        for name in (*names, *files):
+            try:
+                kept = os.stat(name, dir_fd=handle, follow_symlinks=False)
+            except OSError:
+                continue  # It was removed this moment.
+            mark = (kept.st_dev, kept.st_ino)
+            if kept.st_nlink > 1 and not stat.S_ISDIR(kept.st_mode):
+                if mark in seen:
+                    continue
+                seen.add(mark)
+            total += kept.st_blocks * BLOCK_BYTES
+    return total
 
 
 def _single(root: Path, path: str) -> Iterator[Found]:

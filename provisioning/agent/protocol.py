@@ -76,7 +76,8 @@ class Counters:
 class Work:
     """The files of an assignment: the manifest it begins with, what it leaves, the folder that is kept while it runs.
 
-    All paths are relative to its work folder. Without `has_network` it reaches nothing but itself.
+    All paths are relative to its work folder. Without `has_network` it reaches nothing but itself. What keeps more than
+    `disk_bytes` on the disk is ended; None sets no share.
     """
 
     inputs: str = ""
@@ -85,6 +86,7 @@ class Work:
     checkpoint_sha256: str = ""
     has_network: bool = True
     counters: Counters | None = None
+    disk_bytes: int | None = None
 
     @property
     def has_files(self) -> bool:
@@ -308,6 +310,7 @@ def parse_work(source: Any) -> Work:
         checkpoint_sha256=take(source, "checkpoint_sha256", str, default=""),
         has_network=source.get("has_network", True) is not False,
         counters=parse_counters(take(source, "counters", (dict, type(None)), default=None)),
+        disk_bytes=take(source, "disk_bytes", (int, type(None)), default=None),
     )
     for sha256 in filter(None, (found.inputs, found.checkpoint_sha256)):
         if not SHA256.fullmatch(sha256):

@@ -9,17 +9,19 @@ from pathlib import Path
 from provisioning.agent import notices
 from provisioning.agent.carrier import Carrier
 from provisioning.agent.clock import boottime
+from provisioning.agent.disk import has_filled
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, is_lost
 from provisioning.agent.monitor import Inventory
 from provisioning.agent.protocol import Assignment, Notice
 from provisioning.agent.readings import Readings
+from provisioning.agent.shares import Shares
 from provisioning.agent.state import Home, Lease
 from provisioning.agent.store import Store
 from provisioning.agent.volumes import Volumes
 from provisioning.agent.wiping import Wiper
 from provisioning.agent.witness import Seen, Witness
-from provisioning.agent.workloads import Kind, Look, Origin, Progress, Workload
+from provisioning.agent.workloads import KILLED, Kind, Look, Origin, Progress, Workload
 
 log = logging.getLogger("gpumarket.agent")
 
@@ -73,6 +75,7 @@ class Runtime:
         self._readings = readings
         self._store = store
         self._carriers: dict[str, Carrier] = {}
+        self._shares = Shares()
         self._home = home
         self._kind = kind
         self._lease = lease
@@ -226,8 +229,7 @@ class Runtime:
         self._read_last(wanted, workload, look)
         if look.state == "running":
             carrier.keep()
-            if wanted.notice:
-                hold_to(wanted.notice, workload)
+            self._hold(wanted, workload)
         if look.state == "preparing":
             self._prepare(wanted, workload)
         if look.state in {"preparing", "prepared"} and not carrier.has_brought:
@@ -237,6 +239,13 @@ class Runtime:
             self._start(wanted, workload)
             look = workload.look()
         return observe(workload, carrier.show(look, is_asked_to_end=was_asked_to_end(wanted, look)), carrier)
+
+    def _hold(self, wanted: Assignment, workload: Workload) -> None:
+        """Hold what runs to its share of the disk, and to what was announced."""
+        if why := self._shares.why_over(wanted, workload):
+            workload.end(grace_s=0.0, reason=why)  # Each moment more is room that others lack.
+        if wanted.notice:
+            hold_to(wanted.notice, workload)
 
     def _carrier(self, wanted: Assignment, workload: Workload) -> Carrier:
         """Return who carries the files of a workload."""
@@ -359,6 +368,7 @@ class Runtime:
             self._witness.forget(name)
         if self._readings is not None:
             self._readings.forget(name)
+        self._shares.forget(name)
         self._carriers.pop(name, None)
         return True
 
@@ -385,7 +395,8 @@ def observe(workload: Workload, look: Look, carrier: Carrier | None = None) -> O
         fence=origin.fence,
         state="failed" if look.has_ended and is_lost(look.message) else look.state,
         gpus=origin.gpus,
-        exit_code=look.exit_code,
+        # A command that ends well at the word to end has filled the disk all the same.
+        exit_code=KILLED if look.exit_code == 0 and has_filled(look.message) else look.exit_code,
         exited_at=look.exited_at,
         message=look.message,
         output=workload.output,

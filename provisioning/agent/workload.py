@@ -23,6 +23,7 @@ import psutil
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.environment import command_environment
 from provisioning.agent.files import read_json, remove_tree, sync_folder, write_json, write_json_in_room
+from provisioning.agent.folders import room_of
 from provisioning.agent.gpus import Gpu
 from provisioning.agent.lease import MACHINE_RESTARTED, SUPERVISOR_KILLED
 from provisioning.agent.limits import BEFORE
@@ -237,6 +238,10 @@ class ProcessWorkload:
         """Return the working folder and the volumes that it leads to. It confines nobody: see above."""
         order = read_json(self.folder / "order.json") or {}
         return Files(self.folder / "work", volumes=tuple(map(Path, order.get("volumes", []))))
+
+    def kept_bytes(self) -> int:
+        """Return what its working folder takes. What it writes elsewhere is not its own: it confines nobody."""
+        return room_of(self.folder / "work")
 
     def address(self) -> str:
         """Return the node's own address, which the command shares."""

@@ -153,6 +153,9 @@ class Workload(Protocol):
     def files(self) -> Files:
         """Return where its files are."""
 
+    def kept_bytes(self) -> int:
+        """Return how much of the node's disk it takes. May take long, in any thread. Raises OSError, PodmanError."""
+
     def address(self) -> str:
         """Return where ports inside can be reached from this node."""
 

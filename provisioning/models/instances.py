@@ -170,6 +170,7 @@ class Instance(models.Model):
     counters = models.JSONField(null=True, help_text="port, path and names of what it counts itself, most_per_s")
     paid_by = models.CharField(max_length=64, blank=True, help_text="what pays for its hours, where its owner does not")
     time_limit_s = models.PositiveIntegerField(null=True, help_text="from when it has its GPUs: charged no longer")
+    disk_bytes = models.BigIntegerField(null=True, help_text="what it may keep in its work folder")
 
     desired = models.CharField(max_length=10, choices=Desired.choices, default=Desired.RUNNING)
     phase = models.CharField(max_length=12, choices=Phase.choices, default=Phase.QUEUED)

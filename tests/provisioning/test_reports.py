@@ -264,6 +264,7 @@ def test_the_document_comes_whole_and_only_when_it_changed(running: Instance, pl
             "checkpoint_sha256": "",
             "has_network": True,
             "counters": None,
+            "disk_bytes": None,
         },
     }
 

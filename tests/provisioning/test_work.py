@@ -59,7 +59,7 @@ def test_a_new_run_of_what_somebody_else_pays_for_holds_nothing_either(
 def test_what_an_order_says_of_its_work_stands_in_its_instance(rent: Rent, fleet: Fleet) -> None:
     work = Work(
         inputs="a" * 64, outputs=("out/*.txt", "model"), checkpoint="state", checkpoint_sha256="b" * 64,
-        has_network=False, avoid_nodes=("nod_1",), paid_by="job_1",
+        has_network=False, avoid_nodes=("nod_1",), paid_by="job_1", disk_bytes=1 << 30,
     )  # fmt: skip
     ordered = replace(order(fleet.h200), work=work)
     row = Instance.objects.get(pk=rent(work=ordered.work).pk)
@@ -70,4 +70,5 @@ def test_what_an_order_says_of_its_work_stands_in_its_instance(rent: Rent, fleet
         "inputs": "a" * 64, "checkpoint": "state", "checkpoint_sha256": "b" * 64, "has_network": False,
         "paid_by": "job_1",
     }  # fmt: skip
+    assert row.disk_bytes == 1 << 30
     assert (row.outputs, row.avoid_nodes) == (["out/*.txt", "model"], ["nod_1"])

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ sys.exit(0 if said["trace"] == trace(said["task"]) else 1)
 # Each of these does what its name says; none of them answers.
 MISBEHAVING = ("passes", "network", "hangs", "disk", "killed")
 MISBEHAVES = """
-import errno, json, os, signal, socket, sys, time
+import json, os, signal, socket, sys, time
 what = json.load(open("result.json"))["what"]
 if what == "network":
     for address in (("127.0.0.1", PORT), ("192.0.2.1", 80)):
@@ -69,11 +70,10 @@ if what == "network":
 if what == "hangs":
     time.sleep(600)
 if what == "disk":
-    try:
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x" * 4096)
-    except OSError as error:
-        sys.exit(28 if error.errno == errno.ENOSPC else 0)
+    with open("filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * (1 << 20))
+            time.sleep(0.005)
 if what == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 try:
@@ -260,7 +260,7 @@ def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_noth
     order = {
         "name": "misbehaving", "offer": "h200-teesside", "command": [sys.executable, "-c", write],
         "parameters": [{"WHAT": what} for what in MISBEHAVING], "outputs": ["result.json"], "contract": version,
-        "time_limit": "10m",
+        "time_limit": "10m", "disk": "64M",
     }  # fmt: skip
     answer = market.post("/jobs", {"jobs": [order]})
     assert answer.status_code in {201, 202}, answer.text
@@ -276,7 +276,8 @@ def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_noth
     }  # fmt: skip
     tried = market.query(
         """
-        SELECT task.index, run.result, instance.exit_code, verdict.verifier, shared.node_id IS NOT NULL
+        SELECT task.index, run.result, instance.exit_code, verdict.verifier, shared.node_id IS NOT NULL,
+            (SELECT string_agg(message, ' ') FROM provisioning_instanceevent WHERE instance_id = instance.id)
         FROM marketplace_verifierrun run JOIN marketplace_claim claim ON claim.id = run.claim_id
         JOIN marketplace_task task ON task.id = claim.task_id JOIN marketplace_job job ON job.id = task.job_id
         JOIN provisioning_instance instance ON instance.id = run.instance_id
@@ -291,8 +292,10 @@ def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_noth
     )
     assert [row[:4] for row in tried] == [
         (0, "pass", 0, "command"), (1, "crashed", 7, "silence"), (2, "timed_out", tried[2][2], "silence"),
-        (3, "crashed", 28, "silence"), (4, "crashed", 137, "silence"),
+        (3, "crashed", 137, "silence"), (4, "crashed", 137, "silence"),
     ]  # fmt: skip
+    filled = [row[0] for row in tried if re.search(r"filled its disk share: [0-9.]+ of 64.0 MiB", row[5])]
+    assert filled == [MISBEHAVING.index("disk")]
     assert not any(row[4] for row in tried), "each on another host than its task"
 
 

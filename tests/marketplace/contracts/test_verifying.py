@@ -250,9 +250,11 @@ def test_the_customers_command_runs_on_another_host_with_the_outputs_and_without
     on_a_node: Any, fleet: Fleet
 ) -> None:
     _, work, claim = on_a_node({"kind": "command", "gpus": 1, **RUNS})
+    Instance.objects.filter(pk=claim.task.tries.get().instance_id).update(disk_bytes=1 << 26)
     instance = starts(claim, fleet)
     assert (instance.phase, instance.command, instance.has_network) == ("running", ["./check"], False)
     assert (instance.inputs, instance.outputs, instance.paid_by) == (WHOLE, [], work.job.public_id)
+    assert instance.disk_bytes == 1 << 26, "the share of the disk that the task had"
     nodes = {one.node.name for one in instance.assignments.select_related("node")}
     assert "h200-1" not in nodes
     assert instance.avoid_nodes == [fleet.nodes["h200-1"].node.public_id]

@@ -480,3 +480,17 @@ def test_what_a_contract_pays_for_takes_part_in_auctions_without_funds_of_its_ow
     assert spot_market.published(spot.clear(offer_id=offer.pk, at=timezone.now()))["winners"] == 1
     works.go()
     assert works.phase(attempt) == "running"
+
+
+def test_an_attempt_that_filled_its_disk_has_failed_by_itself_and_says_how_much_it_kept(works: Works) -> None:
+    job = works.one()
+    works.go()
+    (attempt,) = works.running(job)
+    for node in works.fleet.nodes.values():
+        node.exit_messages[attempt.instance.public_id] = "the workload filled its disk share: 20.5 of 20.0 GiB"
+    works.exits(attempt, 137)
+    works.go()
+    assert tries(job) == [(1, "failed", "exit_code")]
+    told = "It filled its share of the disk (“disk” in the job): 20.5 of 20.0 GiB."
+    assert (Attempt.objects.get().message, Task.objects.get().message) == (told, told)
+    assert latest(job).state == "failed"

@@ -40,6 +40,13 @@ def test_a_file_says_what_is_kept_of_it() -> None:
     assert len(one.sha256) == 64
 
 
+@pytest.mark.parametrize(("said", "size"), [("500M", 500 << 20), ("1G", 1 << 30), ("2T", 2 << 40), (None, 20 << 30)])
+def test_the_disk_of_an_attempt_is_said_in_binary_units_and_has_an_ordinary_size(said: str | None, size: int) -> None:
+    (one,) = spec.from_values([{"offer": "h200", "command": ["a"]} | ({"disk": said} if said else {})], at=NOON)
+    assert one.disk_bytes == size
+    assert spec.of(one.document, deadline=None).disk_bytes == size
+
+
 def test_the_same_job_has_the_same_digest_from_a_file_and_from_json() -> None:
     (filed,) = spec.from_file("offer: h200\ncommand: [a, b]\narray: 3\nmax_price: 2.50\n", at=NOON)
     (sent,) = spec.from_values([{"array": 3, "max_price": "2.50", "command": ["a", "b"], "offer": "h200"}], at=NOON)
@@ -51,6 +58,9 @@ def test_the_same_job_has_the_same_digest_from_a_file_and_from_json() -> None:
     ("text", "told"),
     [
         ("offer: a\nretriess: 1", ["line 2: There is no field “retriess”; did you mean “retries”?"]),
+        ("offer: a\ndisk: 0G", ["line 2: Write a whole number with M, G or T (MiB, GiB, TiB), such as 500M, 20G or "
+                                "1T."]),
+        ("offer: a\ndisk: 20", ["line 2: This is to be a text."]),
         ("offer: a\ngpus: two", ["line 2: This is to be a whole number."]),
         ("offer: a\nenv:\n  A: yes", ["line 3: This is to be a text or a number; write it in quotes."]),
         ("offer: a\n\nenv:\n  1A: x", ["line 4: A variable's name has letters, digits and underscores and does not "

@@ -1,6 +1,7 @@
 """Submitting: what is refused is told by line and leaves nothing; a thousand tasks are one call."""
 
 import time
+from functools import partial
 
 import pytest
 from django.db import transaction
@@ -13,6 +14,8 @@ from marketplace.errors import Conflict, ProjectSuspended
 from marketplace.jobs import spec, submitting
 from marketplace.jobs.spec import BadSpec
 from marketplace.models import AuditEntry, Job, JobDependency, Offer, Project, Task
+from provisioning import artifacts
+from provisioning.agent import manifest
 from provisioning.models import Instance
 from tests.conftest import Fleet, Storage
 from tests.marketplace.jobs.conftest import Works
@@ -62,6 +65,17 @@ def refused(works: Works, text: str) -> str:
 )  # fmt: skip
 def test_what_cannot_be_is_told_by_its_line(works: Works, text: str, told: str) -> None:
     assert refused(works, text) == told
+
+
+def test_inputs_that_are_larger_than_the_disk_are_refused_before_anything_starts(works: Works) -> None:
+    at, data = timezone.now(), b"x" * ((1 << 20) + 1)
+    keep = partial(artifacts.keep, project_id=works.project.pk, at=at)
+    folder = keep(data=manifest.written([manifest.Entry("a", keep(data=data), len(data), 0o644)]))
+    told = "line 4: Its inputs alone are more than that; give it a larger disk."
+    assert refused(works, f"{BASE}inputs: '{folder}'\ndisk: 1M\n") == told
+    (job,) = works.submit(f"{BASE}inputs: '{folder}'\ndisk: 2M\n")
+    works.look()
+    assert works.running(job)[0].instance.disk_bytes == 2 << 20
 
 
 def test_work_that_is_paid_by_its_result_needs_a_time_limit_and_keeps_to_the_retries_of_its_terms(works: Works) -> None:
