@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("provisioning", "0036_indexes_that_nobody_reads"),
+        ("provisioning", "0037_failures_by_time"),
     ]
 
     operations = [
