@@ -18,6 +18,9 @@ from billing.suppliers.shares import largest_remainder
 BATCH = 5_000
 # A share of revenue and what is missing to a minimum are asked for when a period is over, whatever there is to pay it.
 ON_CREDIT = (Outcome.Kind.SHARE, Outcome.Kind.TRUE_UP)
+IS_ON_CREDIT = Q(kind__in=ON_CREDIT) | Q(of__kind__in=ON_CREDIT)
+# Outcomes that have brought somebody money. What was only asked for has not, until it is shared out.
+BROUGHT = ~IS_ON_CREDIT | Q(of=None, sharing__isnull=False) | Q(of__sharing__isnull=False)
 Whose = tuple[int, str, str]  # supplier, version, currency
 
 
@@ -34,9 +37,8 @@ def share_out(*, at: datetime, limit: int = BATCH) -> int:
     owing = Account.objects.filter(
         kind=Account.Kind.RECEIVABLE, balance_micros__lt=0, organization=OuterRef("organization")
     )
-    unsure = Q(kind__in=ON_CREDIT) | Q(of__kind__in=ON_CREDIT)
     new = Outcome.objects.filter(sharing=None)
-    found = list(new.exclude(unsure, Exists(owing)).select_related("of").order_by("pk")[:limit])
+    found = list(new.exclude(IS_ON_CREDIT, Exists(owing)).select_related("of").order_by("pk")[:limit])
     if not found:
         return 0
     sharing = OutcomeSharing.objects.create(at=at)

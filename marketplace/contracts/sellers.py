@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q, QuerySet, Sum
+from django.db.models import QuerySet, Sum
 from django.utils.translation import gettext as _
 
-from billing.models import Outcome, OutcomeCost
-from billing.outcomes import costs
+from billing.models import OutcomeCost
+from billing.outcomes import costs, margins
 from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import offering
@@ -56,7 +56,8 @@ def unpaid_micros(seller: Organization, currency: str, *, at: datetime) -> int:
     booked = OutcomeCost.objects.filter(version__in=list(bps), currency=currency)
     cost = booked.exclude(span__resource_id__in=faulted).aggregate(total=Sum("amount_micros", default=0))["total"]
     cost += costs.unbooked_micros(versions=list(bps), currency=currency, without=apart, at=at)
-    return int(cost) - sum(net * bps[name] // written.BP for name, net in _net(bps, currency).items())
+    net = margins.net_micros(versions=bps, currency=currency)
+    return int(cost) - sum(micros * bps[name] // written.BP for name, micros in net.items())
 
 
 def unpaid_of(seller: Organization, *, at: datetime) -> list[tuple[str, int, int]]:
@@ -102,13 +103,3 @@ def set_limit(
         before={"unpaid_micros": before}, after=dict(said),
     )  # fmt: skip
     return row
-
-
-def _net(versions: Mapping[str, int], currency: str) -> dict[str, int]:
-    """Return what all customers paid under each of these versions and did not get back."""
-    back = Q(kind=Outcome.Kind.REVERSED)
-    rows = Outcome.objects.filter(version__in=list(versions), currency=currency).order_by().values_list("version")
-    summed = rows.annotate(
-        paid=Sum("amount_micros", filter=~back, default=0), returned=Sum("amount_micros", filter=back, default=0)
-    )
-    return {name: paid - returned for name, paid, returned in summed}

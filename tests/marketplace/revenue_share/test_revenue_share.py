@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from billing import accounts, books, credits, daily, usage
 from billing.models import Outcome
-from billing.outcomes import sharing
+from billing.outcomes import margins, reversing, sharing
 from billing.suppliers import purses
 from marketplace.access import person
-from marketplace.contracts import offering
+from marketplace.contracts import offering, sellers
 from marketplace.errors import BadOrder, IllegalState
 from marketplace.events import feed
 from marketplace.models import Acceptance, Event, Organization, RevenuePeriod, RevenueStatement, Side
@@ -115,6 +115,27 @@ def test_a_seller_has_no_part_of_what_its_customer_only_said_until_that_is_paid(
     assert accounts.wallet(organization=acme).owed_micros == 0
     assert sharing.share_out(at=DUE) == 1
     assert purses.of(seller.pk)["USD"].payable.balance_micros == 1_200 * USD
+
+
+def test_revenue_that_was_only_said_lifts_no_limit_of_its_seller_and_what_was_paid_of_it_does(
+    agree, actor, acme, seller
+):
+    version = agree()
+
+    def brought():
+        own = margins.net_micros(versions=[version.public_id], organization=acme).get(version.public_id, 0)
+        return own, -sellers.unpaid_micros(seller, "USD", at=DUE)
+
+    state(actor, 1_000_000 * USD)
+    closing.close_due(at=DUE, limit=10)
+    said = Outcome.objects.get()
+    reversing.reverse(key="a", of=said, amount_micros=50_000 * USD, reason="a mistake", at=DUE)
+    assert brought() == (0, 0)
+    credits.grant(organization=acme, amount_micros=100_000 * USD, key="a", reason="paid", by="test", at=DUE)
+    sharing.share_out(at=DUE)
+    assert brought() == (100_000 * USD, 20_000 * USD)
+    reversing.reverse(key="b", of=said, amount_micros=40_000 * USD, reason="another", at=DUE)
+    assert brought() == (60_000 * USD, 12_000 * USD)
 
 
 def test_less_than_the_minimum_is_brought_up_to_it_and_more_than_the_cap_is_not_asked(agree, actor):
