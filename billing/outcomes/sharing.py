@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Exists, OuterRef, Q, Sum
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum, Value
+from django.db.models.functions import Coalesce, Concat
 
-from billing.models import Account, Outcome, OutcomeShare, OutcomeSharing
+from billing.models import Account, Collection, Outcome, OutcomeShare, OutcomeSharing, Transfer
 from billing.suppliers import accruing, adjusting, purses
 from billing.suppliers.shares import largest_remainder
 
@@ -28,17 +29,15 @@ Whose = tuple[int, str, str]  # supplier, version, currency
 def share_out(*, at: datetime, limit: int = BATCH) -> int:
     """Give suppliers their parts of outcomes that were not shared out yet, the oldest first; return how many.
 
-    What was taken without anything set aside for it waits while its payer owes something: it may never be paid.
+    Of what was asked for on credit those wait that may never be paid: until the invoice of it is, and for ever where
+    that is written off and not recovered. Before it is on one, until its payer owes nothing.
 
     The parts of what an outcome costs after all reversals are those of a largest remainder: a full reversal takes back
     exactly what was given.
     """
     accruing.wait_for_turn()
-    owing = Account.objects.filter(
-        kind=Account.Kind.RECEIVABLE, balance_micros__lt=0, organization=OuterRef("organization")
-    )
     new = Outcome.objects.filter(sharing=None)
-    found = list(new.exclude(IS_ON_CREDIT, Exists(owing)).select_related("of").order_by("pk")[:limit])
+    found = list(new.exclude(IS_ON_CREDIT, Exists(_unpaid())).select_related("of").order_by("pk")[:limit])
     if not found:
         return 0
     sharing = OutcomeSharing.objects.create(at=at)
@@ -55,6 +54,18 @@ def share_out(*, at: datetime, limit: int = BATCH) -> int:
         )  # fmt: skip
     Outcome.objects.filter(pk__in=[one.pk for one in found]).update(sharing=sharing)
     return len(found)
+
+
+def _unpaid() -> QuerySet[Outcome]:
+    """Return what an outcome, or what it gives back, was asked for on credit that nobody has paid."""
+    owed = Transfer.objects.filter(key=Concat(Value("outcome:"), OuterRef("public_id"), Value(":receivable")))
+    owing = Account.objects.filter(
+        kind=Account.Kind.RECEIVABLE, balance_micros__lt=0, organization=OuterRef("organization")
+    )
+    collected = Q(item__invoiced__line__invoice__collection__state=Collection.State.PAID)
+    asked = Q(item__invoiced__line__invoice__collection__isnull=False)
+    one = Outcome.objects.filter(pk=Coalesce(OuterRef("of"), OuterRef("pk")), sharing=None)
+    return one.filter(Exists(owed), asked & ~collected | Q(item__invoiced=None) & Exists(owing))
 
 
 def parts(micros: int, shares: Iterable[tuple[int | None, int]]) -> Counter[int]:
