@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, QuerySet
 
 from billing import accounts, collecting, ledger, rating, receivables
@@ -77,7 +77,10 @@ def place(
     Repeating the call changes nothing; the same key for another amount or
     organization is `KeyReused`, and `HoldClosed` once what was set aside was
     given back. One statement, since every launch waits here.
+
+    The transaction is the caller's: what else it does stands or falls with what is set aside.
     """
+    assert connection.in_atomic_block, "two tries at setting money aside are one only in a transaction"
     asked: Asked = (
         PLACE,
         {

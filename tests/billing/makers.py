@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -73,14 +73,15 @@ def account(organization, kind):
 
 
 def hold_money(organization, amount_micros, *, key=None, resource_id="ins_1", expires_at=NOON + HOUR):
-    return holds.place(
-        key=key or f"first-hour:{resource_id}:{next(numbers)}",
-        organization=organization,
-        amount_micros=amount_micros,
-        purpose="first hour",
-        resource_id=resource_id,
-        expires_at=expires_at,
-    )
+    with nullcontext() if connection.in_atomic_block else transaction.atomic():
+        return holds.place(
+            key=key or f"first-hour:{resource_id}:{next(numbers)}",
+            organization=organization,
+            amount_micros=amount_micros,
+            purpose="first hour",
+            resource_id=resource_id,
+            expires_at=expires_at,
+        )
 
 
 def block(kind="reservation", rows=((1, 1, USD),), *, resource_id="rsv_1", begin=NOON + 24 * HOUR, kept=0):

@@ -51,6 +51,15 @@ def test_too_small_a_balance_is_refused_with_both_amounts_and_without_effects(ac
     assert wallet(acme).held_micros == 0
 
 
+@pytest.mark.django_db(transaction=True)
+def test_money_is_set_aside_in_a_transaction_of_the_caller_or_not_at_all(acme):
+    with pytest.raises(AssertionError, match="transaction"):
+        holds.place(
+            key="k", organization=acme, amount_micros=USD, purpose="first hour", resource_id="ins_1", expires_at=None
+        )
+    assert not Hold.objects.exists()
+
+
 def test_what_is_owed_cannot_be_held(acme):
     move(account(acme, "receivable"), "revenue", 4 * USD)
     with pytest.raises(InsufficientFunds):
