@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import QuerySet, Sum
-from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _
 
 from billing.models import OutcomeCost
 from billing.outcomes import costs, margins
@@ -19,9 +19,16 @@ from marketplace.access import Actor
 from marketplace.contracts import offering
 from marketplace.contracts import terms as written
 from marketplace.models import Attempt, AttemptState, Claim, ContractVersion, Job, Organization, SellerLimit
+from marketplace.told import Told
 
 # In each currency, for whom no capacity manager has said another.
 DEFAULT_MICROS = 1_000_000_000
+USED_UP = Told(
+    _(
+        "Work under contracts of %(seller)s that was not paid for has cost the platform as much as it allows this "
+        "seller. Nothing was started or charged; try again when results of it are paid, or ask the operator."
+    )
+)
 
 
 def lock(version: ContractVersion) -> bool:
@@ -69,11 +76,9 @@ def unpaid_of(seller: Organization, *, at: datetime) -> list[tuple[str, int, int
 
 
 def used_up(version: ContractVersion) -> str:
-    """Return in words that a seller's work has cost the platform as much as it may; not how much, which is theirs."""
-    return _(
-        "Work under contracts of %(seller)s that was not paid for has cost the platform as much as it allows this "
-        "seller. Nothing was started or charged; try again when results of it are paid, or ask the operator."
-    ) % {"seller": version.contract.seller.name}
+    """Return as it is written down that a seller's work has cost the platform as much as it may; not how much, which is
+    theirs."""
+    return USED_UP(seller=version.contract.seller.name)
 
 
 def is_under_way(version: ContractVersion) -> bool:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 
 from billing.outcomes import escrows
 from billing.prepared import ask
-from marketplace import audit, rentals
+from marketplace import audit, rentals, told
 from marketplace.access import Actor
 from marketplace.contracts import bounds, claims, evidence, runs, sellers
 from marketplace.contracts import terms as written
@@ -181,7 +181,7 @@ def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
         left[key] = room = room - one.job.attempt_micros
         if room < 0:
             with _placed(one.spec):
-                raise BadOrder("contract", sellers.used_up(version))
+                raise BadOrder("contract", told.shown(sellers.used_up(version)))
 
 
 def _check_most(spec: Spec, bound: Bound) -> None:

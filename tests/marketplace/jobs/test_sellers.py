@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import time_machine
 from django.db import connection, transaction
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from billing import books
 from billing.models import Escrow, OutcomeCost
 from billing.outcomes import costs
+from marketplace import told
 from marketplace.access import person
 from marketplace.contracts import offering, sellers, sweeping
 from marketplace.jobs import bounding
@@ -119,6 +120,19 @@ def test_no_attempt_starts_that_could_pass_the_limit_whoevers_it_is(
         under(deal, works)
     allow(deal, 10 * HOUR_MICROS)
     assert under(deal, works).pk
+
+
+def test_that_a_sellers_limit_is_used_up_is_written_in_english_and_read_in_the_readers_language(
+    works: Works, deal: Deal
+) -> None:
+    allow(deal, HOUR_MICROS)
+    job = under(deal, works, array=2)
+    with translation.override("ja"):
+        works.go()
+        assert SAID in latest(job).hindrance
+        assert "この販売者に認められた額" in told.shown(latest(job).hindrance)
+        with pytest.raises(BadSpec, match="この販売者に認められた額"), transaction.atomic():
+            under(deal, works)
 
 
 def test_what_the_operator_itself_sells_has_no_limit(works: Works, deal: Deal, carol: User) -> None:
