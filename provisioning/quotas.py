@@ -68,6 +68,22 @@ WITH gone AS (
 UPDATE provisioning_quota quota SET held = quota.held - rules.given FROM rules WHERE quota.id = rules.id
 """
 
+REPRICE = """
+WITH rules AS MATERIALIZED (
+    SELECT quota.id, %(micros)s - hold.micros_per_hour AS more
+    FROM provisioning_quotahold hold JOIN marketplace_project project ON project.id = hold.project_id
+    JOIN provisioning_quota quota ON quota.organization_id = project.organization_id
+        AND (quota.project_id IS NULL OR quota.project_id = hold.project_id)
+        AND quota.gpu_model IN ('', hold.gpu_model) AND quota.market IN ('', hold.market)
+        AND quota.unit = 'micros_per_hour'
+    WHERE hold.holder = %(holder)s
+    ORDER BY quota.id FOR NO KEY UPDATE OF quota
+), priced AS (
+    UPDATE provisioning_quotahold SET micros_per_hour = %(micros)s WHERE holder = %(holder)s
+)
+UPDATE provisioning_quota quota SET held = quota.held + rules.more FROM rules WHERE quota.id = rules.id
+"""
+
 USED = """
 SELECT quota.id, sum(CASE quota.unit WHEN 'gpus' THEN hold.gpus ELSE hold.micros_per_hour END)
 FROM provisioning_quota quota
@@ -144,6 +160,16 @@ def give_back(*, holder: str) -> None:
     """Let go of all that this holder holds; giving back twice changes nothing. One statement."""
     with connection.cursor() as cursor:
         cursor.execute(GIVE_BACK, {"holder": holder})
+
+
+def reprice(*, holder: str, micros_per_hour: int) -> None:
+    """Let what somebody holds cost so much per hour from now on. What runs goes on, also beyond a limit. One statement.
+
+    The caller keeps the holder from giving back meanwhile; without a hold nothing changes.
+    """
+    assert micros_per_hour >= 0
+    with connection.cursor() as cursor:
+        cursor.execute(REPRICE, {"holder": holder, "micros": micros_per_hour})
 
 
 def open_for(*, project_id: int) -> None:

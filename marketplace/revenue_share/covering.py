@@ -5,6 +5,7 @@ contract. The seller owns its GPUs and bears what the share does not bring: its
 part of the share is all that it is paid, and the platform pays nothing.
 """
 
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -13,12 +14,13 @@ from django.db.models import Sum
 from django.utils.translation import gettext as _
 
 from billing import usage
-from marketplace import audit
+from marketplace import audit, costs
 from marketplace.contracts import offering
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
 from marketplace.models import Acceptance, ContractVersion, Offer, Organization, Side
 from marketplace.revenue_share import periods
+from provisioning import quotas
 from provisioning.errors import ProvisioningError
 from provisioning.models import Instance, Phase
 
@@ -78,8 +80,8 @@ def check_run(instance: Instance, *, at: datetime) -> None:
 def release_due(*, at: datetime, limit: int) -> int:
     """Take instances out of agreements whose last period is over, as of its end; return how many. Safe to repeat.
 
-    Where a later version that the customer agreed to covers them they go on under that, else they cost their price
-    by the hour from then on.
+    Where a later version that the customer agreed to covers them and has room they go on under that, the oldest
+    first; else they cost their price by the hour from then on.
     """
     customers = Acceptance.objects.filter(side=Side.BUYER, version__contract__kind="revenue_share")
     alive = Instance.objects.exclude(phase=Phase.TERMINATED).filter(
@@ -91,7 +93,8 @@ def release_due(*, at: datetime, limit: int) -> int:
         ended_at = periods.ended_at(agreed, at=at)
         if ended_at is None:
             continue
-        for key in list(alive.filter(paid_by=agreed.public_id).values_list("pk", flat=True)[: limit - released]):
+        own = alive.filter(paid_by=agreed.public_id).order_by("pk").values_list("pk", flat=True)
+        for key in list(own[: limit - released]):
             try:
                 released += _release(key, agreed, ended_at=ended_at, at=at)
             except ProvisioningError:  # one that cannot be must not keep the others from it
@@ -101,17 +104,17 @@ def release_due(*, at: datetime, limit: int) -> int:
 
 @transaction.atomic
 def _release(key: int, agreed: Acceptance, *, ended_at: datetime, at: datetime) -> bool:
-    instance = Instance.objects.select_for_update(no_key=True, of=("self",)).select_related("offer").get(pk=key)
+    rows = Instance.objects.select_for_update(no_key=True, of=("self",)).select_related("offer", "price_version")
+    instance = rows.get(pk=key)
     if instance.paid_by != agreed.public_id:
         return False
-    later = Acceptance.objects.filter(
-        version__contract=agreed.version.contract_id, organization=agreed.organization_id, side=Side.BUYER,
-        version__number__gt=agreed.version.number,
-    )  # fmt: skip
-    found = later.select_related("version__contract", "organization").order_by("-version__number")
-    follows = next((one for one in found if _covers(one, instance.offer) and periods.current(one, at=at)), None)
+    follows = _follows(agreed, instance, at=at)
     instance.paid_by = follows.public_id if follows else ""
     instance.save(update_fields=["paid_by"])
+    if follows is None:
+        price = instance.price_version.micros_per_unit_hour
+        _second, hour, _day = costs.rates(micros_per_unit_hour=price, quantity=instance.gpus)
+        quotas.reprice(holder=instance.public_id, micros_per_hour=hour)
     usage.pay_from(
         resource_id=instance.public_id, covered_by=instance.paid_by, instead_of=agreed.public_id, at=ended_at
     )
@@ -121,6 +124,20 @@ def _release(key: int, agreed: Acceptance, *, ended_at: datetime, at: datetime) 
             before={"contract": agreed.version.public_id}, after={"charged_from": ended_at.isoformat()},
         )  # fmt: skip
     return True
+
+
+def _follows(agreed: Acceptance, instance: Instance, *, at: datetime) -> Acceptance | None:
+    """Return the newest later version that the customer agreed to which covers an instance and has room for it."""
+    later = Acceptance.objects.filter(
+        version__contract=agreed.version.contract_id, organization=agreed.organization_id, side=Side.BUYER,
+        version__number__gt=agreed.version.number,
+    )  # fmt: skip
+    for one in later.select_related("version__contract", "organization").order_by("-version__number"):
+        if _covers(one, instance.offer):
+            with suppress(BadOrder):
+                _check_room(one, gpus=instance.quota_held, at=at)
+                return one
+    return None
 
 
 def _covers(agreed: Acceptance, offer: Offer) -> bool:

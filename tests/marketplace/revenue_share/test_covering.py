@@ -1,6 +1,6 @@
-"""Hours under a share of revenue: metered by the list, charged by the share, trued up, and let go when it ends."""
+"""Hours under a share of revenue: metered by the list, charged by the share, and trued up."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from threading import Barrier, Thread
 from time import sleep
 
@@ -13,65 +13,36 @@ from hypothesis import strategies as st
 
 from billing import accounts, books, charging, daily, usage
 from billing.invoicing import prepaid
-from billing.models import Charge, Hold, Outcome, OutcomeCost, PrepaidItem, UsageSpan
+from billing.models import Charge, Hold, Outcome, OutcomeCost, PrepaidItem
 from billing.outcomes import sharing
 from billing.suppliers import purses
 from marketplace import rentals, waiting
-from marketplace.access import person
 from marketplace.contracts import offering, wording
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
 from marketplace.models import (
     Acceptance,
-    AuditEntry,
     ContractVersion,
     Membership,
     Organization,
-    RevenuePeriod,
     RevenueStatement,
     Side,
     WaitingOrder,
 )
 from marketplace.revenue_share import closing, covering, periods, statements
 from provisioning.models import Instance
-from tests.agreed import REVENUE, share_revenue
+from tests.agreed import REVENUE
 from tests.billing.makers import make_price
 from tests.billing.makers import start as start_meter
 from tests.blocks import Buyer, sell_blocks
-from tests.conftest import make_person, make_token, order
+from tests.conftest import make_token, order
+from tests.marketplace.revenue_share.conftest import APRIL, COVERS, DUE, FINAL, HOUR, NOON, PRICE, USD, period
 from tests.standing import frozen
-
-NOON = datetime(2026, 3, 30, 12, 0, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-APRIL = datetime(2026, 4, 1, tzinfo=UTC)
-DUE = APRIL + timedelta(days=5)
-FINAL = APRIL + timedelta(days=10)
-USD = 1_000_000
-PRICE = 2_490_000  # an hour of one H200
-COVERS = {"offers": ["h200-narvik"], "gpus": 8}
-METERED = {"true_up": "metered_cost", "minimum_micros": 0, "covers": COVERS, "share_bps": 1_500}
 
 pytestmark = pytest.mark.django_db
 
 
 clock = frozen(NOON)
-
-
-@pytest.fixture
-def seller(clock, operator):
-    """The operator sells its own GPUs for a share of what its customers earn."""
-    Organization.objects.filter(pk=operator.pk).update(is_supplier=True)
-    operator.refresh_from_db()
-    return operator
-
-
-@pytest.fixture
-def agree(seller, acme, alice):
-    def agreed(**revenue):
-        version = share_revenue(seller, acme, alice, NOON, **METERED | revenue)
-        return Acceptance.objects.select_related("version__contract", "organization").get(version=version)
-
-    return agreed
 
 
 @pytest.fixture(autouse=True)
@@ -80,12 +51,6 @@ def the_books_balance(db):
     at = APRIL + timedelta(days=200)
     daily.sum_up(at=at)
     assert books.check(at=at) == []
-
-
-def period(at=NOON):
-    return RevenuePeriod.objects.select_related("organization", "version__contract").get(
-        starts_at__lte=at, ends_at__gt=at
-    )
 
 
 def state(actor, micros, *, at=DUE - HOUR, of=None):
@@ -236,21 +201,6 @@ def test_an_order_that_names_a_contract_and_a_reservation_is_refused_and_nothing
     assert Instance.objects.count() == 0
 
 
-def test_hours_that_a_reservation_covers_stay_so_when_the_agreement_of_their_instance_ends(
-    clock, agree, rent, run_until_idle, actor
-):
-    agreed = agree()
-    instance = rent(under=agreed)
-    run_until_idle()
-    offering.withdraw(actor=actor, version=agreed.version, at=NOON + HOUR)
-    UsageSpan.objects.update(covered_by="rsv_of_the_same")  # as an order of both was metered before it was refused
-    clock.move_to(APRIL + HOUR)
-    assert covering.release_due(at=APRIL + HOUR, limit=10) == 1
-    (span,) = UsageSpan.objects.all()
-    assert (span.covered_by, span.ended_at) == ("rsv_of_the_same", None)
-    assert Instance.objects.get(pk=instance.pk).paid_by == ""
-
-
 def test_gpus_of_somebody_else_than_the_seller_are_not_covered(agree, rent, charlie, actor, seller, fleet):
     agreed = agree(covers={"offers": None, "gpus": 8})
     fleet.h200.supplier = other = Organization.objects.exclude(pk=seller.pk).first()
@@ -308,55 +258,6 @@ def test_two_orders_at_once_do_not_pass_what_an_agreement_covers(agree, fleet, a
     for thread in pair:
         thread.join()
     assert sorted(ends) == ["refused", "rented"]
-
-
-def test_when_the_seller_withdraws_it_hours_cost_their_price_from_the_end_of_the_last_period(
-    clock, agree, rent, run_until_idle, acme, actor
-):
-    agreed = agree()
-    instance = rent(under=agreed)
-    run_until_idle()
-    offering.withdraw(actor=actor, version=agreed.version, at=NOON + HOUR)
-    with pytest.raises(BadOrder, match="withdrawn"):
-        rent(under=Acceptance.objects.select_related("version__contract", "organization").get(pk=agreed.pk))
-    assert covering.release_due(at=APRIL - timedelta(seconds=1), limit=10) == 0
-    clock.move_to(APRIL + 3 * HOUR)
-    charging.charge_due(at=APRIL + 3 * HOUR)
-    for expected in (1, 0):
-        assert covering.release_due(at=APRIL + 3 * HOUR, limit=10) == expected
-    charging.charge_due(at=APRIL + 3 * HOUR)
-    covered, charged = UsageSpan.objects.order_by("started_at")
-    assert (covered.covered_by, covered.ended_at, covered.charged_micros) == (agreed.public_id, APRIL, 0)
-    assert (charged.covered_by, charged.started_at, charged.charged_micros) == ("", APRIL, 3 * PRICE)
-    assert Instance.objects.get(pk=instance.pk).paid_by == ""
-    assert AuditEntry.objects.get(verb="instance.uncover").organization == acme
-    assert [one.label for one in RevenuePeriod.objects.all()] == ["2026-03"]
-    closing.close_due(at=DUE, limit=10)
-    assert period().metered_micros == 36 * PRICE  # all of March and nothing of April
-
-
-def test_a_later_version_that_was_agreed_to_covers_on_from_its_first_period(
-    clock, agree, rent, run_until_idle, acme, actor, seller
-):
-    agreed = agree()
-    instance = rent(under=agreed)
-    run_until_idle()
-    merchant = person(make_person("m@operator.example"), "req_seller")
-    terms = {**agreed.version.terms, "revenue": agreed.version.terms["revenue"] | {"share_bps": 2_000}}
-    second = offering.amend(
-        actor=merchant, contract=agreed.version.contract, terms=terms, side=Side.SELLER, at=NOON + HOUR
-    )  # fmt: skip
-    offering.offer(actor=merchant, version=second, at=NOON + HOUR)
-    offering.accept(actor=actor, version=second, organization=acme, sha256=second.sha256, at=NOON + HOUR)
-    early = covering.agreement(acme, second.public_id)
-    with pytest.raises(BadOrder, match="no period now"):
-        covering.check(early, offer=instance.offer, gpus=1, at=NOON + HOUR)
-    clock.move_to(APRIL + HOUR)
-    assert covering.release_due(at=APRIL + HOUR, limit=10) == 1
-    first, then = UsageSpan.objects.order_by("started_at")
-    assert (first.ended_at, then.started_at, then.ended_at) == (APRIL, APRIL, None)
-    assert (then.covered_by, Instance.objects.get(pk=instance.pk).paid_by) == (early.public_id, early.public_id)
-    assert closing.reckoned(period(APRIL), at=APRIL + HOUR).due.total_micros == PRICE
 
 
 def test_used_up_funds_leave_hours_under_a_share_alone_and_a_debt_past_due_stops_them(
