@@ -74,7 +74,7 @@ def revenue_period_for(actor: Actor, period_id: str, *, verb: str) -> RevenuePer
 
 def guarantee_hours(instance: Instance) -> QuerySet[GuaranteeHour]:
     """Return the hours of an instance that were judged; the caller came through `instance_for`."""
-    return GuaranteeHour.objects.filter(resource_id=instance.public_id)
+    return GuaranteeHour.objects.filter(resource_id=instance.public_id).select_related("correction")
 
 
 def supplier_for(actor: Actor, organization_id: str | None, *, verb: str) -> Organization:

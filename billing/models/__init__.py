@@ -4,7 +4,7 @@ from billing.models.corrections import UsageCorrection
 from billing.models.credit import CreditGrant, CreditLine
 from billing.models.daily import DailyRevenue, RevenueToSum
 from billing.models.decisions import Proposal
-from billing.models.guarantees import GuaranteeHour
+from billing.models.guarantees import GuaranteeCorrection, GuaranteeHour
 from billing.models.invoices import (
     BillingDetails,
     CreditProposal,
@@ -93,6 +93,7 @@ __all__ = [
     "Earning",
     "Escrow",
     "EscrowRelease",
+    "GuaranteeCorrection",
     "GuaranteeHour",
     "Hold",
     "Invoice",

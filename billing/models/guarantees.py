@@ -49,3 +49,32 @@ class GuaranteeHour(models.Model):
 
     def __str__(self) -> str:
         return f"{self.resource_name} {self.hour:%Y-%m-%d %H:%M}: {self.credit_micros} micros"
+
+    @property
+    def credited_micros(self) -> int:
+        """What it credited in all, with what came when it was known what it cost in the end."""
+        later = getattr(self, "correction", None)
+        return self.credit_micros + (later.credit_micros if later else 0)
+
+
+class GuaranteeCorrection(models.Model):
+    """What an hour that fell short credited more once it was known what it cost in the end. Written once; see
+    `shortfalls.correct` for the figures."""
+
+    hour = models.OneToOneField(GuaranteeHour, models.PROTECT, related_name="correction")
+    paid_micros = models.BigIntegerField(help_text="what the hour cost in the end")
+    returned_micros = models.BigIntegerField(help_text="of that, what was given back otherwise")
+    credit_micros = models.BigIntegerField(help_text="besides what it credited when it was judged")
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(credit_micros__gt=0), name="guarantee_is_corrected_for_its_customer"),
+            models.CheckConstraint(
+                condition=Q(returned_micros__gte=0, credit_micros__lte=F("paid_micros") - F("returned_micros")),
+                name="guarantee_correction_credits_no_more_than_was_paid",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour}: {self.credit_micros} micros more"

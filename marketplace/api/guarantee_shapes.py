@@ -29,7 +29,7 @@ class BeginGuarantee(Shape):
 
 
 class GuaranteedHourAnswer(serializers.Serializer[Any]):
-    """One UTC hour. Its credit follows from its terms and evidence alone; see docs/guarantees.md."""
+    """One UTC hour. Its `credit` follows from its terms and evidence alone; see docs/guarantees.md."""
 
     id = serializers.CharField()
     hour = serializers.DateTimeField()
@@ -40,7 +40,10 @@ class GuaranteedHourAnswer(serializers.Serializer[Any]):
     achieved_bps = serializers.IntegerField(allow_null=True, help_text="of the floor, in hundredths of a percent")
     paid = serializers.CharField()
     credit_bps = serializers.IntegerField()
-    credit = serializers.CharField()
+    credit = serializers.CharField(help_text="when it was judged, by what the month's prices were until then")
+    credited = serializers.CharField(
+        help_text="with what came at the month's end, where the hour had cost more by then"
+    )
     currency = serializers.CharField()
     terms = serializers.JSONField()
     evidence = serializers.JSONField()

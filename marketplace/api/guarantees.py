@@ -99,6 +99,7 @@ def _hour(row: GuaranteeHour) -> Answer:
         "paid": decimal_string(row.paid_micros),
         "credit_bps": row.credit_bps,
         "credit": decimal_string(row.credit_micros),
+        "credited": decimal_string(row.credited_micros),
         "currency": row.currency,
         "terms": row.curve,
         "evidence": row.evidence,

@@ -62,7 +62,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         thousandths(row["measured_milli"]) if judged else "–",
         f"{row['achieved_bps'] // 100}.{row['achieved_bps'] % 100:02} %" if judged else "not judged",
         words.money(row["paid"], row["currency"]),
-        words.money(row["credit"], row["currency"]),
+        words.money(row["credited"], row["currency"]),
     ]
 
 

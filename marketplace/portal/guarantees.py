@@ -34,7 +34,7 @@ def of_instance(visit: Visit, instance_id: str) -> HttpResponse:
         "offered": list(guarding.offered(instance)[:50]),
         "hours": hours,
         "chart": guarantee_chart.draw(hours[::-1]),
-        "credited_micros": sum(row.credit_micros for row in hours),
+        "credited_micros": sum(row.credited_micros for row in hours),
         "currency": instance.project.organization.currency,
         "may_change": access.may(visit.actor, instance.project.organization, "instance.change"),
     }

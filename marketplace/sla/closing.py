@@ -12,6 +12,7 @@ from billing.months import month_of, next_month
 from billing.sla import availability, posting, terms
 from billing.sla.availability import Verdict
 from billing.sla.terms import Terms
+from marketplace.guarantees import correcting
 from marketplace.sla import evidence
 from marketplace.sla.evidence import Case
 from marketplace.sla.history import EXPECTED
@@ -102,7 +103,9 @@ def close_due(*, at: datetime, seconds: int = 40) -> int:
         found = terms.in_force(month)
         after = ""
         while found is not None and (batch := _due(month, after, terms=found, at=at)):
-            for case in evidence.cases(batch, month=month, terms=found, at=at):
+            failed = correcting.correct(batch, month=month, terms=found, at=at)
+            ready = [resource_id for resource_id in batch if resource_id not in failed]
+            for case in evidence.cases(ready, month=month, terms=found, at=at):
                 judged += _post(case, found, at=at)
             after = batch[-1]
             if time.monotonic() > deadline:

@@ -7,17 +7,18 @@ import pytest
 from django.db import transaction
 from django.db.utils import IntegrityError
 
-from billing import bank, books, collecting, standing, taken_debts
+from billing import bank, books, collecting, invoice_payments, standing, taken_debts
 from billing.collecting import Action
 from billing.errors import PaymentsPastDue
-from billing.models import BankTransfer, Collection, Notice, TakenDebt
+from billing.invoicing import crediting
+from billing.models import BankTransfer, Card, Collection, Invoice, Notice, TakenDebt
 from billing.test_processor import disputes as far_disputes
 from tests.billing.invoicing import APRIL, CLOSE, MAY, close, make_seller
 from tests.billing.makers import HOUR, NOON, USD, hold_money, make_organization, wallet
 from tests.billing.payments.test_taken_back import left, take_back, top_up, used
 from tests.billing.people import give_credit_line, two_people
 from tests.billing.test_bank import approved, recorded
-from tests.billing.test_dunning import DAY, run, sanction
+from tests.billing.test_dunning import DAY, after, days, owing, run, sanction
 
 pytestmark = pytest.mark.django_db
 TAKEN = NOON + 2 * DAY
@@ -132,6 +133,36 @@ def test_invoices_that_the_payment_had_paid_come_first_and_only_the_rest_is_owed
     approved(recorded(acme, 25 * USD), at=CLOSE + 3 * DAY)
     assert (left(acme), of(acme)) == ([0], [25 * USD])
     assert books.check(at=CLOSE + 4 * DAY) == []
+
+
+def test_what_a_credit_note_gave_back_is_owed_for_nothing_and_not_for_its_invoice(acme, processor):
+    payment = top_up(processor, acme, 50)
+    used(acme, 20, begin=NOON + HOUR)
+    close()
+    (carol, dan), invoice = two_people(), Invoice.objects.get()
+    proposal = crediting.propose(invoice=invoice, net_micros=3 * USD, reason="Slow", by=carol, key=uuid4(), at=CLOSE)
+    crediting.approve(proposal=proposal, by=dan, at=CLOSE)
+    pay_out(acme, 33, at=CLOSE + DAY)
+    take_back(processor, payment, at=CLOSE + 2 * DAY)
+    assert (left(acme), of(acme), wallet(acme).owed_micros) == ([17 * USD], [33 * USD], 50 * USD)
+    assert books.check(at=CLOSE + 3 * DAY) == []
+
+
+def test_what_had_paid_a_part_of_an_invoice_that_was_given_up_since_is_owed_for_nothing(processor):
+    """Of ten dollars six were paid and four written off: the six are owed again, and the four are all that can be paid
+    of the invoice."""
+    acme, invoice = owing()
+    processor.card(acme)
+    payment = top_up(processor, acme, 6, at=after(-6))
+    Card.objects.update(is_default=False)  # so that no step charges it
+    for day in days(-5, 70):
+        run(after(day))
+    assert Collection.objects.get().written_off_micros == 4 * USD
+    take_back(processor, payment, at=after(71))
+    row = Collection.objects.get()
+    assert (row.state, invoice_payments.payable_micros(invoice.public_id, acme)) == ("uncollectible", 4 * USD)
+    assert (left(acme), of(acme), wallet(acme).owed_micros) == ([0], [6 * USD], 6 * USD)
+    assert books.check(at=after(72)) == []
 
 
 def test_use_that_is_on_no_invoice_yet_is_owed_with_the_next_and_not_twice(acme, processor):

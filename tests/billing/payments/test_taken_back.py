@@ -147,6 +147,23 @@ def test_a_top_up_that_paid_an_invoice_after_its_issue_opens_it_again(acme, proc
     assert (left(acme), state(), Collection.objects.get().due_at) == ([20 * USD], "open", CLOSE + 30 * DAY)
 
 
+def test_what_a_payment_paid_by_name_is_owed_for_that_invoice_however_old_it_is(acme, processor):
+    give_credit_line(acme, 1000 * USD, at=MARCH)
+    used(acme, 20, begin=NOON + HOUR)
+    close()
+    march = Invoice.objects.get()
+    processor.at = CLOSE + DAY
+    ordered = order(acme, 20 * USD, key="march", at=CLOSE + DAY, reference=march.public_id)
+    payment = paying.send(payment_id=ordered.pk, at=CLOSE + DAY)
+    used(acme, 30, begin=CLOSE + 2 * DAY, name="ins_2")
+    close(MAY + 2 * HOUR)
+    approved(recorded(acme, 30 * USD), at=MAY + DAY)
+    assert left(acme) == [0, 0]
+    take_back(processor, payment, at=MAY + 2 * DAY)
+    assert left(acme) == [20 * USD, 0]
+    assert books.check(at=MAY + 3 * DAY) == []
+
+
 def test_what_is_owed_again_is_not_paid_by_what_came_before_it(acme, processor):
     """A debt of later use that was paid long ago is no money for an invoice that is owed again since."""
     give_credit_line(acme, 1000 * USD, at=MARCH)
