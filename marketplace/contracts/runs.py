@@ -11,14 +11,26 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
+from django.db.models import Count, F, Q, QuerySet, Sum
 
+from billing import rating
 from billing.errors import BillingError
 from marketplace import offers, rentals
 from marketplace.access import Actor
 from marketplace.contracts import terms as written
 from marketplace.contracts import timeline
 from marketplace.errors import MarketError
-from marketplace.models import Acceptance, Attempt, Claim, ContractVersion, Offer, VerifierRun
+from marketplace.models import (
+    Acceptance,
+    Attempt,
+    Claim,
+    ClaimState,
+    ContractVersion,
+    Job,
+    Offer,
+    TaskState,
+    VerifierRun,
+)
 from marketplace.rentals import Order
 from provisioning import instances
 from provisioning.errors import ProvisioningError
@@ -36,6 +48,8 @@ OFFERS_TRIED_MAX = 10
 # For a node to fetch inputs and begin; what takes longer is tried elsewhere.
 START_MAX = timedelta(hours=1)
 PASSED, FAILED = 0, 1
+# Verifiers that need GPUs themselves.
+ON_NODES = ("command", "rerun")
 VERIFIER_ENV = "GPUMARKET_CLAIM"
 
 
@@ -57,6 +71,7 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
             disk_bytes=attempt.instance.disk_bytes,
+            time_limit_s=_limit_s(claim),
         ),
         takes_quota=False,
     )
@@ -83,8 +98,43 @@ def order_of_rerun(claim: Claim) -> Order:
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
             disk_bytes=first.disk_bytes,
+            time_limit_s=_limit_s(claim),
         ),
         takes_quota=False,
+    )
+
+
+def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime) -> int:
+    """Return what verifying one result of a task on this offer costs the platform at most, by the list of now.
+
+    That is all tries with all of their time, on the dearest host that may verify it; nothing where it takes no node.
+    `gpus` are those of the task, which a second run takes again.
+    """
+    terms = written.of(version.terms)
+    if terms.verifier not in ON_NODES:
+        return 0
+    verifier = terms["verifier"]
+    sold = offers.listings(hosts(version, own), currency=terms.currency, at=at)
+    rate = max((one.price.micros_per_unit_hour for one in sold), default=0)
+    milliseconds = (verifier["gpus"] if terms.verifier == "command" else gpus) * verifier["timeout_s"] * 1000
+    each = rating.amount_micros(micros_per_unit_hour=rate, unit_milliseconds=milliseconds)
+    return int(verifier["runs"]) * each
+
+
+def set_aside(jobs: QuerySet[Job]) -> int:
+    """Return what may still be spent on verifying results of these jobs: of what runs, and of what has no verdict yet.
+
+    Each try counts whole until it has ended, and then not here; with the verdict nothing is set aside any more.
+    """
+    costly = jobs.filter(verify_micros__gt=0)
+    whole = costly.aggregate(all=Sum(F("verify_micros") * (F("running") + F("verifying")), default=0))["all"]
+    ended = Q(verifier_runs__run=F("run")) & ~Q(verifier_runs__result__in=[Result.RUNNING, Result.LOST])
+    claims = Claim.objects.filter(task__job__in=costly, task__state=TaskState.VERIFYING)
+    rows = claims.order_by().annotate(tries=Count("verifier_runs", filter=ended)).values_list(
+        "task__job__verify_micros", "state", "version__terms__verifier__runs", "tries"
+    )  # fmt: skip
+    return int(whole) - sum(
+        most if state != ClaimState.CLAIMED else most // runs * min(tries, runs) for most, state, runs, tries in rows
     )
 
 
@@ -190,6 +240,11 @@ def end_left_over(*, at: datetime, limit: int) -> int:
         except ProvisioningError:
             log.warning("not ended", instance=tried.instance.public_id, exc_info=True)
     return ended
+
+
+def _limit_s(claim: Claim) -> int:
+    """Return for how long a try is charged at most, however late somebody sees that it takes longer."""
+    return int(written.of(claim.version.terms)["verifier"]["timeout_s"])
 
 
 def _is_rerun(claim: Claim) -> bool:

@@ -18,8 +18,18 @@ from marketplace import audit
 from marketplace.access import Actor
 from marketplace.contracts import offering
 from marketplace.contracts import terms as written
-from marketplace.models import Attempt, AttemptState, Claim, ContractVersion, Job, Organization, SellerLimit
+from marketplace.models import (
+    Attempt,
+    AttemptState,
+    Claim,
+    ContractVersion,
+    Job,
+    Organization,
+    SellerLimit,
+    VerifierRun,
+)
 from marketplace.told import Told
+from provisioning.models import Instance
 
 # In each currency, for whom no capacity manager has said another.
 DEFAULT_MICROS = 1_000_000_000
@@ -53,13 +63,17 @@ def limit_micros(seller: Organization, currency: str) -> int:
 def unpaid_micros(seller: Organization, currency: str, *, at: datetime) -> int:
     """Return what work under a seller's contracts has cost by the list beyond what results brought the platform.
 
-    What runs counts as far as it has run, but for attempts of jobs: what these may cost is set aside whole elsewhere.
+    Attempts of jobs and verifiers that run do not count here: what these may cost is set aside whole elsewhere.
     Hours that a fault of ours cost do not count.
     """
     bps = {row.public_id: written.of(row.terms).platform_bps for row in sold_by(seller)}
     tries = Attempt.objects.filter(job__contract__in=list(bps))
     faulted = tries.filter(state=AttemptState.FAULTED).values("instance__public_id")
-    apart = tries.filter(state__in=[AttemptState.FAULTED, AttemptState.RUNNING]).values("instance__public_id")
+    verifiers = VerifierRun.objects.filter(claim__version__in=sold_by(seller), result=VerifierRun.Result.RUNNING)
+    not_counted = tries.filter(state__in=[AttemptState.FAULTED, AttemptState.RUNNING])
+    apart = Instance.objects.filter(
+        Q(pk__in=not_counted.values("instance")) | Q(pk__in=verifiers.values("instance"))
+    ).values("public_id")
     booked = OutcomeCost.objects.filter(version__in=list(bps), currency=currency)
     cost = booked.exclude(span__resource_id__in=faulted).aggregate(total=Sum("amount_micros", default=0))["total"]
     cost += costs.unbooked_micros(versions=list(bps), currency=currency, without=apart, at=at)

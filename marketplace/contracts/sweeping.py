@@ -67,7 +67,7 @@ def _pay(escrow_id: str, found: Sequence[Claim], at: datetime) -> set[int]:
 def start_verifiers(*, at: datetime, limit: int) -> int:
     """Let claims that wait for GPUs to be verified on look again now, before others take what came free."""
     waiting = Claim.objects.filter(
-        state=State.CLAIMED, due_at__lte=at + runs.NO_ROOM_WAIT, version__terms__verifier__kind__in=verifying.ON_NODES
+        state=State.CLAIMED, due_at__lte=at + runs.NO_ROOM_WAIT, version__terms__verifier__kind__in=runs.ON_NODES
     )
     waiting = waiting.exclude(verifier_runs__result=VerifierRun.Result.RUNNING).order_by("due_at", "pk")
     return sum(_tried(claim, partial(_steps, claim, at), at) for claim in list(waiting[:limit]))

@@ -28,8 +28,6 @@ Result = Verdict.Result
 LOOK_AGAIN = timedelta(seconds=2)
 # For GPUs to become free, beside the time that the verifier itself may take; then the rule of silence holds.
 WAIT_MAX = timedelta(hours=6)
-# Verifiers that need GPUs themselves.
-ON_NODES = ("command", "rerun")
 OUTPUTS_VERSION, RERUN_VERSION = "outputs/1", "rerun/1"
 
 

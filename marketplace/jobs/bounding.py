@@ -9,7 +9,7 @@ from datetime import datetime
 from django.db.models import Count, F, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from marketplace.contracts import bounds, sellers
+from marketplace.contracts import bounds, runs, sellers
 from marketplace.contracts import terms as written
 from marketplace.jobs import orders
 from marketplace.jobs.pricing import Way
@@ -101,28 +101,33 @@ def _by_terms(job: Job, each: int, *, at: datetime) -> Room:
     if not room.attempts:
         return replace(room, is_over=not bounds.is_under_way(version, organization))
     of_all = of_seller(version, at=at)
-    if of_all is None or of_all // each >= room.attempts:
+    with_verifier = each + job.verify_micros
+    if of_all is None or of_all // with_verifier >= room.attempts:
         return room
-    room = replace(room, attempts=max(0, of_all // each), message=sellers.used_up(version))
+    room = replace(room, attempts=max(0, of_all // with_verifier), message=sellers.used_up(version))
     return room if room.attempts else replace(room, is_over=not sellers.is_under_way(version))
 
 
 def of_seller(version: ContractVersion, *, at: datetime) -> int | None:
     """Return what more attempts under all contracts of a version's seller may cost by the list; None: no bound.
 
-    What runs counts with all its time. Nobody else starts any until this transaction ends.
+    What runs counts with all its time, and with all that verifying its result may take until that has its verdict.
+    Nobody else starts any until this transaction ends.
     """
     if not sellers.lock(version):
         return None
     seller, currency = version.contract.seller, written.of(version.terms).currency
-    tries = Attempt.objects.filter(job__contract__in=sellers.sold_by(seller).values("public_id"))
-    mine = tries.filter(job__project__organization__currency=currency, instance__reservation=None)
-    return sellers.limit_micros(seller, currency) - sellers.unpaid_micros(seller, currency, at=at) - set_aside(mine)
+    sold = sellers.sold_by(seller).values("public_id")
+    jobs = Job.objects.filter(contract__in=sold, project__organization__currency=currency)
+    mine = Attempt.objects.filter(job__in=jobs, instance__reservation=None)
+    aside = set_aside(mine) + runs.set_aside(jobs.filter(state__in=OPEN_JOBS))
+    return sellers.limit_micros(seller, currency) - sellers.unpaid_micros(seller, currency, at=at) - aside
 
 
 def promised(version: ContractVersion) -> int:
-    """Return what the next attempts cost of jobs under contracts of a version's seller of which nothing runs yet."""
+    """Return what the next attempts, and verifying their results, cost of jobs under contracts of a version's seller of
+    which nothing runs yet."""
     sold = sellers.sold_by(version.contract.seller).values("public_id")
     waiting = Job.objects.filter(contract__in=sold, state__in=OPEN_JOBS, running=0, pending__gt=0)
     mine = waiting.filter(project__organization__currency=written.of(version.terms).currency)
-    return int(mine.aggregate(total=Sum("attempt_micros", default=0))["total"])
+    return int(mine.aggregate(total=Sum(F("attempt_micros") + F("verify_micros"), default=0))["total"])

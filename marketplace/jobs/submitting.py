@@ -19,7 +19,6 @@ from marketplace.access import Actor
 from marketplace.contracts import bounds, claims, evidence, runs, sellers
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import Bound
-from marketplace.contracts.verifying import ON_NODES
 from marketplace.errors import BadOrder, Conflict, NotFound
 from marketplace.jobs import bounding, nudges, orders
 from marketplace.jobs.schema import SHA256
@@ -120,6 +119,7 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         job.most_micros = most
         if bound is not None:
             job.attempt_micros = _attempt_micros(spec, rate)
+            job.verify_micros = runs.most_micros(bound.version, offer, gpus=spec.gpus * spec.replicas, at=at)
         return _Wanted(spec, offer, job, bound)
 
 
@@ -166,7 +166,8 @@ def _attempt_micros(spec: Spec, rate: int) -> int:
 def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
     """Raise BadSpec where an attempt at a job would pass what its seller's work may cost the platform unpaid.
 
-    The first attempt of each job that waits counts, so jobs that are submitted at once are not promised the same.
+    The first attempt of each job that waits counts, with its result's verifier, so jobs that are submitted at once are
+    not promised the same.
     """
     left: dict[tuple[int, str], int | None] = {}
     bound = [(one, one.bound.version) for one in wanted if one.bound is not None]
@@ -178,7 +179,7 @@ def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
         room = left[key]
         if room is None:
             continue
-        left[key] = room = room - one.job.attempt_micros
+        left[key] = room = room - one.job.attempt_micros - one.job.verify_micros
         if room < 0:
             with _placed(one.spec):
                 raise BadOrder("contract", told.shown(sellers.used_up(version)))
@@ -201,7 +202,7 @@ def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
             "Results under this contract are run a second time on another host, which has no volumes of yours."
         )
         raise BadOrder("volumes", text)
-    if bound.terms.verifier in ON_NODES and not runs.hosts(bound.version, offer):
+    if bound.terms.verifier in runs.ON_NODES and not runs.hosts(bound.version, offer):
         text = gettext(
             "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
         )

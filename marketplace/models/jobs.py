@@ -154,6 +154,9 @@ class Job(models.Model):
     attempt_micros = models.BigIntegerField(
         default=0, help_text="what an attempt costs the platform by the list at most, where a contract pays for results"
     )
+    verify_micros = models.BigIntegerField(
+        default=0, help_text="what verifying one result costs the platform by the list at most, where that takes a node"
+    )
     spent_micros = models.BigIntegerField(default=0, help_text="by attempts that have ended")
 
     size = models.PositiveIntegerField(help_text="how many tasks it has")

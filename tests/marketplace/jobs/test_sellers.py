@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Barrier, Thread
 from time import sleep
 from typing import Any
@@ -16,10 +17,11 @@ from billing.models import Escrow, OutcomeCost
 from billing.outcomes import costs
 from marketplace import told
 from marketplace.access import person
-from marketplace.contracts import offering, sellers, sweeping
+from marketplace.contracts import offering, runs, sellers, sweeping
 from marketplace.jobs import bounding
 from marketplace.jobs.spec import BadSpec
-from marketplace.models import Job, Membership, Project, SellerLimit, User
+from marketplace.models import Claim, Job, Membership, Project, SellerLimit, User
+from provisioning import engine
 from tests.conftest import make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest
 from tests.outcomes import Deal, make_deal
@@ -133,6 +135,74 @@ def test_that_a_sellers_limit_is_used_up_is_written_in_english_and_read_in_the_r
         assert "この販売者に認められた額" in told.shown(latest(job).hindrance)
         with pytest.raises(BadSpec, match="この販売者に認められた額"), transaction.atomic():
             under(deal, works)
+
+
+@pytest.fixture
+def checked(works: Works) -> Deal:
+    """A product whose results a command of the customer's verifies: twice at most, for half an hour each."""
+    verifier = {"kind": "command", "gpus": 1, "runs": 2, "timeout_s": 1800, "on_silence": "fail"}
+    return make_deal(works.project.organization, verifier=verifier, command=["./check"], retries=0)
+
+
+def test_what_verifying_may_cost_counts_from_when_work_is_accepted_and_what_was_not_used_comes_back(
+    works: Works, checked: Deal, clock: time_machine.Traveller
+) -> None:
+    allow(checked, 2 * HOUR_MICROS - 1)
+    with pytest.raises(BadSpec, match=SAID), transaction.atomic():
+        under(checked, works)  # an hour of the task, and two half ones of its verifier
+    allow(checked, 3 * HOUR_MICROS)
+    job = under(checked, works, array=2)
+    assert (job.attempt_micros, job.verify_micros) == (HOUR_MICROS, HOUR_MICROS)
+    works.go()
+    assert latest(job).running == 1, "the second one has no room beside what verifying the first may cost"
+    left = partial(bounding.of_seller, checked.version)
+    with transaction.atomic():
+        assert left(at=timezone.now()) == HOUR_MICROS
+    clock.shift(timedelta(minutes=30))
+    works.exit_all(job)
+    works.go()
+    claim = Claim.objects.get()
+    with transaction.atomic():
+        assert left(at=timezone.now()) == 3 * HOUR_MICROS - HOUR_MICROS // 2 - HOUR_MICROS
+    for _ in range(3):
+        sweeping.advance(at=timezone.now(), limit=10)
+        works.settle()
+    tried = claim.verifier_runs.get()
+    clock.shift(timedelta(minutes=15))
+    with transaction.atomic():  # It has run for a while, and still counts whole, and once.
+        assert left(at=timezone.now()) == 3 * HOUR_MICROS - HOUR_MICROS // 2 - HOUR_MICROS
+    for node in works.fleet.nodes.values():
+        node.exit_codes[tried.instance.public_id] = 0
+    engine.wake(tried.instance_id)
+    for _ in range(3):
+        works.settle()
+        sweeping.advance(at=timezone.now(), limit=10)
+    claim.refresh_from_db()
+    assert claim.state == "verified"
+    with transaction.atomic():
+        assert left(at=timezone.now()) == 3 * HOUR_MICROS - HOUR_MICROS // 2 - HOUR_MICROS // 4
+    works.go()
+    assert latest(job).running == 1, "what the verifier did not use lets the second one start"
+
+
+def test_a_try_that_ended_without_an_answer_leaves_the_next_one_set_aside(
+    works: Works, checked: Deal, clock: time_machine.Traveller
+) -> None:
+    job = under(checked, works)
+    works.go()
+    works.exit_all(job)
+    works.go()
+    claim = Claim.objects.get()
+    aside = partial(runs.set_aside, Job.objects.all())
+    assert aside() == HOUR_MICROS
+    for _ in range(3):
+        sweeping.advance(at=timezone.now(), limit=10)
+        works.settle()
+    for result, left in (("lost", HOUR_MICROS), ("crashed", HOUR_MICROS // 2), ("pass", HOUR_MICROS // 2)):
+        claim.verifier_runs.update(result=result)
+        assert aside() == left, result
+    Claim.objects.filter(pk=claim.pk).update(state="verified")
+    assert aside() == 0
 
 
 def test_what_the_operator_itself_sells_has_no_limit(works: Works, deal: Deal, carol: User) -> None:
