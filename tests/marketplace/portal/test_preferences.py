@@ -1,0 +1,33 @@
+"""What a reader prefers, as their cookies say."""
+
+from collections.abc import Iterator
+
+import pytest
+from django.test import RequestFactory
+
+from marketplace.portal import preferences
+
+
+@pytest.fixture
+def times_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
+    """Say that this machine knows one zone, and note each time that it is asked."""
+    asked: list[None] = []
+
+    def one_zone() -> set[str]:
+        asked.append(None)
+        return {"Asia/Tokyo"}
+
+    monkeypatch.setattr(preferences, "available_timezones", one_zone)
+    preferences._zones.cache_clear()
+    yield asked
+    preferences._zones.cache_clear()
+
+
+def test_the_zones_of_this_machine_are_looked_for_once_and_not_with_every_page(times_read: list[None]) -> None:
+    seen = []
+    for name in ("Asia%2FTokyo", "Asia%2FNowhere", "Asia/Tokyo", ""):
+        request = RequestFactory().get("/")
+        request.COOKIES[preferences.ZONE_COOKIE] = name
+        seen.append(preferences.zone_of(request).key)
+    assert seen == ["Asia/Tokyo", "UTC", "Asia/Tokyo", "UTC"]
+    assert len(times_read) == 1
