@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from billing.models import Payment
@@ -23,6 +24,10 @@ class CardAnswer(serializers.Serializer[Any]):
 
 class PlainMoney(Money):
     """Money as people write it; `1e3` is not quietly taken for a thousand."""
+
+    default_error_messages = {
+        "invalid": _('Write an amount as a string without a sign, such as "1234.50", with at most six places.')
+    }
 
     def to_internal_value(self, data: Any) -> Any:
         micros = typed_micros(data) if isinstance(data, str) else None

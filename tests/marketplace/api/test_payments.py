@@ -54,6 +54,14 @@ def test_an_amount_that_cannot_be_paid_is_refused(program: Program, card: Card, 
     assert not Payment.objects.exists()
 
 
+@pytest.mark.parametrize("amount", ["-20.00", "20.0000001", "1234567890123.00", "1e3", "NaN", "٣", 12.5])
+def test_what_is_no_amount_is_refused_with_how_to_write_one(program: Program, card: Card, amount: Any) -> None:
+    problem = pay(program, amount).json()
+    assert problem["errors"][0]["pointer"] == "/amount"
+    assert "without a sign" in problem["errors"][0]["detail"]
+    assert problem["charged"] is False
+
+
 def test_another_currency_is_refused(program: Program, card: Card) -> None:
     problem_of(pay(program, currency="EUR"), 422, "invalid_request", names="/currency")
     assert pay(program, currency="USD").status_code == 202
