@@ -35,7 +35,7 @@ def for_purchase(*, project: Project, window: Window, at: datetime) -> Quote:
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
     check_policies(project, window, at=at)
-    _check_free(window)
+    _check_free(window, at=at)
     data = blocks.terms_as_data(terms)
     total, made = _priced(project, window, data, at=at)
     made.terms["cancellation_costs"] = blocks.cancellation_costs(
@@ -56,7 +56,7 @@ def for_extension(*, reservation: Reservation, ends_at: datetime, at: datetime) 
     terms = blocks.terms_of(window.offer)
     blocks.check(window, terms, at=at)
     check_policies(reservation.project, window, at=at)
-    _check_free(window)
+    _check_free(window, at=at)
     data = blocks.terms_as_data(terms)
     _, made = _priced(reservation.project, window, data, at=at)
     made.kind, made.reservation = Quote.Kind.EXTENSION, reservation
@@ -165,8 +165,8 @@ def check_policies(project: Project, window: Window, *, at: datetime) -> None:
     placement.check_order(project_id=project.pk, offer_id=window.offer.pk, gpus=window.gpus, at=at)
 
 
-def _check_free(window: Window) -> None:
-    free = calendar.free_now(offer_id=window.offer.pk, starts_at=window.starts_at, ends_at=window.ends_at)
+def _check_free(window: Window, *, at: datetime) -> None:
+    free = calendar.free_now(offer_id=window.offer.pk, starts_at=window.starts_at, ends_at=window.ends_at, at=at)
     if free < window.gpus:
         raise NoCapacity(
             gettext("%(gpus)s GPUs are not free in every hour of that window; at its fullest, %(free)s are.")

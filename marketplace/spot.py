@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from django.db import connection, transaction
+from django.utils import timezone
 from django.utils.translation import gettext
 
 from billing import accounts, floating, prices, rating
@@ -92,7 +93,9 @@ def check_capacity(terms: SpotTerms, gpus: int) -> None:
     """Raise BadOrder for more GPUs than any auction of this offer could give."""
     there = calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
     if gpus > there or terms.cap_bp:
-        there = calendar.gpus_in_service(terms.offer_id) - terms.buffer_gpus  # It may have grown since.
+        there = (
+            calendar.gpus_in_service(terms.offer_id, at=timezone.now()) - terms.buffer_gpus
+        )  # It may have grown since.
     if gpus > there:
         raise BadOrder(
             "gpus",

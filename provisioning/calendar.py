@@ -25,6 +25,7 @@ from django.utils.translation import gettext
 
 from billing.prepared import Asking, Steps, ask
 from billing.wire import Asked, Value
+from provisioning import alone
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, GpuHold, Instance
 
@@ -72,60 +73,33 @@ SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s
 PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
 LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
 
-# What nobody holds on a node that a tenant has alone, clean or not, can be promised to nobody else. Where only blocks
-# of its run, their hours cover the whole node already (`_check_covered`).
-HELD_BY = """
-    EXISTS (SELECT FROM provisioning_gpu gpu
-        JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
-        JOIN provisioning_assignment assignment ON assignment.id = hold.assignment_id
-        JOIN provisioning_instance instance ON instance.id = assignment.instance_id
-        WHERE gpu.node_id = provisioning_node.id AND {whom})
-"""
-IN_BLOCKS = HELD_BY.format(whom="instance.market = 'reserved'")
-ELSE = HELD_BY.format(whom="instance.market <> 'reserved'")
-CLOSED = f"""CASE WHEN exclusive_to_id IS NULL OR {IN_BLOCKS} AND NOT {ELSE} THEN 0 ELSE (
-    SELECT count(*) FROM provisioning_gpu gpu WHERE gpu.node_id = provisioning_node.id AND gpu.healthy
-        AND NOT EXISTS (SELECT FROM provisioning_gpuhold hold WHERE hold.gpu_id = gpu.id AND hold.released_at IS NULL)
-) END"""  # noqa: S608  nothing in it comes from outside
-# The GPUs of the nodes that one block alone has taken for its tenant, and how many GPUs the block has now.
-COVERED = f"""
-SELECT coalesce(sum(gpu_count), 0), (
-    SELECT coalesce(sum(gpus), 0) FROM marketplace_reservationstrip
-    WHERE reservation_id = %(reservation)s AND starts_at <= %(at)s AND ends_at > %(at)s
-) FROM provisioning_node WHERE offer_id = %(offer)s AND exclusive_to_id IS NOT NULL
-    AND {HELD_BY.format(whom="instance.reservation_id = %(reservation)s")} AND NOT {ELSE}
-"""  # noqa: S608  nothing in it comes from outside
-# The GPUs of one offer as `COUNT` has them, for whoever only looks; and those that only its nodes' tenants may have.
-THERE = f"""
-SELECT coalesce(sum(gpu_count - {CLOSED}), 0) - (
-    SELECT count(*) FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
-    WHERE node.offer_id = %(offer)s AND NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
+# By offer: its GPUs in good order, and those of them that only the tenants may have who have their nodes alone. Two
+# sums, because nodes know how many GPUs they have, and only few GPUs are not in good order.
+GPUS = f"""
+SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS in_service, coalesce(closed.gpus, 0) AS closed
+FROM marketplace_offer offer
+LEFT JOIN (
+    SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
+    WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost')
+        AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
+) built ON built.offer_id = offer.id
+LEFT JOIN (
+    SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
+    WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
         AND reachability NOT IN ('unknown', 'lost')
-), coalesce(sum({CLOSED}), 0) FROM provisioning_node
-WHERE offer_id = %(offer)s AND state = 'available' AND reachability NOT IN ('unknown', 'lost')
+        AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
+) broken ON broken.offer_id = offer.id
+LEFT JOIN ({alone.CLOSED}) closed ON closed.offer_id = offer.id
+WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
 """  # noqa: S608  nothing in it comes from outside
-
-# Two sums, because nodes know how many GPUs they have, and only few GPUs are not in good order. The rows are locked by
-# a statement before this one: what was committed while that waited is then seen.
+# The rows are locked by a statement before this one: what was committed while that waited is then seen.
 COUNT = f"""
-UPDATE provisioning_capacity AS capacity SET gpus = counted.gpus, counted_at = %(at)s, peak = coalesce(
-    (SELECT max(gpus) FROM ({HOURS}) hour WHERE offer_id = capacity.offer_id AND day > %(since)s - interval '24 hours'
-        AND hour > %(since)s), 0
-)
-FROM (
-    SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS gpus
-    FROM marketplace_offer offer
-    LEFT JOIN (
-        SELECT offer_id, sum(gpu_count - {CLOSED}) AS gpus FROM provisioning_node
-        WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
-    ) built ON built.offer_id = offer.id
-    LEFT JOIN (
-        SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
-        WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
-            AND reachability NOT IN ('unknown', 'lost') GROUP BY offer_id
-    ) broken ON broken.offer_id = offer.id
-    WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
-) counted WHERE counted.id = capacity.offer_id
+UPDATE provisioning_capacity AS capacity SET gpus = counted.in_service - counted.closed, counted_at = %(at)s,
+    peak = coalesce(
+        (SELECT max(gpus) FROM ({HOURS}) hour WHERE offer_id = capacity.offer_id
+            AND day > %(since)s - interval '24 hours' AND hour > %(since)s), 0
+    )
+FROM ({GPUS}) counted WHERE counted.id = capacity.offer_id
 """  # noqa: S608  nothing in it comes from outside
 
 # A few of each offer, by its index; those that somebody takes back this moment are left for the next time.
@@ -206,33 +180,16 @@ def count(*, at: datetime, offer_id: int | None = None) -> None:
 def count_closed(*, instance: Instance, at: datetime) -> None:
     """Count what the claim of an instance has just closed, or raise NoCapacity where that is promised to others.
 
+    Who closes nothing more than was closed before takes nothing from anybody, whatever is out of service.
     Locks as `count`.
     """
+    before = lock(offer_id=instance.offer_id, at=at).gpus
     count(at=at, offer_id=instance.offer_id)
-    if instance.reservation_id is None:
-        _check_left(instance.offer_id)
-    else:
-        _check_covered(instance.offer_id, instance.reservation_id, at=at)
-
-
-def _check_left(offer_id: int) -> None:
-    capacity = Capacity.objects.get(pk=offer_id)
-    if capacity.peak and capacity.open_ended + capacity.peak > capacity.gpus:
+    now = Capacity.objects.get(pk=instance.offer_id)
+    if now.gpus < before and now.peak and now.open_ended + now.peak > now.gpus:
         raise NoCapacity(
             gettext("A node that nobody shares would close GPUs that are reserved: up to %(peak)s in one hour.")
-            % {"peak": capacity.peak}
-        )
-
-
-def _check_covered(offer_id: int, reservation_id: int, *, at: datetime) -> None:
-    """Raise NoCapacity where the nodes of a block are more than the block: the rest of them is sold to others."""
-    with connection.cursor() as cursor:
-        cursor.execute(COVERED, {"offer": offer_id, "reservation": reservation_id, "at": at})
-        taken, covered = cursor.fetchone()
-    if taken > covered:
-        raise NoCapacity(
-            gettext("Its hosts are shared with nobody and have %(taken)s GPUs; the reservation has %(covered)s.")
-            % {"taken": taken, "covered": covered}
+            % {"peak": now.peak}
         )
 
 
@@ -278,7 +235,7 @@ def next_open(*, offer_id: int, gpus: int, at: datetime) -> datetime | None:
     capacity = Capacity.objects.filter(pk=offer_id).first()
     if capacity is None:
         return at
-    left = gpus_there(offer_id) - capacity.open_ended - gpus
+    left = gpus_there(offer_id, at=at) - capacity.open_ended - gpus
     if left < 0:
         return None
     ((last,),) = _read(LAST_ABOVE, offer_ids=[offer_id], starts_at=hour_of(at), ends_at=None, left=left)
@@ -319,24 +276,25 @@ def gpus_of_offer(offer_id: int) -> int:
     return Capacity.objects.filter(pk=offer_id).values_list("gpus", flat=True).first() or 0
 
 
-def gpus_there(offer_id: int) -> int:
+def gpus_there(offer_id: int, *, at: datetime) -> int:
     """Return how many GPUs of an offer could be promised if they were counted now. Locks and writes nothing.
 
     For whoever asks early in a transaction: a count would hold until its end what everybody locks last.
     """
-    return _there(offer_id)[0]
+    in_service, closed = _there(offer_id, at=at)
+    return in_service - closed
 
 
-def gpus_in_service(offer_id: int) -> int:
+def gpus_in_service(offer_id: int, *, at: datetime) -> int:
     """Return how many GPUs of an offer are in good order, also those that only their node's tenant may have now."""
-    return sum(_there(offer_id))
+    return _there(offer_id, at=at)[0]
 
 
-def _there(offer_id: int) -> tuple[int, int]:
+def _there(offer_id: int, *, at: datetime) -> tuple[int, int]:
     with connection.cursor() as cursor:
-        cursor.execute(THERE, {"offer": offer_id})
-        there, closed = cursor.fetchone()
-    return int(there), int(closed)
+        cursor.execute(GPUS, {"offer": offer_id, "at": at})
+        _, in_service, closed = cursor.fetchone()
+    return int(in_service), int(closed)
 
 
 def close(*, offer_id: int, gpus: int) -> None:
@@ -417,9 +375,9 @@ def free(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
     return _free(gpus_of_offer(offer_id), offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
 
 
-def free_now(*, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:
+def free_now(*, offer_id: int, starts_at: datetime, ends_at: datetime, at: datetime) -> int:
     """Return the same of the GPUs that are there now. Locks nothing, so who then commits may still be refused."""
-    return _free(gpus_there(offer_id), offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
+    return _free(gpus_there(offer_id, at=at), offer_id=offer_id, starts_at=starts_at, ends_at=ends_at)
 
 
 def _free(gpus: int, *, offer_id: int, starts_at: datetime, ends_at: datetime) -> int:

@@ -189,9 +189,9 @@ def _room(job: Job, way: pricing.Way, bound: bounding.Room, at: datetime) -> tup
     if job.parallel is not None:
         limits.append((job.parallel - job.running, Hindrance(Why.PARALLEL)))
     if way.bid_micros is not None:
-        limits.append((pricing.gpus_of(job) // job.all_gpus - job.running, Hindrance(Why.CAPACITY)))
+        limits.append((pricing.gpus_of(job, at=at) // job.all_gpus - job.running, Hindrance(Why.CAPACITY)))
     elif job.market != Job.Market.RESERVED:
-        limits += [(_free(job), Hindrance(Why.CAPACITY)), (_share(job), Hindrance(Why.SHARE))]
+        limits += [(_free(job), Hindrance(Why.CAPACITY)), (_share(job, at), Hindrance(Why.SHARE))]
     return min(limits, key=lambda limit: limit[0])
 
 
@@ -208,7 +208,7 @@ def _free(job: Job) -> int:
     return room.apart if job.replicas == 1 else room.together // job.replicas
 
 
-def _share(job: Job) -> int:
+def _share(job: Job, at: datetime) -> int:
     """Return how many tasks more the lane's organization may have while others wait for the same GPUs."""
     organization = job.project.organization_id
     waiting = Job.objects.filter(offer=job.offer_id, state=JobState.ACTIVE, pending__gt=0, why__in=["", *LACKING])
@@ -219,7 +219,7 @@ def _share(job: Job) -> int:
     has: int = mine.aggregate(gpus=Sum(F("running") * F("gpus") * F("replicas"), default=0))["gpus"]
     if not has:
         return 1  # However large it is.
-    return max(0, pricing.gpus_of(job) // (others + 1) - has) // job.all_gpus
+    return max(0, pricing.gpus_of(job, at=at) // (others + 1) - has) // job.all_gpus
 
 
 def _rent_for(

@@ -75,15 +75,15 @@ def is_urgent(job: Job, *, at: datetime) -> bool:
     assert job.deadline is not None
     assert job.time_limit_s is not None
     left = job.pending + job.running
-    at_once = max(1, gpus_of(job) // job.all_gpus)
+    at_once = max(1, gpus_of(job, at=at) // job.all_gpus)
     at_once = min(at_once, job.parallel or at_once)
     rounds = -(-left // at_once)
     return at >= job.deadline - rounds * timedelta(seconds=job.time_limit_s) - MARGIN
 
 
-def gpus_of(job: Job) -> int:
+def gpus_of(job: Job, *, at: datetime) -> int:
     """Return how many GPUs the offer of a job has in good order, as they were counted last."""
-    return calendar.gpus_of_offer(job.offer_id) or calendar.gpus_there(job.offer_id)
+    return calendar.gpus_of_offer(job.offer_id) or calendar.gpus_there(job.offer_id, at=at)
 
 
 def _too_dear(job: Job, price: int) -> Refusal:

@@ -250,14 +250,14 @@ def test_what_is_free_on_a_node_that_a_tenant_has_alone_is_promised_to_nobody_el
         "ends_at": calendar.hour_of(at) + 2 * HOUR,
     }
     calendar.count(at=at, offer_id=offer.pk)
-    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk)) == (9, 9)
-    assert calendar.gpus_in_service(offer.pk) == 16
+    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk, at=at)) == (9, 9)
+    assert calendar.gpus_in_service(offer.pk, at=at) == 16
     with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
         calendar.commit(gpus=15, at=at, **window)
     calendar.commit(gpus=8, at=at, **window)
     # The tenant itself goes on as before: what it takes there is counted again.
     rent(gpus=7)
-    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk)) == (16, 16)
+    assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk, at=at)) == (16, 16)
 
 
 @pytest.fixture

@@ -115,3 +115,92 @@ def test_what_is_delivered_as_whole_nodes_is_not_sold_on_in_parts(acme_buys: Buy
     with pytest.raises(PolicyExcludes, match="not sold in parts"):
         acme_buys.put_up(held, 4, 2, 4, 1_000_000)
     assert not Listing.objects.exists()
+
+
+def on_demand(buyer: Buyer, hours: float, **what: Any) -> Instance:
+    return launch(buyer, hours, attach="forbid", **what)
+
+
+def holds_of(instance: Instance) -> int:
+    return GpuHold.objects.filter(assignment__instance=instance, released_at=None).count()
+
+
+def left_for_others(buyer: Buyer, hours: float) -> int:
+    """Return how many GPUs of the hour after this moment's are still for sale."""
+    calendar.count(at=buyer.at(hours), offer_id=buyer.offer.pk)
+    hour = calendar.hour_of(buyer.at(hours)) + calendar.HOUR
+    return calendar.free(offer_id=buyer.offer.pk, starts_at=hour, ends_at=hour + calendar.HOUR)
+
+
+def test_a_block_that_begins_beside_what_its_tenant_runs_on_demand_leaves_others_no_more_than_before(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    on_demand(acme_buys, 0, gpus=4)
+    acme_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    assert left_for_others(acme_buys, 2.01) == 0
+    beside = launch(acme_buys, 2.01, gpus=4)
+    run_until_idle()
+    assert nodes() == 1
+    assert left_for_others(acme_buys, 2.02) == 0
+    with pytest.raises(NoCapacity):
+        on_demand(other_buys, 2.03, gpus=4)
+    rest = launch(acme_buys, 2.04, gpus=4)
+    assert (holds_of(beside), holds_of(rest), nodes()) == (4, 4, 2)
+    assert left_for_others(acme_buys, 2.05) == 0
+
+
+def test_what_a_block_has_more_than_was_bought_stays_closed_when_what_ran_beside_it_ends(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    beside = on_demand(acme_buys, 0, gpus=4)
+    acme_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    for _ in range(2):
+        launch(acme_buys, 2.01, gpus=4)
+    run_until_idle()
+    beside.refresh_from_db()
+    with transaction.atomic():
+        rentals.terminate(actor=acme_buys.actor, instance=beside, at=acme_buys.at(2.02))
+    run_until_idle()
+    assert nodes() == 2
+    assert left_for_others(acme_buys, 2.03) == 0
+    with pytest.raises(NoCapacity), transaction.atomic():
+        other_buys.buy(1, 3, 4, at=2.03)
+
+
+def test_two_blocks_of_a_tenant_share_its_nodes_and_both_start_all_that_they_have(
+    acme_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    one, two = acme_buys.buy(8, 2, 4), acme_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    for block in (one, two):
+        block.refresh_from_db()
+    started = [launch(acme_buys, 2.01, gpus=4, reservation=block) for block in (one, two, one, two)]
+    run_until_idle()
+    assert [holds_of(instance) for instance in started] == [4, 4, 4, 4]
+    assert nodes() == 2
+
+
+def test_a_start_that_closes_nothing_is_not_refused_because_a_node_is_out_of_service(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    instance = on_demand(acme_buys, 0, gpus=8)
+    run_until_idle()
+    other_buys.buy(8, 2, 4)
+    instance.refresh_from_db()
+    with transaction.atomic():
+        rentals.stop(actor=acme_buys.actor, instance=instance, at=acme_buys.at(0.1))
+    run_until_idle()
+    instance.refresh_from_db()
+    with transaction.atomic():
+        rentals.start(actor=acme_buys.actor, instance=instance, at=acme_buys.at(0.2))
+    Node.objects.filter(name="h200-1").update(state="cordoned")
+    calendar.count(at=acme_buys.at(0.3))
+    run_until_idle()
+    instance.refresh_from_db()
+    assert (instance.phase, holds_of(instance)) == ("running", 8)
