@@ -17,7 +17,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
-from provisioning import engine, placement, slurm_nodes
+from provisioning import calendar, engine, placement, slurm_nodes
 from provisioning.drivers import slurm_job
 from provisioning.drivers.slurmrest import Job, Slurm
 from provisioning.errors import ClusterInUse, OutsideFault
@@ -242,6 +242,7 @@ def retire(*, cluster: Cluster, at: datetime) -> None:
     Cluster.objects.filter(pk=row.pk).update(
         retired_at=at, token_sealed="", errand_token_sealed="", last_error="", failures=0
     )
+    calendar.count(at=at, offer_id=row.offer_id)
     log.info("cluster retired", cluster=row.public_id, nodes=len(node_ids))
 
 

@@ -19,7 +19,7 @@ import structlog
 from django.db import transaction
 from django.db.models import F, Q
 
-from provisioning import holds, placement
+from provisioning import calendar, holds, placement
 from provisioning.errors import InventoryMismatch, ProvisioningError
 from provisioning.models import Gpu, GpuHold, Node, NodeHold, NodeInventory, Remediation
 from provisioning.placing.boards import INDICES_MAX
@@ -41,10 +41,11 @@ class GpusHeld(ProvisioningError):
 
 
 @transaction.atomic
-def take(*, node: Node, said: Inventory, at: datetime) -> None:
+def take(*, node: Node, said: Inventory, at: datetime) -> bool:
     """Write down what a node says it has; the first time it is accepted. Locks the node.
 
-    A GPU that is missing now is unhealthy. A node's stranger is nobody's until it is accepted.
+    A GPU that is missing now is unhealthy. A node's stranger is nobody's until it is accepted. Returns
+    whether there are fewer good GPUs than before: then the caller counts them, last of all.
     """
     placement.lock([node.pk])
     facts = [_as_kept(gpu) for gpu in said.gpus]
@@ -57,11 +58,11 @@ def take(*, node: Node, said: Inventory, at: datetime) -> None:
     if not known:
         Gpu.objects.bulk_create(_made(node, one) for one in facts)
         placement.recount([node.pk])
-        return
+        return False
     healthy = {gpu.uuid for gpu in said.gpus if gpu.healthy}
     accepted = node.gpus.filter(removed_at=None)
     accepted.filter(uuid__in=healthy, healthy=False).update(healthy=True)
-    accepted.filter(healthy=True).exclude(uuid__in=healthy).update(healthy=False)
+    broken = accepted.filter(healthy=True).exclude(uuid__in=healthy).update(healthy=False)
     changes = differences(known, facts)
     if changes:
         _hold(node, ", ".join(changes), at)
@@ -70,6 +71,7 @@ def take(*, node: Node, said: Inventory, at: datetime) -> None:
         if node.is_held:
             holds.let_go(node=node, kind=NodeHold.Kind.INVENTORY_CHANGED, at=at)
     placement.recount([node.pk])
+    return broken > 0
 
 
 @transaction.atomic
@@ -100,6 +102,7 @@ def accept(*, node: Node, at: datetime) -> list[str]:
     placement.recount([node.pk])
     holds.let_go(node=node, kind=NodeHold.Kind.INVENTORY_CHANGED, at=at)
     node.refresh_from_db(fields=["gpu_count", "free_gpus"])
+    calendar.count(at=at, offer_id=node.offer_id)
     log.info("inventory accepted", node=node.public_id, changes=changes)
     return changes
 

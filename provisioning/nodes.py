@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from billing import usage
-from provisioning import engine, instances, inventory, leases, placement
+from provisioning import calendar, engine, instances, inventory, leases, placement
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
 from provisioning.health import breaker
 from provisioning.holds import hold as hold  # noqa: PLC0414  said as nodes.hold by whoever finds a reason
@@ -105,9 +105,10 @@ def _check_inventory(node: Node, gpus: Sequence[GpuFact]) -> None:
 
 
 @transaction.atomic
-def cordon(*, node: Node, reason: str) -> None:
-    """Place nothing new there; what runs goes on."""
+def cordon(*, node: Node, reason: str, at: datetime) -> None:
+    """Place nothing new there, and sell nothing of it ahead; what runs goes on. The last lock of a transaction."""
     _set_state(node, Node.State.CORDONED, reason, allowed=(Node.State.AVAILABLE, Node.State.DRAINING))
+    calendar.count(at=at, offer_id=node.offer_id)
 
 
 @transaction.atomic
@@ -117,9 +118,10 @@ def uncordon(*, node: Node) -> None:
 
 
 @transaction.atomic
-def drain(*, node: Node, reason: str) -> None:
-    """Place nothing new there; whoever drains stops what runs, each instance in a transaction of its own."""
+def drain(*, node: Node, reason: str, at: datetime) -> None:
+    """Place nothing new there, as `cordon` does; whoever drains stops what runs, each in a transaction of its own."""
     _set_state(node, Node.State.DRAINING, reason, allowed=(Node.State.AVAILABLE, Node.State.CORDONED))
+    calendar.count(at=at, offer_id=node.offer_id)
 
 
 def _set_state(node: Node, state: Node.State, reason: str, *, allowed: Sequence[str]) -> None:
@@ -202,6 +204,8 @@ def _mark(node_id: int, at: datetime, *, is_us: bool) -> int:
                 given_up = _live(node.pk).filter(leases.over(at), instance__lease=kind)
                 _give_up(node, given_up, message=_silence_message(node, kind, heartbeat.last_seen))
     Node.objects.filter(pk=node.pk).update(reachability=reachability)
+    if reachability == Node.Reachability.LOST:
+        calendar.count(at=at, offer_id=node.offer_id)
     return 1
 
 
@@ -252,6 +256,7 @@ def confirm_off(*, node: Node, at: datetime) -> int:
     count = there.count()
     _give_up(node, there, message=f"Node {node.name} is off: a capacity manager confirmed it.")
     Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.LOST)
+    calendar.count(at=at, offer_id=node.offer_id)
     return count
 
 

@@ -25,6 +25,7 @@ from django.db.models import F, Q
 from billing.prepared import AnyNumberOf, Prepared
 from provisioning import (
     advisories,
+    calendar,
     counters,
     engine,
     interruptions,
@@ -265,8 +266,7 @@ def take_news(node: Node, report: Report, *, at: datetime) -> dict[str, Any]:
 
 
 def _take_news(node: Node, report: Report, *, events_seen: int, at: datetime) -> dict[str, Any]:
-    if report.inventory is not None:
-        _take_inventory(node, report.inventory, at)
+    has_broken = report.inventory is not None and _take_inventory(node, report.inventory, at)
     if report.volumes:
         upkeep.observe(node=node, said=report.volumes, at=at)
     live = _live(node) if report.assignments or report.logs else None
@@ -276,6 +276,8 @@ def _take_news(node: Node, report: Report, *, events_seen: int, at: datetime) ->
     node.refresh_from_db(fields=["desired_generation"])
     if live is None or node.desired_generation != report.desired_seen:
         live = _live(node)  # As it is now that the generation is known, or the document could be older than it.
+    if has_broken:
+        calendar.count(at=at, offer_id=node.offer_id)
     return _answer(node, report, live, at=at) | seen
 
 
@@ -288,12 +290,14 @@ def _live(node: Node) -> list[Assignment]:
     return _LIVE([node.pk])
 
 
-def _take_inventory(node: Node, said: Inventory, at: datetime) -> None:
-    inventory.take(node=node, said=said, at=at)
+def _take_inventory(node: Node, said: Inventory, at: datetime) -> bool:
+    """Write down what a node has; return whether GPUs of it broke."""
+    has_broken = inventory.take(node=node, said=said, at=at)
     statements.learn_key(node=node, public=said.signing_key, at=at)
     Heartbeat.objects.filter(node=node).update(
         inventory_generation=said.generation, access=msgspec.to_builtins(said.access), encrypts=said.encrypts
     )
+    return has_broken
 
 
 def _is_news(row: Assignment, word: Said) -> bool:

@@ -68,10 +68,10 @@ def issue_join_token(*, actor: Actor, node: Node, at: datetime) -> str:
 
 
 @transaction.atomic
-def cordon(*, actor: Actor, node: Node, reason: str) -> None:
+def cordon(*, actor: Actor, node: Node, reason: str, at: datetime) -> None:
     """Place nothing new there; what runs goes on."""
     was = node.state
-    nodes.cordon(node=node, reason=reason)
+    nodes.cordon(node=node, reason=reason, at=at)
     _record(actor, node, "node.cordon", was)
 
 
@@ -98,7 +98,7 @@ def drain(*, actor: Actor, node: Node, reason: str, at: datetime) -> int:
     """Place nothing new there and stop what runs, each instance by itself; return how many were asked to stop."""
     was = node.state
     with transaction.atomic():
-        nodes.drain(node=node, reason=reason)
+        nodes.drain(node=node, reason=reason, at=at)
         _record(actor, node, "node.drain", was)
     stopped = 0
     for instance in nodes.living_on(node).select_related("project__organization").order_by("pk"):

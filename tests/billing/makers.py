@@ -181,3 +181,29 @@ def meeting(*, patience_s: float) -> Callable[[], None]:
             over.set()
 
     return wait
+
+
+def while_it_waits(holds: Callable[[], None], waits: Callable[[], None]) -> None:
+    """Let `waits` begin, and wait for a lock, before what `holds` did in a transaction of its own is there."""
+
+    def other() -> None:
+        try:
+            waits()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            holds()
+            late = pool.submit(other)
+            until = time.monotonic() + 20
+            with connection.cursor() as cursor:
+                while time.monotonic() < until and not late.done():
+                    cursor.execute("SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY "
+                                   "(pg_blocking_pids(pid))")  # fmt: skip
+                    if cursor.rowcount:
+                        break
+                    time.sleep(0.01)
+                else:
+                    raise AssertionError("nothing waits for what is locked")
+        late.result(20)

@@ -1,26 +1,27 @@
 """What is promised of an offer, hour by hour, against a list of numbers."""
 
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from marketplace import rentals
 from marketplace.access import Actor
 from marketplace.models import Offer, Project
-from provisioning import calendar, instances, quotas
+from provisioning import calendar, instances, nodes, quotas, reports
 from provisioning.errors import NoCapacity
 from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
-from tests.billing.makers import at_the_same_moment, behind
+from provisioning.protocol import Inventory, Report
+from tests.billing.makers import at_the_same_moment, behind, while_it_waits
 from tests.conftest import Fleet, Rent, Run, shared_with_nobody
+from tests.nodes import PlayedNode, facts
 
 pytestmark = pytest.mark.django_db
 
@@ -186,36 +187,10 @@ def test_of_sixteen_bookings_at_once_only_those_that_fit_are_made(offer: Offer) 
     assert list(CommittedDay.objects.values_list("gpus", flat=True)) == [[0] * 12 + [15] * 4 + [0] * 8]
 
 
-def _while_it_waits_for_the_row(holds: Callable[[], None], waits: Callable[[], None]) -> None:
-    """Let `waits` begin, and wait for a lock, before what `holds` did in a transaction of its own is there."""
-
-    def other() -> None:
-        try:
-            waits()
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        with transaction.atomic():
-            holds()
-            late = pool.submit(other)
-            until = time.monotonic() + 20
-            with connection.cursor() as cursor:
-                while time.monotonic() < until:
-                    cursor.execute("SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY "
-                                   "(pg_blocking_pids(pid))")  # fmt: skip
-                    if cursor.rowcount:
-                        break
-                    time.sleep(0.01)
-                else:
-                    pytest.fail("nothing waits for the row")
-        late.result(20)
-
-
 @pytest.mark.django_db(transaction=True)
 def test_a_count_that_waits_for_a_commitment_sees_its_hours(offer: Offer) -> None:
     calendar.count(at=NOON)
-    _while_it_waits_for_the_row(lambda: commit(offer, 10, 1, 3), lambda: calendar.count(at=NOON))
+    while_it_waits(lambda: commit(offer, 10, 1, 3), lambda: calendar.count(at=NOON))
     assert Capacity.objects.get(pk=offer.pk).peak == 10
     with pytest.raises(NoCapacity):
         calendar.open_ended(offer_id=offer.pk, gpus=7, at=NOON)
@@ -251,7 +226,6 @@ def test_what_is_free_on_a_node_that_a_tenant_has_alone_is_promised_to_nobody_el
     }
     calendar.count(at=at, offer_id=offer.pk)
     assert (calendar.gpus_of_offer(offer.pk), calendar.gpus_there(offer.pk, at=at)) == (9, 9)
-    assert calendar.gpus_in_service(offer.pk, at=at) == 16
     with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
         calendar.commit(gpus=15, at=at, **window)
     calendar.commit(gpus=8, at=at, **window)
@@ -330,3 +304,38 @@ def test_setting_the_policy_closes_for_sale_at_once_what_it_closes(rent: Rent, f
     shared_with_nobody(project)
     with pytest.raises(NoCapacity, match="at its fullest, 8 are"):
         book(fleet.h200, 9)
+
+
+def break_one(played: PlayedNode) -> None:
+    """Let a node report that its first GPU is not well."""
+    ill, *well = facts(played.node)
+    said = Inventory(generation=2, gpus=[structs.replace(ill, healthy=False), *well])
+    report = Report(
+        node=played.node.public_id, key=played.key, boot_id="boot", agent_epoch=1, seq=1, desired_seen=0,
+        inventory=said,
+    )  # fmt: skip
+    reports.take(report, at=timezone.now())
+
+
+def fall_silent(played: PlayedNode) -> None:
+    Node.objects.filter(pk=played.node.pk).update(reachability="unreachable")
+    nodes.confirm_off(node=played.node, at=timezone.now())
+
+
+LOSSES: dict[str, tuple[Callable[[PlayedNode], object], int]] = {
+    "cordon": (lambda played: nodes.cordon(node=played.node, reason="a fan is loud", at=timezone.now()), 8),
+    "drain": (lambda played: nodes.drain(node=played.node, reason="a new power supply", at=timezone.now()), 8),
+    "a GPU that broke": (break_one, 15),
+    "a node that is off": (fall_silent, 8),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_sale_sees_at_once_what_went_out_of_service(offer: Offer, fleet: Fleet, loss: str) -> None:
+    calendar.count(at=timezone.now(), offer_id=offer.pk)
+    go_out, left = LOSSES[loss]
+    go_out(fleet.nodes["h200-1"])
+    assert Capacity.objects.get(pk=offer.pk).gpus == left
+    with pytest.raises(NoCapacity, match=f"at its fullest, {left} are"):
+        book(offer, left + 1)
+    book(offer, left)

@@ -164,7 +164,7 @@ def test_a_key_that_is_no_hash_is_refused_and_the_token_stays_good(
 
 def test_a_cordoned_node_that_joins_anew_stays_cordoned_and_its_old_key_is_dead(door: Client, newcomer: Node) -> None:
     knock(door, token_for(newcomer))
-    nodes.cordon(node=newcomer, reason="a fan is loud")
+    nodes.cordon(node=newcomer, reason="a fan is loud", at=timezone.now())
     assert knock(door, token_for(newcomer), key_sha256=nodes.digest("a new key")).status_code == 201
     newcomer.refresh_from_db()
     assert (newcomer.state, newcomer.state_reason) == ("cordoned", "a fan is loud")

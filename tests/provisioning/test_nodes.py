@@ -97,9 +97,9 @@ def test_an_inventory_touches_no_other_node(node: Node, fleet: Fleet) -> None:
 
 Verb = Callable[[Node], object]
 VERBS: dict[str, Verb] = {
-    "cordon": lambda node: nodes.cordon(node=node, reason="a fan is loud"),
+    "cordon": lambda node: nodes.cordon(node=node, reason="a fan is loud", at=timezone.now()),
     "uncordon": lambda node: nodes.uncordon(node=node),
-    "drain": lambda node: nodes.drain(node=node, reason="a new power supply"),
+    "drain": lambda node: nodes.drain(node=node, reason="a new power supply", at=timezone.now()),
 }
 
 

@@ -378,7 +378,7 @@ class Market:
         restarts.start_again(at=timezone.now(), limit=10)
 
     def cordon(self, number: int) -> None:
-        nodes.cordon(node=self._node(number), reason="test")
+        nodes.cordon(node=self._node(number), reason="test", at=timezone.now())
 
     def uncordon(self, number: int) -> None:
         nodes.uncordon(node=self._node(number))

@@ -59,7 +59,7 @@ def test_a_drain_in_slurm_is_a_hold_here_and_is_not_told_back(slurm: SlurmStage,
 
 
 def test_our_cordon_is_a_drain_in_slurm_and_is_not_told_back(slurm: SlurmStage, node: Node) -> None:
-    nodes.cordon(node=node, reason="it's loud")
+    nodes.cordon(node=node, reason="it's loud", at=timezone.now())
     slurm.until(lambda: state(slurm) == ("idle+drain", "gpumarket: cordoned: it's loud"))
     slurm.look()
     assert not NodeHold.objects.exists()
@@ -71,7 +71,7 @@ def test_our_cordon_is_a_drain_in_slurm_and_is_not_told_back(slurm: SlurmStage, 
 
 
 def test_what_slurms_people_lift_is_not_drained_again_until_we_ask_anew(slurm: SlurmStage, node: Node) -> None:
-    nodes.cordon(node=node, reason="first")
+    nodes.cordon(node=node, reason="first", at=timezone.now())
     slurm.until(lambda: "drain" in state(slurm)[0] and SlurmNode.objects.get(node=node).is_done)
     asked = errands(slurm)
     slurm.daemons.run("scontrol", "update", "NodeName=gpu1", "State=RESUME")
@@ -80,7 +80,7 @@ def test_what_slurms_people_lift_is_not_drained_again_until_we_ask_anew(slurm: S
     assert "drain" not in state(slurm)[0]
     assert errands(slurm) == asked
     assert Node.objects.get(pk=node.pk).state == "cordoned"
-    nodes.drain(node=node, reason="second")
+    nodes.drain(node=node, reason="second", at=timezone.now())
     slurm.until(lambda: state(slurm) == ("idle+drain", "gpumarket: draining: second"))
     nodes.uncordon(node=node)
     slurm.until(lambda: "drain" not in state(slurm)[0])
@@ -89,7 +89,7 @@ def test_what_slurms_people_lift_is_not_drained_again_until_we_ask_anew(slurm: S
 def test_a_drain_of_slurms_people_stays_theirs_when_we_uncordon(slurm: SlurmStage, node: Node) -> None:
     slurm.daemons.run("scontrol", "update", "NodeName=gpu1", "State=DRAIN", "Reason=theirs")
     slurm.until(lambda: Node.objects.get(pk=node.pk).is_held)
-    nodes.cordon(node=node, reason="ours")
+    nodes.cordon(node=node, reason="ours", at=timezone.now())
     slurm.look()
     nodes.uncordon(node=node)
     slurm.look()
@@ -117,7 +117,7 @@ def row(node: Node) -> SlurmNode:
 def test_an_errand_that_slurm_refuses_shows_why_until_one_did_what_it_should(slurm: SlurmStage, node: Node) -> None:
     plain = slurm.daemons.token(user=daemons.PLAIN_USER)
     change(slurm, errand_user=daemons.PLAIN_USER, errand_token_sealed=seal(plain))
-    nodes.cordon(node=node, reason="it's loud")
+    nodes.cordon(node=node, reason="it's loud", at=timezone.now())
     slurm.until(lambda: row(node).asked_error != "")
     assert "denied" in row(node).asked_error.lower() or "invalid user" in row(node).asked_error.lower()
     assert not row(node).is_done
@@ -132,7 +132,7 @@ def test_an_errand_that_slurm_refuses_shows_why_until_one_did_what_it_should(slu
 
 def test_an_errand_that_cannot_be_sent_shows_why_and_disturbs_no_look(slurm: SlurmStage, node: Node) -> None:
     change(slurm, errand_user="nobody", errand_token_sealed=seal("no token"))
-    nodes.cordon(node=node, reason="it's loud")
+    nodes.cordon(node=node, reason="it's loud", at=timezone.now())
     assert slurm.look()
     assert "Slurm refused" in row(node).asked_error
     change(slurm, errand_user="", errand_token_sealed="")
@@ -157,7 +157,7 @@ def test_jobs_run_as_one_user_and_errands_as_another(slurm: SlurmStage, node: No
     asg = Assignment.objects.get(instance=instance).public_id
     users = dict(line.split() for line in slurm.daemons.run("squeue", "-h", "-o", "%j %u").splitlines())
     assert users[asg] == daemons.PLAIN_USER
-    nodes.cordon(node=node, reason="it's loud")
+    nodes.cordon(node=node, reason="it's loud", at=timezone.now())
     slurm.until(lambda: state(slurm)[1] == "gpumarket: cordoned: it's loud")  # Ours, and not what the command tried.
     assert not NodeHold.objects.filter(reason__startswith="Drained in Slurm").exists()
     nodes.uncordon(node=node)

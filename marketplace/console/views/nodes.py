@@ -102,7 +102,7 @@ def cordon(visit: Visit, node_id: str) -> HttpResponse:
     """Place nothing new on a node."""
     node = fleet.node_for(node_id)
     form = ReasonForm(sent(visit))
-    if carried_out(visit, form, nodes.cordon, node=node):
+    if carried_out(visit, form, nodes.cordon, node=node, at=visit.at):
         messages.success(visit.request, _("The node is cordoned: nothing new is placed there, what runs goes on."))
         return redirect("console-node", node_id)
     return form_page(
