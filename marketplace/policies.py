@@ -7,13 +7,13 @@ from typing import Any
 from django.db import transaction
 from django.utils.translation import gettext_lazy
 
-from marketplace import audit
+from marketplace import audit, resale
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Organization, Project
 from provisioning import policies
 from provisioning.models import Policy
-from provisioning.placing.policy import BadPolicy
+from provisioning.placing.policy import BadPolicy, wants_whole_hosts
 
 PROBLEMS = {
     "object": gettext_lazy("A policy is an object with rules."),
@@ -39,12 +39,17 @@ def replace(
 ) -> Policy:
     """Make a document the whole policy of an organization or a project; what runs is not moved.
 
+    Who shares no host from now on has blocks of whole nodes: their hours for sale in parts are withdrawn.
     Raises BadOrder with the field, or StaleVersion where the policy is not at `version` any more.
     """
+    # Before the policy's own locks. Who lists or buys hours there is before this, or knows of it.
+    held = resale.lock_all_of(scope)
     try:
         before, row = policies.replace(**_key(scope), document=document, version=version, at=at)
     except BadPolicy as error:
         raise BadOrder(error.field or "document", str(PROBLEMS[error.problem])) from error
+    if wants_whole_hosts([row.document]):
+        resale.withdraw_all(held, actor=actor, at=at)
     organization = scope if isinstance(scope, Organization) else scope.organization
     audit.record(
         actor=actor, organization=organization, verb="policy.replace", subject_id=scope.public_id, before=before,

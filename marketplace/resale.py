@@ -7,18 +7,20 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Q, QuerySet
 from django.utils.translation import gettext
 
 from marketplace import audit, blocks, endings, holdings, money, reservations
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import (
+    OVER,
     BlockTerms,
     ListedHour,
     Listing,
     Offer,
     Organization,
+    Project,
     Reservation,
     TradeLeg,
 )
@@ -153,6 +155,21 @@ def withdraw(*, actor: Actor, listing: Listing, at: datetime) -> Listing:
     listing.close(Listing.State.WITHDRAWN, at=at)
     audit.record_of(listing.reservation, "listing.withdraw", actor=actor, after={"listing": listing.public_id})
     return listing
+
+
+def lock_all_of(scope: Organization | Project) -> QuerySet[Reservation]:
+    """Lock the gates behind which hours of a project, or of an organization, are sold on; return what has any."""
+    mine = Q(project__organization=scope) if isinstance(scope, Organization) else Q(project=scope)
+    held = Reservation.objects.filter(mine).exclude(state__in=OVER)
+    for offer_id in sorted(set(held.values_list("offer", flat=True))):
+        reservations.lock_gate(offer_id)
+    return held
+
+
+def withdraw_all(held: QuerySet[Reservation], *, actor: Actor, at: datetime) -> None:
+    """Take all that is for sale of these reservations off the market."""
+    for listing in Listing.objects.filter(reservation__in=held, state=Listing.State.OPEN).order_by("pk"):
+        withdraw(actor=actor, listing=listing, at=at)
 
 
 def expire_due(*, at: datetime, limit: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connection, transaction
 from django.utils.translation import gettext as _
 
-from provisioning import calendar
+from provisioning import calendar, quotas
 from provisioning.errors import StaleVersion
 from provisioning.models import Policy
 from provisioning.placing.policy import Facts, broken_by, checked, wants_whole_hosts
@@ -82,6 +82,8 @@ def replace(
         organization_id=organization_id, project_id=project_id, defaults={"version": 0, "updated_at": at}
     )
     row = Policy.objects.select_for_update().get(pk=row.pk)
+    # Whoever orders hours locks these before they look for policies, and looks again where they were changed meanwhile.
+    quotas.touch(organization_id=organization_id, project_id=project_id)
     if version is not None and version != row.version:
         raise StaleVersion(_("The policy was changed meanwhile; read it again, then repeat your change."))
     before = row.document

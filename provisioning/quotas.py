@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
-from django.db.models import Q, Sum
+from django.db.models import F, Q, Sum
 from django.db.models.functions import Coalesce
 
 from billing.prepared import ask
@@ -180,6 +180,15 @@ def open_for(*, project_id: int) -> None:
         _make(organization_id=organization_id, project_id=None, limit=ORGANIZATION_DEFAULT_LIMIT, **FIRST)
     if not firsts.filter(project=project_id).exists():
         _make(organization_id=organization_id, project_id=project_id, limit=DEFAULT_LIMIT, **FIRST)
+
+
+def touch(*, organization_id: int | None, project_id: int | None) -> None:
+    """Let whoever reserves of an organization's first quota from now on wait for this transaction, and see it."""
+    owner = organization_id if project_id is None else _owner_of(project_id)
+    assert owner is not None
+    first = Quota.objects.filter(organization=owner, project=None, **FIRST)
+    if not first.update(reserved=F("reserved")):
+        _make(organization_id=owner, project_id=None, limit=ORGANIZATION_DEFAULT_LIMIT, **FIRST)
 
 
 FIRST: dict[str, str] = {"gpu_model": "", "market": "", "unit": Quota.Unit.GPUS}

@@ -12,8 +12,11 @@ from billing.errors import BillingError
 from marketplace import quotes, reservations
 from marketplace.errors import MarketError
 from marketplace.models import Quote, Reservation, Trade
-from provisioning.errors import ProvisioningError
+from provisioning.errors import PolicyExcludes, ProvisioningError
+from provisioning.models import Quota
+from tests.billing.makers import while_it_waits
 from tests.blocks import PRICE, Buyer, check_conserved, deferred_micros
+from tests.conftest import shared_with_nobody
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -92,3 +95,19 @@ def test_two_who_sell_to_each_other_do_not_wait_for_ever(acme_buys: Buyer, other
     assert Trade.objects.count() == 6
     check_conserved(at=acme_buys.noon)
     assert books.check(at=acme_buys.noon) == []
+
+
+@pytest.mark.parametrize("has_quota", [False, True])
+def test_part_of_a_node_is_not_bought_while_the_policy_that_forbids_it_is_being_set(
+    acme_buys: Buyer, has_quota: bool
+) -> None:
+    if not has_quota:
+        Quota.objects.all().delete()
+    quote = acme_buys.quote(4, 24, 26)
+
+    def buy() -> None:
+        with pytest.raises(PolicyExcludes, match="whole nodes of 8"), transaction.atomic():
+            reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.noon)
+
+    while_it_waits(lambda: shared_with_nobody(acme_buys.project), buy)
+    assert not Reservation.objects.exists()

@@ -6,7 +6,8 @@ import pytest
 from django.db import transaction
 
 from marketplace import delivery, quotes, rentals, reservations, trades
-from marketplace.models import Listing, Quote, Reservation, Shortfall
+from marketplace.models import AuditEntry, Listing, Quote, Reservation, Shortfall
+from marketplace.policies import replace as set_policy
 from provisioning import calendar
 from provisioning.errors import NoCapacity, PolicyExcludes
 from provisioning.models import Capacity, GpuHold, Instance, Node
@@ -204,3 +205,22 @@ def test_a_start_that_closes_nothing_is_not_refused_because_a_node_is_out_of_ser
     run_until_idle()
     instance.refresh_from_db()
     assert (instance.phase, holds_of(instance)) == ("running", 8)
+
+
+@pytest.mark.parametrize("is_of_all", [False, True])
+def test_who_shares_no_host_from_now_on_has_its_hours_taken_off_the_market(
+    acme_buys: Buyer, other_buys: Buyer, is_of_all: bool
+) -> None:
+    held = acme_buys.buy(8, 2, 4)
+    listing = acme_buys.put_up(held, 4, 2, 4, 1_000_000)
+    scope = acme_buys.project.organization if is_of_all else acme_buys.project
+    set_policy(actor=acme_buys.actor, scope=scope, document={"countries": {"allow": ["NO"]}}, version=None,
+               at=acme_buys.at(0))  # fmt: skip
+    assert Listing.objects.get().state == "open"
+    set_policy(actor=acme_buys.actor, scope=scope, document={"no_shared_host": True}, version=None, at=acme_buys.at(0))
+    listing.refresh_from_db()
+    assert (listing.state, listing.hours.count()) == ("withdrawn", 0)
+    other_buys.trade(4, 2, 4, 5_000_000)
+    held.refresh_from_db()
+    assert held.gpus == 8
+    assert AuditEntry.objects.filter(verb="listing.withdraw").count() == 1
