@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 from django.db import connection, transaction
-from django.utils import timezone
 from django.utils.translation import gettext
 
 from billing import accounts, floating, prices, rating
@@ -26,7 +25,7 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
 from marketplace.spot_book import Entry, entries
-from provisioning import advisories, calendar, engine, instances, interruptions, room, volumes
+from provisioning import advisories, calendar, engine, instances, interruptions, prospects, room, volumes
 from provisioning.errors import IllegalMove, NoCapacity, ProvisioningError, StaleInterruption
 from provisioning.models import (
     AT_REST,
@@ -90,12 +89,10 @@ def bid(*, actor: Actor, project: Project, order: rentals.Order, max_price_micro
 
 
 def check_capacity(terms: SpotTerms, gpus: int) -> None:
-    """Raise BadOrder for more GPUs than any auction of this offer could give."""
+    """Raise BadOrder for more GPUs than any auction of this offer could give, by what placement takes for its nodes."""
     there = calendar.gpus_of_offer(terms.offer_id) - terms.buffer_gpus
     if gpus > there or terms.cap_bp:
-        there = (
-            calendar.gpus_in_service(terms.offer_id, at=timezone.now()) - terms.buffer_gpus
-        )  # It may have grown since.
+        there = prospects.gpus_ever(terms.offer_id) - terms.buffer_gpus  # Also of nodes that rest now.
     if gpus > there:
         raise BadOrder(
             "gpus",

@@ -281,20 +281,10 @@ def gpus_there(offer_id: int, *, at: datetime) -> int:
 
     For whoever asks early in a transaction: a count would hold until its end what everybody locks last.
     """
-    in_service, closed = _there(offer_id, at=at)
-    return in_service - closed
-
-
-def gpus_in_service(offer_id: int, *, at: datetime) -> int:
-    """Return how many GPUs of an offer are in good order, also those that only their node's tenant may have now."""
-    return _there(offer_id, at=at)[0]
-
-
-def _there(offer_id: int, *, at: datetime) -> tuple[int, int]:
     with connection.cursor() as cursor:
         cursor.execute(GPUS, {"offer": offer_id, "at": at})
         _, in_service, closed = cursor.fetchone()
-    return int(in_service), int(closed)
+    return int(in_service - closed)
 
 
 def close(*, offer_id: int, gpus: int) -> None:

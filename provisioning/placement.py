@@ -400,10 +400,7 @@ def _check_whole_nodes(asked: _Asked, size: int) -> None:
 
 
 def _never(asked: _Asked, live: LiveShard) -> str:
-    """Return why a request would not fit into an empty fleet either; empty where it would, or where nothing is there.
-
-    Nodes that are cordoned or draining come back; new and retired ones do not count.
-    """
+    """Return why a request would not fit into an empty fleet either; empty where it would, or where there is none."""
     request = replace(asked.request, avoid=frozenset(), barred=frozenset(), kept=frozenset())
     if request.home:
         spot = live.shard.spots.get(request.home)
@@ -412,9 +409,8 @@ def _never(asked: _Asked, live: LiveShard) -> str:
     empty = live.empty()
     if not any(empty.counts[1:]) or choose(empty, request) is not None:
         return ""
-    resting = Node.objects.filter(offer=live.offer_id, state__in=[Node.State.CORDONED, Node.State.DRAINING])
-    with empty.reopened(resting.values_list("pk", flat=True)):
-        return "" if choose(empty, request) is not None else _why_never(asked, empty)
+    with live.whole_fleet() as fleet:
+        return "" if choose(fleet, request) is not None else _why_never(asked, fleet)
 
 
 def _refusal(asked: _Asked, live: LiveShard) -> NoCapacity:

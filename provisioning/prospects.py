@@ -36,6 +36,14 @@ def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
     return found
 
 
+def gpus_ever(offer_id: int) -> int:
+    """Return how many GPUs of an offer there would be if all were free, by the rule of `NeverFits`."""
+    with shards.current(offer_id) as live:
+        live.refresh()
+        with live.whole_fleet() as fleet:
+            return sum(fleet.frees[klass] * count for klass, count in enumerate(fleet.counts))
+
+
 def room(*, project_id: int, offer_id: int, gpus: int) -> reasons.Room:
     """Return what of new replicas of so many GPUs could start now for a project."""
     with shards.current(offer_id) as live:

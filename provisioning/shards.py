@@ -59,6 +59,9 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, tenant.organizatio
     news.kept_for, news.nvlink_groups
 FROM (SELECT) AS always LEFT JOIN tenant ON true LEFT JOIN news ON true
 """
+RESTING = """
+SELECT id FROM provisioning_node WHERE offer_id = %(offer)s::bigint AND state IN ('cordoned', 'draining')
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,12 @@ class LiveShard:
         if self._empty is None:
             self._empty = Shard(_emptied(row) for row in self.shard.rows())
         return self._empty
+
+    @contextmanager
+    def whole_fleet(self) -> Iterator[Shard]:
+        """Yield the same with the nodes that are cordoned or draining: those come back. New and retired ones do not."""
+        with self.empty().reopened(number for (number,) in ask(RESTING, {"offer": self.offer_id})):
+            yield self.empty()
 
     def take(self, places: Sequence[tuple[int, int]], owner: int) -> None:
         """Count GPUs as taken that this thread is about to claim; the refresh after its end sees whether it did."""

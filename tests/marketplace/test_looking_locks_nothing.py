@@ -65,7 +65,7 @@ def test_a_bid_for_more_than_was_counted_looks_what_is_there(counted: Fleet, act
                 at=timezone.now(),
             )  # fmt: skip
         assert statements() == []
-        Node.objects.filter(name="h200-1").update(state="cordoned")
+        Node.objects.filter(name="h200-1").update(state="retired")
         with pytest.raises(BadOrder, match="8 GPUs that an auction could ever give"):
             spot.check_capacity(terms, 16)
         assert statements() == []

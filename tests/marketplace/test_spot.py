@@ -19,7 +19,7 @@ from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Auction, AuditEntry, Bid, Organization, Project, SpotTerms
 from provisioning import calendar, interruptions, steps
 from provisioning.errors import IllegalMove, QuotaExceeded, StaleInterruption
-from provisioning.models import GpuHold, Instance, Interruption, Phase, Quota
+from provisioning.models import GpuHold, Instance, Interruption, Node, Phase, Quota
 from tests.conftest import Fleet, Run, order
 from tests.marketplace.api.tables import every_row
 from tests.marketplace.test_spend import budget
@@ -431,6 +431,15 @@ BAD: list[tuple[dict[str, Any], Any, type[Exception], str]] = [
     ({}, suspend, ProjectSuspended, ""),
     ({}, lambda acme: Quota.objects.update(limit=0), QuotaExceeded, ""),
 ]
+
+
+def test_a_bid_for_a_node_that_is_cordoned_for_a_while_waits_as_every_order_does(place: Place, fleet: Fleet) -> None:
+    Node.objects.filter(name="h200-1").update(state="cordoned")
+    calendar.count(at=timezone.now(), offer_id=fleet.h200.pk)
+    assert place(gpus=8, replicas=2).instance.phase == "queued"
+    Node.objects.filter(name="h200-1").update(state="retired")
+    with pytest.raises(BadOrder, match="8 GPUs that an auction could ever give"):
+        place(gpus=8, replicas=2)
 
 
 @pytest.mark.parametrize(("what", "spoil", "refusal", "says"), BAD)
