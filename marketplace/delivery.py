@@ -13,11 +13,22 @@ import structlog
 from django.db import transaction
 from django.db.models import Count, Exists, F, Q, QuerySet
 
-from marketplace import coverage, endings, holdings, lending, quotes, refunds, resale, reservations, reserved_quotas
+from marketplace import (
+    coverage,
+    endings,
+    holdings,
+    lending,
+    quotes,
+    refunds,
+    resale,
+    reservations,
+    reserved_quotas,
+    whole_nodes,
+)
 from marketplace import reservation_texts as texts
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
-from provisioning import room
+from provisioning import policies, room
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
@@ -37,6 +48,7 @@ def advance(*, at: datetime, limit: int) -> int:
         reservations.settle_payments,
         resale.expire_due,
         _lock_due,
+        whole_nodes.keep,
         _begin_due,
         _look,
         _announce_due,
@@ -112,7 +124,8 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
 
     To be had are those that its instances have on nodes we reach, and of the others as many
     as stand free in good order or being cleaned, or are lent. What is free on a node that a tenant has alone
-    is there for that tenant's reservations only. Who bought last goes short first.
+    is there for that tenant's reservations only, and who shares no host has of the others whole nodes only.
+    Who bought last goes short first.
     """
     begun = Q(state__in=UNDER_WAY) | Q(state=State.LOCKED)
     found = list(
@@ -129,11 +142,11 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
         own = min(wanted, free[tenant])
         idle[one.pk], free[tenant] = wanted - own, free[tenant] - own
     lent = sum(idle[one.pk] for one in found if one.is_lent)
-    short = sum(idle.values()) - free[None] - min(lent, spot_gpus(offer_id))
-    missing = {}
+    missing = {one.pk: 0 for one in found} | whole_nodes.missing(offer_id, found, idle)
+    short = sum(idle.values()) - sum(missing.values()) - free[None] - min(lent, spot_gpus(offer_id))
     for one in found:
-        missing[one.pk] = max(0, min(idle[one.pk], short))
-        short -= missing[one.pk]
+        more = max(0, min(idle[one.pk] - missing[one.pk], short))
+        missing[one.pk], short = missing[one.pk] + more, short - more
     return missing
 
 
@@ -200,7 +213,8 @@ def _stand(reservation: Reservation, missing: int, *, at: datetime) -> None:
         state, message = State.ACTIVE, texts.ALL_THERE() if reservation.missing_gpus else ""
     else:
         state = State.DELAYED if missing >= held else State.PARTIALLY_FULFILLED
-        message = texts.MISSING(missing=missing, held=held)
+        why = texts.NO_HOST if policies.is_alone(reservation.project_id) else texts.MISSING
+        message = why(missing=missing, held=held)
     if reservation.state != state:
         reservation.move_to(state, at=at, message=message, missing_gpus=missing)
     elif reservation.missing_gpus != missing:

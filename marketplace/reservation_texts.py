@@ -11,4 +11,10 @@ LENT = Told(_("Idle GPUs are lent."))
 NOT_LENT = Told(_("Nothing is lent any more."))
 ALL_THERE = Told(_("All of its GPUs are there."))
 MISSING = Told(_("%(missing)s of its %(held)s GPUs cannot be had now. You pay nothing for them, and may cancel."))
+NO_HOST = Told(
+    _(
+        "For %(missing)s of its %(held)s GPUs no host is free of others, and a policy lets nobody share them. "
+        "You pay nothing for them, and may cancel."
+    )
+)
 ENDS = Told(_("It ends at %(end)s UTC; instances in it are asked to stop at %(drain)s UTC."))

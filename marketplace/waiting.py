@@ -176,7 +176,7 @@ def start_due(*, at: datetime, limit: int) -> int:
     queues = WaitingOrder.objects.filter(WAITING).values_list("offer", flat=True)
     # Also of those that are over: nobody waits there for what is left to them.
     over = Capacity.objects.filter(waiting__gt=0).values_list("pk", flat=True)
-    for offer_id in sorted({*queues, *over, *kept_nodes.offers_with_a_queue()}):
+    for offer_id in sorted({*queues, *over, *kept_nodes.offers_with_any(kept_nodes.Kept.QUEUE)}):
         calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
         count, kept, lets_pass = _start_some(offer_id, at=at, limit=limit)
         started += count

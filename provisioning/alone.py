@@ -8,6 +8,8 @@ its blocks have in this hour, without what those run elsewhere. Where only spot
 runs, closed is what is free. What others still have there is theirs.
 """
 
+from django.db import connection
+
 # Who has begun, or has an hour that is due to begin.
 BLOCKS = """
 SELECT booked.id, booked.offer_id, project.organization_id, strip.gpus FROM marketplace_reservation booked
@@ -54,3 +56,18 @@ SELECT offer_id, sum(anyway + greatest(0, of_blocks - (
     WHERE blocks.offer_id = tenant.offer_id AND blocks.organization_id = tenant.tenant_id
 ) + ({ELSEWHERE}))) AS gpus FROM ({TENANTS}) tenant GROUP BY offer_id
 """  # noqa: S608  nothing in it comes from outside
+
+
+def nodes_of_blocks(*, offer_id: int, tenant_id: int) -> frozenset[int]:
+    """Return the nodes of an offer that a tenant has alone and only its blocks have begun on."""
+    with connection.cursor() as cursor:
+        cursor.execute(NODES, {"offer": offer_id})
+        rows = cursor.fetchall()
+    return frozenset(row[0] for row in rows if row[2] == tenant_id and not row[5] and row[6])
+
+
+def gpus_of_blocks(offer_id: int) -> dict[int, int]:
+    """Return by tenant how many GPUs the nodes of an offer have that only its blocks have begun on."""
+    with connection.cursor() as cursor:
+        cursor.execute(TENANTS, {"offer": offer_id})
+        return {tenant_id: int(gpus) for _, tenant_id, _, gpus in cursor.fetchall()}

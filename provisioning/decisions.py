@@ -43,7 +43,7 @@ RULES = {
     "unreachable": gettext_lazy("not answering"),
     "held": gettext_lazy("held back for a check or a repair"),
     "barred": gettext_lazy("on which the work of this order may not run"),
-    "kept": gettext_lazy("kept for orders that wait"),
+    "kept": gettext_lazy("kept for orders that wait or for reservations"),
     "another_tenant": gettext_lazy("kept whole for one tenant"),
     "avoided": gettext_lazy("avoided, because its last run failed there or others were quicker"),
     "not_whole": gettext_lazy("shared with others, which a policy excludes"),

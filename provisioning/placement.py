@@ -23,7 +23,7 @@ from django.utils.translation import gettext, ngettext
 
 from billing.prepared import ask
 from billing.public_ids import new_public_id
-from provisioning import calendar, decisions, policies, shards
+from provisioning import alone, calendar, decisions, policies, shards, taking
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes
 from provisioning.health import wipes
 from provisioning.models import Assignment, GpuHold, Instance, Node
@@ -39,68 +39,15 @@ ATTEMPTS_MAX = 3
 # Nodes that are named for one instance that fits on one, and as many more at each further attempt; the first that
 # nobody is claiming this moment is taken.
 ALTERNATIVES = 3
-
-FITS = """
-    node.offer_id = %(offer)s::bigint AND node.state = 'available' AND node.reachability = 'online' AND NOT node.is_held
-    AND node.free_mask & wanted.mask = wanted.mask
-    AND (node.exclusive_to_id IS NULL OR node.exclusive_to_id = %(owner)s::bigint)
-    AND (%(alone)s::bigint IS NULL OR node.exclusive_to_id = %(alone)s::bigint OR node.free_gpus = node.gpu_count)
-    AND (NOT %(is_new)s::boolean OR node.kept_for = '')
-    AND (%(alone)s::bigint IS NOT NULL OR NOT EXISTS (
-        SELECT FROM provisioning_policy policy WHERE policy.document @> '{"no_shared_host": true}'
-            AND (policy.project_id = %(project)s::bigint OR policy.organization_id = %(owner)s::bigint)
-    ))
-"""
-TAKE = """
-WITH place AS (
-    SELECT * FROM unnest(%(ranks)s::int[], %(nodes)s::bigint[], %(masks)s::bigint[], %(replicas)s::int[],
-        %(public_ids)s::text[], %(levels)s::text[]) AS place (rank, node_id, mask, replica, public_id, level)
-), wanted AS MATERIALIZED (
-    SELECT rank, node_id, level, bit_or(mask) AS mask FROM place GROUP BY rank, node_id, level
-), locked AS MATERIALIZED (
-    SELECT node.id, wanted.rank, wanted.level, wanted.mask FROM wanted JOIN provisioning_node node ON node.id = node_id
-    WHERE {fits} {order}
-), taken AS (
-    UPDATE provisioning_node node SET free_mask = node.free_mask & ~locked.mask,
-        exclusive_to_id = coalesce(node.exclusive_to_id, %(alone)s::bigint),
-        desired_generation = node.desired_generation + 1
-    FROM locked WHERE node.id = locked.id AND (SELECT count(*) FROM locked) = %(count)s::int
-    RETURNING node.id, node.name, locked.rank, locked.level
-), gpu AS (
-    SELECT gpu.id, gpu.uuid, gpu.index, place.public_id FROM taken
-    JOIN place ON place.rank = taken.rank AND place.node_id = taken.id
-    JOIN provisioning_gpu gpu ON gpu.node_id = taken.id AND gpu.healthy AND gpu.state = 'clean' AND gpu.index < 63
-        AND place.mask >> gpu.index & 1 = 1
-), assigned AS (
-    INSERT INTO provisioning_assignment (public_id, instance_id, node_id, replica, fence, gpu_uuids, desired, observed,
-        message, log_bytes, ports, created_at)
-    SELECT place.public_id, %(instance)s::bigint, place.node_id, place.replica, %(run)s::int, held.uuids, 'prepared',
-        'pending', '', 0, '{{}}', %(at)s::timestamptz
-    FROM place JOIN (SELECT public_id, jsonb_agg(uuid ORDER BY index) AS uuids FROM gpu GROUP BY public_id) held
-        USING (public_id)
-    RETURNING id, public_id, node_id, replica, gpu_uuids
-), held AS (
-    INSERT INTO provisioning_gpuhold (gpu_id, assignment_id, taken_at)
-    SELECT gpu.id, assigned.id, %(at)s::timestamptz FROM gpu JOIN assigned USING (public_id)
-), decided AS (
-    INSERT INTO provisioning_placementdecision (public_id, project_id, offer_id, instance_id, run, at, outcome, times,
-        request, level, nodes, candidates, rejected, most, relaxation, policy_digest)
-    SELECT %(decision)s::text, %(project)s::bigint, %(offer)s::bigint, %(instance)s::bigint, %(run)s::int,
-        %(at)s::timestamptz, 'placed', 1, %(request)s::jsonb, min(level), count(*), %(candidates)s::int,
-        %(rejected)s::jsonb, '{{}}', '{{}}', %(policy_digest)s::text
-    FROM taken HAVING count(*) > 0
-)
-SELECT assigned.id, assigned.public_id, replica, gpu_uuids, taken.id, taken.name
-FROM assigned JOIN taken ON taken.id = node_id ORDER BY replica
-"""
-# One of several nodes, at once: one that is being claimed this moment is passed over.
-TAKE_ONE_NOW = TAKE.format(fits=FITS, order="ORDER BY wanted.rank LIMIT 1 FOR NO KEY UPDATE OF node SKIP LOCKED")
-# All of the nodes, waiting for whoever claims some of them this moment.
-TAKE_ALL = TAKE.format(fits=FITS, order="ORDER BY node.id FOR NO KEY UPDATE OF node")
+OPEN_ENDED = Instance.Market.ON_DEMAND
 
 RECOUNT = """
 UPDATE provisioning_node node SET free_mask = counted.mask,
-    exclusive_to_id = CASE WHEN counted.is_used THEN node.exclusive_to_id END
+    exclusive_to_id = CASE WHEN counted.is_used THEN node.exclusive_to_id END,
+    kept_for = CASE WHEN NOT counted.is_used AND node.exclusive_to_id IS NOT NULL AND EXISTS (
+        SELECT FROM marketplace_reservationstrip WHERE reservation_id = %(block)s::bigint
+            AND starts_at <= %(at)s::timestamptz AND ends_at > %(at)s::timestamptz
+    ) THEN 'block' ELSE node.kept_for END
 FROM (
     SELECT gpu.node_id, bool_or(hold.id IS NOT NULL) AS is_used, coalesce(bit_or(1::bigint << gpu.index)
         FILTER (WHERE gpu.healthy AND gpu.state = 'clean' AND hold.id IS NULL AND gpu.index < 63), 0) AS mask
@@ -132,13 +79,14 @@ def claim(
     all of them run there or nowhere. The decision is recorded: with the claim,
     or by whoever rolls back a refusal (`decisions.keep`).
     """
-    lost = frozenset[int]()
+    lost, turn = frozenset[int](), frozenset[int]() if is_owed else spares
     for attempt in range(1, ATTEMPTS_MAX + 1):
         with shards.current(instance.offer_id) as live:
             tenant = live.refresh(instance.project_id)
-            kept = frozenset[int]() if is_owed else live.kept if spares is None else spares
-            request = request_of(instance, tenant, home, kept)
-            asked = _Asked(instance, at, tenant, request, yields=live.kept if is_owed else frozenset())
+            request = _beside_blocks(
+                instance, request_of(instance, tenant, home, kept_from(instance, tenant, live, turn))
+            )
+            asked = _Asked(instance, at, tenant, request, yields=_yields(live, request, turn))
             _check_policies(asked, live)
             choices, waits = _choices(live.shard, asked, lost, alternatives=ALTERNATIVES * attempt)
             if not choices and live.counts_claims:
@@ -150,7 +98,10 @@ def claim(
             able, rejected = reasons.rejected(live.shard, asked.request)
             live.take(choices[0].places, asked.alone or 0)
         is_new = spares is None and not is_owed
-        told = {"candidates": able, "rejected": json.dumps(rejected), "is_new": is_new}
+        told = {
+            "candidates": able, "rejected": json.dumps(rejected), "is_new": is_new,
+            "has_block_nodes": has_block_nodes(instance, tenant),
+        }  # fmt: skip
         # What closes nodes counts them at once, and takes nothing where they are promised to others.
         with transaction.atomic() if asked.request.is_exclusive else nullcontext():
             claimed = _commit(asked, choices, told, waits=waits)
@@ -162,6 +113,34 @@ def claim(
             return claimed
         lost |= {node_id for choice in choices for node_id, _ in choice.places}
     raise NoCapacity(gettext("Others were quicker %(times)s times; try again.") % {"times": ATTEMPTS_MAX})
+
+
+def _beside_blocks(instance: Instance, request: Request) -> Request:
+    """Return a request that leaves to a tenant's own blocks, which have paid for them, the nodes that they began on."""
+    if not request.is_exclusive or instance.market != OPEN_ENDED:
+        return request
+    own = alone.nodes_of_blocks(offer_id=instance.offer_id, tenant_id=request.owner)
+    return replace(request, kept=request.kept | own) if own else request
+
+
+def has_block_nodes(instance: Instance, tenant: Tenant) -> bool:
+    """Return whether an instance may have nodes that are kept for blocks of whole nodes; spot makes room for them."""
+    is_alone = policy.wants_whole_hosts(tenant.policies)
+    return instance.market == Instance.Market.SPOT or (instance.market == Instance.Market.RESERVED and is_alone)
+
+
+def kept_from(
+    instance: Instance, tenant: Tenant, live: LiveShard, spares: frozenset[int] | None = None
+) -> frozenset[int]:
+    """Return the nodes that are kept for others than an instance; an order that waited for its turn `spares` some."""
+    return live.kept_from(has_block_nodes=has_block_nodes(instance, tenant), spares=spares)
+
+
+def _yields(live: LiveShard, request: Request, turn: frozenset[int] | None) -> frozenset[int]:
+    """Return the nodes that are kept for others, which a request takes where there is no other."""
+    if turn:
+        return frozenset()
+    return live.kept - request.kept - (live.for_blocks if request.is_exclusive else frozenset())
 
 
 def check_possible(*, instance: Instance, at: datetime, home: int | None = None) -> None:
@@ -200,7 +179,7 @@ def release(*, instance: Instance, at: datetime) -> None:
     lock(node_ids)
     wipes.settle_released(held.select_related("assignment__node"))
     held.update(released_at=at)
-    if recount(node_ids):
+    if recount(node_ids, block_id=instance.reservation_id, at=at):
         calendar.count(at=at, offer_id=instance.offer_id)
 
 
@@ -228,13 +207,14 @@ def lock(node_ids: Iterable[int]) -> list[Node]:
     return list(Node.objects.select_for_update(no_key=True).filter(pk__in=list(node_ids)).order_by("pk"))
 
 
-def recount(node_ids: Iterable[int]) -> bool:
+def recount(node_ids: Iterable[int], *, block_id: int | None = None, at: datetime | None = None) -> bool:
     """Set which GPUs are free from the GPUs themselves. The caller holds the locks of these nodes.
 
-    A node that nobody uses any more is kept for nobody. Returns whether a tenant still has one alone.
+    A node that nobody uses any more is kept for nobody, but for the block that has it alone and has hours
+    now. Returns whether a tenant still has one alone.
     """
     with connection.cursor() as cursor:
-        cursor.execute(RECOUNT, {"nodes": list(node_ids)})
+        cursor.execute(RECOUNT, {"nodes": list(node_ids), "block": block_id, "at": at})
         return any(is_closed for (is_closed,) in cursor.fetchall())
 
 
@@ -328,10 +308,10 @@ def _nodes(choice: Choice) -> int:
 def _commit(asked: _Asked, choices: Sequence[Choice], told: dict[str, Any], *, waits: bool) -> list[Assignment]:
     """Take the GPUs of the first choice that can be had, and write down where it went; empty where none can."""
     if not waits:
-        return _take(TAKE_ONE_NOW, asked, choices, told | {"count": 1})
+        return _take(taking.TAKE_ONE_NOW, asked, choices, told | {"count": 1})
     # The savepoint gives the locks back where it was overtaken: the next choice must begin in id order again.
     with transaction.atomic():
-        claimed = _take(TAKE_ALL, asked, choices[:1], told | {"count": _nodes(choices[0])})
+        claimed = _take(taking.TAKE_ALL, asked, choices[:1], told | {"count": _nodes(choices[0])})
         if not claimed:
             transaction.set_rollback(True)
     return claimed
@@ -419,7 +399,8 @@ def _refusal(asked: _Asked, live: LiveShard) -> NoCapacity:
     never = _never(asked, live)
     now = _why_not_home(asked.instance, request.home) if request.home else _why(asked.instance, shard)
     if found.rejected.get("kept"):
-        now = f"{now} {gettext('Some of its nodes are kept for orders that wait, which come first.')}"
+        kept = gettext("Some of its nodes are kept for orders that wait and for reservations, which come first.")
+        now = f"{now} {kept}"
     kind = NeverFits if never else NoCapacity
     decision = decisions.refused(request, found, **asked.about)
     return kind(" ".join(filter(None, [never or now, decisions.advice(found.relaxation)])), decision=decision)

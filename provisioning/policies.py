@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
+from django.db.models import Exists, OuterRef, Q
 from django.utils.translation import gettext as _
 
 from provisioning import calendar, quotas
@@ -48,6 +49,13 @@ FROM (
 ) mine WHERE provisioning_node.id = mine.id AND provisioning_node.exclusive_to_id IS NULL
 RETURNING provisioning_node.offer_id
 """
+# Of what has a project: whether a policy lets nobody share its hosts.
+ALONE = Exists(
+    Policy.objects.filter(
+        Q(project=OuterRef("project")) | Q(organization=OuterRef("project__organization")),
+        document__contains={"no_shared_host": True},
+    )
+)
 CLOSED_AT_ONCE = 1000
 # Claims hold it shared from their look at the policies to their end (`shards.REFRESH`).
 LOCK = """
@@ -142,7 +150,12 @@ def may_exclude(*, project_id: int, offer_id: int) -> bool:
 
 def is_alone(project_id: int) -> bool:
     """Return whether a policy lets nobody share a project's hosts. One query."""
-    return wants_whole_hosts(_documents([project_id]).get(project_id, []))
+    return bool(alone([project_id]))
+
+
+def alone(project_ids: Collection[int]) -> set[int]:
+    """Return those of these projects whose hosts a policy lets nobody share. One query."""
+    return {project_id for project_id, found in _documents(project_ids).items() if wants_whole_hosts(found)}
 
 
 def _documents(project_ids: Collection[int]) -> dict[int, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from provisioning import shards
 from provisioning.models import Instance
-from provisioning.placement import request_of
+from provisioning.placement import kept_from, request_of
 from provisioning.placing import keeping, reasons
 from provisioning.placing.choice import choose
 
@@ -13,7 +13,9 @@ def kept_for(*, instance: Instance, home: int | None, spares: frozenset[int]) ->
     """Return the nodes to keep for what finds no place beside those that it `spares`, as `keeping.kept_for` does."""
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
-        return keeping.kept_for(live.shard, request_of(instance, tenant, home, spares))
+        return keeping.kept_for(
+            live.shard, request_of(instance, tenant, home, kept_from(instance, tenant, live, spares))
+        )
 
 
 def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
@@ -28,7 +30,8 @@ def fitting(wanted: Sequence[tuple[Instance, int | None]]) -> set[int]:
         found = set()
         with live.shard.trying() as take:
             for instance, home in wanted:
-                request = request_of(instance, tenants[instance.project_id], home, live.kept)
+                tenant = tenants[instance.project_id]
+                request = request_of(instance, tenant, home, kept_from(instance, tenant, live))
                 choice = choose(live.shard, request)
                 for node_id, mask in choice.places if choice is not None else ():
                     found.add(instance.pk)

@@ -78,7 +78,8 @@ def has_place(instance: Instance, *, candidates: Sequence[int]) -> bool:
     with shards.current(instance.offer_id) as live:
         tenant = live.refresh(instance.project_id)
         stage = _Stage(live.shard, held, back=set(held), more=_dirty(instance.offer_id))
-        return any(stage.has_place(placement.request_of(one, tenant, home, live.kept)) for one, home in asked)
+        kept = placement.kept_from(instance, tenant, live)
+        return any(stage.has_place(placement.request_of(one, tenant, home, kept)) for one, home in asked)
 
 
 def _allowed(offer_id: int, wanted: Sequence[Instance]) -> list[tuple[Instance, int | None]]:

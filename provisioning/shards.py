@@ -81,6 +81,8 @@ class LiveShard:
         self.shard = Shard()
         # Nodes that are to be the place of somebody who waits.
         self.kept = frozenset[int]()
+        # Those of them that are kept for blocks of whole nodes.
+        self.for_blocks = frozenset[int]()
         self._empty: Shard | None = None
         self._since = 0
         self._unsure: set[int] = set()
@@ -95,6 +97,8 @@ class LiveShard:
         rows = ask(REFRESH, wanted | {"unsure": sorted(unsure)})
         news = [row for row in rows if row[4] is not None]
         self.kept = self.kept.difference(row[4] for row in news).union(row[4] for row in news if row[-2])
+        of_blocks = {row[4] for row in news if row[-2] == "block"}
+        self.for_blocks = self.for_blocks.difference(row[4] for row in news).union(of_blocks)
         found = sorted((_row(*row[4:]), row[3]) for row in news)
         for row, _ in found:
             self.shard.put(row._replace(mask=row.mask & ~claimed[row.id]) if row.id in claimed else row)
@@ -105,6 +109,7 @@ class LiveShard:
             if self._empty is not None:
                 self._empty.drop(node_id)
             self.kept -= {node_id}
+            self.for_blocks -= {node_id}
         self._since, self._unsure = rows[0][0], {row.id for row, is_ours in found if is_ours}.union(claimed)
         return Tenant(rows[0][1] or 0, json.loads(rows[0][2] or "[]"))
 
@@ -116,6 +121,11 @@ class LiveShard:
         if self._empty is None:
             self._empty = Shard(_emptied(row) for row in self.shard.rows())
         return self._empty
+
+    def kept_from(self, *, has_block_nodes: bool, spares: frozenset[int] | None = None) -> frozenset[int]:
+        """Return the nodes that an order is not to have; one that waited for its turn `spares` some for the queue."""
+        queued = self.kept - self.for_blocks if spares is None else spares
+        return queued if has_block_nodes else queued | self.for_blocks
 
     @contextmanager
     def whole_fleet(self) -> Iterator[Shard]:

@@ -102,6 +102,7 @@ class Node(models.Model):
     class Kept(models.TextChoices):
         FOR_ALL = "", _("For everybody")
         QUEUE = "queue", _("For an order that waits")
+        BLOCK = "block", _("For a reservation of whole nodes")
 
     public_id = PublicIdField(prefix="nod")
     name = models.SlugField(max_length=63, unique=True)

@@ -32,6 +32,13 @@ def kept_for(shard: Shard, request: Request) -> frozenset[int] | None:
     return frozenset(spot.id for spot in best)
 
 
+def emptiest(shard: Shard, hosts: int, kept: frozenset[int]) -> frozenset[int]:
+    """Return so many nodes that nobody has alone, those first that lack the least of being empty, then who is kept."""
+    open_to_all = [spot for spot in shard.spots.values() if not spot.status and not spot.owner] if hosts else []
+    first = sorted(open_to_all, key=lambda spot: (spot.total - spot.mask.bit_count(), spot.id not in kept, spot.id))
+    return frozenset(spot.id for spot in first[:hosts])
+
+
 def _best(able: Iterable[Spot], request: Request) -> list[Spot]:
     return _spread(able, request) if request.strategy == "spread" and request.replicas > 1 else _packed(able, request)
 

@@ -75,7 +75,9 @@ def test_a_launch_starts_on_no_node_that_is_kept_for_who_waits_and_is_refused_wh
     gang: WaitingOrder, rent: Rent
 ) -> None:
     # Of all nodes the kept one is the only place for seven.
-    with pytest.raises(NoCapacity, match="Some of its nodes are kept for orders that wait, which come first"):
+    with pytest.raises(
+        NoCapacity, match="Some of its nodes are kept for orders that wait and for reservations, which come first"
+    ):
         rent(gpus=7)
     assert {node_of(rent(gpus=gpus)) for gpus in (4, 5, 5)} == {"h200-4", "h200-3", "h200-2"}
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from billing import prices
 from billing.prepared import ask
 from marketplace.models import Offer, Organization, Project
-from provisioning import placement, shards
+from provisioning import placement, shards, taking
 from provisioning.errors import NoCapacity
 from provisioning.models import Assignment, Fabric, Gpu, GpuHold, Instance, Node, Site
 from tests.conftest import Fleet, Rent, make_offer
@@ -270,7 +270,7 @@ def test_a_claim_is_two_statements(offer: Offer, ordered: Order, replicas: int, 
     with django_assert_num_queries(4 if replicas > 8 else 2) as captured:
         placement.claim(instance=instance, at=timezone.now())
     asked = [query["sql"] for query in captured.captured_queries if "SAVEPOINT" not in query["sql"]]
-    assert asked == [shards.REFRESH, placement.TAKE_ALL if replicas > 8 else placement.TAKE_ONE_NOW]
+    assert asked == [shards.REFRESH, taking.TAKE_ALL if replicas > 8 else taking.TAKE_ONE_NOW]
 
 
 def test_what_changed_comes_from_an_index(offer: Offer) -> None:

@@ -15,7 +15,7 @@ from billing import books, holds
 from marketplace import rentals, tenants
 from marketplace.access import person
 from marketplace.models import Organization, Project, User
-from provisioning import engine, placement, quotas, shards
+from provisioning import engine, placement, quotas, shards, taking
 from provisioning.errors import NoCapacity, QuotaExceeded
 from provisioning.models import Assignment, GpuHold, Instance, InstanceEvent, Node, Quota, Workflow
 from provisioning.steps import PLAN, STEPS
@@ -123,10 +123,8 @@ def test_without_the_lock_both_choose_the_last_gpu_and_only_the_count_refuses_th
     monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
 ) -> None:
     for name in ("TAKE_ALL", "TAKE_ONE_NOW"):
-        unlocked, sleep = re.sub("FOR NO KEY UPDATE.*\n", "\n", getattr(placement, name)), "SELECT pg_sleep(0.3)"
-        monkeypatch.setattr(
-            placement, name, unlocked.replace("count(*) FROM locked", f"count(*) FROM locked, ({sleep})")
-        )
+        unlocked, sleep = re.sub("FOR NO KEY UPDATE.*\n", "\n", getattr(taking, name)), "SELECT pg_sleep(0.3)"
+        monkeypatch.setattr(taking, name, unlocked.replace("count(*) FROM locked", f"count(*) FROM locked, ({sleep})"))
     assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["IntegrityError", "done"]
 
 
@@ -293,9 +291,9 @@ def test_without_a_check_under_the_lock_an_overtaken_gang_takes_what_another_has
     monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
     one, other = customer("one", fleet), customer("other", fleet)
-    unchecked = placement.TAKE_ALL.replace("AND node.free_mask & wanted.mask = wanted.mask", "")
+    unchecked = taking.TAKE_ALL.replace("AND node.free_mask & wanted.mask = wanted.mask", "")
     overtaken(monkeypatch, lambda places, times: at_the_same_moment(lambda: other(gpus=6)))
-    monkeypatch.setattr(placement, "TAKE_ALL", unchecked)
+    monkeypatch.setattr(taking, "TAKE_ALL", unchecked)
     with pytest.raises(IntegrityError, match="gpu_held_by_one_at_a_time"):
         one(replicas=2, gpus=5)
 

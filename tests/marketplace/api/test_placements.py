@@ -47,9 +47,11 @@ def test_a_launch_leaves_alone_what_is_kept_for_who_waits(program: Program) -> N
     Node.objects.filter(name="h200-1").update(kept_for="queue")
     answer = launched(program, replicas=2, gpus=8)
     assert (answer.status_code, answer.json()["code"]) == (409, "no_capacity")
-    assert "Some of its nodes are kept for orders that wait" in answer.json()["detail"]
+    assert "Some of its nodes are kept for orders that wait and for reservations" in answer.json()["detail"]
     decision = program.get(f"placements/{answer.json()['placement']}").json()
-    assert decision["rejected"] == [{"rule": "kept", "nodes": 1, "reason": "kept for orders that wait"}]
+    assert decision["rejected"] == [
+        {"rule": "kept", "nodes": 1, "reason": "kept for orders that wait or for reservations"}
+    ]
 
 
 def test_a_decision_names_no_other_tenant(program: Program, fleet: Fleet) -> None:

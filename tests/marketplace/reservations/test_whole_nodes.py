@@ -224,3 +224,66 @@ def test_who_shares_no_host_from_now_on_has_its_hours_taken_off_the_market(
     held.refresh_from_db()
     assert held.gpus == 8
     assert AuditEntry.objects.filter(verb="listing.withdraw").count() == 1
+
+
+def end(buyer: Buyer, instance: Instance, hours: float, run: Run) -> None:
+    with transaction.atomic():
+        rentals.terminate(actor=buyer.actor, instance=Instance.objects.get(pk=instance.pk), at=buyer.at(hours))
+    run()
+
+
+def kept() -> int:
+    return Node.objects.filter(kept_for="block").count()
+
+
+def test_a_block_that_finds_no_whole_node_says_so_and_is_given_back_by_itself(
+    acme_buys: Buyer, other_buys: Buyer
+) -> None:
+    on_demand(other_buys, 0, gpus=1, replicas=2, wish=EACH)
+    shared_with_nobody(acme_buys.project)
+    held = acme_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    held.refresh_from_db()
+    assert (held.state, held.missing_gpus) == ("delayed", 8)
+    assert "no host is free of others" in held.message
+    acme_buys.go_to(2.2)
+    assert Shortfall.objects.get(reservation=held).gpus == 8
+    check_conserved(at=acme_buys.at(2.2))
+
+
+def test_whole_nodes_are_kept_from_shortly_before_a_block_begins_until_it_is_over(
+    acme_buys: Buyer, other_buys: Buyer, clock: Any, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    acme_buys.buy(8, 2, 4)
+    acme_buys.go_to(1)
+    assert kept() == 0
+    acme_buys.go_to(1.5)
+    assert kept() == 1
+    on_demand(other_buys, 1.6, gpus=1)
+    with pytest.raises(NoCapacity, match="kept for orders that wait and for reservations"):
+        on_demand(other_buys, 1.6, gpus=8)
+    acme_buys.go_to(2)
+    first = launch(acme_buys, 2.01, gpus=8)
+    assert holds_of(first) == 8
+    run_until_idle()
+    acme_buys.go_to(2.1)
+    assert kept() == 0
+    end(acme_buys, first, 2.2, run_until_idle)
+    assert kept() == 1
+    with pytest.raises(NoCapacity, match="kept for orders that wait and for reservations"):
+        on_demand(other_buys, 2.3, gpus=8)
+    assert holds_of(launch(acme_buys, 2.3, gpus=8)) == 8
+    acme_buys.go_to(4.1)
+    assert kept() == 0
+
+
+def test_what_its_tenant_runs_on_demand_leaves_a_block_the_nodes_that_it_has_begun_on(acme_buys: Buyer) -> None:
+    shared_with_nobody(acme_buys.project)
+    acme_buys.buy(8, 2, 4)
+    begin(acme_buys)
+    launch(acme_buys, 2.01, gpus=4)
+    assert holds_of(on_demand(acme_buys, 2.02, gpus=4)) == 4
+    assert nodes() == 2
+    assert holds_of(launch(acme_buys, 2.03, gpus=4)) == 4
+    assert nodes() == 2

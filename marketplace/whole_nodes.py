@@ -1,0 +1,56 @@
+"""Whole nodes for blocks of tenants who share no host: kept free from shortly before they begin until they are over."""
+
+from collections import Counter, defaultdict
+from datetime import datetime
+
+from django.db.models import Q
+
+from marketplace import holdings
+from marketplace.blocks import NOTICE
+from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
+from provisioning import kept_nodes, policies
+
+State = ReservationState
+TO_COME = {State.SCHEDULED, State.LOCKED}
+
+
+def keep(*, at: datetime, limit: int) -> int:
+    """Keep as many nodes of each offer as its blocks need that have begun or are about to; return for how many offers.
+
+    What runs there meanwhile goes on. What a block leaves free is kept in the transaction that frees it
+    (`placement.recount`); `limit` is nothing to this: who is not looked at would be served last.
+    """
+    wanted = _wanted(at)
+    offers = {*wanted, *kept_nodes.offers_with_any(kept_nodes.Kept.BLOCK)}
+    return sum(kept_nodes.for_blocks(offer_id=one, gpus=wanted.get(one, {})) for one in sorted(offers))
+
+
+def _wanted(at: datetime) -> dict[int, dict[int, int]]:
+    """Return by offer and tenant how many GPUs its blocks have now, or shortly, in whole nodes."""
+    near = Q(state__in=[*TO_COME, *BEGUN, State.PARTIALLY_FULFILLED], starts_at__lte=at + NOTICE, ends_at__gt=at)
+    strips = ReservationStrip.objects.filter(
+        reservation__in=Reservation.objects.filter(near, policies.ALONE), starts_at__lte=at + NOTICE, ends_at__gt=at
+    ).select_related("reservation__project")
+    by_tenant: dict[tuple[int, int], list[ReservationStrip]] = defaultdict(list)
+    for strip in strips:
+        by_tenant[strip.reservation.offer_id, strip.reservation.project.organization_id].append(strip)
+    wanted: dict[int, dict[int, int]] = defaultdict(dict)
+    for (offer_id, tenant_id), found in by_tenant.items():
+        wanted[offer_id][tenant_id] = max(holdings.held_at(found, moment) for moment in (at, at + NOTICE))
+    return wanted
+
+
+def missing(offer_id: int, found: list[Reservation], idle: dict[int, int]) -> dict[int, int]:
+    """Return how many of the idle GPUs of each reservation have no whole node, for those that are to have them so.
+
+    In the order of `found`: the first go short first.
+    """
+    alone = policies.alone({one.project_id for one in found})
+    concerned = [one for one in found if one.project_id in alone and idle[one.pk]]
+    if not concerned:
+        return {}
+    short, lack = sum(idle[one.pk] for one in concerned) - kept_nodes.whole_gpus(offer_id), Counter[int]()
+    for one in concerned:
+        lack[one.pk] = max(0, min(idle[one.pk], short))
+        short -= lack[one.pk]
+    return lack
