@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("provisioning", "0037_failures_by_time"),
+        ("provisioning", "0038_a_share_of_the_disk"),
     ]
 
     operations = [
