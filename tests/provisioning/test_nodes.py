@@ -327,6 +327,9 @@ def test_joining_anew_starts_counting_reports_anew(node: Node, fleet: Fleet) -> 
     assert (heartbeat.agent_epoch, heartbeat.seq) == (0, 0)
 
 
+LOCKED = ("workflow", "instance", "account", "heartbeat", "capacity", "node")
+
+
 def test_what_a_silent_node_runs_is_locked_before_any_account(rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
     for _ in range(2):
         rent()
@@ -337,10 +340,9 @@ def test_what_a_silent_node_runs_is_locked_before_any_account(rent: Rent, run_un
     ) as captured:
         nodes.notice_silence(at=at, limit=10)
     locks = [query["sql"] for query in captured.captured_queries if "FOR " in query["sql"] and "UPDATE" in query["sql"]]
-    tables = [
-        next(name for name in ("workflow", "instance", "account", "heartbeat", "node") if re.search(rf"_{name}\b", sql))
-        for sql in locks
-    ]
+    tables = [next(name for name in LOCKED if re.search(rf"_{name}\b", sql)) for sql in locks]
+    # A node that is lost is counted out of what is sold, last of all.
+    assert tables.index("capacity") == len(tables) - 1
     first_account = tables.index("account")
     assert "workflow" in tables[:first_account]
     assert "instance" in tables[:first_account]
