@@ -292,8 +292,9 @@ def test_a_verifier_that_hangs_fills_its_disk_is_killed_or_reaches_out_pays_noth
     )
     assert [row[:4] for row in tried] == [
         (0, "pass", 0, "command"), (1, "crashed", 7, "silence"), (2, "timed_out", tried[2][2], "silence"),
-        (3, "crashed", 137, "silence"), (4, "crashed", 137, "silence"),
+        (3, "crashed", tried[3][2], "silence"), (4, "crashed", 137, "silence"),
     ]  # fmt: skip
+    assert tried[3][2] in {137, 143}, "it may hear SIGTERM in the moment before it is killed"
     filled = [row[0] for row in tried if re.search(r"filled its disk share: [0-9.]+ of 64.0 MiB", row[5])]
     assert filled == [MISBEHAVING.index("disk")]
     assert not any(row[4] for row in tried), "each on another host than its task"
