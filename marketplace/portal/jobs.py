@@ -15,6 +15,7 @@ from marketplace import access, access_jobs, idempotency, offers
 from marketplace.contracts import door, wording
 from marketplace.contracts import terms as written
 from marketplace.jobs import cancelling, progress, spec, submitting
+from marketplace.jobs.schema import DISK_DEFAULT
 from marketplace.jobs.spec import BadSpec, Spec
 from marketplace.models import Job, Organization, Project, TaskState
 from marketplace.portal import errors, grids
@@ -24,11 +25,18 @@ PAGE = 50
 EVENTS_MOST = 50
 ROUTE = "portal/jobs"
 # The words of the form's fields; those of one kind are read alike.
-TEXTS = ("name", "offer", "image", "market", "max_price", "time_limit", "deadline", "max_cost", "contract")
+TEXTS = ("name", "offer", "image", "market", "max_price", "time_limit", "disk", "deadline", "max_cost", "contract")
 NUMBERS = ("array", "gpus", "parallel", "retries", "priority")
 LINES = ("outputs",)
 FIELDS = (*TEXTS, *NUMBERS, *LINES, "command", "env", "project")
-ORDINARY = {"array": "1", "gpus": "1", "retries": "1", "time_limit": "1h", "market": Job.Market.ON_DEMAND}
+ORDINARY = {
+    "array": "1",
+    "gpus": "1",
+    "retries": "1",
+    "time_limit": "1h",
+    "disk": DISK_DEFAULT,
+    "market": Job.Market.ON_DEMAND,
+}
 EXAMPLE = """\
 name: sweep
 offer: {offer}

@@ -31,7 +31,7 @@ FIELDS = {"name": "sweep", "offer": "h200-narvik", "command": "work $GPUMARKET_T
 
 def test_the_form_submits_a_job_once_and_leads_to_it(owner: Client, fleet: Fleet) -> None:
     form = read(owner.get(reverse("job-new")))
-    assert faults(form) == []
+    assert (faults(form), form.value("disk")) == ([], "20G")
     checked = read(owner.post(reverse("job-new"), FIELDS | {"check": "1"}))
     # Three tasks, two attempts each, half an hour of 2.49.
     assert "$7.47" in checked.text
@@ -82,12 +82,15 @@ def test_a_job_is_paid_by_a_contract_that_was_agreed_to_and_costs_what_its_resul
 
 
 def test_what_is_wrong_is_told_beside_its_field(owner: Client, fleet: Fleet) -> None:
-    answer = owner.post(reverse("job-new"), FIELDS | {"gpus": "two", "time_limit": "soon", "retries": "-1"})
+    answer = owner.post(
+        reverse("job-new"), FIELDS | {"gpus": "two", "time_limit": "soon", "retries": "-1", "disk": "9"}
+    )
     page = read(answer)
     assert (answer.status_code, faults(page)) == (422, [])
     assert "This is to be a whole number." in page.text
     assert "Write a whole number with s, m, h or d" in page.text
-    assert page.value("gpus") == "two"
+    assert "Write a whole number with M, G or T" in page.text
+    assert (page.value("gpus"), page.value("disk")) == ("two", "9")
     assert not Job.objects.exists()
 
 
