@@ -25,6 +25,7 @@ from billing.models.outcomes import (
     OutcomePeriod,
     OutcomeShare,
     OutcomeSharing,
+    OutcomeTotal,
 )
 from billing.models.payments import (
     AutomaticTopUp,
@@ -113,6 +114,7 @@ __all__ = [
     "OutcomePeriod",
     "OutcomeShare",
     "OutcomeSharing",
+    "OutcomeTotal",
     "Payment",
     "Payout",
     "PayoutAccount",

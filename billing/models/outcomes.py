@@ -211,6 +211,26 @@ class OutcomeCost(models.Model):
         return f"{self.resource_id}: {self.amount_micros} micros"
 
 
+class OutcomeTotal(models.Model):
+    """What the outcomes of a contract's version brought and what they took so far, so that nobody sums up its history.
+
+    brought = outcomes that were shared out, less what was given back of them     cost = what was booked
+    """
+
+    version = models.CharField(max_length=32)
+    currency = models.CharField(max_length=3)
+    brought_micros = models.BigIntegerField(default=0)
+    cost_micros = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["version", "currency"], name="outcome_total_once_per_version"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.brought_micros} brought, {self.cost_micros} taken ({self.currency})"
+
+
 class OutcomeShare(models.Model):
     """What a supplier got, or gave back, of one version's outcomes in one sharing. Written once."""
 

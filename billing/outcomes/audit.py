@@ -100,6 +100,20 @@ RULES: Mapping[str, str] = {
            OR adjustment.supplier_id <> share.supplier_id OR adjustment.currency <> share.currency
            OR adjustment.kind <> 'outcome'
     """,
+    "totals_of_a_version_are_what_was_shared_out_and_booked": """
+        SELECT version, format('brought %%s, outcomes %%s; cost %%s, booked %%s', coalesce(total.brought_micros, 0),
+                               coalesce(outcomes.brought, 0), coalesce(total.cost_micros, 0), coalesce(booked.cost, 0))
+        FROM billing_outcometotal total FULL JOIN (
+            SELECT version, currency,
+                   sum(CASE kind WHEN 'reversed' THEN -amount_micros ELSE amount_micros END) AS brought
+            FROM billing_outcome WHERE sharing_id IS NOT NULL GROUP BY 1, 2
+        ) outcomes USING (version, currency) FULL JOIN (
+            SELECT version, currency, sum(amount_micros) AS cost
+            FROM billing_outcomecost WHERE version <> '' GROUP BY 1, 2
+        ) booked USING (version, currency)
+        WHERE (coalesce(total.brought_micros, 0), coalesce(total.cost_micros, 0))
+            <> (coalesce(outcomes.brought, 0), coalesce(booked.cost, 0))
+    """,
     "what_results_took_was_booked": """
         SELECT span.public_id, format('cost %%s, moved %%s', cost.amount_micros, coalesce(transfer.amount_micros, 0))
         FROM billing_outcomecost cost JOIN billing_usagespan span ON span.id = cost.span_id

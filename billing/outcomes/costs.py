@@ -14,6 +14,7 @@ from django.db.models import Q
 
 from billing import accounts, floating, ledger, rating
 from billing.models import Account, Escrow, OutcomeCost, UsageSpan
+from billing.outcomes import totals
 from billing.suppliers import accruing
 from billing.suppliers.accruing import Supplied
 
@@ -51,6 +52,8 @@ def book_cost(*, span: UsageSpan, version: str, at: datetime) -> OutcomeCost | N
     )
     if not is_new:
         return None
+    if row.version:
+        totals.add([(row.version, row.currency, 0, row.amount_micros)])
     if row.amount_micros:
         key = f"cost:{span.public_id}"
         ledger.transfer(

@@ -1,6 +1,6 @@
 """What each contract leaves the platform: what buyers paid, less what suppliers get of it and what the work took."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db.models import Count, Q, QuerySet, Sum
 
-from billing.models import Outcome, OutcomeCost, OutcomeShare
+from billing.models import Outcome, OutcomeCost, OutcomeShare, OutcomeTotal
 from billing.outcomes.sharing import BROUGHT
 
 
@@ -74,6 +74,29 @@ def net_micros(*, versions: Iterable[str], **whose: Any) -> dict[str, int]:
         paid=Sum("amount_micros", filter=~back, default=0), returned=Sum("amount_micros", filter=back, default=0)
     )
     return {version: paid - returned for version, paid, returned in summed}
+
+
+def brought_micros(*, versions: Iterable[str], currency: str) -> dict[str, int]:
+    """Return what all outcomes of each of these versions brought, from their totals and what is not shared out yet.
+
+    One statement, in which nothing is counted twice or never however much is shared out meanwhile; it reads no history.
+    """
+    back, mine = Q(kind=Outcome.Kind.REVERSED), {"version__in": list(versions), "currency": currency}
+    newest = Outcome.objects.filter(BROUGHT, sharing=None, **mine).order_by().values_list("version")
+    newest = newest.annotate(
+        net=Sum("amount_micros", filter=~back, default=0) - Sum("amount_micros", filter=back, default=0)
+    )
+    rows = OutcomeTotal.objects.filter(**mine).values_list("version", "brought_micros").union(newest, all=True)
+    brought: Counter[str] = Counter()
+    for version, micros in rows:
+        brought[version] += int(micros)
+    return brought
+
+
+def booked_micros(*, versions: Iterable[str], currency: str) -> int:
+    """Return what all that was booked for outcomes of these versions took, from their totals."""
+    rows = OutcomeTotal.objects.filter(version__in=list(versions), currency=currency)
+    return int(rows.aggregate(total=Sum("cost_micros", default=0))["total"])
 
 
 def cost_micros(*, organization_id: int, versions: Iterable[str], without: Any) -> int:

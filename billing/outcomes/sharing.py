@@ -13,6 +13,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Sum, Value
 from django.db.models.functions import Coalesce, Concat
 
 from billing.models import Account, Collection, Outcome, OutcomeShare, OutcomeSharing, Transfer
+from billing.outcomes import totals
 from billing.suppliers import accruing, adjusting, purses
 from billing.suppliers.shares import largest_remainder
 
@@ -53,6 +54,7 @@ def share_out(*, at: datetime, limit: int = BATCH) -> int:
             adjustment=moved,
         )  # fmt: skip
     Outcome.objects.filter(pk__in=[one.pk for one in found]).update(sharing=sharing)
+    totals.add((*whose, micros, 0) for whose, micros in _brought(found).items())
     return len(found)
 
 
@@ -81,6 +83,14 @@ def _sums(outcomes: Iterable[Outcome]) -> dict[Whose, int]:
         for supplier, micros in _change(one).items():
             sums[supplier, one.version, one.currency] += micros
     return dict(sums)
+
+
+def _brought(outcomes: Iterable[Outcome]) -> Counter[tuple[str, str]]:
+    """Return what outcomes brought by version and currency, less what they gave back."""
+    brought: Counter[tuple[str, str]] = Counter()
+    for one in outcomes:
+        brought[one.version, one.currency] += one.amount_micros if one.of is None else -one.amount_micros
+    return brought
 
 
 def _change(one: Outcome) -> Counter[int]:

@@ -69,16 +69,18 @@ def unpaid_micros(seller: Organization, currency: str, *, at: datetime) -> int:
     bps = {row.public_id: written.of(row.terms).platform_bps for row in sold_by(seller)}
     tries = Attempt.objects.filter(job__contract__in=list(bps))
     faulted = tries.filter(state=AttemptState.FAULTED).values("instance__public_id")
+    lost = OutcomeCost.objects.filter(currency=currency, span__resource_id__in=faulted)
     verifiers = VerifierRun.objects.filter(claim__version__in=sold_by(seller), result=VerifierRun.Result.RUNNING)
     not_counted = tries.filter(state__in=[AttemptState.FAULTED, AttemptState.RUNNING])
     apart = Instance.objects.filter(
         Q(pk__in=not_counted.values("instance")) | Q(pk__in=verifiers.values("instance"))
     ).values("public_id")
-    booked = OutcomeCost.objects.filter(version__in=list(bps), currency=currency)
-    cost = booked.exclude(span__resource_id__in=faulted).aggregate(total=Sum("amount_micros", default=0))["total"]
-    cost += costs.unbooked_micros(versions=list(bps), currency=currency, without=apart, at=at)
-    net = margins.net_micros(versions=bps, currency=currency)
-    return int(cost) - sum(micros * bps[name] // written.BP for name, micros in net.items())
+    # In this order, so that what is booked meanwhile counts twice and not never.
+    cost = costs.unbooked_micros(versions=list(bps), currency=currency, without=apart, at=at)
+    cost += margins.booked_micros(versions=bps, currency=currency)
+    cost -= lost.aggregate(total=Sum("amount_micros", default=0))["total"]
+    brought = margins.brought_micros(versions=bps, currency=currency)
+    return int(cost) - sum(micros * bps[name] // written.BP for name, micros in brought.items())
 
 
 def unpaid_of(seller: Organization, *, at: datetime) -> list[tuple[str, int, int]]:

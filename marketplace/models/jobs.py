@@ -307,6 +307,7 @@ class Attempt(models.Model):
         ]
         indexes = [
             models.Index(fields=["job", "id"], name="attempt_under_way", condition=Q(state="running")),
+            models.Index(fields=["job"], name="attempt_lost_by_us", condition=Q(state="faulted")),
         ]
 
     def __str__(self) -> str:

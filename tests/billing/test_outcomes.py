@@ -204,6 +204,7 @@ BREAKING = {
     "outcome_costs_what_its_arithmetic_says": "UPDATE billing_outcome SET asked_micros = asked_micros + 1",
     "outcome_is_an_item": "UPDATE billing_prepaiditem SET amount_micros = amount_micros + 1",
     "suppliers_part_of_outcomes_was_moved": "UPDATE billing_outcomeshare SET amount_micros = amount_micros + 1",
+    "totals_of_a_version_are_what_was_shared_out_and_booked": "UPDATE billing_outcometotal SET cost_micros = 1",
     "what_results_took_was_booked": "UPDATE billing_outcomecost SET amount_micros = amount_micros + 1",
 }
 

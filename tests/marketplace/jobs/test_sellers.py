@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import time_machine
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
-from billing import books
+from billing import books, usage
 from billing.models import Escrow, OutcomeCost
-from billing.outcomes import costs
+from billing.outcomes import costs, sharing
 from marketplace import told
 from marketplace.access import person
 from marketplace.contracts import offering, runs, sellers, sweeping
@@ -22,6 +23,8 @@ from marketplace.jobs import bounding
 from marketplace.jobs.spec import BadSpec
 from marketplace.models import Claim, Job, Membership, Project, SellerLimit, User
 from provisioning import engine
+from tests.billing.makers import PRICE, start
+from tests.billing.results import JOB, item, release, set_aside, settle
 from tests.conftest import make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest
 from tests.outcomes import Deal, make_deal
@@ -211,6 +214,43 @@ def test_what_the_operator_itself_sells_has_no_limit(works: Works, deal: Deal, c
         under(deal, works)
     Membership.objects.create(organization=deal.seller, user=carol, role="admin")
     assert under(deal, works).pk
+
+
+def test_a_sellers_limit_is_known_without_reading_what_it_ever_sold(
+    works: Works, deal: Deal, clock: time_machine.Traveller
+) -> None:
+    acme, version, at = works.project.organization, deal.version.public_id, timezone.now()
+    set_aside(acme, 100 * HOUR_MICROS, version=version, at=at)
+    for n in range(50):
+        settle(acme, item(f"task {n}", version=version), at=at)
+        start(acme, resource_id=f"ins_{n}", quantity=1, covered_by=JOB, at=at)
+        usage.stop(resource_id=f"ins_{n}", at=at + timedelta(hours=1))
+    release(at=at)
+    costs.book_costs(at=at)
+    sharing.share_out(at=at)
+    clock.shift(timedelta(days=8))
+    with connection.cursor() as cursor:  # Else plans would follow what earlier tests left to count.
+        cursor.execute("ANALYZE billing_outcome, billing_outcomecost, billing_usagespan, marketplace_attempt")
+    with CaptureQueriesContext(connection) as asked:
+        found = sellers.unpaid_micros(deal.seller, "USD", at=timezone.now())
+    assert found == 50 * (PRICE - 1_000_000)  # the platform's part is all of it
+    assert sum(map(_rows_of_history, asked.captured_queries)) == 0
+    assert books.check(at=timezone.now()) == []
+
+
+def _rows_of_history(query: dict[str, str]) -> int:
+    """Return how many results and costs a query reads to be answered."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query['sql']}")
+        (((whole,),),) = cursor.fetchall()
+    nodes, read = [whole["Plan"]], 0
+    while nodes:
+        node = nodes.pop()
+        nodes += node.get("Plans", [])
+        if node.get("Relation Name") in ("billing_outcome", "billing_outcomecost"):
+            read += node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+    return int(read)
 
 
 @pytest.mark.django_db(transaction=True)
