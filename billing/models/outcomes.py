@@ -154,6 +154,7 @@ class Outcome(models.Model):
             models.Index(fields=["version", "at"], name="outcome_by_version"),
             models.Index(fields=["id"], condition=Q(sharing=None), name="outcome_to_share"),
             models.Index(fields=["at"], name="outcome_when"),
+            models.Index(fields=["organization", "at"], name="outcome_of_an_organization"),
             models.Index(fields=["organization", "-id"], name="outcome_given_back", condition=Q(kind="reversed")),
         ]
 

@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import time_machine
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import charging
+from billing.models import Outcome
 from marketplace import rentals, spend, tokens
 from marketplace.access import Actor
 from marketplace.budget_counters import whose
 from marketplace.errors import BudgetExceeded
 from marketplace.models import ApiToken, Budget, Organization, Project
 from provisioning.models import Instance
-from tests.billing.makers import at_the_same_moment
+from tests.billing.makers import at_the_same_moment, make_organization
 from tests.conftest import Fleet, Rent, order
 from tests.marketplace.api.tables import every_row
 from tests.standing import frozen
@@ -194,3 +196,25 @@ def test_two_orders_at_once_cannot_both_pass(actor: Actor, project: Project, fle
         rent_as(actor, Project.objects.select_related("organization").get(pk=project.pk), fleet)
 
     assert at_the_same_moment(one, one) == ["BudgetExceeded", "done"]
+
+
+def test_what_results_cost_an_organization_lately_comes_from_an_index_whatever_it_ever_paid(acme: Organization) -> None:
+    now = timezone.now()
+    Outcome.objects.bulk_create(
+        Outcome(
+            key=f"{owner} {n}", kind="outcome", organization_id=owner, resource_id="job_1", version="ctv_1",
+            subject=f"{n}", name="Frame", currency="USD", unit="frames", quantity=1, micros_per_unit=1,
+            asked_micros=1, amount_micros=1, promo_micros=0, shares=[], at=now - n * step,
+        )
+        for owner, step in ((acme.pk, timedelta(hours=1)), (make_organization().pk, timedelta(seconds=1)))
+        for n in range(2_000)
+    )  # fmt: skip
+    with connection.cursor() as cursor, CaptureQueriesContext(connection) as asked:
+        cursor.execute("ANALYZE billing_outcome")
+        ((micros, _),) = spend.cost(acme, [(now - timedelta(hours=5), now)], at=now)
+    assert micros == 5
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {asked.captured_queries[-1]['sql']}")
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+    assert "outcome_of_an_organization" in plan
+    assert "Seq Scan on billing_outcome" not in plan
