@@ -159,19 +159,20 @@ def test_it_is_one_query_however_much_there_is(acme: Organization, price: PriceV
 
 
 def test_the_forecast_goes_on_as_it_is_now_until_the_month_ends() -> None:
-    # 100 used, 3 an hour for the 60 hours that are left, 7 ordered.
+    # 100 used, 3 an hour for the 60 hours that are left, 7 ordered, 11 of shares of a revenue.
     found = forecast.month_end_micros(
-        used_micros=100, burn_micros_per_hour=3, ordered_micros=7, at=NOON, until=NOON + 60 * HOUR
+        used_micros=100, burn_micros_per_hour=3, ordered_micros=7, shares_micros=11, at=NOON, until=NOON + 60 * HOUR
     )
-    assert found == 100 + 3 * 60 + 7
+    assert found == 100 + 3 * 60 + 7 + 11
 
 
 @given(
     used_micros=st.integers(0, 10**15), burn=st.integers(0, 10**12), ordered=st.integers(0, 10**12),
-    left_ms=st.integers(0, 31 * DAY // MS),
+    shares=st.integers(0, 10**12), left_ms=st.integers(0, 31 * DAY // MS),
 )  # fmt: skip
-def test_the_forecast_is_rounded_once(used_micros: int, burn: int, ordered: int, left_ms: int) -> None:
+def test_the_forecast_is_rounded_once(used_micros: int, burn: int, ordered: int, shares: int, left_ms: int) -> None:
     found = forecast.month_end_micros(
-        used_micros=used_micros, burn_micros_per_hour=burn, ordered_micros=ordered, at=NOON, until=NOON + left_ms * MS
-    )
-    assert abs((found - used_micros - ordered) * 3_600_000 - burn * left_ms) <= 1_800_000
+        used_micros=used_micros, burn_micros_per_hour=burn, ordered_micros=ordered, shares_micros=shares,
+        at=NOON, until=NOON + left_ms * MS,
+    )  # fmt: skip
+    assert abs((found - used_micros - ordered - shares) * 3_600_000 - burn * left_ms) <= 1_800_000
