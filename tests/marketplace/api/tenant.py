@@ -79,6 +79,8 @@ from tests.marketplace.receipts.conftest import append
 from tests.outcomes import BY_CUSTOMER, FILED, terms
 
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
+# Moments that a route may name beside a tenant's ids, in hours from its first: others' rows may have the same ones.
+MOMENTS = {"block_start": 400, "block_end": 401, "block_before": 24, "kept_start": 205, "kept_end": 206}
 
 
 @dataclass
@@ -112,8 +114,7 @@ def _reserve(actor: Actor, project: Project, fleet: Fleet) -> dict[str, str]:
         reservation=reservation, hour=buyer.noon, gpus=1, refund_micros=1, worth_micros=0, message="gone",
         seen_at=buyer.noon,
     )  # fmt: skip
-    times = {"block_start": 400, "block_end": 401, "block_before": 24, "kept_start": 205, "kept_end": 206}
-    return {name: f"{buyer.at(hours):%Y-%m-%dT%H:%M:%SZ}" for name, hours in times.items()} | {
+    return {name: f"{buyer.at(hours):%Y-%m-%dT%H:%M:%SZ}" for name, hours in MOMENTS.items()} | {
         "reservation": reservation.public_id,
         "trade": trade.public_id,
         "listing": buyer.put_up(reservation, 1, 200, 204, 1_500_000).public_id,
