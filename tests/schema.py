@@ -14,10 +14,13 @@ from django.core.management import call_command
 from django.db import connection
 
 from marketplace.embedded import postgres
+from marketplace.embedded.home import LOCK
+from marketplace.embedded.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parents[1]
 DUMPS = ROOT / ".pytest_cache" / "d" / "migrated"
 DUMPS_KEPT = 3
+START_WITHIN_S = 30
 READ_BY_MIGRATING = ("pyproject.toml", "*/migrations/*.py", "*/models/*.py")
 
 
@@ -31,7 +34,23 @@ def fill() -> None:
             migrate()
             _keep(dump)
             return
-    _run("psql", "--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--single-transaction", "--file", str(dump))
+    _load(dump, _url())
+
+
+def fill_home(home: Path) -> None:
+    """Have the first `up` of a home find its tables, where they are known. Tests of `up` itself see it make them."""
+    dump = DUMPS / f"{_digest()}.sql"
+    if not dump.exists():
+        return
+    home.mkdir()
+    (home / LOCK).touch()
+    server, supervisor = postgres.server(home / "postgres"), Supervisor(home, say=print)
+    supervisor.start(server.program, stage=0)
+    try:
+        supervisor.wait_for_server(server, within_s=START_WITHIN_S)
+        _load(dump, server.url)
+    finally:
+        supervisor.end_all(within_s=10)
 
 
 def migrate() -> None:
@@ -49,15 +68,24 @@ def _digest() -> str:
 
 def _keep(dump: Path) -> None:
     unfinished = dump.with_suffix(".unfinished")
-    _run("pg_dump", "--no-owner", "--file", str(unfinished))
+    _run("pg_dump", "--no-owner", "--file", str(unfinished), _url())
     unfinished.rename(dump)
     for old in sorted(DUMPS.glob("*.sql"), key=lambda path: path.stat().st_mtime)[:-DUMPS_KEPT]:
         old.unlink()
 
 
-def _run(program: str, *words: str) -> None:
-    """Run one of PostgreSQL's own programs on the database."""
+def _load(dump: Path, url: str) -> None:
+    once = ("--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--single-transaction")
+    _run("psql", *once, "--file", str(dump), url)
+
+
+def _url() -> str:
+    """Return where Django's database is."""
     server = connection.settings_dict
-    environ = {"PGPASSWORD": server["PASSWORD"], "PGHOST": server["HOST"], "PGPORT": str(server["PORT"])}
-    environ |= {"PGUSER": server["USER"], "PGDATABASE": server["NAME"], "PATH": os.defpath}
-    subprocess.run([str(postgres.programs() / program), *words], env=environ, check=True, stdout=subprocess.DEVNULL)
+    return f"postgresql://{server['USER']}:{server['PASSWORD']}@{server['HOST']}:{server['PORT']}/{server['NAME']}"
+
+
+def _run(program: str, *words: str) -> None:
+    """Run one of PostgreSQL's own programs."""
+    argv, environ = [str(postgres.programs() / program), *words], {"PATH": os.defpath}
+    subprocess.run(argv, env=environ, check=True, stdout=subprocess.DEVNULL)

@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from marketplace.embedded import postgres
+from tests import schema
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # As long as `up` itself waits for the tables of a first start, and a little more.
@@ -80,8 +81,10 @@ class Market:
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+def market(tmp_path_factory: pytest.TempPathFactory, django_db_modify_db_settings: None) -> Iterator[Market]:
+    """A marketplace as `up` makes it, but for its tables, which the template of the tests' databases has already."""
     home = tmp_path_factory.mktemp("market") / "home"
+    schema.fill_home(home)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
