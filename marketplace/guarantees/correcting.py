@@ -1,10 +1,12 @@
 """Hours that fell short, at what they cost in the end: once a month's prices are known, before it is judged itself."""
 
+import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import datetime
 
 import structlog
+from celery.exceptions import SoftTimeLimitExceeded
 
 from billing.models import Adjustment, GuaranteeHour
 from billing.months import next_month
@@ -16,35 +18,42 @@ from marketplace.sla import evidence
 log = structlog.get_logger("marketplace.guarantees")
 
 
-def correct(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> set[str]:
+def correct(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime, deadline: float) -> set[str]:
     """Credit what the hours of these resources in a month credit more at its prices, each once (`shortfalls.correct`).
 
-    Returns those of which that failed: their month is not judged yet, so that they are tried again with it. One query
-    where no tiers and no commitments changed a price.
+    Returns those of which that failed, or that the deadline (of `time.monotonic`) came before: their month is not
+    judged yet, so that they are tried again with it. One resource after the other, so that those that were finished
+    are judged and never worked out again. One query where no tiers and no commitments changed a price.
     """
     adjusted = Adjustment.objects.filter(month=month).values("organization")
     short = GuaranteeHour.objects.filter(
         resource_id__in=resource_ids, hour__gte=month, hour__lt=next_month(month), credit_bps__gt=0, correction=None,
         organization__in=adjusted,
     )  # fmt: skip
-    by_hour: dict[datetime, list[GuaranteeHour]] = defaultdict(list)
-    for row in short.select_related("organization"):
-        by_hour[row.hour].append(row)
-    failed: set[str] = set()
-    for hour, rows in sorted(by_hour.items()):
-        try:
-            _correct_hour(hour, rows, terms, at=at)
-        except Exception:  # hours that cannot be worked out must not keep the others from it
-            log.exception("not corrected", hour=hour.isoformat())
-            failed |= {row.resource_id for row in rows}
-    return failed
+    by_resource: dict[str, list[GuaranteeHour]] = defaultdict(list)
+    for row in short.select_related("organization").order_by("resource_id", "hour"):
+        by_resource[row.resource_id].append(row)
+    return {key for key, rows in by_resource.items() if not _correct_all(rows, terms, at=at, deadline=deadline)}
 
 
-def _correct_hour(begins: datetime, rows: Collection[GuaranteeHour], terms: Terms, *, at: datetime) -> None:
-    keys = [row.resource_id for row in rows]
-    seen = {case.instance.public_id: case.seen for case in evidence.between(keys, begins, begins + HOUR, terms=terms)}
+def _correct_all(rows: Iterable[GuaranteeHour], terms: Terms, *, at: datetime, deadline: float) -> bool:
+    """Correct these hours of a resource; return whether none was left."""
     for row in rows:
-        found = seen[row.resource_id]
-        # What was given back of it by now includes what it credited itself.
-        returned = min(found.paid_micros, max(0, found.returned_micros - row.credit_micros))
-        shortfalls.correct(hour=row, paid_micros=found.paid_micros, returned_micros=returned, at=at)
+        if time.monotonic() >= deadline:
+            return False
+        try:
+            _correct_hour(row, terms, at=at)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:  # a resource that cannot be worked out must not keep the others from it
+            log.exception("not corrected", resource=row.resource_id, hour=row.hour.isoformat())
+            return False
+    return True
+
+
+def _correct_hour(row: GuaranteeHour, terms: Terms, *, at: datetime) -> None:
+    (case,) = evidence.between([row.resource_id], row.hour, row.hour + HOUR, terms=terms)
+    found = case.seen
+    # What was given back of it by now includes what it credited itself.
+    returned = min(found.paid_micros, max(0, found.returned_micros - row.credit_micros))
+    shortfalls.correct(hour=row, paid_micros=found.paid_micros, returned_micros=returned, at=at)

@@ -6,6 +6,7 @@ from math import floor
 
 import pytest
 import time_machine
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Sum
 
@@ -14,6 +15,7 @@ from billing.models import CreditGrant, GuaranteeCorrection, GuaranteeHour, SlaV
 from billing.outcomes import shortfalls
 from billing.outcomes.curve import Hour
 from billing.outcomes.shortfalls import Guaranteed
+from billing.sla import posting
 from marketplace import access_till, rentals
 from marketplace.api.guarantees import _hour
 from marketplace.guarantees import evaluating, guarding
@@ -147,6 +149,39 @@ def test_a_month_whose_hours_cannot_be_corrected_is_not_judged_before_they_are(
     assert not SlaVerdict.objects.exists()
     assert closing.close_due(at=OVER + HOUR) == 1
     assert GuaranteeCorrection.objects.count() == 1
+
+
+def test_hours_that_there_is_no_time_for_are_left_for_the_next_run_and_keep_no_other_from_being_judged(
+    clock, short, rent, actor, run_until_idle
+):
+    other = rent()
+    run_until_idle()
+    other.refresh_from_db()
+    clock.move_to(APRIL + 11 * HOUR)
+    for one in (short, other):
+        with transaction.atomic():
+            rentals.stop(actor=actor, instance=one, at=APRIL + 11 * HOUR)
+    run_until_idle()
+    clock.move_to(OVER)
+    adjusting.post_due(at=OVER)
+    assert closing.close_due(at=OVER, seconds=0) == 1
+    assert SlaVerdict.objects.get().resource_id == other.public_id
+    assert not GuaranteeCorrection.objects.exists()
+    assert closing.close_due(at=OVER) == 1
+    assert GuaranteeCorrection.objects.count() == 1
+
+
+@pytest.mark.parametrize("place", [(shortfalls, "correct"), (posting, "post")])
+def test_a_run_whose_time_is_over_ends_and_takes_it_for_no_fault_of_an_hour_or_a_month(
+    clock, short, actor, run_until_idle, monkeypatch, place
+):
+    def stopped(**_facts):
+        raise SoftTimeLimitExceeded
+
+    stop(clock, short, actor, run_until_idle)
+    monkeypatch.setattr(*place, stopped)
+    with pytest.raises(SoftTimeLimitExceeded):
+        month_over()
 
 
 @pytest.mark.parametrize(
