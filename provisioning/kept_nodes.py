@@ -8,9 +8,10 @@ row (`taking.FITS`).
 from collections.abc import Collection, Mapping
 
 from django.db import connection, transaction
+from django.db.models import Count
 
 from provisioning import alone, placement, shards
-from provisioning.models import Node
+from provisioning.models import Gpu, GpuHold, Instance, Node
 from provisioning.placing import keeping
 
 Kept = Node.Kept
@@ -44,16 +45,24 @@ def for_queue(*, offer_id: int, node_ids: Collection[int]) -> None:
 def for_blocks(*, offer_id: int, gpus: Mapping[int, int]) -> bool:
     """Keep nodes for blocks of tenants who share no host, each with so many GPUs; return whether others than before.
 
-    The nodes that a tenant's blocks have begun on are its place already. The emptiest are kept, and
-    nothing new that has no end starts there; blocks go before the queue.
+    The nodes that a tenant's blocks have begun on are its place already. The emptiest are kept, spot
+    not counted, since it makes room, and nothing new that has no end starts there; blocks go before the queue.
     """
     has = alone.gpus_of_blocks(offer_id) if gpus else {}
     with shards.current(offer_id) as live:
         live.refresh()
         size = max(1, live.shard.size)
         hosts = sum(-(-max(0, wanted - has.get(tenant_id, 0)) // size) for tenant_id, wanted in gpus.items())
-        chosen = keeping.emptiest(live.shard, hosts, live.for_blocks)
+        spot_gpus = _spot_gpus(offer_id) if hosts else {}
+        chosen = keeping.emptiest(live.shard, hosts, live.for_blocks, spot_gpus)
     return _keep(Kept.BLOCK, offer_id=offer_id, node_ids=chosen, instead_of=[Kept.FOR_ALL, Kept.QUEUE])
+
+
+def _spot_gpus(offer_id: int) -> dict[int, int]:
+    """Return by node how many GPUs in good order spot holds."""
+    held = GpuHold.objects.filter(assignment__instance__market=Instance.Market.SPOT, released_at=None)
+    good = held.filter(gpu__node__offer=offer_id, gpu__healthy=True).exclude(gpu__state=Gpu.State.QUARANTINED)
+    return dict(good.values_list("gpu__node").order_by().annotate(gpus=Count("pk")))
 
 
 @transaction.atomic

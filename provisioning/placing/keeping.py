@@ -5,7 +5,7 @@ tenant alone, no even spread. The nodes that lack least to be such a place are k
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from provisioning.placing.asking import SPREAD_OVER, WIDTH, Request
 from provisioning.placing.choice import choose
@@ -32,11 +32,18 @@ def kept_for(shard: Shard, request: Request) -> frozenset[int] | None:
     return frozenset(spot.id for spot in best)
 
 
-def emptiest(shard: Shard, hosts: int, kept: frozenset[int]) -> frozenset[int]:
-    """Return so many nodes that nobody has alone, those first that lack the least of being empty, then who is kept."""
+def emptiest(shard: Shard, hosts: int, kept: frozenset[int], spot_gpus: Mapping[int, int]) -> frozenset[int]:
+    """Return so many nodes that nobody has alone: those first that lack the least of being empty once spot is gone.
+
+    Of those the ones with the least spot, and then those that are kept already.
+    """
+
+    def rank(spot: Spot) -> tuple[int, int, bool, int]:
+        used = spot.total - spot.mask.bit_count()
+        return used - spot_gpus.get(spot.id, 0), used, spot.id not in kept, spot.id
+
     open_to_all = [spot for spot in shard.spots.values() if not spot.status and not spot.owner] if hosts else []
-    first = sorted(open_to_all, key=lambda spot: (spot.total - spot.mask.bit_count(), spot.id not in kept, spot.id))
-    return frozenset(spot.id for spot in first[:hosts])
+    return frozenset(spot.id for spot in sorted(open_to_all, key=rank)[:hosts])
 
 
 def _best(able: Iterable[Spot], request: Request) -> list[Spot]:

@@ -287,3 +287,19 @@ def test_what_its_tenant_runs_on_demand_leaves_a_block_the_nodes_that_it_has_beg
     assert nodes() == 2
     assert holds_of(launch(acme_buys, 2.03, gpus=4)) == 4
     assert nodes() == 2
+
+
+def test_a_node_with_spot_alone_is_kept_for_a_block_before_one_with_a_gpu_on_demand(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    on_demand(other_buys, 0, gpus=1)
+    full = on_demand(other_buys, 0, gpus=8)
+    run_until_idle()
+    Instance.objects.filter(pk=full.pk).update(market="spot")
+    Capacity.objects.filter(pk=acme_buys.offer.pk).update(open_ended=1)
+    acme_buys.buy(8, 2, 4)
+    acme_buys.go_to(1.5)
+    assert list(Node.objects.filter(kept_for="block")) == list(Node.objects.filter(free_mask=0))
+    assert kept() == 1
+    assert holds_of(on_demand(other_buys, 1.6, gpus=7)) == 7

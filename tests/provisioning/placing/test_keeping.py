@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from provisioning.placing.asking import Request
 from provisioning.placing.choice import choose
-from provisioning.placing.keeping import kept_for
+from provisioning.placing.keeping import emptiest, kept_for
 from provisioning.placing.shard import Row, Shard
 
 GPUS = 8
@@ -26,6 +26,13 @@ def test_the_node_that_lacks_least_is_kept_for_whoever_needs_a_whole_one() -> No
 def test_all_is_kept_where_it_fits_and_where_gpus_are_too_few_anyway() -> None:
     assert kept_for(shard_of(3, 8), Request(1, 8)) is None
     assert kept_for(shard_of(3, 4), Request(1, 8)) is None
+
+
+def test_a_node_with_spot_alone_is_emptier_than_one_with_anything_else_and_one_without_is_emptiest() -> None:
+    shard = shard_of(7, 0, 8, 6)
+    spot = {2: 8, 4: 1}
+    found = [emptiest(shard, hosts, frozenset(), spot) for hosts in (0, 1, 2, 3, 4)]
+    assert found == [set(), {3}, {2, 3}, {1, 2, 3}, {1, 2, 3, 4}]
 
 
 def test_nothing_is_kept_for_what_has_no_place_on_any_node_in_service() -> None:
