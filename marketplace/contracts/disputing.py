@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from billing import moves
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import claims, judging, offering, reversing, settling, signed, timeline
+from marketplace.contracts import claims, judging, reversing, sellers, settling, signed, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import said
 from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState, NotFound
@@ -86,7 +86,7 @@ def resolve(*, actor: Actor, dispute: ClaimDispute, due_bps: int, note: str, at:
     if written.of(claim.version.terms)["disputes"]["decided_by"] != "operator":
         raise Forbidden(_("By the terms a third party decides, not the operator."))
     _check_apart(actor, claim)
-    if due_bps and offering.is_operators(claim.contract.seller):
+    if due_bps and sellers.is_operators(claim.contract.seller):
         raise Forbidden(_("The operator sells this, so it may only decide for the customer: nothing is paid."))
     _decide(claim, found, due_bps, by=actor.name, note=note, at=at)
     audit.record_of(

@@ -12,10 +12,12 @@ from django.utils.translation import gettext as _
 from billing import moves
 from marketplace import audit, offers
 from marketplace.access import Actor
+from marketplace.contracts import hosting, sellers
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.models import Acceptance, Contract, ContractVersion, Organization, Side
+from marketplace.money import shown
 
 State = ContractVersion.State
 TITLE_LENGTH_MAX = 100
@@ -75,7 +77,10 @@ def offer(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
     """Put a draft up for acceptance, which is the seller's own. Offering again changes nothing.
 
     What the platform would pay for when it does not turn out well waits for a capacity manager, who approves it.
+    Raises BadOrder where verifying one result could cost more than all unpaid work of the seller may.
     """
+    if version.state not in (State.SUBMITTED, State.OFFERED):
+        _check_verifying(version, at=at)
     if not needs_approval(version):
         approve(actor=actor, version=version, at=at)
     elif version.state not in (State.SUBMITTED, State.OFFERED):
@@ -92,7 +97,7 @@ def needs_approval(version: ContractVersion) -> bool:
     """
     contract, guarantee = version.contract, version.terms["guarantee"]
     shares_credits = guarantee is not None and guarantee["seller_bps"] < written.BP
-    return (contract.buyer_id is None or shares_credits) and not is_operators(contract.seller)
+    return (contract.buyer_id is None or shares_credits) and not sellers.is_operators(contract.seller)
 
 
 @transaction.atomic
@@ -295,16 +300,26 @@ def _check_operator(terms: Terms, seller: Organization) -> None:
     """Raise BadOrder where the operator would decide in its own cause."""
     if terms.kind not in written.CLAIMED_KINDS or terms["disputes"]["decided_by"] != "operator":
         return
-    if is_operators(seller):
+    if sellers.is_operators(seller):
         raise BadOrder("disputes/decided_by", _("The operator sells this, so a third party has to decide: name it."))
     if written.PLATFORM in terms.beneficiaries and terms["disputes"]["if_undecided"] != "refund":
         text = _("The platform has a share, so what it leaves undecided is refunded; or let a third party decide.")
         raise BadOrder("disputes/if_undecided", text)
 
 
-def is_operators(organization: Organization) -> bool:
-    """Return whether an organization is the operator's own: a capacity manager belongs to it."""
-    return organization.memberships.filter(user__is_staff=True).exists()
+def _check_verifying(version: ContractVersion, *, at: datetime) -> None:
+    """Raise BadOrder where no job could ever start, for what verifying its results may cost the platform."""
+    seller, terms = version.contract.seller, written.of(version.terms)
+    least, most = hosting.least_micros(version, at=at), sellers.limit_micros(seller, terms.currency)
+    if least <= most or sellers.is_operators(seller):
+        return
+    text = _(
+        "Verifying one result may cost the platform %(cost)s by the list, and all unpaid work under your contracts may "
+        "cost it %(most)s, so no job could ever start. Give the verifier fewer runs or less time, or ask the operator "
+        "to raise that limit."
+    )
+    cost, limit = (shown(micros, terms.currency, exact=True) for micros in (least, most))
+    raise BadOrder("verifier", text % {"cost": cost, "most": limit})
 
 
 def _move(version: ContractVersion, state: str, **facts: object) -> None:

@@ -13,21 +13,18 @@ import structlog
 from django.db import transaction
 from django.db.models import Count, F, Q, QuerySet, Sum
 
-from billing import rating
 from billing.errors import BillingError
 from marketplace import offers, rentals
 from marketplace.access import Actor
+from marketplace.contracts import hosting, timeline
 from marketplace.contracts import terms as written
-from marketplace.contracts import timeline
 from marketplace.errors import MarketError
 from marketplace.models import (
     Acceptance,
     Attempt,
     Claim,
     ClaimState,
-    ContractVersion,
     Job,
-    Offer,
     TaskState,
     VerifierRun,
 )
@@ -48,8 +45,6 @@ OFFERS_TRIED_MAX = 10
 # For a node to fetch inputs and begin; what takes longer is tried elsewhere.
 START_MAX = timedelta(hours=1)
 PASSED, FAILED = 0, 1
-# Verifiers that need GPUs themselves.
-ON_NODES = ("command", "rerun")
 VERIFIER_ENV = "GPUMARKET_CLAIM"
 
 
@@ -104,23 +99,6 @@ def order_of_rerun(claim: Claim) -> Order:
     )
 
 
-def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime) -> int:
-    """Return what verifying one result of a task on this offer costs the platform at most, by the list of now.
-
-    That is all tries with all of their time, on the dearest host that may verify it; nothing where it takes no node.
-    `gpus` are those of the task, which a second run takes again.
-    """
-    terms = written.of(version.terms)
-    if terms.verifier not in ON_NODES:
-        return 0
-    verifier = terms["verifier"]
-    sold = offers.listings(hosts(version, own), currency=terms.currency, at=at)
-    rate = max((one.price.micros_per_unit_hour for one in sold), default=0)
-    milliseconds = (verifier["gpus"] if terms.verifier == "command" else gpus) * verifier["timeout_s"] * 1000
-    each = rating.amount_micros(micros_per_unit_hour=rate, unit_milliseconds=milliseconds)
-    return int(verifier["runs"]) * each
-
-
 def set_aside(jobs: QuerySet[Job]) -> int:
     """Return what may still be spent on verifying results of these jobs: of what runs, and of what has no verdict yet.
 
@@ -151,24 +129,12 @@ def hosts_of(attempt: Attempt) -> tuple[str, ...]:
     return tuple(sorted(set(rows)))
 
 
-def hosts(version: ContractVersion, own: Offer) -> list[Offer]:
-    """Return where results of tasks on this offer can be verified: never with whoever sells, or has a share.
-
-    A second run needs the same GPU model. The offer itself comes first, where its supplier earns nothing by it.
-    """
-    terms = written.of(version.terms)
-    earning = {version.contract.seller.public_id, *terms.beneficiaries}
-    found = offers.listed(gpu_model=own.gpu_model if terms.verifier == "rerun" else "")
-    apart = [one for one in found if one.supplier.public_id not in earning and one.runtime == own.runtime]
-    return sorted(apart, key=lambda one: (one.pk != own.pk, one.gpu_model != own.gpu_model, one.pk))
-
-
 def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
     """Start one try at the first host that takes it; return whether one did: else it is tried again later."""
     if VerifierRun.objects.filter(result=Result.RUNNING, claim__organization=claim.organization).count() >= AT_ONCE_MAX:
         _say(claim, timeline.MANY_VERIFIERS(), at=at)
         return False
-    apart = hosts(claim.version, order.offer)
+    apart = hosting.hosts(claim.version, order.offer)
     if not apart:
         _say(claim, timeline.ALL_HOSTS_EARN(), at=at)
         return False

@@ -16,7 +16,6 @@ from billing.models import OutcomeCost
 from billing.outcomes import costs, margins
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.contracts import offering
 from marketplace.contracts import terms as written
 from marketplace.models import (
     Attempt,
@@ -28,6 +27,7 @@ from marketplace.models import (
     SellerLimit,
     VerifierRun,
 )
+from marketplace.money import shown
 from marketplace.told import Told
 from provisioning.models import Instance
 
@@ -39,6 +39,18 @@ USED_UP = Told(
         "seller. Nothing was started or charged; try again when results of it are paid, or ask the operator."
     )
 )
+ALONE = Told(
+    _(
+        "An attempt and the verification of its result may cost the platform %(cost)s together by the list, and all "
+        "unpaid work under contracts of %(seller)s may cost it %(most)s. Nothing was started or charged; give the job "
+        "less time or fewer GPUs, or ask the seller for a shorter verification."
+    )
+)
+
+
+def is_operators(organization: Organization) -> bool:
+    """Return whether an organization is the operator's own: a capacity manager belongs to it."""
+    return organization.memberships.filter(user__is_staff=True).exists()
 
 
 def lock(version: ContractVersion) -> bool:
@@ -47,7 +59,7 @@ def lock(version: ContractVersion) -> bool:
     Whoever locks several takes them in the order of their sellers' keys.
     """
     seller, currency = version.contract.seller, written.of(version.terms).currency
-    if offering.is_operators(seller):
+    if is_operators(seller):
         return False
     row, _made = SellerLimit.objects.get_or_create(seller=seller, currency=currency)
     SellerLimit.objects.select_for_update(no_key=True).get(pk=row.pk)
@@ -85,16 +97,27 @@ def unpaid_micros(seller: Organization, currency: str, *, at: datetime) -> int:
 
 def unpaid_of(seller: Organization, *, at: datetime) -> list[tuple[str, int, int]]:
     """Return currency, what a seller's work has cost unpaid and its limit; none where the operator itself sells."""
-    if offering.is_operators(seller):
+    if is_operators(seller):
         return []
     found = set(SellerLimit.objects.filter(seller=seller).values_list("currency", flat=True)) | {seller.currency}
     return [(name, unpaid_micros(seller, name, at=at), limit_micros(seller, name)) for name in sorted(found)]
 
 
-def used_up(version: ContractVersion) -> str:
-    """Return as it is written down that a seller's work has cost the platform as much as it may; not how much, which is
-    theirs."""
-    return USED_UP(seller=version.contract.seller.name)
+def refusal(version: ContractVersion, micros: int) -> str:
+    """Return as it is written down why an attempt and its verifier, which cost so much at most, have no room.
+
+    Of what the seller's work has cost it says nothing, which is theirs.
+    """
+    seller, currency = version.contract.seller, written.of(version.terms).currency
+    if not never_fits(version, micros):
+        return USED_UP(seller=seller.name)
+    cost, most = (shown(each, currency, exact=True) for each in (micros, limit_micros(seller, currency)))
+    return ALONE(cost=cost, seller=seller.name, most=most)
+
+
+def never_fits(version: ContractVersion, micros: int) -> bool:
+    """Return whether this alone passes what a seller's work may cost the platform, though nothing else had cost any."""
+    return micros > limit_micros(version.contract.seller, written.of(version.terms).currency)
 
 
 def is_under_way(version: ContractVersion) -> bool:

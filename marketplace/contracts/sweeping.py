@@ -8,7 +8,7 @@ from functools import partial
 import structlog
 from django.db import transaction
 
-from marketplace.contracts import answering, claims, disputing, floors, runs, settling, verifying
+from marketplace.contracts import answering, claims, disputing, floors, hosting, runs, settling, verifying
 from marketplace.models import TO_SETTLE, Claim, ClaimState, VerifierRun
 
 log = structlog.get_logger("marketplace.contracts")
@@ -67,7 +67,7 @@ def _pay(escrow_id: str, found: Sequence[Claim], at: datetime) -> set[int]:
 def start_verifiers(*, at: datetime, limit: int) -> int:
     """Let claims that wait for GPUs to be verified on look again now, before others take what came free."""
     waiting = Claim.objects.filter(
-        state=State.CLAIMED, due_at__lte=at + runs.NO_ROOM_WAIT, version__terms__verifier__kind__in=runs.ON_NODES
+        state=State.CLAIMED, due_at__lte=at + runs.NO_ROOM_WAIT, version__terms__verifier__kind__in=hosting.ON_NODES
     )
     waiting = waiting.exclude(verifier_runs__result=VerifierRun.Result.RUNNING).order_by("due_at", "pk")
     return sum(_tried(claim, partial(_steps, claim, at), at) for claim in list(waiting[:limit]))

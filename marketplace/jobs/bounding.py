@@ -104,8 +104,10 @@ def _by_terms(job: Job, each: int, *, at: datetime) -> Room:
     with_verifier = each + job.verify_micros
     if of_all is None or of_all // with_verifier >= room.attempts:
         return room
-    room = replace(room, attempts=max(0, of_all // with_verifier), message=sellers.used_up(version))
-    return room if room.attempts else replace(room, is_over=not sellers.is_under_way(version))
+    room = replace(room, attempts=max(0, of_all // with_verifier), message=sellers.refusal(version, with_verifier))
+    if room.attempts:
+        return room
+    return replace(room, is_over=sellers.never_fits(version, with_verifier) or not sellers.is_under_way(version))
 
 
 def of_seller(version: ContractVersion, *, at: datetime) -> int | None:

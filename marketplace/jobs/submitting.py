@@ -16,7 +16,7 @@ from billing.outcomes import escrows
 from billing.prepared import ask
 from marketplace import audit, rentals, told
 from marketplace.access import Actor
-from marketplace.contracts import bounds, claims, evidence, runs, sellers
+from marketplace.contracts import bounds, claims, evidence, hosting, sellers
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import Bound
 from marketplace.errors import BadOrder, Conflict, NotFound
@@ -119,7 +119,7 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         job.most_micros = most
         if bound is not None:
             job.attempt_micros = _attempt_micros(spec, rate)
-            job.verify_micros = runs.most_micros(bound.version, offer, gpus=spec.gpus * spec.replicas, at=at)
+            job.verify_micros = hosting.most_micros(bound.version, offer, gpus=spec.gpus * spec.replicas, at=at)
         return _Wanted(spec, offer, job, bound)
 
 
@@ -147,7 +147,7 @@ def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | Non
         )
     _check_counted(spec, bound)
     if spec.market == Job.Market.RESERVED and not spec.reservation:
-        raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it runs."))
+        raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it hosting."))
     asked = bounds.Asked(
         offer, spec.gpus * spec.replicas, seconds=spec.time_limit_s, attempt_micros=_attempt_micros(spec, rate)
     )
@@ -179,10 +179,11 @@ def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
         room = left[key]
         if room is None:
             continue
-        left[key] = room = room - one.job.attempt_micros - one.job.verify_micros
+        asked = one.job.attempt_micros + one.job.verify_micros
+        left[key] = room = room - asked
         if room < 0:
             with _placed(one.spec):
-                raise BadOrder("contract", told.shown(sellers.used_up(version)))
+                raise BadOrder("contract", told.shown(sellers.refusal(version, asked)))
 
 
 def _check_most(spec: Spec, bound: Bound) -> None:
@@ -202,7 +203,7 @@ def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
             "Results under this contract are run a second time on another host, which has no volumes of yours."
         )
         raise BadOrder("volumes", text)
-    if bound.terms.verifier in runs.ON_NODES and not runs.hosts(bound.version, offer):
+    if bound.terms.verifier in hosting.ON_NODES and not hosting.hosts(bound.version, offer):
         text = gettext(
             "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
         )

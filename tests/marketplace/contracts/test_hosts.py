@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import runs, verifying
+from marketplace.contracts import hosting, runs, verifying
 from marketplace.jobs import running
 from marketplace.models import Claim, Job, Offer, Organization
 from provisioning import quotas
@@ -61,7 +61,7 @@ def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_s
     deal, _, claim = on_a_node(BY_RERUN)
     owned_by(deal.seller, fleet.h200)
     another(fleet, site, "Other", gpu_model="GB300")
-    assert runs.hosts(claim.version, Offer.objects.get(pk=fleet.h200.pk)) == []
+    assert hosting.hosts(claim.version, Offer.objects.get(pk=fleet.h200.pk)) == []
     verifying.look(claim=claim, at=timezone.now() + verifying.WAIT_MAX + timedelta(minutes=3))
     assert (fresh(claim).state, claim.verdicts.get().verifier) == ("failed", "silence")
 

@@ -19,6 +19,7 @@ from billing.outcomes import costs, sharing
 from marketplace import told
 from marketplace.access import person
 from marketplace.contracts import offering, runs, sellers, sweeping
+from marketplace.errors import BadOrder
 from marketplace.jobs import bounding
 from marketplace.jobs.spec import BadSpec
 from marketplace.models import Claim, Job, Membership, Project, SellerLimit, User
@@ -27,11 +28,14 @@ from tests.billing.makers import PRICE, start
 from tests.billing.results import JOB, item, release, set_aside, settle
 from tests.conftest import make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest
-from tests.outcomes import Deal, make_deal
+from tests.outcomes import Deal, make_deal, make_seller, terms
 from tests.standing import frozen
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR_MICROS = 2_490_000  # an attempt of an hour on one H200
+ALONE = (
+    "may cost the platform [$]{} together .* all unpaid work under contracts of Seller .* may cost it [$]{}[.] Nothing"
+)
 SAID = "has cost the platform as much as it allows this seller"
 
 pytestmark = pytest.mark.django_db
@@ -150,9 +154,6 @@ def checked(works: Works) -> Deal:
 def test_what_verifying_may_cost_counts_from_when_work_is_accepted_and_what_was_not_used_comes_back(
     works: Works, checked: Deal, clock: time_machine.Traveller
 ) -> None:
-    allow(checked, 2 * HOUR_MICROS - 1)
-    with pytest.raises(BadSpec, match=SAID), transaction.atomic():
-        under(checked, works)  # an hour of the task, and two half ones of its verifier
     allow(checked, 3 * HOUR_MICROS)
     job = under(checked, works, array=2)
     assert (job.attempt_micros, job.verify_micros) == (HOUR_MICROS, HOUR_MICROS)
@@ -188,6 +189,36 @@ def test_what_verifying_may_cost_counts_from_when_work_is_accepted_and_what_was_
     assert latest(job).running == 1, "what the verifier did not use lets the second one start"
 
 
+def test_where_one_attempt_and_its_verifier_alone_pass_a_sellers_limit_both_figures_are_told(
+    works: Works, checked: Deal
+) -> None:
+    told_both = ALONE.format("4.98", "4.90")
+    job = under(checked, works)
+    allow(checked, 4_900_000)
+    with pytest.raises(BadSpec, match=told_both), transaction.atomic():
+        under(checked, works)  # an hour of the task, and two half ones of its verifier
+    works.go()
+    now = latest(job)
+    assert (now.state, now.reason) == ("failed", "cost"), "it does not wait for what can never be"
+    assert now.events.filter(message__regex=told_both).exists()
+    allow(checked, 2 * HOUR_MICROS)
+    assert under(checked, works).pk
+
+
+def test_terms_whose_verifier_alone_would_pass_the_sellers_limit_are_not_offered(works: Works) -> None:
+    seller, merchant = make_seller()
+    verifier = {"kind": "command", "gpus": 8, "runs": 5, "timeout_s": 86_400, "on_silence": "fail"}
+    version = offering.draft(
+        actor=merchant, seller=seller, title="Frames", terms=terms(verifier=verifier), at=timezone.now()
+    )  # fmt: skip
+    with pytest.raises(BadOrder, match=r"may cost the platform [$]2,390[.]40 .* may cost it [$]1,000[.]00,") as refused:
+        offering.offer(actor=merchant, version=version, at=timezone.now())
+    assert (refused.value.field, version.state) == ("verifier", "draft")
+    allow(Deal(seller, merchant, version), 2_390_400_000)
+    offering.offer(actor=merchant, version=version, at=timezone.now())
+    assert version.state == "submitted"
+
+
 def test_a_try_that_ended_without_an_answer_leaves_the_next_one_set_aside(
     works: Works, checked: Deal, clock: time_machine.Traveller
 ) -> None:
@@ -210,7 +241,7 @@ def test_a_try_that_ended_without_an_answer_leaves_the_next_one_set_aside(
 
 def test_what_the_operator_itself_sells_has_no_limit(works: Works, deal: Deal, carol: User) -> None:
     allow(deal, 0)
-    with pytest.raises(BadSpec, match=SAID), transaction.atomic():
+    with pytest.raises(BadSpec, match=ALONE.format("2.49", "0.00")), transaction.atomic():
         under(deal, works)
     Membership.objects.create(organization=deal.seller, user=carol, role="admin")
     assert under(deal, works).pk

@@ -1,0 +1,54 @@
+"""Where results can be verified by what runs on a node, and what that costs the platform at most."""
+
+from datetime import datetime
+
+from django.db.models import Q
+
+from billing import rating
+from marketplace import offers
+from marketplace.contracts import terms as written
+from marketplace.models import ContractVersion, Offer
+
+# Verifiers that need GPUs themselves.
+ON_NODES = ("command", "rerun")
+
+
+def hosts(version: ContractVersion, own: Offer) -> list[Offer]:
+    """Return where results of tasks on this offer can be verified: never with whoever sells, or has a share.
+
+    A second run needs the same GPU model. The offer itself comes first, where its supplier earns nothing by it.
+    """
+    terms = written.of(version.terms)
+    earning = {version.contract.seller.public_id, *terms.beneficiaries}
+    found = offers.listed(gpu_model=own.gpu_model if terms.verifier == "rerun" else "")
+    apart = [one for one in found if one.supplier.public_id not in earning and one.runtime == own.runtime]
+    return sorted(apart, key=lambda one: (one.pk != own.pk, one.gpu_model != own.gpu_model, one.pk))
+
+
+def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime) -> int:
+    """Return what verifying one result of a task on this offer costs the platform at most, by the list of now.
+
+    That is all tries with all of their time, on the dearest host that may verify it; nothing where it takes no node.
+    `gpus` are those of the task, which a second run takes again.
+    """
+    terms = written.of(version.terms)
+    if terms.verifier not in ON_NODES:
+        return 0
+    verifier = terms["verifier"]
+    sold = offers.listings(hosts(version, own), currency=terms.currency, at=at)
+    rate = max((one.price.micros_per_unit_hour for one in sold), default=0)
+    milliseconds = (verifier["gpus"] if terms.verifier == "command" else gpus) * verifier["timeout_s"] * 1000
+    each = rating.amount_micros(micros_per_unit_hour=rate, unit_milliseconds=milliseconds)
+    return int(verifier["runs"]) * each
+
+
+def least_micros(version: ContractVersion, *, at: datetime) -> int:
+    """Return what verifying one result costs the platform at most, where its tasks may run that this is least for."""
+    terms = written.of(version.terms)
+    if terms.work is None or terms.verifier not in ON_NODES:
+        return 0
+    places, names = offers.listed(), terms.work["offers"]
+    if names is not None:
+        places = places.filter(Q(slug__in=names) | Q(public_id__in=names))
+    able = [own for own in places if hosts(version, own)]
+    return min((most_micros(version, own, gpus=own.min_gpus, at=at) for own in able), default=0)
