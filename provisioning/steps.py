@@ -281,8 +281,9 @@ def finish(instance: Instance) -> None:
         if ending == Phase.TERMINATED:
             volumes.let_go(instance=instance, at=at)
     if instance.quota_held:
-        quotas.give_back(holder=instance.public_id)
+        # The instance before its quota, as everybody locks them: of what failed, nothing here has locked it yet.
         Instance.objects.filter(pk=instance.pk).update(quota_held=0)
+        quotas.give_back(holder=instance.public_id)
     if ending == Phase.INTERRUPTED:
         interruptions.complete(instance, at=at)
     placement.release(instance=instance, at=at)

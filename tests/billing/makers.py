@@ -183,8 +183,13 @@ def meeting(*, patience_s: float) -> Callable[[], None]:
     return wait
 
 
-def while_it_waits(holds: Callable[[], None], waits: Callable[[], None]) -> None:
-    """Let `waits` begin, and wait for a lock, before what `holds` did in a transaction of its own is there."""
+def while_it_waits(
+    holds: Callable[[], None], waits: Callable[[], None], *, then: Callable[[], object] = lambda: None
+) -> None:
+    """Let `waits` begin, and wait for a lock, before what `holds` did in a transaction of its own is there.
+
+    `then` goes on in that transaction while the other waits.
+    """
 
     def other() -> None:
         try:
@@ -206,4 +211,5 @@ def while_it_waits(holds: Callable[[], None], waits: Callable[[], None]) -> None
                     time.sleep(0.01)
                 else:
                     raise AssertionError("nothing waits for what is locked")
+            then()
         late.result(20)

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from django.db import transaction
 
 from billing import books, charging, daily
 from billing.models import UsageSpan
@@ -12,8 +13,10 @@ from marketplace.contracts import offering
 from marketplace.errors import BadOrder
 from marketplace.models import Acceptance, AuditEntry, RevenuePeriod, Side
 from marketplace.revenue_share import closing, covering
-from provisioning import quotas
+from provisioning import quotas, steps
+from provisioning.health import faults
 from provisioning.models import Instance, Quota
+from tests.billing.makers import while_it_waits
 from tests.conftest import make_person
 from tests.marketplace.revenue_share.conftest import APRIL, COVERS, DUE, HOUR, NOON, PRICE, period
 from tests.standing import frozen
@@ -131,3 +134,28 @@ def test_a_later_version_that_was_agreed_to_covers_on_from_its_first_period(
     assert (first.ended_at, then.started_at, then.ended_at) == (APRIL, APRIL, None)
     assert (then.covered_by, Instance.objects.get(pk=instance.pk).paid_by) == (early.public_id, early.public_id)
     assert closing.reckoned(period(APRIL), at=APRIL + HOUR).due.total_micros == PRICE
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_failed_gives_its_gpus_back_while_its_agreement_ends_and_neither_locks_the_other_out(
+    clock, agree, rent, run_until_idle, actor
+):
+    agreed = agree()
+    instance = rent(under=agreed)
+    run_until_idle()
+    offering.withdraw(actor=actor, version=agreed.version, at=NOON + HOUR)
+    at = APRIL + HOUR
+    clock.move_to(at)
+    faults.fail(instance=Instance.objects.get(pk=instance.pk), happened="A GPU broke.", fault_at=at, at=at)
+
+    def lock():
+        assert Instance.objects.select_for_update(no_key=True).get(pk=instance.pk).quota_held == 1
+
+    def finish():
+        with transaction.atomic():
+            steps.finish(Instance.objects.get(pk=instance.pk))
+
+    while_it_waits(lock, finish, then=lambda: covering.release_due(at=at, limit=10))
+    instance.refresh_from_db()
+    assert (instance.paid_by, instance.quota_held) == ("", 0)
+    assert quotas.miscounted() == []
