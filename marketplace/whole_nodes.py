@@ -3,12 +3,16 @@
 from collections import Counter, defaultdict
 from datetime import datetime
 
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
 from django.db.models import Q
 
 from marketplace import holdings
 from marketplace.blocks import NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
 from provisioning import kept_nodes, policies
+
+log = structlog.get_logger("marketplace.whole_nodes")
 
 State = ReservationState
 TO_COME = {State.SCHEDULED, State.LOCKED}
@@ -18,11 +22,22 @@ def keep(*, at: datetime, limit: int) -> int:
     """Keep as many nodes of each offer as its blocks need that have begun or are about to; return for how many offers.
 
     What runs there meanwhile goes on. What a block leaves free is kept in the transaction that frees it
-    (`placement.recount`); `limit` is nothing to this: who is not looked at would be served last.
+    (`placement.recount`); `limit` is nothing to this: who is not looked at would be served last. What cannot be kept
+    is tried again by the next sweep.
     """
     wanted = _wanted(at)
     offers = {*wanted, *kept_nodes.offers_with_any(kept_nodes.Kept.BLOCK)}
-    return sum(kept_nodes.for_blocks(offer_id=one, gpus=wanted.get(one, {})) for one in sorted(offers))
+    return sum(_keep(one, wanted.get(one, {})) for one in sorted(offers))
+
+
+def _keep(offer_id: int, gpus: dict[int, int]) -> bool:
+    try:
+        return kept_nodes.for_blocks(offer_id=offer_id, gpus=gpus)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:  # one offer that fails must not keep the others from it, nor reservations from what is due
+        log.exception("not kept", offer=offer_id)
+        return False
 
 
 def _wanted(at: datetime) -> dict[int, dict[int, int]]:

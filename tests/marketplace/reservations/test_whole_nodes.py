@@ -8,7 +8,7 @@ from django.db import transaction
 from marketplace import delivery, quotes, rentals, reservations, trades
 from marketplace.models import AuditEntry, Listing, Quote, Reservation, Shortfall
 from marketplace.policies import replace as set_policy
-from provisioning import calendar
+from provisioning import calendar, kept_nodes
 from provisioning.errors import NoCapacity, PolicyExcludes
 from provisioning.models import Capacity, GpuHold, Instance, Node
 from tests.blocks import Buyer, check_conserved
@@ -303,3 +303,24 @@ def test_a_node_with_spot_alone_is_kept_for_a_block_before_one_with_a_gpu_on_dem
     assert list(Node.objects.filter(kept_for="block")) == list(Node.objects.filter(free_mask=0))
     assert kept() == 1
     assert holds_of(on_demand(other_buys, 1.6, gpus=7)) == 7
+
+
+def test_an_offer_whose_nodes_cannot_be_kept_stops_neither_delivery_nor_the_others(
+    acme_buys: Buyer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_with_nobody(acme_buys.project)
+    held, other = acme_buys.buy(8, 2, 4), acme_buys.offer.pk + 1_000
+    tried = []
+
+    def keep(*, offer_id: int, gpus: dict[int, int]) -> bool:
+        tried.append(offer_id)
+        if offer_id != other:
+            raise RuntimeError("its shard is broken")
+        return False
+
+    monkeypatch.setattr(kept_nodes, "offers_with_any", lambda _: [other])
+    monkeypatch.setattr(kept_nodes, "for_blocks", keep)
+    begin(acme_buys)
+    held.refresh_from_db()
+    assert held.state == "active"
+    assert set(tried) == {acme_buys.offer.pk, other}
