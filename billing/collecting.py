@@ -105,10 +105,11 @@ def review_locked(
 def refusal(organization: accounts.Organization) -> PaymentsPastDue | None:
     """Return why nothing new may start, for somebody who may not; None where everything was paid meanwhile."""
     payer = accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    review_locked(payer, organization, at=timezone.now())
+    at = timezone.now()
+    review_locked(payer, organization, at=at)
     if not payer.receivable.sanction:
         return None
-    taken = sum(micros for _, micros in taken_back(organization))
+    taken = sum(micros for row, micros in taken_back(organization) if row.due_at <= at)
     states = [State.PAST_DUE, State.UNCOLLECTIBLE]
     rows = Collection.objects.filter(organization=organization.pk, state__in=states).select_related("invoice")
     invoices = [row.invoice for row in rows.order_by("due_at", "pk")]

@@ -433,7 +433,7 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     for instance in unpaid.order_by("pk")[:limit]:
         message = "The organization's funds are used up; add credit and start it again."
         if instance.project.organization_id in no_spot:
-            message = "An invoice is past due; pay it and start it again."
+            message = "A payment is past due; pay it and start it again."
         try:
             instances.stop(instance=instance, at=at, reason=Reason.NO_FUNDS, message=message)
         except ProvisioningError:

@@ -46,7 +46,7 @@ TEXTS: dict[str, Promise] = {
 # What keeps a start back, for readers of another language than the refusal's own.
 REFUSALS: dict[str, Promise] = {
     "InsufficientFunds": gettext_lazy("There is not enough credit for it."),
-    "PaymentsPastDue": gettext_lazy("An invoice is past due."),
+    "PaymentsPastDue": gettext_lazy("A payment is past due."),
     "QuotaExceeded": gettext_lazy("A quota is used up."),
     "BudgetExceeded": gettext_lazy("It would pass a budget."),
     "NoCapacity": gettext_lazy("Not enough GPUs are free."),

@@ -132,7 +132,7 @@ KINDS: dict[type[Exception], Kind] = {
         402, "insufficient_funds", "Not enough credit", "new_request", "Add credit, or choose fewer GPUs."
     ),
     PaymentsPastDue: Kind(
-        402, "payments_past_due", "An invoice is past due", "new_request",
+        402, "payments_past_due", "A payment is past due", "new_request",
         "Pay it (POST /api/v1/invoices/{id}/pay, or gpumarket invoices pay), or by bank transfer with its number. What "
         "a bank took back is paid by adding credit.",
     ),

@@ -111,7 +111,7 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     PaymentsPastDue: Kind(
         402,
-        gettext_lazy("An invoice is past due"),
+        gettext_lazy("A payment is past due"),
         gettext_lazy("Pay it; everything is as before at once."),
         link=(gettext_lazy("See the invoices"), reverse_lazy("invoices")),
     ),

@@ -4,6 +4,7 @@ from datetime import date
 from uuid import uuid4
 
 import pytest
+import time_machine
 from django.db import transaction
 from django.db.utils import IntegrityError
 
@@ -91,6 +92,18 @@ def test_what_dunning_forbids_is_forbidden_on_its_days_and_each_step_is_told_onc
     with pytest.raises(PaymentsPastDue) as refused:
         hold_money(acme, USD)
     assert (refused.value.owed_micros, refused.value.number) == (50 * USD, "")
+
+
+def test_a_refusal_asks_for_what_is_past_due_and_not_for_what_a_bank_took_back_only_now(acme, processor):
+    first, second = top_up(processor, acme, 50), top_up(processor, acme, 30, at=NOON + HOUR)
+    pay_out(acme, 80, at=NOON + DAY)
+    take_back(processor, first, at=TAKEN)
+    take_back(processor, second, at=TAKEN + 10 * DAY)  # each is due after seven days
+    look(TAKEN + 15 * DAY)
+    for day, dollars in ((16, 50), (18, 80)):
+        with time_machine.travel(TAKEN + day * DAY, tick=False), pytest.raises(PaymentsPastDue) as refused:
+            hold_money(acme, USD)
+        assert refused.value.owed_micros == dollars * USD
 
 
 def test_a_sweep_that_was_away_takes_no_two_steps_at_once(acme, taken):

@@ -15,9 +15,11 @@ from billing.invoicing import issuing
 from billing.models import Card, Collection, Dispute, Invoice, InvoiceDispute, Notice, Payment, TakenDebt
 from billing.payments import gateway
 from marketplace import numbers
+from marketplace.api import errors as api_errors
 from marketplace.models import Organization, User
 from marketplace.money import shown
 from marketplace.notices.telling import written
+from marketplace.portal import errors as portal_errors
 from tests.billing.makers import hold_money
 from tests.billing.test_dunning import DAY, days, run
 from tests.conftest import make_token
@@ -81,6 +83,11 @@ def test_what_a_bank_took_beyond_every_invoice_is_shown_with_what_follows(
     with pytest.raises(PaymentsPastDue) as refused:
         hold_money(acme, 1_000_000)
     assert numbers.said(refused.value).startswith(f"{amount} that your bank took back is past due;")
+
+
+def test_a_refusal_for_what_a_bank_took_back_names_no_invoice_in_its_title() -> None:
+    assert api_errors.KINDS[PaymentsPastDue].title == "A payment is past due"
+    assert str(portal_errors.KINDS[PaymentsPastDue].title) == "A payment is past due"
 
 
 def test_an_invoice_is_paid_now(
