@@ -4,7 +4,7 @@ from datetime import datetime
 
 from django.db.models import Q
 
-from billing import rating
+from billing import prices, rating
 from marketplace import offers
 from marketplace.contracts import terms as written
 from marketplace.models import ContractVersion, Offer
@@ -35,8 +35,9 @@ def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime
     if terms.verifier not in ON_NODES:
         return 0
     verifier = terms["verifier"]
-    sold = offers.listings(hosts(version, own), currency=terms.currency, at=at)
-    rate = max((one.price.micros_per_unit_hour for one in sold), default=0)
+    skus = [one.sku for one in hosts(version, own)]
+    sold = prices.current(skus=skus, currency=terms.currency, at=at).values()
+    rate = max((price.micros_per_unit_hour for price in sold), default=0)
     milliseconds = (verifier["gpus"] if terms.verifier == "command" else gpus) * verifier["timeout_s"] * 1000
     each = rating.amount_micros(micros_per_unit_hour=rate, unit_milliseconds=milliseconds)
     return int(verifier["runs"]) * each

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 
@@ -49,6 +49,14 @@ class _Wanted:
     bound: Bound | None
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was looked up for one job and is the same for others that were sent with it."""
+
+    offers: dict[str, Offer] = field(default_factory=dict)
+    verify_micros: dict[tuple[int, int, int], int] = field(default_factory=dict)
+
+
 def submit(
     *, actor: Actor, project: Project, specs: Sequence[Spec], folders: Mapping[str, str], at: datetime
 ) -> list[Job]:
@@ -60,8 +68,8 @@ def submit(
     """
     rentals.check_open(project)
     specs = [_with_inputs(spec, project, folders) for spec in specs]
-    offers: dict[str, Offer] = {}
-    wanted = [_wanted(spec, actor, project, offers, at) for spec in specs]
+    known = _Known()
+    wanted = [_wanted(spec, actor, project, known, at) for spec in specs]
     needs = _needs(project, wanted)
     _check_order(wanted, needs)
     with transaction.atomic(savepoint=False):
@@ -103,10 +111,10 @@ def _with_inputs(spec: Spec, project: Project, folders: Mapping[str, str]) -> Sp
     return replace(spec, inputs=manifest, document={**spec.document, "inputs": manifest})
 
 
-def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer], at: datetime) -> _Wanted:
+def _wanted(spec: Spec, actor: Actor, project: Project, known: _Known, at: datetime) -> _Wanted:
     with _placed(spec):
-        offer = offers.get(spec.offer) or _offer(spec.offer)
-        offers[spec.offer] = offer
+        offer = known.offers.get(spec.offer) or _offer(spec.offer)
+        known.offers[spec.offer] = offer
         order = orders.of_spec(spec, project=project, offer=offer)
         longest = max(spec.tasks, key=lambda task: sum(map(len, task.values())), default={})
         rentals.check(replace(order, env={**(order.env or {}), **longest}))
@@ -119,7 +127,7 @@ def _wanted(spec: Spec, actor: Actor, project: Project, offers: dict[str, Offer]
         job.most_micros = most
         if bound is not None:
             job.attempt_micros = _attempt_micros(spec, rate)
-            job.verify_micros = hosting.most_micros(bound.version, offer, gpus=spec.gpus * spec.replicas, at=at)
+            job.verify_micros = _verify_micros(bound, offer, spec.gpus * spec.replicas, known, at)
         return _Wanted(spec, offer, job, bound)
 
 
@@ -163,6 +171,19 @@ def _attempt_micros(spec: Spec, rate: int) -> int:
     return orders.attempt_micros(gpus=spec.gpus * spec.replicas, rate=rate, time_limit_s=spec.time_limit_s)
 
 
+def _verify_micros(bound: Bound, offer: Offer, gpus: int, known: _Known, at: datetime) -> int:
+    """Return what verifying one result may cost at most. Raises BadOrder where no host could do it."""
+    asked = (bound.version.pk, offer.pk, gpus)
+    if asked not in known.verify_micros:
+        if bound.terms.verifier in hosting.ON_NODES and not hosting.hosts(bound.version, offer):
+            text = gettext(
+                "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
+            )
+            raise BadOrder("contract", text % {"offer": offer.name})
+        known.verify_micros[asked] = hosting.most_micros(bound.version, offer, gpus=gpus, at=at)
+    return known.verify_micros[asked]
+
+
 def _check_sellers(wanted: Sequence[_Wanted], at: datetime) -> None:
     """Raise BadSpec where an attempt at a job would pass what its seller's work may cost the platform unpaid.
 
@@ -203,11 +224,6 @@ def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
             "Results under this contract are run a second time on another host, which has no volumes of yours."
         )
         raise BadOrder("volumes", text)
-    if bound.terms.verifier in hosting.ON_NODES and not hosting.hosts(bound.version, offer):
-        text = gettext(
-            "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
-        )
-        raise BadOrder("contract", text % {"offer": offer.name})
     why = evidence.why_never(bound.terms, offer, has_counters=spec.counters is not None)
     if why:
         raise BadOrder("contract", why)

@@ -205,6 +205,18 @@ def test_where_one_attempt_and_its_verifier_alone_pass_a_sellers_limit_both_figu
     assert under(checked, works).pk
 
 
+def test_what_verifying_costs_is_looked_up_once_for_jobs_that_are_sent_together(works: Works, checked: Deal) -> None:
+    job = f"offer: h200-narvik, command: [work], time_limit: 1h, contract: {checked.version.public_id}"
+    looks = []
+    for count in (1, 5):
+        lines = "".join(f"  - {{{job}}}\n" for _ in range(count))
+        with CaptureQueriesContext(connection) as asked:
+            works.submit(f"jobs:\n{lines}")
+        looks.append([query["sql"] for query in asked if '"is_listed"' in query["sql"]])
+    assert len(looks[0]) == len(looks[1]) == 3  # its offer, and twice the hosts
+    assert not any("SUM(" in sql for sql in looks[1]), "nobody asks what is free"
+
+
 def test_terms_whose_verifier_alone_would_pass_the_sellers_limit_are_not_offered(works: Works) -> None:
     seller, merchant = make_seller()
     verifier = {"kind": "command", "gpus": 8, "runs": 5, "timeout_s": 86_400, "on_silence": "fail"}
