@@ -8,6 +8,7 @@ made up for by the next one.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 from django.db import transaction
@@ -28,7 +29,7 @@ from marketplace import (
 from marketplace import reservation_texts as texts
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
-from provisioning import policies, room
+from provisioning import room
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
 from provisioning.health.wipes import LIVE_HOLD
@@ -40,6 +41,16 @@ State = ReservationState
 # How far into an hour GPUs may be missing before the hour counts as not delivered.
 GRACE = timedelta(minutes=10)
 UNDER_WAY = [State.ACTIVE, State.DELAYED, State.PARTIALLY_FULFILLED, State.ENDING]
+
+
+class Missing(NamedTuple):
+    """How many GPUs of a reservation are not to be had, and whether they only are not since it shares no host."""
+
+    gpus: int = 0
+    is_of_hosts: bool = False
+
+
+NOTHING = Missing()
 
 
 def advance(*, at: datetime, limit: int) -> int:
@@ -95,7 +106,7 @@ def _begin_due(*, at: datetime, limit: int) -> int:
     def act(reservation: Reservation) -> bool:
         if reservation.state != State.LOCKED or reservation.starts_at > at:
             return False
-        missing = missing_gpus(reservation.offer_id, at=at).get(reservation.pk, 0)
+        missing = missing_gpus(reservation.offer_id, at=at).get(reservation.pk, NOTHING)
         _stand(reservation, missing, at=at)
         _give_back_missed(reservation, at=at)
         return True
@@ -110,16 +121,16 @@ def _look(*, at: datetime, limit: int) -> int:
     for offer_id in list(under_way.order_by("offer").values_list("offer", flat=True).distinct()):
         missing = missing_gpus(offer_id, at=at)
 
-        def act(reservation: Reservation, missing: dict[int, int] = missing) -> bool:
-            return _look_after(reservation, missing.get(reservation.pk, 0), at=at)
+        def act(reservation: Reservation, missing: dict[int, Missing] = missing) -> bool:
+            return _look_after(reservation, missing.get(reservation.pk, NOTHING), at=at)
 
         changed += _give_back_stuck(offer_id, at=at)
-        concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, gpus in missing.items() if gpus])
+        concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, one in missing.items() if one.gpus])
         changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=None)
     return changed
 
 
-def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
+def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, Missing]:
     """Return how many GPUs each reservation of this hour holds that are not to be had, by its primary key.
 
     To be had are those that its instances have on nodes we reach, and of the others as many
@@ -142,12 +153,20 @@ def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, int]:
         own = min(wanted, free[tenant])
         idle[one.pk], free[tenant] = wanted - own, free[tenant] - own
     lent = sum(idle[one.pk] for one in found if one.is_lent)
-    missing = {one.pk: 0 for one in found} | whole_nodes.missing(offer_id, found, idle)
-    short = sum(idle.values()) - sum(missing.values()) - free[None] - min(lent, spot_gpus(offer_id))
-    for one in found:
-        more = max(0, min(idle[one.pk] - missing[one.pk], short))
-        missing[one.pk], short = missing[one.pk] + more, short - more
-    return missing
+    short = sum(idle.values()) - free[None] - min(lent, spot_gpus(offer_id))
+    return _missing(idle, short, whole_nodes.missing(offer_id, found, idle))
+
+
+def _missing(idle: dict[int, int], short: int, of_hosts: dict[int, int]) -> dict[int, Missing]:
+    """Add to what has no whole node what is short besides.
+
+    Hosts are to blame for what would not be missing if they were shared, and not where GPUs have failed.
+    """
+    of_hosts = dict.fromkeys(idle, 0) | of_hosts
+    shared = whole_nodes.shared_out(short, idle)
+    rest = {pk: gpus - of_hosts[pk] for pk, gpus in idle.items()}
+    more = whole_nodes.shared_out(short - sum(of_hosts.values()), rest)
+    return {pk: Missing(gpus + more[pk], not more[pk] and gpus > shared[pk]) for pk, gpus in of_hosts.items()}
 
 
 def _give_back_stuck(offer_id: int, *, at: datetime) -> int:
@@ -196,24 +215,25 @@ def _strips_of(found: Iterable[Reservation]) -> dict[int, list[ReservationStrip]
     return strips
 
 
-def _look_after(reservation: Reservation, missing: int, *, at: datetime) -> bool:
+def _look_after(reservation: Reservation, missing: Missing, *, at: datetime) -> bool:
     if reservation.state not in UNDER_WAY or not reservation.starts_at <= at < reservation.ends_at:
         return False
     if reservation.state != State.ENDING:
         _stand(reservation, missing, at=at)
-    if missing and at >= hour_of(at) + GRACE:
-        refunds.give_back_hour(reservation, missing, hour=hour_of(at), at=at)
+    if missing.gpus and at >= hour_of(at) + GRACE:
+        refunds.give_back_hour(reservation, missing.gpus, hour=hour_of(at), at=at)
     return True
 
 
-def _stand(reservation: Reservation, missing: int, *, at: datetime) -> None:
+def _stand(reservation: Reservation, lack: Missing, *, at: datetime) -> None:
     """Bring the state in line with how many GPUs are missing."""
+    missing = lack.gpus
     held = holdings.held_at(reservation.strips.all(), at)
     if not missing:
         state, message = State.ACTIVE, texts.ALL_THERE() if reservation.missing_gpus else ""
     else:
         state = State.DELAYED if missing >= held else State.PARTIALLY_FULFILLED
-        why = texts.NO_HOST if policies.is_alone(reservation.project_id) else texts.MISSING
+        why = texts.NO_HOST if lack.is_of_hosts else texts.MISSING
         message = why(missing=missing, held=held)
     if reservation.state != state:
         reservation.move_to(state, at=at, message=message, missing_gpus=missing)

@@ -1,6 +1,6 @@
 """Whole nodes for blocks of tenants who share no host: kept free from shortly before they begin until they are over."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from datetime import datetime
 
 import structlog
@@ -61,11 +61,14 @@ def missing(offer_id: int, found: list[Reservation], idle: dict[int, int]) -> di
     In the order of `found`: the first go short first.
     """
     alone = policies.alone({one.project_id for one in found})
-    concerned = [one for one in found if one.project_id in alone and idle[one.pk]]
-    if not concerned:
-        return {}
-    short, lack = sum(idle[one.pk] for one in concerned) - kept_nodes.whole_gpus(offer_id), Counter[int]()
-    for one in concerned:
-        lack[one.pk] = max(0, min(idle[one.pk], short))
-        short -= lack[one.pk]
+    concerned = {one.pk: idle[one.pk] for one in found if one.project_id in alone and idle[one.pk]}
+    return shared_out(sum(concerned.values()) - kept_nodes.whole_gpus(offer_id), concerned) if concerned else {}
+
+
+def shared_out(short: int, idle: dict[int, int]) -> dict[int, int]:
+    """Return how many of the idle GPUs of each reservation are missing where so many are short: the first go short."""
+    lack = {}
+    for number, gpus in idle.items():
+        lack[number] = max(0, min(gpus, short))
+        short -= lack[number]
     return lack

@@ -172,7 +172,8 @@ class Hosts:
         return self.buyers[0].at(self.hours)
 
     def missing(self) -> dict[int, int]:
-        return delivery.missing_gpus(self.buyers[0].offer.pk, at=self.at)
+        found = delivery.missing_gpus(self.buyers[0].offer.pk, at=self.at)
+        return {pk: missing.gpus for pk, missing in found.items()}
 
     def active(self) -> list[Reservation]:
         found = Reservation.objects.filter(state__in=USABLE, starts_at__lte=self.at, ends_at__gt=self.at)

@@ -74,7 +74,8 @@ def test_two_tenants_are_sold_the_nodes_that_there_are_and_both_have_theirs(
     assert other_buys.buy(8, 4, 5, at=2.02).gpus == 8
     launch(other_buys, 2.03, gpus=8)
     run_until_idle()
-    assert delivery.missing_gpus(acme_buys.offer.pk, at=acme_buys.at(2.1)) == {mine.pk: 0, theirs.pk: 0}
+    nothing = delivery.Missing()
+    assert delivery.missing_gpus(acme_buys.offer.pk, at=acme_buys.at(2.1)) == {mine.pk: nothing, theirs.pk: nothing}
     check_conserved(at=acme_buys.at(2.1))
 
 
@@ -324,3 +325,26 @@ def test_an_offer_whose_nodes_cannot_be_kept_stops_neither_delivery_nor_the_othe
     held.refresh_from_db()
     assert held.state == "active"
     assert set(tried) == {acme_buys.offer.pk, other}
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_block_whose_node_fails_is_not_told_that_others_are_on_all_hosts(
+    acme_buys: Buyer, other_buys: Buyer, run_until_idle: Run, runs: bool
+) -> None:
+    other_buys.buy(8, 2, 4)
+    shared_with_nobody(acme_buys.project)
+    held = acme_buys.buy(8, 2, 4)
+    if runs:
+        begin(acme_buys)
+        mine = launch(acme_buys, 2.01, gpus=8)
+        launch(other_buys, 2.02, gpus=1)
+        run_until_idle()
+        failed = Node.objects.filter(exclusive_to=mine.project.organization_id)
+    else:
+        failed = Node.objects.filter(name="h200-1")
+    assert failed.update(reachability="lost") == 1
+    for hours in (1.9, 2, 2.05):
+        acme_buys.go_to(hours)
+    held.refresh_from_db()
+    assert (held.state, held.missing_gpus) == ("delayed", 8)
+    assert held.message.startswith("8 of its 8 GPUs cannot be had now.")
