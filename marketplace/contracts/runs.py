@@ -2,8 +2,8 @@
 
 Its host belongs to nobody who earns by the contract; where no such host has GPUs it waits, and the claim says so.
 Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or disk, of
-which it has the share that the task had. Its hours are paid by the job's contract, and its GPUs are none of the
-customer's quota.
+which it has the share that the task had: a command of the customer's beside the outputs that it judges. Its hours are
+paid by the job's contract, and its GPUs are none of the customer's quota.
 """
 
 from dataclasses import replace
@@ -29,8 +29,9 @@ from marketplace.models import (
     VerifierRun,
 )
 from marketplace.rentals import Order
-from provisioning import instances
-from provisioning.errors import ProvisioningError
+from provisioning import artifacts, instances
+from provisioning.agent.manifest import BadManifest
+from provisioning.errors import NoArtifact, ProvisioningError
 from provisioning.models import AT_REST, INFRASTRUCTURE, Assignment, Instance, Phase, Reason
 from provisioning.work import Work
 
@@ -65,11 +66,22 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             has_network=False,
             avoid_nodes=hosts_of(attempt),
             paid_by=claim.escrow_id,
-            disk_bytes=attempt.instance.disk_bytes,
+            disk_bytes=_disk_beside_outputs(claim, attempt.instance),
             time_limit_s=_limit_s(claim),
         ),
         takes_quota=False,
     )
+
+
+def _disk_beside_outputs(claim: Claim, first: Instance) -> int | None:
+    """Return how much a verifier may keep: the task's share, and the outputs, which could fill that by themselves."""
+    if first.disk_bytes is None:
+        return None
+    try:
+        outputs = artifacts.files_of(claim.project_id, claim.evidence["outputs"])
+    except (NoArtifact, BadManifest):
+        outputs = ()
+    return first.disk_bytes + sum(entry.size for entry in outputs)
 
 
 def order_of_rerun(claim: Claim) -> Order:

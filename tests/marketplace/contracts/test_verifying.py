@@ -250,11 +250,9 @@ def test_the_customers_command_runs_on_another_host_with_the_outputs_and_without
     on_a_node: Any, fleet: Fleet
 ) -> None:
     _, work, claim = on_a_node({"kind": "command", "gpus": 1, **RUNS})
-    Instance.objects.filter(pk=claim.task.tries.get().instance_id).update(disk_bytes=1 << 26)
     instance = starts(claim, fleet)
     assert (instance.phase, instance.command, instance.has_network) == ("running", ["./check"], False)
     assert (instance.inputs, instance.outputs, instance.paid_by) == (WHOLE, [], work.job.public_id)
-    assert instance.disk_bytes == 1 << 26, "the share of the disk that the task had"
     nodes = {one.node.name for one in instance.assignments.select_related("node")}
     assert "h200-1" not in nodes
     assert instance.avoid_nodes == [fleet.nodes["h200-1"].node.public_id]
@@ -265,6 +263,15 @@ def test_the_customers_command_runs_on_another_host_with_the_outputs_and_without
     found = fresh(claim)
     assert (found.state, found.verdicts.get().verifier, found.verdicts.get().result) == ("verified", "command", "pass")
     assert Instance.objects.get(pk=instance.pk).desired == "terminated"
+
+
+@pytest.mark.parametrize(("share", "has"), [(2, 2 + 2), (1 << 26, (1 << 26) + 2), (None, None)])
+def test_a_verifying_command_has_the_tasks_share_of_the_disk_beside_the_outputs_that_may_fill_it(
+    on_a_node: Any, fleet: Fleet, share: int | None, has: int | None
+) -> None:
+    _, _, claim = on_a_node({"kind": "command", "gpus": 1, **RUNS})
+    Instance.objects.filter(pk=claim.task.tries.get().instance_id).update(disk_bytes=share)
+    assert starts(claim, fleet).disk_bytes == has
 
 
 @pytest.mark.parametrize(
