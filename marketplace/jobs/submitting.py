@@ -155,7 +155,7 @@ def _bound(spec: Spec, project: Project, offer: Offer, rate: int) -> Bound | Non
         )
     _check_counted(spec, bound)
     if spec.market == Job.Market.RESERVED and not spec.reservation:
-        raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it hosting."))
+        raise BadOrder("reservation", gettext("Under a contract, name the reservation inside which it runs."))
     asked = bounds.Asked(
         offer, spec.gpus * spec.replicas, seconds=spec.time_limit_s, attempt_micros=_attempt_micros(spec, rate)
     )
