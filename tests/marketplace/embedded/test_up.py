@@ -20,6 +20,7 @@ from marketplace.embedded import up
 from marketplace.embedded.addresses import free_port
 from marketplace.embedded.programs import CannotStart
 from tests.marketplace.embedded.conftest import wait_until
+from tests.scenarios.conftest import READY_WITHIN_S
 
 ROOT = Path(__file__).parents[3]
 OURS = ("DATABASE_URL", "REDIS_URL", "GPUMARKET_HOME", "GPUMARKET_MODE", "GPUMARKET_SECRET_KEY")
@@ -39,7 +40,7 @@ def running(home: Path, port: int, *options: str) -> Iterator[subprocess.Popen[s
             text=True,
         )
     try:
-        wait_until(lambda: "\nReady" in output.read_text() or process.poll() is not None, within_s=90)
+        wait_until(lambda: "\nReady" in output.read_text() or process.poll() is not None, within_s=READY_WITHIN_S)
         assert process.poll() is None, output.read_text()
         yield process
     finally:
