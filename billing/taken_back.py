@@ -55,12 +55,12 @@ def owe(*, dispute: Dispute, payer: CustomerAccounts, micros: int, at: datetime)
     again = spread.invoices
     for one in again:
         key = f"dispute:{dispute.public_id}:{one.invoice.public_id}"
-        _move(key, dispute, payer.receivable, one.micros, at=at)
+        take(key, dispute, payer.receivable, one.micros, at=at)
         invoice_payments.name(invoice=one.invoice, transfer_key=key, amount_micros=-one.micros, at=at)
         collecting.reopen(one.invoice, at=at)
     rest = micros - sum(one.micros for one in [*lost, *again])
     if rest:
-        _move(f"dispute:{dispute.public_id}:{payer.receivable.kind}", dispute, payer.receivable, rest, at=at)
+        take(f"dispute:{dispute.public_id}:{payer.receivable.kind}", dispute, payer.receivable, rest, at=at)
     if spread.nothing_micros:
         _owe_for_nothing(dispute, spread, at=at)
     return [*lost, *again]
@@ -73,9 +73,7 @@ def pay_again(*, dispute: Dispute, micros: int, cause: str, at: datetime) -> Non
     if dispute.payment.purpose == Payment.Purpose.INVOICE and dispute.payment.reference not in numbers:
         numbers.append(dispute.payment.reference)
     for number in numbers:
-        micros -= invoice_payments.pay_named(
-            number, dispute.payment.organization, micros, f"{cause}:{number}", at
-        )  # fmt: skip
+        micros -= invoice_payments.pay_named(number, dispute.payment.organization, micros, f"{cause}:{number}", at)
 
 
 def _owe_for_nothing(dispute: Dispute, spread: Spread, *, at: datetime) -> None:
@@ -92,7 +90,8 @@ def _owe_for_nothing(dispute: Dispute, spread: Spread, *, at: datetime) -> None:
     )
 
 
-def _move(key: str, dispute: Dispute, source: Account, micros: int, *, at: datetime) -> None:
+def take(key: str, dispute: Dispute, source: Account, micros: int, *, at: datetime) -> None:
+    """Move to the processor's account what a bank took of a payment, from cash, from what is owed, or as a loss."""
     payment = dispute.payment
     ledger.transfer(
         key=key,
@@ -117,7 +116,7 @@ def _lost_again(dispute: Dispute, most_micros: int, *, at: datetime) -> list[Aga
     if not share:
         return []
     bad_debt = accounts.platform(Account.Kind.BAD_DEBT, payment.currency)
-    _move(f"dispute:{dispute.public_id}:{bad_debt.kind}", dispute, bad_debt, share, at=at)
+    take(f"dispute:{dispute.public_id}:{bad_debt.kind}", dispute, bad_debt, share, at=at)
     collecting.move(row, Collection.State.UNCOLLECTIBLE, at=at)
     Collection.objects.filter(pk=row.pk).update(recovered_micros=F("recovered_micros") - share)
     return [Again(row.invoice, share)]
@@ -137,7 +136,7 @@ def _spread(dispute: Dispute, payer: CustomerAccounts, micros: int, *, at: datet
     by_name = min(named.amount_micros, micros, paid[named.invoice_id]) // unit * unit if named else 0
     not_invoiced = issuing.not_invoiced_micros(payer=payer, at=at)
     owed_already = payer.owed_micros - sum(left.values()) - not_invoiced
-    rest = min(micros - by_name, micros - by_name + owed_already)
+    rest = micros - by_name + min(0, owed_already)
     again: list[Again] = []
     for invoice in invoices:
         share = by_name if named and invoice.pk == named.invoice_id else 0

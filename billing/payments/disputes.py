@@ -89,14 +89,7 @@ def _take(row: Dispute, payment: Payment, payer: accounts.CustomerAccounts, micr
     """Take what the bank took from the customer's cash; the rest is owed. Promotional credit is no money of a bank."""
     (from_cash,), owed = rating.take_in_turn(micros, [max(0, payer.cash.free_micros)])
     if from_cash:
-        ledger.transfer(
-            key=f"dispute:{row.public_id}:{payer.cash.kind}",
-            source=payer.cash,
-            target=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
-            amount_micros=from_cash,
-            reason=f"Payment {payment.public_id} was disputed",
-            at=at,
-        )
+        taken_back.take(f"dispute:{row.public_id}:{payer.cash.kind}", row, payer.cash, from_cash, at=at)
     again = taken_back.owe(dispute=row, payer=payer, micros=owed, at=at) if owed else []
     runway.refresh(organization=payment.organization, at=at)
     collecting.review(organization=payment.organization, at=at)
