@@ -24,8 +24,8 @@ def left_due_micros(*, organization: Organization, invoices: Iterable[Invoice]) 
     """
     invoices = list(invoices)
     left = {invoice.pk: 0 for invoice in invoices}
-    debt = _debt(organization)
-    if debt is None or not invoices:
+    debt = _debt(organization) if invoices else None
+    if debt is None:
         return left
     events = _events(debt, organization, since=min(one.issued_at for one in invoices))
     for invoice in invoices:
@@ -41,8 +41,8 @@ def left_taken_micros(
     Paid as an invoice is that was issued then. What `invoices_micros` are left of invoices is owed for these first.
     """
     left = {row.pk: 0 for row in taken}
-    debt = _debt(organization)
-    if debt is None or not taken:
+    debt = _debt(organization) if taken else None
+    if debt is None:
         return left
     events = _events(debt, organization, since=min(row.issued_at for row in taken))
     most = max(0, -debt.balance_micros - invoices_micros)
