@@ -63,13 +63,13 @@ def costs_of(resource_ids: list[str]) -> dict[str, int]:
     return defaultdict(int, dict(rows.annotate(total=Sum("amount_micros"))))
 
 
-def net_micros(*, versions: Iterable[str], **whose: Any) -> dict[str, int]:
-    """Return what was paid under each of these versions and not given back: of all outcomes, or of some as a filter.
+def net_micros(*, organization_id: int, versions: Iterable[str]) -> dict[str, int]:
+    """Return what one buyer paid under each of these versions and did not get back.
 
     What somebody only said that it earned is not paid.
     """
     back = Q(kind=Outcome.Kind.REVERSED)
-    rows = Outcome.objects.filter(BROUGHT, version__in=list(versions), **whose).order_by()
+    rows = Outcome.objects.filter(BROUGHT, organization=organization_id, version__in=list(versions)).order_by()
     summed = rows.values_list("version").annotate(
         paid=Sum("amount_micros", filter=~back, default=0), returned=Sum("amount_micros", filter=back, default=0)
     )

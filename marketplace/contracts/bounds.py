@@ -91,7 +91,7 @@ def unpaid_left(version: ContractVersion, organization: Organization) -> int:
     cost = margins.cost_micros(
         organization_id=organization.pk, versions=platform_bps, without=lost.values("instance__public_id")
     )
-    net = margins.net_micros(versions=platform_bps, organization=organization)
+    net = margins.net_micros(organization_id=organization.pk, versions=platform_bps)
     brought = sum(micros * platform_bps[name] // written.BP for name, micros in net.items())
     return int(_work(version)["unpaid_micros"]) - (cost - brought)
 

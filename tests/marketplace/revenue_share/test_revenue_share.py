@@ -123,7 +123,7 @@ def test_revenue_that_was_only_said_lifts_no_limit_of_its_seller_and_what_was_pa
     version = agree()
 
     def brought():
-        own = margins.net_micros(versions=[version.public_id], organization=acme).get(version.public_id, 0)
+        own = margins.net_micros(organization_id=acme.pk, versions=[version.public_id]).get(version.public_id, 0)
         return own, -sellers.unpaid_micros(seller, "USD", at=DUE)
 
     state(actor, 1_000_000 * USD)
