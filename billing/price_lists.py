@@ -248,6 +248,16 @@ def withdraw(*, price_list: PriceList) -> None:
     price_list.refresh_from_db()
 
 
+def moment_to_come(price_list: PriceList, *, at: datetime) -> datetime:
+    """Return when a scheduled list begins, while it can be called off; raise PriceListMoved or PriceAlreadyHolds."""
+    moment = price_list.effective_from
+    if price_list.state != State.SCHEDULED or moment is None:
+        raise PriceListMoved(state=price_list.state, wanted=State.WITHDRAWN)
+    if moment <= at + LAST_CALL:
+        raise PriceAlreadyHolds(f"{price_list} holds from {moment:%Y-%m-%d %H:%M:%S} on")
+    return moment
+
+
 @transaction.atomic
 def call_off(*, price_list: PriceList, by: str, at: datetime) -> list[PriceVersion]:
     """Let a scheduled list never come into force: none of its prices ever holds, and its moment is free again.
@@ -256,12 +266,9 @@ def call_off(*, price_list: PriceList, by: str, at: datetime) -> list[PriceVersi
     Raises PriceListMoved for a list that is not scheduled, and PriceAlreadyHolds from a minute before its moment on.
     """
     row = _locked(price_list, State.WITHDRAWN)
-    if row.state != State.SCHEDULED or row.effective_from is None:
-        raise PriceListMoved(state=row.state, wanted=State.WITHDRAWN)
-    if row.effective_from <= at + LAST_CALL:
-        raise PriceAlreadyHolds(f"{row} holds from {row.effective_from:%Y-%m-%d %H:%M:%S} on")
+    moment = moment_to_come(row, at=at)
     _take_turns(row.currency)
-    later = list(_scheduled_after(row, row.effective_from))
+    later = list(_scheduled_after(row, moment))
     PriceVersion.objects.filter(price_list=row, withdrawn_at=None).update(withdrawn_at=at)
     _move(row, State.WITHDRAWN, effective_from=None)
     published = []

@@ -7,7 +7,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 
 from billing import decisions, price_lists, repeats
-from billing.errors import AlreadyProposed, PriceAlreadyHolds, PriceListMoved
+from billing.errors import AlreadyProposed
 from billing.models import PriceList, PriceVersion, PriceWithdrawal
 
 State = PriceWithdrawal.State
@@ -24,14 +24,11 @@ def propose(*, price_list: PriceList, reason: str, by: int, key: UUID, at: datet
     first = repeats.find(PriceWithdrawal, key, price_list=row, reason=reason)
     if first is not None:
         return first
-    if row.state != PriceList.State.SCHEDULED or row.effective_from is None:
-        raise PriceListMoved(state=row.state, wanted=PriceList.State.WITHDRAWN)
-    if row.effective_from <= at + price_lists.LAST_CALL:
-        raise PriceAlreadyHolds(f"{row} holds from {row.effective_from:%Y-%m-%d %H:%M:%S} on")
+    moment = price_lists.moment_to_come(row, at=at)
     if PriceWithdrawal.objects.filter(price_list=row, state=State.PROPOSED).exists():
         raise AlreadyProposed("another withdrawal of it waits for a second person")
     return PriceWithdrawal.objects.create(
-        price_list=row, effective_from=row.effective_from, reason=reason, proposed_by_id=by, proposed_at=at, key=key
+        price_list=row, effective_from=moment, reason=reason, proposed_by_id=by, proposed_at=at, key=key
     )
 
 
