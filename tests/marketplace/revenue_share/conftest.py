@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from billing import books, daily
 from marketplace.models import Acceptance, Organization, RevenuePeriod
 from tests.agreed import share_revenue
 
@@ -16,6 +17,14 @@ USD = 1_000_000
 PRICE = 2_490_000  # an hour of one H200
 COVERS = {"offers": ["h200-narvik"], "gpus": 8}
 METERED = {"true_up": "metered_cost", "minimum_micros": 0, "covers": COVERS, "share_bps": 1_500}
+
+
+@pytest.fixture(autouse=True)
+def the_books_balance(db):
+    yield
+    at = APRIL + timedelta(days=200)
+    daily.sum_up(at=at)
+    assert books.check(at=at) == []
 
 
 @pytest.fixture

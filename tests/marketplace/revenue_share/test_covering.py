@@ -11,7 +11,7 @@ from django.urls import reverse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing import accounts, books, charging, daily, usage
+from billing import accounts, charging, usage
 from billing.invoicing import prepaid
 from billing.models import Charge, Hold, Outcome, OutcomeCost, PrepaidItem
 from billing.outcomes import sharing
@@ -36,21 +36,13 @@ from tests.billing.makers import make_price
 from tests.billing.makers import start as start_meter
 from tests.blocks import Buyer, sell_blocks
 from tests.conftest import make_token, order
-from tests.marketplace.revenue_share.conftest import APRIL, COVERS, DUE, FINAL, HOUR, NOON, PRICE, USD, period
+from tests.marketplace.revenue_share.conftest import COVERS, DUE, FINAL, HOUR, NOON, PRICE, USD, period
 from tests.standing import frozen
 
 pytestmark = pytest.mark.django_db
 
 
 clock = frozen(NOON)
-
-
-@pytest.fixture(autouse=True)
-def the_books_balance(db):
-    yield
-    at = APRIL + timedelta(days=200)
-    daily.sum_up(at=at)
-    assert books.check(at=at) == []
 
 
 def state(actor, micros, *, at=DUE - HOUR, of=None):

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.db import transaction
 
-from billing import books, charging, daily
+from billing import charging
 from billing.models import UsageSpan
 from marketplace import spend
 from marketplace.access import person
@@ -24,14 +24,6 @@ from tests.standing import frozen
 pytestmark = pytest.mark.django_db
 
 clock = frozen(NOON)
-
-
-@pytest.fixture(autouse=True)
-def the_books_balance(db):
-    yield
-    at = APRIL + timedelta(days=200)
-    daily.sum_up(at=at)
-    assert books.check(at=at) == []
 
 
 def test_hours_that_a_reservation_covers_stay_so_when_the_agreement_of_their_instance_ends(
