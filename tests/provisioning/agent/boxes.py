@@ -105,9 +105,17 @@ class ImageStore:
         return image
 
     def close(self) -> None:
-        listed = self.podman.ask("images", "--filter", f"reference=localhost/gm-test-{self.tag}-*", "--format", "json")
-        if listed:
-            self.podman.run("image", "rm", "--force", *(one["Id"] for one in listed))
+        eventually(self._is_empty, seconds=60)
+
+    def _is_empty(self) -> bool:
+        """Remove our images; return whether none was left. Podman refuses where another removes its own just then."""
+        with suppress(PodmanError):
+            ours = f"reference=localhost/gm-test-{self.tag}-*"
+            left = self.podman.ask("images", "--filter", ours, "--format", "json")
+            if not left:
+                return True
+            self.podman.run("image", "rm", "--force", *(one["Id"] for one in left))
+        return False
 
 
 class BoxNode(Node):
