@@ -15,6 +15,13 @@ from marketplace.money import shown
 
 DAY_S, HOUR_S, MINUTE_S = 86_400, 3600, 60
 PERIODS: Mapping[str, Promise] = {"day": gettext_lazy("a day (UTC)"), "month": gettext_lazy("a month (UTC)")}
+# Sellers name their own units; these are the usual ones.
+UNITS: Mapping[str, Promise] = {
+    "task": gettext_lazy("task"),
+    "tokens": gettext_lazy("tokens"),
+    "images": gettext_lazy("images"),
+    "frames": gettext_lazy("frames"),
+}
 EVIDENCE: Mapping[str, Promise] = {
     "exit_code": gettext_lazy("exit code"),
     "outputs": gettext_lazy("digests of its outputs"),
@@ -125,7 +132,7 @@ def price(terms: Terms) -> str:
     unit = terms["unit"]
     words = {
         "amount": shown(unit["price_micros"], terms.currency, exact=True), "per": f"{unit['per']:,}",
-        "unit": unit["name"],
+        "unit": UNITS.get(unit["name"], unit["name"]),
     }  # fmt: skip
     return (_("%(amount)s per %(unit)s") if unit["per"] == 1 else _("%(amount)s per %(per)s %(unit)s")) % words
 

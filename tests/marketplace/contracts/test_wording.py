@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.test import Client
 from django.urls import reverse
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from marketplace.contracts import terms as written
 from marketplace.contracts import wording
@@ -46,6 +46,14 @@ def test_each_kind_has_its_own_terms(acme: Organization, alice: User) -> None:
     assert [wording.price(written.of(row.terms)) for row in found.values()] == [
         "$0.50 per task", "no price of its own", "15 % of revenue"
     ]  # fmt: skip
+
+
+def test_usual_units_are_in_the_readers_language_and_others_are_the_sellers_word(acme: Organization) -> None:
+    usual = make_deal(acme).version.terms
+    own = usual | {"unit": usual["unit"] | {"name": "widget"}}
+    with translation.override("ja"):
+        assert wording.price(written.of(usual)) == "タスク あたり $0.50"
+        assert wording.price(written.of(own)) == "widget あたり $0.50"
 
 
 def test_the_page_of_each_product_says_what_counts_and_what_applies(
