@@ -4,24 +4,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db.models import Max, Q, QuerySet, Sum
+from django.db.models import Exists, Max, OuterRef, Q, QuerySet, Sum
 
 from billing import prices
 from billing.models import PriceVersion
 from billing.prepared import Prepared
 from marketplace.errors import NotFound
-from marketplace.models import Offer
+from marketplace.models import Offer, SpotTerms
 from provisioning.models import Node, Site
 
 
 @dataclass(frozen=True)
 class Listing:
-    """An offer with its price and what is free, both as of `as_of`; `largest_replica` is the most on one node."""
+    """An offer with its price and what is free, both as of `as_of`; `largest_replica` is the most on one node.
+
+    `by_auction` says whether it is sold by auction too, in the same currency.
+    """
 
     offer: Offer
     price: PriceVersion
     available_gpus: int
     largest_replica: int
+    by_auction: bool
     as_of: datetime
 
 
@@ -68,11 +72,16 @@ def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Li
         nodes__state=Node.State.AVAILABLE, nodes__reachability=Node.Reachability.ONLINE, nodes__is_held=False,
         nodes__exclusive_to=None,
     )  # fmt: skip
+    auctioned = SpotTerms.objects.filter(offer=OuterRef("pk"), is_enabled=True, currency=currency)
     free = {
         row["pk"]: row
         for row in Offer.objects.filter(pk__in=[offer.pk for offer in offers])
         .values("pk")
-        .annotate(total=Sum("nodes__free_gpus", filter=placeable), most=Max("nodes__free_gpus", filter=placeable))
+        .annotate(
+            total=Sum("nodes__free_gpus", filter=placeable),
+            most=Max("nodes__free_gpus", filter=placeable),
+            by_auction=Exists(auctioned),
+        )
     }
     return [
         Listing(
@@ -80,6 +89,7 @@ def listings(offers: Iterable[Offer], *, currency: str, at: datetime) -> list[Li
             price=known[offer.sku],
             available_gpus=free[offer.pk]["total"] or 0,
             largest_replica=free[offer.pk]["most"] or 0,
+            by_auction=free[offer.pk]["by_auction"],
             as_of=at,
         )
         for offer in offers

@@ -102,6 +102,7 @@ def listing(found: Listing) -> Answer:
         "price": listed_price(found.price),
         "available_gpus": found.available_gpus,
         "largest_replica": found.largest_replica,
+        "by_auction": found.by_auction,
         "as_of": found.as_of,
     }
 

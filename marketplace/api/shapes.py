@@ -198,6 +198,7 @@ class OfferAnswer(NamedRef):
     price = ListedPrice()
     available_gpus = serializers.IntegerField()
     largest_replica = serializers.IntegerField(help_text="the most free GPUs on one node")
+    by_auction = serializers.BooleanField(help_text="whether it is sold by auction too; /offers/{id}/spot says how")
     as_of = serializers.DateTimeField()
 
 

@@ -44,12 +44,14 @@ def offers(
             session.terminal.document({"data": found, "next_cursor": None})
         elif found:
             session.terminal.table(
-                ["OFFER", "GPU", "MEMORY", "RUNS", "SITE", "COUNTRY", ">PER GPU-HOUR", ">FREE", ">LARGEST"],
+                ["OFFER", "GPU", "MEMORY", "RUNS", "SITE", "COUNTRY", ">PER GPU-HOUR", "AUCTION", ">FREE", ">LARGEST"],
                 [offer_cells(offer) for offer in sorted(found, key=by_price)],
             )
             for offer in sorted(found, key=by_price):
                 if said := tiers_of(offer["price"]):
                     session.terminal.say(f"{offer['slug']}: {said}")
+            if any(offer.get("by_auction") for offer in found):
+                session.terminal.say("AUCTION: sold to the highest bids too. See: gpumarket spot-price OFFER")
             session.terminal.say(
                 "LARGEST: the most free GPUs on one node. Next: gpumarket launch OFFER --gpus 1 -- COMMAND"
             )
@@ -67,6 +69,7 @@ def offer_cells(offer: dict[str, Any]) -> list[str]:
         site["name"],
         site["country"],
         words.money(price["amount"], price["currency"]),
+        "yes" if offer.get("by_auction") else "no",
         str(offer["available_gpus"]),
         str(offer["largest_replica"]),
     ]

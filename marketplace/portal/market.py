@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from marketplace import access, offers, spot_market
+from marketplace import access, offers
 from marketplace.offers import Listing
 from marketplace.portal import commands, words
 from marketplace.portal.doors import Visit, page
@@ -94,7 +94,6 @@ def market(visit: Visit) -> HttpResponse:
                              for listing in everything}, key=lambda pair: pair[1]),
         "relaxed": [] if found else _relaxed(filters, everything),
         "organization": organization,
-        "spot_offers": spot_market.sold_by_auction((one.offer for one in found), currency=organization.currency),
         "may_rent": access.may(visit.actor, organization, "instance.change"),
         "cli": commands.offers(filters.gpu_model, filters.country, filters.min_gpus, available=filters.available),
     }  # fmt: skip

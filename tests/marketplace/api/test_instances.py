@@ -9,9 +9,9 @@ from django.utils import timezone
 
 from billing import books
 from billing.models import Account
-from marketplace import tenants, tokens
+from marketplace import spot_terms, tenants, tokens
 from marketplace.access import person
-from marketplace.models import Organization, Project, Role, User
+from marketplace.models import Organization, Project, Role, SpotTerms, User
 from provisioning.models import GpuHold, Instance, Node, Quota
 from tests.conftest import Fleet, Run, make_member, make_token
 from tests.marketplace.api.program import Program, problem_of
@@ -282,6 +282,26 @@ def test_offers_are_found_by_model_country_and_what_is_free(program: Program) ->
     nothing_free(Organization())
     assert slugs("available=true") == []
     assert slugs("available=false") == ["l40s-narvik", "h200-narvik"]
+
+
+def test_offers_say_which_are_sold_by_auction_in_ones_own_currency(program: Program, fleet: Fleet) -> None:
+    def auctioned() -> list[str]:
+        return [row["slug"] for row in program.get("offers").json()["data"] if row["by_auction"]]
+
+    def sell(**terms: Any) -> None:
+        spot_terms.set_terms(
+            offer=fleet.h200, by="carol@operator.example", at=timezone.now(),
+            **{"reserve_micros": 500_000, "interval_s": 60, "min_notice_s": 30} | terms,
+        )  # fmt: skip
+
+    assert auctioned() == []
+    sell()
+    assert (auctioned(), program.get("offers/h200-narvik").json()["by_auction"]) == (["h200-narvik"], True)
+    sell(is_enabled=False)
+    assert auctioned() == []
+    sell(is_enabled=True)
+    SpotTerms.objects.update(currency="EUR")
+    assert auctioned() == []
 
 
 def test_usage_is_found_by_time_and_instance(program: Program, running: Instance) -> None:

@@ -12,7 +12,7 @@ MOVES = {"queued": "placing", "placing": "provisioning", "provisioning": "verify
 STEP_OF = {"queued": 0, "placing": 0, "provisioning": 1, "verifying": 2, "running": 3}
 
 
-def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8, runtime="process"):
+def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8, runtime="process", by_auction=False):
     return {
         "id": f"ofr_{slug}",
         "slug": slug,
@@ -29,6 +29,7 @@ def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, l
         "price": {"amount": amount, "currency": "USD", "unit": "gpu_hour"},
         "available_gpus": free,
         "largest_replica": largest,
+        "by_auction": by_auction,
         "as_of": "2026-11-23T12:00:00Z",
     }
 

@@ -95,11 +95,22 @@ def test_offers_are_a_table_with_the_cheapest_first(gpumarket, shop):
         "COUNTRY",
         "PER",
         "GPU-HOUR",
+        "AUCTION",
         "FREE",
         "LARGEST",
     ]
-    assert lines[1].split() == ["cheap", "H200", "141", "GiB", "commands", "Narvik", "JP", "1.50", "USD", "8", "8"]
+    assert lines[1].split() == ["cheap", "H200", "141", "GiB", "commands", "Narvik", "JP", "1.50", "USD", "no", "8", "8"]
     assert lines[2].startswith("dear")
+
+
+def test_offers_say_which_are_sold_by_auction_too(gpumarket, shop):
+    shop.offers = [make_offer("fixed", amount="9.000000"), make_offer("bid-for", by_auction=True)]
+    said = gpumarket("offers")
+    assert [line.split()[-3] for line in said.out.splitlines()[1:]] == ["yes", "no"]
+    assert "gpumarket spot-price OFFER" in said.err
+    assert [row["by_auction"] for row in json.loads(gpumarket("offers", "--json").out)["data"]] == [False, True]
+    shop.offers = [make_offer("fixed")]
+    assert "spot-price" not in gpumarket("offers").err
 
 
 def test_offers_are_asked_for_with_the_filters(gpumarket, shop):

@@ -49,6 +49,8 @@ def test_the_form_says_what_an_interruption_means_and_the_worst_case_before_anyt
         assert words in fragment
     assert "gpumarket bid h200-narvik --gpus 2 --max-price 1.25" in fragment
     assert "By auction" not in read(owner.get(reverse("launch"), {"offer": "l40s-narvik"})).text
+    market = read(owner.get(reverse("market")))
+    assert [link.attributes["href"] for link in market.all("a") if link.text == "by auction"] == ["/spot/h200-narvik"]
 
 
 @pytest.mark.parametrize(
