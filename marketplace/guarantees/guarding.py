@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 
 from marketplace import audit
 from marketplace.access import Actor
-from marketplace.errors import BadOrder, Conflict, NotFound
+from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.models import ContractVersion, Guarantee, Side
 from provisioning.models import Instance, Phase
 
@@ -20,7 +20,8 @@ def begin(*, actor: Actor, instance: Instance, version_id: str, at: datetime) ->
     """Let a version's floor hold for an instance from the next whole hour (UTC) on; beginning again changes nothing.
 
     Raises NotFound for a version that its organization did not agree to, BadOrder for one that guarantees nothing or
-    is sold by somebody else than the owner of its GPUs, Conflict while another holds.
+    is sold by somebody else than the owner of its GPUs, IllegalState for one that its seller does not offer (not yet,
+    or no more), Conflict while another holds.
     """
     version = _version(instance, version_id)
     if instance.phase == Phase.TERMINATED:
@@ -30,6 +31,9 @@ def begin(*, actor: Actor, instance: Instance, version_id: str, at: datetime) ->
         if found.version_id != version.pk:
             raise Conflict(_("It is under another guarantee already; end that first."))
         return found
+    if version.state != ContractVersion.State.OFFERED:
+        # What its customer proposes is agreed to by them with that, and by its seller only when it is offered.
+        raise IllegalState(_("This version is not offered; it is %(state)s.") % {"state": version.get_state_display()})
     since = next_hour(at)
     try:
         with transaction.atomic():
@@ -59,8 +63,9 @@ def of(instance: Instance) -> Guarantee | None:
 
 
 def offered(instance: Instance) -> QuerySet[ContractVersion]:
-    """Return the guarantees that an instance's organization agreed to and whose seller owns its GPUs."""
+    """Return the guarantees that an instance's organization and the owner of its GPUs agreed to, and that are offered."""
     mine = ContractVersion.objects.filter(
+        state=ContractVersion.State.OFFERED,
         acceptances__organization=instance.project.organization_id, acceptances__side=Side.BUYER,
         contract__kind="guarantee", contract__seller=instance.offer.supplier_id,
     )  # fmt: skip

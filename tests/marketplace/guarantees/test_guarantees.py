@@ -10,13 +10,14 @@ from django.urls import reverse
 from billing import accounts, books, charging, daily
 from billing.models import GuaranteeHour, SupplierAdjustment
 from billing.suppliers import purses
-from marketplace.errors import BadOrder, Conflict, NotFound
+from marketplace.contracts import offering
+from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.guarantees import evaluating, guarding
-from marketplace.models import Guarantee
+from marketplace.models import Guarantee, Side
 from marketplace.sla import closing
 from provisioning.health import faults
 from provisioning.models import CounterSample
-from tests.agreed import guarantee
+from tests.agreed import GUARANTEE, guarantee
 from tests.conftest import make_organization, make_token
 from tests.standing import frozen
 
@@ -164,6 +165,30 @@ def test_only_who_owns_the_gpus_guarantees_and_one_guarantee_holds_at_a_time(
         guarding.begin(actor=actor, instance=steady, version_id=other.public_id, at=NOON)
     with pytest.raises(NotFound):
         guarding.begin(actor=actor, instance=steady, version_id="ctv_none", at=NOON)
+
+
+def test_nobody_is_bound_by_a_guarantee_that_its_seller_does_not_offer(clock, running, operator, acme, alice, actor):
+    agreed = guarantee(operator, acme, alice, NOON)
+    everything = {**GUARANTEE, "curve": [{"below_bps": 10_000, "credit_bps": 10_000}], "seller_bps": 10_000}
+    type(operator).objects.filter(pk=operator.pk).update(is_supplier=True)
+    proposed = offering.amend(
+        actor=actor, contract=agreed.contract, terms={**agreed.terms, "guarantee": everything}, side=Side.BUYER, at=NOON
+    )
+    with pytest.raises(IllegalState, match="not offered"):
+        guarding.begin(actor=actor, instance=running, version_id=proposed.public_id, at=NOON)
+    assert list(guarding.offered(running)) == [agreed]
+    offering.withdraw(actor=actor, version=agreed, at=NOON)
+    with pytest.raises(IllegalState, match="not offered"):
+        guarding.begin(actor=actor, instance=running, version_id=agreed.public_id, at=NOON)
+    assert not guarding.offered(running).exists()
+    assert not Guarantee.objects.exists()
+
+
+def test_what_was_begun_goes_on_when_its_seller_offers_it_no_more(clock, steady, actor):
+    version = Guarantee.objects.get().version
+    offering.withdraw(actor=actor, version=version, at=NOON)
+    kept = guarding.begin(actor=actor, instance=steady, version_id=version.public_id, at=NOON)
+    assert (kept, kept.ended_at) == (Guarantee.objects.get(), None)
 
 
 def test_the_api_and_the_page_show_the_curve_against_the_floor(clock, steady, acme, alice):
