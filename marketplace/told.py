@@ -1,23 +1,32 @@
-"""Texts that stand in events: written in English, whoever acts, and shown to each reader in their own language.
+"""Texts that are kept: written in English, whoever acts, and read by each in their own language.
 
-An event keeps what happened as a sentence, which programs read too. A text is known again by its form, and its values
-are filled into the translation; what people wrote is of no known form and stays as it is.
-
-To add one: `NAME = Told(_("..."))` with a lazy text, and `NAME(value=...)` where the event is written.
+What is kept is a sentence, which programs read too. It is known again by its form, and its values are filled into the
+translation; what people wrote is of no known form and stays as it is. Events say texts that were declared for that:
+`NAME = Told(_("..."))` with a lazy text, and `NAME(value=...)` where the event is written. What refused something may
+be any text of any room: those are all that have a translation.
 """
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from django.utils import translation
 from django.utils.functional import Promise
+from django.utils.translation import trans_real
 
 ENGLISH = "en"
 PLACEHOLDER = re.compile(r"%\((\w+)\)s")
+SENTENCE_ENDS = re.compile(r"(?<=\.) ")
+# A value: of one sentence, or whatever stands there.
+ONE, ANY = r"(?:(?!\. ).)+?", ".+?"
 # A verdict names a verifier and what it said, which names evidence, piece by piece.
 DEEPEST = 4
 SAYS, LIST = ": ", ", "
-_known: list[Promise] = []
+# What people called something is nobody's to translate.
+PEOPLES = frozenset({"name", "who", "seller", "text"})
+# A text that leaves nearly everything open says nothing that could be known again.
+LETTERS_LEAST = 8
+_declared: list[Promise] = []
 
 
 class Told:
@@ -25,7 +34,7 @@ class Told:
 
     def __init__(self, text: Promise) -> None:
         self.text = text
-        _known.append(text)
+        _declared.append(text)
 
     def __call__(self, **values: object) -> str:
         """Return the text as it is written down."""
@@ -34,46 +43,102 @@ class Told:
 
 
 def shown(message: str) -> str:
-    """Return what an event says in the reader's language, where it is one of our texts."""
-    if not message or (translation.get_language() or ENGLISH).startswith(ENGLISH):
-        return message
-    return _shown(message, DEEPEST)
+    """Return what an event says in the reader's language, where it is a declared text."""
+    language = _language()
+    return _known(language, len(_declared)).said(message) or message if message and language else message
 
 
-def _shown(message: str, deep: int) -> str:
-    found = _found(message) if deep else None
-    if found is not None:
-        text, values = found
-        return str(text) % {name: _shown(value, deep - 1) for name, value in values.items()}
-    who, says, what = message.partition(SAYS)
-    if says and _found(who):
-        return f"{_shown(who, deep - 1)}{SAYS}{_shown(what, deep - 1)}"
-    parts = message.split(LIST)
-    if len(parts) > 1 and all(map(_found, parts)):
-        return LIST.join(_shown(part, deep - 1) for part in parts)
-    return message
+def refused(message: str) -> str:
+    """Return why something was refused in the reader's language, sentence by sentence, where it is texts of ours."""
+    language = _language()
+    return _refused(message, language) if message and language else message
 
 
-def _found(message: str) -> tuple[Promise, dict[str, str]] | None:
-    """Return the text that a message was made of, and its values; of several the one that says most itself."""
-    for form, text in _forms(len(_known)):
-        if is_made := form.fullmatch(message):
-            return text, is_made.groupdict()
-    return None
+@lru_cache(maxsize=1000)
+def _refused(message: str, language: str) -> str:
+    known = _catalogue(language)
+    if (found := known.said(message, value=ONE)) is not None:
+        return found
+    sentences = SENTENCE_ENDS.split(message)
+    for count in range(len(sentences) - 1, 0, -1):
+        first, rest = " ".join(sentences[:count]), " ".join(sentences[count:])
+        if (found := known.said(first, value=ONE)) is not None:
+            return f"{found} {_refused(rest, language)}"
+    return known.said(message) or message
 
 
-@lru_cache(maxsize=1)
-def _forms(count: int) -> list[tuple[re.Pattern[str], Promise]]:
-    """Return the forms of the `count` texts that are known, those that leave least open first."""
+def _language() -> str:
+    """Return the reader's language; empty where what was written is in it."""
+    language = translation.get_language() or ENGLISH
+    return "" if language.startswith(ENGLISH) else language
+
+
+class _Texts:
+    """Texts in English with their translations."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = texts
+        cut = [(text, tuple(PLACEHOLDER.split(text.replace("%%", "%")))) for text in texts if PLACEHOLDER.search(text)]
+        known = [(text, pieces) for text, pieces in cut if _letters(pieces) >= LETTERS_LEAST]
+        # Those that leave least open first: a sentence is of the text that says most of it itself.
+        self.cut = sorted(known, key=lambda found: (len(found[1]), -_letters(found[1])))
+
+    def said(self, message: str, *, value: str = ANY, deep: int = DEEPEST) -> str | None:
+        """Return the translation of what was made of a text with such values, or of who says what; None for others."""
+        if not deep:
+            return None
+        if message in self.texts:
+            return self.texts[message]
+        for text, pieces in self.cut:
+            is_near = message.startswith(pieces[0]) and message.endswith(pieces[-1])
+            if is_near and (found := _form(pieces, value).fullmatch(message)):
+                values = found.groupdict().items()
+                return self.texts[text] % {name: self._value(name, said, deep - 1) for name, said in values}
+        who, says, what = message.partition(SAYS)
+        speaker = self.said(who, value=ONE, deep=deep - 1) if says else None
+        return f"{speaker}{SAYS}{self._value('', what, deep - 1)}" if speaker else None
+
+    def _value(self, name: str, value: str, deep: int) -> str:
+        if name in PEOPLES:
+            return value
+        return self.said(value, deep=deep) or LIST.join(
+            self.said(part, deep=deep) or part for part in value.split(LIST)
+        )
+
+
+@lru_cache(maxsize=4)
+def _known(language: str, count: int) -> _Texts:
+    """Return the `count` texts that are declared."""
+    texts = _declared[:count]
     with translation.override(ENGLISH):
-        found = [(str(text), text) for text in _known[:count]]
-    found.sort(key=lambda one: (len(PLACEHOLDER.findall(one[0])), -len(PLACEHOLDER.sub("", one[0]))))
-    return [(_form(english), text) for english, text in found]
+        english = [str(text) for text in texts]
+    with translation.override(language):
+        return _Texts(dict(zip(english, map(str, texts), strict=True)))
 
 
-def _form(english: str) -> re.Pattern[str]:
-    pieces = PLACEHOLDER.split(english)
-    words = [f"(?P<{piece}>.+)" if number % 2 else re.escape(piece) for number, piece in enumerate(pieces)]
-    if not pieces[0]:
-        words[1] = f"(?P<{pieces[1]}>[^.]+)"  # What begins with a value is one sentence, and not the end of somebody's.
-    return re.compile("".join(words), re.DOTALL)
+@lru_cache(maxsize=4)
+def _catalogue(language: str) -> _Texts:
+    """Return all texts, without those that depend on a number or on where they stand."""
+    catalogue: Mapping[object, str] = trans_real.translation(language)._catalog  # type: ignore[attr-defined]
+    texts = {text: words for text, words in catalogue.items() if isinstance(text, str) and text and "\x04" not in text}
+    return _Texts(texts)
+
+
+def _letters(pieces: tuple[str, ...]) -> int:
+    return sum(letter.isalpha() for piece in pieces[::2] for letter in piece)
+
+
+@lru_cache(maxsize=1000)
+def _form(pieces: tuple[str, ...], value: str) -> re.Pattern[str]:
+    named: set[str] = set()
+    words = ""
+    for number, piece in enumerate(pieces):
+        if number % 2 == 0:
+            words += re.escape(piece)
+        elif piece in named:
+            words += f"(?P={piece})"
+        else:
+            # What begins with a value is one sentence, and not the end of somebody's.
+            words += f"(?P<{piece}>{value if words else ONE})"
+            named.add(piece)
+    return re.compile(words, re.DOTALL)

@@ -29,12 +29,13 @@ from django.db.models.functions import Coalesce
 from django.utils.translation import get_language, gettext
 
 from billing.errors import BillingError, InsufficientFunds
-from marketplace import access, audit, held, hindrances, numbers, rentals
+from marketplace import access, audit, held, numbers, rentals
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketError
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
 from marketplace.revenue_share import covering
+from marketplace.told import refused
 from provisioning import calendar, kept_nodes
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Capacity, Instance
@@ -143,7 +144,7 @@ def told(entry: WaitingOrder) -> str:
     if entry.tried_at is None:
         return gettext("It is new: whether it can start is found out within seconds.")
     label = entry.get_why_display()
-    said = hindrances.said(entry.message)
+    said = refused(entry.message)
     if said != entry.message or (get_language() or ENGLISH).startswith(ENGLISH):
         return said or label
     return f"{label} ({entry.message})" if entry.why == Why.REFUSED and entry.message else label

@@ -16,8 +16,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import AutomaticTopUp, Payment, Payout
-from marketplace import declines, hindrances, money, restarts
-from marketplace import told as event_texts
+from marketplace import declines, money, restarts
+from marketplace import told as kept_texts
 from marketplace.models import (
     Attempt,
     AttemptState,
@@ -281,13 +281,13 @@ def told(row: Instance | InstanceEvent) -> str:
 @register.filter
 def in_words(message: str) -> str:
     """Write what an event says in the reader's language, where it is a text of ours."""
-    return event_texts.shown(message)
+    return kept_texts.shown(message)
 
 
 @register.filter
 def hindrance(message: str) -> str:
     """Write in the reader's language why something does not start."""
-    return hindrances.said(message)
+    return kept_texts.refused(message)
 
 
 @register.filter

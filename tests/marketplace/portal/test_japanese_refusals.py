@@ -10,9 +10,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import translation
 
-from marketplace import budgets, hindrances
+from marketplace import budgets, told
 from marketplace.access import Actor
-from marketplace.jobs import running
+from marketplace.jobs import running, timeline
 from marketplace.models import Job, Organization, Project, RevenuePeriod, User
 from marketplace.revenue_share import closing, periods
 from provisioning.models import Quota
@@ -113,17 +113,28 @@ def test_what_a_sweep_was_refused_is_read_in_japanese_with_its_numbers(
 def test_what_is_no_text_of_ours_stays_as_it_is(message: str) -> None:
     with translation.override("ja"):
         if message != "Running":
-            assert hindrances.said(message) == message
-        project = hindrances.said("A monthly budget of the project Running is used up.")
+            assert told.refused(message) == message
+        project = told.refused("A monthly budget of the project Running is used up.")
     assert "Running" in project
     assert JAPANESE.search(project)
+
+
+@pytest.mark.parametrize("name", ["Dr. Rossi", "Running", "A. B. Is used up."])
+def test_the_name_of_somebody_s_own_is_in_the_japanese_as_they_wrote_it(name: str) -> None:
+    with translation.override("ja"):
+        budget = told.refused(f"A monthly budget of the project {name} is used up.")
+        cancelled = told.shown(timeline.CANCELLED(who=name))
+    assert name in budget
+    assert name in cancelled
+    assert not ENGLISH.search(budget.replace(name, ""))
+    assert not ENGLISH.search(cancelled.replace(name, ""))
 
 
 def test_two_refusals_one_after_the_other_are_both_read_in_japanese() -> None:
     both = "It has no place in service now, even if all GPUs there were free. There is no such offer."
     with translation.override("ja"):
-        assert not ENGLISH.search(hindrances.said(both))
-    assert hindrances.said(both) == both
+        assert not ENGLISH.search(told.refused(both))
+    assert told.refused(both) == both
 
 
 @pytest.fixture
