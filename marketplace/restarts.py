@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy
 from billing.errors import BillingError
 from marketplace import audit, numbers, rentals
 from marketplace.errors import MarketError
+from marketplace.told import refused
 from provisioning.errors import ProvisioningError
 from provisioning.models import INFRASTRUCTURE, Instance, InstanceEvent, Phase, Reason
 
@@ -43,17 +44,6 @@ TEXTS: dict[str, Promise] = {
     "restart_given_up": gettext_lazy("%(before)s It could not be started again for 24 hours: %(refusal)s"),
     "restart_put_off": gettext_lazy("%(before)s Not started again yet, tried anew at %(time)s: %(refusal)s"),
 }
-# What keeps a start back, for readers of another language than the refusal's own.
-REFUSALS: dict[str, Promise] = {
-    "InsufficientFunds": gettext_lazy("There is not enough credit for it."),
-    "PaymentsPastDue": gettext_lazy("A payment is past due."),
-    "QuotaExceeded": gettext_lazy("A quota is used up."),
-    "BudgetExceeded": gettext_lazy("It would pass a budget."),
-    "NoCapacity": gettext_lazy("Not enough GPUs are free."),
-    "NeverFits": gettext_lazy("It is larger than any place of the offer."),
-    "PolicyExcludes": gettext_lazy("A policy lets nothing of it run there."),
-    "ProjectSuspended": gettext_lazy("The project is suspended."),
-}
 ENGLISH = "en"
 
 
@@ -65,7 +55,7 @@ def told(row: Instance | InstanceEvent) -> str:
         return row.message
     why: dict[str, object] = {"before": Reason(notice["reason"]).label}
     if "refusal" in notice:
-        why["refusal"] = REFUSALS.get(str(notice.get("kind")), notice["refusal"])
+        why["refusal"] = refused(str(notice["refusal"]))
     # What a node or a refusal said stays behind it: nothing is lost in translation.
     said = f" ({notice['before']})" if notice.get("before") else ""
     return str(text) % (notice | why | {"before": f"{why['before']}{said}"})
@@ -141,12 +131,13 @@ def _put_off(instance_id: int, refusal: Exception, *, at: datetime) -> None:
     waited = at - instance.phase_since
     said = numbers.said(refusal)
     log.warning("not restarted", instance=instance.public_id, refusal=said)
-    why = {"refusal": said, "kind": type(refusal).__name__}
     if waited > GIVES_UP_AFTER:
-        _tell(instance, {"code": "restart_given_up", **why}, restart_at=None)
+        _tell(instance, {"code": "restart_given_up", "refusal": said}, restart_at=None)
         return
     again_at = at + min(max(waited, AGAIN_AFTER), AGAIN_AFTER_MAX)
-    _tell(instance, {"code": "restart_put_off", "time": f"{again_at:%H:%M:%S} UTC", **why}, restart_at=again_at)
+    _tell(
+        instance, {"code": "restart_put_off", "time": f"{again_at:%H:%M:%S} UTC", "refusal": said}, restart_at=again_at
+    )
 
 
 def _tell(instance: Instance, news: Mapping[str, object], *, restart_at: datetime | None) -> None:

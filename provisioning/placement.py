@@ -19,7 +19,7 @@ from typing import Any
 from zlib import crc32
 
 from django.db import connection, transaction
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext
 
 from billing.prepared import ask
 from billing.public_ids import new_public_id
@@ -445,28 +445,16 @@ def _why_not_home(instance: Instance, home: int) -> str:
         )
     if node.state != Node.State.AVAILABLE or node.reachability != Node.Reachability.ONLINE:
         return gettext("Its volume lies on node %(node)s, which takes no instances now.") % shown
-    return (
-        ngettext(
-            "Its volume lies on node %(node)s, which has %(free)s free GPU now; %(gpus)s are asked for.",
-            "Its volume lies on node %(node)s, which has %(free)s free GPUs now; %(gpus)s are asked for.",
-            node.free_gpus,
-        )
-        % shown
+    text = gettext(
+        "Its volume lies on node %(node)s, which has too few free GPUs now: %(free)s, of %(gpus)s asked for."
     )
+    return text % shown
 
 
 def _why(instance: Instance, shard: Shard) -> str:
     free = sum(shard.frees[klass] * count for klass, count in enumerate(shard.counts))
-    text = ngettext(
-        "%(shape)s GPU of %(offer)s is not free now; %(free)s are, over all its nodes.",
-        "%(shape)s GPUs of %(offer)s are not free now; %(free)s are, over all its nodes.",
-        instance.gpus,
-    )
-    return text % {
-        "shape": _shape(instance),
-        "offer": instance.offer,
-        "free": free,
-    }
+    text = gettext("Too few GPUs of %(offer)s are free now: %(free)s over all its nodes, of %(shape)s asked for.")
+    return text % {"shape": _shape(instance), "offer": instance.offer, "free": free}
 
 
 def _shape(instance: Instance) -> str:

@@ -239,7 +239,9 @@ def test_nothing_is_placed_on_a_node_that_is_not_fit_for_it(
 
 def test_a_refusal_says_what_is_not_free_and_how_much_is(offer: Offer, ordered: Order) -> None:
     build(offer, [Spot(0, 0, 3), Spot(1, 0, 4)])
-    with pytest.raises(NoCapacity, match=r"2 × 4 GPUs of H200 in Narvik are not free now; 7 are"):
+    with pytest.raises(
+        NoCapacity, match=r"Too few GPUs of H200 in Narvik are free now: 7 over all its nodes, of 2 × 4 asked"
+    ):
         placement.claim(instance=ordered(2, 4), at=timezone.now())
 
 

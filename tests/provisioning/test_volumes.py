@@ -135,7 +135,7 @@ def test_when_that_node_is_full_the_refusal_says_so(storage, rent):
     volume = storage.make()
     while Node.objects.get(pk=volume.node_id).free_gpus:
         rent(gpus=8)
-    with pytest.raises(NoCapacity, match=rf"Its volume lies on node {volume.node.name}, which has 0 free GPUs"):
+    with pytest.raises(NoCapacity, match=rf"Its volume lies on node {volume.node.name}, which has too few free GPUs"):
         rent(uses=[use(volume)])
     assert Volume.objects.get(pk=volume.pk).state == State.AVAILABLE
 

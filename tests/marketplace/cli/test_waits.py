@@ -37,7 +37,7 @@ def make_wait(body, **changes):
         "id": "wtg_1", "project": {"id": "prj_1", "name": "research"}, "offer": body["offer"], "gpus": body["gpus"],
         "replicas": body["replicas"], "max_price": {"amount": body["max_price"], "currency": "USD"},
         "until": "2026-12-01T00:00:00Z", "state": "waiting", "position": 2, "why": "capacity",
-        "message": "8 GPUs are not free now.", "estimate": None, "instance": None,
+        "message": "Too few GPUs are free now.", "estimate": None, "instance": None,
     } | changes  # fmt: skip
 
 

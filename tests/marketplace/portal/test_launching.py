@@ -143,7 +143,7 @@ def test_no_free_gpus_are_told_with_what_is_free(owner: Client, fleet: Fleet) ->
         node.node.free_mask = 0
         node.node.save()
     page = refused(owner, fleet, 409)
-    assert "2 GPUs of H200 in Narvik are not free now; 0 are, over all its nodes." in page.text
+    assert "Too few GPUs of H200 in Narvik are free now: 0 over all its nodes, of 2 asked for." in page.text
     assert page.all("a", href=reverse("market"))
 
 
