@@ -184,8 +184,11 @@ def _say(claim: Claim, message: str, *, at: datetime) -> None:
 def observe(tried: VerifierRun, claim: Claim, *, limit: timedelta, at: datetime) -> None:
     """See how a try stands, and end it when it answered, crashed, or took too long."""
     result = _result_of(tried, limit=limit, at=at)
-    if result == Result.RUNNING:
-        return
+    if result != Result.RUNNING:
+        _end(tried, claim, result, at=at)
+
+
+def _end(tried: VerifierRun, claim: Claim, result: str, *, at: datetime) -> None:
     if result == Result.PASS and tried.claim_id and _is_rerun(claim):
         result = Result.PASS if tried.instance.outputs_sha256 == claim.evidence["outputs"] else Result.FAIL
     VerifierRun.objects.filter(pk=tried.pk, result=Result.RUNNING).update(result=result, ended_at=at)
@@ -208,9 +211,9 @@ def said(tried: VerifierRun, claim: Claim) -> str:
 
 
 def end_left_over(*, at: datetime, limit: int) -> int:
-    """Terminate instances of tries that are over; return how many were asked to end."""
+    """End tries that nobody waits for any more, and terminate instances of those that are over; return how many."""
+    ended = sum(_give_up(tried, at=at) for tried in _not_waited_for()[:limit])
     done = VerifierRun.objects.exclude(result=Result.RUNNING).exclude(instance__desired=Instance.Desired.TERMINATED)
-    ended = 0
     for tried in done.select_related("instance").order_by("pk")[:limit]:
         try:
             instances.terminate(instance=tried.instance, at=at, message="Its verdict is given.")
@@ -218,6 +221,19 @@ def end_left_over(*, at: datetime, limit: int) -> int:
         except ProvisioningError:
             log.warning("not ended", instance=tried.instance.public_id, exc_info=True)
     return ended
+
+
+def _not_waited_for() -> QuerySet[VerifierRun]:
+    """Return what runs though its claim is past that run, such as one that its seller withdrew: it never comes back."""
+    running = VerifierRun.objects.filter(result=Result.RUNNING).select_related("claim__version", "instance")
+    return running.exclude(claim__state=ClaimState.CLAIMED, claim__run=F("run")).order_by("pk")
+
+
+@transaction.atomic
+def _give_up(tried: VerifierRun, *, at: datetime) -> bool:
+    result = _result_of(tried, limit=timedelta(0), at=at)
+    _end(tried, tried.claim, Result.TIMED_OUT if result == Result.RUNNING else result, at=at)
+    return True
 
 
 def _limit_s(claim: Claim) -> int:

@@ -63,7 +63,7 @@ def of(instance: Instance) -> Guarantee | None:
 
 
 def offered(instance: Instance) -> QuerySet[ContractVersion]:
-    """Return the guarantees that an instance's organization and the owner of its GPUs agreed to, and that are offered."""
+    """Return the guarantees on offer that an instance's organization agreed to and whose seller owns its GPUs."""
     mine = ContractVersion.objects.filter(
         state=ContractVersion.State.OFFERED,
         acceptances__organization=instance.project.organization_id, acceptances__side=Side.BUYER,

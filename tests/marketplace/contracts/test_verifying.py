@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from billing.models import Outcome
 from marketplace.access import Actor
-from marketplace.contracts import answering, claims, disputing, judging, runs, sweeping, verifying
+from marketplace.contracts import answering, claims, disputing, judging, runs, settling, sweeping, verifying
 from marketplace.contracts.terms import canonical
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.models import Claim, Project, Side, VerifierRun
@@ -320,6 +320,24 @@ def test_a_verifier_that_hangs_is_ended_and_then_silence_holds(on_a_node: Any, f
         assert (fresh(claim).state, claim.verdicts.get().verifier) == (state, "silence")
         assert VerifierRun.objects.get(claim=claim).result == "timed_out"
         assert Instance.objects.get(pk=instance.pk).desired == "terminated"
+
+
+def test_a_verifier_that_nobody_waits_for_any_more_ends_and_counts_no_longer_among_those_at_once(
+    on_a_node: Any, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "AT_ONCE_MAX", 1)
+    deal, _, claim = on_a_node({"kind": "command", "gpus": 1, **RUNS})
+    instance, at = starts(claim, fleet), timezone.now()
+    sweeping.close(at=at, limit=10)
+    assert VerifierRun.objects.get(claim=claim).result == "running", "its claim waits for it"
+    settling.void(actor=deal.merchant, claim=claim, reason="A mistake of ours", at=at)
+    sweeping.close(at=at, limit=10)
+    tried = VerifierRun.objects.get(claim=claim)
+    assert (tried.result, tried.ended_at, fresh(claim).state) == ("timed_out", at, "voided")
+    assert Instance.objects.get(pk=instance.pk).desired == "terminated"
+    assert runs.end_left_over(at=at, limit=10) == 0
+    _, _, other = on_a_node({"kind": "command", "gpus": 1, **RUNS})
+    assert starts(other, fleet).phase == "running"
 
 
 def test_where_no_host_is_free_silence_holds_in_the_end(on_a_node: Any, fleet: Fleet) -> None:
