@@ -75,8 +75,8 @@ def withdraw(*, actor: Actor, dispute: ClaimDispute, side: Side, at: datetime) -
 def resolve(*, actor: Actor, dispute: ClaimDispute, due_bps: int, note: str, at: datetime) -> ClaimDispute:
     """Decide for the platform what part of a claim is to be paid, in basis points of its price; once, with a note.
 
-    Whoever belongs to one of the two sides does not decide, and what the
-    operator itself sells it may only decide for its customer.
+    Whoever belongs to one of the two sides or has a share does not decide, and
+    what the operator itself sells it may only decide for its customer.
     """
     note = said(note)
     if not 0 <= due_bps <= written.BP:
@@ -187,10 +187,12 @@ def _decide(
 
 
 def _check_apart(actor: Actor, claim: Claim) -> None:
-    """Nobody decides in their own cause."""
-    sides = [claim.organization_id, claim.contract.seller_id]
-    if Membership.objects.filter(user=actor.user, organization__in=sides).exists():
+    """Nobody decides in their own cause: neither one of the two sides, nor who has a share of the price."""
+    mine = Membership.objects.filter(user=actor.user)
+    if mine.filter(organization__in=[claim.organization_id, claim.contract.seller_id]).exists():
         raise Forbidden(_("You belong to one of the two sides; somebody else has to decide."))
+    if mine.filter(organization__public_id__in=written.of(claim.version.terms).beneficiaries).exists():
+        raise Forbidden(_("You belong to a supplier that has a share of the price; somebody else has to decide."))
 
 
 def _locked(dispute: ClaimDispute) -> ClaimDispute:

@@ -302,9 +302,15 @@ def _check_operator(terms: Terms, seller: Organization) -> None:
         return
     if sellers.is_operators(seller):
         raise BadOrder("disputes/decided_by", _("The operator sells this, so a third party has to decide: name it."))
-    if written.PLATFORM in terms.beneficiaries and terms["disputes"]["if_undecided"] != "refund":
+    if terms["disputes"]["if_undecided"] != "refund" and _has_platform_share(terms):
         text = _("The platform has a share, so what it leaves undecided is refunded; or let a third party decide.")
         raise BadOrder("disputes/if_undecided", text)
+
+
+def _has_platform_share(terms: Terms) -> bool:
+    """Return whether the operator earns by terms: as the platform, or as one of its own organizations."""
+    named = Organization.objects.filter(public_id__in=terms.beneficiaries)
+    return written.PLATFORM in terms.beneficiaries or any(map(sellers.is_operators, named))
 
 
 def _check_verifying(version: ContractVersion, *, at: datetime) -> None:

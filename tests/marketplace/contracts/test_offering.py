@@ -252,6 +252,40 @@ def test_the_operator_does_not_decide_about_what_it_sells_and_refunds_what_it_ha
     drafted(disputes={"decided_by": "third_party", "arbiter": arbiter})
 
 
+def test_the_operators_share_by_the_id_of_its_own_organization_is_one_of_the_platform(carol: User) -> None:
+    seller, merchant = make_seller()
+    own, _owner = make_seller("Operator")
+    Membership.objects.create(organization=own, user=carol, role="admin")
+    shares = [{"to": "seller", "bps": 8_000}, {"to": own.public_id, "bps": 2_000}]
+
+    def drafted(if_undecided: str) -> ContractVersion:
+        said = terms(disputes={"if_undecided": if_undecided}, shares=shares)
+        return offering.draft(actor=merchant, seller=seller, title="Frames", terms=said, at=timezone.now())
+
+    with pytest.raises(BadOrder) as refused:
+        drafted("pay")
+    assert refused.value.field == "disputes/if_undecided"
+    drafted("refund")
+
+
+def test_who_has_a_share_of_the_price_does_not_decide_about_it(
+    acme: Organization, project: Project, actor: Actor
+) -> None:
+    partner, _owner = make_seller("Partner")
+    shares = [{"to": "seller", "bps": 5_000}, {"to": partner.public_id, "bps": 5_000}]
+    claim = make_deal(acme, **BY_CUSTOMER, shares=shares).claim(project, "frame 1")
+    at = timezone.now()
+    answering.accept(actor=actor, claim=claim, at=at)
+    sweeping.advance(at=at, limit=10)
+    dispute = disputing.open(actor=actor, claim=claim, side=Side.BUYER, reason="other", text="no", at=at)
+    judge = make_person("judge@operator.example", is_staff=True)
+    seat = Membership.objects.create(organization=partner, user=judge, role="viewer")
+    with pytest.raises(Forbidden, match="has a share"):
+        disputing.resolve(actor=person(judge), dispute=dispute, due_bps=10_000, note="It is good.", at=at)
+    seat.delete()
+    disputing.resolve(actor=person(judge), dispute=dispute, due_bps=10_000, note="It is good.", at=at)
+
+
 def test_of_what_the_operator_already_sold_it_decides_for_the_customer_alone(
     acme: Organization, project: Project, actor: Actor, carol: User
 ) -> None:
