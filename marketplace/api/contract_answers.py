@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from marketplace.api.answers import Answer, amount
-from marketplace.contracts import door, settling, verifying
+from marketplace.contracts import door, measuring, settling, verifying
 from marketplace.contracts import terms as written
 from marketplace.models import (
     Acceptance,
@@ -98,7 +98,8 @@ def claim(row: Claim) -> Answer:
 
 def claim_with_proof(row: Claim) -> Answer:
     to_sign: Mapping[str, Any] | None = None
-    if written.of(row.version.terms).verifier == "third_party":
+    terms = written.of(row.version.terms)
+    if terms.verifier == "third_party" and not measuring.is_to_count(row, terms):
         to_sign = verifying.verdict_text(row, result="", run=row.run)
     return claim(row) | {
         "verdicts": [verdict(one) for one in door.verdicts(row)],

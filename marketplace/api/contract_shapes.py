@@ -167,7 +167,9 @@ class ClaimWithProof(ClaimAnswer):
     verdicts = ClaimVerdictAnswer(many=True)
     disputes = ClaimDisputeAnswer(many=True)
     to_sign = serializers.DictField(
-        allow_null=True, help_text="what a third party signs, with `result` filled in; null where none judges"
+        allow_null=True,
+        help_text="what a third party signs, with `result` filled in; null where none judges, and until its units are "
+        "counted",
     )
 
 

@@ -24,7 +24,7 @@ def measure(claim: Claim, terms: Terms) -> str:
 
     Its price follows: no more units than the terms say for one result. Call it with the claim locked.
     """
-    if not _is_to_count(claim, terms):
+    if not is_to_count(claim, terms):
         return ""
     measured, seen = terms["measured"], dict[str, Any]()
     if measured["kind"] == "output":
@@ -45,11 +45,12 @@ def measure(claim: Claim, terms: Terms) -> str:
 
 def void(claim: Claim, terms: Terms) -> None:
     """Let units that were to be counted and were not cost nothing. Call it with the claim locked."""
-    if _is_to_count(claim, terms):
+    if is_to_count(claim, terms):
         _write(claim, units=0, amount_micros=0)
 
 
-def _is_to_count(claim: Claim, terms: Terms) -> bool:
+def is_to_count(claim: Claim, terms: Terms) -> bool:
+    """Return whether its units are counted from what a job left or did, and were not yet."""
     return terms.is_counted and "units" not in claim.evidence
 
 

@@ -81,12 +81,13 @@ def take_signed(*, claim: Claim, result: str, detail: str, signature: str, run: 
     party = written.of(claim.version.terms)["verifier"].get("party")
     if party is None:
         raise NotFound("claim")
-    # What is counted with the first one changes the evidence, over which a replay was not signed.
     replayed = claim.verdicts.filter(run=run, result=result, signature=signature).exclude(signature="").first()
     if replayed is not None:
         return replayed
+    # Counted before it is signed for: what it is paid by stands in the evidence that everybody verifies it with.
+    may_pass = claim.state != State.CLAIMED or run != claim.run or holds(claim, at=at)
     signed.check(verdict_text(claim, result=result, run=run), signature=signature, public_key=party["public_key"])
-    if claim.state == State.CLAIMED and run == claim.run and not holds(claim, at=at):
+    if not may_pass:
         return claim.verdicts.get(run=run, verifier=Kind.OUTPUTS)
     return judging.record(
         claim, verifier=Kind.THIRD_PARTY, verifier_version=party["public_key"], result=result, detail=detail,
@@ -95,7 +96,10 @@ def take_signed(*, claim: Claim, result: str, detail: str, signature: str, run: 
 
 
 def verdict_text(claim: Claim, *, result: str, run: int) -> Mapping[str, object]:
-    """Return what a third party signs: a verdict about this claim, on this evidence, in this run, and no other."""
+    """Return what a third party signs: a verdict about this claim, on this evidence, in this run, and no other.
+
+    While its units are still to be counted (`measuring.is_to_count`) its evidence is not whole yet.
+    """
     return {
         "schema": "gpumarket.verdict/1",
         "claim": claim.public_id,

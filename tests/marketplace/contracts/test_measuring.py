@@ -8,16 +8,19 @@ import pytest
 from django.utils import timezone
 
 from marketplace.access import Actor
-from marketplace.contracts import answering, claims, disputing, sweeping, verifying, wording
+from marketplace.api import contract_answers
+from marketplace.contracts import answering, claims, disputing, door, sweeping, verifying, wording
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder
-from marketplace.models import Claim, Project, Side
+from marketplace.models import Claim, Project, Receipt, Side
+from marketplace.receipts import writing
 from provisioning import artifacts
 from provisioning.agent import manifest
 from provisioning.agent.manifest import Entry
 from provisioning.models import CounterSample
 from tests.conftest import Fleet
 from tests.marketplace.contracts.test_verifying import BY_PARTY, signed
+from tests.marketplace.receipts.conftest import verified
 from tests.outcomes import BY_CUSTOMER, SELLERS_ALONE, make_deal, make_work
 
 pytestmark = pytest.mark.django_db
@@ -66,6 +69,33 @@ def test_units_are_counted_from_an_output_and_what_is_no_count_does_not_pass(
         assert found.evidence["units"] == int(json.loads(said)["units"] if "{" in said else said)
 
 
+def counted(claim: Claim, at: Any) -> Claim:
+    """Let the sweep look at a claim, which counts its units, and return it as it is then."""
+    verifying.look(claim=claim, at=at)
+    return Claim.objects.select_related("version").get(pk=claim.pk)
+
+
+def test_what_a_third_party_signed_is_what_its_receipt_is_verified_by(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any
+) -> None:
+    at, deal = timezone.now(), make_deal(acme, **PER_UNIT, **BY_PARTY)
+    work = make_work(deal, project, fleet.h200, actor, tasks=1, at=at)
+    claim = claims.open(task=work.succeeds(0, outputs=left("1500")), at=at)
+    assert contract_answers.claim_with_proof(door.any_claim(claim.public_id))["to_sign"] is None
+    with pytest.raises(BadOrder):
+        verifying.take_signed(**signed(claim, "pass"), at=at)
+    claim = counted(claim, at)
+    to_sign = contract_answers.claim_with_proof(door.any_claim(claim.public_id))["to_sign"]
+    assert to_sign["evidence"] == claim.evidence_sha256
+    verifying.take_signed(**signed(claim, "pass"), at=at)
+    for hours in (1, 2, 3):
+        sweeping.advance(at=at + timedelta(hours=hours), limit=10)
+    assert Claim.objects.get().paid_micros == 500
+    while writing.issue_due(at=timezone.now(), limit=10):
+        pass
+    assert verified(Receipt.objects.all()) == []
+
+
 @pytest.mark.parametrize(("said", "state", "paid"), [("1500", "settled", 500), ("many", "failed", 0)])
 def test_who_answers_before_the_first_look_pays_what_is_counted_and_not_the_most(
     acme: Any, actor: Actor, project: Project, fleet: Fleet, left: Any, said: str, state: str, paid: int
@@ -76,10 +106,14 @@ def test_who_answers_before_the_first_look_pays_what_is_counted_and_not_the_most
         opened.append(claims.open(task=work.succeeds(0, outputs=left(said)), at=at))
     answering.accept(actor=actor, claim=opened[0], at=at)
     given = signed(opened[1], "pass")
+    if paid:
+        with pytest.raises(BadOrder, match="signature of this text"):
+            verifying.take_signed(**given, at=at)
+        given = given | {"claim": opened[1], "signature": signed(counted(opened[1], at), "pass")["signature"]}
     verdict = verifying.take_signed(**given, at=at)
     assert verdict.result == ("pass" if paid else "fail")
     if paid:
-        assert verifying.take_signed(**given, at=at) == verdict, "a replay, though the evidence has its count now"
+        assert verifying.take_signed(**given, at=at) == verdict, "a replay"
         answering.accept(actor=actor, claim=Claim.objects.get(pk=opened[1].pk), at=at)
     sweeping.advance(at=at, limit=10)
     rows = Claim.objects.order_by("pk").values_list("state", "amount_micros", "paid_micros")
