@@ -11,6 +11,10 @@ from marketplace.cli.problems import usage
 from marketplace.cli.session import AsJson, Explain, open_session
 
 NONE = "none"
+COLUMNS = [
+    "OF", "ID", ">MONTH", ">USED", ">SHARE", ">FORECAST", ">SET ASIDE", ">REVENUE SHARES", ">HOUR", ">COMMITTED",
+    "THEN",
+]  # fmt: skip
 ACTIONS = {"alert": "tells", "block": "starts nothing new", "stop": "stops what runs"}
 
 app = typer.Typer(help="See and set budgets: for a month and for an hour.", rich_markup_mode=None)
@@ -26,8 +30,7 @@ def budget(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False
         if as_json:
             session.terminal.document(found)
             return
-        columns = ["OF", "ID", ">MONTH", ">USED", ">SHARE", ">FORECAST", ">SET ASIDE", ">HOUR", ">COMMITTED", "THEN"]
-        session.terminal.table(columns, [budget_cells(row) for row in found["data"]])
+        session.terminal.table(COLUMNS, [budget_cells(row) for row in found["data"]])
         for row in found["data"]:
             for alert in row["alerts"]:
                 session.terminal.say(alert_line(row, alert))
@@ -41,7 +44,7 @@ def budget(ctx: typer.Context, as_json: AsJson = False, explain: Explain = False
 
 def budget_cells(row: dict[str, Any]) -> list[str]:
     said = {name: counted(row, row[name]) for name in ("monthly", "used", "forecast")}
-    said |= {name: in_money(row, row[name]) for name in ("set_aside", "hourly", "per_hour")}
+    said |= {name: in_money(row, row[name]) for name in ("set_aside", "shares_due", "hourly", "per_hour")}
     share = (
         f"{Decimal(row['used']) * 100 // Decimal(row['monthly'])} %"
         if row["monthly"] and Decimal(row["monthly"])
@@ -49,7 +52,8 @@ def budget_cells(row: dict[str, Any]) -> list[str]:
     )
     return [
         f"{row['kind']} {row['name']}", row["id"], said["monthly"], said["used"], share, said["forecast"],
-        said["set_aside"], said["hourly"], said["per_hour"], ACTIONS[row["action"]] if row["monthly"] else "",
+        said["set_aside"], said["shares_due"], said["hourly"], said["per_hour"],
+        ACTIONS[row["action"]] if row["monthly"] else "",
     ]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ SPEND = QUOTA | {
 }  # fmt: skip
 BUDGET = {
     "id": "prj_1", "kind": "project", "name": "research", "currency": "USD", "monthly": "500.000000", "hourly": None,
-    "month_since": "2026-11-01T00:00:00Z", "spent": "1.000000", "set_aside": "2.490000", "per_hour": "2.490000",
+    "month_since": "2026-11-01T00:00:00Z", "spent": "1.000000", "set_aside": "2.490000", "shares_due": "120.000000",
+    "per_hour": "2.490000",
     "counts": "money", "used": "401.000000", "forecast": "600.000000", "action": "block", "grace_minutes": 60,
     "used_shares": [50, 80, 100], "forecast_shares": [100], "passed_at": None, "stops_at": None,
     "alerts": [{"kind": "used", "share": 80, "amount": "500.000000", "reached": "400.000000",
@@ -204,6 +205,8 @@ def test_a_budget_is_set_and_what_is_not_named_stays(gpumarket, shop):
     shown = gpumarket("budget")
     for text in ("500.00 USD", "401.00 USD", "80 %", "600.00 USD", "starts nothing new"):
         assert text in shown.out
+    head, row = shown.out.splitlines()
+    assert head.index("REVENUE SHARES") + len("REVENUE SHARES") == row.index("120.00 USD") + len("120.00 USD")
     assert "80 % of the budget of project research used: 400.00 USD of 500.00 USD." in shown.err
     said = gpumarket("budget", "set", "prj_1", "--hour", "20")
     assert "500.00 USD a month, 20.00 USD an hour" in said.err
