@@ -11,6 +11,12 @@ from billing.invoicing import debts
 from billing.models import Account, Collection, Invoice, InvoicePayment
 
 
+def collection_of(invoice: Invoice) -> Collection | None:
+    """Return how the debt of an invoice is collected, as it was read beside it; None where nothing was owed."""
+    row: Collection | None = getattr(invoice, "collection", None)  # Without one, Django raises an AttributeError.
+    return row
+
+
 def left_micros(invoice: Invoice, organization: Organization) -> int:
     """Return what is still to be paid of an invoice."""
     return debts.left_due_micros(organization=organization, invoices=[invoice])[invoice.pk]
@@ -76,7 +82,7 @@ def payable_micros_of(invoices: Iterable[Invoice], organization: Organization) -
     invoices = list(invoices)
     payable = debts.left_due_micros(organization=organization, invoices=invoices)
     for invoice in invoices:
-        row = getattr(invoice, "collection", None)
+        row = collection_of(invoice)
         if row is not None and row.state == Collection.State.UNCOLLECTIBLE:
             payable[invoice.pk] = row.lost_micros
     return payable

@@ -171,7 +171,7 @@ def said_of_taken(step: DunningStep) -> str:
 
 def state_of(invoice: Invoice, left_micros: int, *, at: datetime) -> str:
     """Return where an invoice stands as payments say now; its collection is read beside it, if it has one."""
-    row = getattr(invoice, "collection", None)
+    row = invoice_payments.collection_of(invoice)
     if row is not None and row.state == Collection.State.UNCOLLECTIBLE:
         return str(Collection.State.UNCOLLECTIBLE)
     if not left_micros or row is None:

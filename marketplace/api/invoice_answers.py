@@ -35,7 +35,7 @@ def invoices(organization: Organization, rows: Sequence[Invoice]) -> list[dict[s
 
 
 def _invoice(row: Invoice, due_micros: int) -> dict[str, Any]:
-    collection = getattr(row, "collection", None)
+    collection = invoice_payments.collection_of(row)
     return {
         "id": row.public_id,
         "number": row.number,
