@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +19,7 @@ from marketplace.embedded.supervisor import Supervisor, end_leftovers
 
 START_WITHIN_S = 30
 PREFIX = "gpumarket-tests-"
+BYTECODE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "d" / "bytecode"
 FORGETFUL = postgres.SERVE | {
     "fsync": "off",
     "full_page_writes": "off",
@@ -35,6 +37,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.environ["REDIS_URL"] = _database_of(worker, os.environ["REDIS_URL"])
     elif not early_config.known_args_namespace.help and not early_config.known_args_namespace.version:
+        _keep_bytecode()
         _start(early_config)
     return (yield)
 
@@ -56,6 +59,17 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
         report.outcome = "failed"
         report.longrepr = f"Skipped, which CI does not accept: {report.longrepr}"
     return report
+
+
+def _keep_bytecode() -> None:
+    """Keep what Python compiles, in pytest's cache where it may not lie beside the sources.
+
+    Tests start hundreds of programs, and to compile Django for each of them takes more than most of them do.
+    """
+    if sys.dont_write_bytecode:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+        sys.dont_write_bytecode = False
 
 
 def _start(config: pytest.Config) -> None:

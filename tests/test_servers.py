@@ -11,6 +11,15 @@ FILES = {
     "test_url.py": "import os\ndef test_it(): assert os.environ['DATABASE_URL'] == 'postgresql://nowhere/none'\n",
 }
 
+# Said by a program that a test starts, whose bytecode may not lie beside its source.
+SAYS = """
+import subprocess, sys
+def test_it():
+    say = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    said = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout
+    assert said == f"False {sys.pycache_prefix}\\n" and sys.pycache_prefix.endswith("bytecode")
+"""
+
 
 def run_pytest(folder, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run a few test files under the plugin alone, with servers that are given and not asked for anything."""
@@ -41,3 +50,10 @@ def test_in_ci_a_skip_is_a_failure_and_an_expected_failure_is_none(tmp_path):
     assert "no such package" in done.stdout
     assert "no such browser" in done.stdout
     assert done.returncode == 1
+
+
+def test_what_python_compiles_is_kept_for_the_next_program_though_not_beside_the_sources(tmp_path):
+    (tmp_path / "test_says.py").write_text(SAYS)
+    done = run_pytest(tmp_path, PYTHONDONTWRITEBYTECODE="1")
+    assert "2 passed" in done.stdout
+    assert list(tmp_path.rglob("*.pyc")) == []
