@@ -7,25 +7,28 @@ from django.db.models import Q
 from billing import prices, rating
 from marketplace import offers
 from marketplace.contracts import terms as written
-from marketplace.models import ContractVersion, Offer
+from marketplace.models import ContractVersion, Offer, Organization
 
 # Verifiers that need GPUs themselves.
 ON_NODES = ("command", "rerun")
 
 
-def hosts(version: ContractVersion, own: Offer) -> list[Offer]:
-    """Return where results of tasks on this offer can be verified: never with whoever sells, or has a share.
+def hosts(version: ContractVersion, own: Offer, customer: Organization | None) -> list[Offer]:
+    """Return where results of tasks on this offer can be verified: never with whoever sells, has a share, or pays.
 
-    A second run needs the same GPU model. The offer itself comes first, where its supplier earns nothing by it.
+    `customer` is who pays, None where that is not known yet. A second run needs the same GPU model. The offer itself
+    comes first, where its supplier may verify.
     """
     terms = written.of(version.terms)
-    earning = {version.contract.seller.public_id, *terms.beneficiaries}
+    concerned = {version.contract.seller.public_id, *terms.beneficiaries}
+    if customer is not None:
+        concerned.add(customer.public_id)
     found = offers.listed(gpu_model=own.gpu_model if terms.verifier == "rerun" else "")
-    apart = [one for one in found if one.supplier.public_id not in earning and one.runtime == own.runtime]
+    apart = [one for one in found if one.supplier.public_id not in concerned and one.runtime == own.runtime]
     return sorted(apart, key=lambda one: (one.pk != own.pk, one.gpu_model != own.gpu_model, one.pk))
 
 
-def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime) -> int:
+def most_micros(version: ContractVersion, own: Offer, customer: Organization | None, *, gpus: int, at: datetime) -> int:
     """Return what verifying one result of a task on this offer costs the platform at most, by the list of now.
 
     That is all tries with all of their time, on the dearest host that may verify it; nothing where it takes no node.
@@ -35,7 +38,7 @@ def most_micros(version: ContractVersion, own: Offer, *, gpus: int, at: datetime
     if terms.verifier not in ON_NODES:
         return 0
     verifier = terms["verifier"]
-    skus = [one.sku for one in hosts(version, own)]
+    skus = [one.sku for one in hosts(version, own, customer)]
     sold = prices.current(skus=skus, currency=terms.currency, at=at).values()
     rate = max((price.micros_per_unit_hour for price in sold), default=0)
     milliseconds = (verifier["gpus"] if terms.verifier == "command" else gpus) * verifier["timeout_s"] * 1000
@@ -48,8 +51,8 @@ def least_micros(version: ContractVersion, *, at: datetime) -> int:
     terms = written.of(version.terms)
     if terms.work is None or terms.verifier not in ON_NODES:
         return 0
-    places, names = offers.listed(), terms.work["offers"]
+    places, names, customer = offers.listed(), terms.work["offers"], version.contract.buyer
     if names is not None:
         places = places.filter(Q(slug__in=names) | Q(public_id__in=names))
-    able = [own for own in places if hosts(version, own)]
-    return min((most_micros(version, own, gpus=own.min_gpus, at=at) for own in able), default=0)
+    able = [own for own in places if hosts(version, own, customer)]
+    return min((most_micros(version, own, customer, gpus=own.min_gpus, at=at) for own in able), default=0)

@@ -1,9 +1,9 @@
 """Verifiers that run on a node: an instance on another host, with the outputs as its inputs and no network.
 
-Its host belongs to nobody who earns by the contract; where no such host has GPUs it waits, and the claim says so.
-Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or disk, of
-which it has the share that the task had: a command of the customer's beside the outputs that it judges. Its hours are
-paid by the job's contract, and its GPUs are none of the customer's quota.
+Its host belongs to nobody who earns by the contract or pays for it; where no such host has GPUs it waits, and the claim
+says so. Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or
+disk, of which it has the share that the task had: a command of the customer's beside the outputs that it judges. Its
+hours are paid by the job's contract, and its GPUs are none of the customer's quota.
 """
 
 from dataclasses import replace
@@ -146,7 +146,7 @@ def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
     if VerifierRun.objects.filter(result=Result.RUNNING, claim__organization=claim.organization).count() >= AT_ONCE_MAX:
         _say(claim, timeline.MANY_VERIFIERS(), at=at)
         return False
-    apart = hosting.hosts(claim.version, order.offer)
+    apart = hosting.hosts(claim.version, order.offer, claim.organization)
     if not apart:
         _say(claim, timeline.ALL_HOSTS_EARN(), at=at)
         return False

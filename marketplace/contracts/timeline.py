@@ -21,7 +21,9 @@ NOT_PAID = Told(_("Not paid: what was set aside for it went back."))
 NOTHING_PAID = Told(_("Nothing was paid for it, so nothing goes back."))
 
 MANY_VERIFIERS = Told(_("It waits: many verifiers run for this customer."))
-ALL_HOSTS_EARN = Told(_("It waits: every host that could verify it belongs to somebody who earns by its contract."))
+ALL_HOSTS_EARN = Told(
+    _("It waits: every host that could verify it belongs to its customer, or to somebody who earns by its contract.")
+)
 NO_HOST_FREE = Told(_("It waits: no host that may verify it has GPUs free."))
 VERIFIER_STARTED = Told(_("Verifier started on another host, try %(number)s."))
 VERIFIER_ENDED = Told(_("Verifier, try %(number)s: %(result)s."))

@@ -127,7 +127,7 @@ def _wanted(spec: Spec, actor: Actor, project: Project, known: _Known, at: datet
         job.most_micros = most
         if bound is not None:
             job.attempt_micros = _attempt_micros(spec, rate)
-            job.verify_micros = _verify_micros(bound, offer, spec.gpus * spec.replicas, known, at)
+            job.verify_micros = _verify_micros(bound, job, known, at)
         return _Wanted(spec, offer, job, bound)
 
 
@@ -171,16 +171,18 @@ def _attempt_micros(spec: Spec, rate: int) -> int:
     return orders.attempt_micros(gpus=spec.gpus * spec.replicas, rate=rate, time_limit_s=spec.time_limit_s)
 
 
-def _verify_micros(bound: Bound, offer: Offer, gpus: int, known: _Known, at: datetime) -> int:
+def _verify_micros(bound: Bound, job: Job, known: _Known, at: datetime) -> int:
     """Return what verifying one result may cost at most. Raises BadOrder where no host could do it."""
-    asked = (bound.version.pk, offer.pk, gpus)
+    offer, customer = job.offer, job.project.organization
+    asked = (bound.version.pk, offer.pk, job.all_gpus)
     if asked not in known.verify_micros:
-        if bound.terms.verifier in hosting.ON_NODES and not hosting.hosts(bound.version, offer):
+        if bound.terms.verifier in hosting.ON_NODES and not hosting.hosts(bound.version, offer, customer):
             text = gettext(
-                "All hosts that could verify results of %(offer)s belong to somebody who earns by this contract."
+                "All hosts that could verify results of %(offer)s belong to you, or to somebody who earns by this "
+                "contract."
             )
             raise BadOrder("contract", text % {"offer": offer.name})
-        known.verify_micros[asked] = hosting.most_micros(bound.version, offer, gpus=gpus, at=at)
+        known.verify_micros[asked] = hosting.most_micros(bound.version, offer, customer, gpus=job.all_gpus, at=at)
     return known.verify_micros[asked]
 
 

@@ -46,7 +46,9 @@ def test_whoever_earns_by_a_result_never_verifies_it_on_another_node_of_its_own(
         verifying.look(claim=claim, at=timezone.now())
     assert (fresh(claim).state, claim.verifier_runs.count()) == ("claimed", 0)
     said = list(claim.events.filter(message__startswith="It waits").values_list("message", flat=True))
-    assert said == ["It waits: every host that could verify it belongs to somebody who earns by its contract."]
+    assert said == [
+        "It waits: every host that could verify it belongs to its customer, or to somebody who earns by its contract."
+    ]
     offer = another(fleet, site, "Apart")
     instance = starts(claim, fleet)
     assert (instance.offer, instance.phase) == (offer, "running")
@@ -55,13 +57,30 @@ def test_whoever_earns_by_a_result_never_verifies_it_on_another_node_of_its_own(
     assert fresh(claim).state == "verified"
 
 
+@pytest.mark.parametrize("verifier", [BY_RERUN, BY_COMMAND], ids=["rerun", "command"])
+def test_whoever_pays_for_a_result_never_verifies_it_on_a_node_of_its_own(
+    on_a_node: Any, fleet: Fleet, site: Site, acme: Organization, verifier: dict[str, Any]
+) -> None:
+    deal: Deal
+    deal, _, claim = on_a_node(verifier)
+    own = another(fleet, site, "Own")
+    owned_by(deal.seller, fleet.h200)
+    owned_by(deal.seller, fleet.l40s)
+    owned_by(acme, own)
+    verifying.look(claim=claim, at=timezone.now())
+    assert (fresh(claim).state, claim.verifier_runs.count()) == ("claimed", 0)
+    assert hosting.hosts(claim.version, fleet.h200, None) == [own], "for anybody else it could"
+    apart = another(fleet, site, "Apart")
+    assert starts(claim, fleet).offer == apart
+
+
 def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_silence_holds(
     on_a_node: Any, fleet: Fleet, site: Site
 ) -> None:
     deal, _, claim = on_a_node(BY_RERUN)
     owned_by(deal.seller, fleet.h200)
     another(fleet, site, "Other", gpu_model="GB300")
-    assert hosting.hosts(claim.version, Offer.objects.get(pk=fleet.h200.pk)) == []
+    assert hosting.hosts(claim.version, Offer.objects.get(pk=fleet.h200.pk), None) == []
     verifying.look(claim=claim, at=timezone.now() + verifying.WAIT_MAX + timedelta(minutes=3))
     assert (fresh(claim).state, claim.verdicts.get().verifier) == ("failed", "silence")
 

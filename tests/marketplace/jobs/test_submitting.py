@@ -112,7 +112,7 @@ def test_what_nobody_could_verify_is_refused_before_anything_is_set_aside(works:
     storage.make("data")
     assert "no volumes of yours" in refused(works, f"{text}volumes:\n- {{volume: data, path: /data}}\n")
     Offer.objects.update(supplier=deal.seller)
-    assert "belong to somebody who earns by this contract" in refused(works, text)
+    assert "belong to you, or to somebody who earns by this contract" in refused(works, text)
     counted = make_deal(works.project.organization, evidence=["counter"])
     assert "wants readings of counters" in refused(
         works, f"{BASE}time_limit: 1h\ncontract: {counted.version.public_id}\n"
