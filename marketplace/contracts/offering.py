@@ -82,7 +82,7 @@ def offer(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
     if version.state not in (State.SUBMITTED, State.OFFERED):
         _check_verifying(version, at=at)
     if not needs_approval(version):
-        approve(actor=actor, version=version, at=at)
+        _put_up(actor, version, at=at)
     elif version.state not in (State.SUBMITTED, State.OFFERED):
         _move(version, State.SUBMITTED)
         _agree(actor, version, version.contract.seller, Side.SELLER, at=at)
@@ -102,7 +102,16 @@ def needs_approval(version: ContractVersion) -> bool:
 
 @transaction.atomic
 def approve(*, actor: Actor, version: ContractVersion, at: datetime) -> None:
-    """Let a version be agreed to: one that a supplier submitted, or a draft. Approving again changes nothing."""
+    """Let a version be agreed to that a supplier submitted, or a draft of the operator's own. Again changes nothing.
+
+    Nobody agrees for a supplier: raises IllegalState for a draft that it did not offer, whoever wrote it.
+    """
+    if version.state == State.DRAFT and not sellers.is_operators(version.contract.seller):
+        raise IllegalState(_("Its seller has not offered it, and nobody agrees to it for them."))
+    _put_up(actor, version, at=at)
+
+
+def _put_up(actor: Actor, version: ContractVersion, *, at: datetime) -> None:
     if version.state == State.OFFERED:
         return
     _move(version, State.OFFERED, offered_at=at)

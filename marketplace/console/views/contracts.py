@@ -12,7 +12,7 @@ from marketplace.console import contracts
 from marketplace.console.contract_forms import TEMPLATE, ContractForm, DecisionForm, TermsForm
 from marketplace.console.door import carried_out, form_page, managers_only, sent
 from marketplace.console.forms import NoForm, ReasonForm
-from marketplace.contracts import disputing, door, offering, reversing, settling, wording
+from marketplace.contracts import disputing, door, offering, reversing, sellers, settling, wording
 from marketplace.contracts import terms as written
 from marketplace.models import Side
 from marketplace.portal.doors import Visit
@@ -36,7 +36,7 @@ def new(visit: Visit) -> HttpResponse:
     """Draft a contract for a supplier."""
     form = ContractForm(sent(visit), sellers=contracts.sellers(), initial={"terms": TEMPLATE})
     if carried_out(visit, form, contracts.draft, at=visit.at):
-        messages.success(visit.request, _("Drafted. Read it once more, then offer it."))
+        messages.success(visit.request, _("Drafted. Read it once more; its seller offers it then."))
         return redirect("console-contract", form.made.public_id)
     return form_page(
         visit, form, title=_("New contract"), send=_("Draft"), back=reverse("console-contracts"),
@@ -54,6 +54,7 @@ def shown(visit: Visit, version_id: str) -> HttpResponse:
         "sentences": wording.sentences(terms),
         "counts": terms["counts"],
         "currency": terms.currency,
+        "may_offer": sellers.is_operators(version.contract.seller),
         "margin": contracts.margin_of(version),
         "acceptances": contracts.acceptances_of(version),
         "states": contracts.claims_by_state(version),
@@ -79,7 +80,7 @@ def amend(visit: Visit, version_id: str) -> HttpResponse:
 
 @managers_only("GET", "HEAD", "POST")
 def offer(visit: Visit, version_id: str) -> HttpResponse:
-    """Offer a draft, or approve what a supplier submitted."""
+    """Offer a draft of the operator's own, or approve what a supplier submitted."""
     version = offering.version_for_all(version_id)
     form = NoForm(sent(visit))
     if carried_out(visit, form, offering.approve, version=version, at=visit.at):

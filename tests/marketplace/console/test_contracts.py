@@ -21,15 +21,20 @@ def typed(seller: Organization, **differs: Any) -> dict[str, str]:
 
 
 def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client) -> None:
-    seller, _ = make_seller()
+    seller, merchant = make_seller()
     page = desk.get(reverse("console-contract-new")).content.decode()
     assert "gpumarket.terms/3" in page
     answer = desk.post(reverse("console-contract-new"), typed(seller))
     version = ContractVersion.objects.get()
     assert (answer.status_code, version.state, version.contract.seller) == (302, "draft", seller)
-    assert list(offering.catalogue()) == []
-    desk.post(reverse("console-contract-offer", args=[version.public_id]))
+    offer = reverse("console-contract-offer", args=[version.public_id])
+    assert offer not in desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
+    assert "nobody agrees to it for them" in desk.post(offer).content.decode()
+    assert (list(offering.catalogue()), version.acceptances.count()) == ([], 0)
+    offering.offer(actor=merchant, version=version, at=timezone.now())
+    desk.post(offer)
     assert list(offering.catalogue()) == [version]
+    assert version.acceptances.get().accepted_by_name == merchant.name
     shown = desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
     assert "$0.50 per task" in shown
     assert version.sha256 in shown
@@ -66,6 +71,33 @@ def test_a_capacity_manager_approves_what_a_supplier_submitted(desk: Client) -> 
     assert "Approve" in desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
     assert desk.post(reverse("console-contract-offer", args=[version.public_id])).status_code == 302
     assert list(offering.catalogue()) == [version]
+
+
+def test_a_capacity_manager_offers_what_the_operator_itself_sells(desk: Client, carol: User) -> None:
+    seller, _ = make_seller("Operator")
+    Membership.objects.create(organization=seller, user=carol, role="admin")
+    arbiter = {"name": "Court", "organization": None, "public_key": "ab" * 32}
+    desk.post(
+        reverse("console-contract-new"), typed(seller, disputes={"decided_by": "third_party", "arbiter": arbiter})
+    )
+    version = ContractVersion.objects.get()
+    offer = reverse("console-contract-offer", args=[version.public_id])
+    assert offer in desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
+    assert desk.post(offer).status_code == 302
+    assert list(offering.catalogue()) == [version]
+
+
+def test_a_capacity_manager_does_not_agree_for_a_supplier_to_what_its_customer_proposes(
+    desk: Client, acme: Organization, actor: Actor
+) -> None:
+    seller, merchant = make_seller()
+    at = timezone.now()
+    first = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), buyer=acme, at=at)
+    cheaper = terms(unit={"price_micros": 1})
+    asked = offering.amend(actor=actor, contract=first.contract, terms=cheaper, side=Side.BUYER, at=at)
+    desk.post(reverse("console-contract-offer", args=[asked.public_id]))
+    asked.refresh_from_db()
+    assert (asked.state, [one.side for one in asked.acceptances.all()]) == ("draft", ["buyer"])
 
 
 def test_a_capacity_manager_says_what_unpaid_work_of_a_supplier_may_cost(desk: Client) -> None:
