@@ -12,7 +12,9 @@ MOVES = {"queued": "placing", "placing": "provisioning", "provisioning": "verify
 STEP_OF = {"queued": 0, "placing": 0, "provisioning": 1, "verifying": 2, "running": 3}
 
 
-def make_offer(slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8, runtime="process", by_auction=False):
+def make_offer(
+    slug, *, amount="2.490000", model="H200", country="NO", free=8, largest=8, runtime="process", by_auction=False
+):
     return {
         "id": f"ofr_{slug}",
         "slug": slug,

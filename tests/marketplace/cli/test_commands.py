@@ -99,7 +99,20 @@ def test_offers_are_a_table_with_the_cheapest_first(gpumarket, shop):
         "FREE",
         "LARGEST",
     ]
-    assert lines[1].split() == ["cheap", "H200", "141", "GiB", "commands", "Narvik", "JP", "1.50", "USD", "no", "8", "8"]
+    assert lines[1].split() == [
+        "cheap",
+        "H200",
+        "141",
+        "GiB",
+        "commands",
+        "Narvik",
+        "JP",
+        "1.50",
+        "USD",
+        "no",
+        "8",
+        "8",
+    ]
     assert lines[2].startswith("dear")
 
 
