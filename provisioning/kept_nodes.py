@@ -47,6 +47,8 @@ def for_blocks(*, offer_id: int, gpus: Mapping[int, int]) -> bool:
 
     The nodes that a tenant's blocks have begun on are its place already. The emptiest are kept, spot
     not counted, since it makes room, and nothing new that has no end starts there; blocks go before the queue.
+    In whatever rack or fabric they stand: a block is GPUs of an offer, and neither an order of one nor a policy can
+    name a level. What starts inside may: it waits for one that has room, and is given back what it could not have.
     """
     has = alone.gpus_of_blocks(offer_id) if gpus else {}
     with shards.current(offer_id) as live:
