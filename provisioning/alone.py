@@ -18,21 +18,24 @@ JOIN marketplace_reservationstrip strip ON strip.reservation_id = booked.id
     AND strip.starts_at <= %(at)s::timestamptz AND strip.ends_at > %(at)s::timestamptz
 WHERE booked.state IN ('locked', 'active', 'delayed', 'partially_fulfilled', 'ending')
 """
+# Nodes on which anything may begin, and GPUs: out is what a person or a check has taken out.
+IN_SERVICE = "node.state = 'available' AND NOT node.is_held AND node.reachability NOT IN ('unknown', 'lost')"
+IN_ORDER = "gpu.healthy AND gpu.state <> 'quarantined'"
 # By node: its GPUs in good order that its tenant has or may have, and what holds them.
-NODES = """
+NODES = f"""
 SELECT node.id, node.offer_id, node.exclusive_to_id AS tenant_id, count(*) AS gpus, count(hold.id) AS held,
     count(*) FILTER (WHERE instance.market = 'on_demand') AS open_ended,
     count(*) FILTER (WHERE instance.market = 'reserved') AS in_blocks
-FROM provisioning_node node JOIN provisioning_gpu gpu ON gpu.node_id = node.id AND gpu.healthy
+FROM provisioning_node node JOIN provisioning_gpu gpu ON gpu.node_id = node.id AND {IN_ORDER}
 LEFT JOIN provisioning_gpuhold hold ON hold.gpu_id = gpu.id AND hold.released_at IS NULL
 LEFT JOIN provisioning_assignment assignment ON assignment.id = hold.assignment_id
 LEFT JOIN provisioning_instance instance ON instance.id = assignment.instance_id
 LEFT JOIN marketplace_project project ON project.id = instance.project_id
-WHERE node.exclusive_to_id IS NOT NULL AND node.state = 'available' AND node.reachability NOT IN ('unknown', 'lost')
+WHERE node.exclusive_to_id IS NOT NULL AND {IN_SERVICE}
     AND (%(offer)s::bigint IS NULL OR node.offer_id = %(offer)s)
     AND (hold.id IS NULL OR project.organization_id = node.exclusive_to_id)
 GROUP BY node.id
-"""
+"""  # noqa: S608  nothing in it comes from outside
 # By offer and tenant: what is closed whatever its blocks are, and the GPUs of the nodes that are its blocks'.
 TENANTS = f"""
 SELECT offer_id, tenant_id,

@@ -17,6 +17,7 @@ their transaction: after accounts, nodes and assignments.
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
@@ -73,22 +74,34 @@ SELECT offer_id, hour, gpus FROM ({HOURS}) hour WHERE offer_id = ANY (%(offers)s
 PEAK = f"SELECT coalesce(max(gpus), 0) FROM ({WITHIN}) hour"  # noqa: S608  nothing in it comes from outside
 LAST_ABOVE = f"SELECT max(hour) FROM ({WITHIN}) hour WHERE gpus > %(left)s"  # noqa: S608  nothing in it comes from outside
 
-# By offer: its GPUs in good order, and those of them that only the tenants may have who have their nodes alone. Two
-# sums, because nodes know how many GPUs they have, and only few GPUs are not in good order.
+RUNS_ON_DEMAND = """
+EXISTS (
+    SELECT FROM provisioning_gpuhold hold JOIN provisioning_assignment assignment ON assignment.id = hold.assignment_id
+    JOIN provisioning_instance instance ON instance.id = assignment.instance_id
+    WHERE hold.gpu_id = gpu.id AND hold.released_at IS NULL AND instance.market = 'on_demand'
+)
+"""
+# By offer: its GPUs in good order, and those of them that only the tenants may have who have their nodes alone. Sums
+# apart, because nodes know how many GPUs they have, and only few are out. Of what is out, that counts on which somebody
+# runs on demand: until it is over it is among what is promised without an end, and would be missing twice.
 GPUS = f"""
-SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) AS in_service, coalesce(closed.gpus, 0) AS closed
+SELECT offer.id, coalesce(built.gpus, 0) - coalesce(broken.gpus, 0) + coalesce(used.gpus, 0) AS in_service,
+    coalesce(closed.gpus, 0) AS closed
 FROM marketplace_offer offer
 LEFT JOIN (
-    SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node
-    WHERE state = 'available' AND reachability NOT IN ('unknown', 'lost')
-        AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
+    SELECT offer_id, sum(gpu_count) AS gpus FROM provisioning_node node
+    WHERE {alone.IN_SERVICE} AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
 ) built ON built.offer_id = offer.id
 LEFT JOIN (
     SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
-    WHERE NOT gpu.healthy AND removed_at IS NULL AND node.state = 'available'
-        AND reachability NOT IN ('unknown', 'lost')
+    WHERE NOT ({alone.IN_ORDER}) AND removed_at IS NULL AND {alone.IN_SERVICE} AND NOT {RUNS_ON_DEMAND}
         AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
 ) broken ON broken.offer_id = offer.id
+LEFT JOIN (
+    SELECT offer_id, count(*) AS gpus FROM provisioning_gpu gpu JOIN provisioning_node node ON node.id = gpu.node_id
+    WHERE NOT ({alone.IN_SERVICE}) AND {RUNS_ON_DEMAND}
+        AND (%(offer)s::bigint IS NULL OR offer_id = %(offer)s) GROUP BY offer_id
+) used ON used.offer_id = offer.id
 LEFT JOIN ({alone.CLOSED}) closed ON closed.offer_id = offer.id
 WHERE %(offer)s::bigint IS NULL OR offer.id = %(offer)s
 """  # noqa: S608  nothing in it comes from outside
@@ -163,6 +176,11 @@ WHERE offer_id = %(offer)s AND day > %(start)s - interval '24 hours' AND day < %
 def hour_of(at: datetime) -> datetime:
     """Return when the UTC hour of `at` began."""
     return at.replace(minute=0, second=0, microsecond=0)
+
+
+def count_soon(*, offer_id: int, at: datetime) -> None:
+    """Count the GPUs of an offer once this transaction is done, for whoever has other locks to take in it yet."""
+    transaction.on_commit(partial(count, at=at, offer_id=offer_id), robust=True)
 
 
 @transaction.atomic(savepoint=False)

@@ -5,7 +5,7 @@ from datetime import datetime
 import structlog
 from django.db import transaction
 
-from provisioning import placement
+from provisioning import calendar, placement
 from provisioning.models import Node, NodeHold
 
 log = structlog.get_logger("provisioning.holds")
@@ -23,6 +23,7 @@ def hold(*, node: Node, kind: NodeHold.Kind, reason: str, at: datetime) -> None:
     Node.objects.filter(pk=node.pk).update(is_held=True)
     node.is_held = True
     if is_new:
+        calendar.count_soon(offer_id=node.offer_id, at=at)
         log.warning("node held", node=node.public_id, kind=kind, reason=reason)
 
 

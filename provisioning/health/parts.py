@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from django.db import transaction
+from django.utils import timezone
 
-from provisioning import nodes, placement
+from provisioning import calendar, nodes, placement
 from provisioning.models import Gpu, Node, NodeHold, Remediation
 
 
@@ -13,6 +14,8 @@ from provisioning.models import Gpu, Node, NodeHold, Remediation
 def quarantine(*, gpus: Sequence[Gpu], reason: str) -> None:
     """Place nothing on these GPUs any more; what runs there goes on."""
     _set(gpus, Gpu.State.QUARANTINED, reason)
+    for offer_id in {gpu.node.offer_id for gpu in gpus}:
+        calendar.count_soon(offer_id=offer_id, at=timezone.now())
 
 
 @transaction.atomic

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
+from django.test import TestCase
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,8 @@ from marketplace.access import Actor
 from marketplace.models import Offer, Project
 from provisioning import calendar, instances, nodes, quotas, reports
 from provisioning.errors import NoCapacity
-from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node
+from provisioning.health import remedies
+from provisioning.models import Capacity, CommittedDay, Gpu, Instance, Node, NodeHold
 from provisioning.protocol import Inventory, Report
 from tests.billing.makers import at_the_same_moment, behind, while_it_waits
 from tests.conftest import Fleet, Rent, Run, shared_with_nobody
@@ -83,9 +85,39 @@ def test_only_gpus_in_good_order_on_nodes_that_may_be_sold_are_promised(offer: O
     Gpu.objects.filter(node=node, index=0).update(healthy=False)
     calendar.count(at=NOON)
     assert Capacity.objects.get(pk=offer.pk).gpus == 15
-    Node.objects.filter(pk=node.pk).update(state="cordoned")
+    Gpu.objects.filter(node=node, index=1).update(state="quarantined")
     calendar.count(at=NOON)
-    assert Capacity.objects.get(pk=offer.pk).gpus == 8
+    assert Capacity.objects.get(pk=offer.pk).gpus == 14
+    for out in ({"is_held": True}, {"is_held": False, "state": "cordoned"}):
+        Node.objects.filter(pk=node.pk).update(**out)
+        calendar.count(at=NOON)
+        assert Capacity.objects.get(pk=offer.pk).gpus == 8
+
+
+@pytest.mark.parametrize("out", ["is_held", "cordoned", "quarantined"])
+def test_what_runs_on_demand_on_what_is_out_is_not_missing_twice(
+    offer: Offer, rent: Rent, run_until_idle: Run, out: str
+) -> None:
+    Node.objects.filter(name="h200-2").update(is_held=True)
+    instance = rent(gpus=6)
+    run_until_idle()
+    Node.objects.filter(name="h200-2").update(is_held=False)
+    node = Node.objects.filter(name="h200-1")
+    if out == "quarantined":
+        Gpu.objects.filter(node__in=node).update(state="quarantined")
+    else:
+        node.update(**{"is_held": True} if out == "is_held" else {"state": "cordoned"})
+    calendar.count(at=timezone.now())
+    assert Capacity.objects.get(pk=offer.pk).gpus == 6 + 8
+    book(offer, 8)
+    with pytest.raises(NoCapacity):
+        book(offer, 1)
+    instance.refresh_from_db()
+    instances.terminate(instance=instance, at=timezone.now())
+    run_until_idle()
+    calendar.count(at=timezone.now())
+    capacity = Capacity.objects.get(pk=offer.pk)
+    assert (capacity.gpus, capacity.open_ended) == (8, 0)
 
 
 def test_an_instance_is_promised_from_its_launch_until_its_nodes_confirmed_the_end(
@@ -322,11 +354,24 @@ def fall_silent(played: PlayedNode) -> None:
     nodes.confirm_off(node=played.node, at=timezone.now())
 
 
+def take_out(played: PlayedNode) -> None:
+    gpu = played.node.gpus.get(index=0)
+    with TestCase.captureOnCommitCallbacks(execute=True):
+        remedies.take_out(gpu=gpu, reason="it is loud", at=timezone.now())
+
+
+def hold_back(played: PlayedNode) -> None:
+    with TestCase.captureOnCommitCallbacks(execute=True):
+        nodes.hold(node=played.node, kind=NodeHold.Kind.HEALTH, reason="a fault", at=timezone.now())
+
+
 LOSSES: dict[str, tuple[Callable[[PlayedNode], object], int]] = {
     "cordon": (lambda played: nodes.cordon(node=played.node, reason="a fan is loud", at=timezone.now()), 8),
     "drain": (lambda played: nodes.drain(node=played.node, reason="a new power supply", at=timezone.now()), 8),
     "a GPU that broke": (break_one, 15),
     "a node that is off": (fall_silent, 8),
+    "a GPU that a person took out": (take_out, 15),
+    "a node that is held back": (hold_back, 8),
 }
 
 
