@@ -1,12 +1,17 @@
 """Celery carries nudges and runs sweeps; every unit of work is a row that a sweep finds again."""
 
 import os
+import sys
+from typing import Any
 
-from celery import Celery
+from celery import Celery, Task, signals, states
+from django.db import close_old_connections, connections
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "marketplace.settings")
 
 TASK_TIME_LIMIT_S = 60
+# Celery closes the database's connections before and after so many tasks, otherwise of each: see `mind_connections`.
+NEVER = sys.maxsize
 
 app = Celery("gpumarket")
 app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -31,6 +36,7 @@ app.conf.update(
         "interval_max": 0.1,
     },
     task_publish_retry=False,
+    CELERY_DB_REUSE_MAX=NEVER,
     # Old sweeps are worthless: a worker that was away must not work through a backlog of them.
     beat_schedule={
         name: {"task": task, "args": given, "schedule": seconds, "options": {"expires": max(seconds, 2)}}
@@ -103,3 +109,19 @@ app.conf.update(
     },
 )
 app.autodiscover_tasks()
+
+
+@signals.task_prerun.connect
+@signals.task_postrun.connect
+def mind_connections(sender: Task[Any, Any], state: str = states.SUCCESS, **_: Any) -> None:
+    """Keep the database's connection from task to task, as the web server does from request to request.
+
+    A new one for each task would cost more than most tasks do, and forget every statement that was prepared.
+    What a task that failed was doing with its connection is not known, so that one goes.
+    """
+    if sender.request.is_eager:
+        return  # It runs inside something that goes on using its connection.
+    if state == states.SUCCESS:
+        close_old_connections()
+    else:
+        connections.close_all()
