@@ -17,7 +17,8 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from billing.prepared import Prepared
+from billing.prepared import Prepared, ask
+from billing.wire import Value
 from provisioning.models import Instance, Reason, Workflow
 
 log = structlog.get_logger("provisioning.engine")
@@ -91,6 +92,26 @@ class Plan:
     fail: Callable[[Instance, Failed], None]
 
 
+LEASE_IT = """
+UPDATE provisioning_workflow SET lease_token = %(token)s, lease_until = %(until)s
+WHERE instance_id = %(id)s::bigint AND due_at <= %(now)s AND (lease_until IS NULL OR lease_until < %(now)s)
+RETURNING instance_id
+"""
+# `read`: that it is due when we read it, where that matters.
+APPLY = """
+UPDATE provisioning_workflow SET step = %(next)s, step_since = %(since)s, due_at = %(due_at)s::timestamptz,
+    failures = 0, last_error = '', lease_until = %(until)s::timestamptz,
+    lease_token = CASE WHEN %(until)s::timestamptz IS NOT NULL THEN lease_token END
+WHERE instance_id = %(id)s::bigint AND lease_token = %(token)s::uuid AND step = %(step)s
+    AND (%(read)s::timestamptz IS NULL OR due_at = %(read)s::timestamptz)
+RETURNING instance_id
+"""
+HOLD_ON = """
+UPDATE provisioning_workflow SET lease_until = %(until)s::timestamptz,
+    lease_token = CASE WHEN %(until)s::timestamptz IS NOT NULL THEN lease_token END
+WHERE instance_id = %(id)s::bigint AND lease_token = %(token)s::uuid
+RETURNING instance_id
+"""
 # A workflow with all that its step reads.
 _WHOLE = Prepared(
     lambda pk: Workflow.objects.filter(pk=pk).select_related(
@@ -102,30 +123,43 @@ _WHOLE = Prepared(
 
 def run_one(workflow_id: int, plan: Plan) -> bool:
     """Run one step of a workflow that is due. Return whether another turn may follow at once."""
-    now = timezone.now()
-    token = uuid4()
-    due = Workflow.objects.filter(Q(lease_until=None) | Q(lease_until__lt=now), pk=workflow_id, due_at__lte=now)
-    if not due.update(lease_token=token, lease_until=now + LEASE):
+    return run(workflow_id, plan, turns=1)
+
+
+def run(workflow_id: int, plan: Plan, *, turns: int) -> bool:
+    """Run the steps of a workflow that is due one after the other, so many at most, under one lease.
+
+    Return whether another turn may follow at once.
+    """
+    now, token = timezone.now(), str(uuid4())
+    if not ask(LEASE_IT, {"id": workflow_id, "token": token, "now": now, "until": now + LEASE}):
         return False
-    workflow = next(iter(_WHOLE(workflow_id)), None)
-    if workflow is None or workflow.lease_token != token:  # we slept for longer than the lease; somebody else has it
-        return False
+    for left in reversed(range(turns)):
+        # Read anew before each step: others write it meanwhile. If we slept for longer than the lease, it is theirs.
+        workflow = next(iter(_WHOLE(workflow_id)), None)
+        if workflow is None or str(workflow.lease_token) != token or not _turn(workflow, plan, goes_on=left > 0):
+            return False
+    return True
+
+
+def _turn(workflow: Workflow, plan: Plan, *, goes_on: bool) -> bool:
+    """Run the step of a leased workflow; return if another turn may follow, for which `goes_on` keeps the lease."""
     began = monotonic()
     with structlog.contextvars.bound_contextvars(instance=workflow.instance.public_id, step=workflow.step):
         try:
-            outcome = _outcome(workflow, plan, now)
-            goes_on = _apply(workflow, outcome, plan)
+            outcome = _outcome(workflow, plan, timezone.now())
+            may_follow = _apply(workflow, outcome, plan, goes_on=goes_on)
         except NotYet as later:
             if later.afterwards is not None:
                 later.afterwards()
-            goes_on = _apply(workflow, Wait(later.seconds), plan)
+            may_follow = _apply(workflow, Wait(later.seconds), plan, goes_on=goes_on)
         except Exception as error:
             # The one place that catches all: the row stays, is tried again later, and tells what happened.
             log.exception("step failed")
             _back_off(workflow, error)
             return False
         log.debug("step", outcome=type(outcome).__name__, milliseconds=round((monotonic() - began) * 1000))
-    return goes_on
+    return may_follow
 
 
 def _outcome(workflow: Workflow, plan: Plan, now: datetime) -> Outcome:
@@ -138,30 +172,32 @@ def _outcome(workflow: Workflow, plan: Plan, now: datetime) -> Outcome:
 
 
 @transaction.atomic
-def _apply(workflow: Workflow, outcome: Outcome, plan: Plan) -> bool:
-    """Record the outcome if the lease and the step are still ours; else only let go of the lease."""
+def _apply(workflow: Workflow, outcome: Outcome, plan: Plan, *, goes_on: bool) -> bool:
+    """Record the outcome if the lease and the step are still ours; else only keep or let go of the lease.
+
+    Return whether another turn may follow.
+    """
     now = timezone.now()
-    changes: dict[str, object] = {"lease_until": None, "lease_token": None, "failures": 0, "last_error": ""}
-    match outcome:
-        case Next(step):
-            changes |= {"step": step, "step_since": now, "due_at": now}
-        case Failed():
-            changes |= {"step": plan.on_failure, "step_since": now, "due_at": now}
-        case Wait(seconds):
-            changes |= {"due_at": None if seconds is None else now + timedelta(seconds=seconds)}
-    leased = Workflow.objects.filter(pk=workflow.pk, lease_token=workflow.lease_token)
-    mine = leased.filter(step=workflow.step)
-    if isinstance(outcome, Wait):
-        # A wake-up while we worked has moved `due_at`; it must not be slept through.
-        mine = mine.filter(due_at=workflow.due_at)
-    if not mine.update(**changes):
-        leased.update(lease_until=None, lease_token=None)
-        return True
+    waits = isinstance(outcome, Wait)
+    until = now + LEASE if goes_on and not waits else None
+    mine = {"id": workflow.pk, "token": str(workflow.lease_token), "until": until}
+    if not ask(APPLY, mine | {"step": workflow.step} | _changes(workflow, outcome, plan, now)):
+        return bool(ask(HOLD_ON, mine | {"until": now + LEASE if goes_on else None}))
     if isinstance(outcome, Failed):
         plan.fail(workflow.instance, outcome)
     elif isinstance(outcome, Next) and outcome.commit is not None:
         outcome.commit(workflow.instance)
-    return not isinstance(outcome, Wait)
+    return not waits
+
+
+def _changes(workflow: Workflow, outcome: Outcome, plan: Plan, now: datetime) -> dict[str, Value]:
+    """Return at which step a workflow is after an outcome, since when and when that is due."""
+    if isinstance(outcome, Wait):
+        due_at = None if outcome.seconds is None else now + timedelta(seconds=outcome.seconds)
+        # A wake-up while we worked has moved `due_at`; it must not be slept through.
+        return {"next": workflow.step, "since": workflow.step_since, "due_at": due_at, "read": workflow.due_at}
+    step = outcome.step if isinstance(outcome, Next) else plan.on_failure
+    return {"next": step, "since": now, "due_at": now, "read": None}
 
 
 def _back_off(workflow: Workflow, error: Exception) -> None:

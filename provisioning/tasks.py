@@ -43,9 +43,7 @@ READINGS_FORGOTTEN_MAX = 50_000
 @shared_task
 def run_workflow(workflow_id: int) -> None:
     """Run the steps of one workflow that can run now. If this message is lost, `run_due_workflows` finds the row."""
-    for _ in range(TURNS_MAX):
-        if not engine.run_one(workflow_id, PLAN):
-            return
+    engine.run(workflow_id, PLAN, turns=TURNS_MAX)
 
 
 @shared_task

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 import time_machine
-from django.db.models import QuerySet
 from django.utils import timezone
 
 from marketplace.celery import app
@@ -253,6 +252,40 @@ def test_a_nudge_runs_step_after_step_until_one_waits(instance: Instance, monkey
     assert ran == ["work", "more"]
 
 
+def test_steps_that_follow_each_other_need_one_lease_and_let_go_of_it(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = engine.ask
+    monkeypatch.setattr(engine, "ask", lambda statement, wanted: (asked.append(statement), real(statement, wanted))[1])
+    steps = {"work": lambda _: Next("more"), "more": lambda _: Next("most"), "most": lambda _: Next("work")}
+    assert engine.run(instance.pk, plan(steps["work"], steps=steps), turns=3)
+    assert asked == [engine.LEASE_IT, *[engine.APPLY] * 3]
+    assert (row(instance).step, row(instance).lease_until, row(instance).lease_token) == ("work", None, None)
+
+
+def test_what_is_asked_for_between_two_steps_is_done_next(instance: Instance) -> None:
+    ran: list[str] = []
+
+    def more(_: Instance) -> Outcome:
+        ran.append("more")
+        engine.wake(instance.pk, step="clean")
+        return Next("most")
+
+    steps = {"work": lambda _: Next("more"), "more": more, "clean": lambda _: (ran.append("clean"), Wait(None))[1]}
+    assert not engine.run(instance.pk, plan(steps["work"], steps=steps), turns=9)
+    assert ran == ["more", "clean"]
+    assert (row(instance).step, row(instance).lease_until) == ("clean", None)
+
+
+def test_a_step_that_somebody_else_has_leased_meanwhile_is_not_run(instance: Instance) -> None:
+    def slept(_: Instance) -> None:
+        Workflow.objects.filter(pk=instance.pk).update(lease_token=uuid4())
+
+    steps = {"work": lambda _: Next("more", commit=slept)}  # no step "more" to be run
+    assert not engine.run(instance.pk, plan(steps["work"], steps=steps), turns=9)
+
+
 def test_a_nudge_for_a_row_that_is_gone_is_nothing(db: None) -> None:
     tasks.run_workflow(2**40)
 
@@ -277,15 +310,15 @@ def test_without_redis_a_launch_neither_fails_nor_waits(
 def test_a_worker_that_slept_past_its_lease_does_not_borrow_the_next_one_s_token(
     instance: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs, real = uuid4(), QuerySet.update
+    theirs, real = uuid4(), engine.ask
 
-    def lease_then_sleep(rows: Any, **changes: Any) -> int:
-        count = real(rows, **changes)
-        if "lease_until" in changes:
-            real(Workflow.objects.filter(pk=instance.pk), lease_token=theirs)
-        return count
+    def lease_then_sleep(statement: str, wanted: Any) -> Any:
+        rows = real(statement, wanted)
+        if statement == engine.LEASE_IT:
+            Workflow.objects.filter(pk=instance.pk).update(lease_token=theirs)
+        return rows
 
-    monkeypatch.setattr(QuerySet, "update", lease_then_sleep)
+    monkeypatch.setattr(engine, "ask", lease_then_sleep)
     assert engine.run_one(instance.pk, plan(lambda instance: Next("more"))) is False
     workflow = Workflow.objects.get(pk=instance.pk)
     assert (workflow.step, workflow.lease_token) == ("work", theirs)

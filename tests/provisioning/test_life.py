@@ -282,7 +282,7 @@ def test_stop_wins_over_a_start_in_flight(rent: Rent, run_until_idle: Run, actor
     )
     workflow = Workflow.objects.select_related("instance").get(pk=workflow.pk)
     rentals.stop(actor=actor, instance=instance, at=timezone.now())
-    engine._apply(workflow, late, PLAN)
+    engine._apply(workflow, late, PLAN, goes_on=False)
     run_until_idle()
     instance.refresh_from_db()
     assert instance.phase == "stopped"
