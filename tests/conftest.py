@@ -1,6 +1,6 @@
 """The cast and the stage: who plays in every test, and the fleet that they rent from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -12,6 +12,7 @@ from django.contrib.auth.models import AbstractUser
 from django.core.cache import cache
 from django.db import transaction
 from django.utils import timezone
+from whitenoise.middleware import WhiteNoiseMiddleware
 
 from billing import credits, prices
 from billing.models import PriceVersion, Unit
@@ -68,6 +69,22 @@ def _plain(settings: Any, store: Path) -> None:
     settings.ARTIFACTS = store
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     cache.clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _static_files_are_found_once() -> Iterator[None]:
+    """Each client of a test has middleware of its own, which would look for all those files before it answers."""
+    find, found = WhiteNoiseMiddleware.add_files_from_finders, {}
+
+    def find_once(middleware: WhiteNoiseMiddleware) -> None:
+        if not found:
+            find(middleware)
+            found.update(middleware.files)
+        middleware.files |= found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WhiteNoiseMiddleware, "add_files_from_finders", find_once)
+        yield
 
 
 def make_person(email: str, **extra: Any) -> User:
