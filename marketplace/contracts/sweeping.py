@@ -9,6 +9,7 @@ import structlog
 from django.db import transaction
 
 from marketplace.contracts import answering, claims, disputing, floors, hosting, runs, settling, verifying
+from marketplace.contracts import terms as written
 from marketplace.models import TO_SETTLE, Claim, ClaimState, VerifierRun
 
 log = structlog.get_logger("marketplace.contracts")
@@ -117,10 +118,22 @@ def _silent(claim: Claim, at: datetime) -> None:
 
 
 def _give_back(claim: Claim, at: datetime) -> None:
-    if claims.may_retry(claim) and claims.is_tried_on(claim):
-        Claim.objects.filter(pk=claim.pk).update(due_at=at + RETRY_LOOK)
-    else:
+    """Close what is not paid, or leave it open while it is tried again, and for its seller to contest after that."""
+    until = at + RETRY_LOOK
+    if not claims.may_retry(claim) or not claims.is_tried_on(claim):
+        until = _contested_until(claim)
+    if until <= at:
         settling.close(claim, at=at)
+    else:
+        Claim.objects.filter(pk=claim.pk).update(due_at=until)
+
+
+def _contested_until(claim: Claim) -> datetime:
+    """Return until when a claim that is not paid may be contested: while it was tried again it could not be."""
+    since = claim.state_since
+    if claims.may_retry(claim) and claim.task is not None:
+        since = max(since, claim.task.state_since)
+    return since + written.of(claim.version.terms).seconds("disputes", "window_s")
 
 
 RULES: dict[str, Callable[[Claim, datetime], None]] = {

@@ -99,6 +99,29 @@ def test_what_is_tried_again_after_a_refusal_is_not_disputed_for_it(
     assert "both ways" in claim.events.latest("pk").message
 
 
+def test_a_seller_may_contest_a_refusal_for_its_whole_window_once_the_retry_has_failed(
+    acme: Any, actor: Actor, project: Project, fleet: Fleet
+) -> None:
+    at, hour = timezone.now(), timedelta(hours=1)
+    deal = make_deal(acme, retries=1, disputes={"window_s": 3600})
+    work = make_work(deal, project, fleet.h200, actor, tasks=2, at=at)
+    opened = [claims.open(task=work.succeeds(index, exit_code=3), at=at) for index in (0, 1)]
+    sweeping.advance(at=at, limit=10)
+    for index in (0, 1):
+        work.moves(work.task(index), "pending", at)
+    sweeping.advance(at=at + 5 * hour, limit=10)
+    asked = {"actor": deal.merchant, "side": Side.SELLER, "reason": "verifier", "text": "It was whole."}
+    with pytest.raises(IllegalState, match="tried again"):
+        disputing.open(claim=opened[0], at=at + 5 * hour, **asked)
+    for index in (0, 1):
+        work.moves(work.task(index), "failed", at + 5 * hour)
+    sweeping.advance(at=at + 6 * hour - timedelta(minutes=1), limit=10)
+    disputing.open(claim=opened[0], at=at + 6 * hour - timedelta(minutes=1), **asked)
+    sweeping.advance(at=at + 6 * hour, limit=10)
+    assert [fresh(one).state for one in opened] == ["disputed", "failed"]
+    assert [fresh(one).is_open for one in opened] == [True, False]
+
+
 def test_a_late_opposite_verdict_about_the_first_run_freezes_no_later_one(party_claim: Claim) -> None:
     at, key = timezone.now(), {"verifier": "third_party", "verifier_version": PARTY["public_key"]}
     judging.record(party_claim, result="fail", at=at, **key)
