@@ -8,7 +8,7 @@ see but not do, as there.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, When
 
 from marketplace import access
 from marketplace.access import Actor, _check, _check_token, _memberships_for, _projects, memberships
@@ -160,6 +160,12 @@ def disputes(actor: Actor) -> QuerySet[ClaimDispute]:
     either = Q(claim__in=_claims(actor, seen, Side.BUYER).values("pk"))
     either |= Q(claim__in=_claims(actor, seen, Side.SELLER).values("pk"))
     return _disputes().filter(either)
+
+
+def open_first(found: QuerySet[ClaimDispute]) -> QuerySet[ClaimDispute]:
+    """Return disputes in the order in which somebody reads them: those that are open, then the newest."""
+    is_over = Case(When(state=ClaimDispute.State.OPEN, then=0), default=1)
+    return found.order_by(is_over, "-pk")
 
 
 def dispute_for(actor: Actor, dispute_id: str, *, verbs: Verbs) -> tuple[ClaimDispute, Side]:

@@ -13,7 +13,7 @@ from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder
 from marketplace.models import Claim, ClaimDispute, ClaimState, Contract, ContractVersion, Side
-from marketplace.portal.doors import Visit, page
+from marketplace.portal.doors import Visit, page, whole_number
 
 PAGE = 50
 EVENTS_MOST = 200
@@ -236,8 +236,10 @@ def void(visit: Visit, claim_id: str) -> HttpResponse:
 def disputes(visit: Visit) -> HttpResponse:
     """Show disputes of both sides, the open ones first."""
     visit.organization(verb="claim.view")
-    rows = list(door.disputes(visit.actor).order_by("-pk")[:PAGE])
-    return visit.page("outcomes/disputes.html", {"rows": sorted(rows, key=lambda one: one.state != "open")})
+    first = max(0, whole_number(visit.query("from") or "0"))
+    rows = list(door.open_first(door.disputes(visit.actor))[first : first + PAGE + 1])
+    context = {"rows": rows[:PAGE], "more_from": first + PAGE if len(rows) > PAGE else None}
+    return visit.page("outcomes/disputes.html", context)
 
 
 @page("POST")

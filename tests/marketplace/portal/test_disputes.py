@@ -1,0 +1,34 @@
+"""The page of disputes: whatever was decided since, those that are open come first."""
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from marketplace.access import Actor
+from marketplace.contracts import answering, disputing, sweeping
+from marketplace.models import Organization, Project, Side
+from marketplace.portal import outcomes
+from tests.marketplace.portal.reading import faults, read
+from tests.outcomes import BY_CUSTOMER, make_deal
+
+pytestmark = pytest.mark.django_db
+
+
+def test_an_open_dispute_comes_before_however_many_were_decided_after_it(
+    owner: Client, acme: Organization, project: Project, actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "PAGE", 2)
+    deal, at, found = make_deal(acme, **BY_CUSTOMER), timezone.now(), []
+    for number in range(4):
+        claim = deal.claim(project, f"frame {number}", at=at)
+        answering.accept(actor=actor, claim=claim, at=at)
+        sweeping.advance(at=at, limit=10)
+        found.append(disputing.open(actor=actor, claim=claim, side=Side.BUYER, reason="other", text="no", at=at))
+    for dispute in found[1:]:
+        disputing.withdraw(actor=actor, dispute=dispute, side=Side.BUYER, at=at)
+    pages = [owner.get(reverse("claim-disputes") + query) for query in ("", "?from=2", "?from=4")]
+    assert [faults(read(one)) for one in pages] == [[], [], []]
+    ids = [[dispute.claim.public_id in one.content.decode() for dispute in found] for one in pages]
+    assert ids == [[True, False, False, True], [False, True, True, False], [False] * 4]
+    assert ["Older disputes" in one.content.decode() for one in pages] == [True, False, False]
