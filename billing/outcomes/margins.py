@@ -1,4 +1,5 @@
-"""What each contract leaves the platform: what buyers paid, less what suppliers get of it and what the work took."""
+"""What each contract leaves the platform: what buyers paid, less what suppliers get of it and what the work took, and
+less what it bears of what guarantees credited."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -6,15 +7,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Coalesce
 
-from billing.models import Outcome, OutcomeCost, OutcomeShare, OutcomeTotal
+from billing.models import GuaranteeCorrection, GuaranteeHour, Outcome, OutcomeCost, OutcomeShare, OutcomeTotal
 from billing.outcomes.sharing import BROUGHT
 
 
 @dataclass(slots=True)
 class Margin:
-    """The money of a contract's version in one currency. `shared_micros` follows what was paid by a sweep."""
+    """The money of a contract's version in one currency. `shared_micros` follows what was paid by a sweep.
+
+    `credited_micros` is what hours below a guaranteed floor gave back, less what their suppliers bear of that.
+    """
 
     version: str
     currency: str
@@ -23,6 +29,7 @@ class Margin:
     given_back_micros: int = 0
     shared_micros: int = 0
     cost_micros: int = 0
+    credited_micros: int = 0
     unit_milliseconds: int = 0
 
     @property
@@ -32,11 +39,11 @@ class Margin:
 
     @property
     def margin_micros(self) -> int:
-        return self.net_micros - self.shared_micros - self.cost_micros
+        return self.net_micros - self.shared_micros - self.cost_micros - self.credited_micros
 
 
 def margins(*, version: str | None = None, since: datetime | None = None) -> list[Margin]:
-    """Return what each version leaves, or one, the newest versions of most money first. Three queries."""
+    """Return what each version leaves, or one, the newest versions of most money first. Five queries."""
     found: dict[tuple[str, str], Margin] = {}
     one = Q() if version is None else Q(version=version)
     begun = Q() if since is None else Q(at__gte=since)
@@ -54,6 +61,10 @@ def margins(*, version: str | None = None, since: datetime | None = None) -> lis
         OutcomeShare.objects.filter(one) if since is None else OutcomeShare.objects.filter(one, sharing__at__gte=since)
     )
     _add(found, shared, shared_micros="amount_micros")
+    short = GuaranteeHour.objects.filter(one & begun, credit_micros__gt=0)
+    _add(found, short, credited_micros=F("credit_micros") + Coalesce("back_charge__amount_micros", 0))
+    more = GuaranteeCorrection.objects.annotate(version=F("hour__version"), currency=F("hour__currency"))
+    _add(found, more.filter(one & begun), credited_micros="credit_micros")
     return sorted(found.values(), key=lambda each: (-each.net_micros, each.version))
 
 
@@ -106,10 +117,8 @@ def cost_micros(*, organization_id: int, versions: Iterable[str], without: Any) 
     return int(rows.aggregate(total=Sum("amount_micros", default=0))["total"])
 
 
-def _add(
-    found: dict[tuple[str, str], Margin], rows: QuerySet[OutcomeCost] | QuerySet[OutcomeShare], **names: str
-) -> None:
+def _add(found: dict[tuple[str, str], Margin], rows: QuerySet[Any], **names: str | Combinable) -> None:
     for row in rows.order_by().values("version", "currency").annotate(**{to: Sum(of) for to, of in names.items()}):
         each = found.setdefault((row["version"], row["currency"]), Margin(row["version"], row["currency"]))
         for name in names:
-            setattr(each, name, row[name])
+            setattr(each, name, getattr(each, name) + row[name])

@@ -12,7 +12,7 @@ from django.db.models import Sum
 
 from billing import adjusting, books, charging, price_lists
 from billing.models import CreditGrant, GuaranteeCorrection, GuaranteeHour, SlaVerdict, SupplierAdjustment
-from billing.outcomes import shortfalls
+from billing.outcomes import margins, shortfalls
 from billing.outcomes.curve import Hour
 from billing.outcomes.shortfalls import Guaranteed
 from billing.sla import posting
@@ -98,6 +98,10 @@ def test_an_hour_that_became_dearer_is_credited_the_rest_once_before_its_month_i
     assert (found.hour, found.paid_micros, found.returned_micros) == (row, PRICE * 92 // 100, 0)
     assert found.credit_micros == PRICE * 92 // 100 // 20 - row.credit_micros == 39_840
     assert SupplierAdjustment.objects.get().amount_micros == borne  # the rest is the platform's
+    (left,) = margins.margins()
+    assert (left.version, left.credited_micros) == (row.version, row.credit_micros + borne + found.credit_micros)
+    assert left.margin_micros == -left.credited_micros
+    assert margins.margins(since=OVER + HOUR) == []
     (listed, _) = [_hour(one) for one in access_till.guarantee_hours(short).order_by("hour")]
     assert (listed["credit"], listed["credited"]) == ("0.074700", "0.114540")
     assert closing.close_due(at=OVER + HOUR) == 0
