@@ -1,5 +1,6 @@
 """A scheduled list is withdrawn by two people before its moment; then it is as if it had never been scheduled."""
 
+from functools import partial
 from uuid import uuid4
 
 import pytest
@@ -17,9 +18,9 @@ from billing.errors import (
     PriceListMoved,
     SecondPersonNeeded,
 )
-from billing.models import PriceVersion
+from billing.models import PriceList, PriceVersion
 from billing.price_lists import Phase
-from tests.billing.makers import HOUR, NOON, USD, at_the_same_moment, make_organization, make_price, start
+from tests.billing.makers import HOUR, NOON, USD, at_the_same_moment, behind, make_organization, make_price, start
 from tests.billing.pricing import SKU, approved, person
 from tests.billing.test_scheduled_lists import DAY, costs, said, schedule
 
@@ -155,6 +156,21 @@ def test_whatever_is_withdrawn_the_others_hold_as_if_it_had_never_been(lists):
             assert {sku: costs(NOON + day * DAY, sku) for sku in known} == known
         assert books.check(at=NOON + 40 * DAY) == []
         transaction.set_rollback(True)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_propose_at_once_the_second_is_told_of_the_first():
+    made, _ = schedule(said(8), begins=NOON + DAY)
+    calls = [partial(proposed, made, by=by) for by in (ANN, BOB)]
+    assert behind(PriceList.objects.filter(pk=made.pk), *calls) == ["AlreadyProposed", "done"]
+
+
+def test_what_was_declined_can_be_proposed_again():
+    made, _ = schedule(said(8), begins=NOON + DAY)
+    price_withdrawals.decline(withdrawal=proposed(made), by=person(BOB), at=NOON)
+    assert withdrawn(made) == []
+    made.refresh_from_db()
+    assert made.state == "withdrawn"
 
 
 @pytest.mark.django_db(transaction=True)

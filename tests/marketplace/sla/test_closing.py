@@ -100,10 +100,10 @@ def buyer(clock, actor, project, fleet):
     return buyer
 
 
-def launch(buyer, run_until_idle):
+def launch(buyer, run_until_idle, **asked):
     with transaction.atomic():
         at = buyer.at(1)
-        instance = rentals.rent(actor=buyer.actor, project=buyer.project, order=order(buyer.offer), at=at)
+        instance = rentals.rent(actor=buyer.actor, project=buyer.project, order=order(buyer.offer, **asked), at=at)
     run_until_idle()
     instance.refresh_from_db()
     assert (instance.market, instance.phase) == ("reserved", "running")
@@ -240,6 +240,39 @@ def test_what_was_given_back_is_of_the_instance_that_was_down(clock, buyer, run_
     assert closing.close_due(at=APRIL + 3 * HOUR) == 2
     paid = dict(SlaVerdict.objects.values_list("resource_id", "paid_micros"))
     assert paid == {broken.public_id: each, well.public_id: 24 * each}
+
+
+def test_of_two_that_were_down_the_longer_one_lacked_what_was_given_back_also_where_it_is_asked_for_alone(
+    clock, buyer, run_until_idle
+):
+    """One GPU is missing. In the first hour the later instance was down longer; from then on both were, whole."""
+    early, late = launch(buyer, run_until_idle), launch(buyer, run_until_idle)
+    leave_only(3)
+    break_at(clock, late, buyer.at(2), run_until_idle)
+    break_at(clock, early, buyer.at(2.1), run_until_idle)
+    each_hour(clock, buyer)
+    reservation = Reservation.objects.get()
+    assert set(reservation.shortfalls.values_list("gpus", flat=True)) == {1}
+    each = reservation.strips.get().paid_micros
+    assert paid_alone(early, buyer.at(1), buyer.at(25)) == 2 * each  # the first hour, and the one of the later one
+    assert paid_alone(late, buyer.at(1), buyer.at(25)) == 23 * each
+
+
+def test_what_was_given_back_of_an_hour_in_which_all_ran_is_not_what_they_cost(clock, buyer, run_until_idle):
+    instance = launch(buyer, run_until_idle, gpus=4)
+    reservation = Reservation.objects.get()
+    each = reservation.strips.get().paid_micros
+    Shortfall.objects.create(
+        reservation=reservation, hour=buyer.at(2), gpus=1, refund_micros=each, worth_micros=each, message="",
+        seen_at=buyer.at(2.25),
+    )  # fmt: skip
+    assert paid_alone(instance, buyer.at(2), buyer.at(3)) == 3 * each
+
+
+def paid_alone(instance, begins, ends):
+    """What an instance cost where nothing else is asked for."""
+    (case,) = evidence.between([instance.public_id], begins, ends, terms=terms.in_force(LATE))
+    return case.seen.paid_micros
 
 
 def test_the_dearest_is_given_back_and_who_is_left_pays_for_what_is_left(clock, buyer, run_until_idle):
