@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from django.utils.translation import gettext
 
-from marketplace import blocks, holdings
+from marketplace import blocks, holdings, instance_texts
 from marketplace.models import BEGUN, Listing, Reservation, ReservationState
 from provisioning import instances, interruptions
 from provisioning.calendar import HOUR, hour_of
@@ -73,7 +73,7 @@ def drain(reservation: Reservation, *, at: datetime, is_over: bool = False) -> i
     ending = [one for one in locked(leaving(reservation, at=at)) if Phase(one.phase) not in GOING]
     told = {} if is_over else interruptions.open_for(ending)
     ending = [one for one in ending if one.phase == Phase.QUEUED or (late and not _has_time(told.get(one.pk), at))]
-    message = gettext("Its reservation ends; start it again to run on demand.")
+    message = instance_texts.RESERVATION_ENDS()
     for instance in ending:
         instances.stop(instance=instance, at=at, reason=Reason.RESERVATION_END, message=message)
     return len(ending)
@@ -97,7 +97,7 @@ def take_back(reservation: Reservation, inside_now: Iterable[Instance], *, at: d
         if found is None or found.state not in NOT_BEGUN:
             continue
         if found.reason == Interruption.Reason.RESERVATION_END:
-            message = gettext("Its reservation was extended.")
+            message = instance_texts.RESERVATION_EXTENDED()
             interruptions.call_off(interruption=found, at=at, message=message)
 
 

@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from django.utils.translation import gettext
 
 from billing import rating
-from marketplace import access, audit, costs
+from marketplace import access, audit, costs, instance_texts
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import IdleAction, IdleSpell, Project
@@ -101,7 +101,7 @@ def stop_what_is_idle(*, at: datetime, limit: int) -> int:
     due = [spell for spell in wanted.order_by("sent_at") if spell.stops_at is not None and spell.stops_at <= at]
     stopped = 0
     for spell in due[:limit]:
-        message = f"Its GPUs did nothing since {spell.since:%Y-%m-%d %H:%M} UTC. Nothing more is charged for it."
+        message = instance_texts.IDLE(since=f"{spell.since:%Y-%m-%d %H:%M}")
         try:
             instances.stop(instance=spell.instance, at=at, reason=Reason.IDLE, message=message)
         except ProvisioningError:

@@ -17,7 +17,7 @@ from billing import holds, prices, rating, standing
 from billing.collecting import Action
 from billing.models import PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, bids, coverage, reserved_quotas, runtimes, spend, work_orders
+from marketplace import audit, bids, coverage, instance_texts, reserved_quotas, runtimes, spend, work_orders
 from marketplace import volumes as kept
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, ProjectSuspended
@@ -388,7 +388,7 @@ def hold_for_run(instance: Instance, *, token: ApiToken | None, at: datetime) ->
 def stop(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """Give the GPUs back and keep the instance. Stopping what is stopped changes nothing."""
     was = instance.phase
-    instances.stop(instance=instance, at=at, message=f"Stopped by {actor.name}.")
+    instances.stop(instance=instance, at=at, message=instance_texts.STOPPED(who=actor.name))
     if instance.phase != was:
         audit.record_of(instance, "instance.stop", actor=actor, before={"phase": was})
 
@@ -397,7 +397,7 @@ def stop(*, actor: Actor, instance: Instance, at: datetime) -> None:
 def terminate(*, actor: Actor, instance: Instance, at: datetime) -> None:
     """End the instance for good. Terminating what is terminated changes nothing."""
     was = instance.phase
-    instances.terminate(instance=instance, at=at, message=f"Terminated by {actor.name}.")
+    instances.terminate(instance=instance, at=at, message=instance_texts.TERMINATED(who=actor.name))
     if instance.phase != was:
         audit.record_of(instance, "instance.terminate", actor=actor, before={"phase": was})
 
@@ -431,9 +431,9 @@ def stop_what_nobody_can_pay_for(*, at: datetime, limit: int) -> int:
     ).select_related("project")
     stopped = 0
     for instance in unpaid.order_by("pk")[:limit]:
-        message = "The organization's funds are used up; add credit and start it again."
+        message = instance_texts.NO_FUNDS()
         if instance.project.organization_id in no_spot:
-            message = "A payment is past due; pay it and start it again."
+            message = instance_texts.PAST_DUE()
         try:
             instances.stop(instance=instance, at=at, reason=Reason.NO_FUNDS, message=message)
         except ProvisioningError:

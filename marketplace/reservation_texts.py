@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.told import Told
+from provisioning.told import Told
 
 PAYMENT_GONE = Told(_("The money held for it was given back before it was taken."))
 EXTENDED = Told(_("Extended until %(until)s UTC."))

@@ -12,9 +12,9 @@ from django.utils.translation import gettext_lazy
 from billing.errors import BillingError
 from marketplace import audit, numbers, rentals
 from marketplace.errors import MarketError
-from marketplace.told import refused
 from provisioning.errors import ProvisioningError
 from provisioning.models import INFRASTRUCTURE, Instance, InstanceEvent, Phase, Reason
+from provisioning.told import refused, shown
 
 log = structlog.get_logger("marketplace.restarts")
 
@@ -48,16 +48,16 @@ ENGLISH = "en"
 
 
 def told(row: Instance | InstanceEvent) -> str:
-    """Return the message of a row in the reader's language where it has a code, and as it was written otherwise."""
+    """Return the message of a row in the reader's language: by its code, or by what it says."""
     notice = row.notice or {}
     text = TEXTS.get(str(notice.get("code")))
     if text is None or (translation.get_language() or ENGLISH).startswith(ENGLISH):
-        return row.message
+        return shown(row.message)
     why: dict[str, object] = {"before": Reason(notice["reason"]).label}
     if "refusal" in notice:
         why["refusal"] = refused(str(notice["refusal"]))
     # What a node or a refusal said stays behind it: nothing is lost in translation.
-    said = f" ({notice['before']})" if notice.get("before") else ""
+    said = f" ({shown(str(notice['before']))})" if notice.get("before") else ""
     return str(text) % (notice | why | {"before": f"{why['before']}{said}"})
 
 

@@ -20,7 +20,7 @@ from billing import accounts, floating, prices, rating
 from billing.errors import BillingError
 from billing.prepared import ask
 from billing.public_ids import new_public_id
-from marketplace import auction, audit, bids, rentals, risk, spot_capacity, spot_places
+from marketplace import auction, audit, bids, instance_texts, numbers, rentals, risk, spot_capacity, spot_places
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, MarketError
 from marketplace.models import Auction, Bid, Project, SpotTerms
@@ -233,7 +233,7 @@ def _call_off_if_it_wins(bid: Bid, told: Interruption, terms: SpotTerms, *, must
     can = told.state in {Interruption.State.PLANNED, Interruption.State.NOTIFIED} and told.reason in MARKET_REASONS
     pays_micros = floating.price_now(bids.series_of(terms, at=at), at=at)
     if can and pays_micros <= bid.price_micros and _would_win(bid, terms, at=at):
-        interruptions.call_off(interruption=told, at=at, message="Its bid was raised and would win now.")
+        interruptions.call_off(interruption=told, at=at, message=instance_texts.BID_RAISED())
     elif must:
         raise Conflict(gettext("That is not enough to call off the interruption; nothing was changed."))
 
@@ -256,7 +256,7 @@ def withdraw(*, actor: Actor, bid: Bid, at: datetime) -> None:
         return
     if instance.phase not in {Phase.QUEUED, *AT_REST}:
         raise IllegalMove(gettext("%(name)s has GPUs; stop or terminate it instead.") % {"name": instance.name})
-    instances.terminate(instance=instance, at=at, message=f"Its bid was withdrawn by {actor.name}.")
+    instances.terminate(instance=instance, at=at, message=instance_texts.BID_WITHDRAWN(who=actor.name))
     audit.record_of(bid, "bid.withdraw", actor=actor)
 
 
@@ -410,7 +410,7 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
     old_micros = floating.price_now(series, at=at)
     point = floating.append(series=series, micros_per_unit_hour=held.charged_micros, at=at)
     for told in Interruption.objects.filter(pk__in=[entry.told_id for entry in stays]).order_by("instance"):
-        interruptions.call_off(interruption=told, at=at, message="It won the next auction.")
+        interruptions.call_off(interruption=told, at=at, message=instance_texts.BID_WON())
     if lost:
         reason = Interruption.Reason.OUTBID if let_in else Interruption.Reason.CAPACITY
         plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros)
@@ -460,7 +460,7 @@ def resume(*, at: datetime, limit: int) -> int:
             _resume(instance_id, at=at)
             queued += 1
         except (BillingError, MarketError, ProvisioningError) as refusal:
-            message = f"It waits, and does not bid yet: {refusal}"
+            message = instance_texts.BIDS_NOT_YET(refusal=numbers.said(refusal))
             still = Instance.objects.filter(pk=instance_id, phase=Phase.INTERRUPTED)
             still.update(restart_at=at + AGAIN_AFTER, message=message)
     return queued
@@ -472,7 +472,7 @@ def _resume(instance_id: int, *, at: datetime) -> None:
     instance = related.get(pk=instance_id)
     rentals.check_open(instance.project)
     was = Reason(instance.reason)
-    message = "It bids again since its GPUs were taken back."
+    message = instance_texts.BIDS_AGAIN()
     rentals.start_run(
         instance, price=instance.price_version, token=instance.ordered_with, at=at, reason=was, message=message
     )

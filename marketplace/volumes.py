@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from billing import holds, notices, prices, rating, standing
 from billing.models import Notice, PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, costs
+from marketplace import audit, costs, instance_texts
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
@@ -268,7 +268,7 @@ def rename(*, actor: Actor, volume: Volume, name: str) -> None:
 @transaction.atomic
 def delete(*, actor: Actor, volume: Volume, at: datetime) -> None:
     """Ask for a volume's end: charges end now, and until the grace is over it can be restored."""
-    volumes.delete(volume=volume, at=at, message=f"Deleted by {actor.name}.")
+    volumes.delete(volume=volume, at=at, message=instance_texts.VOLUME_DELETED(who=actor.name))
     audit.record_of(volume, "volume.delete", actor=actor, before={"name": volume.name, "size_gib": volume.size_gib})
 
 
@@ -301,7 +301,7 @@ def mind_unpaid(*, at: datetime, limit: int) -> int:
             with transaction.atomic():
                 volumes.detach(volume=volume, at=at)
                 days = UNPAID_GRACE // timedelta(days=1)
-                message = f"The organization's funds were used up for {days} days; add credit and restore it."
+                message = instance_texts.VOLUME_UNPAID(days=days)
                 volumes.delete(volume=volume, at=at, message=message)
         except ProvisioningError:
             # Its instance is still being stopped: the next sweep looks again, the others come first.

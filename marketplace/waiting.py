@@ -35,10 +35,10 @@ from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketErr
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
 from marketplace.revenue_share import covering
-from marketplace.told import refused
 from provisioning import calendar, kept_nodes
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Capacity, Instance
+from provisioning.told import refused
 from provisioning.volumes import Use
 from provisioning.work import Counters, Work
 

@@ -21,7 +21,7 @@ from django.db.models import F, QuerySet, Sum
 from billing import credits, rating, usage
 from billing.models import PriceVersion, UsageSpan
 from billing.public_ids import new_public_id
-from provisioning import engine, instances, placement
+from provisioning import engine, instances, placement, texts
 from provisioning.errors import ProvisioningError, StaleInterruption
 from provisioning.models import (
     CHARGED_PHASES,
@@ -44,14 +44,6 @@ log = structlog.get_logger("provisioning.interruptions")
 State = Interruption.State
 # Ends of a run that its customer did not ask for.
 OURS = {*INFRASTRUCTURE, Reason.OPERATOR}
-WHY = {
-    Interruption.Reason.OUTBID: "It was outbid",
-    Interruption.Reason.CAPACITY: "Its GPUs are needed",
-    Interruption.Reason.MAINTENANCE: "Its node needs maintenance",
-    Interruption.Reason.RESERVATION_END: "Its reservation ends",
-    Interruption.Reason.OWNER_RECALL: "The holder of the reservation wants the GPUs back",
-    Interruption.Reason.SIMULATED: "An interruption was simulated",
-}
 
 
 def plan(
@@ -127,7 +119,8 @@ def announce(interruption_id: int, *, at: datetime) -> None:
 def _give_notice(found: Interruption, instance: Instance, *, at: datetime) -> None:
     at = max(at, instance.phase_since)
     deadline_at = at + timedelta(seconds=found.min_notice_s)
-    message = f"{WHY[Interruption.Reason(found.reason)]}: it ends at {deadline_at:%Y-%m-%d %H:%M:%S} UTC."
+    why = texts.WHY[Interruption.Reason(found.reason)]()
+    message = texts.TOLD_TO_GO(why=why, at=f"{deadline_at:%Y-%m-%d %H:%M:%S}")
     engine.wake(instance.pk)
     instance.move_to(Phase.NOTIFIED, at=at, reason=found.reason, message=message)
     _move(found, State.NOTIFIED, notice_at=at, deadline_at=deadline_at, run_began_at=instance.ready_at, message=message)
@@ -143,7 +136,7 @@ def _cut_before_start(found: Interruption, instance: Instance, *, at: datetime) 
     if instance.phase == Phase.QUEUED:
         Instance.objects.filter(pk=instance.pk).update(admitted_at=None)
         return
-    message = f"{WHY[Interruption.Reason(found.reason)]} before it ran; nothing is charged for that."
+    message = texts.CUT_BEFORE(why=texts.WHY[Interruption.Reason(found.reason)]())
     engine.wake(instance.pk, step="tear_down")
     instance.move_to(Phase.INTERRUPTED, at=max(at, instance.phase_since), reason=found.reason, message=message)
 

@@ -16,7 +16,7 @@ import structlog
 from django.db import transaction
 from django.db.models import Q
 
-from provisioning import artifacts, engine, nodes
+from provisioning import artifacts, engine, nodes, texts
 from provisioning.agent.manifest import BadManifest, Entry
 from provisioning.errors import BadFolder, NoArtifact, NodeUnknown, NotAssigned, WrongDigest, WrongOffset
 from provisioning.health import events
@@ -25,8 +25,6 @@ from provisioning.protocol import Said
 
 log = structlog.get_logger("provisioning.node_files")
 
-LIED = "Its node sent something else than it said"
-NO_OUTPUTS = "Its node did not send what it left behind"
 FALSE_DIGEST = "false_digest"
 # Then nothing is left to be told of; what a node says late must not keep it from being gone.
 OVER = {"failed", "wiping", "gone"}
@@ -102,7 +100,7 @@ def _accuse(row: Assignment, detail: str, *, at: datetime) -> None:
     """Fail an assignment whose node sent something else than it said."""
     engine.wake(row.instance_id)
     Assignment.objects.filter(pk=row.pk).exclude(observed__in=[Assignment.Observed.GONE]).update(
-        observed=Assignment.Observed.FAILED, message=f"{LIED}.", exited_at=at
+        observed=Assignment.Observed.FAILED, message=texts.LIED(), exited_at=at
     )
     _tell(row, detail, at=at)
 
@@ -135,16 +133,14 @@ def checked(row: Assignment, word: Said, *, at: datetime) -> Said:
             artifacts.check_folder(project_id=instance.project_id, sha256=sha256)
         except BadFolder as error:
             _tell(row, f"said {sha256}; {error}", at=at)
-            return _failed(word, LIED)
+            return _failed(word, texts.LIED())
     if word.state == "exited" and word.exit_code == 0 and instance.outputs and not word.outputs:
-        return _failed(word, NO_OUTPUTS)
+        return _failed(word, texts.NO_OUTPUTS())
     return word
 
 
 def _failed(word: Said, why: str) -> Said:
-    return msgspec.structs.replace(
-        word, state="failed", exit_code=None, message=f"{why}.", outputs=None, checkpoint=None
-    )
+    return msgspec.structs.replace(word, state="failed", exit_code=None, message=why, outputs=None, checkpoint=None)
 
 
 def note(row: Assignment, word: Said, *, at: datetime) -> None:

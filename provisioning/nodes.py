@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from billing import usage
-from provisioning import calendar, engine, instances, inventory, leases, placement
+from provisioning import calendar, engine, instances, inventory, leases, placement, texts
 from provisioning.errors import InventoryMismatch, JoinTokenUsed, NodeUnknown, ProvisioningError
 from provisioning.health import breaker
 from provisioning.holds import hold as hold  # noqa: PLC0414  said as nodes.hold by whoever finds a reason
@@ -226,10 +226,7 @@ def _close_meters(node: Node, *, at: datetime) -> None:
 
 def _silence_message(node: Node, kind: str, last_seen: datetime) -> str:
     seconds = round(leases.lease(kind).total_seconds())
-    return (
-        f"Node {node.name} has not answered since {last_seen:%Y-%m-%d %H:%M:%S} UTC; "
-        f"it ends by itself what it runs when it has not heard from us for {seconds} s."
-    )
+    return texts.UNHEARD(node=node.name, since=f"{last_seen:%Y-%m-%d %H:%M:%S}", seconds=seconds)
 
 
 def _give_up(node: Node, assignments: QuerySet[Assignment], *, message: str) -> None:
@@ -254,7 +251,7 @@ def confirm_off(*, node: Node, at: datetime) -> int:
     _close_meters(node, at=heartbeat.last_seen)
     there = _live(node.pk)
     count = there.count()
-    _give_up(node, there, message=f"Node {node.name} is off: a capacity manager confirmed it.")
+    _give_up(node, there, message=texts.OFF(node=node.name))
     Node.objects.filter(pk=node.pk).update(reachability=Node.Reachability.LOST)
     calendar.count(at=at, offer_id=node.offer_id)
     return count
@@ -267,7 +264,7 @@ def note_restart(*, node: Node, last_seen: datetime, ended: Collection[str] = ()
     """
     _close_meters(node, at=last_seen)
     lost = _live(node.pk).exclude(observed=Assignment.Observed.PENDING).exclude(public_id__in=list(ended))
-    _give_up(node, lost, message=f"Node {node.name} restarted, which ended all that ran there.")
+    _give_up(node, lost, message=texts.RESTARTED(node=node.name))
 
 
 def come_back(*, node: Node, at: datetime, running: Collection[str]) -> None:

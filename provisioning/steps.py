@@ -17,18 +17,19 @@ from django.utils import timezone
 
 from billing import usage
 from billing.prepared import Prepared
-from provisioning import calendar, decisions, interruptions, placement, quotas, volumes
+from provisioning import calendar, decisions, interruptions, placement, quotas, texts, volumes
 from provisioning.agent.disk import FILLED
 from provisioning.drivers.protocol import Observation
 from provisioning.drivers.registry import driver_for
 from provisioning.engine import Deadline, Failed, Next, NotYet, Outcome, Plan, Step, Wait
 from provisioning.errors import NoCapacity, StaleInstance, StaleInterruption
 from provisioning.models import Assignment, Instance, Node, Phase, Reason
+from provisioning.told import Told
 
 QUEUE_LOOK_S = 5
 QUEUE_MAX = timedelta(minutes=30)
-# An image of many gigabytes over a slow line.
-LONG = timedelta(minutes=30)
+# A node that answers; an image of many gigabytes over a slow line.
+SHORT, LONG = timedelta(seconds=30), timedelta(minutes=30)
 # Nodes that report wake the workflow; these looks are for reports that never come.
 LOOK_S = 10
 # Told of its end, an instance is looked at more often than its deadline alone would have it.
@@ -62,12 +63,10 @@ def place(instance: Instance) -> Outcome:
     is_spot = instance.market == Instance.Market.SPOT
     if not is_spot and timezone.now() - instance.phase_since > QUEUE_MAX:
         minutes = QUEUE_MAX // timedelta(minutes=1)
-        return Failed(
-            Reason.NO_CAPACITY,
-            f"No {instance.gpus} GPU{'' if instance.gpus == 1 else 's'} became free within {minutes} minutes.",
-        )
+        gpus = f"{instance.gpus} GPU{'' if instance.gpus == 1 else 's'}"
+        return Failed(Reason.NO_CAPACITY, texts.NO_GPUS(gpus=gpus, minutes=minutes))
     if instance.project.is_suspended:
-        return Failed(Reason.OPERATOR, "Its project was suspended before it could start.")
+        return Failed(Reason.OPERATOR, texts.SUSPENDED())
     if is_spot and instance.admitted_at is None:
         return Wait(None)
     return Next("create", commit=claim_gpus)
@@ -109,7 +108,7 @@ def prepare(instance: Instance) -> Outcome:
     """Wait until every replica is ready to start: a gang starts together or not at all."""
     seen = _look(instance)
     if any(look.state in BROKEN | {State.EXITED} for look in seen):
-        return _broken(instance, seen, Reason.NODE_FAILED, "The node could not prepare the instance.")
+        return _broken(instance, seen, Reason.NODE_FAILED, texts.NOT_PREPARED())
     if any(look.state != State.PREPARED for look in seen):
         return Wait(LOOK_S)
     return Next("verify", commit=lambda instance: instance.move_to(Phase.VERIFYING, at=timezone.now()))
@@ -120,12 +119,12 @@ def verify(instance: Instance) -> Outcome:
     for assignment in _assignments(instance):
         holds_of = assignment.holds.filter(released_at=None, gpu__healthy=True, gpu__uuid__in=assignment.gpu_uuids)
         if holds_of.count() != instance.gpus_per_replica:
-            message = f"A GPU of node {assignment.node} is not healthy any more."
+            message = texts.UNHEALTHY(node=assignment.node)
             return Failed(Reason.NODE_FAILED, message, node_id=assignment.node_id)
         if assignment.node.reachability != Node.Reachability.ONLINE:
             if assignment.node.driver == "slurm":
                 return _wait_for_cluster(instance)
-            message = f"Node {assignment.node} stopped answering."
+            message = texts.SILENT(node=assignment.node)
             return Failed(Reason.NODE_LOST, message, node_id=assignment.node_id)
     return Next("begin", commit=begin_running)
 
@@ -134,7 +133,7 @@ def _wait_for_cluster(instance: Instance) -> Outcome:
     """A cluster that does not answer says nothing of its nodes: whether one is lost, Slurm tells by the job's end."""
     seen = _look(instance)
     if any(look.state in BROKEN | {State.EXITED} for look in seen):
-        return _broken(instance, seen, Reason.NODE_FAILED, "The node could not prepare the instance.")
+        return _broken(instance, seen, Reason.NODE_FAILED, texts.NOT_PREPARED())
     return Wait(LOOK_S)
 
 
@@ -208,7 +207,7 @@ def watch(instance: Instance) -> Outcome:
     """
     seen = _look(instance)
     if any(look.state in BROKEN for look in seen):
-        return _broken(instance, seen, Reason.NODE_LOST, "The node lost the instance.")
+        return _broken(instance, seen, Reason.NODE_LOST, texts.LOST())
     notice = interruptions.open_of(instance) if instance.phase == Phase.NOTIFIED else None
     ended = [look for look in seen if look.state == State.EXITED]
     # A node that could not reach us holds to the deadline by itself, and says so.
@@ -249,7 +248,7 @@ def stop_after_exit(instance: Instance, *, exit_code: int | None, why: str = "",
         Phase.STOPPING,
         at=at,
         reason=Reason.EXITED,
-        message=f"Its command ended with exit code {exit_code}{': ' if why else ''}{why}.",
+        message=texts.EXITED_BY_NODE(code=exit_code, why=why) if why else texts.EXITED(code=exit_code),
         desired=Instance.Desired.STOPPED,
         exit_code=exit_code,
     )
@@ -340,33 +339,37 @@ def _look(instance: Instance) -> list[Observation]:
     return [driver_for(assignment).observe(assignment) for assignment in _assignments(instance)]
 
 
+def create_deadline(_instance: Instance) -> Deadline:
+    """Longer than a lease of the engine: a killed worker must not cost its instance the start."""
+    return _within(timedelta(minutes=5), texts.NOT_ASKED)
+
+
 def prepare_deadline(instance: Instance) -> Deadline:
     """Images are pulled meanwhile, inputs fetched, and a Slurm job may wait for a cluster that does not answer."""
     if instance.offer.runtime == "process" and not (instance.inputs or instance.checkpoint_sha256):
-        return Deadline(timedelta(seconds=40), "The nodes did not get ready within 40 s.")
-    return Deadline(LONG, f"The nodes did not get ready within {LONG // timedelta(minutes=1)} minutes.")
+        return _within(timedelta(seconds=40), texts.NOT_READY)
+    return _within(LONG, texts.NOT_READY)
 
 
 def verify_deadline(instance: Instance) -> Deadline:
     """A Slurm cluster may not answer for a while; a node of ours is looked at at once."""
-    if instance.offer.runtime == "slurm":
-        return Deadline(LONG, f"The nodes could not be checked within {LONG // timedelta(minutes=1)} minutes.")
-    return Deadline(timedelta(seconds=30), "The nodes could not be checked within 30 s.")
+    return _within(LONG if instance.offer.runtime == "slurm" else SHORT, texts.NOT_CHECKED)
 
 
 def begin_deadline(instance: Instance) -> Deadline:
     """A Slurm job is told to start by a cluster that may not answer for a while; a node of ours is told at once."""
-    if instance.offer.runtime == "slurm":
-        return Deadline(LONG, f"The nodes did not start the command within {LONG // timedelta(minutes=1)} minutes.")
-    return Deadline(timedelta(seconds=30), "The nodes did not start the command within 30 s.")
+    return _within(LONG if instance.offer.runtime == "slurm" else SHORT, texts.NOT_BEGUN)
+
+
+def _within(limit: timedelta, text: Told) -> Deadline:
+    return Deadline(limit, text(seconds=limit // timedelta(seconds=1)))
 
 
 STEPS: dict[str, Step] = {
     step.__name__: step for step in (place, create, prepare, verify, begin, watch, tear_down, rest)
 }
-# Longer than a lease of the engine: a killed worker must not cost its instance the start.
 DEADLINES: dict[str, Deadline | Callable[[Instance], Deadline]] = {
-    "create": Deadline(timedelta(minutes=5), "The nodes could not be asked within 5 minutes."),
+    "create": create_deadline,
     "prepare": prepare_deadline,
     "verify": verify_deadline,
     "begin": begin_deadline,

@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from marketplace import audit
+from marketplace import audit, instance_texts
 from marketplace.access import Actor
 from marketplace.errors import BadOrder
 from marketplace.models import Offer
@@ -130,7 +130,8 @@ def _record(actor: Actor, node: Node, verb: str, was: str, **more: object) -> No
 def stop_instance(*, actor: Actor, instance: Instance, reason: str, at: datetime) -> None:
     """Take an instance's GPUs back; its customer may start it again. Stopping what is stopped changes nothing."""
     was = instance.phase
-    instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=f"Stopped by the operator: {reason}")
+    message = instance_texts.STOPPED_BY_OPERATOR(text=reason)
+    instances.stop(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
     _record_end(actor, instance, "instance.stop", was, reason)
 
 
@@ -138,7 +139,7 @@ def stop_instance(*, actor: Actor, instance: Instance, reason: str, at: datetime
 def terminate_instance(*, actor: Actor, instance: Instance, reason: str, at: datetime) -> None:
     """End an instance for good. Terminating what is terminated changes nothing."""
     was = instance.phase
-    message = f"Terminated by the operator: {reason}"
+    message = instance_texts.TERMINATED_BY_OPERATOR(text=reason)
     instances.terminate(instance=instance, at=at, reason=Reason.OPERATOR, message=message)
     _record_end(actor, instance, "instance.terminate", was, reason)
 

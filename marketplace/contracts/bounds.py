@@ -13,13 +13,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from billing.outcomes import margins
-from marketplace import told
 from marketplace.contracts import terms as written
 from marketplace.contracts.wording import span
 from marketplace.errors import BadOrder
 from marketplace.models import Attempt, Claim, ContractVersion, Job, Offer, Organization, Task
 from marketplace.money import shown
-from marketplace.told import Told
+from provisioning import told
+from provisioning.told import Told
 
 TOO_DEAR = Told(
     gettext_lazy("An attempt may cost %(cost)s by the list; its contract (work/attempt_micros) allows %(most)s.")

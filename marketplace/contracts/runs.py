@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models import Count, F, Q, QuerySet, Sum
 
 from billing.errors import BillingError
-from marketplace import offers, rentals
+from marketplace import instance_texts, offers, rentals
 from marketplace.access import Actor
 from marketplace.contracts import hosting, timeline
 from marketplace.contracts import terms as written
@@ -196,7 +196,7 @@ def _end(tried: VerifierRun, claim: Claim, result: str, *, at: datetime) -> None
     ended = timeline.VERIFIER_ENDED(number=tried.number, result=timeline.RESULTS[tried.result]())
     claim.note(ended, at=at)
     try:
-        instances.terminate(instance=tried.instance, at=at, message=f"It verified {claim.public_id}.")
+        instances.terminate(instance=tried.instance, at=at, message=instance_texts.VERIFIED(claim=claim.public_id))
     except ProvisioningError:
         # It moved this very moment; what stands still is ended by `end_left_over`.
         log.warning("not ended", instance=tried.instance.public_id, exc_info=True)
@@ -216,7 +216,7 @@ def end_left_over(*, at: datetime, limit: int) -> int:
     done = VerifierRun.objects.exclude(result=Result.RUNNING).exclude(instance__desired=Instance.Desired.TERMINATED)
     for tried in done.select_related("instance").order_by("pk")[:limit]:
         try:
-            instances.terminate(instance=tried.instance, at=at, message="Its verdict is given.")
+            instances.terminate(instance=tried.instance, at=at, message=instance_texts.VERDICT_GIVEN())
             ended += 1
         except ProvisioningError:
             log.warning("not ended", instance=tried.instance.public_id, exc_info=True)

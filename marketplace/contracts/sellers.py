@@ -28,8 +28,8 @@ from marketplace.models import (
     VerifierRun,
 )
 from marketplace.money import shown
-from marketplace.told import Told
 from provisioning.models import Instance
+from provisioning.told import Told
 
 # In each currency, for whom no capacity manager has said another.
 DEFAULT_MICROS = 1_000_000_000

@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy as _
 
 from marketplace.contracts import wording
 from marketplace.models import Verdict, VerifierRun
-from marketplace.told import SAYS, Told
+from provisioning.told import SAYS, Told
 
 VERIFIERS = {one.value: Told(one.label) for one in Verdict.Verifier}
 RESULTS = {one.value: Told(one.label) for one in (*Verdict.Result, *VerifierRun.Result)}

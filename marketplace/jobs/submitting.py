@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 
 from billing.outcomes import escrows
 from billing.prepared import ask
-from marketplace import audit, rentals, told
+from marketplace import audit, rentals
 from marketplace.access import Actor
 from marketplace.contracts import bounds, claims, evidence, hosting, sellers
 from marketplace.contracts import terms as written
@@ -26,7 +26,7 @@ from marketplace.jobs.spec import BadSpec, Spec
 from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState, Offer, Project
 from marketplace.money import shown
 from marketplace.offers import offer_for
-from provisioning import artifacts
+from provisioning import artifacts, told
 from provisioning.errors import BadFolder, NoCapacity, PolicyExcludes
 
 OPEN_TASKS_MAX = 100_000  # of one organization

@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from marketplace.told import Told
+from provisioning.told import Told
 
 CANCELLED = Told(_("Cancelled by %(who)s."))
 DEADLINE = Told(_("Its deadline passed before all of its tasks were done."))

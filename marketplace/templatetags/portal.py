@@ -17,7 +17,6 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from billing.models import AutomaticTopUp, Payment, Payout
 from marketplace import declines, money, restarts
-from marketplace import told as kept_texts
 from marketplace.models import (
     Attempt,
     AttemptState,
@@ -32,6 +31,7 @@ from marketplace.models import (
 )
 from marketplace.portal import words
 from marketplace.portal.icons import ICONS
+from provisioning import told as kept_texts
 from provisioning.models import GIB, Instance, InstanceEvent, Phase, Reason, Volume
 
 register = template.Library()

@@ -11,10 +11,10 @@ from django.conf import settings
 from django.urls import reverse
 from django.utils import timezone, translation
 
-from marketplace import told
 from marketplace.access import Actor
 from marketplace.contracts import answering, claims, sweeping, timeline
 from marketplace.models import ClaimEvent, Organization, Project, User
+from provisioning import told
 from tests.conftest import Fleet
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import read

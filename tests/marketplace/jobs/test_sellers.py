@@ -16,14 +16,13 @@ from django.utils import timezone, translation
 from billing import books, usage
 from billing.models import Escrow, OutcomeCost
 from billing.outcomes import costs, sharing
-from marketplace import told
 from marketplace.access import person
 from marketplace.contracts import offering, runs, sellers, sweeping
 from marketplace.errors import BadOrder
 from marketplace.jobs import bounding
 from marketplace.jobs.spec import BadSpec
 from marketplace.models import Claim, Job, Membership, Project, SellerLimit, User
-from provisioning import engine
+from provisioning import engine, told
 from tests.billing.makers import PRICE, start
 from tests.billing.results import JOB, item, release, set_aside, settle
 from tests.conftest import make_organization, make_person

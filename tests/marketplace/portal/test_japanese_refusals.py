@@ -10,11 +10,12 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import translation
 
-from marketplace import budgets, told
+from marketplace import budgets
 from marketplace.access import Actor
 from marketplace.jobs import running, timeline
 from marketplace.models import Job, Organization, Project, RevenuePeriod, User
 from marketplace.revenue_share import closing, periods
+from provisioning import told
 from provisioning.models import Quota
 from tests.agreed import share_revenue
 from tests.conftest import Fleet

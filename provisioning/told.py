@@ -22,6 +22,7 @@ ONE, ANY = r"(?:(?!\. ).)+?", ".+?"
 # A verdict names a verifier and what it said, which names evidence, piece by piece.
 DEEPEST = 4
 SAYS, LIST = ": ", ", "
+REFUSAL = "refusal"
 # What people called something is nobody's to translate.
 PEOPLES = frozenset({"name", "who", "seller", "text"})
 # A text that leaves nearly everything open says nothing that could be known again.
@@ -101,6 +102,8 @@ class _Texts:
     def _value(self, name: str, value: str, deep: int) -> str:
         if name in PEOPLES:
             return value
+        if name == REFUSAL:
+            return refused(value)
         return self.said(value, deep=deep) or LIST.join(
             self.said(part, deep=deep) or part for part in value.split(LIST)
         )
