@@ -447,8 +447,7 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
             "env": row.instance.env,
             "ports": row.instance.ports,
             "lease_s": settings.ASSIGNMENT_LEASE_S[row.instance.lease],
-            # What has no network has no door either: nobody may reach in who could not be reached.
-            "ssh_keys": keys.get(row.instance.project_id, []) if row.instance.has_network else [],
+            "ssh_keys": keys.get(row.instance.project_id, []) if _has_door(row.instance) else [],
             "volumes": mounts.get(row.instance_id, []),
             "network": networks.network_of(
                 row.instance, replica=row.replica, encrypted=(row.instance_id, row.fence) in encrypted
@@ -463,6 +462,11 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
         }
         for row in wanted
     ]
+
+
+def _has_door(instance: Instance) -> bool:
+    """What has no network has no door either: nobody may reach in who could not be reached."""
+    return instance.has_network and not instance.is_sealed
 
 
 def _work(instance: Instance) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Verifiers that run on a node: an instance on another host, with the outputs as its inputs and no network.
 
-Its host belongs to nobody who earns by the contract or pays for it; where no such host has GPUs it waits, and the claim
-says so. Exit code 0 passes and 1 does not; anything else is no answer but a crash, as is being killed for memory or
-disk, of which it has the share that the task had: a command of the customer's beside the outputs that it judges. Its
-hours are paid by the job's contract, and its GPUs are none of the customer's quota.
+Its host belongs to nobody who earns by the contract or pays for it, and nobody of the customer's project enters or ends
+it; where no such host has GPUs it waits, and the claim says so. Exit code 0 passes and 1 does not; anything else is no
+answer but a crash, as is being killed for memory or disk, of which it has the share that the task had: a command of the
+customer's beside the outputs that it judges. Its hours are paid by the job's contract, and its GPUs are none of the
+customer's quota.
 """
 
 from dataclasses import replace
@@ -68,6 +69,7 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             paid_by=claim.escrow_id,
             disk_bytes=_disk_beside_outputs(claim, attempt.instance),
             time_limit_s=_limit_s(claim),
+            is_sealed=True,
         ),
         takes_quota=False,
     )
@@ -106,6 +108,7 @@ def order_of_rerun(claim: Claim) -> Order:
             paid_by=claim.escrow_id,
             disk_bytes=first.disk_bytes,
             time_limit_s=_limit_s(claim),
+            is_sealed=True,
         ),
         takes_quota=False,
     )

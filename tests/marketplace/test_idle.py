@@ -78,6 +78,11 @@ def test_an_hour_of_nothing_on_every_gpu_is_idle(resting: Instance, now: datetim
     assert (spell.instance, spell.since, spell.ended_at) == (resting, now - HOUR, None)
 
 
+def test_what_verifies_a_result_is_never_idle(resting: Instance, now: datetime) -> None:
+    Instance.objects.filter(pk=resting.pk).update(is_sealed=True)
+    assert idle.look(at=now) == 0
+
+
 @pytest.mark.parametrize("most", [5, 60])
 def test_one_gpu_that_was_used_for_a_moment_is_enough(resting: Instance, now: datetime, most: int) -> None:
     reads(gpus(resting)[1], since=now - 30 * MINUTE, minutes=1, most=most)

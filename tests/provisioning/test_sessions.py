@@ -11,6 +11,7 @@ from marketplace.models import AuditEntry, Organization, Project, SshKey
 from marketplace.sessions import write_into_audit
 from provisioning import placement, reports, sessions
 from provisioning.models import Assignment, Heartbeat, Instance, Node, SshSession
+from provisioning.work import Work
 from tests.conftest import Fleet, Rent, Run, make_token
 
 ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ6SZcmxNpxsOStRdQEkPZGsxoPBZ6WIJuO+Jvs4q0eV"
@@ -70,6 +71,13 @@ def test_an_instance_has_the_keys_of_its_own_project_alone(
     run_until_idle()
     row = Assignment.objects.select_related("node").get()
     assert desired(fleet, row)["ssh_keys"] == [ED25519]
+
+
+def test_nobody_enters_what_is_sealed(key: SshKey, rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    rent(work=Work(is_sealed=True))
+    run_until_idle()
+    row = Assignment.objects.select_related("node").get()
+    assert desired(fleet, row)["ssh_keys"] == []
 
 
 def test_a_session_is_written_once_however_often_it_is_told(row: Assignment) -> None:

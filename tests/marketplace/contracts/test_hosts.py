@@ -4,12 +4,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
+from marketplace import access
 from marketplace.access import Actor
 from marketplace.contracts import hosting, runs, verifying
+from marketplace.errors import Forbidden
 from marketplace.jobs import running
-from marketplace.models import Claim, Job, Offer, Organization
+from marketplace.models import Claim, Job, Offer, Organization, User
 from provisioning import quotas
 from provisioning.models import Fabric, Instance, Node, Site
 from tests.conftest import Fleet, announce, join, make_offer
@@ -72,6 +76,27 @@ def test_whoever_pays_for_a_result_never_verifies_it_on_a_node_of_its_own(
     assert hosting.hosts(claim.version, fleet.h200, None) == [own], "for anybody else it could"
     apart = another(fleet, site, "Apart")
     assert starts(claim, fleet).offer == apart
+
+
+@pytest.mark.parametrize("verifier", [BY_RERUN, BY_COMMAND], ids=["rerun", "command"])
+def test_whoever_pays_for_a_result_neither_ends_nor_enters_what_verifies_it(
+    on_a_node: Any, fleet: Fleet, actor: Actor, alice: User, verifier: dict[str, Any]
+) -> None:
+    _, _, claim = on_a_node(verifier)
+    instance = starts(claim, fleet)
+    assert instance.is_sealed
+    assert access.instance_for(actor, instance.public_id, verb="instance.view") == instance
+    with pytest.raises(Forbidden, match="ends by itself"):
+        access.instance_for(actor, instance.public_id, verb="instance.change")
+    owner = Client()
+    owner.force_login(alice)
+    page = owner.get(reverse("instance", args=[instance.public_id])).content.decode()
+    assert reverse("instance-terminate", args=[instance.public_id]) not in page
+    assert owner.post(reverse("instance-terminate", args=[instance.public_id])).status_code == 403
+    assert Instance.objects.get(pk=instance.pk).phase == "running"
+    ends(instance, exit_code=0, outputs_sha256=WHOLE)
+    verifying.look(claim=claim, at=timezone.now())
+    assert fresh(claim).state == "verified"
 
 
 def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_silence_holds(
