@@ -13,15 +13,22 @@ from marketplace.contracts import claims, timeline
 from marketplace.contracts import terms as written
 from marketplace.contracts.claims import said
 from marketplace.contracts.settling import key_of
-from marketplace.errors import IllegalState
-from marketplace.models import Claim, ClaimState
+from marketplace.errors import Forbidden, IllegalState
+from marketplace.models import Claim, ClaimState, Membership
 
 State = ClaimState
 
 
+def take_back(*, actor: Actor, claim: Claim, reason: str, at: datetime) -> Claim:
+    """Give back what was paid for a claim as the operator. Whoever belongs to its customer does not do that."""
+    if Membership.objects.filter(user=actor.user, organization=claim.organization_id).exists():
+        raise Forbidden(_("You belong to one of the two sides; somebody else has to decide."))
+    return reverse(actor=actor, claim=claim, reason=reason, at=at)
+
+
 @transaction.atomic
 def reverse(*, actor: Actor, claim: Claim, reason: str, at: datetime) -> Claim:
-    """Give back all that was paid for a claim; its seller or the operator does that. Again it changes nothing."""
+    """Give back all that was paid for a claim, as its seller or for the operator. Again it changes nothing."""
     reason = said(reason)
     claim = claims.locked(claim)
     if claim.state == State.REVERSED:

@@ -142,7 +142,7 @@ def reverse_claim(visit: Visit, claim_id: str) -> HttpResponse:
     """Take back a claim that was paid."""
     claim = door.any_claim(claim_id)
     form = ReasonForm(sent(visit))
-    if carried_out(visit, form, reversing.reverse, claim=claim, at=visit.at):
+    if carried_out(visit, form, reversing.take_back, claim=claim, at=visit.at):
         messages.success(visit.request, _("It is given back, with its tax."))
         return redirect("console-contract", claim.version.public_id)
     return form_page(

@@ -138,6 +138,21 @@ def test_a_dispute_is_decided_once_by_somebody_apart(
     assert Claim.objects.get(pk=claim.pk).reversed_micros == PRICE * 6 // 10
 
 
+def test_nobody_takes_back_for_the_operator_what_their_own_organization_paid(
+    desk: Client, carol: User, acme: Organization, project: Project, actor: Actor
+) -> None:
+    claim = make_deal(acme, **BY_CUSTOMER).claim(project, "frame 1")
+    answering.accept(actor=actor, claim=claim, at=timezone.now())
+    sweeping.advance(at=timezone.now(), limit=10)
+    own = Membership.objects.create(organization=acme, user=carol, role="viewer")
+    path, why = reverse("console-claim-reverse", args=[claim.public_id]), {"reason": "Wrong in all"}
+    assert "somebody else has to decide" in desk.post(path, why).content.decode()
+    assert Claim.objects.get(pk=claim.pk).reversed_micros == 0
+    own.delete()
+    assert desk.post(path, why).status_code == 302
+    assert Claim.objects.get(pk=claim.pk).reversed_micros == PRICE
+
+
 def test_the_list_shows_what_each_version_leaves(
     desk: Client, acme: Organization, project: Project, actor: Actor, django_assert_max_num_queries: Any
 ) -> None:
