@@ -33,7 +33,6 @@ from typing import Any
 from provisioning.agent.clock import boot_id, boottime
 from provisioning.agent.files import keep_room, read_json, write_json_in_room
 from provisioning.agent.lease import LEASE_GRACE_S_MAX, LEASE_RAN_OUT, STICKY_S, LeaseWatch
-from provisioning.agent.loneliness import leave_network
 from provisioning.agent.output import OutputFile
 
 PR_SET_PDEATHSIG = 1
@@ -132,6 +131,8 @@ class Supervisor:
         try:
             os.setsid()
             if not self.order.get("has_network", True):
+                from provisioning.agent.loneliness import leave_network  # noqa: PLC0415  few need it
+
                 leave_network()  # First: a change of what a process may do forgets whose death ends it.
             if libc is not None:
                 libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
