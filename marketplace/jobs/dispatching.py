@@ -19,6 +19,7 @@ from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet, Sum
 
 from billing.errors import BillingError, InsufficientFunds
+from billing.prepared import Prepared
 from marketplace import access, numbers, rentals, spot
 from marketplace.access import Actor
 from marketplace.errors import BudgetExceeded, MarketError
@@ -67,6 +68,14 @@ PAUSES: dict[Why, timedelta] = {
     Why.BACK_OFF: timedelta(seconds=1),
     Why.REFUSED: timedelta(seconds=30),
 }
+_LOCKED = Prepared(
+    lambda pk: (
+        Job.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
+        .select_related("project__organization", "offer__site", "user", "token__membership__organization")
+        .filter(pk=pk, state=JobState.ACTIVE, pending__gt=0)
+    ),
+    int,
+)
 LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
@@ -131,9 +140,7 @@ def _let_wait(behind: QuerySet[Job], *, at: datetime) -> None:
 @transaction.atomic
 def _start_set(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     """Start a set of a job's tasks; return the job as it is now, None where somebody else has it, and how many."""
-    rows = Job.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
-    rows = rows.select_related("project__organization", "offer__site", "user", "token__membership__organization")
-    job = rows.filter(pk=job_id, state=JobState.ACTIVE, pending__gt=0).first()
+    job = next(iter(_LOCKED(job_id)), None)
     if job is None or not _lane_is_ours(job):
         return None, 0
     hindrance, started = _start_some(job, at=at)

@@ -8,8 +8,10 @@ from django.db import transaction
 from provisioning.models import Instance, Phase
 
 NUDGED_MAX = 20
+# Its GPUs are given back in the transaction of these moves.
+FREE = {Phase.STOPPED, Phase.INTERRUPTED, Phase.TERMINATED}
 # When an attempt is to be judged, and when its GPUs are free for the next one.
-TELLING = {Phase.STOPPING, Phase.FAILED, Phase.INTERRUPTED, Phase.TERMINATED}
+TELLING = {Phase.STOPPING, Phase.FAILED} | FREE
 
 
 def work_on(job_ids: Iterable[int]) -> None:

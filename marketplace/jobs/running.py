@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Min
 from django.utils import timezone
 
+from billing.prepared import Prepared
 from marketplace.contracts import sweeping
 from marketplace.jobs import dispatching, judging, nudges, pricing, timeline, verifying
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
@@ -38,6 +39,14 @@ WAITING_LOOK = timedelta(seconds=30)
 READY_LOOK = timedelta(seconds=10)
 LANES_MAX = 3
 VERIFIERS_SET = 2
+_LOCKED = Prepared(
+    lambda pk: (
+        Job.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
+        .select_related("project__organization", "offer__site")
+        .filter(pk=pk, state__in=OPEN_JOBS)
+    ),
+    int,
+)
 
 
 def due(*, at: datetime, limit: int) -> list[int]:
@@ -49,13 +58,22 @@ def due(*, at: datetime, limit: int) -> list[int]:
 
 
 def after(instance_id: int) -> list[int]:
-    """Return the jobs to look at after an instance ended: its own, and the first of a few that lack GPUs like its."""
-    instance = Instance.objects.filter(pk=instance_id).values("offer", "attempt__job").first()
+    """Return the jobs to look at after an instance ended: its own, and the first of a few that lack GPUs like its.
+
+    Its own only until it is judged, as one look judges all that have ended; others, and what of its own job still
+    waits, once its GPUs are given back.
+    """
+    told = ("offer", "phase", "attempt__job", "attempt__state", "attempt__job__pending")
+    instance = Instance.objects.filter(pk=instance_id).values_list(*told).first()
     if instance is None:
         return []
-    lacking = Job.objects.filter(offer=instance["offer"], state=JobState.ACTIVE, pending__gt=0)
+    offer_id, phase, job_id, state, pending = instance
+    is_free = phase in nudges.FREE
+    own = [job_id] if state == AttemptState.RUNNING or (pending and is_free) else []
+    if not is_free:
+        return own
+    lacking = Job.objects.filter(offer=offer_id, state=JobState.ACTIVE, pending__gt=0)
     first = lacking.filter(why__in=dispatching.LACKING).order_by("look_at")
-    own = [instance["attempt__job"]] if instance["attempt__job"] else []
     return list(dict.fromkeys([*own, *first.values_list("pk", flat=True)[:LANES_MAX]]))
 
 
@@ -81,9 +99,7 @@ def work_on(job_id: int) -> None:
 @transaction.atomic
 def _step(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
     """Take one step of a job; None where somebody else is at it, or it is over."""
-    rows = Job.objects.select_for_update(no_key=True, skip_locked=True, of=("self",))
-    rows = rows.select_related("project__organization", "offer__site")
-    job = rows.filter(pk=job_id, state__in=OPEN_JOBS).first()
+    job = next(iter(_LOCKED(job_id)), None)
     if job is None:
         return None, 0
     steps, before = 0, _without_result(job)
