@@ -1,16 +1,17 @@
 """Money set aside before it is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 
 from django.db import connection, transaction
-from django.db.models import F, QuerySet
+from django.db.models import F
 
 from billing import accounts, collecting, ledger, rating, receivables
 from billing.errors import HoldClosed, InsufficientFunds, KeyReused
 from billing.models import Account, Hold, Transfer
 from billing.models.ledger import CUSTOMER_KINDS
-from billing.prepared import Asking, Steps
+from billing.prepared import Asking, Prepared, Steps, ask
 from billing.public_ids import new_public_id
 from billing.wire import Asked, Rows
 
@@ -182,7 +183,7 @@ def post(*, key: str, hold: Hold, target: Account, amount_micros: int, reason: s
 
 def void_for(*, resource_id: str, at: datetime) -> int:
     """Give back what is left of all open holds of a resource; return how many there were."""
-    return _close(Hold.objects.filter(resource_id=resource_id), Hold.State.VOIDED, at)
+    return _close(partial(_PENDING_FOR, resource_id), Hold.State.VOIDED, at)
 
 
 @transaction.atomic
@@ -211,23 +212,29 @@ def expire(*, at: datetime, limit: int = 200) -> int:
     """Give back holds whose time is over, oldest first; return how many."""
     due = Hold.objects.filter(state=Hold.State.PENDING, expires_at__lte=at).order_by("expires_at", "pk")
     return sum(
-        _close(Hold.objects.filter(pk=hold_id), Hold.State.EXPIRED, at)
+        _close(partial(_PENDING, hold_id), Hold.State.EXPIRED, at)
         for hold_id in list(due.values_list("pk", flat=True)[:limit])
     )
 
 
+_STILL = Hold.objects.filter(state=Hold.State.PENDING).select_related("account").order_by("pk")
+_PENDING = Prepared(lambda pk: _STILL.filter(pk=pk), int)
+_PENDING_FOR = Prepared(lambda resource_id: _STILL.filter(resource_id=resource_id), str)
+END = "UPDATE billing_hold SET state = %(state)s WHERE id = %(hold)s::bigint"
+FREE = "UPDATE billing_account SET held_micros = held_micros - %(micros)s::bigint WHERE id = %(account)s::bigint"
+
+
 @transaction.atomic
-def _close(holds: QuerySet[Hold], state: Hold.State, at: datetime) -> int:
-    """Close the pending ones among these holds, which belong to one organization."""
-    pending = holds.filter(state=Hold.State.PENDING).select_related("account").order_by("pk")
-    some = pending.first()
+def _close(pending: Callable[[], list[Hold]], state: Hold.State, at: datetime) -> int:
+    """Close these pending holds, which belong to one organization."""
+    some = next(iter(pending()), None)
     if some is None or some.account.organization_id is None:
         return 0
     accounts.lock(organization_id=some.account.organization_id, currency=some.account.currency)
-    closed = list(pending.all())  # again, now that nobody else can change them
+    closed = pending()  # again, now that nobody else can change them
     for hold in closed:
-        Hold.objects.filter(pk=hold.pk).update(state=state)
-        Account.objects.filter(pk=hold.account_id).update(held_micros=F("held_micros") - hold.left_micros)
+        ask(END, {"hold": hold.pk, "state": state})
+        ask(FREE, {"account": hold.account_id, "micros": hold.left_micros})
     if closed:
         receivables.settle(freed=closed[0].account, cause=closed[0].public_id, at=at)
     return len(closed)

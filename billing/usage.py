@@ -10,6 +10,7 @@ from django.db.models import Count, QuerySet, Sum
 from billing import accounts, charging, floating, holds, rating, runway
 from billing.errors import CurrencyMismatch, UnitMismatch
 from billing.models import UNITS, PriceVersion, UsageSpan
+from billing.prepared import Prepared
 
 
 @transaction.atomic
@@ -71,11 +72,10 @@ def stop(*, resource_id: str, at: datetime, meter: str = UsageSpan.Meter.GPU) ->
     it is given back. It counts as the start if it lies before even that: an
     empty span, which costs nothing.
     """
-    running = _running(resource_id, meter)
-    span = running.first()
+    span = next(iter(_OPEN(resource_id, meter)), None)
     if span is not None:
         accounts.lock(organization_id=span.organization_id, currency=span.price_version.currency)
-        span = running.first()  # again, now that nobody else can close it
+        span = next(iter(_OPEN(resource_id, meter)), None)  # again, now that nobody else can close it
     ended_at = rating.whole_millisecond(at)
     if span is not None:
         ended_at = max(span.started_at, ended_at)
@@ -107,6 +107,9 @@ def pay_from(*, resource_id: str, covered_by: str, instead_of: str, at: datetime
 def _running(resource_id: str, meter: str) -> QuerySet[UsageSpan]:
     running = UsageSpan.objects.filter(resource_id=resource_id, meter=meter, ended_at=None)
     return running.select_related("organization", "price_version")
+
+
+_OPEN = Prepared(_running, str, str)
 
 
 @transaction.atomic

@@ -6,10 +6,17 @@ Writing a row and raising the node's generation is all that this driver does;
 """
 
 from django.db import transaction
-from django.db.models import F
 
+from billing.prepared import ask
 from provisioning.drivers.protocol import Observation
-from provisioning.models import Assignment, Node
+from provisioning.models import Assignment
+
+NEXT_DOCUMENT = """
+UPDATE provisioning_node SET desired_generation = desired_generation + 1 WHERE id = %(node)s::bigint
+"""
+WANT = """
+UPDATE provisioning_assignment SET desired = %(desired)s WHERE id = %(id)s::bigint AND desired = ANY (%(from)s::text[])
+"""
 
 
 class AgentDriver:
@@ -19,7 +26,7 @@ class AgentDriver:
         """Do nothing: the claim wrote the row and raised the generation, and the node prepares what it finds."""
 
     def start(self, assignment: Assignment) -> None:
-        _want(assignment, Assignment.Desired.RUNNING, only_from=Assignment.Desired.PREPARED)
+        _want(assignment, Assignment.Desired.RUNNING, only_from=[Assignment.Desired.PREPARED])
 
     def observe(self, assignment: Assignment) -> Observation:
         return Observation(
@@ -31,16 +38,14 @@ class AgentDriver:
         )
 
     def destroy(self, assignment: Assignment) -> bool:
-        _want(assignment, Assignment.Desired.GONE, only_from=None)
+        _want(assignment, Assignment.Desired.GONE, only_from=[Assignment.Desired.PREPARED, Assignment.Desired.RUNNING])
         return assignment.observed == Assignment.Observed.GONE
 
 
-@transaction.atomic
-def _want(assignment: Assignment, desired: Assignment.Desired, *, only_from: Assignment.Desired | None) -> None:
-    rows = Assignment.objects.filter(pk=assignment.pk).exclude(desired=desired)
-    if only_from is not None:
-        rows = rows.filter(desired=only_from)
-    if rows.exists():
+def _want(assignment: Assignment, desired: Assignment.Desired, *, only_from: list[str]) -> None:
+    if assignment.desired not in only_from:
+        return  # However long ago that was read: what is wanted never goes back.
+    with transaction.atomic():
         # The node first, as everywhere: see the order of locks in `instances.py`.
-        Node.objects.filter(pk=assignment.node_id).update(desired_generation=F("desired_generation") + 1)
-        rows.update(desired=desired)
+        ask(NEXT_DOCUMENT, {"node": assignment.node_id})
+        ask(WANT, {"id": assignment.pk, "desired": desired, "from": only_from})

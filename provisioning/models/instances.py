@@ -290,7 +290,7 @@ class Instance(models.Model):
         milliseconds = spent // timedelta(milliseconds=1)
         for name, value in changes.items():
             setattr(self, name, value)
-        InstanceEvent.objects.create(
+        event = InstanceEvent(
             instance=self,
             at=at,
             run=self.run,
@@ -301,6 +301,7 @@ class Instance(models.Model):
             notice=notice,
             milliseconds=milliseconds,
         )
+        ask(insertion(InstanceEvent), values_of(event))
         log.info(
             "moved",
             instance=self.public_id,
