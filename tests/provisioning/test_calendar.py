@@ -73,6 +73,21 @@ def test_what_runs_on_demand_counts_in_every_hour_to_come(offer: Offer) -> None:
     calendar.open_ended(offer_id=offer.pk, gpus=4, at=NOON)
 
 
+def test_what_is_released_leaves_the_fullest_hour_before_it(offer: Offer) -> None:
+    commit(offer, 10, 1, 2)
+    commit(offer, 4, 5, 6)
+    release(offer, 4, 5, 6)
+    with pytest.raises(NoCapacity):
+        calendar.open_ended(offer_id=offer.pk, gpus=7, at=NOON)
+
+
+def test_gpus_without_an_end_fit_from_the_first_hour_on_that_leaves_exactly_so_many(offer: Offer) -> None:
+    commit(offer, 10, 1, 3)
+    commit(offer, 9, 3, 5)
+    begins = [calendar.next_open(offer_id=offer.pk, gpus=gpus, at=NOON) for gpus in (6, 7, 8, 17)]
+    assert begins == [NOON, NOON + 3 * HOUR, NOON + 5 * HOUR, None]
+
+
 def test_hours_that_are_over_limit_nothing_any_more(offer: Offer) -> None:
     commit(offer, 16, 0, 1)
     with pytest.raises(NoCapacity):

@@ -117,6 +117,25 @@ def test_more_than_there_is_is_neither_quoted_nor_sold(acme_buys: Buyer, other_b
     assert early.used_at is None
 
 
+def test_a_block_that_has_begun_since_it_was_quoted_is_not_bought(acme_buys: Buyer) -> None:
+    quote = acme_buys.quote(1, 2, 3, at=1.9)
+    with pytest.raises(BadOrder, match="has begun meanwhile"), transaction.atomic():
+        reservations.buy(actor=acme_buys.actor, quote=quote, at=acme_buys.at(2.01))
+    assert_nothing_happened(acme_buys)
+
+
+def test_of_two_quotes_for_the_same_hours_behind_the_end_one_is_used(acme_buys: Buyer) -> None:
+    reservation = acme_buys.buy(4, 24, 26)
+    first, second = (
+        quotes.for_extension(reservation=reservation, ends_at=acme_buys.at(28), at=acme_buys.noon) for _ in range(2)
+    )
+    reservations.extend(actor=acme_buys.actor, reservation=reservation, quote=first, at=acme_buys.noon)
+    with pytest.raises(Conflict, match="end has changed"), transaction.atomic():
+        reservations.extend(actor=acme_buys.actor, reservation=reservation, quote=second, at=acme_buys.noon)
+    assert deferred_micros() == 4 * 4 * PRICE
+    check_conserved(at=acme_buys.noon)
+
+
 def test_a_quote_is_good_for_ten_minutes_and_one_use(acme_buys: Buyer) -> None:
     quote = acme_buys.quote(1, 24, 25)
     with pytest.raises(quotes.QuoteExpired, match="Ask for a new one"), transaction.atomic():

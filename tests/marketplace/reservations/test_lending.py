@@ -37,6 +37,15 @@ def spot_runs(acme_buys: Buyer, lent: Reservation, clock: Any, run_until_idle: R
     return instance
 
 
+def test_what_is_missing_or_ends_within_the_notice_is_not_lent(other_buys: Buyer, lent: Reservation) -> None:
+    def gpus(hours: float) -> int:
+        return lending.lent_gpus(offer_id=lent.offer_id, at=other_buys.at(hours))
+
+    assert (gpus(5), gpus(5.3), gpus(5.35)) == (16, 16, 0)  # it ends at 6
+    Reservation.objects.update(missing_gpus=3)
+    assert gpus(5) == 13
+
+
 def test_without_lending_spot_gets_nothing_of_what_is_reserved(
     acme_buys: Buyer, lent: Reservation, other_buys: Buyer, clock: Any
 ) -> None:
@@ -55,6 +64,8 @@ def test_the_holder_gets_their_share_of_each_charge_once(
     assert charge.amount_micros == 8 * 50 * CENT // 10
     for _ in range(2):
         lending.share_due(at=timezone.now(), limit=10)
+    ran = lending_record.between(lent.offer, spot_runs.ready_at, charge.through)
+    assert not lending.share(charge=charge, since=spot_runs.ready_at, ran=ran, offer=lent.offer, at=timezone.now())
     share = LendingShare.objects.get()
     assert share.amount_micros == charge.amount_micros // 2
     assert other_buys.wallet().available_micros == before + share.amount_micros

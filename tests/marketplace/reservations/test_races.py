@@ -9,12 +9,12 @@ from django.db import connection, transaction
 
 from billing import books
 from billing.errors import BillingError
-from marketplace import quotes, reservations
+from marketplace import quotes, resale, reservations
 from marketplace.errors import MarketError
 from marketplace.models import Quote, Reservation, Trade
-from provisioning.errors import PolicyExcludes, ProvisioningError
+from provisioning.errors import IllegalMove, PolicyExcludes, ProvisioningError
 from provisioning.models import Quota
-from tests.billing.makers import while_it_waits
+from tests.billing.makers import behind, while_it_waits
 from tests.blocks import PRICE, Buyer, check_conserved, deferred_micros
 from tests.conftest import shared_with_nobody
 
@@ -79,6 +79,32 @@ def test_listed_hours_are_sold_once_while_their_holder_cancels(acme_buys: Buyer,
     )
     assert came.count("done") == 1
     assert Trade.objects.count() + Reservation.objects.filter(state="cancelled").count() == 1
+    check_conserved(at=acme_buys.noon)
+
+
+def test_a_payment_that_two_sweeps_find_is_taken_once(acme_buys: Buyer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as crash:
+        crash.setattr(reservations, "take_payment", lambda *_, **__: None)
+        bought = acme_buys.buy(2, 24, 26)
+
+    def settle() -> None:
+        reservations.settle_payments(at=acme_buys.at(0.1), limit=10)
+
+    assert behind(Reservation.objects.filter(pk=bought.pk), settle, settle) == ["done", "done"]
+    assert Reservation.objects.get().state == "scheduled"
+    assert deferred_micros() == 4 * PRICE
+    check_conserved(at=acme_buys.at(0.1))
+
+
+def test_what_is_being_sold_is_not_withdrawn(acme_buys: Buyer, other_buys: Buyer) -> None:
+    listing = acme_buys.put_up(acme_buys.buy(4, 200, 204), 4, 200, 204, 1_000_000)
+
+    def withdraw() -> None:
+        with pytest.raises(IllegalMove, match="for sale any more"):
+            resale.withdraw(actor=acme_buys.actor, listing=listing, at=acme_buys.noon)
+
+    while_it_waits(lambda: other_buys.trade(4, 200, 204, 1_000_000), withdraw)
+    assert Trade.objects.count() == 1
     check_conserved(at=acme_buys.noon)
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from billing import books
 from marketplace import delivery, recalls, rentals, spot
 from marketplace.models import Bid, Reservation, Shortfall
-from provisioning import interruptions, room
+from provisioning import calendar, interruptions, room
 from provisioning.models import GpuHold, Instance, Interruption
 from tests.blocks import PRICE, Buyer
 from tests.conftest import Run, order
@@ -106,6 +106,19 @@ def test_only_as_much_goes_as_is_in_the_way_the_lowest_bids_first(
     start(other_buys, gpus=4)
     recall()
     assert told() == {scattered[0].instance_id, scattered[2].instance_id}
+
+
+def test_of_equal_bids_the_later_one_goes_and_what_it_leaves_is_shut_for_spot(
+    place: Place, other_buys: Buyer, run_until_idle: Run
+) -> None:
+    early, late = place(60), place(60)
+    for _ in range(2):
+        place(90)
+    start(other_buys, gpus=2)
+    recall()
+    assert told() == {late.instance_id}
+    assert phase(early) == "running"
+    assert calendar.spot_left(other_buys.offer.pk) == -4
 
 
 def test_what_is_free_on_a_node_spares_the_cheaper_ones_elsewhere(

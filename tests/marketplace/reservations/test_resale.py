@@ -8,6 +8,7 @@ from django.test.utils import CaptureQueriesContext
 
 from billing import accounts
 from billing.models import Account
+from billing.rating import MILLISECOND
 from marketplace import holdings, quotes, resale, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Listing, Reservation, Trade, TradeLeg
@@ -90,6 +91,23 @@ def test_equal_asks_are_taken_in_the_order_in_which_they_were_listed(acme_buys: 
     first = acme_buys.put_up(late, 2, 24, 25, PRICE)
     other_buys.trade(3, 24, 25, PRICE)
     assert {leg.listing_id: leg.gpus for leg in TradeLeg.objects.all()} == {last.pk: 2, first.pk: 1}
+
+
+def test_hours_beside_those_that_are_for_sale_already_can_be_listed_too(acme_buys: Buyer) -> None:
+    mine = acme_buys.buy(8, 24, 30)
+    acme_buys.put_up(mine, 8, 26, 28, PRICE)
+    for first, last in ((24, 26), (28, 30)):
+        acme_buys.put_up(mine, 8, first, last, PRICE)
+    assert Listing.objects.count() == 3
+
+
+def test_an_hour_is_listed_and_stays_for_sale_until_exactly_an_hour_before_it(acme_buys: Buyer) -> None:
+    mine = acme_buys.buy(8, 24, 26)
+    acme_buys.put_up(mine, 8, 24, 26, PRICE, at=23)
+    assert resale.expire_due(at=acme_buys.at(23), limit=10) == 0
+    assert resale.expire_due(at=acme_buys.at(23) + MILLISECOND, limit=10) == 1
+    (left,) = resale.left_of(Listing.objects.all()).values()
+    assert [(step.starts_at, step.ends_at) for step in left] == [(acme_buys.at(25), acme_buys.at(26))]
 
 
 def test_small_and_short_orders_are_not_served_by_a_listing_that_says_so(acme_buys: Buyer, other_buys: Buyer) -> None:
