@@ -24,6 +24,7 @@ from django.db import connection, transaction
 from django.db.models import Q, Sum
 from django.utils.translation import gettext
 
+from provisioning import manifest_texts
 from provisioning.agent import manifest
 from provisioning.agent.folders import matcher
 from provisioning.agent.manifest import BadManifest, Entry
@@ -296,7 +297,9 @@ def check_folder(*, project_id: int, sha256: str) -> tuple[Entry, ...]:
     try:
         entries = files_of(project_id, sha256)
     except BadManifest as error:
-        raise BadFolder(gettext("%(sha256)s is no manifest: %(why)s.") % {"sha256": sha256, "why": error}) from error
+        raise BadFolder(
+            gettext("%(sha256)s is no manifest: %(why)s.") % {"sha256": sha256, "why": manifest_texts.said(error)}
+        ) from error
     if lacking := missing(project_id=project_id, sha256s=[entry.sha256 for entry in entries]):
         path = next(entry.path for entry in entries if entry.sha256 == lacking[0])
         raise BadFolder(

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 from django.utils.translation import gettext
 
+from marketplace.jobs import yaml_texts
+
 BYTES_MAX = 1024 * 1024
 DEPTH_MAX = 20
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
@@ -141,4 +143,4 @@ def _scalar(node: yaml.Node, path: Path) -> Any:
 
 
 def _said(error: yaml.MarkedYAMLError) -> str:
-    return gettext("This is not YAML: %(why)s.") % {"why": error.problem or error.context or "?"}
+    return gettext("This is not YAML: %(why)s.") % {"why": yaml_texts.said(error)}
