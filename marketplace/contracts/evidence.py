@@ -14,12 +14,13 @@ from provisioning.models import Assignment
 
 # For what nodes tell and sign to arrive, which is in the reports after the one that said how it ended.
 WAIT = timedelta(minutes=10)
+LOG_TOLD = (Assignment.Observed.WIPING, Assignment.Observed.GONE)
 
 
 def missing(claim: Claim, terms: Terms) -> list[str]:
     """Return what a task's result lacks of the evidence that its terms name, by its names there.
 
-    Its exit code, inputs, outputs and log are the control plane's own record, and looked at elsewhere.
+    Its exit code, inputs and outputs are the control plane's own record, and looked at elsewhere.
     """
     wanted = [name for name in terms["evidence"] if name in LACKS]
     if not wanted:
@@ -54,6 +55,12 @@ def _lacks_counter(attempt: Attempt, terms: Terms) -> bool:
     return not names or any(counters.seen_until(attempt.instance, name) is None for name in names)
 
 
+def _lacks_log(attempt: Attempt, terms: Terms) -> bool:
+    """A node takes down what ended only once we have all that it printed, or cannot be told any more."""
+    ran = _assignments(attempt)
+    return not ran or any(row.observed not in LOG_TOLD for row in ran)
+
+
 def _lacks_gpus(attempt: Attempt, terms: Terms) -> bool:
     ran = _assignments(attempt)
     return not ran or not all(row.gpu_uuids for row in ran)
@@ -73,5 +80,6 @@ def _lacks_signature(attempt: Attempt, terms: Terms) -> bool:
 LACKS: Mapping[str, Callable[[Attempt, Terms], bool]] = {
     "counter": _lacks_counter,
     "gpu_uuids": _lacks_gpus,
+    "logs": _lacks_log,
     "node_signature": _lacks_signature,
 }

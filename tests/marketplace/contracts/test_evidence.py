@@ -52,6 +52,22 @@ def states(row: Assignment, **changes: Any) -> None:
     statements.take(row.node, at, signed(body | changes, private=private, at=at))
 
 
+@pytest.mark.parametrize(("then", "state"), [("wiping", "verified"), ("gone", "verified"), ("exited", "failed")])
+def test_a_result_whose_log_is_not_told_to_its_end_waits_for_it_and_fails_without(
+    claimed: Any, then: str, state: str
+) -> None:
+    claim, row = claimed(evidence=["exit_code", "logs"])
+    Assignment.objects.filter(pk=row.pk).update(observed="exited")
+    at = claim.claimed_at
+    sweeping.advance(at=at, limit=10)
+    assert (fresh(claim).state, fresh(claim).due_at) == ("claimed", at + verifying.LOOK_AGAIN)
+    Assignment.objects.filter(pk=row.pk).update(observed=then)
+    sweeping.advance(at=at + evidence.WAIT, limit=10)
+    assert fresh(claim).state == state
+    if state == "failed":
+        assert "its log" in fresh(claim).message
+
+
 def test_a_result_whose_node_signed_nothing_waits_for_it_and_then_fails(claimed: Any) -> None:
     claim, _ = claimed(**SIGNED)
     at = claim.claimed_at
