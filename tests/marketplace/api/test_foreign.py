@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ from django.db import models
 
 from billing.public_ids import new_public_id
 from marketplace.models import Membership, Organization, Role
-from tests.conftest import Fleet, Run
+from tests.conftest import Fleet, run_fleet
 from tests.marketplace.api.program import Program, problem_of
 from tests.marketplace.api.tables import every_row
 from tests.marketplace.api.tenant import MOMENTS, Tenant, make_tenant
 from tests.marketplace.api.test_permissions import RULES, filled
+from tests.standing import standing
 
 PREFIXES = {
     "organization": "org", "project": "prj", "instance": "ins", "stopped": "ins",
@@ -30,14 +32,14 @@ PREFIXES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def acme_whole(fleet: Fleet, run_until_idle: Run) -> Tenant:
-    return make_tenant("acme", fleet, run_until_idle)
+@standing
+def acme_whole(fleet: Fleet) -> Tenant:
+    return make_tenant("acme", fleet, partial(run_fleet, fleet))
 
 
-@pytest.fixture
-def canary(fleet: Fleet, run_until_idle: Run) -> Tenant:
-    return make_tenant("canary", fleet, run_until_idle)
+@standing
+def canary(fleet: Fleet) -> Tenant:
+    return make_tenant("canary", fleet, partial(run_fleet, fleet))
 
 
 def requests(ids: dict[str, str]) -> Iterator[tuple[str, str, Any]]:

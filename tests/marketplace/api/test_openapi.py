@@ -10,10 +10,9 @@ from django.core.management import call_command
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator, FormatChecker
 
-from tests.conftest import Fleet, Run
 from tests.marketplace.api.program import PROBLEM
 from tests.marketplace.api.routes import api_routes
-from tests.marketplace.api.tenant import Tenant, make_tenant
+from tests.marketplace.api.tenant import Tenant
 from tests.marketplace.api.test_permissions import RULES, filled, plain
 
 COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "openapi.yaml"
@@ -22,14 +21,6 @@ COMMITTED = Path(__file__).resolve().parents[3] / "docs" / "openapi.yaml"
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
     return dict(SchemaGenerator().get_schema(public=True))
-
-
-@pytest.fixture
-def whole(fleet: Fleet, run_until_idle: Run) -> Tenant:
-    tenant = make_tenant("acme", fleet, run_until_idle)
-    tenant.ids["offer"] = fleet.h200.public_id
-    tenant.ids["task"] = "0"
-    return tenant
 
 
 def test_the_committed_description_is_the_one_that_the_code_gives(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from django.utils import timezone
 
 from marketplace.models import Organization, Role, User
 from marketplace.permissions import SCOPES, VERBS
-from tests.conftest import Fleet, Run, make_organization, make_person, make_token
+from tests.conftest import make_organization, make_person, make_token
 from tests.marketplace.api.program import Program
 from tests.marketplace.api.routes import api_routes, filled, plain, walked
-from tests.marketplace.api.tenant import ROLES, Tenant, make_tenant, ssh_key
+from tests.marketplace.api.tenant import ROLES, Tenant, ssh_key
 from tests.outcomes import terms as outcome_terms
 
 ORDER = {"offer": "h200-narvik", "command": ["true"], "project": "{project}"}
@@ -355,14 +355,6 @@ OTHERS = {
              "volumes/<str:volume_id>/detach", "volumes/<str:volume_id>/rename"],
 }
 # fmt: on
-
-
-@pytest.fixture
-def whole(fleet: Fleet, run_until_idle: Run) -> Tenant:
-    tenant = make_tenant("acme", fleet, run_until_idle)
-    tenant.ids["offer"] = fleet.h200.public_id
-    tenant.ids["task"] = "0"
-    return tenant
 
 
 @pytest.fixture
