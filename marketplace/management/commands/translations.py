@@ -4,6 +4,7 @@ import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,11 @@ def _texts() -> Iterator[Message]:
         yield from _of_python("\n".join(line.lstrip() for line in as_python.splitlines()).encode())
 
 
-def _of_python(source: bytes) -> Iterator[Message]:
+@cache
+def _of_python(source: bytes) -> tuple[Message, ...]:
+    """Return the texts of a source, found once: they are asked for again after writing."""
     found = extract("python", BytesIO(source), KEYWORDS, options={"encoding": "utf-8"})
-    return (Message(message, context=context) for _line, message, _comments, context in found)
+    return tuple(Message(message, context=context) for _line, message, _comments, context in found)
 
 
 def update() -> None:
