@@ -33,7 +33,8 @@ SPANS = st.lists(
 STEPS = st.lists(st.tuples(st.sampled_from(["charge", "stop", "sum"]), st.integers(0, 3)), max_size=9)
 
 
-def make_prices():
+@pytest.fixture
+def prices(db):
     series = floating.open_series(sku="ofr_1/spot", currency="USD", micros_per_unit_hour=700_001, by="x", at=NOON)
     for turn in range(1, 40):
         floating.append(series=series, micros_per_unit_hour=700_001 + 13_337 * (turn % 7), at=NOON + turn * 5 * HOUR)
@@ -67,9 +68,8 @@ def by_hand():
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spans=SPANS, steps=STEPS)
-def test_its_days_are_the_charges_to_the_micro_however_late_they_come_and_are_corrected(db, spans, steps):
+def test_its_days_are_the_charges_to_the_micro_however_late_they_come_and_are_corrected(prices, spans, steps):
     with transaction.atomic():
-        prices = make_prices()
         organization = make_organization(cash=10**9)
         made = []
         for number, (begin_ms, lasts_ms, quantity, kind, back_ms) in enumerate(spans):
