@@ -157,7 +157,9 @@ def test_the_overview_has_the_chart_and_the_same_figures_as_a_table(earned, owne
 
 def test_a_statement_is_shown_proved_and_downloaded(stated, owner):
     page = browser(owner)
-    assert "ST-000001" in text(page.get(reverse("supplier-statements")))
+    listed = text(page.get(reverse("supplier-statements")))
+    assert "ST-000001" in listed
+    assert "once its invoice is paid in full" in listed
     shown = text(page.get(reverse("supplier-statement", args=[stated.public_id])))
     for figure in ("$24.90", "$17.43", "× 70\u00a0% ="):
         assert figure in shown
