@@ -108,11 +108,10 @@ def measured(tasks: int) -> dict[str, Any]:
         large, submitted_s = submit(client, SUBMITTED)
         client.post(f"/jobs/{large['id']}/cancel").raise_for_status()
         watched(client, large["id"])
-        processes = [psutil.Process(up.pid), *psutil.Process(up.pid).children(recursive=True)]
-        before = cpu_s(processes)
+        before = cpu_s(psutil.Process(up.pid))
         job, _ = submit(client, tasks)
         job = watched(client, job["id"])
-        cores = cpu_s(processes) - before
+        cores = cpu_s(psutil.Process(up.pid)) - before
         took = moment(job["ended_at"]) - moment(job["created_at"])
         found = attempts(client, job["id"])
         faults = [] if job["state"] == "succeeded" else [f"the job {job['state']}: {job['message']}"]
@@ -133,13 +132,12 @@ def measured(tasks: int) -> dict[str, Any]:
         }
 
 
-def cpu_s(processes: list[psutil.Process]) -> float:
-    """Return the processor time of these processes so far; one that ended counts no more."""
+def cpu_s(root: psutil.Process) -> float:
+    """Return the processor time of a process and of all that came from it so far, with what has ended meanwhile."""
     total = 0.0
-    for process in processes:
+    for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
+            total += sum(process.cpu_times()[:4])  # Its own, then that of its children that have ended.
     return total
 
 
