@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 
 from billing import adjusting, books, corrections, usage
 from billing.errors import AlreadyDecided, AlreadyProposed, BadCorrection, KeyReused, SecondPersonNeeded
@@ -106,6 +107,25 @@ def test_tiers_of_a_month_that_no_close_reads_any_more_follow_a_correction():
     correct(span, NOON + 50 * HOUR, at=END - HOUR)
     assert Adjustment.objects.get().amount_micros == 0
     assert wallet(acme).cash_micros + wallet(acme).promo_micros == 1000 * USD - 50 * PRICE
+
+
+def test_correcting_takes_as_many_questions_however_often_a_thing_was_used(acme):
+    pay_in(acme, 1000 * USD)
+    price = tiered()
+
+    def questions(span):
+        with CaptureQueriesContext(connection) as asked:
+            correct(span, span.started_at + HOUR / 2)
+        return len(asked)
+
+    spans = [use(acme, begin=NOON + number * HOUR, hours=1, price=price, quantity=1) for number in range(3)]
+    adjusting.post_due(at=LATER)
+    questions(spans.pop())
+    before = questions(spans.pop())
+    for number in range(3, 23):
+        use(acme, begin=NOON + number * HOUR, hours=1, price=price, quantity=1)
+    adjusting.post_due(at=LATER)
+    assert questions(spans.pop()) == before
 
 
 def test_the_supplier_gets_its_part_of_what_is_left():
