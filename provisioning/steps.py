@@ -362,7 +362,9 @@ def begin_deadline(instance: Instance) -> Deadline:
 
 
 def _within(limit: timedelta, text: Told) -> Deadline:
-    return Deadline(limit, text(seconds=limit // timedelta(seconds=1)))
+    """The time is told by the signs of its units, which are the same in every language."""
+    seconds = limit // timedelta(seconds=1)
+    return Deadline(limit, text(time=f"{seconds} s" if seconds % 60 else f"{seconds // 60} min"))
 
 
 STEPS: dict[str, Step] = {

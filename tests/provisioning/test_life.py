@@ -434,4 +434,4 @@ def test_an_image_may_take_longer_than_a_process_to_get_ready(
     engine.run_one(instance.pk, PLAN)
     instance.refresh_from_db()
     assert instance.phase == "failed"
-    assert instance.message == f"The nodes did not get ready within {'40 s' if runtime == 'process' else '1800 s'}."
+    assert instance.message == f"The nodes did not get ready within {'40 s' if runtime == 'process' else '30 min'}."
