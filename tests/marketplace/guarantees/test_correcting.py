@@ -18,7 +18,9 @@ from billing.outcomes.shortfalls import Guaranteed
 from billing.sla import posting
 from marketplace import access_till, rentals
 from marketplace.api.guarantees import _hour
+from marketplace.events import feed
 from marketplace.guarantees import evaluating, guarding
+from marketplace.models import Event
 from marketplace.sla import closing
 from provisioning.health import faults
 from tests.agreed import GUARANTEE, guarantee
@@ -84,7 +86,7 @@ def month_over():
 
 
 def test_an_hour_that_became_dearer_is_credited_the_rest_once_before_its_month_is_judged(
-    clock, short, actor, run_until_idle
+    clock, short, actor, acme, run_until_idle
 ):
     """While the commitment lasted an hour cost 60 per cent; of ten hours two did, so in the end each cost 92."""
     stop(clock, short, actor, run_until_idle)
@@ -106,6 +108,11 @@ def test_an_hour_that_became_dearer_is_credited_the_rest_once_before_its_month_i
     assert (listed["credit"], listed["credited"]) == ("0.074700", "0.114540")
     assert closing.close_due(at=OVER + HOUR) == 0
     assert GuaranteeCorrection.objects.count() == 1
+    feed.publish(at=OVER, limit=1000)
+    told = Event.objects.get(type="guarantee.corrected")
+    assert (told.subject_id, told.project, told.organization) == (short.public_id, short.project, acme)
+    assert (told.data["credit"], told.data["credited"]) == ("0.039840", "0.114540")
+    assert told.data["hour"] == Event.objects.get(type="guarantee.shortfall").data["hour"]
     assert (books.check(at=OVER), books.recompute(at=OVER)) == ([], [])
 
 
