@@ -85,7 +85,7 @@ def test_a_newcomer_rents_reads_the_line_behind_an_amount_and_downloads_the_invo
     make_seller("US")
     details(acme, country="US")
     move(account(acme, "promo"), "revenue", accounts.wallet(organization=acme).promo_micros)  # so that money pays
-    noon = timezone.now().replace(hour=12, minute=0)  # so that all of the use is in one month
+    noon = timezone.now().replace(hour=12, minute=0) + timedelta(days=1)  # all of the use is in one month
     with bundled(tmp_path) as (url, _keeper), time_machine.travel(noon, tick=True) as clock:
         settings.STRIPE_API_BASE = url
         gateway._client_of.cache_clear()
