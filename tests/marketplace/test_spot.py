@@ -347,7 +347,7 @@ def test_a_changed_bid_locks_its_budget_before_quota_and_accounts_as_whoever_ren
     with CaptureQueriesContext(connection) as queries:
         spot.change(actor=actor, bid=Bid.objects.get(pk=placed.pk), max_price_micros=2 * USD, at=timezone.now())
     said = [query["sql"] for query in queries.captured_queries]
-    locks = ['FROM "marketplace_project"', "provisioning_quotahold", '"billing_account"']
+    locks = ['FROM "marketplace_project"', "provisioning_quotahold", "FROM billing_account"]
     firsts = [
         next(
             n
