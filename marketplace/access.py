@@ -223,7 +223,7 @@ def instance_for(actor: Actor, instance_id: str, *, verb: str) -> Instance:
     if instance is None:
         raise NotFound
     _check(actor, instance.project.organization_id, verb)
-    if instance.is_sealed and verb != "instance.view":
+    if instance.is_off_limits and verb != "instance.view":
         raise Forbidden(gettext("It verifies a result, and ends by itself."))
     return instance
 

@@ -42,7 +42,7 @@ CROSS JOIN LATERAL (
     WHERE minute.gpu_id = hold.gpu_id AND minute.at >= %(since)s AND minute.at < %(until)s
         AND minute.utilization_percent_count > 0
 ) used
-WHERE instance.phase = 'running' AND instance.ready_at <= %(since)s AND NOT instance.is_sealed
+WHERE instance.phase = 'running' AND instance.ready_at <= %(since)s AND NOT instance.is_off_limits
 GROUP BY instance.id, instance.run
 HAVING count(*) = instance.replicas * instance.gpus_per_replica AND min(used.minutes) = %(minutes)s
     AND max(used.most) < %(under)s

@@ -221,7 +221,7 @@ def actions(instance: Instance) -> dict[str, str]:
     """Return what may be asked now: each verb with a sentence why not, empty when it may."""
     phase = Phase(instance.phase)
     shown = {"phase": instance.get_phase_display()}
-    if instance.is_sealed:
+    if instance.is_off_limits:
         return dict.fromkeys(("start", "stop", "terminate", "rename"), _("It verifies a result, and ends by itself."))
     start = stop = end = ""
     if phase == Phase.INTERRUPTED and instance.reason != Reason.RESERVATION_END:

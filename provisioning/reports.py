@@ -466,7 +466,7 @@ def _assignments(wanted: Sequence[Assignment], at: datetime) -> list[dict[str, A
 
 def _has_door(instance: Instance) -> bool:
     """What has no network has no door either: nobody may reach in who could not be reached."""
-    return instance.has_network and not instance.is_sealed
+    return instance.has_network and not instance.is_off_limits
 
 
 def _work(instance: Instance) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class Work:
     organization: nothing is held for them and nothing charged. What runs longer
     than `time_limit_s` is charged for no more than that; ending it is for whoever
     set the limit. What keeps more than `disk_bytes` in its work folder, inputs
-    among it, is ended by its node, as a failure of its own. `counters` are read while it runs, see `counters.py`. Into
-    what `is_sealed` nobody of its project reaches, nor do they start or end it: what it finds is not theirs to decide.
+    among it, is ended by its node, as a failure of its own. `counters` are read while it runs, see `counters.py`. What
+    `is_off_limits` nobody of its project enters, starts or ends: what it finds is not theirs to decide.
     """
 
     inputs: str = ""
@@ -51,7 +51,7 @@ class Work:
     time_limit_s: int | None = None
     disk_bytes: int | None = None
     counters: Counters | None = None
-    is_sealed: bool = False
+    is_off_limits: bool = False
 
 
 NOTHING = Work()

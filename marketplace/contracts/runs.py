@@ -69,7 +69,7 @@ def order_of_check(claim: Claim, acceptance: Acceptance, *, gpus: int) -> Order:
             paid_by=claim.escrow_id,
             disk_bytes=_disk_beside_outputs(claim, attempt.instance),
             time_limit_s=_limit_s(claim),
-            is_sealed=True,
+            is_off_limits=True,
         ),
         takes_quota=False,
     )
@@ -108,7 +108,7 @@ def order_of_rerun(claim: Claim) -> Order:
             paid_by=claim.escrow_id,
             disk_bytes=first.disk_bytes,
             time_limit_s=_limit_s(claim),
-            is_sealed=True,
+            is_off_limits=True,
         ),
         takes_quota=False,
     )

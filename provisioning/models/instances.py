@@ -171,7 +171,7 @@ class Instance(models.Model):
     paid_by = models.CharField(max_length=64, blank=True, help_text="what pays for its hours, where its owner does not")
     time_limit_s = models.PositiveIntegerField(null=True, help_text="from when it has its GPUs: charged no longer")
     disk_bytes = models.BigIntegerField(null=True, help_text="what it may keep in its work folder")
-    is_sealed = models.BooleanField(
+    is_off_limits = models.BooleanField(
         default=False, db_default=False, help_text="nobody of its project enters, starts or ends it"
     )
 

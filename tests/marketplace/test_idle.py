@@ -79,7 +79,7 @@ def test_an_hour_of_nothing_on_every_gpu_is_idle(resting: Instance, now: datetim
 
 
 def test_what_verifies_a_result_is_never_idle(resting: Instance, now: datetime) -> None:
-    Instance.objects.filter(pk=resting.pk).update(is_sealed=True)
+    Instance.objects.filter(pk=resting.pk).update(is_off_limits=True)
     assert idle.look(at=now) == 0
 
 

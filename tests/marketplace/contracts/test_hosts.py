@@ -84,7 +84,7 @@ def test_whoever_pays_for_a_result_neither_ends_nor_enters_what_verifies_it(
 ) -> None:
     _, _, claim = on_a_node(verifier)
     instance = starts(claim, fleet)
-    assert instance.is_sealed
+    assert instance.is_off_limits
     assert access.instance_for(actor, instance.public_id, verb="instance.view") == instance
     with pytest.raises(Forbidden, match="ends by itself"):
         access.instance_for(actor, instance.public_id, verb="instance.change")

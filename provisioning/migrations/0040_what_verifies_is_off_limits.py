@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
     operations = [
         migrations.AddField(
             model_name="instance",
-            name="is_sealed",
+            name="is_off_limits",
             field=models.BooleanField(
                 db_default=False, default=False, help_text="nobody of its project enters, starts or ends it"
             ),
