@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SHOTS = os.environ.get("GPUMARKET_SHOTS", "")
 WIDE, PHONE = (1280, 900), (390, 844)
 
@@ -42,9 +44,15 @@ def tour(page: Any, addresses: Iterable[str], *, language: str) -> None:
 
 
 def _fits(page: Any, name: str, size: tuple[int, int]) -> None:
+    from playwright.sync_api import TimeoutError
+
     page.set_viewport_size({"width": size[0], "height": size[1]})
-    too_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-    assert not too_wide, f"{name} is wider than {size[0]}: {page.evaluate(WIDEST)}"
+    try:  # The window has its new size at once, and the page its own a moment later.
+        page.wait_for_function(
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth", timeout=3000
+        )
+    except TimeoutError:
+        pytest.fail(f"{name} is wider than {size[0]}: {page.evaluate(WIDEST)}")
 
 
 def _shoot(page: Any, name: str) -> None:
