@@ -33,3 +33,15 @@ def test_once_its_gpus_are_given_back_what_waits_for_them_is_looked_at(works: Wo
     assert running.after(attempt.instance_id) == [first.pk, second.pk]
     Attempt.objects.filter(pk=attempt.pk).update(state="succeeded", ended_at=attempt.created_at)
     assert running.after(attempt.instance_id) == [second.pk]
+
+
+def test_what_of_its_own_job_still_waits_is_looked_at_once_it_is_over(works: Works) -> None:
+    job = works.one(array=3, parallel=1, outputs=None)
+    works.go()
+    (attempt,) = works.running(job)
+    assert latest(job).why == Job.Why.PARALLEL
+    Attempt.objects.filter(pk=attempt.pk).update(state="succeeded", ended_at=attempt.created_at)
+    Instance.objects.filter(pk=attempt.instance_id).update(phase=Phase.STOPPING)
+    assert running.after(attempt.instance_id) == []
+    Instance.objects.filter(pk=attempt.instance_id).update(phase=Phase.TERMINATED)
+    assert running.after(attempt.instance_id) == [job.pk]
