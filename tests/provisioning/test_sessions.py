@@ -73,8 +73,8 @@ def test_an_instance_has_the_keys_of_its_own_project_alone(
     assert desired(fleet, row)["ssh_keys"] == [ED25519]
 
 
-def test_nobody_enters_what_is_sealed(key: SshKey, rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
-    rent(work=Work(is_sealed=True))
+def test_nobody_enters_what_is_off_limits(key: SshKey, rent: Rent, run_until_idle: Run, fleet: Fleet) -> None:
+    rent(work=Work(is_off_limits=True))
     run_until_idle()
     row = Assignment.objects.select_related("node").get()
     assert desired(fleet, row)["ssh_keys"] == []
