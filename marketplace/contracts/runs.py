@@ -215,7 +215,10 @@ def said(tried: VerifierRun, claim: Claim) -> str:
 
 def end_left_over(*, at: datetime, limit: int) -> int:
     """End tries that nobody waits for any more, and terminate instances of those that are over; return how many."""
-    ended = sum(_give_up(tried, at=at) for tried in _not_waited_for()[:limit])
+    left = list(_not_waited_for()[:limit])
+    for tried in left:
+        _give_up(tried, at=at)
+    ended = len(left)
     done = VerifierRun.objects.exclude(result=Result.RUNNING).exclude(instance__desired=Instance.Desired.TERMINATED)
     for tried in done.select_related("instance").order_by("pk")[:limit]:
         try:
@@ -233,10 +236,9 @@ def _not_waited_for() -> QuerySet[VerifierRun]:
 
 
 @transaction.atomic
-def _give_up(tried: VerifierRun, *, at: datetime) -> bool:
+def _give_up(tried: VerifierRun, *, at: datetime) -> None:
     result = _result_of(tried, limit=timedelta(0), at=at)
     _end(tried, tried.claim, Result.TIMED_OUT if result == Result.RUNNING else result, at=at)
-    return True
 
 
 def _limit_s(claim: Claim) -> int:

@@ -115,12 +115,18 @@ def test_a_capacity_manager_says_what_unpaid_work_of_a_supplier_may_cost(desk: C
     assert sellers.limit_micros(seller, "USD") == sellers.DEFAULT_MICROS
 
 
-def test_a_dispute_is_decided_once_by_somebody_apart(
-    desk: Client, carol: User, acme: Organization, project: Project, actor: Actor
-) -> None:
+def paid(acme: Organization, project: Project, actor: Actor) -> Claim:
+    """A claim that its customer accepted, and paid."""
     claim = make_deal(acme, **BY_CUSTOMER).claim(project, "frame 1")
     answering.accept(actor=actor, claim=claim, at=timezone.now())
     sweeping.advance(at=timezone.now(), limit=10)
+    return claim
+
+
+def test_a_dispute_is_decided_once_by_somebody_apart(
+    desk: Client, carol: User, acme: Organization, project: Project, actor: Actor
+) -> None:
+    claim = paid(acme, project, actor)
     dispute = disputing.open(
         actor=actor, claim=claim, side=Side.BUYER, reason="wrong_result", text="It is black", at=timezone.now()
     )
@@ -141,9 +147,7 @@ def test_a_dispute_is_decided_once_by_somebody_apart(
 def test_nobody_takes_back_for_the_operator_what_their_own_organization_paid(
     desk: Client, carol: User, acme: Organization, project: Project, actor: Actor
 ) -> None:
-    claim = make_deal(acme, **BY_CUSTOMER).claim(project, "frame 1")
-    answering.accept(actor=actor, claim=claim, at=timezone.now())
-    sweeping.advance(at=timezone.now(), limit=10)
+    claim = paid(acme, project, actor)
     own = Membership.objects.create(organization=acme, user=carol, role="viewer")
     path, why = reverse("console-claim-reverse", args=[claim.public_id]), {"reason": "Wrong in all"}
     assert "somebody else has to decide" in desk.post(path, why).content.decode()
