@@ -11,6 +11,7 @@ from typing import Any
 
 from django.apps import apps
 from django.db import connection, connections, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
 
 from billing import accounts, credits, holds, ledger, prices, usage
@@ -162,12 +163,19 @@ def behind(rows: QuerySet[Any], *calls: Callable[[], object]) -> list[str]:
             for call in calls:
                 came.append(pool.submit(run, call))
                 deadline = time.monotonic() + 20
-                while time.monotonic() < deadline:
-                    cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-                    if cursor.fetchone()[0] >= len(came):
-                        break
+                while _waiting(cursor) + sum(one.done() for one in came) < len(came):
+                    assert time.monotonic() < deadline, "a call neither ended nor waits for what is locked"
                     time.sleep(0.01)
         return sorted(one.result(timeout=30) for one in came)
+
+
+def _waiting(cursor: CursorWrapper) -> int:
+    """Return how many sessions of this database wait for a lock; other databases of the server are other tests'."""
+    cursor.execute("""
+        SELECT count(DISTINCT late.pid) FROM pg_locks late JOIN pg_locks own USING (pid)
+        WHERE NOT late.granted AND own.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """)
+    return int(cursor.fetchone()[0])
 
 
 def meeting(*, patience_s: float) -> Callable[[], None]:

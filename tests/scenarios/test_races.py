@@ -104,43 +104,45 @@ def take_all_but(count: int, fleet: Fleet) -> None:
     early(gpus=8 - count)
 
 
-def two_want_a_gpu(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, *, free: int) -> list[str]:
+def two_who_want_a_gpu(fleet: Fleet, *, free: int) -> list[Callable[[], Instance]]:
     take_all_but(free, fleet)
-    one, other = customer("one", fleet), customer("other", fleet)
-    meet_before(monkeypatch, placement, "_commit", meet)
-    return at_the_same_moment(one, other)
+    return [customer(name, fleet) for name in ("one", "other")]
 
 
 def test_the_last_gpu_goes_to_one_of_two(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
-    assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["NoCapacity", "done"]
+    both = two_who_want_a_gpu(fleet, free=1)
+    meet_before(monkeypatch, placement, "_commit", meet)
+    assert at_the_same_moment(*both) == ["NoCapacity", "done"]
 
 
 def test_the_last_two_gpus_of_a_node_go_to_two(monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet) -> None:
-    assert two_want_a_gpu(monkeypatch, meet, fleet, free=2) == ["done", "done"]
+    both = two_who_want_a_gpu(fleet, free=2)
+    meet_before(monkeypatch, placement, "_commit", meet)
+    assert at_the_same_moment(*both) == ["done", "done"]
 
 
 def test_without_the_lock_both_choose_the_last_gpu_and_only_the_count_refuses_the_second(
-    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet
+    monkeypatch: pytest.MonkeyPatch, fleet: Fleet
 ) -> None:
+    both = two_who_want_a_gpu(fleet, free=1)
     for name in ("TAKE_ALL", "TAKE_ONE_NOW"):
-        unlocked, sleep = re.sub("FOR NO KEY UPDATE.*\n", "\n", getattr(taking, name)), "SELECT pg_sleep(0.3)"
-        monkeypatch.setattr(taking, name, unlocked.replace("count(*) FROM locked", f"count(*) FROM locked, ({sleep})"))
-    assert two_want_a_gpu(monkeypatch, meet, fleet, free=1) == ["IntegrityError", "done"]
+        monkeypatch.setattr(taking, name, re.sub("FOR NO KEY UPDATE.*\n", "\n", getattr(taking, name)))
+    assert behind(Node.objects.filter(offer=fleet.h200), *both) == ["IntegrityError", "done"]
 
 
 def test_without_a_second_statement_both_pick_the_same_gpu_and_only_the_index_refuses_it(
-    monkeypatch: pytest.MonkeyPatch, meet: Meet, fleet: Fleet, rent: Rent
+    fleet: Fleet, rent: Rent
 ) -> None:
     assignment = rent(gpus=8).assignments.get()
-    node = Node.objects.get(offer=fleet.h200, free_gpus=8)
+    free = Node.objects.filter(offer=fleet.h200, free_gpus=8)
+    node = free.get()
 
     def claim_in_one_statement() -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 """
                 WITH node AS (
-                    SELECT id, pg_sleep(0.3) FROM (
-                        SELECT id FROM provisioning_node WHERE id = %s FOR NO KEY UPDATE) locked
+                    SELECT id FROM provisioning_node WHERE id = %s FOR NO KEY UPDATE
                 ), gpu AS (
                     SELECT gpu.id FROM provisioning_gpu gpu JOIN node ON node_id = node.id
                     WHERE NOT EXISTS (SELECT FROM provisioning_gpuhold WHERE gpu_id = gpu.id AND released_at IS NULL)
@@ -151,7 +153,7 @@ def test_without_a_second_statement_both_pick_the_same_gpu_and_only_the_index_re
                 [node.pk, assignment.pk],
             )
 
-    assert at_the_same_moment(claim_in_one_statement, claim_in_one_statement) == ["IntegrityError", "done"]
+    assert behind(free, claim_in_one_statement, claim_in_one_statement) == ["IntegrityError", "done"]
 
 
 def test_two_gangs_that_want_the_same_nodes_do_not_deadlock(

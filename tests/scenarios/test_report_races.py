@@ -60,8 +60,13 @@ def test_without_the_cursor_only_a_constraint_keeps_a_piece_of_log_from_being_ke
     assert outcomes == [["done"], ["IntegrityError"]]
 
 
-def overtake(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> str:
-    """Let a newer report come while an older one is being written down; return what is known in the end."""
+def overtake(
+    take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet, *, patience_s: float
+) -> str:
+    """Let a newer report come while an older one is being written down, which waits for it as long as that.
+
+    Return what is known in the end.
+    """
     older, newer = (
         report_of(fleet.nodes["h200-1"], running, seq=seq, state=state)
         for seq, state in ((1000, "prepared"), (1001, "exited"))
@@ -72,7 +77,7 @@ def overtake(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running:
     def slow(live: Any, said: Any, at: Any) -> None:
         if said[0].state == "prepared":
             is_slow.set()
-            is_over.wait(timeout=0.7)
+            is_over.wait(timeout=patience_s)
         real(live, said, at)
 
     def come_later() -> None:
@@ -86,13 +91,13 @@ def overtake(take: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, running:
 
 
 def test_a_report_waits_for_the_one_before_it(monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet) -> None:
-    assert overtake(reports.take, monkeypatch, running, fleet) == "exited"
+    assert overtake(reports.take, monkeypatch, running, fleet, patience_s=0.7) == "exited"
 
 
 def test_without_one_transaction_for_a_report_an_older_one_has_the_last_word(
     monkeypatch: pytest.MonkeyPatch, running: Instance, fleet: Fleet
 ) -> None:
-    assert overtake(reports.take.__wrapped__, monkeypatch, running, fleet) == "prepared"
+    assert overtake(reports.take.__wrapped__, monkeypatch, running, fleet, patience_s=20) == "prepared"
 
 
 def test_a_report_that_was_overtaken_changes_nothing(running: Instance, fleet: Fleet) -> None:
