@@ -115,16 +115,37 @@ def matching(root: Path, patterns: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def matcher(pattern: str) -> re.Pattern[str]:
-    """Return what the paths look like that a pattern names."""
-    words = ""
-    for name in pattern.split("/"):
+    """Return what the paths look like that a pattern names.
+
+    Tenants write patterns, so none may take long: where a part fits in several places the first is kept for good
+    (`(?>`), as whatever fits behind a later one fits behind the first.
+    """
+    names = pattern.split("/")
+    is_open = names[-1] == "**"
+    if is_open:
+        names.pop()
+    words, is_within = "", False
+    for number, name in enumerate(names, start=1):
         if name == "**":
-            words += "(?:[^/]+/)*"
-            continue
-        parts = {"*": "[^/]*", "?": "[^/]"}
-        words += "".join(parts.get(letter, re.escape(letter)) for letter in name) + "/"
-    is_open = pattern.rpartition("/")[2] == "**"
-    return re.compile(f"{words}[^/]+" if is_open else f"{words.removesuffix('/')}(?:/.+)?", re.DOTALL)
+            words += (")" if is_within else "") + "(?>(?:[^/]+/)*?"
+            is_within = True
+        else:
+            words += _name(name) + ("/" if is_open or number < len(names) else r"(?=/|\Z)")
+    words += ")" if is_within else ""
+    return re.compile(words + (".+" if is_open else "(?:/.+)?"), re.DOTALL)
+
+
+def _name(name: str) -> str:
+    """Return what one name of a path looks like, as `matcher` writes it."""
+    first, *others = map(_letters, re.split(r"\*+", name))
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(f"(?>[^/]*?{part})" for part in middle) + f"[^/]*{last}"
+
+
+def _letters(part: str) -> str:
+    return "".join("[^/]" if letter == "?" else re.escape(letter) for letter in part)
 
 
 def _plain_beginning(pattern: str) -> str:

@@ -252,3 +252,35 @@ def test_a_machine_that_gives_no_network_of_its_own_refuses_with_the_reason(
     monkeypatch.setattr("provisioning.agent.workload.why_not_alone", lambda: "this node cannot: no namespaces")
     node.want("asg_a", "running", work={"has_network": False})
     assert node.until("asg_a", "failed").message == "this node cannot: no namespaces"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/".join(["**"] * 7 + ["zz"]), "/".join("a" * 40)),
+        ("/".join(["**", "?"] * 7 + ["zz"]), "/".join("a" * 40)),
+        ("*a" * 5 + "b", "a" * 120),
+    ],
+)
+def test_no_pattern_that_a_tenant_writes_keeps_a_node_or_a_worker_busy(pattern: str, path: str) -> None:
+    begun = time.process_time()
+    assert not folders.matcher(pattern).fullmatch(path)
+    assert folders.matcher(pattern.removesuffix("zz").removesuffix("b") + "*").fullmatch(path)
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "does_not"),
+    [
+        ("**/b/**/b", ["b/b", "b/a/b", "a/b/a/b/b", "b/b/a"], ["b", "a/b", "bb/b"]),
+        ("**/b/**", ["b/a", "a/b/b"], ["b", "a/b", "a/bb/a"]),
+        ("a/**/*a*b", ["a/ab", "a/b/bab", "a/ab/x", "a/aab"], ["ab", "a", "a/ba", "b/ab"]),
+        ("*a*b?", ["abx", "aabbx", "xaxbx/y"], ["ab", "a/b", "ab/x"]),
+        ("**", ["a", "a/b"], []),
+    ],
+)
+def test_a_part_of_a_pattern_that_fits_in_several_places_fits_in_any(
+    pattern: str, fits: list[str], does_not: list[str]
+) -> None:
+    found = folders.matcher(pattern)
+    assert [path for path in (*fits, *does_not) if found.fullmatch(path)] == fits
