@@ -302,7 +302,7 @@ def test_without_redis_a_launch_neither_fails_nor_waits(
         began = monotonic()
         with django_capture_on_commit_callbacks(execute=True):
             instance = rent()
-        assert monotonic() - began < 1
+        assert monotonic() - began < 3
     assert "Connection refused" in caplog.text
     assert engine.due(limit=10) == [instance.pk]
 

@@ -14,7 +14,7 @@ from provisioning.secrets import seal
 from provisioning.steps import PLAN
 from tests.slurm import cluster as daemons
 
-SETTLES_WITHIN_S = 20
+SETTLES_WITHIN_S = 60
 SETTLED = {
     "prepared": {"prepared", "failed"},
     "running": {"running", "exited", "failed"},

@@ -280,7 +280,7 @@ def test_a_server_that_is_gone_for_good_leaves_the_way_back(gpumarket, shop, mon
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -292,7 +292,7 @@ def test_an_interrupt_ends_the_instance_and_says_the_bill(process, shop, name):
     child = process("run", "--", "sleep", "inf")
     wait_for(lambda: len(shop.asked("GET", "/api/v1/instances/ins_1/logs")) > 1)
     child.send_signal(getattr(signal, name))
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert shop.instances["ins_1"]["phase"] == "terminated"
     assert out == "hello\n"
@@ -319,7 +319,7 @@ def test_a_second_interrupt_gives_up_and_says_what_is_left(process, shop):
     child.send_signal(signal.SIGINT)
     wait_for(lambda: shop.asked("POST", "/api/v1/instances/ins_1/terminate"))
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=10)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "gpumarket terminate ins_1" in err
 
@@ -329,7 +329,7 @@ def test_detached_an_interrupt_leaves_the_instance_running(process, shop):
     child = process("run", "--detach", "--", "sleep", "inf")
     wait_for(lambda: shop.asked("GET", "/api/v1/instances/ins_1/logs"))
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=10)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert shop.instances["ins_1"]["phase"] == "running"
     assert "gpumarket logs -f ins_1" in err
@@ -342,7 +342,7 @@ def test_a_reader_that_goes_away_ends_the_instance(process, shop):
     child.stdout.readline()
     child.stdout.close()
     err = child.stderr.read()
-    assert child.wait(timeout=10) == 1
+    assert child.wait(timeout=60) == 1
     assert shop.instances["ins_1"]["phase"] == "terminated"
     assert "Traceback" not in err
     assert "Exception ignored" not in err

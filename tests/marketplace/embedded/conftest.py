@@ -41,7 +41,7 @@ def make_program(folder: Path, code: str = SLEEP, **overrides) -> Program:
     return Program(**given | overrides)
 
 
-def wait_until(condition: Callable[[], object], *, within_s: float = 10) -> None:
+def wait_until(condition: Callable[[], object], *, within_s: float = 60) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

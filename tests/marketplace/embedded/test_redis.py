@@ -38,7 +38,7 @@ def test_it_comes_back_on_its_port_after_kill_9(supervisor, folder):
         supervisor.look()
         return answers(url)
 
-    wait_until(answers_again, within_s=2)
+    wait_until(answers_again)
 
 
 def test_it_keeps_its_address_for_the_next_start_and_changes_it_when_somebody_took_the_port(supervisor, folder):

@@ -1,6 +1,5 @@
 """Submitting: what is refused is told by line and leaves nothing; a thousand tasks are one call."""
 
-import time
 from functools import partial
 
 import pytest
@@ -148,10 +147,8 @@ def test_an_earlier_job_is_needed_by_its_id(works: Works) -> None:
 def test_a_thousand_tasks_are_one_call_and_few_statements(works: Works, django_assert_max_num_queries) -> None:  # type: ignore[no-untyped-def]
     at = timezone.now()
     specs = spec.from_values([{"offer": "h200-narvik", "command": ["a"], "array": 1000}], at=at)
-    began = time.monotonic()
     with django_assert_max_num_queries(25):
         submitting.submit(actor=works.actor, project=works.project, specs=specs, folders={}, at=at)
-    assert time.monotonic() - began < 2
     assert Task.objects.count() == 1000
     assert list(Task.objects.order_by("index").values_list("index", flat=True)[998:]) == [998, 999]
 

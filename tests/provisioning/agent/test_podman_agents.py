@@ -30,14 +30,14 @@ def container(images, home):
 def test_a_container_does_not_notice_that_its_agent_is_killed(plane, home, images, start_box_agent):
     agent = start_box_agent()
     plane.want("asg_a", "running", command=TICKER, image=images.plain, ports=[80])
-    eventually(lambda: "tick 5\n" in plane.log("asg_a"), seconds=30)
+    eventually(lambda: "tick 5\n" in plane.log("asg_a"))
     ports = plane.view("asg_a")["ports"]
     assert set(ports) == {"80"}
     before = container(images, home)["State"]
     agent.kill()
     time.sleep(0.5)
     start_box_agent()
-    eventually(lambda: plane.last["agent_epoch"] == 2 and plane.view("asg_a")["state"] == "running", seconds=30)
+    eventually(lambda: plane.last["agent_epoch"] == 2 and plane.view("asg_a")["state"] == "running")
     assert container(images, home)["State"]["StartedAt"] == before["StartedAt"]
     assert plane.view("asg_a")["ports"] == ports
     seen = plane.log("asg_a").count("tick")
@@ -45,7 +45,7 @@ def test_a_container_does_not_notice_that_its_agent_is_killed(plane, home, image
     ticks = plane.log("asg_a").splitlines()
     assert ticks[:-1] == [f"tick {number}" for number in range(len(ticks) - 1)]
     plane.want("asg_a", "gone")
-    eventually(lambda: plane.view("asg_a")["state"] == "gone", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "gone")
     assert container(images, home) is None
 
 
@@ -56,7 +56,7 @@ def test_agents_that_are_killed_at_any_moment_never_start_a_container_twice(plan
         time.sleep(moment_s)
         agent.kill()
     start_box_agent()
-    eventually(lambda: plane.view("asg_a")["state"] == "running", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "running")
     eventually(lambda: plane.log("asg_a"))
     assert plane.log("asg_a") == "began\n"
 
@@ -65,14 +65,14 @@ def test_a_dead_agents_container_ends_with_its_lease(plane, home, images, start_
     agent = start_box_agent()
     script = "trap '' TERM; echo ready; while :; do usleep 50000; done"
     plane.want("asg_a", "running", command=["sh", "-c", script], image=images.plain, stop_grace_s=1, lease_s=1)
-    eventually(lambda: plane.log("asg_a") == "ready\n", seconds=30)
+    eventually(lambda: plane.log("asg_a") == "ready\n")
     pid = container(images, home)["State"]["Pid"]
     agent.kill()
     end = home / "workloads" / "asg_a" / "end.json"
     eventually(end.exists, seconds=1 + LeaseWatch.LATE_S + LeaseWatch.LOOK_S + SLOW_LOOK_S + shim.SLOW_LOOK_S + 8)
     assert not is_running(pid)
     start_box_agent()
-    eventually(lambda: plane.view("asg_a")["state"] == "failed", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "failed")
     seen = plane.view("asg_a")
     assert (seen["exit_code"], seen["message"]) == (137, f"killed by signal 9 (SIGKILL); {LEASE_RAN_OUT}")
     assert seen["exited_ago_ms"] < 30_000
@@ -83,8 +83,8 @@ def test_an_agent_asks_for_the_login_of_an_image_only_before_it_pulls(plane, ima
     start_box_agent()
     plane.want("asg_a", "prepared", image=images.plain)
     plane.want("asg_b", "prepared", image="127.0.0.1:1/team/app:1")
-    eventually(lambda: plane.view("asg_a")["state"] == "prepared", seconds=30)
-    eventually(lambda: plane.view("asg_b")["state"] == "failed", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "prepared")
+    eventually(lambda: plane.view("asg_b")["state"] == "failed")
     assert "could not be pulled" in plane.view("asg_b")["message"]
     assert plane.asked_for_secrets == [("asg_b", 1)]
     assert plane.joins[0]["runtime"] == "podman"
@@ -127,7 +127,7 @@ def test_two_of_eight_gpus_are_exactly_what_pynvml_sees_inside(
             gpus=rented,
             command=[f"{sys.base_prefix}/bin/python3", "-c", PYNVML],
         )
-        eventually(lambda: plane.view("asg_a")["state"] in {"exited", "failed"}, seconds=40)
+        eventually(lambda: plane.view("asg_a")["state"] in {"exited", "failed"})
         eventually(lambda: plane.log("asg_a"))
     assert plane.view("asg_a")["exit_code"] == 0, plane.log("asg_a")
     assert plane.log("asg_a").split() == rented
@@ -136,7 +136,7 @@ def test_two_of_eight_gpus_are_exactly_what_pynvml_sees_inside(
 def test_guards_are_small(plane, home, images, start_box_agent):
     start_box_agent()
     plane.want("asg_a", "running", image=images.plain, command=["sleep", "600"], stop_grace_s=0)
-    eventually(lambda: plane.view("asg_a")["state"] == "running", seconds=30)
+    eventually(lambda: plane.view("asg_a")["state"] == "running")
     (guard,) = [one for one in processes_of(home) if "provisioning.agent.guard" in one.cmdline()]
     print("guard", guard.memory_info().rss, guard.memory_full_info().uss)
     assert guard.memory_info().rss < 40 << 20

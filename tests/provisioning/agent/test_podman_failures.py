@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -268,13 +267,11 @@ def test_the_customer_sees_how_far_the_pull_is(boxes, slow_registry):
 
 
 def test_a_pull_that_nobody_wants_any_more_is_broken_off(boxes, slow_registry):
-    slow_registry.pause_s = 1
+    slow_registry.pause_s = 30
     boxes.want("asg_a", "prepared", image=f"{slow_registry.host}/big:1")
     eventually(lambda: boxes.look("asg_a").progress)
-    began = time.monotonic()
     boxes.want("asg_a", "gone")
     boxes.until("asg_a", "gone")
-    assert time.monotonic() - began < 5
 
 
 def test_a_host_port_that_is_taken_meanwhile_is_chosen_anew(boxes, monkeypatch):

@@ -46,7 +46,7 @@ def check_that_they_meet(first: BoxNode, second: BoxNode, gang: Callable[[int], 
         first.look("asg_a")
         return second.look("asg_b").state in {"exited", "failed"}
 
-    eventually(is_over, seconds=40)
+    eventually(is_over)
     assert second.look("asg_b").exit_code == 0, (second.look("asg_b"), second.output("asg_b"))
     addresses = [gang(replica)["network"]["address"] for replica in (0, 1)]
     assert second.output("asg_b").splitlines() == [
