@@ -72,7 +72,8 @@ def in_use(*, offer_id: int, at: datetime) -> int:
         return 0
     hour = calendar.hour_of(at)
     committed = calendar.peak_within(offer_id=offer_id, starts_at=hour, ends_at=hour + calendar.HOUR)
-    free = capacity.gpus - capacity.open_ended - committed
+    uncounted = coverage.uncounted_gpus(offer_id=offer_id, starts_at=at, ends_at=hour + calendar.HOUR)
+    free = capacity.gpus + uncounted - capacity.open_ended - committed
     return min(max(0, held - max(0, free)), lent_gpus(offer_id=offer_id, at=at))
 
 

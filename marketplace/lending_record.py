@@ -16,12 +16,12 @@ from django.db.models import Q
 
 from billing.models import UsageSpan
 from billing.rating import MILLISECOND
-from marketplace import holdings
+from marketplace import coverage, holdings
 from marketplace.blocks import NOTICE
 from marketplace.models import LendingSpell, Offer, Reservation, ReservationStrip
 from provisioning import calendar
 from provisioning.calendar import HOUR, hour_of
-from provisioning.models import Capacity, Instance
+from provisioning.models import Instance
 
 # Of all that spot ran on, one part in so many.
 SCALE = 10**9
@@ -81,12 +81,12 @@ class _Lender:
 
 
 def between(offer: Offer, since: datetime, until: datetime) -> Record:
-    """Return the record of an offer from `since` to `until`. Six queries."""
+    """Return the record of an offer from `since` to `until`. Nine queries at most."""
     lenders = _lenders(offer, since, until)
     spans = _spans(offer, since, until)
     spot = [span for market, span in spans if market == Instance.Market.SPOT]
     open_ended = [span for market, span in spans if market == Instance.Market.ON_DEMAND]
-    gpus = Capacity.objects.filter(pk=offer.pk).values_list("gpus", flat=True).first() or 0
+    gpus = calendar.gpus_of_offer(offer.pk) + coverage.uncounted_gpus(offer_id=offer.pk, starts_at=since, ends_at=until)
     committed = calendar.committed(offer_ids=[offer.pk], starts_at=since, ends_at=until)[offer.pk]
     edges = {since, until} | _edges([*spot, *open_ended]) | {edge for lender in lenders for edge in lender.edges}
     edges |= set(committed) | {hour + HOUR for hour in committed}

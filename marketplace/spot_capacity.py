@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from marketplace import lending, waiting
+from marketplace import coverage, lending, waiting
 from marketplace.models import SpotTerms
 from provisioning import calendar
 from provisioning.models import Capacity
@@ -20,7 +20,8 @@ def free_gpus(terms: SpotTerms, *, at: datetime) -> int:
     until = at + timedelta(seconds=terms.interval_s + terms.min_notice_s)
     committed = calendar.peak_within(offer_id=terms.offer_id, starts_at=at, ends_at=until)
     promised = counted.open_ended + committed + terms.buffer_gpus + asked_on_demand(terms, at=at)
-    return max(0, counted.gpus - promised + lent(terms, at=at))
+    delivered_elsewhere = coverage.uncounted_gpus(offer_id=terms.offer_id, starts_at=at, ends_at=until)
+    return max(0, counted.gpus - promised + delivered_elsewhere + lent(terms, at=at))
 
 
 def asked_on_demand(terms: SpotTerms, *, at: datetime) -> int:

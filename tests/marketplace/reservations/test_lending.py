@@ -12,7 +12,7 @@ from billing.models import Charge, LentUse, PriceVersion
 from marketplace import lending, lending_record, recalls, rentals, reservations, spot
 from marketplace.models import LendingShare, LendingSpell, Reservation
 from provisioning import interruptions
-from provisioning.models import Instance, Interruption
+from provisioning.models import Gpu, Instance, Interruption, Node
 from tests.blocks import USD, Buyer, check_conserved
 from tests.conftest import Run, order
 from tests.marketplace.reservations.conftest import CENT, INTERVAL_S, NOTICE_S
@@ -52,6 +52,39 @@ def test_without_lending_spot_gets_nothing_of_what_is_reserved(
     reservations.lend(actor=other_buys.actor, reservation=lent, is_lent=False, at=timezone.now())
     clock.shift(timedelta(seconds=INTERVAL_S))
     assert spot.clear(offer_id=acme_buys.offer.pk, at=timezone.now()).capacity_gpus == 0
+
+
+@pytest.mark.parametrize("out", ["held", "cordoned", "quarantined", "silent"])
+def test_what_a_block_runs_on_and_is_out_of_service_is_taken_from_spot_once(
+    acme_buys: Buyer, other_buys: Buyer, clock: Any, run_until_idle: Run, out: str
+) -> None:
+    def capacity(hours: float) -> int:
+        clock.move_to(acme_buys.at(hours))
+        return spot.clear(offer_id=acme_buys.offer.pk, at=timezone.now()).capacity_gpus
+
+    other_buys.buy(8, 2, 6, at=1.5)
+    other_buys.go_to(2)
+    with transaction.atomic():
+        rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8),
+            at=timezone.now(),
+        )  # fmt: skip
+    run_until_idle()
+    assert capacity(2.1) == 8
+    node = Node.objects.filter(free_mask=0)
+    if out == "quarantined":
+        Gpu.objects.filter(node__in=node).update(state="quarantined")
+    else:
+        changed: dict[str, dict[str, Any]] = {
+            "held": {"is_held": True}, "cordoned": {"state": "cordoned"}, "silent": {"reachability": "lost"},
+        }  # fmt: skip
+        node.filter(offer=acme_buys.offer).update(**changed[out])
+    # What does not answer is not had: the block is to have the other eight.
+    assert capacity(2.2) == (0 if out == "silent" else 8)
+    acme_buys.buy(8, 6, 7, at=2.3)
+    assert capacity(5.9) == (0 if out == "silent" else 8)
+    # What begins with the next hour has nothing of the node that is out.
+    assert capacity(5.98) == 0
 
 
 def test_the_holder_gets_their_share_of_each_charge_once(
