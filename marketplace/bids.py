@@ -12,7 +12,7 @@ from marketplace.errors import BadOrder
 from marketplace.models import ApiToken, Bid, Offer, Project, SpotTerms
 from marketplace.money import shown
 from provisioning import interruptions, quotas
-from provisioning.models import CHARGED_PHASES, Instance
+from provisioning.models import CHARGED_PHASES, STARTING, Instance
 
 # A bid may wait for long; after this it must be confirmed by setting its price again.
 FUNDS_LIFE = timedelta(days=30)
@@ -62,12 +62,18 @@ def check_price(terms: SpotTerms, price_micros: int, *, at: datetime) -> None:
 
 
 def check_covers(instance: Instance, price_micros: int, terms: SpotTerms, *, at: datetime) -> None:
-    """Raise BadOrder for a price below what the instance pays now: nobody pays more than they bid."""
-    if instance.phase not in CHARGED_PHASES:
+    """Raise BadOrder for a price below what the instance pays now: nobody pays more than they bid.
+
+    What has won pays that from the moment it runs, however long it waits for its GPUs.
+    """
+    has_won = instance.phase in STARTING and instance.admitted_at is not None
+    if not has_won and instance.phase not in CHARGED_PHASES:
         return
     pays_micros = floating.price_now(interruptions.price_of(instance), at=at)
     if price_micros < pays_micros:
         message = gettext("It pays %(price)s per GPU-hour now; bid that or more, or stop it.")
+        if has_won:
+            message = gettext("It has won its GPUs at %(price)s per GPU-hour; bid that or more, or stop it.")
         raise BadOrder("max_price", message % {"price": shown(pays_micros, terms.currency, exact=True)})
 
 

@@ -205,6 +205,33 @@ def test_a_bid_is_not_lowered_below_what_its_instance_pays_now(tick: Tick, place
     spot.change(actor=actor, bid=running, max_price_micros=70 * CENT, at=timezone.now())
 
 
+def test_a_bid_that_won_and_waits_for_its_gpus_is_not_lowered_below_what_it_will_pay(
+    tick: Tick, place: Place, actor: Actor, run_until_idle: Run
+) -> None:
+    place(60 * CENT, gpus=8, replicas=2)
+    tick()
+    won = place(USD, gpus=8, replicas=2)
+    assert (tick().charged_micros, phase(won)) == (60 * CENT, Phase.QUEUED)
+
+    def lowered(cents: int) -> None:
+        spot.change(actor=actor, bid=Bid.objects.get(pk=won.pk), max_price_micros=cents * CENT, at=timezone.now())
+
+    before = every_row()
+    with pytest.raises(BadOrder, match=r"has won .*0\.60"):
+        lowered(59)
+    assert every_row() == before
+    lowered(60)
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S), tick=False):
+        run_until_idle()
+    with time_machine.travel(timezone.now() + timedelta(seconds=NOTICE_S + 6), tick=False):
+        run_until_idle()
+        span = UsageSpan.objects.get(resource_id=won.instance.public_id)
+        assert floating.price_now(span.price_version, at=timezone.now()) <= Bid.objects.get(pk=won.pk).price_micros
+    lost = place(50 * CENT, gpus=8)
+    spot.change(actor=actor, bid=lost, max_price_micros=51 * CENT, at=timezone.now())
+    spot.change(actor=actor, bid=lost, max_price_micros=50 * CENT, at=timezone.now())
+
+
 def test_who_won_waits_for_the_gpus_of_who_lost_and_takes_none_of_an_idle_reservation(
     tick: Tick, place: Place, fleet: Fleet, run_until_idle: Run
 ) -> None:
