@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from django.contrib.postgres.fields import ArrayField
-from django.db import migrations, models
+from django.db import connection, migrations, models
 from django.db.migrations.state import ModelState, ProjectState
 
 from marketplace.management.commands.migrate import quick_states
@@ -33,7 +33,12 @@ def state_of_things() -> ProjectState:
             ("thing", models.ForeignKey("things.Thing", models.PROTECT, related_name="parts")),
         ],
     )
-    return ProjectState({("things", "thing"): thing, ("things", "part"): part})
+    box = ModelState(
+        "things",
+        "Box",
+        [("id", models.BigAutoField(primary_key=True)), ("holds", models.ManyToManyField("things.Thing"))],
+    )
+    return ProjectState({("things", model.name_lower): model for model in (thing, part, box)})
 
 
 def seen(state: ProjectState) -> dict[str, list[str]]:
@@ -61,16 +66,98 @@ def test_a_migration_sees_the_constraints_and_indexes_that_django_would_show_it(
     assert seen(quick) == seen(slow) != seen(state_of_things())
 
 
-def test_fields_that_come_later_are_seen_with_what_was_added_before() -> None:
-    state = state_of_things()
-    assert seen(state)["constraints"] == [POSITIVE.name]
+FOREIGN = models.ForeignKey("things.Part", models.PROTECT, null=True, related_name="owners")
+HEAVY = migrations.AddField("thing", "weight", models.IntegerField(default=3))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        HEAVY,
+        migrations.AddField("thing", "part", FOREIGN),
+        migrations.RemoveField("thing", "size"),
+        migrations.AlterField("thing", "size", models.BigIntegerField()),
+        migrations.CreateModel("Owner", [("id", models.BigAutoField(primary_key=True)), ("part", FOREIGN)]),
+    ],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_what_is_related_to_a_changed_model_is_not_made_anew(operation) -> None:
+    slow, quick = state_of_things(), state_of_things()
+    before = [state.apps.get_model("things", "part") for state in (slow, quick)]
+    operation.state_forwards("things", slow)
     with quick_states():
-        migrations.AddConstraint("thing", SMALL).state_forwards("things", state)
-        migrations.AddField("thing", "weight", models.IntegerField(default=3)).state_forwards("things", state)
-    thing, part = (state.apps.get_model("things", name) for name in ("thing", "part"))
-    assert seen(state)["constraints"] == [POSITIVE.name, SMALL.name]
-    assert thing(size=2).weight == 3
-    assert part._meta.get_field("thing").related_model is thing
+        operation.state_forwards("things", quick)
+    after = [state.apps.get_model("things", "part") for state in (slow, quick)]
+    assert [one is other for one, other in zip(before, after, strict=True)] == [False, True]
+    changed = [state.apps.get_model("things", operation.name if "Create" in repr(operation) else "thing")
+               for state in (slow, quick)]  # fmt: skip
+    fields = [[(field.name, field.db_type(connection)) for field in model._meta.local_fields] for model in changed]
+    assert fields[0] == fields[1]
+
+
+def test_what_inherits_from_a_changed_model_is_made_anew() -> None:
+    state = state_of_things()
+    state.add_model(ModelState("things", "Copy", [], options={"proxy": True}, bases=("things.thing",)))
+    before = state.apps.get_model("things", "copy")
+    assert before._meta.get_field("size")
+    with quick_states():
+        HEAVY.state_forwards("things", state)
+        assert state.apps.get_model("things", "copy")().weight == 3
+
+
+def test_a_data_migration_sees_every_model_with_what_was_added_before() -> None:
+    seen = []
+
+    def look(apps, editor) -> None:
+        thing, part = (apps.get_model("things", name) for name in ("thing", "part"))
+        seen.append(
+            (thing(size=2).weight, thing._meta.constraints, part._meta.get_field("thing").related_model is thing)
+        )
+
+    state = state_of_things()
+    assert state.apps.get_model("things", "thing")
+    with quick_states(), connection.schema_editor(collect_sql=True, atomic=False) as editor:
+        for operation in (migrations.AddConstraint("thing", SMALL), HEAVY):
+            operation.state_forwards("things", state)
+        migrations.RunPython(look).database_forwards("things", _Asked(editor), state, state)
+    assert seen == [(3, [POSITIVE, SMALL], True)]
+
+
+class _Asked:
+    """An editor that lets code of migrations run."""
+
+    def __init__(self, editor) -> None:
+        self.connection = editor.connection
+
+
+def asked_of_the_database(operation) -> list[str]:
+    """Return the SQL of an operation that follows another one on the same model."""
+    before = state_of_things()
+    assert before.apps.get_model("things", "thing")
+    HEAVY.state_forwards("things", before)
+    after = before.clone()
+    operation.state_forwards("things", after)
+    with connection.schema_editor(collect_sql=True, atomic=False) as editor:
+        operation.database_forwards("things", editor, before, after)
+    return editor.collected_sql
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (migrations.AlterField("thing", "id", models.CharField(max_length=9, primary_key=True)), '"things_part"'),
+        (migrations.AlterField("thing", "size", models.BigIntegerField()), "bigint"),
+        (migrations.AddField("thing", "part", FOREIGN), 'REFERENCES "things_part"'),
+        (migrations.RenameField("thing", "id", "key"), '"key"'),
+        (migrations.RenameModel("Thing", "Item"), '"things_box_holds" RENAME COLUMN "thing_id" TO "item_id"'),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_change_of_a_table_asks_of_the_database_what_it_asks_in_django(db: None, operation, words: str) -> None:
+    slow = asked_of_the_database(operation)
+    with quick_states():
+        assert asked_of_the_database(operation) == slow
+    assert words in " ".join(slow)
 
 
 def test_each_model_has_fields_of_its_own_made_as_django_makes_them() -> None:
