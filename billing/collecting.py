@@ -16,6 +16,7 @@ from billing import accounts, credit_lines, moves
 from billing.accounts import CustomerAccounts
 from billing.errors import PaymentsPastDue
 from billing.invoicing import debts
+from billing.invoicing.rounding import asked
 from billing.models import (
     Account,
     Collection,
@@ -116,7 +117,8 @@ def refusal(organization: accounts.Organization) -> PaymentsPastDue | None:
     lost = sum(row.lost_micros for row in rows)
     owed = sum(debts.left_due_micros(organization=organization, invoices=invoices).values()) + lost + taken
     number = invoices[0].number if invoices else ""
-    return PaymentsPastDue(owed_micros=owed, currency=payer.cash.currency, number=number)
+    currency = payer.cash.currency
+    return PaymentsPastDue(owed_micros=asked(owed, currency), currency=currency, number=number)
 
 
 def charges(row: Collection) -> QuerySet[Payment]:
@@ -127,11 +129,13 @@ def charges(row: Collection) -> QuerySet[Payment]:
 
 
 def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice]) -> dict[int, tuple[int, int]]:
-    """Return of each invoice what is left, and what of that is not disputed, by id."""
+    """Return of each invoice what is left, and what is to be asked for: what of that is not disputed, in whole minor
+    units. By id."""
     left = debts.left_due_micros(organization=organization, invoices=invoices)
     unsettled = InvoiceDispute.objects.filter(UNSETTLED, invoice__in=left).order_by()
     disputed = dict(unsettled.values_list("invoice").annotate(total=Sum("gross_micros")))
-    return {key: (micros, max(0, micros - disputed.get(key, 0))) for key, micros in left.items()}
+    currency = organization.currency
+    return {key: (micros, asked(max(0, micros - disputed.get(key, 0)), currency)) for key, micros in left.items()}
 
 
 def open_taken(organization: accounts.Organization) -> list[TakenDebt]:
@@ -149,13 +153,14 @@ def left_taken(
 
 
 def taken_back(organization: accounts.Organization) -> list[tuple[TakenDebt, int]]:
-    """Return what banks took back that no invoice asks for, and what is left of each; one query where that is none."""
+    """Return what banks took back that no invoice asks for, and what is to be asked for each; one query where that is
+    none."""
     taken = open_taken(organization)
     if not taken:
         return []
     unpaid = Invoice.objects.filter(collection__organization=organization.pk, collection__state__in=UNPAID)
     left = left_taken(organization, taken, to_ask_for(organization, list(unpaid)))
-    return [(row, left[row.pk]) for row in taken if left[row.pk]]
+    return [(row, asked(left[row.pk], organization.currency)) for row in taken if left[row.pk]]
 
 
 def reopen(invoice: Invoice, *, at: datetime) -> None:

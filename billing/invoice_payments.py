@@ -8,6 +8,7 @@ from django.db.models import F
 from billing import accounts, collecting, ledger
 from billing.accounts import CustomerAccounts, Organization
 from billing.invoicing import debts
+from billing.invoicing.rounding import asked
 from billing.models import Account, Collection, Invoice, InvoicePayment
 
 
@@ -72,20 +73,21 @@ def _recover(
 
 
 def payable_micros(public_id: str, organization: Organization) -> int | None:
-    """Return what is still to be paid of an invoice, or to be recovered of it; None where there is no such invoice."""
+    """Return what is to be asked for an invoice, also for one that was given up; None where there is none."""
     invoice = _named(public_id, organization)
     return None if invoice is None else payable_micros_of([invoice], invoice.organization)[invoice.pk]
 
 
 def payable_micros_of(invoices: Iterable[Invoice], organization: Organization) -> dict[int, int]:
-    """Return the same of each of these, by id; their collections are read beside them."""
+    """Return what is to be asked for each of these, by id, in whole minor units; their collections are read beside
+    them."""
     invoices = list(invoices)
     payable = debts.left_due_micros(organization=organization, invoices=invoices)
     for invoice in invoices:
         row = collection_of(invoice)
         if row is not None and row.state == Collection.State.UNCOLLECTIBLE:
             payable[invoice.pk] = row.lost_micros
-    return payable
+    return {key: asked(micros, organization.currency) for key, micros in payable.items()}
 
 
 def pay_named(public_id: str, organization: Organization, most_micros: int, cause: str, at: datetime) -> int:

@@ -19,6 +19,15 @@ def half_up(micros: int, unit: int) -> int:
     return size if micros >= 0 else -size
 
 
+def asked(micros: int, currency: str) -> int:
+    """Return what is asked for an amount that is left to pay: the least that can be paid and pays all of it.
+
+    Credit and cash pay to the micro, so what they leave may be no whole minor unit. What is paid beyond it is cash.
+    """
+    assert micros >= 0
+    return micros + -micros % minor_unit_micros(currency)
+
+
 def shared_out(exact: Mapping[str, int], unit: int) -> dict[str, int]:
     """Return each line's amount in whole units: the one rounding of an invoice.
 

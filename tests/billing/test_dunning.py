@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import bank, books, collecting, disputes, dunning, holds, invoice_payments, runway, standing
+from billing import bank, books, collecting, credits, disputes, dunning, holds, invoice_payments, runway, standing
 from billing.errors import PaymentsPastDue
 from billing.invoicing import crediting, debts
 from billing.models import Account, Card, Collection, DunningEvent, DunningStep, Invoice, Notice, Payment, Runway
@@ -194,6 +194,35 @@ def test_a_saved_card_is_charged_a_week_before_and_paid_by_it(card_rail):
     for day in days(-5, 70):
         run(after(day))
     assert actions() == ["charge"]
+
+
+def test_a_card_pays_an_invoice_whole_where_credit_left_a_fraction_of_a_cent(card_rail):
+    acme, _ = owing()
+    save_card(acme)
+    credits.compensate(organization=acme, amount_micros=1_234_567, key="sla", reason="It was down", at=CLOSE + HOUR)
+    run(after(-7))
+    payment = Payment.objects.get()
+    assert payment.amount_micros == 8_770_000
+    settle_payment(payment, Payment.State.SUCCEEDED, at=after(-6))
+    run(after(-5))
+    assert (state(), wallet(acme).owed_micros, wallet(acme).cash_micros) == ("paid", 0, 4_567)
+    assert books.check(at=after(0)) == []
+
+
+def test_a_card_recovers_what_was_written_off_to_a_fraction_of_a_cent(card_rail):
+    acme, invoice = owing()
+    credits.compensate(organization=acme, amount_micros=1_234_567, key="sla", reason="It was down", at=CLOSE + HOUR)
+    for day in days(-8, 70):
+        run(after(day))
+    asked = invoice_payments.payable_micros(invoice.public_id, acme)
+    assert (asked, collecting.refusal(acme).owed_micros) == (8_770_000, 8_770_000)
+    save_card(acme)
+    payment = paying.charge(
+        organization=acme, amount_micros=asked, purpose=Payment.Purpose.INVOICE, key="late",
+        reference=invoice.public_id, at=after(80),
+    )  # fmt: skip
+    settle_payment(payment, Payment.State.SUCCEEDED, at=after(80))
+    assert (state(), sanction(acme), wallet(acme).cash_micros) == ("paid", "", 4_567)
 
 
 def test_an_outcome_that_nobody_knows_holds_every_step_back(card_rail):
