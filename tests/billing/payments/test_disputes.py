@@ -6,8 +6,9 @@ from billing import books
 from billing.models import Dispute
 from billing.payments import paying, refunds
 from billing.test_processor import disputes as far_disputes
+from billing.test_processor import hosted
 from tests.billing.makers import NOON, USD, account, grant, move, wallet
-from tests.billing.payments.stage import order
+from tests.billing.payments.stage import NEEDS_PROOF, order
 
 
 @pytest.fixture
@@ -51,10 +52,22 @@ def test_a_dispute_that_is_lost_stays_taken(customer, processor, paid):
     assert (wallet(customer).cash_micros, Dispute.objects.get().state) == (0, "lost")
 
 
+def test_a_dispute_of_which_we_hear_before_its_payment_is_taken_all_the_same(customer, processor):
+    waiting = paying.send(payment_id=order(customer, card=processor.card(customer, NEEDS_PROOF)).pk, at=NOON)
+    url = paying.continue_url(payment=waiting, at=NOON)
+    hosted.prove(processor.world, url.rpartition("/")[2], is_them=True)
+    far_disputes.open_dispute(processor.world, waiting.processor_id)
+    for event in [one for one in processor.world.events if one["type"].startswith("charge.dispute.")]:
+        processor.deliver(event)
+    assert Dispute.objects.get().state == "taken"
+    processor.deliver()
+    assert (wallet(customer).cash_micros, wallet(customer).owed_micros) == (0, 0)
+    assert books.check(at=NOON) == []
+
+
 def test_a_dispute_of_a_strangers_payment_moves_nothing(customer, processor, paid):
     ghost = processor.ghost(customer)
     far_disputes.open_dispute(processor.world, ghost["id"])
-    outcomes = processor.deliver()
-    assert any("disputes none of our payments" in outcome for outcome in outcomes)
+    assert processor.deliver()[-1] == "refused: it belongs to none of our payments"
     assert wallet(customer).cash_micros == 20 * USD
     assert not Dispute.objects.exists()
