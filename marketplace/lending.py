@@ -81,7 +81,7 @@ def share_due(*, at: datetime, limit: int) -> int:
     """Pay holders their share of what spot was charged for GPUs of theirs; return how many charges were shared."""
     since = at - SHARED_WITHIN
     lending = LendingSpell.objects.filter(Q(ends_at=None) | Q(ends_at__gt=since - SHARED_WITHIN), starts_at__lt=at)
-    offers = Offer.objects.filter(pk__in=lending.values("reservation__offer")).select_related("block_terms")
+    offers = Offer.objects.filter(pk__in=lending.values("reservation__offer"))
     shared = 0
     for offer in offers.order_by("pk"):
         last = 0
@@ -90,7 +90,7 @@ def share_due(*, at: datetime, limit: int) -> int:
                 offer, min(since for _, since in page), max(charge.through for charge, _ in page)
             )
             for charge, begun in page:
-                shared += share(charge=charge, since=begun, ran=ran, offer=offer, at=at)
+                shared += share(charge=charge, since=begun, ran=ran, at=at)
                 if shared >= limit:
                     return shared
             last = page[-1][0].pk
@@ -114,20 +114,22 @@ def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[tupl
 
 
 @transaction.atomic
-def share(*, charge: Charge, since: datetime, ran: Record, offer: Offer, at: datetime) -> bool:
+def share(*, charge: Charge, since: datetime, ran: Record, at: datetime) -> bool:
     """Pay holders for their part of one charge, once: of what spot ran on while it was made, what they lent.
 
-    Each holder gets in proportion to what they had idle, at every moment since the charge before, in whole micros by
-    the largest remainder. Of a charge in another currency a holder gets nothing, and nobody else gets their part.
+    Each holder gets the share in the terms that they bought on, in proportion to what they had idle, at every moment
+    since the charge before, in whole micros by the largest remainder. Of a charge in another currency a holder gets
+    nothing, and nobody else gets their part.
     """
     weights = ran.weights(since, charge.through)
     whole = SCALE * ((charge.through - since) // MILLISECOND)
     if not (whole and weights):
         return False
-    micros = charge.amount_micros * sum(weights.values()) * offer.block_terms.lend_share_bp // (whole * BP)
+    due = [weight * ran.lenders[pk].terms["lend_share_bp"] for pk, weight in weights.items()]
+    micros = charge.amount_micros * sum(due) // (whole * BP)
     if not micros or LendingShare.objects.filter(cause=charge.key).exists():
         return False
-    parts = largest_remainder(micros, list(weights.values()))
+    parts = largest_remainder(micros, due)
     paid = zip([ran.lenders[pk] for pk in weights], parts, strict=True)
     currency = charge.span.price_version.currency
     paid_now = [pair for pair in paid if pair[1] and pair[0].currency == currency]

@@ -94,13 +94,14 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     chosen = {leg.source for leg in found.legs} - {OFFER}
     listings = {row.pk: row for row in Listing.objects.filter(pk__in=chosen).select_related("seller")}
     sellers = {pk: reservations.lock(pk) for pk in sorted({row.reservation_id for row in listings.values()})}
+    fees = {pk: sellers[row.reservation_id].terms["resale_fee_bp"] for pk, row in listings.items()}
     reservation_id, trade_id = new_public_id("rsv"), new_public_id("trd")
     reservations.check_budget(actor, project, found.total_micros, pays_for=[trade_id, reservation_id], at=at)
     reservations.check_use(project, window, at=at)
     parties = {project.organization.pk: project.organization} | {row.seller_id: row.seller for row in listings.values()}
     for pk in sorted(parties):
         accounts.lock(organization_id=pk, currency=found.currency)
-    paid = _pay(project, found, listings, terms, trade_id=trade_id, reservation_id=reservation_id, at=at)
+    paid = _pay(project, found, listings, fees, trade_id=trade_id, reservation_id=reservation_id, at=at)
     strips, given_up = [], defaultdict[int, list[Taken]](list)
     for leg in found.legs:
         taken = _hours_of(leg, listings, sellers, at=at)
@@ -117,7 +118,7 @@ def buy(*, actor: Actor, project: Project, window: Window, limit_micros: int, at
     )
     total = [sum(one.promo_micros for one in paid.values()), sum(one.cash_micros for one in paid.values())]
     reservation.move_to(ReservationState.SCHEDULED, at=at, promo_micros=total[0], cash_micros=total[1])
-    trade = _write_down(trade_id, reservation, found, listings, terms, limit_micros=limit_micros, at=at)
+    trade = _write_down(trade_id, reservation, found, listings, fees, limit_micros=limit_micros, at=at)
     _pay_sellers(trade, listings, sellers, paid, given_up, at=at)
     audit.record_of(
         reservation, "trade.buy", actor=actor, after={"trade": trade_id, "total_micros": found.total_micros}
@@ -194,15 +195,16 @@ def supply_of(
     return supply
 
 
-def _fee(leg: Leg, terms: BlockTerms) -> int:
-    return 0 if leg.source == OFFER else blocks.kept_micros(leg.amount_micros, bp=terms.resale_fee_bp)
+def _fee(leg: Leg, fees: Mapping[int, int]) -> int:
+    """Return what the platform keeps of a leg, by the fee in the terms that its seller bought on."""
+    return 0 if leg.source == OFFER else blocks.kept_micros(leg.amount_micros, bp=fees[leg.source])
 
 
 def _pay(
     project: Project,
     found: Fill,
     listings: Mapping[int, Listing],
-    terms: BlockTerms,
+    fees: Mapping[int, int],
     *,
     trade_id: str,
     reservation_id: str,
@@ -212,13 +214,13 @@ def _pay(
     deferred = accounts.platform(Account.Kind.DEFERRED, found.currency)
     parts = []
     own = sum(leg.amount_micros for leg in found.legs if leg.source == OFFER)
-    fees = sum(_fee(leg, terms) for leg in found.legs)
+    kept = sum(_fee(leg, fees) for leg in found.legs)
     if own:
         parts.append(Part("offer", deferred, own))
-    if fees:
-        parts.append(Part("fees", accounts.platform(Account.Kind.FEES, found.currency), fees))
+    if kept:
+        parts.append(Part("fees", accounts.platform(Account.Kind.FEES, found.currency), kept))
     for pk in sorted(listings):
-        net = sum(leg.amount_micros - _fee(leg, terms) for leg in found.legs if leg.source == pk)
+        net = sum(leg.amount_micros - _fee(leg, fees) for leg in found.legs if leg.source == pk)
         if net:
             parts.append(Part(listings[pk].public_id, deferred, net))
     window = found.window
@@ -262,7 +264,7 @@ def _write_down(
     reservation: Reservation,
     found: Fill,
     listings: Mapping[int, Listing],
-    terms: BlockTerms,
+    fees: Mapping[int, int],
     *,
     limit_micros: int,
     at: datetime,
@@ -285,7 +287,7 @@ def _write_down(
         [
             TradeLeg(
                 trade=trade, listing=listings.get(leg.source), starts_at=leg.starts_at, ends_at=leg.ends_at,
-                gpus=leg.gpus, price_micros=leg.price_micros, fee_micros=_fee(leg, terms),
+                gpus=leg.gpus, price_micros=leg.price_micros, fee_micros=_fee(leg, fees),
             )
             for leg in found.legs
         ]

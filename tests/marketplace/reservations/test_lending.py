@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing import books, charging
 from billing.models import Charge, LentUse, PriceVersion
 from marketplace import lending, lending_record, recalls, rentals, reservations, spot
-from marketplace.models import LendingShare, LendingSpell, Reservation
+from marketplace.models import BlockTerms, LendingShare, LendingSpell, Reservation
 from provisioning import interruptions
 from provisioning.models import Gpu, Instance, Interruption, Node
 from tests.blocks import USD, Buyer, check_conserved
@@ -98,11 +98,22 @@ def test_the_holder_gets_their_share_of_each_charge_once(
     for _ in range(2):
         lending.share_due(at=timezone.now(), limit=10)
     ran = lending_record.between(lent.offer, spot_runs.ready_at, charge.through)
-    assert not lending.share(charge=charge, since=spot_runs.ready_at, ran=ran, offer=lent.offer, at=timezone.now())
+    assert not lending.share(charge=charge, since=spot_runs.ready_at, ran=ran, at=timezone.now())
     share = LendingShare.objects.get()
     assert share.amount_micros == charge.amount_micros // 2
     assert other_buys.wallet().available_micros == before + share.amount_micros
     assert lending.earned_micros([lent]) == {lent.pk: share.amount_micros}
+    check_conserved(at=timezone.now())
+
+
+def test_a_holder_gets_the_share_that_their_quote_promised_whatever_the_terms_of_today_are(
+    other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any
+) -> None:
+    BlockTerms.objects.update(lend_share_bp=1000)
+    clock.shift(timedelta(minutes=6))
+    charging.charge_due(at=timezone.now())
+    assert lending.share_due(at=timezone.now(), limit=10) == 1
+    assert LendingShare.objects.get().amount_micros == Charge.objects.get().amount_micros // 2
     check_conserved(at=timezone.now())
 
 
@@ -205,7 +216,7 @@ def test_nobody_gets_the_part_of_a_holder_with_another_currency(
     acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    foreign = Reservation(price_version=PriceVersion(currency="EUR"))
+    foreign = Reservation(price_version=PriceVersion(currency="EUR"), terms=lent.terms)
     parts = {lent.pk: lending_record.SCALE // 4, 0: lending_record.SCALE * 3 // 4}
 
     def between(offer: Any, since: datetime, until: datetime) -> lending_record.Record:

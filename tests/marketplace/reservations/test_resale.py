@@ -11,7 +11,7 @@ from billing.models import Account
 from billing.rating import MILLISECOND
 from marketplace import holdings, quotes, resale, reservations
 from marketplace.errors import BadOrder, Conflict
-from marketplace.models import Listing, Reservation, Trade, TradeLeg
+from marketplace.models import BlockTerms, Listing, Reservation, Trade, TradeLeg
 from marketplace.trades import LimitTooLow
 from provisioning.errors import IllegalMove, NoCapacity
 from provisioning.models import Node
@@ -48,6 +48,21 @@ def test_a_part_is_sold_at_the_sellers_price_less_the_fee(acme_buys: Buyer, othe
     assert deferred_micros() == 8 * 10 * PRICE
     left = resale.left_of(Listing.objects.all())
     assert [step.gpus for steps in left.values() for step in steps] == [6, 2, 6]
+    check_conserved(at=acme_buys.noon)
+
+
+def test_a_seller_pays_the_fee_of_their_own_terms_whatever_those_of_today_are(
+    acme_buys: Buyer, other_buys: Buyer
+) -> None:
+    mine = acme_buys.buy(8, 24, 34)
+    acme_buys.put_up(mine, 6, 26, 30, 1_500_000)
+    before = acme_buys.wallet().available_micros
+    BlockTerms.objects.update(resale_fee_bp=9000)
+    trade = other_buys.trade(4, 27, 29, 1_600_000)
+    fee = trade.total_micros * 5 // 100
+    assert trade.legs.get().fee_micros == fee
+    assert acme_buys.wallet().available_micros == before + trade.total_micros - fee
+    assert trade.reservation.terms["resale_fee_bp"] == 9000
     check_conserved(at=acme_buys.noon)
 
 
