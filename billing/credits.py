@@ -1,5 +1,6 @@
 """Promotional credit."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from django.db import transaction
@@ -7,6 +8,8 @@ from django.db import transaction
 from billing import accounts, ledger, promotions, receivables, runway
 from billing.errors import BadCredit, KeyReused
 from billing.models import Account, CreditGrant, Transfer
+
+COMPENSATED = "service-credit:"
 
 
 @transaction.atomic
@@ -46,11 +49,18 @@ def compensate(
     return _give(
         organization,
         amount_micros,
-        key=f"service-credit:{key}",
+        key=f"{COMPENSATED}{key}",
         source=Account.Kind.SLA_EXPENSE,
         reason=reason,
         at=at,
     )
+
+
+def compensated(keys: Iterable[str]) -> dict[str, int]:
+    """Return what `compensate` gave by each of these keys, where it gave anything. One query."""
+    named = {f"{COMPENSATED}{key}": key for key in keys}
+    given = Transfer.objects.filter(key__in=list(named)).values_list("key", "amount_micros")
+    return {named[key]: micros for key, micros in given}
 
 
 def _give(

@@ -28,6 +28,7 @@ from marketplace.contracts import bounds
 from marketplace.jobs import moves, timeline
 from marketplace.jobs.moves import Ending, TaskMove
 from marketplace.models import Attempt, AttemptState, EndReason, Job, JobState, TaskState
+from marketplace.sla import evidence
 from provisioning import artifacts, instances
 from provisioning.agent.disk import FILLED
 from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Phase, Reason
@@ -197,8 +198,9 @@ def _end(job: Job, judged: Judged, *, at: datetime) -> int:
             )  # fmt: skip
     taken = {pk: cost.so_far_micros for pk, cost in costs.of([one.instance for one, _ in judged], at=at).items()}
     lost = [attempt.instance for attempt, verdict in judged if verdict.state == AttemptState.FAULTED]
+    returned = evidence.given_back(lost) if lost else {}
     for instance in lost:
-        _give_back(job, instance, taken[instance.pk], at=at)
+        _give_back(job, instance, taken[instance.pk] - returned[instance.pk], at=at)
     spent = taken | dict.fromkeys((instance.pk for instance in lost), 0)
     moves.attempts([_ending(attempt, verdict, spent[attempt.instance_id]) for attempt, verdict in judged])
     out = bounds.tried_out(job, [attempt.task for attempt, _ in judged])
@@ -210,10 +212,10 @@ def _end(job: Job, judged: Judged, *, at: datetime) -> int:
 
 
 def _give_back(job: Job, instance: Instance, micros: int, *, at: datetime) -> None:
-    """Give back what was charged for an attempt that a fault of ours ended: it counts nothing, and costs nothing."""
-    if micros:
+    """Give back what an attempt cost that a fault of ours ended, less what of that came back: it costs nothing."""
+    if micros > 0:
         credits.compensate(
-            organization=job.project.organization, amount_micros=micros, key=f"attempt:{instance.public_id}",
+            organization=job.project.organization, amount_micros=micros, key=evidence.attempt_key(instance),
             reason=f"A fault of ours ended {instance.name}"[:200], at=at,
         )  # fmt: skip
 

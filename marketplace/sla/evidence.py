@@ -9,8 +9,8 @@ from math import floor
 
 from django.db.models import Q, Sum
 
-from billing import adjusting, floating
-from billing.models import UsageSpan
+from billing import adjusting, credits, floating
+from billing.models import SlaVerdict, UsageSpan
 from billing.months import month_of, next_month
 from billing.outcomes import shortfalls
 from billing.sla import availability
@@ -20,7 +20,7 @@ from marketplace.sla import history, reserved
 from marketplace.sla.history import Move, Told
 from provisioning.models import Instance, InstanceEvent, Interruption
 
-EVER = datetime.max.replace(tzinfo=UTC)
+EVER_SINCE, EVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Case:
 
 
 def cases(resource_ids: Collection[str], *, month: datetime, terms: Terms, at: datetime) -> list[Case]:
-    """Return what was seen of these instances in a month, as far as it has gone by `at`. Thirteen queries at most."""
+    """Return what was seen of these instances in a month, as far as it has gone by `at`. Fourteen queries at most."""
     return between(resource_ids, month, min(next_month(month), max(month, at)), terms=terms)
 
 
 def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, terms: Terms) -> list[Case]:
-    """Return what was seen of these instances from one moment of a month to another. Thirteen queries at most."""
+    """Return what was seen of these instances from one moment of a month to another. Fourteen queries at most."""
     found = Instance.objects.filter(public_id__in=resource_ids).select_related("project__organization", "offer")
     rows = list(found.order_by("public_id"))
     spans, covers = _spans(resource_ids, begins, ends), _covers(resource_ids, begins)
@@ -61,8 +61,12 @@ def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, 
     ahead = reserved.paid_micros(uses, lost, begins, ends)
     returned = _returned([row.pk for row in rows], begins, ends)
     fell_short = shortfalls.credited_micros(resource_ids=list(resource_ids), since=begins, until=ends)
+    faulted = credits.compensated(attempt_key(row) for row in rows)
     made = []
     for row in rows:
+        cost = paid.get(row.public_id, 0) + ahead.get(row.pk, 0)
+        # A fault that ended an attempt at a task gave back all that it had cost, whenever that was.
+        whole = min(cost, faulted.get(attempt_key(row), 0))
         seen = Seen(
             begins=begins,
             ends=ends,
@@ -70,11 +74,29 @@ def between(resource_ids: Collection[str], begins: datetime, ends: datetime, *, 
             down=_touching(told[row.pk].down, begins),
             measured=tuple((span.started_at, span.ended_at or ends) for span in spans[row.public_id]),
             noted=tuple(note for note in notes[row.pk] if note + terms.degraded_for > begins),
-            paid_micros=paid.get(row.public_id, 0) + ahead.get(row.pk, 0),
-            returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0),
+            paid_micros=cost,
+            returned_micros=returned[row.pk] + fell_short.get(row.public_id, 0) + whole,
         )
         made.append(Case(row, seen))
     return made
+
+
+def attempt_key(instance: Instance) -> str:
+    """Return by which key the cost of an attempt at a task is given back that a fault of ours ended."""
+    return f"attempt:{instance.public_id}"
+
+
+def given_back(instances: Sequence[Instance]) -> dict[int, int]:
+    """Return what of each one's cost came back by now: for interruptions, hours below a floor, and months judged.
+
+    Three queries.
+    """
+    names = [instance.public_id for instance in instances]
+    found = _returned([instance.pk for instance in instances], EVER_SINCE, EVER)
+    hours = shortfalls.credited_micros(resource_ids=names, since=EVER_SINCE, until=EVER)
+    judged = SlaVerdict.objects.filter(resource_id__in=names).order_by().values_list("resource_id")
+    months = dict(judged.annotate(total=Sum("credit_micros")))
+    return {one.pk: found[one.pk] + hours.get(one.public_id, 0) + months.get(one.public_id, 0) for one in instances}
 
 
 def _touching(stretches: Sequence[tuple[datetime, datetime]], month: datetime) -> tuple[tuple[datetime, datetime], ...]:
