@@ -48,11 +48,9 @@ def of(job: Job, way: Way, *, at: datetime) -> Room:
     if job.time_limit_s is None:
         return Room(job.pending, None)
     each = orders.attempt_micros(gpus=job.all_gpus, rate=way.rate_micros, time_limit_s=job.time_limit_s)
-    if not each:
-        return Room(job.pending, job.time_limit_s)
     if job.contract:
         return _by_terms(job, each, at=at)
-    if job.most_micros is None:
+    if not each or job.most_micros is None:
         return Room(job.pending, job.time_limit_s)
     left = job.most_micros - job.spent_micros - set_aside(Attempt.objects.filter(job=job))
     room = Room(left // each, job.time_limit_s)
@@ -88,20 +86,25 @@ def _with_what_is_left(job: Job, way: Way, left: int) -> Room:
 
 
 def _by_terms(job: Job, each: int, *, at: datetime) -> Room:
-    """Return for how many attempts there is room by the terms of its contract."""
+    """Return for how many attempts there is room by the terms of its contract.
+
+    Inside a reservation an attempt costs nothing by the list, and verifying its result costs what it always does.
+    """
+    room, with_verifier = Room(0, job.time_limit_s), each + job.verify_micros
+    if not with_verifier:
+        return replace(room, attempts=job.pending)
     version, organization = bounds.version_of(job), job.project.organization
     work = written.of(version.terms).work
-    room = Room(0, job.time_limit_s)
     if work is None or each > work["attempt_micros"]:
         return replace(room, why=Why.PRICE, message=bounds.too_dear(version, each))
     sold = bounds.sold_with(version).values("public_id")
     mine = Attempt.objects.filter(job__project__organization=organization, job__contract__in=sold)
     left = bounds.unpaid_left(version, organization) - set_aside(mine.filter(instance__reservation=None))
-    room = replace(room, attempts=max(0, left // each), message=bounds.used_up(version))
+    attempts = left // each if each else job.pending if left > 0 else 0
+    room = replace(room, attempts=max(0, attempts), message=bounds.used_up(version))
     if not room.attempts:
         return replace(room, is_over=not bounds.is_under_way(version, organization))
     of_all = of_seller(version, at=at)
-    with_verifier = each + job.verify_micros
     if of_all is None or of_all // with_verifier >= room.attempts:
         return room
     room = replace(room, attempts=max(0, of_all // with_verifier), message=sellers.refusal(version, with_verifier))

@@ -25,6 +25,7 @@ from marketplace.models import Claim, Job, Membership, Project, SellerLimit, Use
 from provisioning import engine, told
 from tests.billing.makers import PRICE, start
 from tests.billing.results import JOB, item, release, set_aside, settle
+from tests.blocks import Buyer, sell_blocks
 from tests.conftest import make_organization, make_person
 from tests.marketplace.jobs.conftest import Works, latest
 from tests.outcomes import Deal, make_deal, make_seller, terms
@@ -325,3 +326,23 @@ def test_two_customers_who_submit_at_once_are_not_promised_the_same_room(
         thread.join()
     assert sorted(ends) == ["refused", "submitted"]
     assert SellerLimit.objects.count() == 1
+
+
+def test_inside_a_reservation_verifying_is_bounded_as_anywhere(works: Works, clock: time_machine.Traveller) -> None:
+    sell_blocks(works.fleet.h200, at=NOON)
+    buyer = Buyer(works.actor, works.project, works.fleet.h200, NOON)
+    reservation = buyer.buy(8, 1, 25)
+    clock.shift(timedelta(hours=1))
+    buyer.go_to(1)
+    verifier = {"kind": "command", "gpus": 1, "runs": 1, "timeout_s": 3600, "on_silence": "fail"}
+    made = make_deal(works.project.organization, verifier=verifier, command=["check"])
+    job = under(made, works, array=5, market="reserved", reservation=reservation.public_id)
+    assert (job.attempt_micros, job.verify_micros) == (0, HOUR_MICROS)
+    allow(made, 2 * HOUR_MICROS + 1)
+    works.go()
+    assert (latest(job).running, latest(job).pending) == (2, 3)
+    assert SAID in latest(job).hindrance
+    allow(made, 9 * HOUR_MICROS)
+    clock.shift(timedelta(seconds=20))
+    works.go()
+    assert latest(job).running == 5
