@@ -27,6 +27,7 @@ from marketplace.models import OPEN_JOBS, Job, JobDependency, JobEvent, JobState
 from marketplace.money import shown
 from marketplace.offers import offer_for
 from provisioning import artifacts, told
+from provisioning.agent.folders import matcher
 from provisioning.errors import BadFolder, NoCapacity, PolicyExcludes
 
 OPEN_TASKS_MAX = 100_000  # of one organization
@@ -232,13 +233,14 @@ def _check_verifiable(spec: Spec, bound: Bound, offer: Offer) -> None:
 
 
 def _check_counted(spec: Spec, bound: Bound) -> None:
-    """Raise BadOrder where its contract pays by a counter that nobody would read."""
-    measured = bound.terms["measured"]
-    if measured is None or measured["kind"] != "counter":
-        return
-    if spec.counters is None or measured["name"] not in spec.counters.names:
+    """Raise BadOrder where its contract pays by a counter that nobody would read, or by an output that is not kept."""
+    measured = bound.terms["measured"] or {"kind": "task"}
+    if measured["kind"] == "counter" and (spec.counters is None or measured["name"] not in spec.counters.names):
         text = gettext("This contract pays by the counter %(name)s: name it under “counters”.")
         raise BadOrder("counters", text % {"name": measured["name"]})
+    if measured["kind"] == "output" and not any(matcher(one).fullmatch(measured["path"]) for one in spec.outputs):
+        text = gettext("This contract counts units in the output %(path)s: name it under “outputs”.")
+        raise BadOrder("outputs", text % {"path": measured["path"]})
 
 
 def _check_fields(spec: Spec) -> None:

@@ -69,6 +69,19 @@ def test_an_order_beyond_what_its_terms_allow_is_refused_with_the_name_of_the_te
     assert not Escrow.objects.exists()
 
 
+def test_the_output_in_which_units_are_counted_has_to_be_kept(works: Works) -> None:
+    unit = {"name": "images", "per": 1000, "price_micros": PRICE, "most": 5000}
+    counted = {"kind": "per_unit", "unit": unit, "measured": {"kind": "output", "path": "out/units.json"}}
+    deal = make_deal(works.project.organization, **counted)
+    said = "counts units in the output out/units.json: name it under “outputs”"
+    for outputs in ([], ["images/"], ["out/*.png"]):
+        with pytest.raises(BadSpec, match=said), transaction.atomic():
+            under(deal, works, outputs=outputs)
+    assert not Escrow.objects.exists()
+    assert under(deal, works, outputs=["images/", "out/"]).pk
+    assert under(deal, works, outputs=["**/*.json"]).pk
+
+
 def test_a_month_of_gpus_cannot_be_bought_for_three_cents(works: Works) -> None:
     deal = bounded(works, seconds=1800, attempt_micros=500 * CENT)
     with pytest.raises(BadSpec, match="work/seconds"), transaction.atomic():
