@@ -42,6 +42,16 @@ def test_what_a_whole_period_is_short_of_its_floor_is_charged_once(
     assert books.check(at=after) == []
 
 
+def test_a_seller_who_withdraws_is_owed_no_floor_of_the_period_in_which_it_does(acme: Organization) -> None:
+    with time_machine.travel(AGREED, tick=False):
+        deal = make_deal(acme, floor={"period": "day", "micros": 3 * PRICE})
+    third_day = AGREED.replace(hour=0) + timedelta(days=2)
+    offering.withdraw(actor=deal.merchant, version=deal.version, at=third_day + timedelta(minutes=1))
+    for days in range(1, 5):
+        floors.true_up(at=AGREED + timedelta(days=days), limit=10)
+    assert list(Outcome.objects.values_list("period__day", "amount_micros")) == [(11, 3 * PRICE)]
+
+
 def test_the_floor_of_an_amended_contract_is_charged_once_a_period(acme: Organization) -> None:
     with time_machine.travel(AGREED, tick=False):
         deal = make_deal(acme, floor={"period": "day", "micros": 3 * PRICE})
