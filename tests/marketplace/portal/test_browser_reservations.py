@@ -24,7 +24,7 @@ __all__ = ["browser", "lively_fleet", "pytestmark", "window"]
 
 # So short that a test can wait for it, and so long that a page shows it.
 NOTICE_S = 3
-WITHIN_S = 15
+WITHIN_S = 60
 
 
 @pytest.fixture
