@@ -15,6 +15,8 @@ EU = frozenset(
 BPS = 10_000
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_name("taxes.toml").read_text(encoding="utf-8"))
 
+COUNTRIES = frozenset(TABLE["countries"].split())
+
 Treatment = Invoice.Treatment
 
 

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 
 from billing.errors import BadTaxId
 from billing.invoicing import sellers
-from billing.invoicing.taxes import TABLE
+from billing.invoicing.taxes import COUNTRIES, TABLE
 from billing.models import BillingDetails
 from marketplace import audit
 from marketplace.access import Actor
@@ -84,7 +84,7 @@ def _check(found: dict[str, str]) -> None:
         )
     if not all(line.isprintable() for line in lines):
         raise BadOrder("address", _("Use printable characters."))
-    if not (len(found["country"]) == 2 and found["country"].isascii() and found["country"].isalpha()):
+    if found["country"] not in COUNTRIES:
         raise BadOrder("country", _("Write the two letters of a country (ISO 3166-1), such as NO."))
     if len(found["tax_id"]) > TAX_ID_LENGTH_MAX:
         raise BadOrder("tax_id", _("A tax id has at most %(most)s characters.") % {"most": TAX_ID_LENGTH_MAX})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from billing.errors import BadTaxId
 from billing.invoicing import tax_ids, taxes
 from billing.invoicing.rounding import half_up, minor_unit_micros, part_of_tax, shared_out
-from billing.invoicing.taxes import EU, TABLE, Party, Treatment
+from billing.invoicing.taxes import COUNTRIES, EU, TABLE, Party, Treatment
 
 CENT, YEN = minor_unit_micros("USD"), minor_unit_micros("JPY")
 TODAY = date(2026, 11, 26)
@@ -19,6 +19,12 @@ units = st.sampled_from([CENT, YEN])
 lines = st.dictionaries(st.text(max_size=8), st.integers(-(10**13), 10**13), max_size=30)
 countries = st.sampled_from([*TABLE["rates"], "US", "IN", "BR"])
 parties = st.builds(Party, countries, st.sampled_from(["", "X123"]))
+
+
+def test_a_country_with_a_rate_is_one_that_can_be_typed():
+    assert {*TABLE["rates"], *EU, "US"} <= COUNTRIES
+    assert len(COUNTRIES) == 249
+    assert not {"UK", "EL"} & COUNTRIES
 
 
 def test_the_smallest_amounts_are_a_cent_and_a_yen():

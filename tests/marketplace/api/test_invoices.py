@@ -119,6 +119,7 @@ def test_billing_details_are_kept_in_one_form_and_written_into_the_audit(program
     ("field", "value"),
     [
         ("tax_id", "995525829"), ("tax_id", "x" * 33), ("country", "N"), ("country", "no"), ("country", "N1"),
+        ("country", "UK"), ("country", "EL"), ("country", "ZZ"),
         ("legal_name", ""), ("legal_name", "a\x07b"), ("legal_name", "n" * 201), ("address", "\n \n"),
         ("address", "\n".join("abcdefgh")), ("address", "a\x00b"), ("email", "nobody"), ("language", "de"),
     ],
