@@ -90,6 +90,8 @@ def top_up(
 def _ordered(order: Payment, organization: accounts.Organization, amount_micros: int, *, least: int) -> Payment:
     if not gateway.is_there():
         raise NoProcessor("no keys of the card processor were given")
+    if order.card is not None and order.card.organization_id != organization.pk:
+        raise NoCard("this is another organization's card")
     unit = minor_unit_micros(organization.currency)
     if not least * unit <= amount_micros <= MOST_UNITS * unit or amount_micros % unit:
         raise BadAmount(least_micros=least * unit, most_micros=MOST_UNITS * unit, currency=organization.currency)

@@ -13,10 +13,10 @@ from billing import accounts
 from billing.models import AutomaticTopUp, Card, Payment, ProcessorEvent
 from billing.payments import events
 from billing.test_processor import hosted
-from marketplace.models import AuditEntry, Organization, Role
+from marketplace.models import AuditEntry, Organization, Role, User
 from tests.billing.payments.conftest import _keys, processor
 from tests.billing.payments.stage import DECLINED_LATER, GOOD, NEEDS_PROOF, Processor
-from tests.conftest import make_member
+from tests.conftest import make_member, make_organization
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 
@@ -65,6 +65,15 @@ def test_a_saved_card_pays_with_one_click_and_a_form_sent_twice_pays_once(
     assert (cash(acme), len(processor.charges)) == (20_000_000, 1)
     assert pay_in(owner, "30", card=card.public_id).status_code == 409
     assert AuditEntry.objects.filter(verb="payment.order").count() == 1
+
+
+def test_another_organizations_card_pays_nothing_for_who_may_use_both(
+    owner: Client, acme: Organization, alice: User, processor: Processor
+) -> None:
+    processor.card(acme)
+    card = processor.card(make_organization("Beta", alice))
+    assert pay_in(owner, card=card.public_id).status_code == 409
+    assert not Payment.objects.exists()
 
 
 def test_a_card_is_added_on_the_processors_page(owner: Client, acme: Organization, processor: Processor) -> None:
