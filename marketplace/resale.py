@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils.translation import gettext
 
+from billing import prices
 from marketplace import audit, blocks, endings, holdings, money, reservations
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
@@ -104,6 +105,12 @@ def _check_ask(ask: Ask, terms: BlockTerms, reservation: Reservation, *, at: dat
             gettext("Ask for a whole multiple of %(step)s, more than nothing.")
             % {"step": money.shown(terms.ask_step_micros, reservation.currency)},
         )
+    if ask.ask_micros > (most := _most_micros(reservation, at=at)):
+        raise BadOrder(
+            "ask",
+            gettext("A GPU-hour of the offer costs %(price)s today; ask for that at most.")
+            % {"price": money.shown(most, reservation.currency, exact=True)},
+        )
     cutoff = timedelta(minutes=terms.resale_cutoff_minutes)
     if ask.starts_at < at + cutoff:
         raise BadOrder(
@@ -116,6 +123,17 @@ def _check_ask(ask: Ask, terms: BlockTerms, reservation: Reservation, *, at: dat
         raise BadOrder("min_gpus", gettext("The smallest order has 1 to %(most)s GPUs.") % {"most": ask.gpus})
     if not 1 <= ask.min_hours <= hours:
         raise BadOrder("min_hours", gettext("The shortest order has 1 to %(most)s hours.") % {"most": hours})
+
+
+def _most_micros(reservation: Reservation, *, at: datetime) -> int:
+    """Return the most that may be asked: what a GPU-hour of the offer costs today, on demand or reserved.
+
+    Whoever buys an hour that we then do not deliver gets back all that they paid, so two customers could
+    sell each other hours that are known to be missing, at our expense.
+    """
+    offer, currency = reservation.offer, reservation.currency
+    found = prices.current(skus=[offer.sku, offer.reserved_sku], currency=currency, at=at)
+    return max((price.micros_per_unit_hour for price in found.values()), default=ASK_MAX_MICROS)
 
 
 def _check_held(ask: Ask, reservation: Reservation) -> None:

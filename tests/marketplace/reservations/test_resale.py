@@ -139,6 +139,7 @@ def test_small_and_short_orders_are_not_served_by_a_listing_that_says_so(acme_bu
     [
         ({"ask": 1_500_001}, "ask", "whole multiple"),
         ({"ask": 0}, "ask", "whole multiple"),
+        ({"ask": 2_500_000}, "ask", r"costs .*2\.49 today"),
         ({"gpus": 9}, "gpus", "holds 8 GPUs, not 9"),
         ({"gpus": 0}, "gpus", "at least 1"),
         ({"first": 20}, "starts_at", "does not hold all"),
@@ -227,14 +228,14 @@ def test_who_bought_dear_from_a_holder_gets_back_what_they_paid_if_we_do_not_del
     acme_buys: Buyer, other_buys: Buyer
 ) -> None:
     mine = acme_buys.buy(16, 2, 4)
-    acme_buys.put_up(mine, 16, 2, 4, 5_000_000)
-    other_buys.trade(16, 2, 4, 5_000_000)
+    acme_buys.put_up(mine, 16, 2, 4, 2_490_000)
+    other_buys.trade(16, 2, 4, 2_490_000)
     Node.objects.update(state="cordoned")
     acme_buys.go_to(1)
     acme_buys.go_to(2.2)
     acme_buys.go_to(3.2)
     assert other_buys.wallet().available_micros == 1000 * USD
-    assert accounts.balance_micros(accounts.platform(Account.Kind.SLA_EXPENSE, "USD")) == -16 * 2 * 3_000_000
+    assert accounts.balance_micros(accounts.platform(Account.Kind.SLA_EXPENSE, "USD")) == -16 * 2 * 490_000
     acme_buys.go_to(4)
     check_conserved(at=acme_buys.at(4))
 
