@@ -8,12 +8,12 @@ from uuid import UUID
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, collecting, decisions, invoice_payments, ledger, repeats, runway
+from billing import accounts, collecting, decisions, invoice_payments, ledger, receivables, repeats, runway
 from billing.errors import AlreadyDecided, CreditTooLarge
 from billing.invoicing import sellers
 from billing.invoicing.rounding import minor_unit_micros, part_of_tax
 from billing.invoicing.writing import given_to
-from billing.models import Account, CreditProposal, Invoice, InvoiceLine, InvoiceMail, InvoiceSeries
+from billing.models import Account, Collection, CreditProposal, Invoice, InvoiceLine, InvoiceMail, InvoiceSeries
 
 State = CreditProposal.State
 MOVES: Mapping[str, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ def propose(*, invoice: Invoice, net_micros: int, reason: str, by: int, key: UUI
 def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
     """Issue the credit note of a proposal and give the money back. `by` is the id of another person than the proposer.
 
-    The money goes to what the organization owes, then to its cash.
+    The money goes to what the organization owes, then to its cash; of an invoice that was given up, to its loss first.
     """
     invoice = proposal.invoice
     decisions.check_person(proposal, State.ISSUED, by=by)
@@ -79,11 +79,12 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
     _still_open(proposal)
     note = _write(proposal, at=at)
     left = invoice_payments.left_micros(invoice, invoice.organization)
+    was_given_up = Collection.objects.filter(invoice=invoice, state=Collection.State.UNCOLLECTIBLE).exists()
     for what, kind, micros in (
         ("net", Account.Kind.REVENUE, note.net_micros),
         ("tax", Account.Kind.TAX, note.tax_micros),
     ):
-        for target, share in given_to(payer, micros):
+        for target, share in [(payer.cash, micros)] if was_given_up and micros else given_to(payer, micros):
             target.balance_micros += share
             ledger.transfer(
                 key=f"invoice:{note.public_id}:{what}:{target.kind}",
@@ -97,6 +98,10 @@ def approve(*, proposal: CreditProposal, by: int, at: datetime) -> Invoice:
                 key = f"invoice:{note.public_id}:{what}:{target.kind}"
                 invoice_payments.name(invoice=invoice, transfer_key=key, amount_micros=named, at=at)
                 left -= named
+    if was_given_up:
+        cause, most = f"invoice:{note.public_id}", note.total_micros
+        invoice_payments.pay_from_cash(payer=payer, invoice=invoice, most_micros=most, cause=cause, at=at)
+        receivables.settle(freed=payer.cash, cause=cause, at=at)
     decisions.decide(proposal, State.ISSUED, by=by, at=at, moves=MOVES, credit_note=note)
     runway.refresh(organization=invoice.organization, at=at)
     collecting.review(organization=invoice.organization, at=at)

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from billing import books, receivables
 from billing.errors import AlreadyDecided, CreditTooLarge, KeyReused, SecondPersonNeeded
 from billing.invoicing import crediting, debts
-from billing.models import CreditProposal, Invoice
+from billing.models import Collection, CreditProposal, Invoice
 from tests.billing.invoicing import CLOSE, close, make_seller, use
-from tests.billing.makers import HOUR, NOON, USD, account, make_organization, make_price, pay_in, wallet
+from tests.billing.makers import HOUR, NOON, USD, account, make_organization, make_price, move, pay_in, wallet
+from tests.billing.people import give_credit_line
+from tests.billing.test_dunning import after, days, run
 
 pytestmark = pytest.mark.django_db
 CENT = 10_000
@@ -35,9 +37,11 @@ def people(db):
     return [users.create_user(f"{name}@operator.example").pk for name in ("carol", "dan")]
 
 
-def invoiced(*, cash=100 * USD, hours=1, price=2_500_000):
+def invoiced(*, cash=100 * USD, line=0, hours=1, price=2_500_000):
     acme = make_organization(cash=cash)
     make_seller()
+    if line:
+        give_credit_line(acme, line, net_days=7)
     use(acme, begin=NOON, hours=hours, price=make_price(micros_per_unit_hour=price))
     close()
     return acme, Invoice.objects.get()
@@ -51,6 +55,22 @@ def proposed(invoice, micros, people, *, key=None, reason="The GPU was slow"):
 
 def approved(proposal, people):
     return crediting.approve(proposal=proposal, by=people[1], at=CLOSE + HOUR)
+
+
+def test_a_credit_of_an_invoice_that_was_given_up_is_less_of_a_loss_and_nobodys_money(people):
+    acme, invoice = invoiced(cash=0, line=1000 * USD)
+    for day in days(-8, 70):
+        run(after(day))
+    lost = Collection.objects.get()
+    assert (lost.state, lost.lost_micros) == ("uncollectible", invoice.total_micros)
+    move(account(acme, "receivable"), "revenue", 1 * USD)  # it owes something else too
+    note = approved(proposed(invoice, invoice.net_micros // 2, people), people)
+    lost.refresh_from_db()
+    assert (lost.state, lost.lost_micros) == ("uncollectible", invoice.total_micros - note.total_micros)
+    approved(proposed(invoice, crediting.left_micros(invoice), people), people)
+    lost.refresh_from_db()
+    assert (lost.state, lost.lost_micros, account(acme, "receivable").sanction) == ("paid", 0, "")
+    assert (wallet(acme).cash_micros, wallet(acme).owed_micros) == (0, 1 * USD)
 
 
 def test_a_full_credit_gives_everything_back_with_its_tax(people):
