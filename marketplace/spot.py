@@ -8,7 +8,7 @@ being held, so a raise comes before it or after it, never between.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -413,7 +413,10 @@ def _carry_out(held: Auction, terms: SpotTerms, found: Sequence[Entry], won: set
         interruptions.call_off(interruption=told, at=at, message=instance_texts.BID_WON())
     if lost:
         reason = Interruption.Reason.OUTBID if let_in else Interruption.Reason.CAPACITY
-        plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros)
+        new, going = set(let_in), set(lost)
+        outbidders = {entry.bid.owner for entry in found if entry.instance_id in new}
+        own = {entry.instance_id for entry in found if entry.instance_id in going and entry.bid.owner in outbidders}
+        plan(lost, reason, terms, since=max(point.starts_at, at), micros=old_micros, own=own)
 
 
 def _payers(offer_id: int) -> list[int]:
@@ -429,8 +432,12 @@ def plan(
     *,
     since: datetime,
     micros: int | None = None,
+    own: Collection[int] = (),
 ) -> None:
-    """Plan interruptions at the price that held until the millisecond of `since`, from which on no other does."""
+    """Plan interruptions at the price that held until the millisecond of `since`, from which on no other does.
+
+    What was outbid by its `own` organization is not free, however young: two bids in turn would never pay.
+    """
     since = rating.whole_millisecond(since)
     series = bids.series_of(terms, at=since)
     still = prices.publish(
@@ -441,14 +448,17 @@ def plan(
         by=bids.BY,
         at=since,
     )
-    interruptions.plan(
-        instance_ids=instance_ids,
-        reason=reason,
-        min_notice_s=terms.min_notice_s,
-        free_before_s=terms.interval_s,
-        price_version=still,
-        since=since,
-    )
+    others = [instance_id for instance_id in instance_ids if instance_id not in own]
+    for going, free_before_s in ((others, terms.interval_s), (own, 0)):
+        if going:
+            interruptions.plan(
+                instance_ids=going,
+                reason=reason,
+                min_notice_s=terms.min_notice_s,
+                free_before_s=free_before_s,
+                price_version=still,
+                since=since,
+            )
 
 
 def resume(*, at: datetime, limit: int) -> int:
