@@ -131,10 +131,21 @@ def late_bps(terms: Terms, *, since: datetime, until: datetime) -> int:
     return terms.price_bps(int((until - since).total_seconds()) - int(terms["deadline"]["within_s"]))
 
 
-def evidence(task: Task, attempt: Attempt) -> dict[str, Any]:
+def counted_from(task: Task, attempt: Attempt) -> datetime:
+    """Return from when the deadline of a result counts: from its order, or until when its customer held it back itself.
+
+    Where it waits for a price or inside a reservation that is until it had its GPUs.
+    """
+    if task.job.market != Job.Market.ON_DEMAND and attempt.began_at is not None:
+        return attempt.began_at
+    return attempt.held_until or task.job.created_at
+
+
+def evidence(task: Task, attempt: Attempt, terms: Terms) -> dict[str, Any]:
     """Return what a claim rests on, by digests, as both sides can read it."""
     instance = attempt.instance
-    return {
+    since = {"since": counted_from(task, attempt).isoformat()} if terms["deadline"] else {}
+    return since | {
         "job": task.job.public_id,
         "job_spec": task.job.spec_sha256,
         "task": task.index,
@@ -188,13 +199,14 @@ def _succeeded(task: Task) -> Attempt:
 
 def _of(task: Task, attempt: Attempt, version: ContractVersion, *, at: datetime) -> Claim:
     """The claim of a task's result, unwritten."""
-    job, terms, proof = task.job, written.of(version.terms), evidence(task, attempt)
+    job, terms = task.job, written.of(version.terms)
+    proof = evidence(task, attempt, terms)
     return Claim(
         version=version, contract=version.contract, organization=job.project.organization, project=job.project,
         task=task, escrow_id=job.public_id, scope=job.public_id, subject_key=str(task.index),
         most_micros=terms.most_micros, state_since=at, evidence=proof,
         evidence_sha256=written.digest(written.canonical(proof)), claimed_at=at, due_at=at,
-        **_price(terms, since=job.created_at, until=attempt.ended_at or at),
+        **_price(terms, since=counted_from(task, attempt), until=attempt.ended_at or at),
     )  # fmt: skip
 
 
@@ -202,10 +214,9 @@ def _again(claim: Claim, task: Task, attempt: Attempt, *, at: datetime) -> Claim
     """Claim the result of a retry; the same attempt is not claimed twice, and what is decided stays decided."""
     if claim.evidence.get("attempt") == attempt.number or not may_retry(claim):
         return claim
-    proof = evidence(task, attempt)
-    facts: dict[str, Any] = _price(
-        written.of(claim.version.terms), since=task.job.created_at, until=attempt.ended_at or at
-    )
+    terms = written.of(claim.version.terms)
+    proof = evidence(task, attempt, terms)
+    facts: dict[str, Any] = _price(terms, since=counted_from(task, attempt), until=attempt.ended_at or at)
     facts |= {"evidence": proof, "evidence_sha256": written.digest(written.canonical(proof))}
     message = timeline.TRIED_AGAIN(number=attempt.number)
     claim.move_to(State.CLAIMED, at=at, message=message, run=claim.run + 1, due_at=at, **facts)

@@ -41,6 +41,7 @@ PROOF: Mapping[str, Promise] = {
     "exit_code": gettext_lazy("Exit code"),
     "units": gettext_lazy("Units counted"),
     "readings": gettext_lazy("Readings of its counter"),
+    "since": gettext_lazy("Its deadline counts from"),
     "ended_at": gettext_lazy("Ended"),
     "job_spec": gettext_lazy("Digest of the job's description"),
     "inputs": gettext_lazy("Digest of its inputs"),
@@ -63,7 +64,7 @@ def _evidence(value: Any) -> str:
 
 def _written(name: str, value: Any) -> Any:
     """Return a piece of evidence as people read it: moments to the second, in UTC."""
-    at = parse_datetime(value) if name == "ended_at" and isinstance(value, str) else None
+    at = parse_datetime(value) if name in ("since", "ended_at") and isinstance(value, str) else None
     return value if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -282,7 +283,7 @@ def _deadline(terms: Terms) -> str:
         else _("%(part)s of the price when later") % {"part": _percent(one["price_bps"])}
         for one in deadline["late"]
     ]
-    return _("Within %(span)s of the order; %(steps)s.") % {
+    return _("Within %(span)s of the order, not counting what its customer holds back itself; %(steps)s.") % {
         "span": span(deadline["within_s"]), "steps": ", ".join(steps)
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from billing.errors import BillingError, InsufficientFunds
 from billing.prepared import Prepared
 from marketplace import access, numbers, rentals, spot
 from marketplace.access import Actor
-from marketplace.errors import BudgetExceeded, MarketError
+from marketplace.errors import BudgetExceeded, MarketError, ProjectSuspended
 from marketplace.jobs import bounding, moves, orders, pricing, spec, timeline
 from marketplace.jobs.cancelling import begin_to_end, give_back_spare
 from marketplace.jobs.moves import TaskMove
@@ -41,6 +41,8 @@ SHORT_MAX = 5
 STARTED_MAX = SET_MAX * SETS_MAX
 # Of a job that could start more at once: whoever started these may be gone.
 SOON = timedelta(seconds=1)
+# So long a job waits for somebody who may not rent any more; then it is cancelled, so that nothing stays set aside.
+LEFT_MAX = timedelta(days=7)
 Why = Job.Why
 LACKING = (Why.CAPACITY, Why.SHARE)
 # What jobs of a project are short of together: it comes free by the end of any of them.
@@ -54,6 +56,8 @@ WHYS: tuple[tuple[type[Exception], Why], ...] = (
     (QuotaExceeded, Why.QUOTA),
     (BudgetExceeded, Why.BUDGET),
 )
+# What its customer can change itself: such time is none of its seller's.
+OWN = (PolicyExcludes, InsufficientFunds, QuotaExceeded, BudgetExceeded, ProjectSuspended)
 # How long until a job is looked at again that something holds up; what ends or comes free looks sooner.
 PAUSES: dict[Why, timedelta] = {
     Why.NONE: timedelta(seconds=30),
@@ -87,6 +91,10 @@ class Hindrance:
     message: str = ""
     # Nothing that runs or waits will change it.
     is_over: bool = False
+    # Its customer could change it.
+    is_own: bool = False
+    # Whoever submitted it may not rent any more.
+    is_left: bool = False
 
 
 def start_lane(*, offer_id: int, project_id: int, job_id: int, at: datetime) -> int:
@@ -145,15 +153,20 @@ def _start_set(job_id: int, *, at: datetime) -> tuple[Job | None, int]:
         return None, 0
     hindrance, started = _start_some(job, at=at)
     if hindrance.is_over and not job.running and not job.verifying:
-        message = hindrance.message or timeline.SPENT()
-        begin_to_end(job, EndReason.COST, message, at=at)
+        reason = EndReason.CANCELLED if hindrance.is_left else EndReason.COST
+        begin_to_end(job, reason, hindrance.message or timeline.SPENT(), at=at)
         give_back_spare(job, at=at)
         return None, started
     pause = at + (SOON if hindrance.why == Why.NONE and job.pending else PAUSES[hindrance.why])
     job.why, job.hindrance = hindrance.why, hindrance.message
-    looks = {"look_at": pause} if job.look_at is None or job.look_at <= at or job.look_at > pause else {}
-    began = {"started_at": at} if started and job.started_at is None else {}
-    Job.objects.filter(pk=job.pk).update(why=job.why, hindrance=job.hindrance, **looks, **began)
+    changes: dict[str, datetime | None] = {"left_since": (job.left_since or at) if hindrance.is_left else None}
+    if hindrance.is_own:
+        changes["held_until"] = pause
+    if job.look_at is None or job.look_at <= at or job.look_at > pause:
+        changes["look_at"] = pause
+    if started and job.started_at is None:
+        changes["started_at"] = at
+    Job.objects.filter(pk=job.pk).update(why=job.why, hindrance=job.hindrance, **changes)
     return job, started
 
 
@@ -166,7 +179,7 @@ def _lane_is_ours(job: Job) -> bool:
 def _start_some(job: Job, *, at: datetime) -> tuple[Hindrance, int]:
     way, refused = pricing.way_now(job, at=at)
     if way is None:
-        return Hindrance(*refused), 0
+        return Hindrance(*refused, is_own=refused[0] == Why.PRICE), 0
     bound = bounding.of(job, way, at=at)
     room, hindrance = _room(job, way, bound, at)
     if room <= 0:
@@ -191,10 +204,11 @@ def _start_some(job: Job, *, at: datetime) -> tuple[Hindrance, int]:
 def _room(job: Job, way: pricing.Way, bound: bounding.Room, at: datetime) -> tuple[int, Hindrance]:
     """Return how many tasks may start now, and what speaks against one more than that."""
     if refusal := _who_may_not(job, at):
-        return 0, Hindrance(Why.REFUSED, refusal)
+        is_over = job.left_since is not None and at >= job.left_since + LEFT_MAX
+        return 0, Hindrance(Why.REFUSED, refusal, is_over=is_over, is_own=True, is_left=True)
     limits = [(bound.attempts, Hindrance(bound.why, bound.message, is_over=bound.is_over))]
     if job.parallel is not None:
-        limits.append((job.parallel - job.running, Hindrance(Why.PARALLEL)))
+        limits.append((job.parallel - job.running, Hindrance(Why.PARALLEL, is_own=True)))
     if way.bid_micros is not None:
         limits.append((pricing.gpus_of(job, at=at) // job.all_gpus - job.running, Hindrance(Why.CAPACITY)))
     elif job.market != Job.Market.RESERVED:
@@ -246,13 +260,14 @@ def _rent_for(
             own = orders.of_task(order, job, task, last=last.get(task.pk), avoid=avoided.get(task.pk, ()))
             with transaction.atomic():
                 instance = _rent(actor, job, own, way, at)
-            made.append(
-                Attempt(task=task, job=job, number=task.attempts + 1, instance=instance, created_at=at)
-            )  # fmt: skip
+            held_until = None if job.held_until is None else min(at, job.held_until)
+            made.append(Attempt(
+                task=task, job=job, number=task.attempts + 1, instance=instance, created_at=at, held_until=held_until
+            ))  # fmt: skip
     except (BillingError, MarketError, ProvisioningError) as refusal:
         why = next((why for kind, why in WHYS if isinstance(refusal, kind)), Why.REFUSED)
         log.info("task not started", job=job.public_id, why=why)
-        return made, Hindrance(why, numbers.said(refusal))
+        return made, Hindrance(why, numbers.said(refusal), is_own=isinstance(refusal, OWN))
     return made, None
 
 

@@ -136,7 +136,7 @@ def _look_at_needs(job: Job, at: datetime) -> int:
         begin_to_end(job, EndReason.DEPENDENCY, timeline.NEED_LOST(job=lost[0]), at=at)
         return 1
     if all(state == JobState.SUCCEEDED for state in states.values()):
-        job.move_to(JobState.ACTIVE, at=at)
+        job.move_to(JobState.ACTIVE, at=at, held_until=at)
         return 1
     return 0
 

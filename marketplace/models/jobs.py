@@ -173,6 +173,12 @@ class Job(models.Model):
     message = models.TextField(blank=True)
     why = models.CharField(max_length=8, choices=Why.choices, default=Why.NONE, blank=True)
     hindrance = models.TextField(blank=True, help_text="the same in words, as whoever refused it said it")
+    held_until = models.DateTimeField(
+        null=True, help_text="until when something of its customer's own held tasks back; null: nothing did"
+    )
+    left_since = models.DateTimeField(
+        null=True, help_text="since when whoever submitted it may not rent any more; null: they may"
+    )
     look_at = models.DateTimeField(null=True, help_text="when a sweep looks at it next; null: once something ends")
     created_at = models.DateTimeField(default=timezone.now)
     started_at = models.DateTimeField(null=True, help_text="when its first attempt began")
@@ -290,6 +296,9 @@ class Attempt(models.Model):
     checkpoint_sha256 = models.CharField(max_length=64, blank=True, help_text="from which another attempt goes on")
     cost_micros = models.BigIntegerField(default=0, help_text="of its hours, at their own price")
     created_at = models.DateTimeField()
+    held_until = models.DateTimeField(
+        null=True, help_text="until when something of its customer's own held its task back; null: nothing did"
+    )
     began_at = models.DateTimeField(null=True, help_text="when it had its GPUs")
     ended_at = models.DateTimeField(null=True)
 

@@ -194,7 +194,8 @@ def test_every_term_has_a_sentence(acme: Organization) -> None:
     assert said["Price"] == "$0.50 per task"
     assert said["At most"] == "$0.50 for each result, whatever happens."
     assert said["Deadline"] == (
-        "Within 2 hours of the order; 80 % of the price when later, 0 % of the price after 90 seconds more."
+        "Within 2 hours of the order, not counting what its customer holds back itself; 80 % of the price when later, "
+        "0 % of the price after 90 seconds more."
     )
     assert said["Cap"] == "At most $5.00 a day (UTC); what is beyond it is free."
     assert said["Who gets it"] == "the seller 80 %, the platform 20 %"

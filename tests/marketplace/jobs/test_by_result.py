@@ -17,7 +17,8 @@ from marketplace.contracts import answering, bounds, settling, sweeping
 from marketplace.contracts import terms as written
 from marketplace.jobs import cancelling, progress, running, verifying
 from marketplace.jobs.spec import BadSpec
-from marketplace.models import Claim, Job, Offer, Task
+from marketplace.models import Claim, Job, Membership, Offer, Task
+from provisioning import quotas
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import BY_CUSTOMER, PRICE, TERMS, Deal, make_deal, make_work
 from tests.standing import frozen
@@ -309,3 +310,92 @@ def test_one_claim_that_cannot_be_paid_keeps_none_of_the_others_of_its_escrow(
     assert sorted(Claim.objects.values_list("state", flat=True)) == ["accepted", "settled", "settled"]
     assert Claim.objects.get(pk=broken.pk).due_at == at + sweeping.TROUBLE_PAUSE
     assert Escrow.objects.get(resource_id=work.job.public_id).left_micros == PRICE
+
+
+LATE = {"deadline": {"within_s": 3600, "late": [{"after_s": 0, "price_bps": 5000}, {"after_s": 3600, "price_bps": 0}]}}
+
+
+def prices(job: Job) -> list[int]:
+    """What being late leaves of the price of each result."""
+    return list(Claim.objects.filter(task__job=job).order_by("task__index").values_list("price_bps", flat=True))
+
+
+def works_through(works: Works, job: Job, clock: time_machine.Traveller, minutes: int) -> None:
+    """Let tasks take so long each until all have ended."""
+    for _ in range(job.size):
+        works.go()
+        clock.shift(timedelta(minutes=minutes))
+        works.exit_all(job)
+    works.go()
+    sweeping.advance(at=timezone.now(), limit=99)
+    works.go()
+
+
+def test_a_customer_who_runs_tasks_one_after_the_other_makes_none_of_them_late(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    deal = make_deal(works.project.organization, **LATE)
+    job = under(deal, works, array=4, parallel=1, time_limit="3h")
+    works_through(works, job, clock, 50)
+    assert prices(job) == [10_000] * 4
+    since = Claim.objects.get(task__index=2).evidence["since"]
+    assert datetime.fromisoformat(since) == NOON + timedelta(minutes=100)
+    slow = under(deal, works, time_limit="3h", array=2, parallel=1)
+    works_through(works, slow, clock, 70)
+    assert prices(slow) == [5000, 5000], "each by itself took too long"
+
+
+def test_a_quota_and_what_a_job_needs_hold_it_back_and_a_lack_of_gpus_does_not(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    deal = make_deal(works.project.organization, **LATE)
+    first = under(deal, works, time_limit="3h")
+    second = under(deal, works, time_limit="3h", needs=[first.public_id])
+    works_through(works, first, clock, 50)
+    works_through(works, second, clock, 50)
+    assert (prices(first), prices(second)) == ([10_000], [10_000])
+    many = under(deal, works, array=17, time_limit="3h")
+    works_through(works, many, clock, 50)
+    assert prices(many) == [10_000] * 16 + [5000], "there are sixteen GPUs"
+    quotas.set_limit(project_id=works.project.pk, limit=1)
+    few = under(deal, works, array=2, time_limit="3h")
+    works_through(works, few, clock, 50)
+    assert prices(few) == [10_000, 10_000]
+
+
+def test_what_nobody_may_start_any_more_is_cancelled_after_a_week_and_gives_back_what_was_set_aside(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    deal = make_deal(works.project.organization)
+    job = under(deal, works, array=3, parallel=1)
+    works.go()
+    Membership.objects.filter(user=works.actor.user).update(role="viewer")
+    clock.shift(timedelta(minutes=1))
+    works.exit_all(job)
+    works.go()
+    assert (latest(job).state, latest(job).why, latest(job).verifying) == ("active", "refused", 1)
+    for days in (1, 1, 4):
+        clock.shift(timedelta(days=days))
+        sweeping.advance(at=timezone.now(), limit=10)
+        works.go()
+    assert (latest(job).state, left(job)) == ("active", 2 * PRICE)
+    clock.shift(timedelta(days=1))
+    works.go()
+    done = latest(job)
+    assert (done.state, states(job), left(job)) == ("cancelled", ["succeeded", "cancelled", "cancelled"], 0)
+    assert "may not rent" in done.message
+    assert books.check(at=timezone.now()) == []
+
+
+def test_who_may_rent_again_within_a_week_has_all_of_it_the_next_time(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    job = under(make_deal(works.project.organization), works, array=20)
+    mine = Membership.objects.filter(user=works.actor.user)
+    mine.update(role="viewer")
+    works.go()
+    for role, days in (("owner", 6), ("viewer", 2), ("viewer", 6)):
+        clock.shift(timedelta(days=days))
+        mine.update(role=role)
+        works.go()
+    assert latest(job).state == "active"
