@@ -221,6 +221,16 @@ def test_what_no_attempt_finished_is_not_claimed(acme: Any, actor: Actor, projec
         claims.open(task=work.task(0), at=timezone.now())
 
 
+def test_what_is_sent_twice_in_a_dispute_is_said_once(actor: Actor, party_claim: Claim) -> None:
+    at = timezone.now()
+    verifying.take_signed(**signed(party_claim, "pass"), at=at)
+    dispute = disputing.open(actor=actor, claim=party_claim, side=Side.BUYER, reason="other", text="no", at=at)
+    for text in ("See task 3.", " See task 3. ", "And task 4.", "See task 3."):
+        disputing.answer(actor=actor, dispute=dispute, side=Side.BUYER, text=text, at=at)
+    said = dispute.notes.order_by("pk").values_list("text", flat=True)
+    assert list(said) == ["See task 3.", "And task 4.", "See task 3."]
+
+
 def test_nobody_decides_in_their_own_cause(acme: Any, actor: Actor, project: Project, party_claim: Claim) -> None:
     at = timezone.now()
     verifying.take_signed(**signed(party_claim, "pass"), at=at)
