@@ -19,7 +19,7 @@ from marketplace import instance_texts, offers, rentals
 from marketplace.access import Actor
 from marketplace.contracts import hosting, timeline
 from marketplace.contracts import terms as written
-from marketplace.errors import MarketError
+from marketplace.errors import MarketError, ProjectSuspended
 from marketplace.models import (
     Acceptance,
     Attempt,
@@ -32,7 +32,7 @@ from marketplace.models import (
 from marketplace.rentals import Order
 from provisioning import artifacts, instances
 from provisioning.agent.manifest import BadManifest
-from provisioning.errors import NoArtifact, ProvisioningError
+from provisioning.errors import NoArtifact, PolicyExcludes, ProvisioningError
 from provisioning.models import AT_REST, INFRASTRUCTURE, Assignment, Instance, Phase, Reason
 from provisioning.work import Work
 
@@ -47,6 +47,8 @@ OFFERS_TRIED_MAX = 10
 # For a node to fetch inputs and begin; what takes longer is tried elsewhere.
 START_MAX = timedelta(hours=1)
 PASSED, FAILED = 0, 1
+# What keeps a verifier from every host by its customer's own doing.
+OWN = (PolicyExcludes, ProjectSuspended)
 VERIFIER_ENV = "GPUMARKET_CLAIM"
 
 
@@ -155,14 +157,19 @@ def start(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
         return False
     sold = offers.listings(apart, currency=claim.organization.currency, at=at)
     with_room = [one.offer for one in sold if one.largest_replica >= order.gpus]
+    refusals: list[Exception] = []
     for offer in with_room[:OFFERS_TRIED_MAX]:
-        if _starts(claim, replace(order, offer=offer), number=number, at=at):
+        refusal = _why_not(claim, replace(order, offer=offer), number=number, at=at)
+        if refusal is None:
             return True
-    _say(claim, timeline.NO_HOST_FREE(), at=at)
+        refusals.append(refusal)
+    is_own = bool(refusals) and all(isinstance(one, OWN) for one in refusals)
+    _say(claim, timeline.CUSTOMER_LETS_NONE() if is_own else timeline.NO_HOST_FREE(), at=at)
     return False
 
 
-def _starts(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
+def _why_not(claim: Claim, order: Order, *, number: int, at: datetime) -> Exception | None:
+    """Start one try; return why it did not."""
     assert claim.task is not None
     job = claim.task.job
     actor = Actor(user=job.user, request_id=claim.public_id)
@@ -171,10 +178,10 @@ def _starts(claim: Claim, order: Order, *, number: int, at: datetime) -> bool:
             instance = rentals.rent(actor=actor, project=claim.project, order=order, at=at)
     except (ProvisioningError, BillingError, MarketError) as refusal:
         log.warning("no verifier", claim=claim.public_id, offer=order.offer.slug, why=str(refusal))
-        return False
+        return refusal
     VerifierRun.objects.create(claim=claim, run=claim.run, number=number, instance=instance, started_at=at)
     claim.note(timeline.VERIFIER_STARTED(number=number), at=at)
-    return True
+    return None
 
 
 def _say(claim: Claim, message: str, *, at: datetime) -> None:

@@ -25,6 +25,9 @@ ALL_HOSTS_EARN = Told(
     _("It waits: every host that could verify it belongs to its customer, or to somebody who earns by its contract.")
 )
 NO_HOST_FREE = Told(_("It waits: no host that may verify it has GPUs free."))
+CUSTOMER_LETS_NONE = Told(
+    _("It waits: its customer is suspended, or a policy of theirs excludes every host that may verify it.")
+)
 VERIFIER_STARTED = Told(_("Verifier started on another host, try %(number)s."))
 VERIFIER_ENDED = Told(_("Verifier, try %(number)s: %(result)s."))
 

@@ -13,8 +13,8 @@ from marketplace.access import Actor
 from marketplace.contracts import hosting, runs, verifying
 from marketplace.errors import Forbidden
 from marketplace.jobs import running
-from marketplace.models import Claim, Job, Offer, Organization, User
-from provisioning import quotas
+from marketplace.models import Claim, Job, Offer, Organization, Project, User
+from provisioning import policies, quotas
 from provisioning.models import Fabric, Instance, Node, Site
 from tests.conftest import Fleet, announce, join, make_offer
 from tests.marketplace.contracts.test_verifying import RUNS, ends, fresh, on_a_node, starts
@@ -97,6 +97,21 @@ def test_whoever_pays_for_a_result_neither_ends_nor_enters_what_verifies_it(
     ends(instance, exit_code=0, outputs_sha256=WHOLE)
     verifying.look(claim=claim, at=timezone.now())
     assert fresh(claim).state == "verified"
+
+
+def test_a_customer_who_lets_no_host_verify_is_named_in_the_timeline(
+    on_a_node: Any, fleet: Fleet, actor: Actor, project: Project
+) -> None:
+    _, _, claim = on_a_node(BY_COMMAND)
+    policies.replace(project_id=project.pk, document={"countries": {"deny": ["NO"]}}, version=None, at=timezone.now())
+    for _ in range(2):
+        verifying.look(claim=claim, at=timezone.now())
+    verifying.look(claim=claim, at=timezone.now() + verifying.WAIT_MAX + timedelta(minutes=3))
+    said = list(claim.events.filter(message__startswith="It waits").values_list("message", flat=True))
+    assert said == [
+        "It waits: its customer is suspended, or a policy of theirs excludes every host that may verify it."
+    ]
+    assert fresh(claim).state == "failed"
 
 
 def test_a_second_run_is_on_the_same_model_and_where_there_is_none_the_rule_of_silence_holds(
