@@ -1,5 +1,6 @@
 """Reservations: the list, one of them, its quotes, and what can be done. Each purchase shows its quote first."""
 
+import secrets
 from typing import Any
 
 from django.contrib import messages
@@ -8,7 +9,7 @@ from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 
-from marketplace import access, coverage, endings, held, holdings, lending, quotes, resale, reservations
+from marketplace import access, coverage, endings, held, holdings, idempotency, lending, quotes, resale, reservations
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Quote, Reservation
 from marketplace.portal import errors
@@ -17,6 +18,7 @@ from provisioning import calendar
 
 PAGE = 50
 EVENTS_MOST = 50
+ASKED = ("gpus", "starts_at", "ends_at", "ask", "min_gpus", "min_hours")
 
 
 @page()
@@ -145,17 +147,27 @@ def lend(visit: Visit, reservation_id: str) -> HttpResponse:
 
 @page("GET", "HEAD", "POST")
 def sell(visit: Visit, reservation_id: str) -> HttpResponse:
-    """Put hours of a reservation up for sale; the form shows again what is wrong with them."""
+    """Put hours of a reservation up for sale, once for each form; it shows again what is wrong with them."""
     found = held.reservation_for(visit.actor, reservation_id, verb="reservation.change")
     wrong: dict[str, str] = {}
     if visit.request.method == "POST":
         try:
-            resale.put_up(actor=visit.actor, reservation=found, ask=_ask(visit), at=visit.at)
+            _put_up_once(visit, found)
             messages.success(visit.request, _("The hours are for sale. They stay yours until they are sold."))
             return redirect("reservation", found.public_id)
         except (BadOrder, Conflict) as error:
             wrong = {error.field if isinstance(error, BadOrder) else "gpus": str(error)}
     return visit.page("reservations/sell.html", _sell_context(visit, found, wrong), status=422 if wrong else 200)
+
+
+def _put_up_once(visit: Visit, found: Reservation) -> None:
+    def put_up() -> tuple[int, Any]:
+        return 201, {"id": resale.put_up(actor=visit.actor, reservation=found, ask=_ask(visit), at=visit.at).public_id}
+
+    idempotency.once(
+        organization=found.project.organization, route=f"portal sell hours of {found.public_id}",
+        key=visit.raw("key"), order={name: visit.text(name) for name in ASKED}, effect=put_up,
+    )  # fmt: skip
 
 
 def _ask(visit: Visit) -> resale.Ask:
@@ -181,6 +193,7 @@ def _sell_context(visit: Visit, found: Reservation, wrong: dict[str, str]) -> di
     }
     return {
         "reservation": found,
+        "key": secrets.token_urlsafe(24),
         "refusal": endings.why_not_resold(found, at=visit.at),
         "errors": wrong,
         "typed": {name: visit.text(name) or usual for name, usual in ordinary.items()},

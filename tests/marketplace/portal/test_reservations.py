@@ -1,5 +1,6 @@
 """Reservations in the portal: see free hours, buy a block by its quote, sell half, buy from another customer."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -101,8 +102,12 @@ def test_half_is_sold_to_another_customer(owner: Client, offer: Offer, charlie: 
     sell = reverse("reservation-sell", args=[reservation.public_id])
     order = {"gpus": "4", "starts_at": f"{acme_buys.at(48):%Y-%m-%dT%H:%M}",
              "ends_at": f"{acme_buys.at(58):%Y-%m-%dT%H:%M}", "ask": "1.50"}  # fmt: skip
-    assert "whole multiple" in read(owner.post(sell, order | {"ask": "1.505"})).text
-    assert owner.post(sell, order).status_code == 302
+    page = owner.post(sell, order | {"ask": "1.505", "key": "a key"})
+    assert "whole multiple" in read(page).text
+    assert re.search(r'name="key" value="[\w-]{32}"', page.content.decode())
+    for _ in range(2):
+        assert owner.post(sell, order | {"key": "a key"}).status_code == 302
+    assert owner.post(sell, order).status_code != 302
     assert Listing.objects.get().ask_micros == 1_500_000
     stranger = browser(charlie)
     assert "$1.50" in read(stranger.get(reverse("listings"), {"offer": offer.slug})).text
