@@ -193,7 +193,7 @@ def _start_some(offer_id: int, *, at: datetime, limit: int) -> tuple[int, frozen
     Nobody passes who waits for GPUs, but on nodes that are not to be their places.
     """
     started, places, kept = 0, 0, frozenset[int]()
-    for pk in _turn(offer_id, limit=limit):
+    for pk in _turn(offer_id, at=at, limit=limit):
         why, message = _try(pk, at=at, spares=kept)
         started += why is None
         if why != Why.CAPACITY:
@@ -208,14 +208,14 @@ def _start_some(offer_id: int, *, at: datetime, limit: int) -> tuple[int, frozen
     return started, kept, True
 
 
-def _turn(offer_id: int, *, limit: int) -> list[int]:
-    """Return by primary key whom to try now, in the order of the queue.
+def _turn(offer_id: int, *, at: datetime, limit: int) -> list[int]:
+    """Return by primary key whom to try now, in the order of the queue; nobody whose time is over.
 
     Of those that something of their own held up the longest untried, so that
     each has its turn; first those ahead of the first that waits for GPUs,
     since that one lets nobody behind it start.
     """
-    queue = WaitingOrder.objects.filter(WAITING, offer=offer_id)
+    queue = WaitingOrder.objects.filter(WAITING, offer=offer_id, until__gt=at)
     others = list(queue.filter(why=Why.CAPACITY).order_by("pk").values_list("pk", flat=True)[:limit])
     is_behind = ExpressionWrapper(Q(pk__gt=others[0] if others else 0), output_field=BooleanField())
     held_up = queue.exclude(why=Why.CAPACITY).annotate(is_behind=is_behind).order_by("is_behind", "tried_at", "pk")

@@ -225,15 +225,19 @@ def test_an_organization_with_its_share_lets_others_first(
     assert sweep() == 1  # Nobody else waits any more.
 
 
-def test_its_time_is_over_at_its_time(clock: time_machine.Traveller, wait: Wait, full: list[Instance]) -> None:
-    entry = wait(hours=1)
+def test_its_time_is_over_at_its_time_also_where_many_end_at_once(
+    clock: time_machine.Traveller, wait: Wait, full: list[Instance], actor: Actor, run_until_idle: Run
+) -> None:
+    entries = [wait(hours=1), wait(hours=1)]
     clock.shift(timedelta(minutes=59))
     sweep()
-    assert states(entry) == [("waiting", "capacity")]
+    assert states(*entries) == [("waiting", "capacity")] * 2
+    end(full[0], actor, run_until_idle)
     clock.shift(timedelta(minutes=1))
-    assert sweep() == 0
-    assert states(entry)[0][0] == "expired"
-    assert AuditEntry.objects.filter(verb="wait.expire").count() == 1
+    for over in ("expired", "waiting"), ("expired", "expired"):
+        assert waiting.start_due(at=timezone.now(), limit=1) == 0
+        assert tuple(state for state, _ in states(*entries)) == over
+    assert AuditEntry.objects.filter(verb="wait.expire").count() == 2
 
 
 def test_cancelling_twice_changes_nothing_and_what_started_is_told(wait: Wait, actor: Actor) -> None:
