@@ -150,6 +150,9 @@ def accept(
     contract = version.contract
     if contract.seller_id == organization.pk:
         raise Conflict(_("Whoever sells does not buy from itself."))
+    if contract.buyer_id not in (None, organization.pk):
+        # Seen by a person of several organizations; its seller agreed with one of them alone.
+        raise Conflict(_("This contract is for another organization; ask its seller for one of your own."))
     if sha256 != version.sha256:
         raise BadOrder("sha256", _("This is not the SHA-256 of the version's text; read it again before you agree."))
     if version.state != State.OFFERED:

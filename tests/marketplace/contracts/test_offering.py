@@ -7,7 +7,7 @@ from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from marketplace.access import Actor, person
-from marketplace.contracts import answering, claims, disputing, offering, sweeping, wording
+from marketplace.contracts import answering, claims, disputing, door, offering, sweeping, wording
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState
 from marketplace.models import (
@@ -21,7 +21,7 @@ from marketplace.models import (
     User,
 )
 from tests.agreed import GUARANTEE
-from tests.conftest import make_person
+from tests.conftest import make_organization, make_person
 from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, make_seller, put_up, terms
 
 pytestmark = pytest.mark.django_db
@@ -95,6 +95,19 @@ def test_a_guarantee_for_one_customer_is_approved_where_the_platform_bears_a_par
     )  # fmt: skip
     offering.offer(actor=merchant, version=version, at=timezone.now())
     assert version.state == state
+
+
+def test_a_person_of_two_organizations_agrees_for_none_but_the_one_that_it_was_negotiated_with(
+    acme: Organization, alice: User, actor: Actor
+) -> None:
+    seller, merchant = make_seller()
+    at, second = timezone.now(), make_organization("Second", alice)
+    version = offering.draft(actor=merchant, seller=seller, title="Frames", terms=terms(), buyer=acme, at=at)
+    offering.offer(actor=merchant, version=version, at=at)
+    assert door.version_for(actor, version.public_id, verb="contract_acceptance.create") == version
+    with pytest.raises(Conflict, match="for another organization"):
+        offering.accept(actor=actor, version=version, organization=second, sha256=version.sha256, at=at)
+    assert offering.accept(actor=actor, version=version, organization=acme, sha256=version.sha256, at=at).pk
 
 
 def test_only_suppliers_sell_and_a_supplier_who_earns_exists(acme: Organization, actor: Actor) -> None:
