@@ -14,7 +14,7 @@ from django.utils.translation import gettext
 from billing import holds, notices, prices, rating, standing
 from billing.models import Notice, PriceVersion
 from billing.public_ids import new_public_id
-from marketplace import audit, costs, instance_texts
+from marketplace import audit, costs, instance_texts, spend
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict, ProjectSuspended
 from marketplace.models import Offer, Project
@@ -99,8 +99,8 @@ def rate(*, price: PriceVersion, size_gib: int) -> Rate:
 def create(*, actor: Actor, project: Project, order: Order, at: datetime) -> Volume:
     """Make a volume: charged from when its node says that it is there. Its first hour is set aside now.
 
-    Raises BadOrder, ProjectSuspended, InsufficientFunds, NoRoom (no node answers), PolicyExcludes or Conflict (name
-    in use).
+    Raises BadOrder, ProjectSuspended, BudgetExceeded, InsufficientFunds, NoRoom (no node answers), PolicyExcludes or
+    Conflict (name in use).
     """
     return _create(actor, project, order, at)
 
@@ -137,6 +137,7 @@ def _create(actor: Actor, project: Project, order: Order, at: datetime, *, is_sn
             at=at,
         )
         volume.project = project
+        _check_budgets(volume, actor=actor, at=at)
         _hold_first_hour(volume, cause="1", at=at)
         after = {"name": order.name, "site": order.site.slug, "size_gib": order.size_gib}
         audit.record_of(
@@ -239,6 +240,7 @@ def resize(*, actor: Actor, volume: Volume, size_gib: int, at: datetime) -> None
     price = price_of(volume.site, currency=volume.project.organization.currency, at=at)
     volumes.resize(volume=volume, size_gib=size_gib, price_version=price, at=at)
     volume.size_gib, volume.price_version = size_gib, price
+    _check_budgets(volume, actor=actor, at=at)
     _hold_first_hour(volume, cause=f"{size_gib}-gib", at=at)
     audit.record_of(volume, "volume.resize", actor=actor, before={"size_gib": was}, after={"size_gib": size_gib})
 
@@ -360,6 +362,13 @@ def _check_open(project: Project) -> None:
             gettext("%(project)s is suspended, so nothing can start there; ask the operator why.")
             % {"project": project.name}
         )
+
+
+def _check_budgets(volume: Volume, *, actor: Actor, at: datetime) -> None:
+    """Raise BudgetExceeded where its first hour would pass a budget; by the hour volumes count for none. Locked after
+    the volume and before accounts, as by whoever rents."""
+    first_hour = rate(price=volume.price_version, size_gib=volume.size_gib).per_hour_micros
+    spend.check(project=volume.project, token=actor.token, worst_case_micros=first_hour, hourly_micros=0, at=at)
 
 
 def _hold_first_hour(volume: Volume, *, cause: str, at: datetime) -> None:

@@ -12,14 +12,14 @@ from django.utils import timezone
 
 from billing import charging
 from billing.models import Outcome
-from marketplace import rentals, spend, tokens
+from marketplace import rentals, spend, tokens, volumes
 from marketplace.access import Actor
 from marketplace.budget_counters import whose
 from marketplace.errors import BudgetExceeded
 from marketplace.models import ApiToken, Budget, Organization, Project
-from provisioning.models import Instance
+from provisioning.models import Instance, Volume
 from tests.billing.makers import at_the_same_moment, make_organization
-from tests.conftest import Fleet, Rent, order
+from tests.conftest import Fleet, Rent, Storage, order
 from tests.marketplace.api.tables import every_row
 from tests.standing import frozen
 
@@ -164,6 +164,23 @@ def test_another_projects_use_does_not_count(
     rent_as(actor, other, fleet)
     with pytest.raises(BudgetExceeded):
         rent_as(actor, other, fleet)
+
+
+def test_volumes_are_held_to_the_budgets_of_a_month(storage: Storage, project: Project) -> None:
+    first_hour = 100 * 100  # GiB, micros
+    budget(project, month=first_hour - 1)
+    with pytest.raises(BudgetExceeded, match=r"\$0\.01 for this"):
+        storage.make()
+    assert not Volume.objects.exists()
+    budget(project, month=first_hour, hour=0)
+    data = storage.make()
+    budget(project, month=2 * first_hour - 1)
+    with pytest.raises(BudgetExceeded), transaction.atomic():
+        volumes.resize(actor=storage.actor, volume=data, size_gib=200, at=timezone.now())
+    budget(project, month=first_hour - 1)
+    with pytest.raises(BudgetExceeded):
+        volumes.snapshot(actor=storage.actor, volume=data, name="copy", at=timezone.now())
+    assert Volume.objects.get().size_gib == 100
 
 
 def test_a_start_again_is_held_to_the_budget(
