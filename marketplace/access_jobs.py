@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from django.db.models import F, QuerySet
+from django.db.models import F, IntegerField, Q, QuerySet
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast
 
 from marketplace import access_receipts
 from marketplace.access import Actor, _check, _memberships_for, _projects, memberships
@@ -90,8 +92,15 @@ def claimed(job: Job, found: Sequence[Task]) -> dict[int, Claimed]:
 
 
 def results(job: Job) -> QuerySet[Attempt]:
-    """Return the attempts of a job that succeeded, with what they left behind; the caller came through `job_for`."""
-    return Attempt.objects.filter(job=job, state=Attempt.State.SUCCEEDED).select_related("task")
+    """Return the attempts of a job that succeeded, with what they left behind; the caller came through `job_for`.
+
+    Those are among them whose results were refused, and have to be paid for all the same: a dispute was decided so.
+    """
+    claimed = Cast(KeyTextTransform("attempt", "task__claim__evidence"), IntegerField())
+    upheld = Q(state=Attempt.State.REFUSED, claimed=F("number"))
+    upheld &= Q(task__claim__paid_micros__gt=F("task__claim__reversed_micros"))
+    rows = Attempt.objects.filter(job=job).annotate(claimed=claimed)
+    return rows.filter(upheld | Q(state=Attempt.State.SUCCEEDED)).select_related("task")
 
 
 def job_events(job: Job) -> QuerySet[JobEvent]:

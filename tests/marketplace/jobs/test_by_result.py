@@ -12,12 +12,13 @@ from django.utils import timezone
 from billing import books
 from billing.models import Escrow, OutcomeCost
 from billing.outcomes import costs
-from marketplace.access import Actor
-from marketplace.contracts import answering, bounds, settling, sweeping
+from marketplace import access_jobs
+from marketplace.access import Actor, person
+from marketplace.contracts import answering, bounds, disputing, settling, sweeping
 from marketplace.contracts import terms as written
 from marketplace.jobs import cancelling, progress, running, verifying
 from marketplace.jobs.spec import BadSpec
-from marketplace.models import Claim, Job, Membership, Offer, Task
+from marketplace.models import Claim, Job, Membership, Offer, Side, Task, User
 from provisioning import quotas
 from tests.marketplace.jobs.conftest import Works, latest, states, tries
 from tests.outcomes import BY_CUSTOMER, PRICE, TERMS, Deal, make_deal, make_work
@@ -399,3 +400,30 @@ def test_who_may_rent_again_within_a_week_has_all_of_it_the_next_time(
         mine.update(role=role)
         works.go()
     assert latest(job).state == "active"
+
+
+def test_what_is_paid_for_after_a_dispute_can_be_fetched_as_every_result(
+    works: Works, clock: time_machine.Traveller, carol: User
+) -> None:
+    deal = make_deal(works.project.organization, retries=0)
+    job = under(deal, works, array=2)
+    works.go()
+    works.exit_all(job)
+    works.go()
+    sweeping.advance(at=timezone.now(), limit=9)
+    claims = list(Claim.objects.order_by("task__index"))
+    for claim in claims:
+        answering.reject(actor=works.actor, claim=claim, reason="It is grey.", at=timezone.now())
+    works.go()
+    assert (states(job), list(access_jobs.results(job))) == (["failed", "failed"], [])
+    disputes = [
+        disputing.open(
+            actor=deal.merchant, claim=claim, side=Side.SELLER, reason="other", text="As ordered.", at=timezone.now()
+        )
+        for claim in claims
+    ]
+    for dispute, due_bps in zip(disputes, (10_000, 0), strict=True):
+        disputing.resolve(actor=person(carol), dispute=dispute, due_bps=due_bps, note="x", at=timezone.now())
+    sweeping.advance(at=timezone.now(), limit=9)
+    assert [claim.paid_micros for claim in Claim.objects.order_by("task__index")] == [PRICE, 0]
+    assert [row.task.index for row in access_jobs.results(job)] == [0]
