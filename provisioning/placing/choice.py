@@ -44,24 +44,31 @@ def can_stay(spot: Spot | None, request: Request) -> bool:
 
 def _at_home(shard: Shard, request: Request) -> Choice | None:
     spot = shard.spots.get(request.home)
-    if spot is None or not can_stay(spot, request) or spot.mask.bit_count() < request.replicas * request.gpus:
+    if spot is None or not can_stay(spot, request) or _room_on(spot, request) < request.replicas * request.gpus:
         return None
     return _on_one(spot, request)
 
 
+def _room_on(spot: Spot, request: Request) -> int:
+    """Return how many GPUs are free on a node; in one NVLink group, where a request requires that."""
+    is_one_group = request.is_required and request.level == "nvlink"
+    return boards.widest(spot.mask, spot.groups) if is_one_group else spot.mask.bit_count()
+
+
 def _on_one(spot: Spot, request: Request) -> Choice:
-    masks = boards.carve(spot.mask, request.gpus, request.replicas, spot.groups)
-    total = 0
-    for mask in masks:
-        total |= mask
-    fits = not spot.groups or any(not total & ~group for group in spot.groups)
+    """Give each replica its GPUs of a node: all of them from one NVLink group, where one has so many."""
+    everything, there = request.replicas * request.gpus, spot.mask
+    fits = boards.widest(there, spot.groups) >= everything
+    if fits and request.replicas > 1:
+        there = boards.pick(there, everything, spot.groups)
+    masks = boards.carve(there, request.gpus, request.replicas, spot.groups)
     return Choice("nvlink" if fits else "node", [(spot.id, mask) for mask in masks])
 
 
 def _own_node(shard: Shard, request: Request, gpus: int) -> Spot | None:
     """Return the tightest of the nodes that the owner has alone already."""
     own = shard.owned.get(request.owner, {}).values()
-    able = [spot for spot in own if can_stay(spot, request) and spot.mask.bit_count() >= gpus]
+    able = [spot for spot in own if can_stay(spot, request) and _room_on(spot, request) >= gpus]
     return min(able, key=lambda spot: (spot.mask.bit_count(), spot.id), default=None)
 
 

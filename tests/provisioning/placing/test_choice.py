@@ -4,6 +4,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -286,6 +287,24 @@ def test_who_shares_with_nobody_takes_empty_nodes_and_fills_the_own_ones() -> No
     assert choose(shard, Request(1, 4, owner=9)) == Choice("nvlink", [(1, 0b1111)])
     refusal = reasons.why_not(shard, Request(4, 4, owner=9, is_exclusive=True))
     assert refusal.rejected == {"another_tenant": 2, "not_whole": 1}
+
+
+HALVES = (0b1111, 0b11110000)
+
+
+@pytest.mark.parametrize("where", [{}, {"home": 1}, {"owner": 7}])
+def test_a_required_nvlink_group_is_one_group_wherever_it_is_asked_for(where: dict[str, Any]) -> None:
+    owner = where.get("owner", 0)
+    split = Shard([node(1, free=0b00110011, owner=owner)._replace(groups=HALVES)])
+    wanted = Request(1, 4, level="nvlink", is_required=True, **where)
+    assert choose(split, wanted) is None
+    assert choose(split, replace(wanted, is_required=False)) == Choice("node", [(1, 0b00110011)])
+    assert reasons.why_not(split, wanted).relaxation == {"level": "node"}
+    whole = Shard([node(1, free=0b11110011, owner=owner)._replace(groups=HALVES)])
+    assert choose(whole, wanted) == Choice("nvlink", [(1, 0b11110000)])
+    two = Request(2, 2, **where)
+    assert choose(whole, two) == Choice("nvlink", [(1, 0b00110000), (1, 0b11000000)])
+    assert choose(split, two) == Choice("node", [(1, 0b0011), (1, 0b00110000)])
 
 
 def test_a_home_is_taken_or_nothing() -> None:
