@@ -134,7 +134,10 @@ class Payment(models.Model):
 
 
 class Refund(models.Model):
-    """Part of a payment that goes back to its card: one person proposes, another decides. See `refunds.MOVES`."""
+    """Part of a payment that goes back to its card: one person proposes, another decides. See `refunds.MOVES`.
+
+    Or what somebody gave back at the processor itself: nobody here proposed it, and it is done when it is found.
+    """
 
     class State(models.TextChoices):
         PROPOSED = "proposed", _("proposed")
@@ -154,19 +157,26 @@ class Refund(models.Model):
     state = models.CharField(max_length=12, choices=State.choices, default=State.PROPOSED)
     processor_id = models.CharField(max_length=100, blank=True)
     failure_text = models.CharField(max_length=300, blank=True)
-    proposed_by = models.ForeignKey("marketplace.User", models.PROTECT, related_name="+")
+    proposed_by = models.ForeignKey("marketplace.User", models.PROTECT, null=True, blank=True, related_name="+")
     proposed_at = models.DateTimeField()
     decided_by = models.ForeignKey("marketplace.User", models.PROTECT, null=True, blank=True, related_name="+")
     decided_at = models.DateTimeField(null=True, blank=True)
     sent_at = models.DateTimeField(null=True, blank=True)
     look_at = models.DateTimeField(null=True, blank=True)
+    found_at = models.DateTimeField(
+        null=True, blank=True, help_text="when it was seen that somebody had made it at the processor"
+    )
 
     class Meta:
         constraints = [
             models.CheckConstraint(condition=Q(amount_micros__gt=0), name="refund_gives_something"),
             models.CheckConstraint(
-                condition=Q(state__in=["proposed", "declined"])
-                | (Q(decided_by__isnull=False) & ~Q(decided_by=F("proposed_by"))),
+                condition=Q(state__in=["succeeded", "failed"], proposed_by=None, found_at__isnull=False)
+                | Q(proposed_by__isnull=False, found_at=None)
+                & (
+                    Q(state__in=["proposed", "declined"])
+                    | (Q(decided_by__isnull=False) & ~Q(decided_by=F("proposed_by")))
+                ),
                 name="refund_needs_a_second_person",
             ),
             models.UniqueConstraint(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 
 from billing import accounts, collecting, ledger, moves, notices, rating, receivables, runway, taken_back
 from billing.errors import Stranger
@@ -34,9 +34,8 @@ def look(*, dispute_id: str, at: datetime) -> Dispute:
     A payment of which we have not heard yet that it was paid is looked at first.
     """
     disputed = gateway.dispute(dispute_id)
-    if disputed.intent_id and not _paid(disputed).exists():
-        made = gateway.intent(disputed.intent_id)
-        paying.apply_intent(paying.of_key(made.key), made, at=at)
+    if disputed.intent_id:
+        paying.learn(intent_id=disputed.intent_id, at=at)
     return apply(disputed, at=at)
 
 
@@ -72,13 +71,9 @@ def took_back(*, organization: accounts.Organization) -> bool:
     return taken.filter(payment__card__is_default=True).exists()
 
 
-def _paid(disputed: Disputed) -> QuerySet[Payment]:
-    by_intent = Q(processor_id=disputed.intent_id) if disputed.intent_id else Q(charge_id=disputed.charge_id)
-    return Payment.objects.select_related("organization").filter(by_intent, ~Q(charge_id=""))
-
-
 def _payment_of(disputed: Disputed) -> Payment:
-    found = _paid(disputed).first()
+    by_intent = Q(processor_id=disputed.intent_id) if disputed.intent_id else Q(charge_id=disputed.charge_id)
+    found = Payment.objects.select_related("organization").filter(by_intent, ~Q(charge_id="")).first()
     if found is None or found.currency != disputed.currency or disputed.amount_micros > found.amount_micros:
         raise Stranger(f"{disputed.id} disputes none of our payments")
     return found

@@ -111,7 +111,10 @@ def _cards(card_id: str, about: Mapping[str, Any], at: datetime) -> str:
 
 def _refund(refund_id: str, about: Mapping[str, Any], at: datetime) -> str:
     made = gateway.refunded(refund_id)
-    refund = refunds.apply(refunds.of_key(made.key), made, at=at)
+    if made.key:
+        refund = refunds.apply(refunds.of_key(made.key), made, at=at)
+    else:
+        refund = refunds.look_at_found(made=made, at=at)
     return f"{refund.public_id} is {refund.state}"
 
 

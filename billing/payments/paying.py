@@ -249,6 +249,16 @@ def apply_hosted(payment: Payment, page: Hosted, *, at: datetime) -> Payment:
     return _read(payment.pk)
 
 
+def learn(*, intent_id: str, at: datetime) -> None:
+    """Look at the payment that this object of the processor is, unless we have heard that it was paid. Network.
+
+    What happens to a payment later may be told before. Raises Stranger for what is none of ours.
+    """
+    if not Payment.objects.filter(processor_id=intent_id).exclude(charge_id="").exists():
+        made = gateway.intent(intent_id)
+        apply_intent(of_key(made.key), made, at=at)
+
+
 def of_key(key: str) -> Payment:
     """Return the payment to which an object of the processor belongs, or raise Stranger."""
     purpose, _, public_id = key.partition(":")

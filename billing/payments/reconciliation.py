@@ -17,7 +17,7 @@ from django.db.models import Max, Min, QuerySet, Sum
 
 from billing import accounts, ledger
 from billing.errors import OutcomeUnknown
-from billing.models import Account, BalanceEntry, BalanceReading, Dispute, Payment, Payout, ReconciliationCase
+from billing.models import Account, BalanceEntry, BalanceReading, Dispute, Payment, Payout, ReconciliationCase, Refund
 from billing.payments import gateway
 from billing.payments.objects import StatementLine
 
@@ -255,11 +255,14 @@ def _our_key(line: StatementLine) -> str:
 
 
 def _known_key(source_id: str, amount_micros: int) -> str:
-    """Return what moved the money of a dispute or charge of ours, by the id that we keep of it."""
+    """Return what moved the money of a dispute, refund or charge of ours, by the id that we keep of it."""
     if not source_id:
         return ""
     dispute = Dispute.objects.filter(processor_id=source_id).first()
     if dispute is not None:
         return f"{'dispute' if amount_micros < 0 else 'dispute-won'}:{dispute.public_id}"
+    refund = Refund.objects.filter(processor_id=source_id).first()
+    if refund is not None:
+        return f"{'payback' if amount_micros < 0 else 'payback-failed'}:{refund.public_id}"
     payment = Payment.objects.filter(charge_id=source_id).first()
     return payment.processor_key if payment else ""

@@ -1,22 +1,23 @@
 """Giving part of a payment back to its card: one person proposes, another decides, then it is sent once.
 
 The money leaves the customer's cash when the second person approves, waits on the platform's `deferred` account until
-the processor has sent it, and comes back if it could not.
+the processor has sent it, and comes back if it could not. What somebody gives back at the processor itself is booked
+once that says so.
 """
 
 import logging
 from collections.abc import Mapping
 from datetime import datetime
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from django.db import transaction
 from django.db.models import QuerySet, Sum
 
-from billing import accounts, decisions, ledger, moves, receivables, repeats, runway
+from billing import accounts, collecting, decisions, ledger, moves, rating, receivables, repeats, runway
 from billing.errors import InsufficientFunds, OutcomeUnknown, ProcessorRefused, RefundTooLarge, Stranger
 from billing.invoicing.rounding import minor_unit_micros
 from billing.models import Account, Dispute, Payment, Refund
-from billing.payments import gateway
+from billing.payments import gateway, paying
 from billing.payments.objects import PaidBack
 from billing.payments.paying import ANSWER_WITHIN, KEY_LIFE, LOOK_AGAIN_LEAST, LOOK_AGAIN_MOST
 
@@ -161,6 +162,48 @@ def apply(refund: Refund, made: PaidBack, *, at: datetime) -> Refund:
     else:
         _move(refund, State.PROCESSING, look_at=at + LOOK_AGAIN_MOST)
     return rows().get(pk=refund.pk)
+
+
+def look_at_found(*, made: PaidBack, at: datetime) -> Refund:
+    """Book what was given back at the processor by nobody here. Network. Raises Stranger where it is none of ours."""
+    paying.learn(intent_id=made.intent_id, at=at)
+    return _found(made, at=at)
+
+
+@transaction.atomic
+def _found(made: PaidBack, *, at: datetime) -> Refund:
+    """Take it from the customer's cash, once; what is not there is owed. One that came back is the customer's again."""
+    paid = Payment.objects.select_related("organization").filter(processor_id=made.intent_id, currency=made.currency)
+    payment = paid.filter(state=Payment.State.SUCCEEDED, amount_micros__gte=made.amount_micros).first()
+    if payment is None:
+        raise Stranger(f"{made.id} gives back none of our payments")
+    payer = accounts.lock(organization_id=payment.organization_id, currency=payment.currency)
+    known = rows().filter(processor_id=made.id).first()
+    if known is not None or made.status != "succeeded":
+        if known is None:
+            raise Stranger(f"{made.id} gave back nothing: {made.status}")
+        if made.status in {"failed", "canceled"}:
+            _fail(known, made.failure_text or made.status, at=at)
+        return known
+    refund = Refund.objects.create(
+        payment=payment, amount_micros=made.amount_micros, reason="Made at the processor", state=State.SUCCEEDED,
+        key=uuid5(NAMESPACE_URL, made.id), processor_id=made.id, proposed_at=at, found_at=at,
+    )  # fmt: skip
+    (cash,), owed = rating.take_in_turn(refund.amount_micros, [max(0, payer.cash.free_micros)])
+    for source, micros in ((payer.cash, cash), (payer.receivable, owed)):
+        if micros:
+            ledger.transfer(
+                key=f"{refund.processor_key}:{source.kind}",
+                source=source,
+                target=accounts.platform(Account.Kind.PROCESSOR, payment.currency),
+                amount_micros=micros,
+                reason=f"Refund {refund.public_id} of {payment.public_id}",
+                at=at,
+            )
+    runway.refresh(organization=payment.organization, at=at)
+    collecting.review(organization=payment.organization, at=at)
+    log.error("refund %s of payment %s was made at the processor", refund.public_id, payment.public_id)
+    return refund
 
 
 def _send(refund: Refund, *, at: datetime) -> Refund:

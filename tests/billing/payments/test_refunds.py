@@ -4,11 +4,13 @@ from uuid import uuid4
 
 import pytest
 from django.apps import apps
+from django.db import transaction
+from django.db.utils import IntegrityError
 
 from billing import books
 from billing.errors import AlreadyDecided, KeyReused, RefundTooLarge, SecondPersonNeeded
 from billing.models import Refund
-from billing.payments import paying, refunds
+from billing.payments import paying, reconciliation, refunds
 from billing.test_processor import paying as far_paying
 from tests.billing.makers import NOON, USD, account, move, wallet
 from tests.billing.payments.stage import DAY, order
@@ -134,6 +136,50 @@ def test_a_refund_that_comes_back_days_later_is_the_customers_again(customer, pr
     assert (refund.state, wallet(customer).cash_micros) == ("failed", 20 * USD)
     processor.deliver()
     assert wallet(customer).cash_micros == 20 * USD
+
+
+def made_elsewhere(processor, payment, amount=500):
+    """Let somebody give part of a payment back on the processor's own pages."""
+    return far_paying.create_refund(processor.world, {"payment_intent": payment.processor_id, "amount": amount})
+
+
+def test_a_refund_made_at_the_processor_is_booked_once_from_cash_and_the_rest_is_owed(customer, processor, paid):
+    move(account(customer, "cash"), "revenue", 17 * USD)
+    made_elsewhere(processor, paid)
+    processor.deliver()
+    processor.deliver()
+    refund = Refund.objects.get()
+    assert (refund.state, refund.amount_micros, refund.proposed_by, refunds.left_micros(paid)) == (
+        "succeeded", 5 * USD, None, 15 * USD,
+    )  # fmt: skip
+    assert (wallet(customer).cash_micros, wallet(customer).owed_micros) == (0, 2 * USD)
+    reconciliation.run(at=processor.later(DAY))
+    assert [one.difference_micros for one in reconciliation.comparisons(at=processor.at)] == [0]
+    assert books.check(at=NOON) == []
+
+
+def test_a_refund_made_at_the_processor_that_comes_back_is_the_customers_again(customer, processor, paid):
+    made = made_elsewhere(processor, paid)
+    processor.deliver()
+    far_paying.fail_refund(processor.world, made)
+    processor.deliver()
+    assert (Refund.objects.get().state, wallet(customer).cash_micros) == ("failed", 20 * USD)
+    reconciliation.run(at=processor.later(DAY))
+    assert not reconciliation.cases().exists()
+
+
+def test_a_refund_of_a_strangers_payment_moves_nothing(customer, processor, paid):
+    ghost = processor.ghost(customer)
+    far_paying.create_refund(processor.world, {"payment_intent": ghost["id"]})
+    assert "refused: it belongs to none of our payments" in processor.deliver()
+    assert (Refund.objects.count(), wallet(customer).cash_micros) == (0, 20 * USD)
+
+
+def test_nobody_gives_back_alone_what_was_not_found_at_the_processor(paid):
+    with pytest.raises(IntegrityError, match="refund_needs_a_second_person"), transaction.atomic():
+        Refund.objects.create(
+            payment=paid, amount_micros=USD, reason="", state="succeeded", key=uuid4(), proposed_at=NOON
+        )
 
 
 def test_the_map_of_moves_knows_every_state():
