@@ -1,12 +1,13 @@
 """What every page shows around its content."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.safestring import SafeString
 
 from billing import runway
 from billing.runway import Level
@@ -28,6 +29,7 @@ class Frame:
     """Where a person is, what else they may choose, and what they spend. Two queries for a page."""
 
     request: HttpRequest
+    drawn: dict[str, SafeString] = field(default_factory=dict)
 
     @cached_property
     def memberships(self) -> list[Membership]:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 
 from django import template
 from django.conf import settings
@@ -58,12 +59,24 @@ PHASES: dict[Phase, tuple[str, str]] = {
 
 
 @register.simple_tag
+@cache
 def icon(name: str) -> SafeString:
     """Draw an icon that stands beside its word, so it is hidden from who listens."""
     inner = mark_safe(ICONS[name])  # noqa: S308  our own drawings
     return format_html(
         '<svg class="icon icon-{}" viewBox="0 0 24 24" aria-hidden="true" focusable="false">{}</svg>', name, inner
     )
+
+
+@register.simple_tag(takes_context=True)
+def twice(context: template.Context, name: str) -> SafeString:
+    """Draw a part of the frame that stands in it twice, for wide windows and for narrow ones; it is drawn once."""
+    drawn: dict[str, SafeString] = context["frame"].drawn
+    if name not in drawn:
+        assert context.template is not None
+        with context.push():
+            drawn[name] = context.template.engine.get_template(name).render(context)
+    return drawn[name]
 
 
 @register.filter

@@ -1,5 +1,6 @@
 """Which pages there are, who may see them, and that each is sound."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -389,6 +390,15 @@ def test_wrong_credentials_say_the_same_for_known_and_unknown_people(client: Cli
         return page.text.replace(login, "")
 
     assert refused("alice@acme.example") == refused("nobody@acme.example")
+
+
+def test_the_menu_of_narrow_windows_is_that_of_wide_ones(owner: Client, viewer: Client) -> None:
+    for client, page, sees_invoices in ((owner, "instances", True), (viewer, "market", False)):
+        menus = re.findall(r"<nav [^>]*>(.*?)</nav>", client.get(reverse(page)).text, re.DOTALL)[:2]
+        assert len(menus) == 2
+        assert menus[0] == menus[1]
+        assert f'href="{reverse(page)}" aria-current="page"' in menus[0]
+        assert (reverse("invoices") in menus[0]) == sees_invoices
 
 
 def test_who_is_in_no_organization_is_helped(db: None) -> None:
