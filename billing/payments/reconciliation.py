@@ -4,7 +4,7 @@ Every transfer of ours from or to the account `processor` begins with two words 
 objects carry in their metadata. Both sides are summed by these words; where they differ there is a case, which says by
 how much, and which is closed once both agree. So the difference of the totals is always the sum of the open cases and
 of what is on its way. Nothing is ever booked to make a difference disappear; only two things are learned from the
-statement itself: what the processor kept as its fee, and what it sent to our bank.
+statement itself: what the processor kept as its fee, and what went to our bank or came from there.
 """
 
 import time
@@ -26,6 +26,8 @@ OVERLAP = timedelta(days=3)
 # The processor writes its statement when it moves money; what is younger than this may not have been read yet.
 ON_ITS_WAY = timedelta(minutes=10)
 FEE_TYPES = ("stripe_fee", "stripe_fx_fee", "tax_fee")
+# What lines begin with that go to our bank, or come from there so that suppliers can be paid; and back.
+BANK_TYPES = ("payout", "topup")
 
 # Both sides by the first two words of their keys: (key, ours, theirs, when we moved it last).
 COMPARE = """
@@ -228,8 +230,9 @@ def _keep(line: StatementLine) -> None:
         return
     if entry.fee_micros:
         _book(f"processor-fee:{entry.processor_id}", Account.Kind.FEES, entry.fee_micros, line, "Fee of the processor")
-    if line.type.startswith("payout"):
-        _book(entry.our_key, Account.Kind.BANK, -entry.amount_micros, line, "From the processor to our bank")
+    if line.type.startswith(BANK_TYPES):
+        way = "From the processor to our bank" if entry.amount_micros < 0 else "From our bank to the processor"
+        _book(entry.our_key, Account.Kind.BANK, -entry.amount_micros, line, way)
 
 
 def _book(key: str, kind: Account.Kind, out_micros: int, line: StatementLine, reason: str) -> None:
@@ -242,7 +245,7 @@ def _book(key: str, kind: Account.Kind, out_micros: int, line: StatementLine, re
 
 def _our_key(line: StatementLine) -> str:
     """Return the first two words of what moved the same money in our ledger; empty where nothing of ours did."""
-    if line.type.startswith("payout"):
+    if line.type.startswith(BANK_TYPES):
         return f"bank:{line.id}"
     if line.key:
         failed = line.type in {"refund_failure", "payment_refund_failure"}

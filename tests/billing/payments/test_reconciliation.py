@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from billing import books
+from billing import accounts, books
 from billing.models import BalanceEntry, Payment, ReconciliationCase, Transfer
 from billing.payments import gateway, paying, reconciliation, refunds
 from billing.test_processor import connect
@@ -58,6 +58,16 @@ def test_everything_that_can_happen_to_money_reconciles(customer, processor, pai
     assert {entry.type for entry in BalanceEntry.objects.all()} == {
         "charge", "refund", "refund_failure", "adjustment", "payout",
     }  # fmt: skip
+
+
+def test_what_we_add_to_our_balance_at_the_processor_comes_from_our_bank(processor, paid):
+    added = {"id": "tu_1", "currency": "usd"}
+    processor.world.booked("topup", added, 50_000)
+    agree(processor)
+    assert accounts.balance_micros(accounts.platform("bank", "USD")) == 500 * USD
+    processor.world.booked("topup_reversal", added, -50_000)
+    agree(processor)
+    assert accounts.balance_micros(accounts.platform("bank", "USD")) == 0
 
 
 def test_a_transfer_to_a_supplier_reconciles_by_its_key(customer, processor, paid):
