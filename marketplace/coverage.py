@@ -68,13 +68,13 @@ def named(*, project: Project, offer: Offer, reservation_id: str) -> Reservation
     return Reservation.objects.filter(project=project, offer=offer, public_id=reservation_id).first()
 
 
-def for_run(instance: Instance, *, at: datetime) -> Reservation | None:
-    """Return what covers the next run of an instance, as its order wanted it."""
+def for_run(instance: Instance, *, stays_inside: bool, at: datetime) -> Reservation | None:
+    """Return what covers the next run of an instance, as its order wanted it; NoCapacity where it `stays_inside`."""
     return choose(
         project=instance.project,
         offer=instance.offer,
         gpus=instance.gpus,
-        attach=instance.attach,
+        attach=Instance.Attach.STRICT if stays_inside else instance.attach,
         named=None,
         at=at,
     )

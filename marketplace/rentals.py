@@ -334,14 +334,16 @@ def start(*, actor: Actor, instance: Instance, at: datetime) -> None:
 
 
 def start_run(
-    instance: Instance, *, price: PriceVersion | None, token: ApiToken | None, at: datetime, **why: Any
-) -> None:
+    instance: Instance, *, price: PriceVersion | None, token: ApiToken | None, at: datetime, stays_inside: bool = False,
+    **why: Any,
+) -> None:  # fmt: skip
     """Queue a new run: inside a reservation where its order wants that and one has room, else on its own market.
 
-    There it costs `price`, or what on demand costs today. `why` is what `instances.start` takes beside.
+    There it costs `price`, or what on demand costs today; what `stays_inside` is refused there. `why` is what
+    `instances.start` takes beside.
     """
     bidding = instance.market == Instance.Market.SPOT
-    inside = None if bidding else coverage.for_run(instance, at=at)
+    inside = None if bidding else coverage.for_run(instance, stays_inside=stays_inside, at=at)
     if inside is not None:
         price = inside.price_version
     elif price is None:

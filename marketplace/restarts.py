@@ -101,6 +101,8 @@ def _start_again(instance_id: int, *, at: datetime) -> bool:
     rentals.start_run(
         instance,
         price=None if was_inside else instance.price_version,
+        # Outside it would cost by the hour: there only its customer starts it.
+        stays_inside=was_inside,
         token=instance.ordered_with,
         at=at,
         reason=why,
