@@ -104,7 +104,11 @@ def cancellation_amounts(reservation: Reservation, *, at: datetime) -> tuple[int
 
 
 def costs_over_time(reservation: Reservation, *, at: datetime) -> list[dict[str, Any]]:
-    """Return until when cancelling costs how much."""
+    """Return until when cancelling costs how much; of what we do not deliver, until this hour is over."""
+    if reservation.state in FREE_EXITS:
+        _, refund = cancellation_amounts(reservation, at=at)
+        until = calendar.hour_of(at) + calendar.HOUR
+        return [{"until": until.isoformat(), "kept_bp": 0, "kept_micros": 0, "refund_micros": refund}]
     base = blocks.refundable_micros(list(reservation.strips.all()))
     return blocks.cancellation_costs(reservation.terms, starts_at=reservation.starts_at, base_micros=base, at=at)
 

@@ -46,7 +46,7 @@ def lost_in(reservation: Reservation, missing: int, *, hour: datetime) -> tuple[
 
 
 def _lost_in(reservation: Reservation, missing: int, *, hour: datetime) -> list[tuple[int, int]]:
-    known = reservation.shortfalls.filter(hour=hour).values_list("gpus", flat=True).first() or 0
+    known = next((one.gpus for one in reservation.shortfalls.all() if one.hour == hour), 0)
     here = holdings.clipped(reservation.strips.all(), hour, hour + HOUR)
     each = [(one.paid_micros, one.worth_micros) for one in here for _ in range(one.gpus)]
     return sorted(each, reverse=True)[known:missing]

@@ -244,6 +244,9 @@ def test_a_delayed_reservation_ends_free_of_charge(acme_buys: Buyer) -> None:
     assert reservation.state == "delayed"
     quote = quotes.for_cancellation(reservation=reservation, at=acme_buys.at(2.3))
     assert (quote.total_micros, quote.refund_micros) == (0, 3 * 8 * PRICE)
+    until = acme_buys.at(3).isoformat()
+    costs = [{"until": until, "kept_bp": 0, "kept_micros": 0, "refund_micros": 3 * 8 * PRICE}]
+    assert quotes.costs_over_time(reservation, at=acme_buys.at(2.3)) == quote.terms["cancellation_costs"] == costs
     reservations.cancel(actor=acme_buys.actor, reservation=reservation, quote=quote, at=acme_buys.at(2.3))
     assert acme_buys.wallet().available_micros == 1000 * USD
     check_conserved(at=acme_buys.at(2.3))
