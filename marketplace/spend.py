@@ -87,6 +87,11 @@ WITH mine AS (
     LEFT JOIN marketplace_apitoken token ON token.id = purchase.token_id
     WHERE held.state = 'payment_pending'
         AND (project.public_id = %(project_id)s OR token.public_id = ANY (%(token_ids)s))
+    UNION ALL
+    SELECT kept.public_id FROM provisioning_volume kept JOIN marketplace_project project ON project.id = kept.project_id
+    LEFT JOIN marketplace_apitoken token ON token.id = kept.ordered_with_id
+    WHERE project.organization_id = %(organization)s AND kept.state <> 'deleted'
+        AND (project.public_id = %(project_id)s OR token.public_id = ANY (%(token_ids)s))
 ), aside AS (
     SELECT hold.resource_id, sum(hold.amount_micros - hold.posted_micros) AS micros
     FROM billing_hold hold JOIN billing_account account ON account.id = hold.account_id

@@ -134,6 +134,7 @@ def _create(actor: Actor, project: Project, order: Order, at: datetime, *, is_sn
             size_gib=order.size_gib,
             source=order.source,
             is_snapshot=is_snapshot,
+            token_id=actor.token.pk if actor.token else None,
             at=at,
         )
         volume.project = project

@@ -109,6 +109,7 @@ def create(
     public_id: str = "",
     source: Volume | None = None,
     is_snapshot: bool = False,
+    token_id: int | None = None,
 ) -> Volume:
     """Write a volume down and tell its node; it is charged from when the node says that it is there."""
     if source is not None:
@@ -126,6 +127,7 @@ def create(
         size_gib=size_gib,
         source=source,
         is_snapshot=is_snapshot,
+        ordered_with_id=token_id,
         created_at=at,
     )
     tell(node.pk)
@@ -414,12 +416,13 @@ def _named(volume: Volume) -> dict[str, object]:
 
 
 def start_meter(volume: Volume, at: datetime) -> None:
-    project = volume.project
+    project, token = volume.project, volume.ordered_with
+    labels = {"project": project.public_id, "site": volume.site.public_id}
     usage.start(
         organization=project.organization,
         resource_id=volume.public_id,
         resource_name=volume.name,
-        labels={"project": project.public_id, "site": volume.site.public_id},
+        labels=labels | ({"token": token.public_id} if token else {}),
         quantity=volume.size_gib,
         price_version=volume.price_version,
         at=at,

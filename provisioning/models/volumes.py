@@ -56,6 +56,14 @@ class Volume(models.Model):
     measured_at = models.DateTimeField(null=True)
     source = models.ForeignKey("self", models.PROTECT, null=True, related_name="copies")
     is_snapshot = models.BooleanField(default=False)
+    ordered_with = models.ForeignKey(
+        "marketplace.ApiToken",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="null: in the portal",
+    )
 
     state = models.CharField(max_length=9, choices=State.choices, default=State.CREATING)
     desired = models.CharField(max_length=7, choices=Desired.choices, default=Desired.PRESENT)

@@ -183,6 +183,22 @@ def test_volumes_are_held_to_the_budgets_of_a_month(storage: Storage, project: P
     assert Volume.objects.get().size_gib == 100
 
 
+def test_what_is_set_aside_for_volumes_and_what_they_cost_counts_for_the_token_that_made_them(
+    clock: time_machine.Traveller, storage: Storage, with_token: Actor, project: Project
+) -> None:
+    first_hour = 100 * 100
+    assert with_token.token is not None
+    budget(with_token.token, month=3 * first_hour)
+    storage.make("hers")
+    storage.actor = with_token
+    storage.make()
+    assert spend.committed(with_token.token, project.organization, at=timezone.now()).month_micros == first_hour
+    assert spend.committed(project, project.organization, at=timezone.now()).month_micros == 2 * first_hour
+    clock.shift(timedelta(hours=2, seconds=1))
+    with pytest.raises(BudgetExceeded, match="the token agent"):
+        storage.make("more")
+
+
 def test_a_start_again_is_held_to_the_budget(
     rent: Rent, actor: Actor, project: Project, run_until_idle: Callable[[], None]
 ) -> None:
