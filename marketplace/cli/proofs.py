@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 RECEIPT, HEAD, STATEMENT = "gpumarket.receipt.1", "gpumarket.chain-head.1", "gpumarket.node-statement.1"
@@ -286,8 +287,10 @@ def _check_price(found: Verified) -> None:
         found.note("terms", REFUSED, f"The terms of {contract['version']} do not have the digest that was accepted.")
         return
     found.note("terms", GOOD, f"The terms in it are those of {contract['version']}, by their SHA-256.")
-    unit = contract["terms"]["unit"]
-    if why := _wrong_evidence(found.body["claim"], price, unit) or _wrong_price(price, unit, found.body["event"]):
+    terms, claim = contract["terms"], found.body["claim"]
+    unit = terms["unit"]
+    wrong = _wrong_evidence(claim, price, unit) or _wrong_late(claim, price, terms)
+    if why := wrong or _wrong_price(price, unit, found.body["event"]):
         found.note("price", REFUSED, why)
         return
     amount, asked = _money(price["amount_micros"], price), _money(price["asked_micros"], price)
@@ -314,6 +317,20 @@ def _wrong_evidence(claim: Mapping[str, Any], price: Mapping[str, Any], unit: Ma
     ):
         return "The units of the price are not those that were counted."
     return ""
+
+
+def _wrong_late(claim: Mapping[str, Any], price: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
+    """Return what is wrong with what being late leaves, or nothing: also where the evidence has not both times."""
+    evidence, deadline = claim.get("evidence") or {}, terms.get("deadline")
+    if not deadline or not evidence.get("since") or not evidence.get("ended_at"):
+        return ""
+    took = datetime.fromisoformat(evidence["ended_at"]) - datetime.fromisoformat(evidence["since"])
+    late_s, left = int(took.total_seconds()) - deadline["within_s"], WHOLE_BPS
+    for step in deadline["late"]:
+        left = step["price_bps"] if late_s > step["after_s"] else left
+    return (
+        "" if price["late_bps"] == left else "What being late leaves does not follow from its deadline and its times."
+    )
 
 
 def _wrong_price(price: Mapping[str, Any], unit: Mapping[str, Any], event: str) -> str:

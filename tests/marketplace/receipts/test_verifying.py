@@ -252,6 +252,22 @@ def test_evidence_in_a_receipt_is_what_was_claimed_and_its_units_are_those_of_th
 
 
 @pytest.mark.parametrize(
+    ("seconds", "is_good"), [(3600, False), (3601, True), (7200, True), (7201, False), (None, True)]
+)
+def test_what_being_late_leaves_follows_from_the_deadline_and_the_times_in_the_evidence(platform, seconds, is_good):
+    content = platform.content()  # which says that 90 % of the price are left
+    late = [{"after_s": 0, "price_bps": 9000}, {"after_s": 3600, "price_bps": 0}]
+    terms = content["contract"]["terms"] | {"deadline": {"within_s": 3600, "late": late}}
+    content["contract"] |= {"terms": terms, "sha256": digest(terms)}
+    ended = {} if seconds is None else {"ended_at": (NOON + timedelta(seconds=seconds)).isoformat()}
+    evidence = {"since": NOON.isoformat(), **ended}
+    content["claim"] |= {"evidence": evidence, "evidence_sha256": digest(evidence)}
+    why = "" if is_good else "does not follow from its deadline"
+    found = judged(platform, platform.add(content))
+    assert (found[0], why in found[1]) == (is_good, True)
+
+
+@pytest.mark.parametrize(
     "changes", [None, {"result": "fail"}, {"run": 2}, {"verifier": "customer"}, {"verifier": "silence"}]
 )
 def test_what_was_paid_without_a_verdict_that_passed_it_is_refused(platform, changes):
