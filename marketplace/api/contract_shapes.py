@@ -49,6 +49,10 @@ class AcceptContract(Shape):
     organization = Text(max_length=32, required=False, help_text="which agrees; default: your own")
 
 
+class LeaveContract(Shape):
+    organization = Text(max_length=32, required=False, help_text="which ends it; default: your own")
+
+
 class AcceptanceAnswer(serializers.Serializer[Any]):
     id = serializers.CharField()
     organization = NamedRef()
@@ -58,6 +62,7 @@ class AcceptanceAnswer(serializers.Serializer[Any]):
     check_command = serializers.ListField(child=serializers.CharField())
     accepted_by = serializers.CharField()
     at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True, help_text="when you ended it; nothing new is ordered since")
 
 
 class ContractVersionAnswer(serializers.Serializer[Any]):

@@ -145,3 +145,16 @@ class ContractAccept(APIView):
             third_parties=asked["third_parties"],
         )  # fmt: skip
         return _shown(version, own)
+
+
+class ContractLeave(APIView):
+    @extend_schema(operation_id="leave_contract", request=shapes.LeaveContract, responses=ANSWER)
+    def post(self, request: Request, contract_id: str) -> Response:
+        """End what you agreed to, for good: nothing new is ordered under it, and no period of it begins any more."""
+        queried(request)
+        actor, asked = actor_of(request), checked(shapes.LeaveContract, request.data)
+        version = door.version_for(actor, contract_id, verb="contract_acceptance.create")
+        with naming("organization"):
+            own = access.organization_for(actor, asked.get("organization"), verb="contract_acceptance.create")
+        offering.leave(actor=actor, version=version, organization=own, at=timezone.now())
+        return _shown(version, own)

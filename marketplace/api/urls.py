@@ -139,6 +139,7 @@ urlpatterns = [
     path("contracts/<id:contract_id>/offer", contracts.ContractOffer.as_view()),
     path("contracts/<id:contract_id>/withdraw", contracts.ContractWithdraw.as_view()),
     path("contracts/<id:contract_id>/accept", contracts.ContractAccept.as_view()),
+    path("contracts/<id:contract_id>/leave", contracts.ContractLeave.as_view()),
     path("claims", claims.ClaimList.as_view()),
     path("claims/<id:claim_id>", claims.ClaimDetail.as_view()),
     path("claims/<id:claim_id>/events", claims.ClaimEvents.as_view()),

@@ -53,7 +53,7 @@ def listed(
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    agreed = row["accepted"]["at"][:10] if row["accepted"] else ""
+    agreed = row["accepted"]["at"][:10] if row["accepted"] and not row["accepted"].get("ended_at") else ""
     return [
         row["id"], f"{row['title']} v{row['number']}", row["seller"]["name"], price(row),
         VERIFIERS[row["terms"]["verifier"]["kind"]], row["state"], agreed,
@@ -79,7 +79,9 @@ def show(version: VersionId, as_json: AsJson = False, explain: Explain = False) 
         session.terminal.say(f"What counts: {row['terms']['counts']}")
         session.terminal.table(["TERM", "SAYS"], said(row))
         session.terminal.say(f"SHA-256 of the terms: {row['sha256']}")
-        if row["accepted"]:
+        if row["accepted"] and row["accepted"].get("ended_at"):
+            session.terminal.say(f"You ended this agreement on {row['accepted']['ended_at'][:10]}.")
+        elif row["accepted"]:
             session.terminal.say(f"You agreed on {row['accepted']['at'][:10]}: put “contract: {row['id']}” into a job.")
         elif row["state"] == "offered":
             session.terminal.say(f"Agree to it: gpumarket contracts accept {row['id']}")
@@ -173,6 +175,12 @@ def accept(
             return
         session.terminal.say(f"Agreed to {row['title']} v{row['number']} (SHA-256 {row['sha256'][:16]}…).")
         session.terminal.say(f"Put “contract: {row['id']}” into a job file; then gpumarket job submit.")
+
+
+@app.command()
+def leave(version: VersionId, as_json: AsJson = False, explain: Explain = False) -> None:
+    """End what you agreed to, for good. What was begun goes on by its terms; nothing new is ordered under it."""
+    _moved(version, "leave", "Ended: nothing new is ordered under it.", as_json=as_json, explain=explain)
 
 
 @app.command()

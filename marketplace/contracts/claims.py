@@ -62,6 +62,7 @@ def check(*, version_id: str, organization: Organization, tasks: int) -> Bound:
         raise BadOrder(
             "contract", _("Accept this version first: gpumarket contracts accept %(id)s.") % {"id": version_id}
         )
+    offering.check_not_left(acceptance)
     if found.state != ContractVersion.State.OFFERED:
         raise BadOrder("contract", _("This version is no longer offered; see the contract's newest one."))
     terms = written.of(found.terms)

@@ -94,14 +94,16 @@ def customers_project(version: ContractVersion, project_id: str) -> Project:
 
 def accepted(actor: Actor, organization: Organization) -> QuerySet[ContractVersion]:
     """Return the versions under which an organization may order work."""
-    own = versions(actor).filter(acceptances__organization=organization, acceptances__side=Side.BUYER)
+    own = versions(actor).filter(
+        acceptances__organization=organization, acceptances__side=Side.BUYER, acceptances__end=None
+    )  # fmt: skip
     return own.filter(state=ContractVersion.State.OFFERED)
 
 
 def acceptances_of(versions: Sequence[ContractVersion], organization: Organization) -> dict[int, Acceptance]:
     """Return with what an organization agreed to these versions, by their keys; the caller may read them. One query."""
     own = Acceptance.objects.filter(version__in=versions, organization=organization, side=Side.BUYER)
-    return {row.version_id: row for row in own.select_related("organization")}
+    return {row.version_id: row for row in own.select_related("organization", "end")}
 
 
 def claims(actor: Actor, *, side: str = Side.BUYER) -> QuerySet[Claim]:

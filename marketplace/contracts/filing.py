@@ -16,7 +16,7 @@ from marketplace.contracts import claims, offering
 from marketplace.contracts import evidence as named
 from marketplace.contracts import terms as written
 from marketplace.errors import BadOrder, Conflict, IllegalState
-from marketplace.models import Claim, ContractVersion, Job, Organization, Project
+from marketplace.models import AgreementEnd, Claim, ContractVersion, Job, Organization, Project
 
 SUBJECT_LENGTH_MAX = 200
 EVIDENCE_BYTES_MAX = 16 * 1024
@@ -85,8 +85,11 @@ def file(
 def _check_sold(version: ContractVersion, customer: Organization) -> None:
     """Raise BadOrder or IllegalState where nothing is filed under a version for this customer."""
     terms = written.of(version.terms)
-    if offering.acceptance_of(version, customer) is None:
+    accepted = offering.acceptance_of(version, customer)
+    if accepted is None:
         raise BadOrder("version", _("This customer has not accepted this version."))
+    if AgreementEnd.objects.filter(acceptance=accepted).exists():
+        raise BadOrder("version", _("This customer has ended this agreement; nothing new is claimed under it."))
     if version.state != ContractVersion.State.OFFERED:
         raise IllegalState(_("Nothing new is claimed under a version that is withdrawn."))
     if terms.kind not in written.CLAIMED_KINDS or terms.verifier not in ("customer", "third_party"):

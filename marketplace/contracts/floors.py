@@ -24,7 +24,7 @@ def true_up(*, at: datetime, limit: int) -> int:
 
     Looks at up to `limit` acceptances, each once a period: when it is looked at next is written down.
     Only whole periods count: those that began after the version was in force for its customer and before a later one
-    was, and that ended before it was withdrawn, as nothing can be ordered under it from then on.
+    was or they left it, and that ended before it was withdrawn, as nothing can be ordered under it from then on.
     """
     due = Q(floor_look=None) | Q(floor_look__due_at__lte=at)
     with_floor = Acceptance.objects.filter(due, side=Side.BUYER, version__terms__floor__micros__gt=0)
@@ -74,7 +74,7 @@ def _whole(accepted: Acceptance, at: datetime) -> Iterator[Period]:
     since = offering.in_force_at(accepted)
     if since is None:
         return
-    withdrawn_at, replaced_at = accepted.version.withdrawn_at, offering.replaced_at(accepted)
+    withdrawn_at, over_at = accepted.version.withdrawn_at, offering.over_at(accepted)
     end = begun.starts_at
     for _ in range(PERIODS_BACK):
         before = settling.period_of(terms, (end - timedelta(seconds=1)).astimezone(UTC))
@@ -82,6 +82,6 @@ def _whole(accepted: Acceptance, at: datetime) -> Iterator[Period]:
         if before.starts_at < since:
             return
         is_cut = withdrawn_at is not None and withdrawn_at < end
-        if not is_cut and (replaced_at is None or before.starts_at < replaced_at):
+        if not is_cut and (over_at is None or before.starts_at < over_at):
             yield before
         end = before.starts_at

@@ -16,7 +16,7 @@ from marketplace.contracts import hosting, sellers
 from marketplace.contracts import terms as written
 from marketplace.contracts.terms import Terms
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
-from marketplace.models import Acceptance, Contract, ContractVersion, Organization, Side
+from marketplace.models import Acceptance, AgreementEnd, Contract, ContractVersion, Organization, Side
 from marketplace.money import shown
 
 State = ContractVersion.State
@@ -166,6 +166,7 @@ def accept(
     command = _check_command(terms, check_image, check_command)
     found = Acceptance.objects.filter(version=version, organization=organization).first()
     if found is not None:
+        check_not_left(found)
         if (found.check_image, found.check_command) != (check_image, command):
             raise Conflict(_("You agreed already, with another verifying command."))
         return found
@@ -175,6 +176,29 @@ def accept(
     )  # fmt: skip
     _record(actor, version, "contract.accept", organization=organization)
     return made
+
+
+@transaction.atomic
+def leave(*, actor: Actor, version: ContractVersion, organization: Organization, at: datetime) -> None:
+    """End what an organization agreed to, for good: nothing new is ordered under it. Leaving again changes nothing.
+
+    What was begun goes on by its terms. The period that runs is the last for which a floor or a share is asked. Raises
+    NotFound where it did not agree.
+    """
+    accepted = acceptance_of(version, organization)
+    if accepted is None:
+        raise NotFound("version")
+    _row, is_new = AgreementEnd.objects.get_or_create(
+        acceptance=accepted, defaults={"ended_by": actor.user, "at": at}
+    )  # fmt: skip
+    if is_new:
+        _record(actor, version, "contract.leave", organization=organization)
+
+
+def check_not_left(accepted: Acceptance) -> None:
+    """Raise BadOrder where the organization that agreed has ended that."""
+    if AgreementEnd.objects.filter(acceptance=accepted).exists():
+        raise BadOrder("contract", _("Your organization ended this agreement; agree to another version."))
 
 
 def catalogue() -> QuerySet[ContractVersion]:
@@ -218,14 +242,15 @@ def in_force_at(accepted: Acceptance) -> datetime | None:
     return None if offered_at is None else max(accepted.at, offered_at)
 
 
-def replaced_at(accepted: Acceptance) -> datetime | None:
-    """Return since when a later version of the contract holds for its customer, so that this one begins no period."""
+def over_at(accepted: Acceptance) -> datetime | None:
+    """Return since when an agreement begins no period: a later version holds for its customer, or they have left."""
     later = Acceptance.objects.filter(
         organization=accepted.organization_id, side=Side.BUYER, version__contract=accepted.version.contract_id,
         version__number__gt=accepted.version.number, version__offered_at__isnull=False,
     )  # fmt: skip
     first: datetime | None = later.aggregate(first=Min(Greatest("at", "version__offered_at")))["first"]
-    return first
+    left = AgreementEnd.objects.filter(acceptance=accepted).values_list("at", flat=True).first()
+    return min((moment for moment in (first, left) if moment is not None), default=None)
 
 
 def _checked(terms: Any, *, seller: Organization, buyer: Organization | None) -> Terms:

@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 
 from marketplace import audit
 from marketplace.access import Actor
+from marketplace.contracts import offering
 from marketplace.errors import BadOrder, Conflict, IllegalState, NotFound
 from marketplace.models import ContractVersion, Guarantee, Side
 from provisioning.models import Instance, Phase
@@ -34,6 +35,9 @@ def begin(*, actor: Actor, instance: Instance, version_id: str, at: datetime) ->
     if version.state != ContractVersion.State.OFFERED:
         # What its customer proposes is agreed to by them with that, and by its seller only when it is offered.
         raise IllegalState(_("This version is not offered; it is %(state)s.") % {"state": version.get_state_display()})
+    accepted = offering.acceptance_of(version, instance.project.organization)
+    assert accepted is not None, "its version is one that its organization agreed to"
+    offering.check_not_left(accepted)
     since = next_hour(at)
     try:
         with transaction.atomic():
@@ -66,7 +70,7 @@ def offered(instance: Instance) -> QuerySet[ContractVersion]:
     """Return the guarantees on offer that an instance's organization agreed to and whose seller owns its GPUs."""
     mine = ContractVersion.objects.filter(
         state=ContractVersion.State.OFFERED,
-        acceptances__organization=instance.project.organization_id, acceptances__side=Side.BUYER,
+        acceptances__organization=instance.project.organization_id, acceptances__side=Side.BUYER, acceptances__end=None,
         contract__kind="guarantee", contract__seller=instance.offer.supplier_id,
     )  # fmt: skip
     return mine.select_related("contract__seller").order_by("-pk")

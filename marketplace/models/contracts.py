@@ -133,6 +133,20 @@ class Acceptance(models.Model):
         return f"{self.organization} accepted {self.version}"
 
 
+class AgreementEnd(models.Model):
+    """That a customer ended what they had agreed to: who, and when. Never changed (trigger).
+
+    What was begun goes on by its terms.
+    """
+
+    acceptance = models.OneToOneField(Acceptance, models.PROTECT, related_name="end")
+    ended_by = models.ForeignKey("marketplace.User", models.PROTECT, related_name="+")
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.acceptance}, until {self.at}"
+
+
 class SellerLimit(models.Model):
     """What work under all contracts of a seller may cost the platform unpaid, in a currency; null: what is ordinary.
 

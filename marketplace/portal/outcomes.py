@@ -55,7 +55,7 @@ def _use(terms: Terms) -> str:
 
 @page("GET", "HEAD", "POST")
 def product(visit: Visit, version_id: str) -> HttpResponse:
-    """Show all terms of a version with its SHA-256; agree to it."""
+    """Show all terms of a version with its SHA-256; agree to it, or end that."""
     is_sent = visit.request.method == "POST"
     verb = "contract_acceptance.create" if is_sent else "contract.view"
     version = door.version_for(visit.actor, version_id, verb=verb)
@@ -63,6 +63,10 @@ def product(visit: Visit, version_id: str) -> HttpResponse:
     wrong: dict[str, str] = {}
     if is_sent:
         typed = visit.text("check_command")
+        if visit.text("leave"):
+            offering.leave(actor=visit.actor, version=version, organization=organization, at=visit.at)
+            messages.success(visit.request, _("Ended. What was begun goes on by its terms; nothing new is ordered."))
+            return redirect("outcome", version_id)
         try:
             offering.accept(
                 actor=visit.actor, version=version, organization=organization, sha256=visit.text("sha256"), at=visit.at,
@@ -75,10 +79,12 @@ def product(visit: Visit, version_id: str) -> HttpResponse:
             messages.success(visit.request, _("Agreed. Jobs may name it from now on; nothing is charged before that."))
             return redirect("outcome", version_id)
     terms = written.of(version.terms)
+    accepted = door.acceptances_of([version], organization).get(version.pk)
     context = _product(version) | {
         "organization": organization,
         "sentences": wording.sentences(terms),
-        "accepted": offering.acceptance_of(version, organization),
+        "accepted": accepted,
+        "ended_at": accepted.end.at if accepted is not None and hasattr(accepted, "end") else None,
         "is_sold": version.contract.seller_id == organization.pk,
         "needs_command": terms.verifier == "command",
         "third_parties": ", ".join(party["name"] for party in terms.third_parties),

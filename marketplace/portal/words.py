@@ -130,6 +130,7 @@ AUDITED: dict[str, Promise] = {
     "contract.offer": _("Offered an outcome contract"),
     "contract.withdraw": _("Withdrew an outcome contract"),
     "contract.accept": _("Agreed to an outcome contract"),
+    "contract.leave": _("Ended an agreement to an outcome contract"),
     "claim.file": _("Claimed a result"),
     "claim.accept": _("Accepted a result"),
     "claim.reject": _("Rejected a result"),

@@ -43,7 +43,7 @@ def choices(organization: Organization, offer: Offer) -> list[Acceptance]:
     """Return the agreements under which an organization may rent an offer, the newest first. One query."""
     own = Acceptance.objects.filter(
         organization=organization, side=Side.BUYER, version__state=ContractVersion.State.OFFERED,
-        version__contract__kind="revenue_share", version__contract__seller=offer.supplier_id,
+        version__contract__kind="revenue_share", version__contract__seller=offer.supplier_id, end=None,
     )  # fmt: skip
     found = own.select_related("version__contract", "organization").order_by("-pk")
     return [one for one in found if _covers(one, offer)]
@@ -64,6 +64,7 @@ def check_terms(agreed: Acceptance, *, offer: Offer, gpus: int) -> None:
         raise BadOrder("contract", _("No hours are covered by this contract."))
     if agreed.version.state != ContractVersion.State.OFFERED:
         raise BadOrder("contract", _("This version is withdrawn: nothing new is rented under it."))
+    offering.check_not_left(agreed)
     if not _covers(agreed, offer):
         text = _("This contract does not cover %(offer)s (revenue/covers).")
         raise BadOrder("contract", text % {"offer": offer.name})

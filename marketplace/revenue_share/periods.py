@@ -60,16 +60,16 @@ def bounds(kind: str, at: datetime) -> tuple[datetime, datetime]:
 
 
 def _missing(agreed: Acceptance, at: datetime) -> Iterator[RevenuePeriod]:
-    """Yield what a version has to open: after the periods of those before it, until a later one is in force."""
+    """Yield what a version has to open: after those before it, until a later one holds or its customer has left."""
     version, since = agreed.version, offering.in_force_at(agreed)
-    replaced_at = offering.replaced_at(agreed)
-    if since is None or (replaced_at is not None and replaced_at <= since):
+    over_at = offering.over_at(agreed)
+    if since is None or (over_at is not None and over_at <= since):
         return
     revenue = written.of(version.terms)["revenue"]
     until = min(at, version.withdrawn_at or at)
     within = timedelta(seconds=revenue["statement_within_s"])
     begin = _begin(agreed, since)
-    while begin <= until and (replaced_at is None or begin < replaced_at):
+    while begin <= until and (over_at is None or begin < over_at):
         end = bounds(revenue["period"], begin)[1]
         yield RevenuePeriod(
             version=version, organization_id=agreed.organization_id, currency=agreed.organization.currency,

@@ -198,6 +198,7 @@ def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifi
         )
         for word in ("claim", "judged", "verified", "disputed")
     }  # fmt: skip
+    offering.leave(actor=actor, version=agreed, organization=organization, at=at)
     for word in ("verified", "disputed"):
         claimed[word].move_to("verified", at=at, due_at=at)
     dispute = disputing.open(
@@ -217,6 +218,7 @@ def _sell_and_buy(actor: Actor, project: Project, operator: Organization, verifi
         "contract": own.contract.public_id,
         "draft": own.public_id,
         "negotiated": deals["negotiated"].public_id,
+        "agreed": agreed.public_id,
         "negotiated_sha256": deals["negotiated"].sha256,
         "claim": claimed["claim"].public_id,
         "verified": claimed["verified"].public_id,

@@ -72,7 +72,7 @@ def route_of(path: str) -> str:
     """Return a row's path as the description writes it."""
     words = {"member": "membership", "stopped": "instance", "deleted": "volume"}
     words |= {"extension": "quote", "cancellation": "quote", "wait": "entry"}
-    words |= {"negotiated": "contract", "draft": "contract", "verified": "claim", "sold": "claim"}
+    words |= {"negotiated": "contract", "agreed": "contract", "draft": "contract", "verified": "claim", "sold": "claim"}
     words |= {"claimdispute": "dispute", "commitment_request": "request", "guarded": "instance"}
     path = re.sub(r"^budgets/\{\w+\}", "budgets/{owner}", path)  # of an organization, a project or a token
     path = re.sub(r"\{(\w+)\}", lambda found: f"{{{words.get(found[1], found[1])}_id}}", path)

@@ -59,6 +59,7 @@ TRADE = QUOTE | {"limit": "9"}
 WINDOW = "windows?gpus=1&hours=1&before={block_before}"
 TERMS = {"terms": outcome_terms()}
 CONTRACT = TERMS | {"title": "Frames", "organization": "{organization}"}
+LEAVE = {"organization": "{organization}"}
 AGREE = {"sha256": "{negotiated_sha256}", "organization": "{organization}"}
 CLAIM = {"version": "{draft}", "project": "{project}", "subject": "frame 1"}
 WHY = {"reason": "It is black"}
@@ -264,6 +265,7 @@ RULES: list[tuple[str, str, Any, str, int, int, int, int, int, int, int]] = [
     ("post", "contracts/{draft}/offer", None, "manage",             200, 200, 403, 403, 403, 404, 401),
     ("post", "contracts/{draft}/withdraw", None, "manage",          200, 200, 403, 403, 403, 404, 401),
     ("post", "contracts/{negotiated}/accept", AGREE, "manage",      200, 200, 403, 403, 403, 404, 401),
+    ("post", "contracts/{agreed}/leave", LEAVE, "manage",           200, 200, 403, 403, 403, 404, 401),
     ("get", "claims", None, "read",                                 200, 200, 200, 200, 200, 200, 401),
     ("get", "claims?project={project}", None, "read",               200, 200, 200, 200, 200, 404, 401),
     ("post", "claims", CLAIM, "manage",                             404, 404, 403, 403, 403, 404, 401),

@@ -52,6 +52,21 @@ def test_a_seller_who_withdraws_is_owed_no_floor_of_the_period_in_which_it_does(
     assert list(Outcome.objects.values_list("period__day", "amount_micros")) == [(11, 3 * PRICE)]
 
 
+def test_the_period_in_which_a_customer_leaves_is_the_last_of_which_a_floor_is_asked(
+    acme: Organization, actor: Actor
+) -> None:
+    with time_machine.travel(AGREED, tick=False):
+        deal = make_deal(acme, floor={"period": "day", "micros": 3 * PRICE})
+    third_day = AGREED.replace(hour=0) + timedelta(days=2)
+    for minutes in (1, 2):
+        offering.leave(
+            actor=actor, version=deal.version, organization=acme, at=third_day + timedelta(minutes=minutes)
+        )  # fmt: skip
+    for days in range(1, 6):
+        floors.true_up(at=AGREED + timedelta(days=days), limit=10)
+    assert list(Outcome.objects.order_by("period").values_list("period__day", flat=True)) == [11, 12]
+
+
 def test_the_floor_of_an_amended_contract_is_charged_once_a_period(acme: Organization) -> None:
     with time_machine.travel(AGREED, tick=False):
         deal = make_deal(acme, floor={"period": "day", "micros": 3 * PRICE})

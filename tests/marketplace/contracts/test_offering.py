@@ -9,7 +9,7 @@ from django.utils import timezone
 from marketplace.access import Actor, person
 from marketplace.contracts import answering, claims, disputing, door, offering, sweeping, wording
 from marketplace.contracts import terms as written
-from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState
+from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState, NotFound
 from marketplace.models import (
     Acceptance,
     AuditEntry,
@@ -108,6 +108,31 @@ def test_a_person_of_two_organizations_agrees_for_none_but_the_one_that_it_was_n
     with pytest.raises(Conflict, match="for another organization"):
         offering.accept(actor=actor, version=version, organization=second, sha256=version.sha256, at=at)
     assert offering.accept(actor=actor, version=version, organization=acme, sha256=version.sha256, at=at).pk
+
+
+def test_nothing_new_is_ordered_under_what_a_customer_has_left_and_what_was_begun_goes_on(
+    acme: Organization, project: Project, actor: Actor
+) -> None:
+    at, deal, task = timezone.now(), make_deal(acme, **BY_CUSTOMER), make_deal(acme)
+    claim = deal.claim(project, "frame 1")
+    for one in (deal, task):
+        offering.leave(actor=actor, version=one.version, organization=acme, at=at)
+    with pytest.raises(BadOrder, match="ended this agreement"):
+        deal.claim(project, "frame 2")
+    with pytest.raises(BadOrder, match="ended this agreement"):
+        claims.check(version_id=task.version.public_id, organization=acme, tasks=1)
+    with pytest.raises(BadOrder, match="ended this agreement"):
+        offering.accept(
+            actor=actor, version=task.version, organization=acme, sha256=task.version.sha256, at=at
+        )  # fmt: skip
+    assert list(door.accepted(actor, acme)) == []
+    answering.accept(actor=actor, claim=claim, at=at)
+    sweeping.advance(at=at, limit=9)
+    claim.refresh_from_db()
+    assert claim.paid_micros == PRICE
+    second = make_deal(acme)
+    with pytest.raises(NotFound):
+        offering.leave(actor=actor, version=second.version, organization=second.seller, at=at)
 
 
 def test_only_suppliers_sell_and_a_supplier_who_earns_exists(acme: Organization, actor: Actor) -> None:

@@ -10,7 +10,7 @@ from django.utils import timezone, translation
 
 from marketplace.contracts import terms as written
 from marketplace.contracts import wording
-from marketplace.models import ContractVersion, Organization, User
+from marketplace.models import AuditEntry, ContractVersion, Organization, User
 from tests import agreed
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
@@ -69,3 +69,16 @@ def test_the_page_of_each_product_says_what_counts_and_what_applies(
     catalogue = read(owner.get(reverse("outcomes"))).text
     assert "no price of its own" in catalogue
     assert "15 % of revenue" in catalogue
+
+
+def test_an_owner_ends_an_agreement_on_its_page_and_nobody_else(alice: User, bob: User, acme: Organization) -> None:
+    deal = make_deal(acme)
+    address = reverse("outcome", args=[deal.version.public_id])
+    for person, sees, status in ((bob, False, 403), (alice, True, 302), (alice, False, 302)):
+        client = browser(person)
+        assert ('id="leave"' in client.get(address).content.decode()) == sees
+        assert client.post(address, {"leave": "yes"}).status_code == status
+    page = browser(alice).get(address).content.decode()
+    assert "What was begun goes on by its terms" in page
+    assert 'id="new-job"' not in page
+    assert AuditEntry.objects.filter(verb="contract.leave", organization=acme).count() == 1

@@ -70,6 +70,15 @@ def judge(clock, hours=1, *, late=timedelta(minutes=5)):
     return sum(evaluating.judge_due(at=at, limit=100) for _ in range(hours))
 
 
+def test_what_its_customer_has_left_guarantees_no_other_instance(clock, running, operator, acme, alice, actor):
+    version = guarantee(operator, acme, alice, NOON)
+    assert list(guarding.offered(running)) == [version]
+    offering.leave(actor=actor, version=version, organization=acme, at=NOON)
+    assert list(guarding.offered(running)) == []
+    with pytest.raises(BadOrder, match="ended this agreement"):
+        guarding.begin(actor=actor, instance=running, version_id=version.public_id, at=NOON)
+
+
 def test_an_hour_that_keeps_its_floor_credits_nothing_and_is_judged_once(clock, steady, acme):
     count(steady, [2_500] * 4)
     before = accounts.wallet(organization=acme).promo_micros

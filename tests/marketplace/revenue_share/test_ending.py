@@ -12,7 +12,7 @@ from marketplace.access import person
 from marketplace.contracts import offering
 from marketplace.errors import BadOrder
 from marketplace.models import Acceptance, AuditEntry, RevenuePeriod, Side
-from marketplace.revenue_share import closing, covering
+from marketplace.revenue_share import closing, covering, periods
 from provisioning import quotas, steps
 from provisioning.health import faults
 from provisioning.models import Instance, Quota
@@ -64,6 +64,23 @@ def test_when_the_seller_withdraws_it_hours_cost_their_price_from_the_end_of_the
     assert [one.label for one in RevenuePeriod.objects.all()] == ["2026-03"]
     closing.close_due(at=DUE, limit=10)
     assert period().metered_micros == 36 * PRICE  # all of March and nothing of April
+
+
+def test_when_its_customer_leaves_no_period_begins_any_more_and_hours_cost_their_price_after_the_last(
+    clock, agree, rent, run_until_idle, acme, actor
+):
+    agreed = agree()
+    instance = rent(under=agreed)
+    run_until_idle()
+    offering.leave(actor=actor, version=agreed.version, organization=acme, at=NOON + HOUR)
+    with pytest.raises(BadOrder, match="ended this agreement"):
+        rent(under=covering.agreement(acme, agreed.version.public_id))
+    assert covering.choices(acme, instance.offer) == []
+    assert covering.release_due(at=APRIL - timedelta(seconds=1), limit=10) == 0
+    clock.move_to(APRIL + HOUR)
+    assert covering.release_due(at=APRIL + HOUR, limit=10) == 1
+    assert periods.open_due(at=APRIL + 40 * 24 * HOUR, limit=10) == 0
+    assert [one.label for one in RevenuePeriod.objects.all()] == ["2026-03"]
 
 
 def amend(agreed, actor, **revenue):
