@@ -82,7 +82,10 @@ class OfferCalendar(APIView):
         offer = offers.offer_for(offer_id)
         terms = blocks.terms_of(offer)
         starts_at = hour_of(query.get("starts_at", at))
-        cells = windows.heat(offers=[offer], starts_at=starts_at, hours=query["hours"])[offer.pk]
+        try:
+            cells = windows.heat(offers=[offer], starts_at=starts_at, hours=query["hours"])[offer.pk]
+        except OverflowError as error:
+            raise BadOrder("starts_at", "No calendar goes so far.") from error
         is_excluded = not windows.allowed(offers=[offer], projects=projects)
         return Response(answers.calendar(offer, terms, cells, is_excluded=is_excluded, at=at))
 

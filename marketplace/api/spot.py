@@ -55,7 +55,10 @@ class OfferSpotHistory(APIView):
         offer = _offer(request, offer_id)
         found = spot_market.spot_for(offer, at=timezone.now())
         until = query.get("until", found.as_of)
-        since = query.get("since", until - DAY)
+        try:
+            since = query["since"] if "since" in query else until - DAY
+        except OverflowError as error:
+            raise BadOrder("until", "No calendar begins so early.") from error
         if since >= until:
             raise BadOrder("since", "It must be before the end.")
         rows = spot_market.history(offer, since=since, until=until, points=query["points"])

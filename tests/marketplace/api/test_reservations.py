@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from marketplace import trades
+from marketplace import spot_terms, trades
 from marketplace.models import Listing, Offer, Quote, Reservation, Trade, User
 from provisioning import calendar
 from provisioning.calendar import hour_of
@@ -63,6 +63,22 @@ def test_a_block_is_found_quoted_and_bought_once(program: Program, offer: Offer)
     problem_of(program.post("reservations", {"quote": quote["id"]}, key="two"), 409, "quote_used")
     hours = program.get(f"offers/h200-narvik/calendar?starts_at={utc(48)}&hours=11").json()["hours"]
     assert [hour["free_gpus"] for hour in hours] == [12] * 10 + [16]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ("calendar?starts_at=9999-12-31T23:00:00Z&hours=2", "/starts_at"),
+        ("spot/history?until=0001-01-01T00:00:00Z", "/until"),
+    ],
+)
+def test_a_time_at_the_end_of_all_calendars_is_refused_by_its_field(
+    program: Program, offer: Offer, asked: str, field: str
+) -> None:
+    spot_terms.set_terms(
+        offer=offer, by="carol@operator.example", at=timezone.now(), reserve_micros=500_000, grid_micros=10_000
+    )
+    problem_of(program.get(f"offers/h200-narvik/{asked}"), 422, "invalid_request", names=field)
 
 
 @pytest.mark.parametrize(
