@@ -42,7 +42,12 @@ class Visit:
     at: datetime
 
     def organization(self, *, verb: str) -> Organization:
-        """Return the organization that this person chose to look at, or their first."""
+        """Return the organization that a form was shown for, the one that this person chose to look at, or their first.
+
+        They may have chosen another one in another tab since the form was shown.
+        """
+        if shown_for := self.text(ORGANIZATION_KEY):
+            return access.organization_for(self.actor, shown_for, verb=verb)
         chosen = self.request.session.get(ORGANIZATION_KEY)
         if chosen is not None:
             try:

@@ -16,7 +16,7 @@ from billing.test_processor import hosted
 from marketplace.models import AuditEntry, Organization, Role, User
 from tests.billing.payments.conftest import _keys, processor
 from tests.billing.payments.stage import DECLINED_LATER, GOOD, NEEDS_PROOF, Processor
-from tests.conftest import make_member, make_organization
+from tests.conftest import make_member, make_organization, make_person
 from tests.marketplace.portal.conftest import browser
 from tests.marketplace.portal.reading import faults, read
 
@@ -74,6 +74,23 @@ def test_another_organizations_card_pays_nothing_for_who_may_use_both(
     card = processor.card(make_organization("Beta", alice))
     assert pay_in(owner, card=card.public_id).status_code == 409
     assert not Payment.objects.exists()
+
+
+def test_a_form_pays_for_whom_it_was_shown_for_whatever_was_chosen_in_another_tab_since(
+    owner: Client, acme: Organization, alice: User, processor: Processor
+) -> None:
+    beta = make_organization("Beta", alice)
+    shown = owner.get(reverse("top-up")).content.decode()
+    field = f'<input type="hidden" name="organization" value="{acme.public_id}">'
+    assert shown.count(field) == 2
+    owner.post(reverse("organization-choose"), {"organization": beta.public_id})
+    pay_in(owner, organization=acme.public_id)
+    assert Payment.objects.get().organization == acme
+    rule = {"threshold": "10", "automatic_amount": "20", "monthly_ceiling": "40"}
+    owner.post(reverse("automatic-top-up"), rule | {"organization": acme.public_id})
+    assert AutomaticTopUp.objects.get().organization == acme
+    stranger = make_organization("Stranger", make_person("eve@stranger.example"))
+    assert pay_in(owner, organization=stranger.public_id, key="form-2").status_code == 404
 
 
 def test_a_card_is_added_on_the_processors_page(owner: Client, acme: Organization, processor: Processor) -> None:
