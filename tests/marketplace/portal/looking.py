@@ -49,7 +49,7 @@ def _fits(page: Any, name: str, size: tuple[int, int]) -> None:
     page.set_viewport_size({"width": size[0], "height": size[1]})
     try:  # The window has its new size at once, and the page its own a moment later.
         page.wait_for_function(
-            "document.documentElement.scrollWidth <= document.documentElement.clientWidth", timeout=3000
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth", timeout=15_000
         )
     except TimeoutError:
         pytest.fail(f"{name} is wider than {size[0]}: {page.evaluate(WIDEST)}")

@@ -15,7 +15,7 @@ from tests.conftest import PASSWORD, Fleet, Run
 from tests.packages import needs
 
 CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE_MS = 15_000
+PATIENCE_MS = 60_000
 
 pytestmark = [
     pytest.mark.browser,
