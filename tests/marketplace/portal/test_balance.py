@@ -77,7 +77,7 @@ def test_the_chip_says_what_the_overview_and_the_command_line_say_of_the_month(
     """Use, results that were paid, what of them was given back, and hours that were paid ahead."""
     buyer = Buyer(actor, project, fleet.h200, hour_of(timezone.now()) + HOUR)
     at, price = buyer.at(0), PriceVersion.objects.get(sku=fleet.h200.sku)
-    used(acme, price, name="open", start=at - timedelta(seconds=30), end=None)
+    used(acme, price, name="open", start=at, end=None)
     deal = make_deal(acme, **BY_CUSTOMER)
     for subject in ("kept", "given back"):
         claim = deal.claim(project, subject, at=at)
@@ -86,6 +86,7 @@ def test_the_chip_says_what_the_overview_and_the_command_line_say_of_the_month(
     reversing.reverse(actor=deal.merchant, claim=claim, reason="It is wrong.", at=at)
     sell_blocks(fleet.h200)
     buyer.buy(2, 48, 58)
+    at += timedelta(seconds=30)
     with django_assert_num_queries(1):
         chip = spending.of(acme, at=at)
     month = midnight(at).replace(day=1)
