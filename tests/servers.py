@@ -1,12 +1,14 @@
 """Starts a PostgreSQL and a Redis for the whole test run, before Django reads its settings."""
 
+import gc
 import os
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,7 +41,24 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
     elif not early_config.known_args_namespace.help and not early_config.known_args_namespace.version:
         _keep_bytecode()
         _start(early_config)
-    return (yield)
+    with _nothing_to_collect():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    with _nothing_to_collect():
+        return (yield)
+
+
+@contextmanager
+def _nothing_to_collect() -> Iterator[None]:
+    """Importing makes much and leaves no garbage, which the collector would look for again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
