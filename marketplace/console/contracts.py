@@ -50,7 +50,7 @@ def draft(*, actor: Actor, title: str, seller: Organization, buyer: str, terms: 
 
 def acceptances_of(version: ContractVersion) -> list[Acceptance]:
     """Return who agreed to a version, the latest first."""
-    found = Acceptance.objects.filter(version=version).select_related("organization").order_by("-pk")
+    found = Acceptance.objects.filter(version=version).select_related("organization", "end").order_by("-pk")
     return list(found[:SHOWN])
 
 

@@ -1,6 +1,7 @@
 """The editor of contracts, their margin, and disputes that wait for a decision."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from django.utils import timezone
 from marketplace.access import Actor
 from marketplace.contracts import answering, disputing, offering, sellers, sweeping
 from marketplace.models import AuditEntry, Claim, ContractVersion, Membership, Organization, Project, Side, User
-from tests.outcomes import BY_CUSTOMER, PRICE, make_deal, make_seller, terms
+from tests.outcomes import BY_CUSTOMER, PRICE, accept, make_deal, make_seller, terms
 
 pytestmark = pytest.mark.django_db
 
@@ -20,7 +21,7 @@ def typed(seller: Organization, **differs: Any) -> dict[str, str]:
     return {"title": "Frames", "seller": seller.public_id, "buyer": "", "terms": json.dumps(terms(**differs))}
 
 
-def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client) -> None:
+def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client, acme: Organization, actor: Actor) -> None:
     seller, merchant = make_seller()
     page = desk.get(reverse("console-contract-new")).content.decode()
     assert "gpumarket.terms/3" in page
@@ -38,6 +39,11 @@ def test_a_contract_is_drafted_offered_amended_and_withdrawn(desk: Client) -> No
     shown = desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
     assert "$0.50 per task" in shown
     assert version.sha256 in shown
+    version.refresh_from_db()
+    accept(acme, version)
+    offering.leave(actor=actor, version=version, organization=acme, at=timezone.now())
+    shown = desk.get(reverse("console-contract", args=[version.public_id])).content.decode()
+    assert re.search(r"Acme</strong>.*?Ended, ", shown, re.DOTALL)
     dearer = {"terms": json.dumps(terms(unit={"price_micros": 2 * PRICE}))}
     desk.post(reverse("console-contract-amend", args=[version.public_id]), dearer)
     desk.post(reverse("console-contract-withdraw", args=[version.public_id]))
