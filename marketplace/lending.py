@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import structlog
 from django.db import transaction
-from django.db.models import OuterRef, Q, Subquery, Sum
+from django.db.models import Exists, F, OuterRef, Q, Subquery, Sum
 
 from billing import accounts, prepayments
 from billing.models import Account, Charge, UsageSpan
@@ -23,9 +23,9 @@ from billing.suppliers.shares import largest_remainder
 from marketplace import coverage, holdings, lending_record, refunds
 from marketplace.blocks import BP, NOTICE
 from marketplace.lending_record import SCALE, Record
-from marketplace.models import USABLE, LendingShare, LendingSpell, Offer, Reservation
+from marketplace.models import USABLE, LendingShare, LendingSpell, Offer, Reservation, SpotTerms
 from provisioning import calendar
-from provisioning.models import Capacity, Instance
+from provisioning.models import Capacity, Instance, Interruption
 
 log = structlog.get_logger("marketplace.lending")
 
@@ -106,11 +106,28 @@ def _charges(offer: Offer, *, after: int, limit: int, at: datetime) -> list[tupl
     recent = spot.filter(phase_since__gte=at - SHARED_WITHIN) | spot.filter(quota_held__gt=0)
     spans = UsageSpan.objects.filter(resource_id__in=recent.values("public_id"), labels__market=Instance.Market.SPOT)
     found = Charge.objects.filter(span__in=spans, amount_micros__gt=0, through__gte=at - SHARED_WITHIN)
-    found = found.exclude(key__in=LendingShare.objects.values("cause"))
+    found = found.exclude(key__in=LendingShare.objects.values("cause")).exclude(_may_be_free(offer, at=at))
     earlier = Charge.objects.filter(span=OuterRef("span"), through__lt=OuterRef("through"), amount_micros__gt=0)
     before = Subquery(earlier.order_by("-through").values("through")[:1])
     rows = found.filter(pk__gt=after).select_related("span__price_version").annotate(before=before).order_by("pk")
     return [(charge, charge.before or charge.span.started_at) for charge in rows[:limit]]
+
+
+def _may_be_free(offer: Offer, *, at: datetime) -> Q:
+    """Return which charges are given back, or may be yet: those of runs that are told to go within a first interval.
+
+    Holders have no share of those: they could bring it about, by a start that takes their GPUs back.
+    """
+    began_at = F("run_began_at") - MILLISECOND  # A meter counts from the whole millisecond before.
+    told = Interruption.objects.filter(
+        Q(settled_at=None) | Q(credited_micros__gt=0),
+        Q(ended_at=None) | Q(ended_at__gte=OuterRef("span__started_at")),
+        instance__public_id=OuterRef("span__resource_id"),
+        notice_at__lt=F("run_began_at") + F("free_before_s") * timedelta(seconds=1),
+    )
+    first = SpotTerms.objects.filter(offer=offer).values_list("interval_s", flat=True).first() or 0
+    young = Q(span__ended_at=None, span__started_at__gt=at - timedelta(seconds=first))
+    return young | Q(Exists(told.alias(began_at=began_at).filter(began_at__lte=OuterRef("span__started_at"))))
 
 
 @transaction.atomic

@@ -10,7 +10,7 @@ from django.utils import timezone
 from billing import books, charging
 from billing.models import Charge, LentUse, PriceVersion
 from marketplace import lending, lending_record, recalls, rentals, reservations, spot
-from marketplace.models import BlockTerms, LendingShare, LendingSpell, Reservation
+from marketplace.models import BlockTerms, LendingShare, LendingSpell, Reservation, SpotTerms
 from provisioning import interruptions
 from provisioning.models import Gpu, Instance, Interruption, Node
 from tests.blocks import USD, Buyer, check_conserved
@@ -181,6 +181,44 @@ def test_what_the_holder_starts_takes_lent_gpus_back_within_the_notice(
     run_until_idle()
     assert Instance.objects.get(pk=mine.pk).phase == "running"
     assert Instance.objects.get(pk=spot_runs.pk).phase == "interrupted"
+    assert books.check(at=timezone.now()) == []
+
+
+def share() -> int:
+    charging.charge_due(at=timezone.now())
+    return lending.share_due(at=timezone.now(), limit=10)
+
+
+def test_a_share_waits_until_its_run_cannot_be_given_back_any_more(spot_runs: Instance, clock: Any) -> None:
+    SpotTerms.objects.update(interval_s=600)
+    clock.shift(timedelta(minutes=6))
+    assert (share(), Charge.objects.count()) == (0, 1)
+    clock.shift(timedelta(minutes=4))
+    assert share() == Charge.objects.count()
+
+
+def test_a_holder_has_no_share_of_a_run_that_is_given_back(
+    acme_buys: Buyer, other_buys: Buyer, spot_runs: Instance, lent: Reservation, clock: Any, run_until_idle: Run
+) -> None:
+    clock.shift(timedelta(seconds=INTERVAL_S - 20))
+    with transaction.atomic():
+        rentals.rent(
+            actor=other_buys.actor, project=other_buys.project, order=order(other_buys.offer, gpus=8, replicas=2),
+            at=timezone.now(),
+        )  # fmt: skip
+    recalls.recall_due(at=timezone.now(), limit=10)
+    interruptions.announce_due(at=timezone.now(), limit=10)
+    for seconds in (10, NOTICE_S, 10):
+        clock.shift(timedelta(seconds=seconds))
+        run_until_idle()
+        assert share() == 0
+    interruptions.settle_due(at=timezone.now(), limit=10)
+    told, charges = Interruption.objects.get(), Charge.objects.filter(span__resource_id=spot_runs.public_id)
+    assert (told.state, told.reason) == ("interrupted", "owner_recall")
+    assert told.credited_micros == sum(charge.amount_micros for charge in charges) > 0
+    clock.shift(timedelta(minutes=5))
+    assert share() == 0
+    assert LendingShare.objects.count() == 0
     assert books.check(at=timezone.now()) == []
 
 
