@@ -69,6 +69,9 @@ def submit(
     """
     rentals.check_open(project)
     specs = [_with_inputs(spec, project, folders) for spec in specs]
+    if inputs := {spec.inputs for spec in specs if spec.inputs}:
+        # They may lie unused for a month all but a day, and a job that waits is looked at once a day (`keeping`).
+        artifacts.touch(project_id=project.pk, folders=inputs, at=at)
     known = _Known()
     wanted = [_wanted(spec, actor, project, known, at) for spec in specs]
     needs = _needs(project, wanted)

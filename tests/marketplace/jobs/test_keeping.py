@@ -40,3 +40,14 @@ def test_folders_are_kept_while_a_job_is_not_over_and_no_longer(works: Works, se
     assert list(keeping.due(at=at)) == []
     Artifact.objects.update(used_at=at - MONTH)
     assert artifacts.sweep(at=at, limit=100) == 4
+
+
+def test_inputs_that_were_used_long_ago_are_in_use_from_when_a_job_is_submitted(
+    works: Works, settings: Any, tmp_path: Path
+) -> None:
+    settings.ARTIFACTS = tmp_path / "store"
+    inputs = keep_folder(works.project.pk, {"in.txt": b"in"})
+    Artifact.objects.update(used_at=timezone.now() - artifacts.KEPT_UNUSED + timedelta(hours=12))
+    works.one(inputs=inputs, needs=[works.one().public_id])
+    assert artifacts.sweep(at=timezone.now() + timedelta(hours=13), limit=100) == 0
+    assert artifacts.missing(project_id=works.project.pk, sha256s=[inputs]) == []
