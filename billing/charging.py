@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 from django.db.models import Sum
 
-from billing import accounts, floating, ledger, rating, receivables
+from billing import accounts, floating, invoice_payments, ledger, rating, receivables
 from billing.batches import in_parts
 from billing.models import Account, Charge, Transfer, UsageCorrection, UsageSpan
 
@@ -298,7 +298,8 @@ def _give_back(leg: _Leg, correction: UsageCorrection | None) -> None:
 
     What was owed once counts for the account that has paid it since, and what
     neither cash nor credit paid returns as credit, so that nothing becomes cash
-    which was not. The money then pays what is owed for other use.
+    which was not; what was given up of its invoices makes their loss less. The
+    money then pays what is owed for other use.
     """
     span = UsageSpan.objects.get(pk=leg.span_id)
     payer = accounts.lock(organization_id=span.organization_id, currency=leg.currency)
@@ -308,7 +309,9 @@ def _give_back(leg: _Leg, correction: UsageCorrection | None) -> None:
         paid_micros.update(receivables.paid_since(span=span, receivable=payer.receivable))
     targets = (payer.receivable, payer.cash, payer.promo)
     shares, rest = rating.take_in_turn(-leg.micros, [paid_micros[target.pk] for target in targets])
-    shares[-1] += rest
+    given_up = invoice_payments.given_up(span) if rest else []
+    lost = min(rest, sum(row.lost_micros for row in given_up))
+    shares = [shares[0], shares[1] + lost, shares[2] + rest - lost]
     key = f"refund:{span.public_id}" + (f":{correction.public_id}" if correction else "")
     charge = Charge.objects.create(
         key=key,
@@ -332,4 +335,7 @@ def _give_back(leg: _Leg, correction: UsageCorrection | None) -> None:
                 reason=f"Correction for {span.resource_name}"[:200],
                 at=leg.through,
             )
+    for row in given_up:
+        cause = f"{charge.key}:{row.invoice.public_id}"
+        lost -= invoice_payments.recover(invoice=row.invoice, most_micros=lost, cause=cause, at=leg.through)
     receivables.settle(freed=payer.cash, cause=charge.key, at=leg.through)

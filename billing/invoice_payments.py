@@ -9,7 +9,7 @@ from billing import accounts, collecting, ledger
 from billing.accounts import CustomerAccounts, Organization
 from billing.invoicing import debts
 from billing.invoicing.rounding import asked
-from billing.models import Account, Collection, Invoice, InvoicePayment
+from billing.models import Account, Collection, Invoice, InvoicePayment, UsageSpan
 
 
 def collection_of(invoice: Invoice) -> Collection | None:
@@ -49,6 +49,24 @@ def pay_from_cash(*, payer: CustomerAccounts, invoice: Invoice, most_micros: int
     )
     name(invoice=invoice, transfer_key=key, amount_micros=share, at=at)
     return share
+
+
+def given_up(span: UsageSpan) -> list[Collection]:
+    """Return the invoices with use of a span that were given up, the newest first."""
+    lost = Collection.objects.filter(state=Collection.State.UNCOLLECTIBLE, invoice__lines__items__span=span)
+    return list(lost.select_related("invoice").distinct().order_by("-pk"))
+
+
+def recover(*, invoice: Invoice, most_micros: int, cause: str, at: datetime) -> int:
+    """Let cash that went back of an invoice make its loss less first, where it was given up; return how much that was.
+
+    Nobody is paid back what nobody has paid. Behind the gate, before what else is owed is settled.
+    """
+    lost = Collection.objects.filter(invoice=invoice, state=Collection.State.UNCOLLECTIBLE).first()
+    if lost is None or not most_micros:
+        return 0
+    payer = accounts.lock(organization_id=invoice.organization_id, currency=invoice.currency)
+    return _recover(lost, invoice, payer, min(most_micros, payer.cash.free_micros), cause=cause, at=at)
 
 
 def _recover(

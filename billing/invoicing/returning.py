@@ -32,8 +32,10 @@ def credit(*, of: Outcome, reason: str, at: datetime) -> Invoice | None:
     waiting = list(
         PrepaidItem.objects.filter(
             invoiced=None, kind=Outcome.Kind.REVERSED, outcome__of__item__invoiced__line__invoice=invoice
-        ).select_related("outcome").order_by("pk")
-    )  # fmt: skip
+        )
+        .select_related("outcome")
+        .order_by("pk")
+    )
     amounts = _amounts(invoice, waiting)
     if not 0 < amounts.net_micros <= crediting.left_micros(invoice):
         return None
@@ -49,6 +51,13 @@ def invoice_of(outcome: Outcome) -> Invoice | None:
     """Return the invoice on which an outcome is, if it is on one."""
     done = InvoicePrepaid.objects.filter(item__outcome=outcome).select_related("line__invoice__organization").first()
     return done.line.invoice if done else None
+
+
+def recover(*, of: Outcome, micros: int, cause: str, at: datetime) -> None:
+    """Let cash that went back for an outcome pay first what was given up of its invoice."""
+    invoice = invoice_of(of)
+    if invoice is not None:
+        invoice_payments.recover(invoice=invoice, most_micros=micros, cause=cause, at=at)
 
 
 def name_what_was_paid(*, of: Outcome, cause: str, at: datetime) -> None:
@@ -80,7 +89,7 @@ def _move(line: InvoiceLine, amounts: Amounts, *, at: datetime) -> None:
     """Move the tax, and what rounding makes of the price."""
     note = line.invoice
     payer = accounts.lock(organization_id=note.organization_id, currency=note.currency)
-    rounding = amounts.net_micros - (amounts.exact_micros - amounts.exact_promo_micros)
+    rounding, to_cash = amounts.net_micros - (amounts.exact_micros - amounts.exact_promo_micros), 0
     for what, kind, micros in (
         ("rounding", Account.Kind.REVENUE, rounding),
         ("tax", Account.Kind.TAX, note.tax_micros),
@@ -96,6 +105,9 @@ def _move(line: InvoiceLine, amounts: Amounts, *, at: datetime) -> None:
                 reason=f"{what.capitalize()} of credit note {note.number}",
                 at=at,
             )
+            to_cash += share if micros > 0 and account.kind == Account.Kind.CASH else 0
+    assert note.credited is not None
+    invoice_payments.recover(invoice=note.credited, most_micros=to_cash, cause=f"invoice:{note.public_id}", at=at)
 
 
 def _whose(payer: CustomerAccounts, micros: int) -> list[tuple[Account, int]]:

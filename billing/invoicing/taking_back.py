@@ -235,6 +235,11 @@ def _write(draft: _Draft, payer: CustomerAccounts, *, at: datetime) -> Invoice:
         payer, note, writing.Platform(), tax_micros=-note.tax_micros, rounding_micros=-draft.rounding_micros, at=at
     )
     ledger.move_all(moves)
+    to_cash = sum(move.amount_micros for move in moves if move.target_id == payer.cash.pk)
+    cause = f"invoice:{note.public_id}"
+    payer.cash.balance_micros -= invoice_payments.recover(
+        invoice=draft.invoice, most_micros=to_cash, cause=cause, at=at
+    )
     back = [move for move in moves if move.target_id == payer.receivable.pk]
     for moved in [*_lifted(draft, payer), *back]:
         share = min(left, moved.amount_micros)
@@ -287,9 +292,16 @@ def _line(parts: Sequence[Part], note: Invoice, *, amount_micros: int) -> Invoic
         row.exact_micros = first.micros
         return row
     copied = (
-        "key", "resource_id", "resource_name", "project", "meter", "unit", "market", "price_version_id",
+        "key",
+        "resource_id",
+        "resource_name",
+        "project",
+        "meter",
+        "unit",
+        "market",
+        "price_version_id",
         "micros_per_unit_hour",
-    )  # fmt: skip
+    )
     return InvoiceLine(
         **{name: getattr(first.line, name) for name in copied},
         invoice=note,

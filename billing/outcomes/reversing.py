@@ -66,6 +66,7 @@ def reverse(*, key: str, of: Outcome, reason: str, at: datetime, amount_micros: 
                 at=at,
             )
     cause = f"outcome:{made.public_id}"
+    returning.recover(of=of, micros=cash, cause=cause, at=at)
     receivables.settle(freed=payer.cash, cause=cause, at=at)
     returning.name_what_was_paid(of=of, cause=cause, at=at)
     returning.credit(of=of, reason=reason, at=at)

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from billing import books, daily
 from billing.invoicing import crediting, issuing, proof
-from billing.models import Invoice, InvoiceLine, InvoicePrepaid, InvoiceSeries, PrepaidItem
+from billing.models import Collection, Invoice, InvoiceLine, InvoicePrepaid, InvoiceSeries, PrepaidItem
 from billing.outcomes import reversing
 from tests.billing.invoicing import APRIL, MAY, close, make_seller, use
-from tests.billing.makers import HOUR, NOON, PRICE, USD, make_organization, wallet
+from tests.billing.makers import HOUR, NOON, PRICE, USD, account, make_organization, move, wallet
 from tests.billing.results import item, reverse, set_aside, settle
 from tests.billing.supplying import make_person
+from tests.billing.test_dunning import after, days, run
 
 pytestmark = pytest.mark.django_db
 LATER = MAY + 20 * HOUR
@@ -84,6 +85,23 @@ def test_what_is_given_back_after_its_invoice_has_a_credit_note_with_exactly_the
         assert line.agrees
         assert proof.of_totals(note).agrees
     assert close(at=MAY + 2 * HOUR) == 0
+
+
+def test_what_is_given_back_of_an_invoice_that_was_given_up_is_less_of_a_loss_and_nobodys_money(acme):
+    move(account(acme, "cash"), "revenue", 992 * USD)
+    set_aside(acme, 8 * USD)
+    paid = settle(acme, item(micros_per_unit=8 * USD))
+    close()  # its tax is owed, and never paid
+    for day in days(-8, 70):
+        run(after(day))
+    lost = Collection.objects.get()
+    assert (lost.state, lost.lost_micros, wallet(acme).cash_micros) == ("uncollectible", 2 * USD, 0)
+    reverse(paid, 1 * USD, at=after(71))
+    lost.refresh_from_db()
+    assert (lost.lost_micros, wallet(acme).cash_micros) == (750_000, 0)
+    reverse(paid, key="rest", at=after(72))
+    lost.refresh_from_db()
+    assert (lost.state, wallet(acme).cash_micros) == ("paid", 8 * USD)
 
 
 def test_less_than_a_cent_waits_for_the_next_and_goes_with_it(acme):

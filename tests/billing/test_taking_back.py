@@ -8,12 +8,13 @@ import pytest
 
 from billing import adjusting, books, collecting, corrections, prepayments, usage
 from billing.invoicing import crediting, debts, issuing, proof, sellers
-from billing.models import Invoice, InvoiceItem, InvoiceLine, InvoiceMail, UsageSpan
+from billing.models import Collection, Invoice, InvoiceItem, InvoiceLine, InvoiceMail, UsageSpan
 from billing.prepayments import Paid
 from tests.billing.invoicing import APRIL, CLOSE, MAY, charged, close, details, make_seller, use
 from tests.billing.makers import HOUR, NOON, PRICE, USD, block, hold_money, make_organization, make_price, wallet
 from tests.billing.people import give_credit_line, two_people
 from tests.billing.test_corrections import correct
+from tests.billing.test_dunning import after, days, run
 
 pytestmark = pytest.mark.django_db
 END = datetime(2026, 9, 1, tzinfo=UTC)
@@ -172,6 +173,25 @@ def test_an_unpaid_invoice_asks_for_less_and_so_no_other_is_dunned_for_it(db):
     assert left == {march.pk: 25 * USD, april.pk: 25 * USD}
     assert wallet(acme).owed_micros == 50 * USD
     collecting.review(organization=acme, at=MAY + 5 * HOUR)
+
+
+def test_less_use_on_an_invoice_that_was_given_up_is_less_of_a_loss_and_nobodys_money(db):
+    make_seller()
+    acme = make_organization()
+    give_credit_line(acme, 1000 * USD, net_days=7)
+    span = use(acme, begin=NOON, hours=10, price=make_price())
+    close()
+    for day in days(-8, 70):
+        run(after(day))
+    invoice, lost = Invoice.objects.get(), Collection.objects.get()
+    assert (lost.state, lost.lost_micros) == ("uncollectible", invoice.total_micros)
+    for hours in (4, 0):
+        correct(span, NOON + hours * HOUR, at=after(101))
+        take_back(at=after(102))
+        lost.refresh_from_db()
+        assert lost.lost_micros == invoice.total_micros * hours // 10
+        assert (wallet(acme).cash_micros, wallet(acme).promo_micros, wallet(acme).owed_micros) == (0, 0, 0)
+    assert lost.state == "paid"
 
 
 def test_random_months_of_use_corrections_and_blocks_agree_with_both_calculators(db):
