@@ -108,26 +108,32 @@ def hold(
 ) -> None:
     """Look at the budgets, take quota and hold what a bid needs, in place of what its instance held before.
 
-    Where somebody else pays, a bid needs no funds of its organization. Raises
-    BudgetExceeded, QuotaExceeded or InsufficientFunds; the caller then rolls back.
+    The GPUs that it holds of quotas already it keeps, whatever the limits are now. Where somebody else pays, a bid
+    needs no funds of its organization. Raises BudgetExceeded, QuotaExceeded or InsufficientFunds; the caller then
+    rolls back.
     """
     micros = 0 if is_paid else funds_micros(terms, price_micros=price_micros, gpus=gpus)
     per_hour = 0 if is_paid else price_micros * gpus
+    token_id = token.pk if token else None
     spend.lock(project=project, token=token)  # As whoever rents: budgets before quota before accounts.
-    quotas.give_back(holder=resource_id)
+    before = quotas.price_held(holder=resource_id)
+    quotas.reprice(holder=resource_id, micros_per_hour=0)  # So that budgets do not count it twice.
     holds.void_for(resource_id=resource_id, at=at)
     spend.check(project=project, token=token, worst_case_micros=micros, hourly_micros=per_hour, at=at)
-    hold = partial(
-        quotas.take,
-        holder=resource_id,
-        project_id=project.pk,
-        gpu_model=terms.offer.gpu_model,
-        gpus=gpus,
-        micros_per_hour=per_hour,
-        market=Instance.Market.SPOT,
-        token_id=token.pk if token else None,
-    )
-    reserved_quotas.take(hold, at=at)
+    if before is not None:
+        quotas.bid_anew(holder=resource_id, micros_per_hour=per_hour, before=before, token_id=token_id)
+    else:
+        take = partial(
+            quotas.take,
+            holder=resource_id,
+            project_id=project.pk,
+            gpu_model=terms.offer.gpu_model,
+            gpus=gpus,
+            micros_per_hour=per_hour,
+            market=Instance.Market.SPOT,
+            token_id=token_id,
+        )
+        reserved_quotas.take(take, at=at)
     if is_paid:
         return
     holds.place(

@@ -172,6 +172,33 @@ def reprice(*, holder: str, micros_per_hour: int) -> None:
         cursor.execute(REPRICE, {"holder": holder, "micros": micros_per_hour})
 
 
+def price_held(*, holder: str) -> int | None:
+    """Return what somebody's hold costs per hour, None where they hold nothing. One query."""
+    return QuotaHold.objects.filter(holder=holder).values_list("micros_per_hour", flat=True).first()
+
+
+def bid_anew(*, holder: str, micros_per_hour: int, before: int, token_id: int | None) -> None:
+    """Let what somebody holds already cost so much per hour; raise QuotaExceeded where more than `before` is too much.
+
+    Only limits of spend are looked at: how many GPUs it holds stays, and a limit that was lowered meanwhile ends
+    nothing. The caller rolls back.
+    """
+    reprice(holder=holder, micros_per_hour=micros_per_hour)
+    hold = QuotaHold.objects.select_related("project").get(holder=holder)
+    QuotaHold.objects.filter(pk=hold.pk).update(token=token_id)
+    applies = Quota.objects.filter(
+        Q(project=None) | Q(project=hold.project_id), organization=hold.project.organization_id,
+        gpu_model__in=["", hold.gpu_model], market__in=["", hold.market], unit=Quota.Unit.MICROS_PER_HOUR,
+    )  # fmt: skip
+    passed = applies.filter(held__gt=F("limit")).order_by("pk").first() if micros_per_hour > before else None
+    if passed is not None:
+        raise QuotaExceeded(
+            wanted=micros_per_hour, held=passed.held - micros_per_hour, limit=passed.limit,
+            is_organization=passed.project_id is None, gpu_model=passed.gpu_model, market=passed.market,
+            unit=passed.unit,
+        )  # fmt: skip
+
+
 def open_for(*, project_id: int) -> None:
     """Give a project, and its organization if need be, the limits that everybody begins with."""
     organization_id = _owner_of(project_id)
