@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,15 @@ def sources(*folders: str) -> Iterator[Path]:
         yield from (path for path in (ROOT / folder).rglob("*.py") if "migrations" not in path.parts)
 
 
-def imported(tree: ast.AST) -> set[str]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a source, read once for all checks."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+def imported(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -32,7 +39,7 @@ def test_only_the_gateway_speaks_http_below_the_marketplace() -> None:
     speakers = {
         path.relative_to(ROOT).as_posix()
         for path in sources("provisioning", "billing")
-        if "agent" not in path.parts and "django.http" in imported(ast.parse(path.read_text()))
+        if "agent" not in path.parts and "django.http" in imported(path)
     }
     assert speakers == {"provisioning/gateway.py"}
 
@@ -42,11 +49,7 @@ def test_views_reach_no_rows_by_themselves(folder: str) -> None:
     """`access` is the only door to tenant rows; what spans rows is a question in a file of its own."""
     guilty = []
     for path in sources(folder):
-        reached = [
-            node.lineno
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Attribute) and node.attr == "objects"
-        ]
+        reached = [node.lineno for node in nodes(path) if isinstance(node, ast.Attribute) and node.attr == "objects"]
         guilty += [f"{path.relative_to(ROOT)}:{line}" for line in reached]
     assert guilty == []
 
@@ -68,7 +71,7 @@ def test_pages_do_not_walk_around_the_door() -> None:
     for path in sources("marketplace/portal", "marketplace/api"):
         reached = [
             f"{path.relative_to(ROOT)}:{node.lineno}"
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes(path)
             if isinstance(node, ast.Attribute)
             and node.attr in managers
             and isinstance(node.value, ast.Name)
@@ -93,8 +96,8 @@ def test_files_and_functions_stay_readable() -> None:
         text = path.read_text()
         if text.count("\n") > LINES_MAX:
             long.append(f"{path.relative_to(ROOT)} has {text.count(chr(10))} lines")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and "tests" not in path.parts:
+        for node in () if "tests" in path.relative_to(ROOT).parts else nodes(path):
+            if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno
                 if lines > FUNCTION_LINES_MAX:
                     long.append(f"{path.relative_to(ROOT)}:{node.name} has {lines} lines")
