@@ -31,7 +31,6 @@ def _place(item: pytest.Item) -> int:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collector of garbage from walking over all that was imported, and over what a test needs anyhow."""
+    """Keep the collector of garbage from walking over all that was imported, again and again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)

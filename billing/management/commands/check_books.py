@@ -15,6 +15,7 @@ from billing import books
 class Command(BaseCommand):
     """Exits 0 when the books balance and 1 when they do not."""
 
+    requires_system_checks = ()  # They import every page, which takes longer than most books.
     help = "Work out every balance, hold and charge a second time and report what differs."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
