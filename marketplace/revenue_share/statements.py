@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from django.db import transaction
-from django.db.models import Max
 from django.utils.translation import gettext as _
 
 from marketplace import audit
@@ -40,7 +39,8 @@ def submit(
 ) -> RevenueStatement:
     """Say what was earned in a period; what was said last counts when it is charged.
 
-    `lines`, where there are any, add up to the revenue. Raises IllegalState for a period that is closed.
+    `lines`, where there are any, add up to the revenue. What is sent twice is said once. Raises IllegalState for a
+    period that is closed.
     """
     period = RevenuePeriod.objects.select_for_update(no_key=True, of=("self",)).get(pk=period.pk)
     if period.state == State.CLOSED:
@@ -53,7 +53,12 @@ def submit(
     total = sum(micros for _label, micros in lines)
     if lines and total != revenue_micros:
         raise BadOrder("lines", _("The lines do not add up to the revenue."))
-    number = (period.statements.aggregate(last=Max("number"))["last"] or 0) + 1
+    last = period.statements.order_by("-number").first()
+    token, said = actor.token.public_id if actor.token else "", [list(line) for line in lines]
+    now = (revenue_micros, said, source, actor.user.pk, token)
+    if last is not None and (last.revenue_micros, last.lines, last.source, last.by_id, last.token) == now:
+        return last
+    number = 1 if last is None else last.number + 1
     # Micros are texts in it, because they may be larger than the numbers that everybody reads alike.
     body = {
         "period": period.public_id, "number": number, "revenue_micros": str(revenue_micros),
@@ -63,12 +68,12 @@ def submit(
         period=period,
         number=number,
         revenue_micros=revenue_micros,
-        lines=[list(line) for line in lines],
+        lines=said,
         sha256=signing.digest(body),
         source=source,
         by=actor.user,
         by_name=actor.name,
-        token=actor.token.public_id if actor.token else "",
+        token=token,
         at=at,
     )
     audit.record(

@@ -102,6 +102,14 @@ def test_what_was_stated_last_is_charged_when_it_is_due_and_the_period_closes(ag
         found.move_to("open", at=DUE, message="again")
 
 
+def test_a_statement_that_is_sent_twice_is_said_once_and_what_was_said_before_can_be_said_again(agree, actor):
+    agree()
+    lines = [("a", USD), ("b", 2 * USD)]
+    said = [state(actor, 3 * USD, lines=lines) for _ in range(2)]
+    said += [state(actor, 3 * USD), state(actor, 4 * USD), state(actor, 3 * USD, lines=lines)]
+    assert [row.number for row in said] == [1, 1, 2, 3, 4]
+
+
 def test_a_seller_has_no_part_of_what_its_customer_only_said_until_that_is_paid(agree, actor, acme, seller):
     agree()
     state(actor, 10_000 * USD)
