@@ -1,6 +1,6 @@
 """Money by bank: recorded by one person, approved by another, matched to an invoice or to the customer's cash."""
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from django.db import IntegrityError, transaction
@@ -12,6 +12,8 @@ from billing.models import Account, BankTransfer, Invoice
 
 Direction = BankTransfer.Direction
 State = BankTransfer.State
+# A bank's day is that of its place, and none begins earlier than this before UTC's.
+EARLIEST_DAY = timedelta(hours=14)
 
 
 @transaction.atomic
@@ -41,7 +43,7 @@ def record(
     if first is not None:
         return first
     _check(organization, direction, amount_micros, invoice)
-    if value_on > at.date():
+    if value_on > (at + EARLIEST_DAY).date():
         raise BadBankTransfer("value_on", "this day has not come yet")
     try:
         with transaction.atomic():

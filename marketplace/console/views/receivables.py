@@ -8,6 +8,7 @@ from django.core.paginator import Paginator
 from django.http import HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from billing import credit_lines, disputes
@@ -48,7 +49,7 @@ def transfers(visit: Visit) -> HttpResponse:
 def record(visit: Visit, organization_id: str) -> HttpResponse:
     """Record a line of the bank's statement."""
     organization = organizations.organization_for(organization_id)
-    known = {"value_on": visit.at.date(), "direction": visit.query("direction") or "in"}
+    known = {"value_on": timezone.localdate(visit.at), "direction": visit.query("direction") or "in"}
     form = BankTransferForm(sent(visit), organization=organization, initial=known)
     if carried_out(visit, form, bank.record, organization=organization, at=visit.at):
         messages.success(visit.request, _("The transfer is recorded. Another capacity manager has to approve it."))

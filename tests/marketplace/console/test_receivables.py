@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import time_machine
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -22,6 +23,7 @@ from billing.models import (
     Invoice,
 )
 from marketplace.models import AuditEntry, Organization, User
+from marketplace.portal.preferences import ZONE_COOKIE
 from tests.conftest import make_person
 from tests.marketplace.console.conftest import only_entry
 from tests.marketplace.invoices.conftest import seller, use_beyond_credit
@@ -136,6 +138,18 @@ def record(desk: Client, organization: Organization, amount: str = "100", **more
     fields = {"direction": "in", "amount_micros": amount, "bank_reference": "2026-11/7", "value_on": "2026-01-05",
               "invoice": "", "note": "", "key": str(uuid4())}  # fmt: skip
     return send(desk, "console-bank-new", organization.public_id, **(fields | more))
+
+
+def test_the_day_of_a_bank_transfer_is_that_of_whoever_records_it(desk: Client, acme: Organization) -> None:
+    desk.cookies[ZONE_COOKIE] = "Asia/Tokyo"
+    late = timezone.now().replace(hour=23, minute=30)
+    here = f"{late + timedelta(hours=9):%Y-%m-%d}"
+    with time_machine.travel(late, tick=False):
+        page = text_of(desk.get(reverse("console-bank-new", args=[acme.public_id])))
+        assert f'name="value_on" value="{here}"' in page
+        assert record(desk, acme, value_on=here).status_code == 302
+        to_come = f"{late + timedelta(days=2):%Y-%m-%d}"
+        assert record(desk, acme, value_on=to_come, bank_reference="2026-11/8").status_code == 422
 
 
 def test_a_bank_transfer_pays_an_invoice_once_somebody_else_approves(
