@@ -42,6 +42,7 @@ def request(
     Raises BadOrder for what is no higher limit or has no reason, Conflict while
     the same limit is asked for already.
     """
+    assert project is None or project.organization_id == organization.pk, "a project is asked for by its own"
     limits.check_words(gpu_model=gpu_model, market=market, unit=unit, limit=limit)
     reason = reason.strip()
     if not reason or len(reason) > REASON_LENGTH_MAX:

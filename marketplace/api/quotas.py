@@ -14,6 +14,7 @@ from marketplace.api import answers, quota_shapes, shapes
 from marketplace.api.instances import order_of
 from marketplace.api.pages import PageQuery, checked, paged, queried
 from marketplace.api.views import KEY_ACCEPTED, KEY_REQUIRED, actor_of, answered_once, naming
+from marketplace.errors import Forbidden
 from marketplace.limits import Limit
 from marketplace.models import QuotaRequest, WaitingOrder
 from marketplace.money import decimal_string
@@ -96,6 +97,8 @@ class QuotaRequestList(APIView):
         with naming("project"):
             project = None
             if asked["organization_wide"]:
+                if access.own_project(actor) is not None:
+                    raise Forbidden("The token is for one project; this is a limit of the whole organization.")
                 organization = access.organization_for(actor, None, verb="quota_request.create")
             else:
                 project = access.project_for(actor, asked.get("project"), verb="quota_request.create")

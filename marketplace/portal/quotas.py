@@ -28,6 +28,8 @@ def shown(visit: Visit) -> HttpResponse:
     typed = {name: visit.text(name) for name in FIELDS}
     owner = typed["owner"]
     project = None if owner == WHOLE else access.project_for(visit.actor, owner or None, verb="quota_request.create")
+    if project is not None:
+        organization = project.organization
     try:
         made = quota_requests.request(
             actor=visit.actor, organization=organization, project=project, **_limit(typed),

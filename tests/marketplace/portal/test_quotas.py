@@ -5,9 +5,9 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from marketplace import quota_requests
-from marketplace.access import Actor
-from marketplace.models import Organization, Project, QuotaRequest, QuotaRule, User, WaitingOrder
+from marketplace import quota_requests, tokens
+from marketplace.access import Actor, person
+from marketplace.models import Membership, Organization, Project, QuotaRequest, QuotaRule, User, WaitingOrder
 from provisioning.models import Instance, Node, Quota
 from tests.conftest import Fleet, Rent, make_token
 from tests.marketplace.api.program import Program
@@ -55,6 +55,29 @@ def test_a_request_is_sent_shown_and_withdrawn(owner: Client, project: Project) 
     owner.post(reverse("quota-request-withdraw", args=[made.public_id]))
     made.refresh_from_db()
     assert made.state == "withdrawn"
+
+
+def test_a_project_s_limit_is_asked_for_by_its_own_organization_whichever_is_looked_at(
+    owner: Client, alice: User, acme: Organization, charlie: User
+) -> None:
+    other = Project.objects.select_related("organization").get(organization__name="Other")
+    Membership.objects.create(organization=other.organization, user=alice, role="owner")
+    form = {"organization": acme.public_id, "owner": other.public_id, "limit": "99", "reason": "a big run"}
+    assert owner.post(reverse("quotas"), form).status_code == 302
+    made = QuotaRequest.objects.get()
+    assert (made.organization, made.project) == (other.organization, other)
+
+
+def test_a_token_of_one_project_asks_for_no_limit_of_the_whole_organization(
+    alice: User, acme: Organization, project: Project
+) -> None:
+    asked = {"limit": 99, "reason": "a big run", "organization_wide": True}
+    _, secret = tokens.create_token(
+        actor=person(alice), organization=acme, name="one", scopes=("manage",), at=timezone.now(), project=project
+    )
+    bound = Program(secret).post("quota-requests", asked, key="a")
+    assert (bound.status_code, QuotaRequest.objects.count()) == (403, 0)
+    assert Program(make_token(alice, acme)).post("quota-requests", asked, key="b").status_code == 201
 
 
 def test_numbers_of_gpus_have_their_thousands_apart(owner: Client, project: Project) -> None:
