@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from django.utils.translation import gettext
@@ -21,6 +21,21 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})", re.ASCII)
 
 Path = tuple[str | int, ...]
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Written(Decimal):
+    """A number with a point, which is shown as it stands in the file: 1.0e-4 and not 0.00010."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Read a number. Raises InvalidOperation."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ def _scalar(node: yaml.Node, path: Path) -> Any:
     if kind == "int" and WHOLE.fullmatch(text):
         return int(text)  # Written in another way, such as 010 or 0x10, YAML means another number than people do.
     try:
-        number = Decimal(text)
+        number = Written(text)
     except InvalidOperation:
         number = None
     if kind == "float" and number is not None and number.is_finite():

@@ -357,7 +357,8 @@ def _plain(value: Any) -> Any:
 
 
 def _micros(value: Any) -> int | None:
-    micros = typed_micros(str(value))
+    # An amount is read in whichever way its number is written.
+    micros = typed_micros(str(Decimal(value) if isinstance(value, Decimal) else value))
     return micros if micros else None
 
 

@@ -40,6 +40,18 @@ def test_a_file_says_what_is_kept_of_it() -> None:
     assert len(one.sha256) == 64
 
 
+def test_numbers_are_handed_on_as_they_are_written_and_amounts_are_read() -> None:
+    (one,) = spec.from_file(
+        "offer: a\nmatrix: {LR: [1.0e-4, 0.10, 1.50e+3, 1_0.5]}\nenv: {EPS: 1.0e-8}\ncommand: [run, 2.0e-2]\n"
+        "time_limit: 1h\nmax_cost: .5\n",
+        at=NOON,
+    )
+    assert [task["LR"] for task in one.tasks] == ["1.0e-4", "0.10", "1.50e+3", "1_0.5"]
+    assert (one.env, one.command, one.max_cost_micros) == ({"EPS": "1.0e-8"}, ["run", "2.0e-2"], 500_000)
+    again = spec.of(json.loads(json.dumps(one.document)), deadline=None)
+    assert (again.env, again.command, again.max_cost_micros) == (one.env, one.command, one.max_cost_micros)
+
+
 @pytest.mark.parametrize(("said", "size"), [("500M", 500 << 20), ("1G", 1 << 30), ("2T", 2 << 40), (None, 20 << 30)])
 def test_the_disk_of_an_attempt_is_said_in_binary_units_and_has_an_ordinary_size(said: str | None, size: int) -> None:
     (one,) = spec.from_values([{"offer": "h200", "command": ["a"]} | ({"disk": said} if said else {})], at=NOON)
