@@ -1,11 +1,13 @@
 """Events of paying by outcome: jobs, contracts, claims and their receipts. Both sides of a contract hear of it."""
 
 from collections.abc import Collection, Iterable
+from datetime import datetime
 
 from marketplace.events.reading import Source, changes, moment
 from marketplace.models import (
     OPEN_TASKS,
     Acceptance,
+    AgreementEnd,
     ClaimDispute,
     ClaimEvent,
     ClaimState,
@@ -66,13 +68,23 @@ def _acceptances(rows: Collection[int]) -> Iterable[Event]:
     """To both sides. One query."""
     related = ("version__contract", "organization")
     for row in Acceptance.objects.filter(pk__in=rows).select_related(*related):
-        contract = row.version.contract
-        data = _terms_of(row.version) | {"side": row.side, "by": row.organization.public_id}
-        for organization_id in filter(None, {row.organization_id, contract.seller_id, contract.buyer_id}):
-            yield Event(
-                organization_id=organization_id, at=row.at, row=row.pk, type="contract.accepted",
-                subject_id=contract.public_id, data=data,
-            )  # fmt: skip
+        yield from _agreed(row, "contract.accepted", row=row.pk, at=row.at)
+
+
+def _ends(rows: Collection[int]) -> Iterable[Event]:
+    """To both sides. One query."""
+    related = ("acceptance__version__contract", "acceptance__organization")
+    for row in AgreementEnd.objects.filter(pk__in=rows).select_related(*related):
+        yield from _agreed(row.acceptance, "contract.left", row=row.pk, at=row.at)
+
+
+def _agreed(accepted: Acceptance, name: str, *, row: int, at: datetime) -> Iterable[Event]:
+    contract = accepted.version.contract
+    data = _terms_of(accepted.version) | {"side": accepted.side, "by": accepted.organization.public_id}
+    for organization_id in filter(None, {accepted.organization_id, contract.seller_id, contract.buyer_id}):
+        yield Event(
+            organization_id=organization_id, at=at, row=row, type=name, subject_id=contract.public_id, data=data
+        )  # fmt: skip
 
 
 def _terms_of(version: ContractVersion) -> dict[str, object]:
@@ -147,6 +159,7 @@ SOURCES: dict[str, Source] = {
     "job": Source("job.view", (*(f"job.{state}" for state in JobState.values), PROGRESS), _jobs),
     "contract": Source("contract.view", ("contract.submitted", "contract.offered", "contract.withdrawn"), _versions),
     "acceptance": Source("contract.view", ("contract.accepted",), _acceptances),
+    "agreement_end": Source("contract.view", ("contract.left",), _ends),
     "claim": Source("claim.view", tuple(f"claim.{state}" for state in ClaimState.values), _claims),
     "claim_dispute": Source(
         "claim.view",

@@ -5,7 +5,7 @@ from typing import Any
 from django.utils import timezone
 
 from marketplace.access import Actor, person
-from marketplace.contracts import answering, claims, disputing, sweeping
+from marketplace.contracts import answering, claims, disputing, offering, sweeping
 from marketplace.models import Claim, JobEvent, Organization, Project, Side
 from tests.conftest import Fleet, make_person
 from tests.marketplace.events.conftest import published
@@ -38,6 +38,15 @@ def test_jobs_contracts_and_claims_are_told_to_both_sides(
     assert len(claimed) == 4
     seen = {(event.organization_id, event.data["side"], event.project_id) for event in claimed}
     assert seen == {(acme.pk, "buyer", project.pk), (deal.seller.pk, "seller", None)}
+
+
+def test_that_a_customer_leaves_is_told_to_both_sides(acme: Organization, actor: Actor) -> None:
+    deal, at = make_deal(acme), timezone.now()
+    for _ in range(2):
+        offering.leave(actor=actor, version=deal.version, organization=acme, at=at)
+    told = [event for event in published() if event.type == "contract.left"]
+    assert sorted(event.organization_id for event in told) == sorted([acme.pk, deal.seller.pk])
+    assert {(event.data["version"], event.data["by"]) for event in told} == {(deal.version.public_id, acme.public_id)}
 
 
 def test_a_dispute_is_told_to_both_sides_also_where_it_is_paid_already(acme: Organization, project: Project) -> None:
