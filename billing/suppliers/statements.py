@@ -93,7 +93,7 @@ def issue(*, supplier_id: int, currency: str, period_end: datetime, at: datetime
     approved = SupplierAdjustment.objects.filter(state=SupplierAdjustment.State.APPROVED, line=None, **mine)
     adjustments = list(approved.order_by("pk"))
     paid = _paid_out(purse.payable) - _stated(mine)
-    held = purse.reserve.balance_micros
+    held = _held(purse, mine, period_end)
     # Payouts follow the last statement: what is held no more has to stand on one, though nothing ran since.
     if not (lines or adjustments or paid or (last is not None and last.held_micros != held)):
         return None
@@ -151,6 +151,12 @@ def _paid_out(payable: Account) -> int:
     sent = payable.outgoing.filter(key__startswith="payout:").aggregate(total=Sum("amount_micros"))["total"] or 0
     back = payable.incoming.filter(key__startswith="payout:").aggregate(total=Sum("amount_micros"))["total"] or 0
     return int(sent - back)
+
+
+def _held(purse: purses.Purse, mine: dict[str, object], period_end: datetime) -> int:
+    """What of the reserve is of what is stated: what the month that runs has earned since is on no statement yet."""
+    since = Accrual.objects.filter(month__gte=period_end, **mine).aggregate(total=Sum("reserve_micros"))["total"] or 0
+    return max(0, purse.reserve.balance_micros - max(0, since))
 
 
 def _stated(mine: dict[str, object]) -> int:

@@ -89,7 +89,8 @@ def test_a_month_waits_for_its_last_charges(customer, nordlys):
 def test_what_runs_over_a_months_end_is_stated_on_both_sides_of_it(customer, nordlys):
     run(customer, nordlys, at=APRIL - HOUR, hours=3)
     statements.issue_due(at=CLOSE)
-    assert SupplierStatement.objects.get().charge_micros == 5 * USD
+    made = SupplierStatement.objects.get()
+    assert (made.charge_micros, made.closing_micros, made.held_micros) == (5 * USD, 3_500_000, 350_000)
     statements.issue_due(at=NEXT_CLOSE)
     assert list(SupplierStatement.objects.order_by("pk").values_list("charge_micros", flat=True)) == [5 * USD, 10 * USD]
     assert is_clean()

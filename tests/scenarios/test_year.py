@@ -63,9 +63,9 @@ USD,,revenue,-3599.20,-(4*1976 + 2*1880)*0.30 - 100
 USD,,promo_expense,-260.00,-200 - 150 + 90
 USD,,sla_expense,-257.40,-715*8*0.90*0.10 + 514.80*0.50
 JPY,Hudson,cash,372405,600000 - 48*375 - 2*720*135 - 1000*696*0.01 - 3375 - 3*12*135
-JPY,North,payable,4200,48*375*0.70 - 8400
+JPY,North,payable,4095,48*375*0.70 - 8505
 JPY,South,payable,4941.225,(2*720*135 + 3375.375 + 3*12*135)*0.60 - 116640
-JPY,,processor,-456000,-600000 + 100000 - 100000 + (14530 + 2930 + 1500) + 8400 + 116640
+JPY,,processor,-455895,-600000 + 100000 - 100000 + (14530 + 2930 + 1500) + 8505 + 116640
 JPY,,fees,67494.150,48*375*0.30 + (2*720*135 + 3375.375 + 3*12*135)*0.40 - (14530 + 2930 + 1500)
 JPY,,revenue,6959.625,1000*696*0.01 - 0.375
 """
@@ -100,18 +100,18 @@ INV-000025,2029-01-01,Hudson,4860,0
 CN-000001,2028-10-01,Thames,33.60,0
 CN-000002,2028-10-04,Fjord,100.00,25.00
 """
-# North is paid what it earned until the end of a month less what is held back then, from 50 dollars or 5000 yen on.
+# North is paid what it earned until the end of a month less what is held back of that, from 50 dollars or 5000 yen on.
 PAYOUTS = """
 supplier,currency,day,amount
-North,USD,2028-02-05,830.90
+North,USD,2028-02-05,831.60
 North,USD,2028-03-05,1139.77
-North,JPY,2028-03-05,8400
+North,JPY,2028-03-05,8505
 North,USD,2028-04-05,1343.13
-North,USD,2028-05-05,168.70
+North,USD,2028-05-05,168.00
 North,USD,2028-09-05,532.36
 North,USD,2028-10-05,223.44
-North,USD,2028-11-05,526.06
-North,USD,2028-12-05,439.04
+North,USD,2028-11-05,526.85
+North,USD,2028-12-05,438.25
 North,USD,2029-01-05,126.23
 South,USD,2028-02-05,1488.00
 South,USD,2028-03-05,1392.00
@@ -277,7 +277,7 @@ def check_processor(year):
         (0, 0), (0, 0),
     ]  # fmt: skip
     assert connect.balance(year.world, "usd") == 1_111_897
-    assert connect.balance(year.world, "jpy") == 456_000
+    assert connect.balance(year.world, "jpy") == 455_895
 
 
 def check_books():
