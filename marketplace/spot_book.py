@@ -16,7 +16,8 @@ from provisioning import policies
 # For so long an auction can be held again; then its bids are nobody's business any more.
 KEPT = timedelta(days=90)
 
-# Who waits needs funds that are still held, or somebody else who pays; who runs is charged and has a runway.
+# Who waits needs funds that are still held, or somebody else who pays, and a project where things may start; who runs
+# is charged and has a runway.
 STANDING = """
 SELECT bid.public_id, instance.replicas * instance.gpus_per_replica, bid.price_micros,
     instance.phase <> 'queued' AND told.id IS NULL, (extract(epoch FROM bid.placed_at) * 1000000)::bigint,
@@ -31,6 +32,7 @@ WHERE bid.offer_id = %(offer)s AND instance.desired = 'running'
     AND instance.phase IN ('queued', 'placing', 'provisioning', 'verifying', 'running', 'notified')
     AND (told.id IS NULL OR told.reason IN ('outbid', 'capacity'))
     AND (instance.phase <> 'queued' OR bid.left_out_at IS NULL)
+    AND (instance.phase <> 'queued' OR project.suspended_at IS NULL AND organization.suspended_at IS NULL)
     AND (instance.phase <> 'queued' OR instance.paid_by <> '' OR EXISTS (
         SELECT FROM billing_hold WHERE resource_id = instance.public_id AND state = 'pending' AND expires_at > %(at)s
     ))

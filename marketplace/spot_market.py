@@ -155,7 +155,7 @@ def standings(found: Sequence[Bid]) -> list[Standing]:
             told=told.get(bid.instance_id),
             risk=advisory(ladder, bid.instance),
             held_micros=held.get(bid.instance.public_id, 0),
-            why=_why_excluded(broken.get(bid.pk, [])) or _why_left_out(bid),
+            why=_why_excluded(broken.get(bid.pk, [])) or _why_suspended(bid) or _why_left_out(bid),
         )
         for bid in found
     ]
@@ -172,6 +172,12 @@ def _why_excluded(rules: Sequence[str]) -> str:
         return ""
     why = _("It takes part in no auction: the offer is %(rules)s. Withdraw it to free what is set aside.")
     return why % {"rules": decisions.said(rules)}
+
+
+def _why_suspended(bid: Bid) -> str:
+    if bid.instance.phase != Phase.QUEUED or not bid.project.is_suspended:
+        return ""
+    return _("It takes part in no auction while its project is suspended; ask the operator why.")
 
 
 def _why_left_out(bid: Bid) -> str:

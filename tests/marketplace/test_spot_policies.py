@@ -13,7 +13,7 @@ from billing.models import Hold
 from marketplace import access, rentals, spot, spot_market, spot_terms
 from marketplace import policies as doors
 from marketplace.access import Actor
-from marketplace.models import Auction, Bid, Project
+from marketplace.models import Auction, Bid, Organization, Project
 from provisioning import decisions, interruptions, policies
 from provisioning.errors import PolicyExcludes
 from provisioning.models import Instance, Phase, PlacementDecision, Quota
@@ -113,6 +113,20 @@ def test_a_bid_that_a_later_policy_excludes_wins_nothing_says_why_and_bids_again
     assert spot_market.published(held_at(sold, start))["bids"] == 0
     rule()
     assert spot_market.published(held_at(sold, start + timedelta(minutes=1)))["winners"] == 1
+
+
+def test_a_bid_of_a_project_that_is_suspended_drives_nobody_out_and_bids_again_after_it(
+    sold: Fleet, place: Place, project: Project, start: datetime, actor: Actor
+) -> None:
+    placed = place(gpus=2)
+    for suspended in (Project.objects.filter(pk=project.pk), Organization.objects.filter(pk=project.organization_id)):
+        suspended.update(suspended_at=start)
+        assert "while its project is suspended" in standing(actor, placed).why
+        assert spot_market.published(held_at(sold, start))["bids"] == 0
+        suspended.update(suspended_at=None)
+        start += timedelta(minutes=1)
+    assert standing(actor, placed).why == ""
+    assert spot_market.published(held_at(sold, start))["winners"] == 1
 
 
 def test_what_won_and_waits_for_its_gpus_is_let_in_no_more_once_a_policy_excludes_it(
