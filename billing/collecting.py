@@ -16,7 +16,7 @@ from billing import accounts, credit_lines, moves
 from billing.accounts import CustomerAccounts
 from billing.errors import PaymentsPastDue
 from billing.invoicing import debts
-from billing.invoicing.rounding import asked
+from billing.invoicing.rounding import asked, asked_together
 from billing.models import (
     Account,
     Collection,
@@ -81,11 +81,7 @@ def review_locked(
     payer: CustomerAccounts, organization: accounts.Organization, *, at: datetime
 ) -> dict[int, tuple[Collection, int]]:
     """Do the same behind the gate; return what is unpaid now and how much is to be asked for, by the invoice's id."""
-    rows = list(
-        Collection.objects.filter(organization=organization.pk, state__in=UNPAID)
-        .select_related("invoice__organization")
-        .order_by("due_at", "pk")
-    )
+    rows = unpaid(organization)
     left = to_ask_for(organization, [row.invoice for row in rows])
     for row in rows:
         if not left[row.invoice_id][0]:
@@ -128,14 +124,29 @@ def charges(row: Collection) -> QuerySet[Payment]:
     )
 
 
+def unpaid(organization: accounts.Organization) -> list[Collection]:
+    """Return what is not paid whole of an organization's invoices, the first to be due first."""
+    rows = Collection.objects.filter(organization=organization.pk, state__in=UNPAID)
+    return list(rows.select_related("invoice__organization").order_by("due_at", "pk"))
+
+
 def to_ask_for(organization: accounts.Organization, invoices: Sequence[Invoice]) -> dict[int, tuple[int, int]]:
-    """Return of each invoice what is left, and what is to be asked for: what of that is not disputed, in whole minor
-    units. By id."""
+    """Return of each unpaid invoice, the first to be due first, what is left, and what is to be asked for: what of that
+    is not disputed, in whole minor units. By id.
+
+    What no card can be charged for, as it is too little, is asked for with the next one, and is no reason for anything.
+    """
     left = debts.left_due_micros(organization=organization, invoices=invoices)
     unsettled = InvoiceDispute.objects.filter(UNSETTLED, invoice__in=left).order_by()
     disputed = dict(unsettled.values_list("invoice").annotate(total=Sum("gross_micros")))
     currency = organization.currency
-    return {key: (micros, asked(max(0, micros - disputed.get(key, 0)), currency)) for key, micros in left.items()}
+    asks = {key: asked(max(0, micros - disputed.get(key, 0)), currency) for key, micros in left.items()}
+    return {key: (left[key], micros) for key, micros in asked_together(asks, currency).items()}
+
+
+def is_disputed(invoice: Invoice) -> bool:
+    """Return whether something of an invoice is disputed and not settled yet."""
+    return InvoiceDispute.objects.filter(UNSETTLED, invoice=invoice).exists()
 
 
 def open_taken(organization: accounts.Organization) -> list[TakenDebt]:

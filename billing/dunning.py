@@ -110,7 +110,7 @@ def _take_due(row: Collection, ask_micros: int, payer: CustomerAccounts, *, at: 
         if not plan or plan[0].at > at:
             return min([at + LOOK_AGAIN, *(one.at for one in plan[:1])])
         step = plan[0].step
-        if step.action == Action.WRITE_OFF and ask_micros < invoice_payments.left_micros(row.invoice, row.organization):
+        if step.action == Action.WRITE_OFF and collecting.is_disputed(row.invoice):
             return at + LOOK_AGAIN  # What is disputed is decided first: a credit would give money for what nobody paid.
         outcome, payment = TAKEN[Action(step.action)](row, step, ask_micros, payer, at)
         DunningEvent.objects.create(

@@ -96,6 +96,17 @@ def payable_micros(public_id: str, organization: Organization) -> int | None:
     return None if invoice is None else payable_micros_of([invoice], invoice.organization)[invoice.pk]
 
 
+def chargeable_micros(public_id: str, organization: Organization) -> int | None:
+    """Return the most that a charge for an invoice may take: with it may come earlier ones that no card is charged for
+    by themselves. None where there is no such invoice."""
+    invoice = _named(public_id, organization)
+    if invoice is None:
+        return None
+    unpaid = {row.invoice_id: row.invoice for row in collecting.unpaid(organization)}
+    asked_micros = collecting.to_ask_for(organization, list(unpaid.values())).get(invoice.pk, (0, 0))[1]
+    return max(payable_micros_of([invoice], organization)[invoice.pk], asked_micros)
+
+
 def payable_micros_of(invoices: Iterable[Invoice], organization: Organization) -> dict[int, int]:
     """Return what is to be asked for each of these, by id, in whole minor units; their collections are read beside
     them."""

@@ -83,11 +83,7 @@ def taken_back(organization: Organization) -> list[TakenBack]:
 
 def unpaid(organization: Organization) -> list[Unpaid]:
     """Return the invoices that are not paid whole, the first to be due first."""
-    rows = list(
-        Collection.objects.filter(organization=organization, state__in=collecting.UNPAID)
-        .select_related("invoice__organization")
-        .order_by("due_at", "pk")
-    )
+    rows = collecting.unpaid(organization)
     left = collecting.to_ask_for(organization, [row.invoice for row in rows]) if rows else {}
     return [Unpaid(row, *left[row.invoice_id]) for row in rows if left[row.invoice_id][0]]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 MICROS = 1_000_000
+LEAST_UNITS = 50  # minor units: what a card is charged at least
 MINOR_DIGITS: Mapping[str, int] = {"JPY": 0}  # all others have two
 
 
@@ -26,6 +27,21 @@ def asked(micros: int, currency: str) -> int:
     """
     assert micros >= 0
     return micros + -micros % minor_unit_micros(currency)
+
+
+def asked_together(asks: Mapping[int, int], currency: str) -> dict[int, int]:
+    """Return what is to be asked for each of these, in their order, so that a card can be charged for it or it is zero.
+
+    What is less than the least that a card is charged waits, and the first with which it reaches that asks for it too.
+    """
+    least, waiting = LEAST_UNITS * minor_unit_micros(currency), 0
+    together = {}
+    for key, micros in asks.items():
+        waiting += micros
+        is_enough = micros > 0 and waiting >= least
+        together[key] = waiting if is_enough else 0
+        waiting = 0 if is_enough else waiting
+    return together
 
 
 def shared_out(exact: Mapping[str, int], unit: int) -> dict[str, int]:

@@ -24,7 +24,7 @@ from django.db import transaction
 
 from billing import accounts, collecting, invoice_payments, ledger, moves, notices, receivables, runway
 from billing.errors import BadAmount, KeyReused, NoCard, NoProcessor, OutcomeUnknown, ProcessorRefused, Stranger
-from billing.invoicing.rounding import minor_unit_micros
+from billing.invoicing.rounding import LEAST_UNITS, minor_unit_micros
 from billing.models import Account, Card, Notice, Payment
 from billing.models.payments import OPEN_STATES
 from billing.notices import News
@@ -47,7 +47,7 @@ MOVES: dict[State, tuple[State, ...]] = {
     State.CANCELLED: (State.SUCCEEDED,),
     State.SUCCEEDED: (),
 }  # fmt: skip
-LEAST_UNITS, LEAST_TOP_UP_UNITS, MOST_UNITS = 50, 500, 10_000_000  # minor units
+LEAST_TOP_UP_UNITS, MOST_UNITS = 500, 10_000_000  # minor units
 # The processor remembers a key for 24 hours.
 KEY_LIFE = timedelta(hours=23)
 ANSWER_WITHIN = timedelta(minutes=2)
@@ -198,7 +198,7 @@ def _is_wanted(payment: Payment) -> bool:
     """Return whether as much as a payment brings is still to be paid of its invoice; of a top-up, that it is."""
     if payment.purpose != Payment.Purpose.INVOICE:
         return True
-    left = invoice_payments.payable_micros(payment.reference, payment.organization)
+    left = invoice_payments.chargeable_micros(payment.reference, payment.organization)
     return left is None or left >= payment.amount_micros
 
 
