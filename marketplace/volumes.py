@@ -277,9 +277,13 @@ def delete(*, actor: Actor, volume: Volume, at: datetime) -> None:
 
 @transaction.atomic
 def restore(*, actor: Actor, volume: Volume, at: datetime) -> None:
-    """Take a deletion back, as if it had never been asked for: the time since then is charged too."""
+    """Take a deletion back, as if it had never been asked for: the time since then is charged too.
+
+    Its first hour is set aside, as for a new one.
+    """
     _check_open(volume.project)
     volumes.restore(volume=volume, at=at)
+    _check_budgets(volume, actor=actor, at=at)
     _hold_first_hour(volume, cause=f"restored-{at:%Y%m%dT%H%M%S}", at=at)
     audit.record_of(volume, "volume.restore", actor=actor)
 

@@ -183,6 +183,23 @@ def test_volumes_are_held_to_the_budgets_of_a_month(storage: Storage, project: P
     assert Volume.objects.get().size_gib == 100
 
 
+def test_a_volume_is_restored_within_the_budgets_of_a_month(
+    clock: time_machine.Traveller, storage: Storage, project: Project
+) -> None:
+    first_hour = 100 * 100
+    data = storage.make()
+    volumes.delete(actor=storage.actor, volume=data, at=timezone.now())
+    clock.shift(timedelta(hours=2))  # These cost what it would have cost, as it is restored.
+    budget(project, month=3 * first_hour - 1)
+    data = storage.settle(data)
+    with pytest.raises(BudgetExceeded), transaction.atomic():
+        volumes.restore(actor=storage.actor, volume=data, at=timezone.now())
+    assert Volume.objects.get().state == Volume.State.DELETING
+    budget(project, month=3 * first_hour)
+    volumes.restore(actor=storage.actor, volume=data, at=timezone.now())
+    assert Volume.objects.get().state != Volume.State.DELETING
+
+
 def test_what_is_set_aside_for_volumes_and_what_they_cost_counts_for_the_token_that_made_them(
     clock: time_machine.Traveller, storage: Storage, with_token: Actor, project: Project
 ) -> None:
