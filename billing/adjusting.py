@@ -30,15 +30,18 @@ BULK = 2000
 log = logging.getLogger(__name__)
 
 ADJUSTS = "(price.model <> 'flat' OR price.minimum_micros > 0)"
-# Who uses something that is not simply its base rate, and who has a commitment that was not over then.
+# Who uses something that is not simply its base rate, and who has a commitment that was not over then; first who was
+# never worked out, or was the longest ago.
 DUE = f"""
-SELECT organization_id FROM (
+SELECT due.organization_id FROM (
     SELECT span.organization_id FROM billing_usagespan span
     JOIN billing_priceversion price ON price.id = span.price_version_id
     WHERE {ADJUSTS} AND (span.charged_through > %(since)s OR span.ended_at IS NULL)
     UNION SELECT organization_id FROM billing_commitment WHERE state = 'agreed' AND ends_at > %(since)s
     UNION SELECT organization_id FROM billing_adjustment WHERE month >= %(since)s
-) due WHERE organization_id > %(after)s ORDER BY organization_id LIMIT %(limit)s
+) due
+LEFT JOIN billing_adjustment known ON known.organization_id = due.organization_id AND known.month >= %(since)s
+GROUP BY due.organization_id ORDER BY max(known.evaluated_at) NULLS FIRST, due.organization_id
 """  # noqa: S608  our own text
 # What each used of a version in each month, and what charges take for it: each span rounded from its start, as they do.
 USED = f"""
@@ -101,14 +104,16 @@ def post_due(*, at: datetime, seconds: int = 40) -> int:
     """Bring the bills of everybody up to date who does not pay base rates alone; return how many amounts moved.
 
     Safe to repeat, to run twice at once and to be killed: a batch is posted whole or not at all. With whom it fails is
-    left, so that the others have theirs. A month that was not worked out to its end in time is, however old it is.
+    left, so that the others have theirs. For whom the time does not suffice comes first in the next sweep. A month that
+    was not worked out to its end in time is, however old it is.
     """
     deadline = time.monotonic() + seconds
-    posted, after = 0, 0
+    posted = 0
     since = window_start(at)
-    while time.monotonic() < deadline and (organization_ids := _due(since=since, after=after)):
-        posted += sum(in_parts(organization_ids, lambda part: _post(part, since=since, at=at), leave=_leave))
-        after = organization_ids[-1]
+    due = _due(since=since)
+    while time.monotonic() < deadline and due:
+        posted += sum(in_parts(due[:BATCH], lambda part: _post(part, since=since, at=at), leave=_leave))
+        due = due[BATCH:]
     for key, month in unfinished(until=since, limit=BATCH):
         if time.monotonic() < deadline:
             posted += sum(in_parts([key], partial(_post, since=month, at=at), leave=_leave))
@@ -171,9 +176,9 @@ def bring_up_to_date(payers: Mapping[int, CustomerAccounts], *, since: datetime,
     return _write(customers, changed, drawn, at=at)
 
 
-def _due(*, since: datetime, after: int) -> list[int]:
+def _due(*, since: datetime) -> list[int]:
     with connection.cursor() as cursor:
-        cursor.execute(DUE, {"since": since, "after": after, "limit": BATCH})
+        cursor.execute(DUE, {"since": since})
         return [key for (key,) in cursor.fetchall()]
 
 

@@ -1,5 +1,7 @@
 """Tiers, minimums and commitments as money: the whole of a month until now, less what was charged and moved before."""
 
+from itertools import count
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -114,6 +116,30 @@ def test_one_whose_month_cannot_be_worked_out_keeps_nobody_else_from_theirs(rich
     monkeypatch.undo()
     assert adjusting.post_due(at=NOON + 200 * HOUR) == 1
     assert spent(rich) == cost(150)
+
+
+def test_whom_the_time_did_not_suffice_for_comes_first_the_next_time(rich, monkeypatch):
+    price, other, whole, turns = tiered(), make_organization(cash=RICH), adjusting._post, []
+    for organization in (rich, other):
+        run(organization, price, hours=150, quantity=1)
+
+    def post(organization_ids, **moments):
+        turns.append(*organization_ids)
+        return whole(organization_ids, **moments)
+
+    def sweep():
+        """One that has the time for one customer."""
+        ticks = count(0, 20)
+        monkeypatch.setattr(adjusting, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+        adjusting.post_due(at=NOON + 200 * HOUR, seconds=40)
+
+    monkeypatch.setattr(adjusting, "_post", post)
+    monkeypatch.setattr(adjusting, "BATCH", 1)
+    sweep()
+    sweep()
+    Adjustment.objects.filter(organization=other.pk).update(evaluated_at=NOON)
+    sweep()
+    assert turns == [rich.pk, other.pk, other.pk]
 
 
 def test_what_still_runs_is_counted_until_now_and_the_rest_later(rich):
