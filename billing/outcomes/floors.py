@@ -1,6 +1,7 @@
 """The least that a period costs: what outcomes are short of it is charged at its end."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from django.db import transaction
@@ -35,12 +36,12 @@ def true_up(
         if (known.organization_id, known.version, known.period) != (organization.pk, item.version, period.starts_at):
             raise KeyReused(key)
         return known
-    counted = periods.counted_micros(version=item.version, organization=organization, starts_at=period.starts_at)
+    counted = periods.counted_micros(version=item.version, organization=organization, period=period)
     missing = floor_micros - counted
     if missing <= 0:
         return None
     asked = Item(item.name, item.project, 1, item.unit, missing, item.version, item.subject)
     return settling.charge(
         organization=organization, resource_id=resource_id, key=key, amount_micros=missing, shares=shares, item=asked,
-        at=at, kind=Outcome.Kind.TRUE_UP, period=Period(period.starts_at),
+        at=at, kind=Outcome.Kind.TRUE_UP, period=replace(period, cap_micros=None),
     )  # fmt: skip

@@ -15,8 +15,6 @@ from marketplace.models import Acceptance, FloorLook, Side
 
 # What a sweep that was away for long still catches up with.
 PERIODS_BACK = 3
-# From the begin of a period into the one after it.
-LONGER = {"day": timedelta(days=1), "month": timedelta(days=31)}
 
 
 def true_up(*, at: datetime, limit: int) -> int:
@@ -37,12 +35,9 @@ def true_up(*, at: datetime, limit: int) -> int:
 
 def _next_period(accepted: Acceptance, at: datetime) -> datetime:
     """Return when the period that is now is over."""
-    terms = written.of(accepted.version.terms)
-    begun = settling.period_of(terms, at)
+    begun = settling.period_of(accepted.version, at)
     assert begun is not None, "where there is a floor there is a period"
-    after = settling.period_of(terms, begun.starts_at + LONGER[terms.period])
-    assert after is not None
-    return after.starts_at
+    return begun.ends_at
 
 
 def _charge(accepted: Acceptance, period: Period, at: datetime) -> bool:
@@ -68,8 +63,7 @@ def _charge(accepted: Acceptance, period: Period, at: datetime) -> bool:
 
 def _whole(accepted: Acceptance, at: datetime) -> Iterator[Period]:
     """Yield the last periods that are over, the newest first."""
-    terms = written.of(accepted.version.terms)
-    begun = settling.period_of(terms, at)
+    begun = settling.period_of(accepted.version, at)
     assert begun is not None, "where there is a floor there is a period"
     since = offering.in_force_at(accepted)
     if since is None:
@@ -77,7 +71,7 @@ def _whole(accepted: Acceptance, at: datetime) -> Iterator[Period]:
     withdrawn_at, over_at = accepted.version.withdrawn_at, offering.over_at(accepted)
     end = begun.starts_at
     for _ in range(PERIODS_BACK):
-        before = settling.period_of(terms, (end - timedelta(seconds=1)).astimezone(UTC))
+        before = settling.period_of(accepted.version, (end - timedelta(seconds=1)).astimezone(UTC))
         assert before is not None
         if before.starts_at < since:
             return

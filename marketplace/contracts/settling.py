@@ -1,11 +1,12 @@
 """The money of claims: an accepted one is paid out of what was set aside, and what nothing needs any more goes back."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from django.db import transaction
 
 from billing.models import Escrow
+from billing.months import month_of, next_month
 from billing.outcomes import escrows, settling
 from billing.outcomes.periods import Period
 from billing.outcomes.settling import Due
@@ -71,7 +72,7 @@ def _due_of(claim: Claim, shares: Sequence[Share], left_micros: int, *, at: date
     """Return what is to be paid for a claim, out of what is still set aside."""
     terms = written.of(claim.version.terms)
     asked = terms.amount_micros(units=claim.units, bps=claim.paid_bps)
-    return Due(key_of(claim), min(asked, left_micros), shares, _item(claim, terms), period_of(terms, at))
+    return Due(key_of(claim), min(asked, left_micros), shares, _item(claim, terms), period_of(claim.version, at))
 
 
 def close(claim: Claim, *, at: datetime) -> None:
@@ -142,15 +143,24 @@ def release_over(*, at: datetime, limit: int) -> int:
     return len(escrows)
 
 
-def period_of(terms: Terms, at: datetime) -> Period | None:
-    """Return in which period of the cap and floor something counts, in UTC; None where there is neither."""
+def period_of(version: ContractVersion, at: datetime) -> Period | None:
+    """Return in which period of the cap and floor something counts, in UTC; None where there is neither.
+
+    What all versions of the contract cost counts, so that amending it in the middle of a period gives no second cap.
+    """
+    terms = written.of(version.terms)
     if not terms.period:
         return None
     start = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if terms.period == "month":
-        start = start.replace(day=1)
+        start = month_of(start)
     cap = terms["cap"]
-    return Period(starts_at=start, cap_micros=None if cap is None else int(cap["micros"]))
+    return Period(
+        starts_at=start,
+        ends_at=next_month(start) if terms.period == "month" else start + timedelta(days=1),
+        cap_micros=None if cap is None else int(cap["micros"]),
+        versions=ContractVersion.objects.filter(contract=version.contract_id).values("public_id"),
+    )
 
 
 def shares_of(version: ContractVersion) -> list[Share]:

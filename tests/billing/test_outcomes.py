@@ -136,19 +136,20 @@ def test_suppliers_get_their_parts_once_and_give_back_exactly_what_a_full_revers
 
 def test_a_cap_lowers_what_counts_in_its_period_and_a_reversal_makes_room_again(acme):
     set_aside(acme, 10 * USD)
-    period = Period(NOON - 12 * HOUR, cap_micros=2_500_000)
+    period = Period(NOON - 12 * HOUR, NOON + 12 * HOUR, cap_micros=2_500_000)
     taken = [settle(acme, item(f"task {n}"), period=period) for n in range(4)]
     assert [one.amount_micros for one in taken] == [USD, USD, 500_000, 0]
     assert taken[3].asked_micros == USD
     reverse(taken[0])
     assert settle(acme, item("task 9"), period=period).amount_micros == USD
-    assert periods.counted_micros(version=VERSION, organization=acme, starts_at=period.starts_at) == 2_500_000
-    assert settle(acme, item("task 10"), period=Period(NOON + 12 * HOUR, cap_micros=2_500_000)).amount_micros == USD
+    assert periods.counted_micros(version=VERSION, organization=acme, period=period) == 2_500_000
+    following = Period(NOON + 12 * HOUR, NOON + 36 * HOUR, cap_micros=2_500_000)
+    assert settle(acme, item("task 10"), period=following).amount_micros == USD
 
 
 def test_a_floor_is_charged_once_at_the_end_of_its_period_from_the_balance_and_what_is_missing_is_owed(acme):
     set_aside(acme, USD)
-    period = Period(NOON)
+    period = Period(NOON, NOON + HOUR)
     settle(acme, item(), period=period)
     wanted = {
         "organization": acme, "resource_id": VERSION, "key": "floor:2026-03", "floor_micros": 20 * USD,
@@ -212,7 +213,7 @@ BREAKING = {
 def test_the_audit_finds_what_was_tampered_with(acme):
     supplier = make_supplier()
     set_aside(acme, 5 * USD)
-    settle(acme, item(), shares=[Share(supplier, 10_000)], period=Period(NOON))
+    settle(acme, item(), shares=[Share(supplier, 10_000)], period=Period(NOON, NOON + HOUR))
     start(acme, covered_by=JOB)
     usage.stop(resource_id="ins_1", at=NOON + HOUR)
     costs.book_costs(at=NOON + HOUR)

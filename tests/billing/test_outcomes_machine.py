@@ -1,6 +1,7 @@
 """Random histories of an escrow and its results beside a few numbers that say what must come out."""
 
 from collections import defaultdict
+from datetime import timedelta
 
 import pytest
 from django.db import transaction
@@ -29,6 +30,7 @@ from tests.billing.results import VERSION, item, release, reverse, set_aside, se
 
 amounts = st.integers(min_value=1, max_value=60)
 CAP = 150
+PERIOD = Period(NOON, NOON + timedelta(days=1), CAP)
 
 
 class OutcomesMachine(RuleBasedStateMachine):
@@ -90,7 +92,7 @@ class OutcomesMachine(RuleBasedStateMachine):
     @rule(target=paid, job=escrows, micros=amounts, bps=st.integers(0, 10_000), has_cap=st.booleans())
     def settle(self, job, micros, bps, has_cap):
         sold = item(self.new("subject"), micros_per_unit=micros, bps=bps)
-        period = Period(NOON, CAP) if has_cap else None
+        period = PERIOD if has_cap else None
         wanted = (2 * micros * bps + 10_000) // 20_000
         assert sold.asked_micros == wanted
         room = min(wanted, max(0, CAP - self.counted)) if has_cap else wanted
@@ -151,7 +153,7 @@ class OutcomesMachine(RuleBasedStateMachine):
         now = wallet(self.acme)
         assert (now.available_micros, now.held_micros) == (self.free, sum(self.left.values()))
         assert now.owed_micros == 0
-        counted = periods.counted_micros(version=VERSION, organization=self.acme, starts_at=NOON)
+        counted = periods.counted_micros(version=VERSION, organization=self.acme, period=PERIOD)
         assert counted == self.counted <= CAP
         assert accounts.wallet(organization=self.acme).promo_micros >= 0
 
