@@ -346,6 +346,9 @@ def _note(row: Assignment, word: Said, at: datetime) -> None:
     }  # fmt: skip
     if word.exit_code is not None:
         changes["exit_code"] = word.exit_code
+    is_running, step = word.state == Assignment.Observed.RUNNING.value, word.progress.step if word.progress else ""
+    if is_running and step in Assignment.SENDING and row.sending_since is None:
+        changes["sending_since"] = at
     if word.exited_ago_ms is not None and row.exited_at is None:
         changes["exited_at"] = at - timedelta(milliseconds=word.exited_ago_ms)
     Assignment.objects.filter(pk=row.pk).update(**changes)

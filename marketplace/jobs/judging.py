@@ -35,8 +35,9 @@ from provisioning.models import INFRASTRUCTURE, Assignment, Instance, Phase, Rea
 
 SET_MAX = 100
 FAULTS_MAX = 10
-SENDING = ("checkpoint", "outputs")
 NEVER_READY_MAX = 3
+# All that a project may keep by default, 500 GiB, at 50 Mbit/s. A node that sends for longer is broken, or lies.
+SENDING_MAX = timedelta(hours=24)
 SECOND = Value(timedelta(seconds=1))
 # After so many failures, or faults, of a task its next attempt waits so long.
 BACK_OFF = tuple(timedelta(seconds=seconds) for seconds in (0, 2, 10, 30, 60))
@@ -73,25 +74,36 @@ def ended() -> Q:
 
 
 def sends() -> Exists:
-    """Return whether an attempt's node sends what it left behind: its command has ended, so no limit counts any more.
+    """Return whether an attempt's node sends what it left behind: its command has ended, so its limit counts no more.
 
-    Until then a node that runs a command names no step. What is charged ends with the command, or with its limit.
+    What is charged ends with the command, or with its limit.
     """
-    parts = Assignment.objects.filter(instance=OuterRef("instance"), fence=OuterRef("instance__run"), replica=0)
-    return Exists(parts.filter(observed=Assignment.Observed.RUNNING, progress__step__in=SENDING))
+    return Exists(_parts().filter(progress__step__in=Assignment.SENDING))
+
+
+def _parts() -> QuerySet[Assignment]:
+    running = Assignment.objects.filter(observed=Assignment.Observed.RUNNING, replica=0)
+    return running.filter(instance=OuterRef("instance"), fence=OuterRef("instance__run"))
 
 
 def judge(job: Job, *, at: datetime) -> int:
     """Judge the attempts of a locked job that are over, up to a set of them; return how many those were."""
-    over = ended()
+    long_ago = at - SENDING_MAX
+    over = ended() | Q(Exists(_parts().filter(sending_since__lte=long_ago)), instance__ready_at__lte=long_ago)
     if job.time_limit_s is not None:
         limit = ExpressionWrapper(F("instance__time_limit_s") * SECOND, output_field=DurationField())
         began = ExpressionWrapper(Value(at) - limit, output_field=DateTimeField())
         over |= Q(~sends(), instance__ready_at__lte=began)
     found = _locked(_live(job).filter(over))
     told = _told_of([attempt.instance for attempt in found])
+    stuck = _stuck([attempt.instance for attempt in found], at)
     verdicts = [
-        (attempt, verdict_of(attempt.instance, job, told.get(attempt.instance_id, ""), at=at)) for attempt in found
+        (
+            attempt,
+            stuck.get(attempt.instance_id)
+            or verdict_of(attempt.instance, job, told.get(attempt.instance_id, ""), at=at),
+        )
+        for attempt in found
     ]
     return _end(job, [(attempt, verdict) for attempt, verdict in verdicts if verdict is not None], at=at)
 
@@ -118,6 +130,21 @@ def _told_of(found: Iterable[Instance]) -> dict[int, str]:
         return {}
     rows = Assignment.objects.filter(instance__in=wanted, replica=0, fence=1).exclude(message="")
     return dict(rows.values_list("instance", "message"))
+
+
+def _stuck(found: Iterable[Instance], at: datetime) -> dict[int, Verdict]:
+    """Return how those went whose node has sent for too long what they left. One query, where any goes on."""
+    wanted = [instance.pk for instance in found if instance.phase not in OVER and instance.run == 1]
+    if not wanted:
+        return {}
+    rows = Assignment.objects.filter(
+        instance__in=wanted, replica=0, fence=1, observed=Assignment.Observed.RUNNING,
+        sending_since__lte=at - SENDING_MAX,
+    )  # fmt: skip
+    message = timeline.NEVER_SENT(hours=SENDING_MAX // timedelta(hours=1))
+    since = dict(rows.values_list("instance", "sending_since"))
+    # Its command had ended by then, and what is charged with it.
+    return {pk: Verdict(AttemptState.FAULTED, EndReason.FAULT, message, at=begun) for pk, begun in since.items()}
 
 
 def verdict_of(instance: Instance, job: Job, told: str = "", *, at: datetime) -> Verdict | None:
@@ -192,8 +219,9 @@ def _end(job: Job, judged: Judged, *, at: datetime) -> int:
         instance = attempt.instance
         if instance.phase not in ENDED_FOR_GOOD:
             # Its result is known; nobody is to start it again.
+            by_itself = Reason.TIMED_OUT if verdict.state == AttemptState.FAULTED else Reason.USER
             instances.terminate(
-                instance=instance, at=verdict.at or at, reason=Reason(instance.reason or Reason.USER),
+                instance=instance, at=verdict.at or at, reason=Reason(instance.reason or by_itself),
                 message=instance.message or verdict.message,
             )  # fmt: skip
     taken = {pk: cost.so_far_micros for pk, cost in costs.of([one.instance for one, _ in judged], at=at).items()}

@@ -15,3 +15,4 @@ REST_PAID = Told(_("What was left of the most that the job may cost paid for %(s
 MAY_NOT = Told(_("Whoever ordered it may not rent here any more."))
 DISK_FILLED = Told(_("It filled its share of the disk (“disk” in the job): %(used)s of %(most)s."))
 TIME_LIMIT = Told(_("It took longer than its time limit of %(seconds)s s."))
+NEVER_SENT = Told(_("Its node had not sent what it left behind after %(hours)s hours."))

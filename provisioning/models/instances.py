@@ -392,6 +392,9 @@ class Assignment(models.Model):
         WIPING = "wiping"
         GONE = "gone"
 
+    # What a node is at after the command has ended; until then one that runs a command names no step.
+    SENDING = ("checkpoint", "outputs")
+
     public_id = PublicIdField(prefix="asg")
     instance = models.ForeignKey(Instance, models.PROTECT, related_name="assignments", db_index=False)
     node = models.ForeignKey("provisioning.Node", models.PROTECT, related_name="assignments")
@@ -405,6 +408,7 @@ class Assignment(models.Model):
     message = models.TextField(blank=True)
     log_bytes = models.BigIntegerField(default=0)
     progress = models.JSONField(null=True, help_text="of a long step: step, done_bytes, total_bytes, bytes_per_s")
+    sending_since = models.DateTimeField(null=True, help_text="since when its node sends what it left behind")
     ports = models.JSONField(default=dict, help_text="by the container's port, where the node publishes it")
     created_at = models.DateTimeField(default=timezone.now)
 

@@ -1,5 +1,6 @@
 """Nodes and the store: what a node may fetch, what it may not, and what becomes of one that lies about a digest."""
 
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from django.utils import timezone
 from marketplace import rentals
 from marketplace.access import Actor
 from marketplace.models import Project
-from provisioning import artifacts, instances
+from provisioning import artifacts, instances, reports
 from provisioning.health import events
 from provisioning.models import Assignment, HealthEvent, Instance
+from provisioning.protocol import Progress, Report, Said
 from provisioning.work import Work
 from tests.conftest import Fleet, Rent, Run
 from tests.nodes import PlayedNode, keep_folder
@@ -202,3 +204,20 @@ def test_a_node_sends_in_pieces_and_is_told_where_to_go_on(
     assert (wrong.status_code, wrong["Upload-Offset"]) == (409, "3")
     asks(node, "PUT", digest, b"def", assignment=row, **{"Upload-Length": "6", "Upload-Offset": "3"})
     assert artifacts.find(project_id=instance.project_id, sha256=digest).state == "stored"  # type: ignore[union-attr]
+
+
+def test_since_when_a_node_sends_what_was_left_is_noted_once(running: Instance, fleet: Fleet, settle: Run) -> None:
+    settle()
+    (node, row), begun = played(fleet, running), timezone.now()
+    sends = Progress(step="outputs", done_bytes=0, total_bytes=9, bytes_per_s=3)
+    since = begun + timedelta(seconds=1)
+    for seconds, progress, noted in ((0, None, None), (1, sends, since), (2, None, since), (3, sends, since)):
+        node.seq += 1
+        word = Said(id=row.public_id, fence=row.fence, state="running", progress=progress)
+        report = Report(
+            node=node.node.public_id, key=node.key, boot_id="boot", agent_epoch=node.epoch, seq=node.seq,
+            desired_seen=node.generation, assignments=[word],
+        )  # fmt: skip
+        reports.take(report, at=begun + timedelta(seconds=seconds))
+        row.refresh_from_db()
+        assert row.sending_since == noted

@@ -125,24 +125,6 @@ def test_what_ends_by_itself_past_its_time_limit_is_charged_to_the_limit(
     assert done.spent_micros == done.most_micros == 62_250
 
 
-def test_sending_the_outputs_takes_nothing_of_the_time_limit(works: Works, clock: time_machine.Traveller) -> None:
-    job = works.one(time_limit="90s")
-    works.go()
-    (attempt,) = works.running(job)
-    sends = {"step": "outputs", "done_bytes": 1, "total_bytes": 2, "bytes_per_s": 1}
-    parts = Assignment.objects.filter(instance=attempt.instance)
-    parts.update(progress=sends)
-    clock.shift(timedelta(seconds=100))
-    works.go()
-    assert tries(job) == [(1, "running", "")]
-    look_at = latest(job).look_at
-    assert look_at is not None
-    assert look_at >= timezone.now() + timedelta(seconds=5)
-    parts.update(progress=None)
-    works.go()
-    assert tries(job) == [(1, "failed", "time_limit")]
-
-
 def test_a_job_never_costs_more_than_its_most(works: Works, clock: time_machine.Traveller) -> None:
     job = works.one(array=8, time_limit="1h", retries=5, max_cost="10.00")
     works.go()
