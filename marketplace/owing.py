@@ -32,7 +32,7 @@ from billing.models import (
     TakenDebt,
 )
 from billing.payments import paying
-from marketplace import audit, money, volumes
+from marketplace import audit, money, payments, volumes
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
@@ -184,7 +184,7 @@ def pay(*, actor: Actor, invoice: Invoice, key: str, at: datetime) -> Payment:
     """
     organization = invoice.organization
     accounts.lock(organization_id=organization.pk, currency=organization.currency)
-    key = f"invoice:{invoice.public_id}:{key}"
+    key = f"invoice:{invoice.public_id}:{payments.short(key)}"
     ordered = Payment.objects.filter(key=key).first()
     if ordered is not None:
         return ordered

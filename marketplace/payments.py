@@ -1,6 +1,7 @@
 """Cards and payments as customers order them: checked, told in their language, and written into the audit."""
 
 from datetime import datetime
+from hashlib import sha256
 
 from django.db import transaction
 from django.utils.translation import gettext as _
@@ -13,6 +14,9 @@ from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization
 
+# Before it stand what is paid and by or for whom.
+KEY_LENGTH_MAX = 128
+
 
 @transaction.atomic
 def top_up(
@@ -24,7 +28,7 @@ def top_up(
             organization=organization,
             amount_micros=amount_micros,
             card=card,
-            key=f"top-up:{organization.public_id}:{key}",
+            key=f"top-up:{organization.public_id}:{short(key)}",
             at=at,
         )
     except BadAmount as error:
@@ -42,6 +46,11 @@ def top_up(
             },
         )
     return payment
+
+
+def short(key: str) -> str:
+    """Return a caller's key as a payment has room for it: a long one by its SHA-256."""
+    return key if len(key) <= KEY_LENGTH_MAX else sha256(key.encode()).hexdigest()
 
 
 def cancel(*, actor: Actor, payment: Payment, at: datetime) -> Payment:

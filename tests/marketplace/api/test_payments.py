@@ -107,3 +107,11 @@ def test_automatic_top_up_is_set_used_and_ended(program: Program, acme: Organiza
     problem_of(program.ask("put", path, order | {"amount": "31.00"}), 422, "invalid_request", names="/monthly_ceiling")
     assert program.ask("delete", path).status_code == 204
     assert program.get(path).json()["on"] is False
+
+
+def test_a_key_as_long_as_the_api_takes_it_orders_once(program: Program, card: Card) -> None:
+    long = "k" * 254
+    first, again, other = pay(program, key=long + "1"), pay(program, key=long + "1"), pay(program, key=long + "2")
+    assert [answer.status_code for answer in (first, again, other)] == [202, 202, 202]
+    assert first.json() == again.json()
+    assert other.json()["id"] != first.json()["id"]

@@ -141,3 +141,16 @@ def test_a_line_is_disputed_and_withdrawn(owner: Client, owed: Invoice) -> None:
     made = InvoiceDispute.objects.get()
     answer = owner.post(reverse("dispute-withdraw", args=[made.public_id]), follow=True)
     assert "The dispute is withdrawn." in text_of(answer)
+
+
+def test_a_key_of_any_length_pays_once(
+    owner: Client, owed: Invoice, acme: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "is_there", lambda: True)
+    Card.objects.create(
+        organization=acme, processor_id="pm_1", brand="visa", last4="4242", exp_month=1, exp_year=2030, is_default=True
+    )
+    for _ in range(2):
+        answer = owner.post(reverse("invoice-pay", args=[owed.public_id]), {"key": "k" * 500}, follow=True)
+        assert "is being charged to visa 4242" in text_of(answer)
+    assert Payment.objects.count() == 1
