@@ -20,7 +20,7 @@ from billing.public_ids import new_public_id
 from marketplace import audit, blocks, holdings, matching, money, paid_ahead, quotes, refunds, rentals, reservations
 from marketplace.access import Actor
 from marketplace.blocks import Window
-from marketplace.errors import Conflict
+from marketplace.errors import BadOrder, Conflict
 from marketplace.holdings import Taken
 from marketplace.matching import OFFER, Leg, Supply
 from marketplace.models import (
@@ -75,6 +75,8 @@ def _check(window: Window, *, at: datetime) -> BlockTerms:
 
     Before anything looks at each hour of the window. How long it may be, an ask says for itself.
     """
+    if window.gpus < 1:
+        raise BadOrder("gpus", gettext("Ask for at least 1 GPU."))
     blocks.check_times(window.starts_at, window.ends_at, at=at)
     terms = blocks.terms_of(window.offer)
     blocks.check_horizon(window, terms, at=at)

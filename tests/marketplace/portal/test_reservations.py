@@ -174,3 +174,12 @@ def test_more_hours_than_any_calendar_has_are_a_mistake_not_a_fault(
     reservation = acme_buys.buy(2, 48, 49)
     answer = owner.post(reverse("reservation-extend", args=[reservation.public_id]), {"hours": "999999999"})
     assert (answer.status_code, "No calendar goes so far" in read(answer).text) == (422, True)
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", "", "two"])
+def test_a_number_of_gpus_that_is_none_buys_nothing(owner: Client, acme_buys: Buyer, gpus: str) -> None:
+    wanted = {"offer": acme_buys.offer.slug, "gpus": gpus, "limit": "9", "hours": "2", "starts_at": utc(48)}
+    for sure in ({}, {"confirmed": "true", "key": "a key"}):
+        answer = owner.post(reverse("listings-buy"), wanted | sure)
+        assert (answer.status_code, "Ask for at least 1 GPU" in read(answer).text) == (422, True)
+    assert not Trade.objects.exists()
