@@ -36,7 +36,11 @@ def _zones() -> set[str]:
 def back_to(request: HttpRequest) -> str:
     """Return where a small form wants to go back to: a page of ours, the home page if it names none."""
     wanted = str(request.POST.get("next", ""))
-    if url_has_allowed_host_and_scheme(wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()):
+    is_ours = url_has_allowed_host_and_scheme(
+        wanted, allowed_hosts={request.get_host()}, require_https=request.is_secure()
+    )
+    # A word alone would be taken for the name of a view.
+    if is_ours and wanted.startswith("/"):
         return wanted
     return resolve_url("home")
 

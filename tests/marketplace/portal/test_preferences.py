@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
+from django.urls import reverse
 
 from marketplace.portal import preferences
 
@@ -31,3 +32,9 @@ def test_the_zones_of_this_machine_are_looked_for_once_and_not_with_every_page(t
         seen.append(preferences.zone_of(request).key)
     assert seen == ["Asia/Tokyo", "UTC", "Asia/Tokyo", "UTC"]
     assert len(times_read) == 1
+
+
+@pytest.mark.parametrize("wanted", ["home", "-1", "a\x00b", "//elsewhere.example/", "https://elsewhere.example/", ""])
+def test_a_small_form_leads_back_to_a_page_of_ours_or_home(client: Client, db: None, wanted: str) -> None:
+    answer = client.post(reverse("theme"), {"theme": "dark", "next": wanted})
+    assert (answer.status_code, answer.headers["Location"]) == (302, reverse("home"))
