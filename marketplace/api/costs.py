@@ -25,6 +25,9 @@ from marketplace.errors import BadOrder
 from marketplace.models import Organization
 
 Found = tuple[Organization, list[Cost], list[str], dict[str, str]]
+DAY = timedelta(days=1)
+# The first end before which a day lies.
+FIRST_END = datetime.min.replace(tzinfo=UTC) + DAY
 QUERY = [cost_shapes.CostQuery, shapes.OrganizationQuery]
 
 
@@ -80,9 +83,9 @@ def _edges(query: dict[str, Any], at: datetime) -> list[datetime]:
     if "month" in query and ("since" in query or "until" in query):
         raise BadOrder("month", _("Say a month, or a beginning and an end."))
     if "since" in query or "until" in query:
-        tomorrow = _midnight(at.date()) + timedelta(days=1)
+        tomorrow = _midnight(at.date()) + DAY
         until = _midnight(query["until"]) if "until" in query else tomorrow
-        since = _midnight(query["since"]) if "since" in query else month_of(until - timedelta(days=1))
+        since = _midnight(query["since"]) if "since" in query else month_of(max(until, FIRST_END) - DAY)
     else:
         since = datetime.strptime(query["month"], "%Y-%m").replace(tzinfo=UTC) if "month" in query else month_of(at)
         until = next_month(since)

@@ -1,6 +1,6 @@
 """What the GPUs of an instance read while the instance had them."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -18,6 +18,7 @@ from marketplace.api.views import actor_of
 from provisioning import telemetry
 
 SPAN = timedelta(hours=1)
+FIRST_END = datetime.min.replace(tzinfo=UTC) + SPAN
 POINTS_MAX = 1500
 MILLI = 1000
 
@@ -68,7 +69,7 @@ class InstanceTelemetry(APIView):
         query = queried(request, TelemetryQuery)
         instance = access.instance_for(actor_of(request), instance_id, verb="instance.view")
         until = query.get("until") or timezone.now()
-        since = query.get("since") or until - SPAN
+        since = query.get("since") or max(until, FIRST_END) - SPAN
         step = telemetry.RESOLUTIONS.get(query.get("resolution", "")) or telemetry.step_for(since=since, until=until)
         if until <= since:
             raise serializers.ValidationError({"until": [_("This is not after “since”.")]})

@@ -231,6 +231,13 @@ def test_the_ends_of_time_are_no_errors_of_ours(program: Program, since: str) ->
     assert program.get(f"usage?until={since}").status_code in {200, 422}
 
 
+@pytest.mark.parametrize(
+    "path", ["costs?until=0001-01-01", "costs.csv?until=0001-01-01", "instances/{}/telemetry?until=0001-01-01"]
+)
+def test_what_ends_before_anything_began_is_refused(program: Program, running: Instance, path: str) -> None:
+    problem_of(program.get(path.format(running.public_id)), 422, "invalid_request")
+
+
 BAD_PATHS = [
     "instances/1", "instances/ins_short", "instances/INS_AAAAAAAAAAAAAAAAAAAA", "instances/%00",
     "instances/ins_aaaaaaaaaaaaaaaaaaa%00", "instances/..%2f..%2fetc", "offers/%00", "nothing", "instances/",
