@@ -14,7 +14,7 @@ from billing.months import month_of, next_month
 from marketplace import access, access_till, commitments
 from marketplace.errors import BadOrder
 from marketplace.models import Organization
-from marketplace.portal.doors import Visit, page, whole_number
+from marketplace.portal.doors import NUL, Visit, page, whole_number
 
 MONTHS_AHEAD, SHOWN = 12, 50
 
@@ -29,7 +29,7 @@ def listed(visit: Visit) -> HttpResponse:
     typed: dict[str, Any] = {
         name: visit.text(name) for name in ("kind", "amount", "starts_at", "months", "note", "key")
     }
-    typed["skus"] = visit.request.POST.getlist("skus")
+    typed["skus"] = [sku for sku in visit.request.POST.getlist("skus") if NUL not in sku]
     try:
         _ask(visit, organization, typed)
     except BadOrder as error:

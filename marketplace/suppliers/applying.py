@@ -18,6 +18,7 @@ MOVES: dict[State, tuple[State, ...]] = {
     State.DECLINED: (),
 }
 GPUS_MAX = 1_000_000
+NUL = "\x00"
 ABOUT_LENGTH_MAX = 1000
 
 
@@ -26,7 +27,7 @@ def apply(*, actor: Actor, organization: Organization, gpus: int, about: str, at
     """Ask to sell capacity. Raises BadOrder naming what is missing, Conflict where that was asked already."""
     if not 1 <= gpus <= GPUS_MAX:
         raise BadOrder("gpus", _("Write about how many GPUs you have, such as 64."))
-    if not about.strip() or len(about) > ABOUT_LENGTH_MAX:
+    if not about.strip() or len(about) > ABOUT_LENGTH_MAX or NUL in about:
         raise BadOrder("about", _("Write in at most 1,000 letters which GPUs these are, where, and their network."))
     if organization.is_supplier:
         raise Conflict(_("This organization sells capacity already."))

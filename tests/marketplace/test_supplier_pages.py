@@ -112,6 +112,7 @@ def test_an_organization_applies_and_is_let_in(alice, acme, carol_desk):
     assert "Say first who you are on paper" in text(page.get(path))
     on_paper(acme)
     assert "Write about how many GPUs" in text(page.post(path, {"gpus": "many", "about": "H200"}), 422)
+    assert "Write in at most 1,000 letters" in text(page.post(path, {"gpus": "64", "about": "H\x00200"}), 422)
     assert page.post(path, {"gpus": "64", "about": "Eight H200 nodes in Narvik"}).status_code == 302
     assert "waits for an answer" in text(page.get(path))
     assert "Eight H200 nodes" in text(carol_desk.get(reverse("console-suppliers")))

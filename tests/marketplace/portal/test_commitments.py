@@ -93,3 +93,9 @@ def test_a_program_asks_and_takes_back(alice: User, acme: Organization, fleet: F
     assert program.post(f"commitment-requests/{made.json()['id']}/withdraw", {}).json()["state"] == "withdrawn"
     past = order | {"starts_at": (datetime.now(tz=UTC) - timedelta(days=1)).isoformat()}
     assert program.post("commitment-requests", past, key="p").json()["errors"][0]["pointer"] == "/starts_at"
+
+
+def test_a_thing_that_no_form_names_is_no_thing(alice: User, acme: Organization, fleet: Fleet, first: str) -> None:
+    answer = browser(alice).post(reverse("commitments"), wish(fleet, first, skus=["a\x00b"]))
+    assert (answer.status_code, "Choose what it is about" in answer.content.decode()) == (422, True)
+    assert not CommitmentRequest.objects.exists()
