@@ -47,6 +47,7 @@ class Client:
         self.connection = connection
         self.patience_s = PATIENCE_S
         self.may_have_arrived = False
+        self._takes_key = False
         self._terminal = terminal
         self._explains = explain
         self._explained: set[tuple[str, str]] = set()
@@ -79,8 +80,14 @@ class Client:
             self.read(answer)
         return answer.content
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, key: str = "", **params: Any) -> dict[str, Any]:
-        """Change something once. Repeating the call with the same key returns the first answer."""
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, **params: Any
+    ) -> dict[str, Any]:
+        """Change something once. Repeating the call with the same key returns the first answer.
+
+        A command that has `--key` names it here, empty where none was given: only such a one is told to be repeated.
+        """
+        self._takes_key = key is not None
         return self.read(self._ask("POST", path, params=params, body=body or {}, key=key or str(uuid.uuid4())))
 
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +206,9 @@ class Client:
         key = request.headers.get("Idempotency-Key")
         suggestion = f"Is the marketplace running, and is the address right (from {self.connection.source})?"
         if doubt:
-            suggestion = f"See what became of it: gpumarket ls. Asking again with --key {key} cannot do it twice."
+            suggestion = "See what became of it before you ask again: it may have been done."
+            if self._takes_key and key:
+                suggestion = f"See what became of it: gpumarket ls. Asking again with --key {key} cannot do it twice."
         return NoAnswer(
             {
                 "type": "about:blank",

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from marketplace.cli import saving, words
+from marketplace.cli.payments import Key
 from marketplace.cli.problems import problem
 from marketplace.cli.session import AsJson, Explain, Session, open_session
 
@@ -90,11 +91,17 @@ def totals(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @app.command()
-def pay(invoice: Number, as_json: AsJson = False, explain: Explain = False) -> None:
+def pay(
+    invoice: Number,
+    *,
+    key: Key = None,
+    as_json: AsJson = False,
+    explain: Explain = False,
+) -> None:
     """Charge the saved card for what is left of an invoice."""
     with open_session(as_json=as_json, explain=explain) as session:
         found = find_invoice(session, invoice)
-        paid = session.client.post(f"/invoices/{found['id']}/pay")
+        paid = session.client.post(f"/invoices/{found['id']}/pay", key=key or "")
         amount = words.money(paid["amount"], paid["currency"])
         session.terminal.say(f"{amount} for {found['number']} is being charged to {paid['card']} ({paid['state']}).")
         session.terminal.say(f"See what became of it: gpumarket invoices show {found['number']}")

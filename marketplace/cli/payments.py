@@ -15,6 +15,12 @@ FINAL = ("succeeded", "failed", "cancelled")
 
 Amount = Annotated[str, typer.Argument(help="How much, in the organization's currency.", show_default=False)]
 CardId = Annotated[str, typer.Option("--card", metavar="CARD", help="Which card; “new” to type one in the browser.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KEY", help="With the same key it is charged once only, however often it is run.", show_default=False
+    ),
+]
 Currency = Annotated[str, typer.Option(metavar="CODE", help="Refused if it is not the organization's.")]
 
 
@@ -25,21 +31,22 @@ def topup(
     currency: Currency = "",
     wait: Wait = True,
     timeout: TimeoutS = 60,
+    key: Key = None,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
-    """Top up by card: the default one, or another. It is charged once, also if this command is cut off."""
+    """Top up by card: the default one, or another. With the same --key it is charged once, however often it is run."""
     named = {"card": card, "currency": currency.upper()}
     order = {"amount": typed_amount(amount)} | {name: value for name, value in named.items() if value}
     with open_session(as_json=as_json, explain=explain) as session:
-        payment = session.client.post("/payments", order)
+        payment = session.client.post("/payments", order, key=key or "")
         shown = words.money(payment["amount"], payment["currency"])
         session.terminal.say(f"Ordered {shown}, {payment['id']}.")
         if wait:
             payment = _settled(session, payment, until=time.monotonic() + timeout)
+        _tell(session, payment, shown, waited=wait)
         if as_json:
             session.terminal.document(payment)
-        _tell(session, payment, shown)
 
 
 def cards(as_json: AsJson = False, explain: Explain = False) -> None:
@@ -73,7 +80,7 @@ def _settled(session: Session, payment: dict[str, Any], *, until: float) -> dict
     return payment
 
 
-def _tell(session: Session, payment: dict[str, Any], shown: str) -> None:
+def _tell(session: Session, payment: dict[str, Any], shown: str, *, waited: bool) -> None:
     if payment["state"] == "succeeded":
         session.terminal.say(f"Paid. {shown} is in your balance: gpumarket balance")
     elif payment["state"] == "needs_action":
@@ -82,7 +89,13 @@ def _tell(session: Session, payment: dict[str, Any], shown: str) -> None:
         failure = payment["failure"] or {"text": "It was cancelled."}
         raise problem(
             code="payment_failed", title="The payment failed.", detail=f"{failure['text']} Nothing was charged.",
-            suggestion="Try another card: gpumarket cards, then gpumarket topup AMOUNT --card CARD",
+            suggestion="Try another card: gpumarket cards, then gpumarket topup AMOUNT --card CARD", payment=payment,
+        )  # fmt: skip
+    elif waited:
+        raise problem(
+            code="still_running", title="The payment is still on its way.", detail=f"{payment['id']} is not final yet.",
+            suggestion="It is charged once at most. See what becomes of it: gpumarket balance", charged=None,
+            payment=payment,
         )  # fmt: skip
     else:
         session.terminal.say("It is on its way; it is charged once at most. See the portal: Payment methods.")

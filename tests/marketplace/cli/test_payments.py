@@ -2,7 +2,7 @@
 
 import pytest
 
-from marketplace.cli import payments
+from marketplace.cli import client, payments
 from tests.marketplace.cli.shop import Shop
 
 CARD = {"id": "crd_1", "brand": "visa", "last4": "4242", "exp_month": 3, "exp_year": 2030, "default": True}
@@ -78,6 +78,32 @@ def test_a_declined_card_exits_as_payment(gpumarket, shop):
     said = gpumarket("topup", "25.50", "--json")
     assert said.code == 7
     assert "Your card was declined. Nothing was charged." in said.err
+    assert (said.json["code"], said.json["payment"]["state"]) == ("payment_failed", "failed")
+
+
+def test_a_payment_that_is_not_final_in_time_exits_as_still_running(gpumarket, shop):
+    shop.became = (payment("sending"),)
+    said = gpumarket("topup", "25.50", "--timeout", "0.01", "--json")
+    assert said.code == 8
+    assert (said.json["code"], said.json["payment"]["id"], said.json["charged"]) == ("still_running", "pay_1", None)
+
+
+def test_a_top_up_that_got_no_answer_can_be_asked_again_with_its_key(gpumarket, shop, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE_S", 0.05)
+    shop.faults.extend(["drop"] * 500)
+    key = gpumarket("topup", "25.50", "--json").json["idempotency_key"]
+    shop.faults.clear()
+    assert gpumarket("topup", "25.50", "--key", key).code == 0
+    assert {asked["headers"]["Idempotency-Key"] for asked in shop.asked("POST", "/api/v1/payments")} == {key}
+
+
+def test_a_command_without_a_key_is_not_told_to_be_repeated_with_one(gpumarket, shop, monkeypatch):
+    monkeypatch.setattr(client, "PATIENCE_S", 0.05)
+    shop.faults.extend(["drop"] * 500)
+    said = gpumarket("quota", "request", "8", "--reason", "more")
+    assert said.code == 1
+    assert "--key" not in said.err
+    assert "it may have been done" in said.err
 
 
 @pytest.mark.parametrize("amount", ["-5", "1.2345678", "12345678901", "ten"])
