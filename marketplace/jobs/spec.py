@@ -31,6 +31,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 SHIFTS = {"M": 20, "G": 30, "T": 40}
 DEADLINE_MAX = timedelta(days=90)
 TIME_LIMIT_MAX_S = 30 * 86_400
+# The largest whole number that RFC 8785 writes.
+EXACT_MAX = 2**53 - 1
 KINDS = ("array", "parameters", "matrix")
 # The variables that tell a task who it is.
 OWN_VARIABLES = ("GPUMARKET_JOB", "GPUMARKET_TASK", "GPUMARKET_ATTEMPT")
@@ -349,11 +351,13 @@ def _names(value: Any) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON keeps it. A number that RFC 8785 has no form for is kept as the text that a task gets."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Decimal) else value
+    is_too_long = isinstance(value, int) and not -EXACT_MAX <= value <= EXACT_MAX
+    return str(value) if isinstance(value, Decimal) or is_too_long else value
 
 
 def _micros(value: Any) -> int | None:

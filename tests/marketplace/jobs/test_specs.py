@@ -52,6 +52,19 @@ def test_numbers_are_handed_on_as_they_are_written_and_amounts_are_read() -> Non
     assert (again.env, again.command, again.max_cost_micros) == (one.env, one.command, one.max_cost_micros)
 
 
+@pytest.mark.parametrize("seed", [2**53, -(2**53), 10**17])
+def test_a_number_of_any_length_is_handed_on_and_has_a_digest(seed: int) -> None:
+    text = f"offer: a\nmatrix: {{SEED: [{seed}]}}\nenv: {{SEED: {seed}}}\ncommand: [run, {seed}]\n"
+    (one,) = spec.from_file(text, at=NOON)
+    assert (one.env, one.command, one.tasks[0]["SEED"]) == ({"SEED": str(seed)}, ["run", str(seed)], str(seed))
+    values = {"offer": "a", "matrix": {"SEED": [seed]}, "env": {"SEED": seed}, "command": ["run", seed]}
+    (same,) = spec.from_values([values], at=NOON)
+    assert same.sha256 == one.sha256
+    assert spec.of(json.loads(json.dumps(one.document)), deadline=None).env == one.env
+    (longer,) = spec.from_values([values | {"env": {"SEED": 10**30}}], at=NOON)
+    assert (longer.env, len(longer.sha256)) == ({"SEED": str(10**30)}, 64)
+
+
 @pytest.mark.parametrize(("said", "size"), [("500M", 500 << 20), ("1G", 1 << 30), ("2T", 2 << 40), (None, 20 << 30)])
 def test_the_disk_of_an_attempt_is_said_in_binary_units_and_has_an_ordinary_size(said: str | None, size: int) -> None:
     (one,) = spec.from_values([{"offer": "h200", "command": ["a"]} | ({"disk": said} if said else {})], at=NOON)
