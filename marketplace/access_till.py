@@ -1,6 +1,7 @@
 """The part of `access` for the till's rows: service levels, what suppliers earn, disputes, cards and payments."""
 
 from django.db.models import Q, QuerySet
+from django.utils.translation import gettext
 
 from billing.models import (
     Card,
@@ -19,8 +20,8 @@ from billing.models import (
 )
 from marketplace import access
 from marketplace.access import Actor, _check, _check_token
-from marketplace.errors import NotFound
-from marketplace.models import Organization, RevenuePeriod
+from marketplace.errors import Forbidden, NotFound
+from marketplace.models import Membership, Organization, RevenuePeriod
 from provisioning.models import Instance
 
 
@@ -29,6 +30,12 @@ def operator(actor: Actor, *, verb: str) -> None:
     _check_token(actor.token, verb)
     if not actor.user.is_staff:
         raise NotFound
+
+
+def check_apart(actor: Actor, organization: Organization) -> None:
+    """Raise Forbidden for whoever belongs to an organization: nobody decides for the operator in their own cause."""
+    if Membership.objects.filter(user=actor.user, organization=organization).exists():
+        raise Forbidden(gettext("You belong to this organization; somebody else has to decide."))
 
 
 def sla_verdicts(actor: Actor, organization: Organization) -> QuerySet[SlaVerdict]:

@@ -10,7 +10,7 @@ from django.utils.translation import gettext
 
 from billing import accounts
 from billing.models import Account, Transfer
-from marketplace import audit, limits
+from marketplace import access_till, audit, limits
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, IllegalState, NotFound
 from marketplace.models import Organization, Project, QuotaRequest, QuotaRule
@@ -77,7 +77,11 @@ def withdraw(*, actor: Actor, found: QuotaRequest, at: datetime) -> None:
 
 @transaction.atomic
 def approve(*, actor: Actor, found: QuotaRequest, note: str, at: datetime) -> None:
-    """Give what was asked for. A limit never falls by it, and the organization's own is raised with its project's."""
+    """Give what was asked for. A limit never falls by it, and the organization's own is raised with its project's.
+
+    Whoever belongs to the organization does not decide.
+    """
+    access_till.check_apart(actor, found.organization)
     _decide(found, State.APPROVED, by=actor.name, note=note, at=at)
     _raise_to(found, actor=actor, reason=f"{found.public_id}: {note}")
     _record(found, "quota.approve", actor=actor, after={"limit": found.limit, "note": note})

@@ -6,7 +6,7 @@ from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
 from billing import accounts, moves
-from marketplace import access, audit
+from marketplace import access, access_till, audit
 from marketplace.access import Actor
 from marketplace.errors import BadOrder, Conflict
 from marketplace.models import Organization, SupplierApplication
@@ -46,7 +46,8 @@ def apply(*, actor: Actor, organization: Organization, gpus: int, about: str, at
 
 @transaction.atomic
 def approve(*, actor: Actor, application: SupplierApplication, at: datetime) -> None:
-    """Let an organization sell capacity; its accounts are opened."""
+    """Let an organization sell capacity; its accounts are opened. Whoever belongs to it does not decide."""
+    access_till.check_apart(actor, application.organization)
     _decide(actor, application, State.APPROVED, note="", at=at)
     organization = application.organization
     Organization.objects.filter(pk=organization.pk).update(is_supplier=True)

@@ -9,8 +9,8 @@ from billing import accounts, ledger
 from billing.models import Account
 from marketplace import limits, quota_requests
 from marketplace.access import Actor, person
-from marketplace.errors import BadOrder, Conflict, IllegalState
-from marketplace.models import AuditEntry, Organization, Project, QuotaRequest, QuotaRule, User
+from marketplace.errors import BadOrder, Conflict, Forbidden, IllegalState
+from marketplace.models import AuditEntry, Membership, Organization, Project, QuotaRequest, QuotaRule, Role, User
 from marketplace.money import MICROS
 from provisioning.models import Quota
 from tests.marketplace.api.tables import every_row
@@ -194,3 +194,14 @@ def test_a_limit_of_a_model_is_made_by_its_approval(actor: Actor, manager: Actor
     made = ask(actor, project, limit=4, gpu_model="H200", market="spot")
     quota_requests.approve(actor=manager, found=made, note="", at=timezone.now())
     assert limit_of(project, gpu_model="H200", market="spot") == 4
+
+
+def test_whoever_belongs_to_the_organization_does_not_raise_its_limit(
+    actor: Actor, project: Project, manager: Actor
+) -> None:
+    made = ask(actor, project)
+    Membership.objects.create(organization=project.organization, user=manager.user, role=Role.VIEWER)
+    for own in (actor, manager):
+        with pytest.raises(Forbidden, match="somebody else has to decide"):
+            quota_requests.approve(actor=own, found=made, note="mine", at=timezone.now())
+    assert (QuotaRequest.objects.get().state, limit_of(project)) == ("pending", 16)

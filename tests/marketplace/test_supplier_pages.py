@@ -123,6 +123,18 @@ def test_an_organization_applies_and_is_let_in(alice, acme, carol_desk):
     assert {"supplier.apply", "supplier.approve"} <= set(AuditEntry.objects.values_list("verb", flat=True))
 
 
+def test_nobody_lets_their_own_organization_in(alice, acme):
+    on_paper(acme)
+    type(alice).objects.filter(pk=alice.pk).update(is_staff=True)
+    page = browser(alice)
+    page.post(reverse("supplier"), {"gpus": "64", "about": "Eight H200 nodes in Narvik"})
+    made = SupplierApplication.objects.get()
+    answer = page.post(reverse("console-supplier-approve", args=[made.public_id]))
+    assert (answer.status_code, "somebody else has to decide" in answer.content.decode()) == (422, True)
+    made.refresh_from_db()
+    assert (made.state, Organization.objects.get(pk=acme.pk).is_supplier) == ("open", False)
+
+
 def test_a_declined_application_says_why_and_may_be_repeated(alice, acme, carol_desk):
     on_paper(acme)
     page, path = browser(alice), reverse("supplier")
