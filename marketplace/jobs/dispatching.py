@@ -260,15 +260,26 @@ def _rent_for(
             own = orders.of_task(order, job, task, last=last.get(task.pk), avoid=avoided.get(task.pk, ()))
             with transaction.atomic():
                 instance = _rent(actor, job, own, way, at)
-            held_until = None if job.held_until is None else min(at, job.held_until)
             made.append(Attempt(
-                task=task, job=job, number=task.attempts + 1, instance=instance, created_at=at, held_until=held_until
+                task=task, job=job, number=task.attempts + 1, instance=instance, created_at=at,
+                held_until=_held_until(job, task, last.get(task.pk), at),
             ))  # fmt: skip
     except (BillingError, MarketError, ProvisioningError) as refusal:
         why = next((why for kind, why in WHYS if isinstance(refusal, kind)), Why.REFUSED)
         log.info("task not started", job=job.public_id, why=why)
         return made, Hindrance(why, numbers.said(refusal), is_own=isinstance(refusal, OWN))
     return made, None
+
+
+def _held_until(job: Job, task: Task, last: Attempt | None, at: datetime) -> datetime | None:
+    """Return until when its customer held a task back itself; None: never.
+
+    Of a retry that is later by what they held it back since its last attempt, and not by what that attempt took.
+    """
+    before = last.held_until if last is not None else None
+    if job.held_until is None or job.held_until <= task.state_since:
+        return before
+    return (before or job.created_at) + (min(at, job.held_until) - task.state_since)
 
 
 def _rent(actor: Actor, job: Job, order: rentals.Order, way: pricing.Way, at: datetime) -> Instance:

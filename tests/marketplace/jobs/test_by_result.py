@@ -346,6 +346,20 @@ def test_a_customer_who_runs_tasks_one_after_the_other_makes_none_of_them_late(
     assert prices(slow) == [5000, 5000], "each by itself took too long"
 
 
+def test_what_an_attempt_took_that_a_fault_of_ours_ended_is_no_time_that_its_customer_held_back(
+    works: Works, clock: time_machine.Traveller
+) -> None:
+    deal = make_deal(works.project.organization, **LATE)
+    job = under(deal, works, array=2, parallel=1, time_limit="3h")
+    works.go()
+    clock.shift(timedelta(minutes=50))
+    works.go()
+    works.lose(works.running(job)[0])
+    works_through(works, job, clock, 50)
+    assert tries(job) == [(1, "faulted", "fault"), (2, "succeeded", "")]
+    assert prices(job) == [5000, 10_000]
+
+
 def test_a_quota_and_what_a_job_needs_hold_it_back_and_a_lack_of_gpus_does_not(
     works: Works, clock: time_machine.Traveller
 ) -> None:
