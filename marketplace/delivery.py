@@ -8,6 +8,7 @@ made up for by the next one.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -29,6 +30,7 @@ from marketplace import (
 from marketplace import reservation_texts as texts
 from marketplace.blocks import DRAIN, NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
+from marketplace.tries import tried
 from provisioning import room
 from provisioning.calendar import HOUR, hour_of, spot_gpus
 from provisioning.errors import ProvisioningError
@@ -70,7 +72,7 @@ def advance(*, at: datetime, limit: int) -> int:
         quotes.forget,
         _recount_quotas,
     )
-    return sum(part(at=at, limit=limit) for part in parts)
+    return sum(tried(partial(part, at=at, limit=limit), log, "not advanced", part=part.__name__) for part in parts)
 
 
 def _each(found: QuerySet[Reservation], act: Callable[[Reservation], bool], *, limit: int | None) -> int:
@@ -78,14 +80,17 @@ def _each(found: QuerySet[Reservation], act: Callable[[Reservation], bool], *, l
 
     A limit is for what is not found again once it is done: else the first ones would keep the rest from their turn.
     """
-    done = 0
-    for reservation_id in list(found.order_by("pk").values_list("pk", flat=True)[:limit]):
+
+    def one(reservation_id: int) -> int:
         try:
             with transaction.atomic():
-                done += act(reservations.lock(reservation_id))
+                return act(reservations.lock(reservation_id))
         except ProvisioningError:
             log.warning("not advanced", reservation=reservation_id, exc_info=True)
-    return done
+            return 0
+
+    due = list(found.order_by("pk").values_list("pk", flat=True)[:limit])
+    return sum(tried(partial(one, pk), log, "not advanced", reservation=pk) for pk in due)
 
 
 def _lock_due(*, at: datetime, limit: int) -> int:
@@ -117,17 +122,19 @@ def _begin_due(*, at: datetime, limit: int) -> int:
 def _look(*, at: datetime, limit: int) -> int:
     """Look whether everybody can have their GPUs; who cannot is told, and gets the hour's money back."""
     under_way = Reservation.objects.filter(state__in=UNDER_WAY, starts_at__lte=at, ends_at__gt=at)
-    changed = 0
-    for offer_id in list(under_way.order_by("offer").values_list("offer", flat=True).distinct()):
+
+    def look(offer_id: int) -> int:
         missing = missing_gpus(offer_id, at=at)
 
-        def act(reservation: Reservation, missing: dict[int, Missing] = missing) -> bool:
+        def act(reservation: Reservation) -> bool:
             return _look_after(reservation, missing.get(reservation.pk, NOTHING), at=at)
 
-        changed += _give_back_stuck(offer_id, at=at)
         concerned = Q(missing_gpus__gt=0) | Q(pk__in=[pk for pk, one in missing.items() if one.gpus])
-        changed += _each(under_way.filter(concerned, offer=offer_id), act, limit=None)
-    return changed
+        stuck = _give_back_stuck(offer_id, at=at)
+        return stuck + _each(under_way.filter(concerned, offer=offer_id), act, limit=None)
+
+    offers = list(under_way.order_by("offer").values_list("offer", flat=True).distinct())
+    return sum(tried(partial(look, offer_id), log, "not looked after", offer=offer_id) for offer_id in offers)
 
 
 def missing_gpus(offer_id: int, *, at: datetime) -> dict[int, Missing]:

@@ -20,10 +20,12 @@ moment leaves it waiting or started, and it never starts twice.
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
-from django.db import connection, transaction
+from celery.exceptions import SoftTimeLimitExceeded
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import BooleanField, ExpressionWrapper, F, Q, Sum
 from django.db.models.functions import Coalesce
 from django.utils.translation import get_language, gettext
@@ -35,6 +37,7 @@ from marketplace.errors import BadOrder, BudgetExceeded, IllegalState, MarketErr
 from marketplace.models import Offer, Organization, Project, WaitingOrder
 from marketplace.money import shown
 from marketplace.revenue_share import covering
+from marketplace.tries import tried
 from provisioning import calendar, kept_nodes
 from provisioning.errors import NeverFits, NoCapacity, PolicyExcludes, ProvisioningError, QuotaExceeded
 from provisioning.models import Capacity, Instance
@@ -178,11 +181,15 @@ def start_due(*, at: datetime, limit: int) -> int:
     # Also of those that are over: nobody waits there for what is left to them.
     over = Capacity.objects.filter(waiting__gt=0).values_list("pk", flat=True)
     for offer_id in sorted({*queues, *over, *kept_nodes.offers_with_any(kept_nodes.Kept.QUEUE)}):
-        calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
-        count, kept, lets_pass = _start_some(offer_id, at=at, limit=limit)
-        started += count
-        kept_nodes.for_queue(offer_id=offer_id, node_ids=kept)
-        _tell_capacity(offer_id, at=at, lets_pass=lets_pass)
+        started += tried(partial(_serve, offer_id, at=at, limit=limit), log, "not served", offer=offer_id)
+    return started
+
+
+def _serve(offer_id: int, *, at: datetime, limit: int) -> int:
+    calendar.count(at=at, offer_id=offer_id)  # A share is one of what is there.
+    started, kept, lets_pass = _start_some(offer_id, at=at, limit=limit)
+    kept_nodes.for_queue(offer_id=offer_id, node_ids=kept)
+    _tell_capacity(offer_id, at=at, lets_pass=lets_pass)
     return started
 
 
@@ -225,11 +232,17 @@ def _turn(offer_id: int, *, at: datetime, limit: int) -> list[int]:
 def _expire(*, at: datetime, limit: int) -> None:
     late = WaitingOrder.objects.filter(WAITING, until__lte=at).order_by("pk").values_list("pk", flat=True)
     for pk in list(late[:limit]):
-        with transaction.atomic():
-            entry = _locked(pk)
-            if entry is not None:
-                _move(entry, State.EXPIRED, at=at)
-                _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
+        tried(partial(_expire_one, pk, at=at), log, "not expired", waiting=pk)
+
+
+@transaction.atomic
+def _expire_one(pk: int, *, at: datetime) -> bool:
+    entry = _locked(pk)
+    if entry is None:
+        return False
+    _move(entry, State.EXPIRED, at=at)
+    _record_own(entry, "wait.expire", {"until": entry.until.isoformat()})
+    return True
 
 
 def _kept_for(pk: int, *, spares: frozenset[int]) -> frozenset[int] | None:
@@ -258,6 +271,11 @@ def _try(pk: int, *, at: datetime, spares: frozenset[int]) -> tuple[Why | None, 
                 return None, ""
     except (BillingError, MarketError, ProvisioningError) as refusal:
         hindrance = _why(refusal, is_strict=is_strict), numbers.said(refusal)
+    except (SoftTimeLimitExceeded, OperationalError, InterfaceError):
+        raise  # Nothing that this order did: it keeps its turn.
+    except Exception:  # one order that fails must not keep those behind it from their turn
+        log.exception("not started", waiting=pk)
+        hindrance = Why.REFUSED, gettext("Something went wrong on our side")
     _say(pk, *hindrance, at=at)
     return hindrance
 

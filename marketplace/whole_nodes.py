@@ -2,14 +2,15 @@
 
 from collections import defaultdict
 from datetime import datetime
+from functools import partial
 
 import structlog
-from celery.exceptions import SoftTimeLimitExceeded
 from django.db.models import Q
 
 from marketplace import holdings
 from marketplace.blocks import NOTICE
 from marketplace.models import BEGUN, Reservation, ReservationState, ReservationStrip
+from marketplace.tries import tried
 from provisioning import kept_nodes, policies
 
 log = structlog.get_logger("marketplace.whole_nodes")
@@ -27,17 +28,10 @@ def keep(*, at: datetime, limit: int) -> int:
     """
     wanted = _wanted(at)
     offers = {*wanted, *kept_nodes.offers_with_any(kept_nodes.Kept.BLOCK)}
-    return sum(_keep(one, wanted.get(one, {})) for one in sorted(offers))
-
-
-def _keep(offer_id: int, gpus: dict[int, int]) -> bool:
-    try:
-        return kept_nodes.for_blocks(offer_id=offer_id, gpus=gpus)
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception:  # one offer that fails must not keep the others from it, nor reservations from what is due
-        log.exception("not kept", offer=offer_id)
-        return False
+    return sum(
+        tried(partial(kept_nodes.for_blocks, offer_id=one, gpus=wanted.get(one, {})), log, "not kept", offer=one)
+        for one in sorted(offers)
+    )
 
 
 def _wanted(at: datetime) -> dict[int, dict[int, int]]:

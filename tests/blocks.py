@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
+from structlog.testing import capture_logs
 
 from billing import accounts, books, prices
 from billing.models import Account
@@ -75,7 +76,9 @@ class Buyer:
     def go_to(self, hours: float) -> None:
         """Let the sweep run at a moment, as often as it would find something."""
         for _ in range(5):
-            done = delivery.advance(at=self.at(hours), limit=100)
+            with capture_logs() as said:
+                done = delivery.advance(at=self.at(hours), limit=100)
+            assert [line for line in said if line["log_level"] == "error"] == []
             if not done + interruptions.announce_due(at=self.at(hours), limit=100):
                 return
 

@@ -420,7 +420,7 @@ def test_two_sweeps_at_once_start_each_once(wait: Wait, actor: Actor) -> None:
 
 
 def test_a_crash_while_it_starts_leaves_it_waiting(wait: Wait, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Crash(Exception):
+    class Crash(BaseException):
         pass
 
     def crash(*_: Any, **__: Any) -> None:

@@ -321,7 +321,8 @@ def test_an_offer_whose_nodes_cannot_be_kept_stops_neither_delivery_nor_the_othe
 
     monkeypatch.setattr(kept_nodes, "offers_with_any", lambda _: [other])
     monkeypatch.setattr(kept_nodes, "for_blocks", keep)
-    begin(acme_buys)
+    for hours in (1, 2):
+        delivery.advance(at=acme_buys.at(hours), limit=100)
     held.refresh_from_db()
     assert held.state == "active"
     assert set(tried) == {acme_buys.offer.pk, other}
