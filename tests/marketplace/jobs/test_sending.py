@@ -6,7 +6,7 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from billing import books, credits
+from billing import accounts, books, charging, credits
 from marketplace.models import Attempt
 from provisioning.models import Assignment, Instance
 from tests.marketplace.jobs.conftest import Works, latest, tries
@@ -49,6 +49,7 @@ def test_a_node_that_sends_for_ever_is_at_fault_and_the_task_is_tried_elsewhere(
     sends = {"step": "outputs", "done_bytes": 1, "total_bytes": 2, "bytes_per_s": 1}
     Assignment.objects.filter(instance=attempt.instance).update(progress=sends, sending_since=timezone.now())
     clock.shift(timedelta(hours=24) - timedelta(seconds=1))
+    charging.charge_due(at=timezone.now())
     works.go()
     assert tries(job) == [(1, "running", "")]
     clock.shift(timedelta(seconds=1))
@@ -60,6 +61,8 @@ def test_a_node_that_sends_for_ever_is_at_fault_and_the_task_is_tried_elsewhere(
     first, second = (Assignment.objects.get(instance=one.instance).node_id for one in Attempt.objects.order_by("pk"))
     assert first != second
     assert latest(job).spent_micros == 0
+    wallet = accounts.wallet(organization=works.project.organization)
+    assert wallet.promo_micros + wallet.cash_micros == 1_000_000_000, "nothing was paid in the end"
     key = f"attempt:{attempt.instance.public_id}"
     assert credits.compensated([key]) == {key: 2_490_000 // 2}
     assert books.check(at=timezone.now()) == []
