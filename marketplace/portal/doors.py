@@ -77,10 +77,11 @@ class Visit:
         return self.moment_of(name, self.text(name))
 
     def moment_of(self, name: str, typed: str) -> datetime:
-        """Return a UTC time as `2026-11-27T18:00` writes it, or raise BadOrder naming its field."""
+        """Return a time as `2026-11-27T18:00` writes it, UTC unless it says otherwise, or raise BadOrder."""
         try:
-            return datetime.fromisoformat(typed).replace(tzinfo=UTC)
-        except ValueError as error:
+            at = datetime.fromisoformat(typed)
+            return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+        except (ValueError, OverflowError) as error:
             raise BadOrder(name, _("Write a time in UTC, such as 2026-11-27 18:00.")) from error
 
     def money(self, name: str) -> int:

@@ -183,3 +183,11 @@ def test_a_number_of_gpus_that_is_none_buys_nothing(owner: Client, acme_buys: Bu
         answer = owner.post(reverse("listings-buy"), wanted | sure)
         assert (answer.status_code, "Ask for at least 1 GPU" in read(answer).text) == (422, True)
     assert not Trade.objects.exists()
+
+
+def test_a_time_that_names_its_zone_is_taken_in_it(owner: Client, acme_buys: Buyer) -> None:
+    tokyo = hour_of(timezone.now()) + timedelta(hours=48 + 9)
+    quote = ask_for_quote(owner, acme_buys.offer, starts_at=f"{tokyo:%Y-%m-%dT%H:%M}+09:00")
+    assert quote.starts_at == hour_of(timezone.now()) + timedelta(hours=48)
+    wanted = {"offer": acme_buys.offer.slug, "gpus": "2", "hours": "1", "starts_at": "0001-01-01T00:00+09:00"}
+    assert owner.post(reverse("hours"), wanted).status_code == 422
