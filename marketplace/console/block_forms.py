@@ -15,6 +15,8 @@ from marketplace.models import BlockTerms
 
 STEP = re.compile(r"(\d{1,5}):(\d{1,3}(?:\.\d{1,2})?)")
 STEPS_MOST = 12
+# Of asks, in whole units of the currency.
+STEP_MAX = Decimal(1000)
 
 
 class StepsField(forms.CharField):
@@ -56,7 +58,7 @@ class BlockTermsForm(ConsoleForm):
     resale_cutoff_minutes = forms.IntegerField(
         label=_("Hours are sold until so many minutes before"), min_value=0, max_value=1440
     )
-    ask_step_micros = MoneyField(label=_("Asks are multiples of"))
+    ask_step_micros = MoneyField(label=_("Asks are multiples of"), most=STEP_MAX)
     lend_share_bp = PercentField(label=_("Holders' share of what spot pays, in percent"))
 
 

@@ -41,7 +41,8 @@ def test_terms_are_set_and_written_down(desk: Client, fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("discounts", "24"), ("discounts", "24:101"), ("discounts", "24:1, 24:2"), ("resale_fee_bp", "101"),
-     ("max_gpus", "0"), ("min_gpus", "65"), ("horizon_hours", "0"), ("ask_step_micros", "0")],
+     ("max_gpus", "0"), ("min_gpus", "65"), ("horizon_hours", "0"), ("ask_step_micros", "0"),
+     ("ask_step_micros", "99999")],
 )  # fmt: skip
 def test_terms_that_make_no_sense_are_refused(desk: Client, fleet: Fleet, field: str, value: str) -> None:
     address = reverse("console-offer-blocks", args=[fleet.h200.public_id])
