@@ -127,7 +127,7 @@ def page(
                         raise NotFound
                     return view(visit, *args, **kwargs)
                 except REFUSALS as error:
-                    return errors.refused(request, error)
+                    return errors.refused(request, error, written=visit.raw("reason"))
 
         return opened
 

@@ -53,6 +53,7 @@ from provisioning.errors import (
 from provisioning.output import BadCursor
 
 Text = str | Promise
+WRITTEN_LENGTH_MAX = 5000
 
 
 @dataclass(frozen=True)
@@ -290,10 +291,11 @@ def refusal_of(error: Exception, *, reference: str) -> Refusal:
     )
 
 
-def refused(request: HttpRequest, error: Exception) -> HttpResponse:
-    """Answer with the page of a refusal."""
+def refused(request: HttpRequest, error: Exception, *, written: str = "") -> HttpResponse:
+    """Answer with the page of a refusal, and with what was written in what is refused: nobody types it twice."""
     refusal = refusal_of(error, reference=reference_of(request))
-    return render(request, "refused.html", {"refusal": refusal}, status=refusal.status)
+    context = {"refusal": refusal, "written": written[:WRITTEN_LENGTH_MAX]}
+    return render(request, "refused.html", context, status=refusal.status)
 
 
 def reference_of(request: HttpRequest) -> str:
