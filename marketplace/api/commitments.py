@@ -15,7 +15,7 @@ from marketplace import access, access_till
 from marketplace import commitments as promises
 from marketplace.api import price_shapes, shapes
 from marketplace.api.pages import PageQuery, checked, paged, queried
-from marketplace.api.views import KEY_HEADER, KEY_REQUIRED, actor_of, answered_once, naming
+from marketplace.api.views import KEY_ACCEPTED, KEY_HEADER, KEY_REQUIRED, actor_of, answered_once, naming
 from marketplace.money import decimal_string, typed_micros
 
 # A key of ours for each key of a caller.
@@ -39,6 +39,7 @@ class CommitmentList(APIView):
 class CommitmentAccept(APIView):
     @extend_schema(
         operation_id="accept_commitment",
+        parameters=[KEY_ACCEPTED],
         request=None,
         responses={200: price_shapes.CommitmentAnswer, shapes.REFUSED: shapes.Problem},
     )
@@ -50,6 +51,7 @@ class CommitmentAccept(APIView):
 class CommitmentDecline(APIView):
     @extend_schema(
         operation_id="decline_commitment",
+        parameters=[KEY_ACCEPTED],
         request=None,
         responses={200: price_shapes.CommitmentAnswer, shapes.REFUSED: shapes.Problem},
     )
@@ -99,6 +101,7 @@ class CommitmentRequestList(APIView):
 class CommitmentRequestWithdraw(APIView):
     @extend_schema(
         operation_id="withdraw_commitment_request",
+        parameters=[KEY_ACCEPTED],
         request=None,
         responses={200: price_shapes.CommitmentRequestAnswer, shapes.REFUSED: shapes.Problem},
     )
@@ -107,16 +110,24 @@ class CommitmentRequestWithdraw(APIView):
         queried(request)
         actor = actor_of(request)
         made = access_till.commitment_request_for(actor, request_id, verb="commitment.change")
-        promises.withdraw(actor=actor, request=made, at=timezone.now())
-        return Response(_asked(made))
+
+        def effect() -> tuple[int, Any]:
+            promises.withdraw(actor=actor, request=made, at=timezone.now())
+            return 200, _asked(made)
+
+        return answered_once(request, organization=made.organization, order={}, effect=effect, required=False)
 
 
 def _answered(request: Request, commitment_id: str, verb: Callable[..., None]) -> Response:
     queried(request)
     actor = actor_of(request)
     row = access_till.commitment_for(actor, commitment_id, verb="commitment.change")
-    verb(actor=actor, commitment=row, at=timezone.now())
-    return Response(_answer(row))
+
+    def effect() -> tuple[int, Any]:
+        verb(actor=actor, commitment=row, at=timezone.now())
+        return 200, _answer(row)
+
+    return answered_once(request, organization=row.organization, order={}, effect=effect, required=False)
 
 
 def _asked(row: CommitmentRequest) -> dict[str, Any]:

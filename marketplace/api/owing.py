@@ -15,7 +15,7 @@ from marketplace import access, access_till, owing
 from marketplace.api import shapes
 from marketplace.api.invoice_shapes import InvoiceRef
 from marketplace.api.pages import checked, queried
-from marketplace.api.views import KEY_HEADER, KEY_REQUIRED, actor_of, answered_once
+from marketplace.api.views import KEY_ACCEPTED, KEY_HEADER, KEY_REQUIRED, actor_of, answered_once
 from marketplace.errors import BadOrder
 from marketplace.money import decimal_string, typed_micros
 
@@ -119,15 +119,22 @@ class InvoiceDisputes(APIView):
 
 class DisputeWithdraw(APIView):
     @extend_schema(
-        operation_id="withdraw_dispute", request=None, responses={200: DisputeAnswer, shapes.REFUSED: shapes.Problem}
+        operation_id="withdraw_dispute",
+        parameters=[KEY_ACCEPTED],
+        request=None,
+        responses={200: DisputeAnswer, shapes.REFUSED: shapes.Problem},
     )
     def post(self, request: Request, dispute_id: str) -> Response:
         """Take a dispute back: the amount is asked for again."""
         queried(request)
         actor = actor_of(request)
         made = access_till.dispute_for(actor, dispute_id, verb="dispute.change")
-        owing.withdraw(actor=actor, made=made, at=timezone.now())
-        return Response(_dispute(made))
+
+        def effect() -> tuple[int, Any]:
+            owing.withdraw(actor=actor, made=made, at=timezone.now())
+            return 200, _dispute(made)
+
+        return answered_once(request, organization=made.invoice.organization, order={}, effect=effect, required=False)
 
 
 def _payment(row: Payment, invoice: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.billing.makers import HOUR, NOON, pay_in
 from tests.billing.pricing import SKU, TIERS, committed, in_force, item, person, tiered
 from tests.conftest import Fleet
 from tests.marketplace.api.program import Program
+from tests.marketplace.api.tenant import Tenant
 from tests.marketplace.invoices.conftest import leave_little_credit, seller
 
 __all__ = ["seller"]
@@ -62,6 +63,16 @@ def test_a_strangers_commitments_are_not_seen(program: Program, acme: Organizati
     committed(stranger)
     assert program.get("commitments").json()["data"] == []
     assert program.get(f"commitments?organization={stranger.public_id}").status_code == 404
+
+
+@pytest.mark.parametrize("verb", ["accept", "decline"])
+def test_an_offer_is_answered_once_however_often_its_answer_was_lost(whole: Tenant, verb: str) -> None:
+    owner, path = whole.programs["owner"], f"commitments/{whole.ids['commitment']}/{verb}"
+    first, again = owner.post(path, {}, key="k"), owner.post(path, {}, key="k")
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json() == again.json()
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert owner.post(path, {}, key="another").status_code == 409
 
 
 @pytest.mark.usefixtures("seller")

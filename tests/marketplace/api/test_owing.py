@@ -114,8 +114,9 @@ def test_a_line_is_disputed_and_withdrawn(program: Program, owed: Invoice) -> No
     made = answer.json()
     assert (made["net"], made["state"], made["line"]) == ("12.500000", "open", line.key)
     assert program.get(f"invoices/{owed.public_id}/disputes").json()["data"] == [made]
-    gone = program.ask("post", f"disputes/{made['id']}/withdraw", {})
+    gone = program.ask("post", f"disputes/{made['id']}/withdraw", {}, key="gone")
     assert gone.json()["state"] == "withdrawn"
+    assert program.ask("post", f"disputes/{made['id']}/withdraw", {}, key="gone").json() == gone.json()
     assert program.ask("post", f"disputes/{made['id']}/withdraw", {}).status_code == 409
 
 
