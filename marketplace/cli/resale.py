@@ -6,6 +6,7 @@ import typer
 
 from marketplace.cli import words
 from marketplace.cli.amounts import amount
+from marketplace.cli.payments import Key
 from marketplace.cli.reservations import (
     End,
     Gpus,
@@ -124,6 +125,7 @@ def buy(
     end: End = None,
     hours: Hours = None,
     yes: Yes = False,
+    key: Key = None,
     as_json: AsJson = False,
     explain: Explain = False,
 ) -> None:
@@ -138,7 +140,7 @@ def buy(
                 f"at {money(leg['price'])} per GPU-hour, from {source}"
             )
         confirm(session, f"Pay {money(fill['total'])} now?", yes=yes)
-        row = session.client.post("/trades", order)
+        row = session.client.post("/trades", order, key=key or "")
         if session.terminal.as_json:
             session.terminal.document(row)
         else:

@@ -211,11 +211,12 @@ def test_hours_are_sold_withdrawn_and_bought(gpumarket, shop):
         "--limit",
         "2",
     )
-    said = gpumarket(*order, "--yes")
+    said = gpumarket(*order, "--yes", "--key", "once")
     assert said.out == "rsv_2\n"
     assert "from a holder" in said.err
     rehearsed, bought = shop.asked("POST", "/api/v1/trades")
     assert (rehearsed["query"], bought["query"]) == ({"dry_run": "true"}, {})
+    assert rehearsed["headers"]["Idempotency-Key"] != "once" == bought["headers"]["Idempotency-Key"]
 
 
 def test_an_instance_is_launched_inside_a_reservation(gpumarket, shop):
