@@ -148,6 +148,10 @@ OPTIONS = {
     "volumes": "--volume",
     "source": "--from",
     "public_key": "PATH",
+    "starts_at": "--start",
+    "ends_at": "--end",
+    "min_gpus": "--min-gpus",
+    "min_hours": "--min-hours",
 }
 
 
@@ -156,9 +160,12 @@ def option_for(error: Mapping[str, Any]) -> str:
     name = str(error.get("pointer", "")).strip("/").split("/")[0]
     if name in OPTIONS:
         return OPTIONS[name]
-    if name in {"gpus", "replicas", "name", "env", "project", "image", "lease", "username", "site", "phase"}:
+    if name in {
+        "gpus", "replicas", "name", "env", "project", "image", "lease", "username", "site", "phase", "ask", "limit",
+        "card",
+    }:  # fmt: skip
         return f"--{name}"
-    is_argument = name in {"offer", "command", "instance", "path", "size_gib"}
+    is_argument = name in {"offer", "command", "instance", "path", "size_gib", "amount"}
     return name.upper() if is_argument else str(error.get("pointer", ""))
 
 

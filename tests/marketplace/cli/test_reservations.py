@@ -219,6 +219,16 @@ def test_hours_are_sold_withdrawn_and_bought(gpumarket, shop):
     assert rehearsed["headers"]["Idempotency-Key"] != "once" == bought["headers"]["Idempotency-Key"]
 
 
+@pytest.mark.parametrize(
+    ("pointer", "option"), [("/ask", "--ask"), ("/min_gpus", "--min-gpus"), ("/starts_at", "--start")]
+)
+def test_what_is_wrong_about_a_listing_is_said_by_its_option(gpumarket, shop, pointer, option):
+    shop.faults.append(make_problem(422, "invalid_request", errors=[{"pointer": pointer, "detail": "Not so."}]))
+    said = gpumarket("resell", "rsv_1", "--gpus", "4", "--ask", "1.50")
+    assert said.code == 2
+    assert f"{option}: Not so." in said.err
+
+
 def test_an_instance_is_launched_inside_a_reservation(gpumarket, shop):
     gpumarket("launch", "h200-narvik", "--reservation", "rsv_1", "--", "true")
     gpumarket("launch", "h200-narvik", "--reservation", "strict", "--", "true")
