@@ -57,7 +57,7 @@ def acceptance(row: Acceptance) -> Answer:
         "check_command": row.check_command,
         "accepted_by": row.accepted_by_name,
         "at": row.at,
-        "ended_at": row.end.at if hasattr(row, "end") else None,
+        "ended_at": row.ended_at,
     }
 
 

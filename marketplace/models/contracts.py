@@ -132,6 +132,11 @@ class Acceptance(models.Model):
     def __str__(self) -> str:
         return f"{self.organization} accepted {self.version}"
 
+    @property
+    def ended_at(self) -> datetime | None:
+        """When its customer ended it; None: it holds. Read with `end`, or by a query."""
+        return self.end.at if hasattr(self, "end") else None
+
 
 class AgreementEnd(models.Model):
     """That a customer ended what they had agreed to: who, and when. Never changed (trigger).

@@ -84,7 +84,7 @@ def product(visit: Visit, version_id: str) -> HttpResponse:
         "organization": organization,
         "sentences": wording.sentences(terms),
         "accepted": accepted,
-        "ended_at": accepted.end.at if accepted is not None and hasattr(accepted, "end") else None,
+        "ended_at": accepted and accepted.ended_at,
         "is_sold": version.contract.seller_id == organization.pk,
         "needs_command": terms.verifier == "command",
         "third_parties": ", ".join(party["name"] for party in terms.third_parties),
